@@ -1,0 +1,1 @@
+"""Alignment research in JAX: one room a topic, arrays in, arrays out."""

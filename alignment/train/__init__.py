@@ -1,0 +1,1 @@
+"""What training runs share: state, step, loop, optimizer, sharding, checkpoints."""

@@ -1,0 +1,1 @@
+"""Input pipelines: files in, dicts of numpy arrays out."""

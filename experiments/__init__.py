@@ -1,0 +1,1 @@
+"""One file an experiment: its config, its sweep, its run."""
