@@ -89,7 +89,7 @@ class jsonl(_Base):  # noqa: N801  (reads as the call it is: writers.jsonl(workd
                     row = json.loads(line) if line.endswith(b"\n") else None
                 except ValueError:
                     row = None
-                if not isinstance(row, dict) or row["step"] > restored:
+                if not isinstance(row, dict) or row.get("step", math.inf) > restored:
                     break
                 self._last, self._offset = row, end
                 end += len(line)
@@ -265,7 +265,8 @@ class console(_Base):  # noqa: N801
     def _choose(self, scalars: Mapping[str, Any]) -> list[str]:
         if self._keys:
             return [name for name in self._keys if name in scalars]
-        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] != "loss", name.count("/")))[:5]
+        first = ("loss", "accuracy", "accuracies")
+        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:5]
 
     def _head(self) -> str:
         text = f"{self._label} " if self._label else ""
