@@ -85,8 +85,15 @@ def draw(curves: Mapping[str, Series], legend: bool | None = None) -> Figure:
         colour = hues.setdefault(key, PALETTE[len(hues) % len(PALETTE)])
         points = downsample(curve)
         marker = "o" if len(points) <= 25 else ""
-        axes.plot(*zip(*points), color=colour, linewidth=1.5, linestyle=(0, (4, 2)) if is_heldout else "-", label=label,
-                  marker=marker, markersize=2.5)
+        axes.plot(
+            *zip(*points),
+            color=colour,
+            linewidth=1.5,
+            linestyle=(0, (4, 2)) if is_heldout else "-",
+            label=label,
+            marker=marker,
+            markersize=2.5,
+        )
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -14,7 +14,19 @@ from absl import flags
 from alignment.errors import InputError
 from experiments import sweeps
 
-OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "sweep", "nosweep", "sweep_index", "workdir")
+OWN = (
+    "emit",
+    "hosts",
+    "sbatch",
+    "image",
+    "queue",
+    "limits",
+    "node_selector",
+    "sweep",
+    "nosweep",
+    "sweep_index",
+    "workdir",
+)
 PORT = 8476  # of the coordinator, inside the job's own network
 
 
@@ -33,7 +45,9 @@ def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, fo
     arguments = launcher_arguments(argv)
     is_sweep = bool(points[0].overrides) or len(points) > 1 or options.sweep_index is not None
     if options.emit == "slurm":
-        return slurm(arguments, points if is_sweep else [], label, os.path.abspath(folder), options.hosts, options.sbatch)
+        return slurm(
+            arguments, points if is_sweep else [], label, os.path.abspath(folder), options.hosts, options.sbatch
+        )
     if not options.image:
         raise InputError("--emit=jobset needs --image=IMAGE, a container image with this repository installed")
     limits, selector = pairs("limits", options.limits), pairs("node_selector", options.node_selector)

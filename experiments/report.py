@@ -121,7 +121,9 @@ def summary(numbers: Mapping[str, Any]) -> str:
         head, slash, rest = name.partition("/")
         place, label = (head, rest) if slash else ("run", name)
         groups.setdefault(place, []).append(f"<dt>{escape(label)}</dt><dd>{escape(number(value))}</dd>")
-    cards = [f'<div class="card"><h3>{escape(name)}</h3><dl>{"".join(items)}</dl></div>' for name, items in groups.items()]
+    cards = [
+        f'<div class="card"><h3>{escape(name)}</h3><dl>{"".join(items)}</dl></div>' for name, items in groups.items()
+    ]
     return f'<div class="grid">{"".join(cards)}</div>' if cards else ""
 
 
@@ -280,15 +282,21 @@ def comparison(points: list[dict], varied: list[str], measured: list[str]) -> st
 def overlaid(folder: pathlib.Path, done: list[dict]) -> list[str]:
     """Each metric of all points in one picture; past eight points a legend would hide the curves and is left out."""
     pictures: dict[str, dict[str, charts.Series]] = {}
+    is_clear = len({short_label(point) for point in done}) == len(done)
     for point in done:
         for name, curve in charts.series(rows(folder / point["id"] / "metrics.jsonl")).items():
-            pictures.setdefault(name, {})[point["id"]] = curve
+            pictures.setdefault(name, {})[short_label(point) if is_clear else point["id"]] = curve
     legend = len(done) <= len(charts.PALETTE)
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} of each point", legend)}</div>'
         for name, inside in sorted(pictures.items(), key=lambda item: item[0].rsplit("/", 1)[-1] != "loss")
     ]
     return [f'<h2>Curves</h2><div class="grid">{"".join(cards)}</div>'] if cards else []
+
+
+def short_label(point: dict) -> str:
+    """`beta=0.05 seed=0`: the point without the path of its keys."""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point["overrides"].items()) or point["id"]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """The launcher: flags, seeds, the workdir, resuming, the report and exit codes around one experiment's `run`.
 
-    python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/dpo
+python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/dpo
 """
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -63,6 +64,19 @@ examples:
   python -m experiments.run --config experiments/dpo.py:laptop --sweep --workdir runs/betas
   python -m experiments.run --config experiments/dpo.py --emit=slurm --hosts=4 --sbatch=partition=gpu > job.sh
 """
+
+
+class LiteralParser(flags.ArgumentParser):
+    """A Python literal where the text is one, else the text: for values whose default, None, names no type."""
+
+    def parse(self, argument):
+        try:
+            return ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            return argument
+
+
+config_flags.register_flag_parser_for_type(type(None), LiteralParser())
 
 
 class Terminated(BaseException):
@@ -289,7 +303,9 @@ def load_experiment(target: str) -> tuple[types.ModuleType, str, str]:
     path = pathlib.Path(file)
     if not path.is_file():
         here = sorted(str(p) for p in path.parent.glob("*.py") if "def get_config" in p.read_text(errors="ignore"))
-        raise InputError(f"--config={target}: there is no file {file}; found: {', '.join(here) or 'no experiment there'}")
+        raise InputError(
+            f"--config={target}: there is no file {file}; found: {', '.join(here) or 'no experiment there'}"
+        )
     if path.resolve().parent == pathlib.Path(__file__).resolve().parent:
         module = importlib.import_module(f"experiments.{path.stem}")
     else:
@@ -366,8 +382,10 @@ def start_distributed(asked: bool) -> None:
     try:
         jax.distributed.initialize(**(told if len(told) == len(names) else {}))
     except ValueError as e:
-        raise InputError(f"--distributed: {e} Start it with srun or mpirun, on a TPU slice, or set JAX_COORDINATOR_ADDRESS, "
-                         "JAX_NUM_PROCESSES and JAX_PROCESS_ID.") from e
+        raise InputError(
+            f"--distributed: {e} Start it with srun or mpirun, on a TPU slice, or set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from e
 
 
 def process_index() -> int:

@@ -1,5 +1,6 @@
 """Sweeps: from the override sets an experiment yields to points with a stable id and a folder each."""
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -61,8 +62,7 @@ def points(yielded: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A locked copy of the config with the overrides in; a key it does not have, or a wrong type, is refused."""
-    changed = ml_collections.ConfigDict(config)  # a copy that keeps references between values
-    changed.lock()
+    changed = copy.deepcopy(config).lock()  # ConfigDict(config) would share the nested parts
     for key, value in overrides.items():
         require_key(config, key, "sweep()")
         value = tuple(value) if isinstance(value, list) else value

@@ -18,7 +18,17 @@ import ml_collections
 
 from alignment.errors import InputError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "numpy", "tensorflow-datasets")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "ml-collections",
+    "numpy",
+    "tensorflow-datasets",
+)
 
 
 def plain(value: Any) -> Any:
@@ -84,7 +94,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """The content of a JSON file; None where there is none."""
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as e:
         raise InputError(f"{path} cannot be read ({e}); use another --workdir, or remove this one to start over") from e
@@ -139,7 +149,9 @@ def lock(workdir: str):
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         handle.close()
-        raise InputError(f"{workdir} is in use by another process ({owner}); wait for it or choose another --workdir") from e
+        raise InputError(
+            f"{workdir} is in use by another process ({owner}); wait for it or choose another --workdir"
+        ) from e
     except OSError as e:  # a file system without locks
         print(f"warning: {workdir} cannot be locked ({e}); do not start it twice", file=sys.stderr)
         return handle

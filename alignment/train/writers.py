@@ -61,7 +61,7 @@ def _finite(value: Any) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-class jsonl(_Base):  # noqa: N801  (reads as the call it is: writers.jsonl(workdir))
+class jsonl(_Base):
     """metrics.jsonl: one object a step, `step` first and the other keys sorted, not-a-number as null.
 
     Append-only but for two cases: opening drops a torn last line and the steps past `restored`, and further scalars for
@@ -122,7 +122,7 @@ class jsonl(_Base):  # noqa: N801  (reads as the call it is: writers.jsonl(workd
         self._file.close()
 
 
-class tensorboard(_Base):  # noqa: N801
+class tensorboard(_Base):
     """TensorBoard events in the workdir, through tensorboardX's protocol buffers.
 
     Written at once in this thread: the queue of tensorboardX's own writer stalls for good when its thread meets a full
@@ -187,7 +187,9 @@ class _Service(_Base):
         self._run.config.update(dict(hparams))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        self._module.log({name: self._module.Image(np.asarray(image)) for name, image in images.items()}, step=int(step))
+        self._module.log(
+            {name: self._module.Image(np.asarray(image)) for name, image in images.items()}, step=int(step)
+        )
 
     def close(self) -> None:
         self._module.finish()
@@ -201,7 +203,9 @@ def _optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise InputError(f"logging to {name} needs a package that is not installed: pip install 'plumbline[{name}]'") from e
+        raise InputError(
+            f"logging to {name} needs a package that is not installed: pip install 'plumbline[{name}]'"
+        ) from e
 
 
 def wandb(workdir: str, project: str, name: str = "") -> Writer:
@@ -216,7 +220,7 @@ def trackio(workdir: str, project: str, name: str = "") -> Writer:
     return _Service(_optional("trackio"), project, name, {"resume": "allow"})
 
 
-class console(_Base):  # noqa: N801
+class console(_Base):
     """Progress for a person: a bar with rate and time left on a terminal, else a line a logged step.
 
     Args:
@@ -304,7 +308,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-class many(_Base):  # noqa: N801
+class many(_Base):
     """Several writers as one, in the order given; none at all is a writer that keeps nothing."""
 
     def __init__(self, writers: Iterable[Writer] = ()):
