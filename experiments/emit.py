@@ -14,19 +14,8 @@ from absl import flags
 from alignment.errors import InputError
 from experiments import sweeps
 
-OWN = (
-    "emit",
-    "hosts",
-    "sbatch",
-    "image",
-    "queue",
-    "limits",
-    "node_selector",
-    "sweep",
-    "nosweep",
-    "sweep_index",
-    "workdir",
-)
+OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "workdir", "sweep_index")
+SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
 PORT = 8476  # of the coordinator, inside the job's own network
 
 
@@ -65,12 +54,10 @@ def launcher_arguments(argv: list[str]) -> list[str]:
     kept, i = [], 0
     while i < len(argv):
         key, equals, _ = argv[i].lstrip("-").partition("=")
-        takes_value = not equals and key not in ("sweep", "nosweep") and i + 1 < len(argv) and argv[i + 1][:1] != "-"
-        if key not in (*OWN, "distributed", "nodistributed"):
-            kept += argv[i : i + 1 + takes_value]
-        elif key in ("distributed", "nodistributed"):
-            takes_value = False
-        i += 1 + takes_value
+        has_value = not equals and key not in SWITCHES and i + 1 < len(argv) and not argv[i + 1].startswith("-")
+        if key not in (*OWN, *SWITCHES):
+            kept += argv[i : i + 1 + has_value]
+        i += 1 + has_value
     return kept
 
 
@@ -102,7 +89,8 @@ def slurm(
         + (f"# points:\n{names}" if points else "")
         + f"set -uo pipefail\ncd {shlex.quote(os.getcwd())} || exit 1\nmkdir -p {shlex.quote(folder)}\n"
         f"srun {text}\ncode=$?\n"
-        f'if [ "$code" -eq 75 ]; then  # stopped after saving: go on later\n  scontrol requeue {job}\nfi\nexit "$code"\n'
+        'if [ "$code" -eq 75 ]; then  # stopped after saving: go on later\n'
+        f'  scontrol requeue {job}\nfi\nexit "$code"\n'
     )
 
 

@@ -34,10 +34,12 @@ h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.
 h3 { font-size: .9rem; margin: 0 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
 p.sub { color: var(--soft); margin: .2rem 0 1.2rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .9rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem .95rem; min-width: 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem .95rem;
+        min-width: 0; }
 .card svg { display: block; width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: 1fr auto; gap: .15rem 1rem; margin: 0; }
-dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
+dt { color: var(--soft); overflow-wrap: anywhere; }
+dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; padding: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem; border-bottom: 1px solid var(--line); }
@@ -248,7 +250,7 @@ def _write_csv(path: pathlib.Path, points: list[dict], varied: list[str], measur
 
 
 def comparison(points: list[dict], varied: list[str], measured: list[str]) -> str:
-    """Overrides beside summary numbers, best point first where a direction is known; the best of a column stands out."""
+    """Overrides beside summary numbers, best point first where a direction is known, the best of a column in colour."""
     leading = next((n for n in sorted(measured, key=lambda n: not n.startswith(charts.HELD_OUT)) if direction(n)), None)
 
     def value(point, name):

@@ -244,7 +244,7 @@ def is_stop(error: BaseException) -> bool:
 
 
 def on_sigterm(number: int, frame: types.FrameType | None) -> None:
-    """Ask an active training loop to save and stop; without one there is nothing to save. The second time, go at once."""
+    """Ask an active training loop to save and stop; without one, or the second time, go at once."""
     loop = sys.modules.get("alignment.train.loop")
     active, stop = getattr(loop, "ACTIVE", False), getattr(loop, "STOP", None)
     active = active.is_set() if hasattr(active, "is_set") else bool(active)
@@ -389,7 +389,7 @@ def start_distributed(asked: bool) -> None:
 
 
 def process_index() -> int:
-    """This process's number in a multi-host run; 0 without touching JAX when there is one process."""
+    """Number of this process in a multi-host run; 0 without touching JAX when there is one process."""
     jax = sys.modules.get("jax")
     return jax.process_index() if jax is not None and jax.distributed.is_initialized() else 0
 

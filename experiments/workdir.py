@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def plain(value: Any) -> Any:
-    """A config value as JSON would give it back: tuples are lists, numpy numbers are numbers, inf and nan are strings."""
+    """A config value as JSON gives it back: tuples are lists, numpy numbers are numbers, inf and nan are strings."""
     if isinstance(value, ml_collections.ConfigDict):
         value = value.copy_and_resolve_references().to_dict()
     if isinstance(value, Mapping):

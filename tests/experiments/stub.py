@@ -21,8 +21,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seed = 0
     c.steps = 4
     c.behaviour = "finish"
-    c.objective = dict(beta=0.1, kinds=("a", "b"), window=None)
-    c.optimizer = dict(total_steps=c.get_ref("steps"))
+    c.objective = {"beta": 0.1, "kinds": ("a", "b"), "window": None}
+    c.optimizer = {"total_steps": c.get_ref("steps")}
     if arg == "tiny":
         c.steps = 2
     elif arg:

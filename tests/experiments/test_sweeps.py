@@ -47,7 +47,7 @@ def test_points_change_copies_of_the_config_and_references_follow():
     changed = [sweeps.apply(config, {"objective.beta": beta, "steps": 9}) for beta in (0.05, 0.5)]
     assert [c.objective.beta for c in changed] == [0.05, 0.5] and config.objective.beta == 0.1
     assert changed[0].optimizer.total_steps == 9 and config.optimizer.total_steps == 4
-    with pytest.raises(InputError, match='did you mean "objective.beta"'):
+    with pytest.raises(InputError, match=r'did you mean "objective\.beta"'):
         sweeps.apply(config, {"objective.betta": 1.0})
     with pytest.raises(InputError, match="sets steps='many'"):
         sweeps.apply(config, {"steps": "many"})
