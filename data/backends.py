@@ -38,7 +38,9 @@ class Json:
             self.full = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
             plain = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as e:  # the library raises bare Exception
-            raise InputError(f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {e}") from e
+            raise InputError(
+                f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {e}"
+            ) from e
         for tokenizer in (self.full, plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -46,7 +48,9 @@ class Json:
                 if tokenizer.token_to_id(token) is None:
                     tokenizer.add_special_tokens([token])
                 if tokenizer.token_to_id(token) != i:
-                    raise InputError(f"{where}: token {token!r} has id {tokenizer.token_to_id(token)}, its config says {i}")
+                    raise InputError(
+                        f"{where}: token {token!r} has id {tokenizer.token_to_id(token)}, its config says {i}"
+                    )
         plain.post_processor = tokenizers.processors.Sequence([])  # some trim offsets, and BOS is ours to add
         self.tokenizer = plain
         self.num_ids = max(plain.get_vocab(with_added_tokens=True).values()) + 1

@@ -74,7 +74,15 @@ def render(
             length += len(part)
             if length > MAX_CHARS:
                 raise jinja2.sandbox.SecurityError(f"it writes more than {MAX_CHARS} characters")
-    except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError) as e:
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as e:
         what = str(e) or type(e).__name__
         roles = [m.get("role") for m in messages]
         raise InputError(f"the chat template fails on a conversation with roles {roles}: {what}") from e

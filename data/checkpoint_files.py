@@ -69,7 +69,9 @@ def locate(spec: str) -> str:
     try:
         import huggingface_hub
     except ImportError as e:
-        raise InputError(f"{spec!r} is not a local folder; to fetch it from the hub: pip install huggingface_hub") from e
+        raise InputError(
+            f"{spec!r} is not a local folder; to fetch it from the hub: pip install huggingface_hub"
+        ) from e
     wanted = [*SAVED, TEMPLATE, "generation_config.json"]
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=wanted)
@@ -120,7 +122,9 @@ def for_bare_file(backend, suffix: str, content: bytes) -> Files:
     if suffix == ".json":
         return Files({"tokenizer.json": content, "tokenizer_config.json": _config(tokens)}, tokens, {}, None, {})
     processor = backend.processor
-    for key, i in dict(bos_token=processor.bos_id(), eos_token=processor.eos_id(), pad_token=processor.pad_id()).items():
+    for key, i in dict(
+        bos_token=processor.bos_id(), eos_token=processor.eos_id(), pad_token=processor.pad_id()
+    ).items():
         tokens.pop(key, None)
         tokens |= {key: processor.id_to_piece(i)} if i >= 0 else {}
     added = {
