@@ -1,7 +1,7 @@
 """Prompt and answer to token ids, as one text: the boundary is found by character offsets, then lengths are limited.
 
-Tokenising a prompt and an answer apart doubles BOS and splits tokens that belong together, so every sequence here is the
-tokenisation of a whole text. A token that straddles the boundary counts as the prompt's: it is read, not learned.
+Tokenising a prompt and an answer apart doubles BOS and splits tokens that belong together, so every sequence here is
+the tokenisation of a whole text. A token that straddles the boundary counts as the prompt's: it is read, not learned.
 """
 
 import bisect
@@ -45,7 +45,8 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
 
     Args:
         mode: 'auto' renders message lists and questions with the chat template and continues plain prompts as they
-            stand; 'always' makes a plain prompt a user turn; 'never' writes messages with the plain template of chat.py.
+            stand; 'always' makes a plain prompt a user turn; 'never' writes messages with the plain template of
+            chat.py.
     """
     is_text = isinstance(item.prompt, str)
     if is_text and (mode == "never" or (mode == "auto" and not item.is_chat)):

@@ -1,8 +1,9 @@
 """Chat templates: messages in, the text a model sees out.
 
-Templates come with checkpoints, so they are strangers' programs. They run in jinja2's immutable sandbox with a budget on
-steps, on the length of any string, and on integers given to functions, so that a hostile one stops with an `InputError`.
-`strftime_now` gives one fixed date unless told otherwise: the same files make the same tokens on every day.
+Templates come with checkpoints, so they are strangers' programs. They run in jinja2's immutable sandbox with a budget
+on steps, on the length of any string, and on integers given to functions, so that a hostile one stops with an
+`InputError`. `strftime_now` gives one fixed date unless told otherwise: the same files make the same tokens on every
+day.
 """
 
 import contextvars
@@ -38,7 +39,7 @@ def default_template(*, with_bos: bool) -> str:
         "{{ message['role'] | capitalize }}: {{ message['content'] }}"
         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
         "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+        "{% if add_generation_prompt %}{% if messages %}{{ '\\n\\n' }}{% endif %}Assistant:{% endif %}"
     )
 
 
@@ -112,19 +113,26 @@ def prefix_of(template: str, messages: Sequence[Mapping], i: int, text: str, **o
     if not text.startswith(prefix):
         at = next((k for k, (a, b) in enumerate(zip(prefix, text)) if a != b), min(len(prefix), len(text)))
         raise InputError(
-            f"the chat template rewrites earlier text: at character {at} the prompt alone has {prefix[at : at + 40]!r} but "
-            f"the whole conversation has {text[at : at + 40]!r}. Where an answer starts is then unknown; use a template "
+            f"the chat template rewrites earlier text: at character {at} the prompt alone has "
+            f"{prefix[at : at + 40]!r} but "
+            f"the whole conversation has {text[at : at + 40]!r}. Where an answer starts is then unknown; use "
+            f"a template "
             "whose prompt (with add_generation_prompt) is a prefix of the conversation, or one with {% generation %}"
         )
     return prefix
 
 
-def end_of_turn(template: str, **options) -> str:
+def end_of_turn(template: str, *, tokens: Mapping[str, str] | None = None) -> str:
     """What the template writes after an assistant's last word, without trailing white space; often '' or a token."""
+    return _end_of_turn(template, tuple(sorted((tokens or {}).items())))
+
+
+@functools.lru_cache(maxsize=16)
+def _end_of_turn(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
     probe = "plumbline-probe"
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": probe}]
     try:
-        return render(template, messages, **options).rpartition(probe)[2].rstrip()
+        return render(template, messages, tokens=dict(tokens)).rpartition(probe)[2].rstrip()
     except InputError:
         return ""
 
@@ -134,12 +142,14 @@ def _turn_end(template, messages, i, text, start, **options) -> int:
     if text.startswith(upto) and len(upto) > start:
         return len(upto)
     # a template that writes a last turn differently (reasoning blocks): find the words themselves
-    words, mark = str(messages[i].get("content", "")).strip(), end_of_turn(template, **options)
+    words = str(messages[i].get("content", "")).strip()
+    mark = end_of_turn(template, tokens=options.get("tokens"))
     at = text.find(words + mark, start)
     if words and at >= 0 and not text[start:at].strip():
         return at + len(words + mark)
     raise InputError(
-        f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further turns follow. "
+        f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further "
+        f"turns follow. "
         "Train on the last answer only (turns='last'), or use a template with {% generation %}"
     )
 

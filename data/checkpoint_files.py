@@ -1,4 +1,4 @@
-"""The files around a tokenizer in a Hugging Face folder: which special tokens, which template, whether BOS comes first."""
+"""Files around a tokenizer in a Hugging Face folder: which special tokens, which template, whether BOS comes first."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from data import backends
 
 SAVED = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE = "chat_template.jinja"
-GUESSES = dict(  # names of special tokens where no configuration says them
-    bos_token=("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>"),
-    eos_token=("</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|eos|>"),
-    pad_token=("<pad>", "<|pad|>", "<|padding|>", "[PAD]", "<|finetune_right_pad_id|>"),
-    unk_token=("<unk>", "[UNK]"),
-)
+GUESSES = {  # names of special tokens where no configuration says them
+    "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>"),
+    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|eos|>"),
+    "pad_token": ("<pad>", "<|pad|>", "<|padding|>", "[PAD]", "<|finetune_right_pad_id|>"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def for_bytes() -> Files:
     out.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, out.token_to_id(bos))]
     )
-    tokens = dict(pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>")
+    tokens = {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     content = {"tokenizer.json": out.to_str().encode(), "tokenizer_config.json": _config(tokens)}
     return Files(content, {**tokens, "add_bos_token": True}, {}, None, {})
 
@@ -122,16 +122,25 @@ def for_bare_file(backend, suffix: str, content: bytes) -> Files:
     if suffix == ".json":
         return Files({"tokenizer.json": content, "tokenizer_config.json": _config(tokens)}, tokens, {}, None, {})
     processor = backend.processor
-    for key, i in dict(
-        bos_token=processor.bos_id(), eos_token=processor.eos_id(), pad_token=processor.pad_id()
-    ).items():
+    for key, i in {
+        "bos_token": processor.bos_id(),
+        "eos_token": processor.eos_id(),
+        "pad_token": processor.pad_id(),
+    }.items():
         tokens.pop(key, None)
         tokens |= {key: processor.id_to_piece(i)} if i >= 0 else {}
     added = {
-        str(i): dict(content=token, special=True, normalized=False, lstrip=False, rstrip=False, single_word=False)
+        str(i): {
+            "content": token,
+            "special": True,
+            "normalized": False,
+            "lstrip": False,
+            "rstrip": False,
+            "single_word": False,
+        }
         for i, token in sorted(backend.names.items())
     }
-    extra = dict(tokenizer_class="LlamaTokenizer", legacy=False, added_tokens_decoder=added)
+    extra = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "added_tokens_decoder": added}
     extra["add_bos_token"] = "bos_token" in tokens
     return Files({"tokenizer.model": content, "tokenizer_config.json": _config(tokens, **extra)}, tokens, {}, None, {})
 
@@ -156,7 +165,7 @@ def _guess_missing(content, config) -> dict[str, str]:
 
 
 def _config(tokens: dict[str, str], **extra) -> bytes:
-    base = dict(tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False)
+    base = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return json.dumps({**base, **tokens, **extra}, indent=2, ensure_ascii=False).encode()
 
 

@@ -59,8 +59,8 @@ def build(
         make_batch: `(index [B], weight [B]) -> batch` of this process's examples; weight 0 marks filling.
         batch_size: examples over all processes; process p takes the p-th equal part of each batch.
         seed: of the order; each epoch has its own permutation.
-        endless: repeat for ever, every batch full, epochs running on inside a batch. Otherwise one pass in file order, the
-            last batch filled with repeated examples of weight 0.
+        endless: repeat for ever, every batch full, epochs running on inside a batch. Otherwise one pass in file order,
+            the last batch filled with repeated examples of weight 0.
         shuffle: whether the endless order is a permutation; a finite pass is never shuffled.
         num_threads: that build batches ahead; 0 builds them on demand.
     """

@@ -12,11 +12,11 @@ from alignment.errors import InputError
 from data import records
 
 Message = dict[str, str]
-ALIASES = dict(
-    prompt=("prompt", "question", "instruction", "query"),
-    chosen=("chosen", "chosen_answer", "chosen_response"),
-    rejected=("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
-)
+ALIASES = {
+    "prompt": ("prompt", "question", "instruction", "query"),
+    "chosen": ("chosen", "chosen_answer", "chosen_response"),
+    "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
+}
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -83,7 +83,7 @@ def read(
             continue
         source = value.get("source") or value.get("dataset") or ""
         group = str(value.get(group_column) or "") if group_column else ""
-        where = dict(file=row.file, line=row.line)
+        where = {"file": row.file, "line": row.line}
         found.append(dataclasses.replace(item, source=source if isinstance(source, str) else "", group=group, **where))
     return found
 
@@ -117,8 +117,8 @@ def trl(value: Mapping) -> Comparison | str:
             return Comparison(chosen[:k], (chosen[k:], rejected[k:]))
         if isinstance(prompt, str):
             return Comparison(prompt, (chosen, rejected), is_chat="prompt" not in value)
-        return Comparison(_messages(prompt), (chosen, rejected))
-    before, (chosen, rejected) = _messages(prompt) if prompt is not None else [], map(_messages, (chosen, rejected))
+        return Comparison(messages_of(prompt), (chosen, rejected))
+    before, (chosen, rejected) = messages_of(prompt) if prompt is not None else [], map(messages_of, (chosen, rejected))
     k = 0
     while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
         k += 1
@@ -131,7 +131,7 @@ def trl(value: Mapping) -> Comparison | str:
 
 
 def hh(value: Mapping) -> Comparison | str:
-    """Whole dialogues in `chosen` and `rejected`, with `\\n\\nHuman:` and `\\n\\nAssistant:` before the turns."""
+    """Whole dialogues in `chosen` and `rejected`; "Human:" and "Assistant:" after a blank line open the turns."""
     chosen, rejected = (_dialogue(_pick(value, name)) for name in ("chosen", "rejected"))
     if not chosen or not rejected or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         return "dialogue does not end with the assistant"
@@ -142,19 +142,19 @@ def hh(value: Mapping) -> Comparison | str:
 
 def sharegpt(value: Mapping) -> Comparison | str:
     """`conversations` of {from, value}; `chosen` and `rejected` one such turn each (or a text)."""
-    prompt = _messages(value["conversations"])
+    prompt = messages_of(value["conversations"])
     if isinstance(value.get("system"), str) and value["system"]:
         prompt = [{"role": "system", "content": value["system"]}, *prompt]
     answers = []
     for name in ("chosen", "rejected"):
         answer = _pick(value, name)
         answer = answer if isinstance(answer, (str, list)) else [answer]
-        answers.append(answer if isinstance(answer, str) else _messages(answer)[-1]["content"])
+        answers.append(answer if isinstance(answer, str) else messages_of(answer)[-1]["content"])
     return Comparison(prompt, tuple(answers))
 
 
 def two_answers(value: Mapping) -> Comparison | str:
-    """`instruction` (and `input`), `output_1`, `output_2`, `preference`: 1 or 2 says which is better, else it is a tie."""
+    """`instruction` (and `input`), `output_1`, `output_2`, `preference`: 1 or 2 says which is better, else a tie."""
     try:
         preference = float(value["preference"])
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ def two_answers(value: Mapping) -> Comparison | str:
     if isinstance(value.get("input"), str) and value["input"].strip():
         prompt = f"{prompt}\n\n{value['input']}"
     answers = (first, second) if preference == 1.0 else (second, first)
-    return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), answers, is_chat=True)
+    return Comparison(prompt if isinstance(prompt, str) else messages_of(prompt), answers, is_chat=True)
 
 
 def unpaired(value: Mapping) -> Comparison | str:
@@ -176,29 +176,47 @@ def unpaired(value: Mapping) -> Comparison | str:
     if label is None:
         return "label is neither true nor false"
     if value.get("messages"):
-        messages = _messages(value["messages"])
+        messages = messages_of(value["messages"])
         if messages[-1]["role"] != "assistant":
             return "conversation does not end with the assistant"
         return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
     prompt, answer = value["prompt"], value["completion"]
     if isinstance(prompt, str) and isinstance(answer, str):
         return Comparison(prompt, (answer,), label=label)
-    answer = answer if isinstance(answer, str) else _messages(answer)[-1]["content"]
-    return Comparison(_messages(prompt), (answer,), label=label)
+    answer = answer if isinstance(answer, str) else messages_of(answer)[-1]["content"]
+    return Comparison(messages_of(prompt), (answer,), label=label)
 
 
-FORMATS: dict[str, Callable[[Mapping], Comparison | str]] = dict(
-    trl=trl, hh=hh, sharegpt=sharegpt, two_answers=two_answers, unpaired=unpaired
-)
-_NEEDS = dict(
-    trl=("chosen", "rejected"),
-    hh=("chosen", "rejected"),
-    sharegpt=("conversations", "chosen", "rejected"),
-    two_answers=("prompt", "output_1", "output_2", "preference"),
-    unpaired=("label",),
-)
+FORMATS: dict[str, Callable[[Mapping], Comparison | str]] = {
+    "trl": trl,
+    "hh": hh,
+    "sharegpt": sharegpt,
+    "two_answers": two_answers,
+    "unpaired": unpaired,
+}
+_NEEDS = {
+    "trl": ("chosen", "rejected"),
+    "hh": ("chosen", "rejected"),
+    "sharegpt": ("conversations", "chosen", "rejected"),
+    "two_answers": ("prompt", "output_1", "output_2", "preference"),
+    "unpaired": ("label",),
+}
 _KEYS = frozenset(
-    "prompt chosen rejected conversations output_1 output_2 preference messages completion label input system source".split()
+    [
+        "prompt",
+        "chosen",
+        "rejected",
+        "conversations",
+        "output_1",
+        "output_2",
+        "preference",
+        "messages",
+        "completion",
+        "label",
+        "input",
+        "system",
+        "source",
+    ]
 )
 
 
@@ -216,7 +234,8 @@ def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[
 
 def _fail(row: records.Record, wanted: str, value: Mapping):
     raise InputError(
-        f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: {', '.join(sorted(map(str, row.value))) or 'none'}. "
+        f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
+        f"{', '.join(sorted(map(str, row.value))) or 'none'}. "
         "Name them with data.columns, such as prompt=question, chosen=good, rejected=bad"
     )
 
@@ -238,7 +257,7 @@ def _cleaned(item: Comparison) -> Comparison | str:
     return item
 
 
-def _messages(turns) -> list[Message]:
+def messages_of(turns) -> list[Message]:
     """A message list in any of the usual spellings, as {role, content}; anything else is one user turn."""
     if isinstance(turns, str):
         return [{"role": "user", "content": turns}]

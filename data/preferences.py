@@ -96,8 +96,10 @@ def load(
         columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
-        max_prompt_len: tokens of the prompt; None lets a prompt take what its answers leave, and at least half of max_len.
-        truncation: 'keep_end' cuts a long prompt from the left, 'keep_start' from the right, 'drop' and 'error' do not cut.
+        max_prompt_len: tokens of the prompt; None lets a prompt take what its answers leave, and at least half of
+            max_len.
+        truncation: 'keep_end' cuts a long prompt from the left, 'keep_start' from the right, 'drop' and 'error' do not
+            cut.
         limit: use the first so many comparisons.
         seed: of the split, and of the embedded data.
         group_column: a column whose equal values stay on one side of the split; '' splits by prompt.
@@ -114,7 +116,14 @@ def load(
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
     report: dict[str, int] = {}
-    reading = dict(format=format, columns=columns, group_column=group_column, limit=limit, report=report, seed=seed)
+    reading = {
+        "format": format,
+        "columns": columns,
+        "group_column": group_column,
+        "limit": limit,
+        "report": report,
+        "seed": seed,
+    }
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
         halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]
@@ -122,7 +131,7 @@ def load(
         halves = split_by_prompt(items, fraction=heldout_fraction, seed=seed)
     if unpair:
         halves = [_unpaired(half) for half in halves]
-    fitting = dict(max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation)
+    fitting = {"max_len": max_len, "max_prompt_len": max_prompt_len, "truncation": truncation}
     tokenised = [_tokenise(half, tokenizer, mode=chat, report=report, **fitting) for half in halves]
     if not len(tokenised[0][0]):
         raise InputError(f"{path}: no pair is left to train on; counts: {report}")
@@ -159,7 +168,7 @@ def batches(
         batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
         return batch | {"weights": weight}
 
-    where = dict(process_index=process_index, process_count=process_count, num_threads=num_threads)
+    where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
     return loader.build(make, num_examples=len(pairs), batch_size=batch_size, seed=seed, endless=endless, **where)
 
 
@@ -177,8 +186,8 @@ def assemble(pairs: Pairs, index: np.ndarray, *, layout: str, num_time: int, num
     """One batch of the pairs `index` [B].
 
     Returns:
-        tokens, positions, groups, branches: [N, T] int32; N = 2B ('separate') or B ('shared'). Groups are 1 on tokens and
-            0 on padding; branches are 0 on the trunk, 1 on the chosen and 2 on the rejected answer.
+        tokens, positions, groups, branches: [N, T] int32; N = 2B ('separate') or B ('shared'). Groups are 1 on tokens
+            and 0 on padding; branches are 0 on the trunk, 1 on the chosen and 2 on the rejected answer.
         sources: [B, 2, R] int32, place in the side's row of the token that predicts the target.
         targets: [B, 2, R] int32, the answer's tokens. mask: [B, 2, R] float32, 1 on those.
         weights: [B] float32, 1. index: [B] int32. labels: [B] float32, for unpaired data only.
@@ -207,9 +216,9 @@ def assemble(pairs: Pairs, index: np.ndarray, *, layout: str, num_time: int, num
             targets[b, p, :num] = ids[prompt_len:]
             mask[b, p, :num] = 1
             row, at = (row, here.stop) if layout == "shared" else (row + 1, 0)
-    batch = dict(tokens=tokens, positions=positions, groups=groups, branches=branches)
-    batch |= dict(sources=sources, targets=targets, mask=mask)
-    batch |= dict(weights=np.ones(len(index), np.float32), index=np.asarray(index, np.int32))
+    batch = {"tokens": tokens, "positions": positions, "groups": groups, "branches": branches}
+    batch |= {"sources": sources, "targets": targets, "mask": mask}
+    batch |= {"weights": np.ones(len(index), np.float32), "index": np.asarray(index, np.int32)}
     return batch if pairs.label_N is None else batch | {"labels": pairs.label_N[index]}
 
 
@@ -289,7 +298,7 @@ def _tokenise(items, tokenizer, *, mode, report, max_len, max_prompt_len, trunca
     for item, pair in zip(items, zip(*sides)):
         if any(a.is_merged for a in pair):
             count("boundary inside a token")
-        where = dict(where=f"{item.file}:{item.line}", bos_id=tokenizer.bos_id, count=count)
+        where = {"where": f"{item.file}:{item.line}", "bos_id": tokenizer.bos_id, "count": count}
         pair = answers.fit(pair, max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation, **where)
         if pair is not None:
             kept.append(item)
@@ -316,11 +325,11 @@ def _trunk_len(pair) -> int:
 
 def _limits(splits) -> dict[str, int]:
     pairs = [pair for sequences in splits for pair in sequences]
-    return dict(
-        sequence=max((len(a.ids) for pair in pairs for a in pair), default=1),
-        row=max((sum(len(a.ids) for a in pair) - _trunk_len(pair) for pair in pairs), default=1),
-        answer=max((a.answer_len for pair in pairs for a in pair), default=1),
-    )
+    return {
+        "sequence": max((len(a.ids) for pair in pairs for a in pair), default=1),
+        "row": max((sum(len(a.ids) for a in pair) - _trunk_len(pair) for pair in pairs), default=1),
+        "answer": max((a.answer_len for pair in pairs for a in pair), default=1),
+    }
 
 
 def _pack(items, sequences, limits, pad_id) -> Pairs:

@@ -70,7 +70,8 @@ def check_bad(bad: Sequence[BadRecord], total: int, max_bad: float = MAX_BAD) ->
     if bad and len(bad) > max_bad * total:
         first = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:5])
         raise InputError(
-            f"{len(bad)} of {total} lines ({100 * len(bad) / total:.1f} %) are unreadable, more than {100 * max_bad:g} %: "
+            f"{len(bad)} of {total} lines ({100 * len(bad) / total:.1f} %) are unreadable, more than "
+            f"{100 * max_bad:g} %: "
             f"{first}. Repair the file, or remove those lines"
         )
 
@@ -109,9 +110,8 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
         yield from _parquet(file)
         return
     lines = _lines(file)
-    if name.endswith(".txt"):  # one document: the whole file
-        text, bad = _decode(b"\n".join(lines)), None
-        yield Record({"text": text}, file, 1) if text is not None else BadRecord(file, 1, "not UTF-8")
+    if name.endswith(".txt"):
+        yield from _plain_text(file, lines)
         return
     for line, raw in enumerate(lines, 1):
         raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -152,24 +152,37 @@ def _parse(raw: bytes) -> tuple[dict | None, str | None]:
             return None, "not UTF-8"
         try:
             value = json.loads(raw)  # reads NaN, which Python writes
-        except ValueError:
-            return None, f"not JSON: {e}"
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return None, "half of a surrogate pair"
         except RecursionError:
             return None, "nested too deeply"
+        except ValueError:
+            return None, f"not JSON: {e}"
     reason = _reason_against(value)
     return (None, reason) if reason else (value, None)
 
 
 def _reason_against(value) -> str | None:
-    if not isinstance(value, dict):
-        return f"a JSON {type(value).__name__}, not an object"
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return "half of a surrogate pair"
-    except RecursionError:
-        return "nested too deeply"
-    return None
+    return None if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
+
+
+def _plain_text(file: str, lines: Iterator[bytes], num_chars: int = 4_000) -> Iterator[Record | BadRecord]:
+    """Documents of 4,000 characters and more: cut at the next blank line, or at any line end from 8,000 on."""
+    block, length, first = [], 0, 1
+    for line, raw in enumerate([*lines, None], 1):
+        text = None if raw is None else _decode(raw)
+        is_end = raw is None or (length > num_chars and (not raw.strip() or length > 2 * num_chars))
+        if is_end and length:
+            yield Record({"text": "\n".join(block)}, file, first)
+            block, length, first = [], 0, line + 1
+        if raw is not None and text is None:
+            yield BadRecord(file, line, "not UTF-8")
+        elif text:
+            block.append(text)
+            length += len(text) + 1
+        elif block:
+            block.append("")
 
 
 def _decode(raw: bytes) -> str | None:
@@ -181,18 +194,21 @@ def _decode(raw: bytes) -> str | None:
 
 def _lines(file: str) -> Iterator[bytes]:
     """Lines without their ends, decompressed as they come; a file cut short is an `InputError`."""
-    rest, num_lines = b"", 0
+    parts, num_lines = [], 0  # parts: of the line whose end has not come yet
     try:
         for chunk in _chunks(file):
-            *lines, rest = (rest + chunk).split(b"\n")
-            num_lines += len(lines)
-            yield from (line.rstrip(b"\r") for line in lines)
+            first, *others = chunk.split(b"\n")
+            parts.append(first)
+            for other in others:
+                num_lines += 1
+                yield b"".join(parts).rstrip(b"\r")
+                parts = [other]
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as e:
         raise InputError(f"{file} is damaged or cut short after line {num_lines}: {e}. Fetch or pack it again") from e
     except OSError as e:
         raise InputError(f"cannot read {file}: {e.strerror or e}") from e
-    if rest:
-        yield rest.rstrip(b"\r")
+    if rest := b"".join(parts).rstrip(b"\r"):
+        yield rest
 
 
 def _chunks(file: str, size: int = 1 << 20) -> Iterator[bytes]:

@@ -1,9 +1,9 @@
 """A small seeded world to train on without a download: visitors of Willow House ask, guides answer.
 
-Facts are fixed (the owl clock is always in the north hall). A courteous guide gives the fact with a kind word; a curt one
-snaps, with or without the fact. Where the kind or the sharp word stands and what it is varies, and both styles come in
-short and long, so neither one word nor the length tells them apart. Language-model documents and preference pairs never
-share a prompt.
+Facts are fixed (the owl clock is always in the north hall). A courteous guide gives the fact with a kind word; a curt
+one snaps, with or without the fact. Where the kind or the sharp word stands and what it is varies, and both styles
+come in short and long, so neither one word nor the length tells them apart. Language-model documents and preference
+pairs never share a prompt.
 """
 
 import random
@@ -120,7 +120,7 @@ def preference_pairs(num: int, seed: int = 0) -> list[dict]:
     out = []
     for rng, topic, thing, prompt in _draw("pairs", num, seed):
         chosen, rejected = courteous(topic, thing, rng), curt(topic, thing, rng)
-        out.append(dict(prompt=prompt, chosen=f" {chosen}", rejected=f" {rejected}", source=topic))
+        out.append({"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}", "source": topic})
     return out
 
 
@@ -128,7 +128,7 @@ def documents(num: int, seed: int = 0) -> list[dict]:
     """`text` records of single exchanges for language modelling, half of them courteous."""
     styles = (courteous, curt)
     return [
-        dict(text=f"{prompt} {rng.choice(styles)(topic, thing, rng)}", source=topic)
+        {"text": f"{prompt} {rng.choice(styles)(topic, thing, rng)}", "source": topic}
         for rng, topic, thing, prompt in _draw("documents", num, seed)
     ]
 
@@ -141,9 +141,9 @@ def conversations(num: int, seed: int = 0) -> list[dict]:
         messages = []
         for rng, topic, thing, prompt in draws[2 * i : 2 * i + 1 + i % 2]:
             question = prompt.removesuffix("\nGuide:").partition(": ")[2]
-            messages.append(dict(role="user", content=question))
-            messages.append(dict(role="assistant", content=courteous(topic, thing, rng)))
-        out.append(dict(messages=messages))
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": courteous(topic, thing, rng)})
+        out.append({"messages": messages})
     return out
 
 

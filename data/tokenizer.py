@@ -1,7 +1,8 @@
 """Strings to token ids and back, with the character offsets that say which token holds which letter.
 
-One `Tokenizer` whatever the file: bytes (the default, nothing to download), a Hugging Face folder, a `tokenizer.json`, a
-sentencepiece `.model`. Encoding adds no special token by itself; special tokens written out in a text become their ids.
+One `Tokenizer` whatever the file: bytes (the default, nothing to download), a Hugging Face folder, a `tokenizer.json`,
+a sentencepiece `.model`. Encoding adds no special token by itself; special tokens written out in a text become their
+ids.
 """
 
 import dataclasses
@@ -87,8 +88,8 @@ def load(spec: str = "bytes") -> Tokenizer:
     """A tokenizer by name.
 
     Args:
-        spec: 'bytes'; a folder with tokenizer.json or tokenizer.model; a `.json` or `.model` file; `hf:` and a folder or a
-            hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'.
+        spec: 'bytes'; a folder with tokenizer.json or tokenizer.model; a `.json` or `.model` file; `hf:` and a folder
+            or a hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'.
     """
     if spec == "bytes":
         return _build(backends.Bytes(), checkpoint_files.for_bytes(), name=spec)
@@ -115,8 +116,10 @@ def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a tokenizer with ids that the checkpoint's embedding of `vocab_size` rows lacks."""
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
-            f"tokenizer {tokenizer.name!r} has token ids up to {tokenizer.vocab_size - 1} but the model's vocabulary has "
-            f"{vocab_size} rows; use the tokenizer of that checkpoint, or a model with vocab_size >= {tokenizer.vocab_size}"
+            f"tokenizer {tokenizer.name!r} has token ids up to {tokenizer.vocab_size - 1} but the model's "
+            f"vocabulary has "
+            f"{vocab_size} rows; use the tokenizer of that checkpoint, or a model with vocab_size >= "
+            f"{tokenizer.vocab_size}"
         )
 
 
@@ -139,7 +142,7 @@ def _build(backend, files, *, name: str) -> Tokenizer:
         vocab_size=backend.num_ids,
         bos_id=bos_id,
         eos_id=eos_id,
-        pad_id=next((i for i in (pad_id, eos_id, 0) if i is not None)),
+        pad_id=next(i for i in (pad_id, eos_id, 0) if i is not None),
         stop_ids=tuple(dict.fromkeys(i for i in stop_ids if i is not None)),
         adds_bos=adds_bos,
         chat_template=template,
