@@ -8,6 +8,7 @@ writers that leave something behind; `many([])` is the silent one for the others
 killed start logged past it is dropped, because those steps will be trained, and logged, again.
 """
 
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
+import jax
 import numpy as np
+
+from alignment.errors import InputError
 
 
 class Writer(Protocol):
@@ -196,10 +200,6 @@ class _Service(_Base):
 
 
 def _optional(name: str) -> Any:
-    import importlib
-
-    from alignment.errors import InputError
-
     try:
         return importlib.import_module(name)
     except ImportError as e:
@@ -300,6 +300,41 @@ class console(_Base):
         if self._is_terminal and self._drawn > -math.inf:
             self._draw()
             print(file=self._stream, flush=True)
+
+
+def open_run(
+    workdir: str | os.PathLike,
+    sinks: Iterable[str] = ("tensorboard",),
+    *,
+    resume_step: int | None = None,
+    total_steps: int = 0,
+    project: str = "plumbline",
+) -> Writer:
+    """metrics.jsonl, the terminal and the named sinks for one run or phase; process 0 writes, the others stay silent.
+
+    Args:
+        sinks: keys of SINKS.
+        resume_step: step of the restored checkpoint, None when training starts from nothing.
+        project: name under which wandb and trackio file the run.
+    """
+    workdir = os.fspath(workdir)
+    unknown = [name for name in sinks if name not in SINKS]
+    if unknown:
+        raise InputError(
+            f"there is no metric sink {unknown[0]!r}; known: {', '.join(SINKS)} (metrics.jsonl is always written)"
+        )
+    if jax.process_index() != 0:
+        return many([])
+    chosen = [SINKS[name](workdir, resume_step, project) for name in sinks]
+    label = os.path.basename(os.path.abspath(workdir))
+    return many([jsonl(workdir, resume_step), *chosen, console(total_steps, start=resume_step or 0, label=label)])
+
+
+SINKS = {
+    "tensorboard": lambda workdir, restored, project: tensorboard(workdir, restored),
+    "wandb": lambda workdir, restored, project: wandb(workdir, project),
+    "trackio": lambda workdir, restored, project: trackio(workdir, project),
+}
 
 
 def _duration(seconds: float) -> str:
