@@ -84,6 +84,16 @@ def of(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
+def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
+    """Shapes, dtypes and places of a model's parameters, without making any."""
+    boxed = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"])
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        nn.meta.unbox(boxed),
+        shardings,
+    )
+
+
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A batch of this process's rows as global arrays, rows split over `data` and `fsdp`."""
     rows = NamedSharding(mesh, ROWS)
