@@ -60,6 +60,15 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
     return evaluate
 
 
+def latest_step(workdir: str | pathlib.Path) -> int | None:
+    """Step of the newest checkpoint of a workdir; None for a fresh one."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    with checkpoint.open_manager(folder) as manager:
+        return manager.latest_step()
+
+
 def fit(
     update: step.UpdateFn,
     state: TrainState,
