@@ -152,6 +152,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 1,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> loader.Loader:
     """Batches with static shapes; the keys are listed at `assemble`.
 
@@ -161,12 +162,13 @@ def batches(
             once, then both answers as branches.
         max_len: T; None takes the longest row of all splits, rounded up.
         endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
+        extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
     """
     num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
 
     def make(index: np.ndarray, weight: np.ndarray):
         batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
-        return batch | {"weights": weight}
+        return batch | {"weights": weight} | {key: values[index] for key, values in (extra or {}).items()}
 
     where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
     return loader.build(make, num_examples=len(pairs), batch_size=batch_size, seed=seed, endless=endless, **where)

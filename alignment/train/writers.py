@@ -343,6 +343,30 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def open_run(
+    workdir: str, sinks: Iterable[str] = ("tensorboard",), *, restored: int | None, total_steps: int, label: str = ""
+) -> "many":
+    """The writers of one training run: metrics.jsonl, the terminal, and `sinks` (tensorboard, wandb, trackio).
+
+    Silent on every process but the first.
+    """
+    import jax
+
+    from alignment.errors import InputError
+
+    known = {
+        "tensorboard": lambda: tensorboard(workdir, restored),
+        "wandb": lambda: wandb(workdir, "plumbline"),
+        "trackio": lambda: trackio(workdir, "plumbline"),
+    }
+    for sink in sinks:
+        if sink not in known:
+            raise InputError(f"unknown metrics sink {sink!r}; known: {', '.join(known)}")
+    if jax.process_index() != 0:
+        return many()
+    return many([jsonl(workdir, restored), *(known[s]() for s in sinks), console(total_steps, restored or 0, label)])
+
+
 class many(_Base):
     """Several writers as one, in the order given; none at all is a writer that keeps nothing."""
 
