@@ -47,7 +47,7 @@ clean:
 	rm -rf $(VENV)
 
 # The newest of the Pythons we test with that runs and can make an environment; a name on the PATH may be an empty shim.
-$(BIN)/python:
+$(VENV)/made:
 	@for candidate in $(or $(PYTHON),python3.12 python3.11 python3 python); do \
 	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	  then found=$$candidate; break; fi; \
@@ -58,16 +58,16 @@ $(BIN)/python:
 	  exit 2; \
 	fi; \
 	echo "setting up $(VENV) with $$($$found --version), once; this takes a few minutes"; \
-	$$found -m venv $(VENV)
+	$$found -m venv $(VENV) && touch $@
 
-$(VENV)/core: setup.py constraints.txt | $(BIN)/python
+$(VENV)/core: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/test: setup.py constraints.txt | $(BIN)/python
+$(VENV)/test: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/core
 
-$(VENV)/parity: setup.py constraints.txt | $(BIN)/python
+$(VENV)/parity: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'
 	@touch $@ $(VENV)/core $(VENV)/test

@@ -119,8 +119,8 @@ def launch(argv: list[str]) -> int:
     if not (is_sweep or options.emit):
         return run_once(module, name, config, options.workdir or os.path.join("runs", label), options.distributed, argv)
 
-    folder = options.workdir or os.path.join("runs", f"{label}-sweep")
     points = sweep_points(module, name, config, rest, required=is_sweep)
+    folder = options.workdir or os.path.join("runs", f"{label}-sweep" if hasattr(module, "sweep") else label)
     configs = [sweeps.apply(config, point.overrides) for point in points]  # every override is checked before any runs
     if options.sweep_index is not None:
         if not 0 <= options.sweep_index < len(points):
@@ -302,7 +302,7 @@ def load_experiment(target: str) -> tuple[types.ModuleType, str, str]:
     file, _, setting = target.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
-        here = sorted(str(p) for p in path.parent.glob("*.py") if "def get_config" in p.read_text(errors="ignore"))
+        here = sorted(str(p) for p in path.parent.glob("*.py") if "\ndef get_config" in p.read_text(errors="ignore"))
         raise InputError(
             f"--config={target}: there is no file {file}; found: {', '.join(here) or 'no experiment there'}"
         )

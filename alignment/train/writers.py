@@ -302,41 +302,6 @@ class console(_Base):
             print(file=self._stream, flush=True)
 
 
-def open_run(
-    workdir: str | os.PathLike,
-    sinks: Iterable[str] = ("tensorboard",),
-    *,
-    resume_step: int | None = None,
-    total_steps: int = 0,
-    project: str = "plumbline",
-) -> Writer:
-    """metrics.jsonl, the terminal and the named sinks for one run or phase; process 0 writes, the others stay silent.
-
-    Args:
-        sinks: keys of SINKS.
-        resume_step: step of the restored checkpoint, None when training starts from nothing.
-        project: name under which wandb and trackio file the run.
-    """
-    workdir = os.fspath(workdir)
-    unknown = [name for name in sinks if name not in SINKS]
-    if unknown:
-        raise InputError(
-            f"there is no metric sink {unknown[0]!r}; known: {', '.join(SINKS)} (metrics.jsonl is always written)"
-        )
-    if jax.process_index() != 0:
-        return many([])
-    chosen = [SINKS[name](workdir, resume_step, project) for name in sinks]
-    label = os.path.basename(os.path.abspath(workdir))
-    return many([jsonl(workdir, resume_step), *chosen, console(total_steps, start=resume_step or 0, label=label)])
-
-
-SINKS = {
-    "tensorboard": lambda workdir, restored, project: tensorboard(workdir, restored),
-    "wandb": lambda workdir, restored, project: wandb(workdir, project),
-    "trackio": lambda workdir, restored, project: trackio(workdir, project),
-}
-
-
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -350,10 +315,6 @@ def open_run(
 
     Silent on every process but the first.
     """
-    import jax
-
-    from alignment.errors import InputError
-
     known = {
         "tensorboard": lambda: tensorboard(workdir, restored),
         "wandb": lambda: wandb(workdir, "plumbline"),
@@ -361,7 +322,9 @@ def open_run(
     }
     for sink in sinks:
         if sink not in known:
-            raise InputError(f"unknown metrics sink {sink!r}; known: {', '.join(known)}")
+            raise InputError(
+                f"there is no metrics sink {sink!r}; known: {', '.join(known)} (metrics.jsonl needs no name)"
+            )
     if jax.process_index() != 0:
         return many()
     return many([jsonl(workdir, restored), *(known[s]() for s in sinks), console(total_steps, restored or 0, label)])

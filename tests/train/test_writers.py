@@ -213,13 +213,13 @@ def test_a_killed_writer_leaves_whole_lines(tmp_path):
 
 
 def test_a_run_opens_its_sinks_by_name_and_only_process_0_writes(tmp_path, monkeypatch, capsys):
-    writer = writers.open_run(tmp_path / "a", resume_step=None, total_steps=3)
+    writer = writers.open_run(str(tmp_path / "a"), restored=None, total_steps=3, label="a")
     writer.write_scalars(1, {"loss": 0.5})
     writer.close()
     assert rows(tmp_path / "a") == [{"step": 1, "loss": 0.5}] and list((tmp_path / "a").glob("events.*"))
     assert capsys.readouterr().err.startswith("a step 1/3")
-    with pytest.raises(InputError, match="no metric sink 'tensorbord'; known: tensorboard, wandb, trackio"):
-        writers.open_run(tmp_path / "b", ["tensorbord"])
+    with pytest.raises(InputError, match="no metrics sink 'tensorbord'; known: tensorboard, wandb, trackio"):
+        writers.open_run(str(tmp_path / "b"), ["tensorbord"], restored=None, total_steps=3)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    writers.open_run(tmp_path / "c").write_scalars(1, {"loss": 0.5})
+    writers.open_run(str(tmp_path / "c"), restored=None, total_steps=3).write_scalars(1, {"loss": 0.5})
     assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
