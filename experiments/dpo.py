@@ -127,17 +127,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if c.loss in losses.REFERENCE_FREE:
         pass
     elif c.reference == "stored":
-        stored = [
-            reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
-            for name, split in (("train", train), ("heldout", heldout))
-        ]
+        stored = [reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
+                  for name, split in (("train", train), ("heldout", heldout))]
     else:
         state = train_state.with_reference(state)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
         _write_rows(workdir / "before.jsonl", answers_fn(state.params))
 
-    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
+    loss_fn = pairs.loss_fn(
+        model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective
+    )
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **where)
     starts_equal = c.loss not in losses.REFERENCE_FREE and not c.sft_weight
@@ -158,9 +158,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.loop,
     )
     before = [json.loads(line) for line in (workdir / "before.jsonl").read_text().splitlines()]
-    rows = [
-        {**old, "after": new["answer"], "before": old["answer"]} for old, new in zip(before, answers_fn(state.params))
-    ]
+    rows = [{**old, "after": new["answer"], "before": old["answer"]} for old, new in zip(before, answers_fn(state.params))]
     keys = ("prompt", "before", "after", "chosen", "rejected")
     _write_rows(workdir / "tables/samples.jsonl", [{key: row[key] for key in keys if key in row} for row in rows])
     if c.export:
