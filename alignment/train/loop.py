@@ -76,6 +76,7 @@ def fit(
     unit: str = "examples",
     units_per_step: int = 1,
     on_first_fn: Callable[[dict[str, float], dict[str, np.ndarray]], None] | None = None,
+    finish_fn: Callable[[dict[str, float]], dict[str, float]] = dict,
     sinks: tuple[str, ...] = ("tensorboard",),
 ) -> tuple[TrainState, dict[str, float]]:
     """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one.
@@ -88,6 +89,7 @@ def fit(
         unit, units_per_step: what `<unit>_per_second` counts.
         on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its batch,
             and raises where they cannot be right.
+        finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
 
     Returns:
@@ -107,7 +109,7 @@ def fit(
                 state, position = restored
                 batches.set_state(position)
             writer = writers.open_run(workdir, sinks, resume_step=int(state.step) if restored else None, total_steps=steps)
-            run = _Run(update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn)
+            run = _Run(update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn)
             try:
                 state, summary = _steps(run, steps, log_every, eval_every or steps, save_every or steps, bool(restored))
             finally:
@@ -121,19 +123,21 @@ def fit(
 class _Run:
     """What the steps of one call of `fit` share: the compiled update, and the sums since the last line."""
 
-    def __init__(self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn):
+    def __init__(self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn):
         self.update, self.state = step.compile_update(update, state), state
         self.batches, self.evals, self.mesh, self.writer, self.manager = batches, evals, mesh, writer, manager
-        self.unit, self.units_per_step, self.on_first_fn = unit, units_per_step, on_first_fn
+        self.unit, self.units_per_step = unit, units_per_step
+        self.on_first_fn, self.finish_fn = on_first_fn, finish_fn
         self.add = jax.jit(step.add, donate_argnums=0)
-        self.sums, self.window, self.started, self.rates = None, [], None, []
+        self.sums, self.window, self.started, self.num_timed, self.rates = None, [], None, 0, []
 
     def advance(self) -> None:
         batch = next(self.batches)
         self.state, metrics = self.update(self.state, sharding.to_devices(batch, self.mesh))
         self.window.append((metrics["nonfinite"].total, batch.get("index")))
+        self.num_timed += self.started is not None
         if self.on_first_fn is not None:
-            self.on_first_fn(_fetch(metrics), batch)
+            self.on_first_fn(self.finish_fn(_fetch(metrics)), batch)
             self.on_first_fn = None
         self.sums = metrics if self.sums is None else self.add(self.sums, metrics)
 
@@ -141,7 +145,7 @@ class _Run:
         """Means since the last call, read from the devices; refuses what is not a number."""
         if self.sums is None:
             return {}
-        values = _fetch(self.sums)
+        values = self.finish_fn(_fetch(self.sums))
         now = time.perf_counter()
         if values.pop("nonfinite") > 0:
             bad = next(i for i, (flag, _) in enumerate(self.window) if float(flag) > 0)
@@ -152,17 +156,18 @@ class _Run:
                 f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
                 f"{'none' if good is None else f'that of step {good}'}. A lower learning rate, or a look at these records"
             )
-        if self.started is not None:  # the first window holds the compilation, so it says nothing about speed
-            values["step_seconds"] = (now - self.started) / len(self.window)
+        if self.num_timed:  # steps after the first, which holds the compilation
+            values["step_seconds"] = (now - self.started) / self.num_timed
             values[f"{self.unit}_per_second"] = self.units_per_step / values["step_seconds"]
-            self.rates.append((self.units_per_step * len(self.window), now - self.started))
-        self.sums, self.window, self.started = None, [], now
+            self.rates.append((self.units_per_step * self.num_timed, now - self.started))
+        self.sums, self.window, self.started, self.num_timed = None, [], now, 0
         return values
 
     def evaluate(self) -> dict[str, float]:
         found = {}
         for name, evaluate in self.evals.items():
-            found.update({f"{name}/{key}": number for key, number in evaluate(self.state, self.mesh).items()})
+            values = self.finish_fn(evaluate(self.state, self.mesh))
+            found.update({f"{name}/{key}": number for key, number in values.items()})
         if self.started is not None:
             self.started = time.perf_counter()
         return found

@@ -1,6 +1,5 @@
 """AdamW with the schedules that language models are trained with."""
 
-import inspect
 from collections.abc import Callable
 
 import jax
@@ -31,7 +30,7 @@ def inverse_sqrt(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: 
     start = max(warmup_steps, 1)
 
     def falling(step):  # counted from the end of the warm-up
-        return jnp.maximum(peak_lr * jnp.sqrt(start / (start + step)), final_lr)
+        return jnp.maximum(peak_lr * jnp.sqrt(start / (start + jnp.maximum(step, 0))), final_lr)
 
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
 
@@ -101,11 +100,6 @@ def _scale(rate: float) -> optax.GradientTransformation:
 def _is_matrix(params):
     def decayed(path, _):
         last = str(getattr(path[-1], "key", path[-1]))
-        return last not in ("scale", "bias")
+        return not last.endswith(("norm", "bias"))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
-
-
-def options(fn: Callable) -> list[str]:
-    """Names of a function's keyword arguments, for messages."""
-    return list(inspect.signature(fn).parameters)

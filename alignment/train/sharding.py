@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.errors import InputError
@@ -89,6 +90,13 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
     return {key: jax.make_array_from_process_local_data(rows, value) for key, value in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Whole numpy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
