@@ -46,6 +46,7 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
 BATCH = {"pairs": 4, "prompt": 256, "answer": 64}  # tokens
+QUIET = 0.2  # cores that others may use during a measurement
 WARMUP = 2  # uncounted steps; Tunix compiles again in its second
 QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
 QUICK_BATCH = {"pairs": 4, "prompt": 32, "answer": 16}
@@ -182,11 +183,21 @@ def environment(peer: str, root: Path, python: str) -> str:
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
+def busy_cpu_seconds() -> float:
+    """What all processes of this machine have used so far, where the system tells (Linux)."""
+    try:
+        user, nice, system = (int(x) for x in Path("/proc/stat").read_text().split()[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 class Contestant:
     """One worker process.  Between commands it sleeps in a read."""
 
     def __init__(self, name: str, python: str, folder: Path, threads: int):
-        self.name, self.steps, self.rounds, self.versions = name, [], [], {}
+        self.name, self.steps, self.rounds = name, [], []
+        self.others = []  # cores that other processes kept busy meanwhile, at each command
         self._log = folder / f"{name}.log"
         _, script, variant, _ = CONTESTANTS[name]
         command = [python, str(HERE / "peers" / script), "--weights", str(folder), "--ids", str(folder / "ids.npz")]
@@ -211,7 +222,10 @@ class Contestant:
     def step(self, count: int) -> list[float]:
         """Take `count` optimiser steps; their wall times in seconds."""
         self._ask(f"step {count}")
+        before = busy_cpu_seconds()
         new = [self._read("step") for _ in range(count)]
+        others = busy_cpu_seconds() - before - sum(s["cpu_seconds"] for s in new)
+        self.others.append(max(others, 0.0) / sum(s["seconds"] for s in new))
         self.steps += new
         return [s["seconds"] for s in new]
 
@@ -265,11 +279,9 @@ def summarise(contestants: list[Contestant]) -> list[dict]:
         losses = [s["loss"] for s in c.steps]
         row = {"contestant": c.name, "what": CONTESTANTS[c.name][3], "versions": c.versions, "step_seconds": times}
         row |= {"median": statistics.median(times), "min": min(times), "max": max(times)}
-        row |= {
-            "warmup": [s["seconds"] for s in c.steps[:WARMUP]],
-            "peak_rss_mb": c.steps[-1]["peak_rss_mb"],
-            "losses": losses,
-        }
+        row |= {"warmup": [s["seconds"] for s in c.steps[:WARMUP]], "others_busy_cores": c.others[1:]}
+        row |= {"peak_rss_mb": c.steps[-1]["peak_rss_mb"], "losses": losses}
+        row |= {"cpu_seconds": [s["cpu_seconds"] for s in c.steps[WARMUP:]]}
         row["ratios"] = {base.name: ratios(c, base) for base in bases}
         base_losses = [s["loss"] for s in (bases or contestants)[0].steps]
         row["loss_difference"] = max(abs(a - b) for a, b in zip(losses, base_losses))
@@ -314,13 +326,19 @@ def commit() -> str:
 
 def report(rows: list[dict], facts: dict) -> str:
     floors = ", ".join(f"{k} {v['gflop']:.0f} GFLOP = {v['seconds']:.2f} s" for k, v in facts["floor"].items())
-    versions = {k: v for row in rows for k, v in row["versions"].items()}
+    versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
+    others = [x for row in rows for x in row["others_busy_cores"]]
+    noise = f"other processes kept {statistics.median(others):.2f} cores busy meanwhile (at most {max(others):.2f})"
+    if max(others) > QUIET:
+        noise += "; **not a quiet machine, so not a measurement to keep**"
     notes = {
         "Command": f"`{facts['command']}`",
         "Task": ", ".join(f"{k} {v}" for k, v in (facts["shape"] | facts["batch"]).items()) + "; float32, AdamW",
         "Floor": f"{floors} at the {facts['peak_gflops']:.0f} GFLOP/s the best matrix product reached in this run",
-        "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; load before the run {facts['load']:.1f}",
-        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {noise}",
+        "Versions": "; ".join(
+            f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in versions.items()
+        ),
         "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of {facts['steps']} steps",
     }
     return table(rows) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
@@ -355,7 +373,7 @@ def main() -> None:
     facts |= {"commit": commit(), "date": datetime.date.today().isoformat()}
     python = args.python or find_python()
     pythons = {e: environment(e, args.env_dir, python) for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)}
-    facts |= {"rounds": args.rounds, "steps": args.steps, "threads": args.threads, "load": os.getloadavg()[0]}
+    facts |= {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
     with tempfile.TemporaryDirectory(prefix="dpo_step_") as folder:
         write_weights(Path(folder), shape)
         write_ids(Path(folder) / "ids.npz", batch, shape["vocab_size"])

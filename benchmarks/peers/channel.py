@@ -1,6 +1,6 @@
 """The line between the driver and one contestant: commands on stdin, JSON lines on what was stdout.
 
-    driver: step N   contestant: N lines {"event": "step", "step", "seconds", "loss", "peak_rss_mb"}
+    driver: step N   contestant: N lines {"event": "step", "seconds", "cpu_seconds", "loss", ...}
     driver: peak     contestant: {"event": "peak", "gflops"}    its own framework's best large fp32 matrix product
     driver: quit     contestant ends
 
@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ids", type=Path, required=True, help="npz: prompts, chosen, rejected [pairs, tokens]")
     parser.add_argument("--variant", default="")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=5e-6)
     parser.add_argument("--beta", type=float, default=0.1, help="of the DPO loss")
     args = parser.parse_args()
     limit_threads(args.threads)
@@ -64,8 +64,7 @@ class Channel:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self._peak_fn = peak_fn
         self._granted = 0
-        self._num_steps = 0
-        self._start = None
+        self._start = self._cpu_start = 0.0
 
     def send(self, event: str, **values) -> None:
         self._out.write(json.dumps({"event": event, **values}) + "\n")
@@ -81,11 +80,11 @@ class Channel:
             elif words[0] == "step":
                 self._granted = int(words[1])
         self._granted -= 1
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
         return True
 
     def end_step(self, loss: float) -> None:
         """Stop the clock; call when the new parameters exist, not when they were asked for."""
         seconds = time.perf_counter() - self._start
-        self._num_steps += 1
-        self.send("step", step=self._num_steps, seconds=seconds, loss=float(loss), peak_rss_mb=peak_rss_mb())
+        cpu_seconds = time.process_time() - self._cpu_start  # of all threads
+        self.send("step", seconds=seconds, cpu_seconds=cpu_seconds, loss=float(loss), peak_rss_mb=peak_rss_mb())

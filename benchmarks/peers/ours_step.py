@@ -21,9 +21,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from alignment import logprobs  # noqa: E402
 from alignment.models import decoder  # noqa: E402
-from alignment.preference import losses  # noqa: E402
+from alignment.preference import pairs  # noqa: E402
 from alignment.train import optimizer, sharding, step, train_state  # noqa: E402
 from data import preferences  # noqa: E402
 
@@ -85,7 +84,7 @@ def load_batch(path: Path, layout: str) -> dict[str, np.ndarray]:
     ids = np.load(path)
     rows = [np.concatenate([ids["prompts"], ids[side]], axis=1) for side in ("chosen", "rejected")]
     (num_pairs, num_time), prompt_len = rows[0].shape, ids["prompts"].shape[1]
-    pairs = preferences.Pairs(
+    tokenised = preferences.Pairs(
         tokens=np.stack(rows, axis=1).reshape(-1).astype(np.int32),
         starts=np.arange(2 * num_pairs + 1) * num_time,
         prompt_len_NP=np.full((num_pairs, 2), prompt_len),
@@ -95,38 +94,25 @@ def load_batch(path: Path, layout: str) -> dict[str, np.ndarray]:
         limits={"sequence": num_time, "row": 2 * num_time - prompt_len, "answer": num_time - prompt_len},
         pad_id=0,
     )
-    num_time, num_answer = preferences.shape(pairs, layout=layout)
-    return preferences.assemble(pairs, np.arange(num_pairs), layout=layout, num_time=num_time, num_answer=num_answer)
+    num_time, num_answer = preferences.shape(tokenised, layout=layout)
+    return preferences.assemble(
+        tokenised, np.arange(num_pairs), layout=layout, num_time=num_time, num_answer=num_answer
+    )
 
 
 def main() -> None:
     channel = Channel(peak_gflops)
     model, params = load(args.weights)
     mesh = sharding.make_mesh()
-    batch = sharding.to_devices(load_batch(args.ids, args.variant), mesh)
-
-    def answer_logps(params, batch):
-        """Log-probability of each answer [B,P], and how many tokens it has."""
-        hidden_NTD = model.apply(
-            {"params": params}, batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
-        )
-        N = hidden_NTD.shape[0]
-        sources_NM, targets_NM = batch["sources"].reshape(N, -1), batch["targets"].reshape(N, -1)
-        logps_NM = logprobs.selected(hidden_NTD, decoder.head(model, params), sources_NM, targets_NM, mesh=mesh)
-        return logprobs.sums(logps_NM.reshape(batch["mask"].shape), batch["mask"])
-
-    def loss_fn(params, batch, *, rng, frozen):
-        policy_BP, num_tokens_BP = answer_logps(params, batch)
-        reference_BP = frozen["reference_NP"][batch["index"]]
-        loss_B = losses.dpo(policy_BP, reference_BP, num_tokens_BP, beta=args.beta)
-        return step.Mean(jnp.sum(loss_B * batch["weights"]), jnp.sum(batch["weights"])), {}
+    batch = load_batch(args.ids, args.variant)
+    stored_NPA = pairs.score(model, params, [batch], len(batch["weights"]), batch["mask"].shape[-1], mesh)
+    batch = sharding.to_devices(batch | {"reference": stored_NPA[batch["index"]]}, mesh)
 
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     state = train_state.create(model, tx, batch["tokens"], seed=0, mesh=mesh, params=params)
-    reference_NP, _ = jax.jit(answer_logps)(state.params, batch)
-    state = state.replace(frozen={"reference_NP": reference_NP})
     del params
-    update = step.compile_update(step.build(loss_fn, tx), state)
+    loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
+    update = step.compile_update(step.build(loss_fn, tx, rate_fn=optimizer.learning_rate), state)
     channel.send("ready", versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")})
     while channel.next_step():
         state, metrics = update(state, batch)
