@@ -9,7 +9,6 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 
 import functools
 import itertools
-import json
 import pathlib
 
 import jax
@@ -22,7 +21,7 @@ from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses, metrics, pairs
-from alignment.train import loop, next_token, optimizer, sharding, start, step, train_state
+from alignment.train import files, loop, next_token, optimizer, sharding, start, step, train_state
 from data import preferences, text, tokenizer
 
 SETTINGS = ("", "laptop", "short", "tiny")
@@ -75,12 +74,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.pretrain = dict(steps=2, batch_size=8, max_len=64, peak_lr=1e-3, warmup_steps=1)
         c.samples.update(num=2, max_new_tokens=8)
     elif arg == "laptop":
-        c.steps = 60
+        c.steps = 40
+        c.objective.beta = 0.3
         c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
         c.data.update(limit=2_000, max_len=160)
         c.batch.update(batch_size=32, layout="shared")
-        c.optimizer.update(peak_lr=3e-4, warmup_steps=5)
-        c.loop = dict(log_every=5, eval_every=20, save_every=20, keep=2)
+        c.optimizer.update(peak_lr=6e-5, warmup_steps=5)
+        c.loop = dict(log_every=5, eval_every=10, save_every=20, keep=2)
         c.pretrain = dict(steps=300, batch_size=16, max_len=256, peak_lr=3e-3, warmup_steps=20)
         c.samples.update(num=8, max_new_tokens=80)
     elif arg == "short":  # a file of real pairs, a small model from nothing: give --config.data.path and a tokenizer
@@ -133,7 +133,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         state = train_state.with_reference(state)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
-        _write_rows(workdir / "before.jsonl", answers_fn(state.params))
+        files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
 
     loss_fn = pairs.loss_fn(
         model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective
@@ -157,10 +157,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         sinks=c.sinks,
         **c.loop,
     )
-    before = [json.loads(line) for line in (workdir / "before.jsonl").read_text().splitlines()]
-    rows = [{**old, "after": new["answer"], "before": old["answer"]} for old, new in zip(before, answers_fn(state.params))]
-    keys = ("prompt", "before", "after", "chosen", "rejected")
-    _write_rows(workdir / "tables/samples.jsonl", [{key: row[key] for key in keys if key in row} for row in rows])
+    rows = [
+        {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
+        | {key: old[key] for key in ("chosen", "rejected")}
+        for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
+    ]
+    files.write_rows(workdir / "tables/samples.jsonl", rows)
     if c.export:
         start.export(workdir / "export/hf", state.params, settings, tok.save)
     summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
@@ -181,7 +183,7 @@ def read(c, tok, workdir):
         **options,
     )
     print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
-    _write_rows(workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()])
+    files.write_rows(workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()])
     if not len(heldout):
         raise InputError(f"{c.data.path}: no pair is held out; raise data.heldout_fraction or give data.heldout_path")
     return train, heldout
@@ -191,32 +193,27 @@ def pretrain(c, model, params, tok, splits, mesh, workdir):
     """Language modelling on the texts of the pairs, chosen and rejected alike, so that DPO has a policy to start from."""
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
-    sharding.check_batch(batch_size, mesh)
-    train, heldout = (
-        text.pack([s.sequence(i, p) for i in range(len(s)) for p in (0, 1)], max_len=max_len, pad_id=tok.pad_id)
-        for s in splits
-    )
-    tx = optimizer.adamw(**options, total_steps=steps)
-    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
-    loss_fn = next_token.loss_fn(model, mesh)
-    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches_fn = functools.partial(text.batches, batch_size=batch_size, seed=c.seed, **where)
-    state, _ = loop.fit(
-        step.build(loss_fn, tx, rate_fn=optimizer.learning_rate),
-        state,
-        batches_fn(train),
-        {"heldout": loop.evaluator(loss_fn, batches_fn(heldout, endless=False))},
+    batches = []
+    for split, endless in zip(splits, (True, False)):
+        texts = [split.sequence(i, p) for i in range(len(split)) for p in (0, 1)]
+        packed = text.pack(texts, max_len=max_len, pad_id=tok.pad_id)
+        where = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        batches.append(text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **where))
+    return next_token.fit(
+        model,
+        params,
+        *batches,
         mesh,
         workdir,
+        tx=optimizer.adamw(**options, total_steps=steps),
+        seed=c.seed,
         steps=steps,
-        unit="tokens",
-        units_per_step=batch_size * max_len,
+        batch_size=batch_size,
         log_every=max(steps // 20, 1),
         save_every=c.loop.save_every,
         label="pretrain",
         sinks=c.sinks,
-    )
-    return state.params
+    )[0].params
 
 
 def reference(c, model, state, split, mesh, path):
@@ -226,30 +223,23 @@ def reference(c, model, state, split, mesh, path):
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches = preferences.batches(split, **c.batch, endless=False, **where)
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
-    progress_fn = functools.partial(print, f"reference log-probabilities of {len(split)} {path.stem} pairs:", end="\r")
-    scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh, progress_fn)
-    print()
-    if jax.process_index() == 0:
-        start.write_atomically(path, lambda f: np.save(f, scores, allow_pickle=False))
+    print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
+    scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
+    files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
     return scores
 
 
 def answers(c, model, tok, heldout, params):
     """What the policy writes for the first held-out prompts, beside what people preferred."""
-    rows = []
     num = min(c.samples.num, len(heldout))
-    if not num:
-        return rows
     prompts = [heldout.prompt(i) for i in range(num)]
-    tokens_BT, groups_BT = sample.pad_prompts(prompts, pad_id=tok.pad_id)
     options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
-    rng = jax.random.PRNGKey(c.seed)
-    new_BN, lengths_B = sample.generate(
-        model, params, tokens_BT, groups_BT, **options, rng=rng, stop_ids=tok.stop_ids, pad_id=tok.pad_id
+    written = sample.answers(
+        model, params, prompts, **options, rng=jax.random.PRNGKey(c.seed), stop_ids=tok.stop_ids, pad_id=tok.pad_id
     )
-    new_BN, lengths_B = sharding.to_host((new_BN, lengths_B))
+    rows = []
     for i in range(num):
-        row = {"prompt": tok.decode(prompts[i]), "answer": tok.decode(new_BN[i, : lengths_B[i]]).strip()}
+        row = {"prompt": tok.decode(prompts[i]), "answer": tok.decode(written[i]).strip()}
         for name, p in (("chosen", 0), ("rejected", 1)):
             row[name] = tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip()
         rows.append(row)
@@ -258,8 +248,3 @@ def answers(c, model, tok, heldout, params):
 
 def _extra(stored):
     return None if stored is None else {"reference": stored}
-
-
-def _write_rows(path, rows):
-    if jax.process_index() == 0:
-        start.write_atomically(path, lambda f: f.write("".join(json.dumps(row) + "\n" for row in rows).encode()))

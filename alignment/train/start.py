@@ -1,10 +1,9 @@
 """Where a run begins: from nothing, from a Hugging Face folder, or from an earlier run."""
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
-from alignment.train import checkpoint, sharding, train_state
+from alignment.train import checkpoint, files, sharding, train_state
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -53,17 +52,8 @@ def remember(
     """Leave architecture and tokenizer in the workdir, for `run:<workdir>`."""
     if jax.process_index() == 0:
         found = json.dumps(dict(model_settings), indent=2, sort_keys=True).encode()
-        write_atomically(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(found))
+        files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(found))
         save_tokenizer_fn(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
-
-
-def write_atomically(path: pathlib.Path, write_fn: Callable[[BinaryIO], Any]) -> None:
-    """A file that is complete or absent, whenever the run is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as f:
-        write_fn(f)
-    os.replace(unfinished, path)
 
 
 def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
