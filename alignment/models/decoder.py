@@ -1,0 +1,338 @@
+"""A decoder-only language model: Llama 3, Qwen2.5, Qwen3 and Mistral are settings of it.
+
+The layers are one scanned module, so their parameters are stacked: params["layers"]["query"] is [L,D,H,K]. Parameters
+carry logical axis names ("vocab", "embed", "heads", "kv_heads", "head", "mlp", "layers", "norm"), and activations are
+constrained by ("batch", "time", "heads", "kv_heads", "mlp"); both mean nothing until `nn.logical_axis_rules` is set.
+
+Dimensions: B batch, T time, S positions attended to, L layers, D model width, F feed-forward, H query heads,
+G key/value heads, K head width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from alignment.errors import InputError
+from alignment.models import attention, rope
+
+_policies = jax.checkpoint_policies
+REMAT = {  # what a layer keeps for its backward pass, from least memory to most; "none" keeps everything
+    "full": _policies.nothing_saveable,
+    "attn": _policies.save_only_these_names("attention"),
+    "attn_mlp": _policies.save_only_these_names("attention", "gate", "up"),
+    "dots": _policies.checkpoint_dots,
+    "none": None,
+}
+
+
+class DecoderLM(nn.Module):
+    """Tokens in, final hidden states out; `head` gives the matrix from there to logits.
+
+    Attributes:
+        num_kv_heads: key/value heads shared by the query heads; None: as many as query heads.
+        head_dim: width of a head, even; None: model_dim / num_heads.
+        ffn_dim: width of the gated feed-forward; None: 8/3 model_dim, rounded up to a multiple of 64.
+        rope_theta, rope_scaling: see `rope.frequencies`.
+        qkv_bias: biases on query, key and value (Qwen2.5).
+        qk_norm: RMS norm over each head's query and key before rope (Qwen3).
+        sliding_window: a query sees fewer than this many positions back; None: all of them.
+        layer_types: "sliding_attention" or "full_attention" for each layer; None: all alike.
+        tie_embeddings: the output matrix is the transposed embedding.
+        remat: a key of REMAT.
+        attention: a key of attention.KERNELS.
+        unroll: layers per iteration of the scan: more compiles longer and lets XLA fuse across layers.
+        dtype: of matrix products and of the residual stream; norms, rope and softmax are computed in float32.
+    """
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_dim: int | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+    remat: str = "none"
+    attention: str = "dense"
+    unroll: int = 1
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        _check(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        groups_BT: jax.Array | None = None,
+        branches_BT: jax.Array | None = None,
+        cache: dict | None = None,
+    ):
+        """Hidden states after the final norm, [B,T,D] in `dtype`; with a cache, also the cache with these tokens in it.
+
+        Args:
+            tokens_BT: ids in [0, V).
+            positions_BT: rope positions; None: 0, 1, ... (after the cache's tokens, if there is one).
+            groups_BT: tokens of different groups do not see each other, 0 is padding; None: all ones.
+            branches_BT: 0 is a group's trunk, seen by its branches 1, 2, ..., which do not see each other; None: zeros.
+            cache: from `init_cache`. T > 1 fills it with prompts (padding anywhere), T = 1 is a step of decoding.
+                Tokens beyond its length turn the result into NaN.
+        """
+        axes = _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache)
+        cache, keys = (None, axes) if cache is None else _remember(cache, axes)
+        rules = tuple(self._rules(axes, keys, is_decoding=cache is not None))
+        frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
+        tables = rope.tables(axes["positions"], frequencies_J, factor)
+
+        embedding_VD = self.param(
+            "embedding", _init(("vocab", "embed"), None), (self.vocab_size, self.model_dim), self.param_dtype
+        )
+        hidden_BTD = _shard(jnp.take(embedding_VD, tokens_BT, axis=0).astype(self.dtype), "batch", "time", None)
+        (hidden_BTD, cache), _ = self._layers()((hidden_BTD, cache), self._layer_numbers(), rules, tables)
+        scale_D = self.param("final_norm", _ones("norm"), (self.model_dim,), self.param_dtype)
+        hidden_BTD = rms_norm(hidden_BTD, scale_D, self.norm_eps)
+        if not self.tie_embeddings:
+            self.param("head", _init(("embed", "vocab"), 0), (self.model_dim, self.vocab_size), self.param_dtype)
+        if cache is None:
+            return hidden_BTD
+        return jnp.where(cache["length"] > cache["positions"].shape[1], jnp.nan, hidden_BTD), cache
+
+    def init_cache(self, batch_size: int, max_len: int) -> dict:
+        """Empty cache for `max_len` tokens a row, padding included: keys and values [L,B,S,G,K], and whose they are."""
+        shape = (self.num_layers, batch_size, max_len, self.num_kv_heads or self.num_heads, self._head_dim())
+        rows = {name: jnp.zeros((batch_size, max_len), jnp.int32) for name in ("positions", "groups", "branches")}
+        return {
+            "keys": jnp.zeros(shape, self.dtype),
+            "values": jnp.zeros(shape, self.dtype),
+            "length": jnp.int32(0),
+            **rows,
+        }
+
+    def _head_dim(self) -> int:
+        return self.head_dim or self.model_dim // self.num_heads
+
+    def _layers(self):
+        """All layers as one module: scanned, and rematerialised layer by layer."""
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1)
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.num_layers,
+            unroll=self.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads or self.num_heads,
+            head_dim=self._head_dim(),
+            ffn_dim=self.ffn_dim or -(-8 * self.model_dim // (3 * 64)) * 64,
+            num_layers=self.num_layers,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            norm_eps=self.norm_eps,
+            attention=self.attention,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="layers",
+        )
+
+    def _layer_numbers(self):
+        """Each layer's index, and whether its window slides, [L] each."""
+        types = self.layer_types or ("sliding_attention",) * self.num_layers
+        is_sliding_L = jnp.array([kind == "sliding_attention" for kind in types])
+        return jnp.arange(self.num_layers), is_sliding_L
+
+    def _rules(self, axes, keys, is_decoding):
+        """What layers without and with a sliding window attend by; None where no layer asks for it."""
+        rule = attention.RULES["dense" if is_decoding else self.attention]
+        kinds = {"full_attention"} if self.sliding_window is None else set(self.layer_types or ["sliding_attention"])
+        yield rule(axes, keys, None) if "full_attention" in kinds else None
+        yield rule(axes, keys, self.sliding_window) if "sliding_attention" in kinds and self.sliding_window else None
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and gated feed-forward, each added to the residual stream."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    num_layers: int
+    qkv_bias: bool
+    qk_norm: bool
+    norm_eps: float
+    attention: str
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, carry, numbers, rules, tables):
+        """One layer, in the shape that scan wants: carry in, carry out.
+
+        Args:
+            carry: hidden_BTD, and the cache or None.
+            numbers: this layer's index, and whether its window slides.
+            rules: what attention goes by, without and with the window.
+            tables: rope's cosines and sines.
+        """
+        hidden_BTD, cache = carry
+        index, is_sliding = numbers
+        q_BTHK, k_BSGK, v_BSGK = self._project(self._norm(hidden_BTD, "attention_norm"), tables)
+        kernel = attention.KERNELS[self.attention if cache is None else "dense"]
+        if cache is not None:
+            cache, k_BSGK, v_BSGK = _extend(cache, index, k_BSGK, v_BSGK)
+        mixed_BTHK = kernel(q_BTHK, k_BSGK, v_BSGK, _choose(rules, is_sliding))
+        mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
+        hidden_BTD = hidden_BTD + self._mix_out(mixed_BTHK, hidden_BTD.shape[-1])
+        hidden_BTD = hidden_BTD + self._feed_forward(self._norm(hidden_BTD, "mlp_norm"))
+        return (hidden_BTD, cache), None
+
+    def _project(self, x_BTD, tables):
+        """Queries [B,T,H,K] and keys, values [B,T,G,K], the first two turned by their positions."""
+        query = self._heads(x_BTD, "query", "heads", self.num_heads)
+        key = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads)
+        value = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads)
+        if self.qk_norm:
+            query, key = self._norm(query, "query_norm"), self._norm(key, "key_norm")
+        return rope.rotate(query, *tables), rope.rotate(key, *tables), value
+
+    def _heads(self, x_BTD, name, axis, num_heads):
+        shape = (x_BTD.shape[-1], num_heads, self.head_dim)
+        out_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, self._kernel(name, ("embed", axis, "head"), shape, 0))
+        if self.qkv_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
+            bias_HK = self.param(f"{name}_bias", init, shape[1:], self.param_dtype)
+            out_BTHK += bias_HK.astype(self.dtype)[None, None]
+        return _shard(out_BTHK, "batch", None, axis, None)
+
+    def _mix_out(self, mixed_BTHK, model_dim):
+        shape = (self.num_heads, self.head_dim, model_dim)
+        kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
+        return _shard(jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel_HKD), "batch", "time", None)
+
+    def _feed_forward(self, x_BTD):
+        D, F = x_BTD.shape[-1], self.ffn_dim
+        gate_BTF = x_BTD @ self._kernel("gate", ("embed", "mlp"), (D, F), 0)
+        up_BTF = x_BTD @ self._kernel("up", ("embed", "mlp"), (D, F), 0)
+        gate_BTF = checkpoint_name(_shard(gate_BTF, "batch", "time", "mlp"), "gate")
+        up_BTF = checkpoint_name(_shard(up_BTF, "batch", "time", "mlp"), "up")
+        kernel_FD = self._kernel("down", ("mlp", "embed"), (F, D), 0, 0.5 / self.num_layers)
+        return _shard((nn.silu(gate_BTF) * up_BTF) @ kernel_FD, "batch", "time", None)
+
+    def _norm(self, x, name):
+        return rms_norm(x, self.param(name, _ones("norm"), x.shape[-1:], self.param_dtype), self.norm_eps)
+
+    def _kernel(self, name, axes, shape, fan_in, scale=1.0):
+        return self.param(name, _init(axes, fan_in, scale), shape, self.param_dtype).astype(self.dtype)
+
+
+def head(model: DecoderLM, params: Mapping) -> jax.Array:
+    """The matrix [D,V] from hidden states to logits, in the parameters' own dtype."""
+    return nn.meta.unbox(params["embedding"]).T if model.tie_embeddings else nn.meta.unbox(params["head"])
+
+
+def logits(model: DecoderLM, params: Mapping, hidden_BTD: jax.Array) -> jax.Array:
+    """All logits [B,T,V] in fp32: for tests and a few last positions; `logprobs` serves training."""
+    head_DV = head(model, params).astype(hidden_BTD.dtype)
+    return jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """Divide the last axis by its root mean square, in fp32; the scale comes after the cast, as checkpoints expect."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
+
+
+def _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache):
+    """What the mask goes by: positions, groups and branches [B,T], with their defaults filled in."""
+    B, T = tokens_BT.shape
+    if positions_BT is None:
+        start = jnp.int32(0) if cache is None else cache["length"]
+        positions_BT = jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    groups_BT = jnp.ones((B, T), jnp.int32) if groups_BT is None else groups_BT
+    branches_BT = jnp.zeros((B, T), jnp.int32) if branches_BT is None else branches_BT
+    return {"positions": positions_BT, "groups": groups_BT, "branches": branches_BT}
+
+
+def _remember(cache, axes):
+    """Write who the new tokens are behind the cache's tokens; the cache, and its rows to attend to."""
+    T, S = axes["groups"].shape[1], cache["groups"].shape[1]
+    if T > S:
+        raise InputError(f"{T} tokens do not fit a cache of {S}; init_cache(batch_size, max_len={T}) or more would")
+    start = cache["length"]
+    rows = {
+        name: jax.lax.dynamic_update_slice(cache[name], x.astype(jnp.int32), (0, start)) for name, x in axes.items()
+    }
+    return {**cache, **rows, "length": start + T}, rows
+
+
+def _extend(cache, index, k_BTGK, v_BTGK):
+    """Write one layer's new keys and values; the cache, and all of that layer's keys and values [B,S,G,K]."""
+    at = (index, 0, cache["length"] - k_BTGK.shape[1], 0, 0)  # the length already counts the new tokens
+    keys_LBSGK = jax.lax.dynamic_update_slice(cache["keys"], k_BTGK[None], at)
+    values_LBSGK = jax.lax.dynamic_update_slice(cache["values"], v_BTGK[None], at)
+    layer = [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (keys_LBSGK, values_LBSGK)]
+    return {**cache, "keys": keys_LBSGK, "values": values_LBSGK}, *layer
+
+
+def _choose(rules, is_sliding):
+    full, sliding = rules
+    if full is None or sliding is None:
+        return sliding if full is None else full
+    return jax.tree.map(lambda s, f: jnp.where(is_sliding, s, f), sliding, full)
+
+
+def _shard(x, *names):
+    return nn.with_logical_constraint(x, names)
+
+
+def _ones(name):
+    return nn.with_logical_partitioning(nn.initializers.ones, (name,))
+
+
+def _init(axes, fan_in, scale=1.0):
+    """Normal with variance `scale` / fan-in; `fan_in` None gives the embedding's fixed deviation of 0.02."""
+    if fan_in is None:
+        return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+    out = tuple(i for i in range(len(axes)) if i not in jax.tree.leaves(fan_in))
+    init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", in_axis=fan_in, out_axis=out)
+    return nn.with_logical_partitioning(init, axes)
+
+
+def _check(model: DecoderLM):
+    """Refuse settings that cannot work, before any array exists."""
+    G, H = model.num_kv_heads or model.num_heads, model.num_heads
+    if H % G:
+        raise InputError(f"num_heads={H} is not a multiple of num_kv_heads={G}; {H // G * G or G} would be")
+    if model.head_dim is None and model.model_dim % H:
+        raise InputError(f"model_dim={model.model_dim} does not split over num_heads={H}; set head_dim")
+    if model._head_dim() % 2:
+        raise InputError(f"head_dim={model._head_dim()} is odd, and rope turns pairs; {model._head_dim() + 1} would do")
+    for name, choices in (("remat", REMAT), ("attention", attention.KERNELS)):
+        if getattr(model, name) not in choices:
+            raise InputError(f"{name}={getattr(model, name)!r} is unknown; known: {', '.join(choices)}")
+    if model.layer_types is not None and len(model.layer_types) != model.num_layers:
+        raise InputError(f"layer_types has {len(model.layer_types)} entries for num_layers={model.num_layers}")
+    if set(model.layer_types or ()) - {"full_attention", "sliding_attention"}:
+        raise InputError(f"layer_types={model.layer_types} knows only 'full_attention' and 'sliding_attention'")
+    if model.layer_types and "sliding_attention" in model.layer_types and model.sliding_window is None:
+        raise InputError("layer_types has 'sliding_attention' and sliding_window is None; give the window's length")
+    rope.frequencies(model._head_dim(), model.rope_theta, model.rope_scaling)

@@ -1,0 +1,103 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) and its length-scaling variants.
+
+Conventions are those of Hugging Face checkpoints: dimension i of a head turns together with dimension i + K/2.
+
+Dimensions: B batch, T time, H heads, K head width, J = K/2 frequencies.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.errors import InputError
+
+
+def frequencies(head_dim: int, theta: float, scaling: Mapping | None = None) -> tuple[np.ndarray, float]:
+    """Radians per position of each dimension pair, and a factor on the tables (1 except for yarn).
+
+    Args:
+        head_dim: K, even.
+        theta: base wavelength, > 0.
+        scaling: None, or the `rope_scaling` of a Hugging Face config: `rope_type` is a key of `SCALINGS`, the rest are
+            its arguments.
+    """
+    plain_J = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    scaling = dict(scaling or {})
+    kind = scaling.get("rope_type", scaling.get("type", "default")) or "default"
+    if kind not in SCALINGS:
+        raise InputError(f"rope_scaling of type {kind!r} is not supported; supported: {', '.join(SCALINGS)}")
+    try:
+        scaled_J, factor = SCALINGS[kind](plain_J, theta, scaling)
+    except KeyError as e:
+        raise InputError(f"rope_scaling {scaling} lacks {e.args[0]!r}, which rope_type {kind!r} needs") from None
+    return scaled_J.astype(np.float32), factor
+
+
+def _default(plain_J, theta, scaling):
+    del theta, scaling
+    return plain_J, 1.0
+
+
+def _linear(plain_J, theta, scaling):
+    """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
+    del theta
+    return plain_J / scaling["factor"], 1.0
+
+
+def _llama3(plain_J, theta, scaling):
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended linearly."""
+    del theta
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    turns_J = scaling["original_max_position_embeddings"] * plain_J / (2 * math.pi)  # in the original context
+    keep_J = np.clip((turns_J - low) / (high - low), 0.0, 1.0)
+    return plain_J * (keep_J + (1 - keep_J) / factor), 1.0
+
+
+def _yarn(plain_J, theta, scaling):
+    """YaRN (Peng et al. 2023, arXiv:2309.00071), Eq. 17-22, with the bounds rounded as in common checkpoints."""
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    fast, slow = scaling.get("beta_fast") or 32.0, scaling.get("beta_slow") or 1.0
+    head_dim = 2 * len(plain_J)
+
+    def dimension(turns):
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(fast), dimension(slow)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high += 0.001 if low == high else 0.0
+    stretch_J = np.clip((np.arange(len(plain_J)) - low) / (high - low), 0.0, 1.0)
+    return plain_J * (1 - stretch_J + stretch_J / factor), _yarn_attention_factor(scaling)
+
+
+def _yarn_attention_factor(scaling) -> float:
+    """Eq. 22 (a temperature on the logits, put on both tables), or the ratio that DeepSeek-style configs ask for."""
+
+    def mscale(weight):
+        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
+    return mscale(1.0)
+
+
+SCALINGS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+
+
+def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B,T,1,J] in fp32, whatever the model computes in."""
+    angles_BTJ = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies_J)[None, None]
+    return jnp.cos(angles_BTJ)[:, :, None] * factor, jnp.sin(angles_BTJ)[:, :, None] * factor
+
+
+def rotate(x_BTHK: jax.Array, cos_BT1J: jax.Array, sin_BT1J: jax.Array) -> jax.Array:
+    """Turn each (i, i + K/2) pair by its position's angle; computed in fp32, returned in x's dtype."""
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J], axis=-1)
+    return turned.astype(x_BTHK.dtype)
