@@ -63,7 +63,7 @@ class DecoderLM(nn.Module):
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
     remat: str = "none"
-    attention: str = "dense"
+    attention: str = "blocked"
     unroll: int = 1
     dtype: str = "float32"
     param_dtype: str = "float32"
