@@ -3,9 +3,11 @@
 Dimensions: B rows, T prompt slots, N new tokens, S = T + N, V vocabulary.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def generate(
     if isinstance(groups_BT, np.ndarray) and not (groups_BT > 0).any(axis=1).all():
         raise InputError(f"prompt {int(np.argmin((groups_BT > 0).any(axis=1)))} has no tokens; it needs at least one")
     return _generate(
-        model,
+        _hashable(model),
         params,
         jnp.asarray(prompt_tokens_BT, jnp.int32),
         jnp.asarray(groups_BT) > 0,
@@ -86,6 +88,13 @@ def generate(
         max_new_tokens=max_new_tokens,
         process_logits=process_logits,
     )
+
+
+def _hashable(model):
+    """The module with its mappings and lists frozen, so that jit can tell whether it has compiled for it."""
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    frozen = {name: flax.core.freeze(dict(x)) for name, x in fields.items() if isinstance(x, Mapping)}
+    return model.clone(**frozen, **{name: tuple(x) for name, x in fields.items() if isinstance(x, list)})
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "process_logits"))
@@ -118,9 +127,7 @@ def _generate(
         """Put the token chosen from these logits at T + step, in rows that still go on."""
         if process_logits is not None:
             logits_BV = process_logits(logits_BV, tokens_BS, T + step)
-        noise_BV = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits_BV.shape[1:]))(rngs_B)
-        chosen_B = jnp.argmax(logits_BV + temperature * noise_BV, axis=-1)  # temperature 0: plain argmax
-        chosen_B = jnp.where(is_done_B, pad_id, chosen_B).astype(jnp.int32)
+        chosen_B = jnp.where(is_done_B, pad_id, _choose(logits_BV, temperature, rngs_B, step))
         tokens_BS = jax.lax.dynamic_update_slice(tokens_BS, chosen_B[:, None], (0, T + step))
         lengths_B = lengths_B + ~is_done_B
         return tokens_BS, lengths_B, is_done_B | jnp.any(chosen_B[:, None] == stop_ids[None], axis=1)
@@ -142,6 +149,17 @@ def _generate(
     carry = (jnp.int32(1), cache, write(jnp.int32(0), logits_BV, *rows))
     _, _, (tokens_BS, lengths_B, _) = jax.lax.while_loop(goes_on, turn, carry)
     return tokens_BS[:, T:], lengths_B
+
+
+def _choose(logits_BV, temperature, rngs_B, step):
+    """A token from softmax(logits / temperature) by the Gumbel trick; no noise is made at temperature 0."""
+
+    def draw():
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(rngs_B, step)
+        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
+        return jnp.argmax(logits_BV + temperature * noise_BV, axis=-1)
+
+    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
 def _align_right(tokens_BT, is_real_BT, pad_id):
