@@ -167,3 +167,23 @@ def _align_right(tokens_BT, is_real_BT, pad_id):
     order_BT = jnp.argsort(is_real_BT, axis=1, stable=True)
     is_real_BT = jnp.take_along_axis(is_real_BT, order_BT, axis=1)
     return jnp.where(is_real_BT, jnp.take_along_axis(tokens_BT, order_BT, axis=1), pad_id), is_real_BT
+
+
+def answers(
+    model: decoder.DecoderLM,
+    params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    rng: jax.Array | None = None,
+    stop_ids: Sequence[int] = (),
+    pad_id: int = 0,
+) -> list[list[int]]:
+    """The tokens written after each prompt, on the host; options as in `generate`."""
+    if not prompts:
+        return []
+    tokens_BT, groups_BT = pad_prompts(prompts, pad_id=pad_id)
+    options = dict(max_new_tokens=max_new_tokens, temperature=temperature, rng=rng, stop_ids=stop_ids, pad_id=pad_id)
+    written_BN, lengths_B = jax.device_get(generate(model, params, tokens_BT, groups_BT, **options))
+    return [row[:length].tolist() for row, length in zip(written_BN, lengths_B)]
