@@ -127,17 +127,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if c.loss in losses.REFERENCE_FREE:
         pass
     elif c.reference == "stored":
-        stored = [reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
-                  for name, split in (("train", train), ("heldout", heldout))]
+        stored = [
+            reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
+            for name, split in (("train", train), ("heldout", heldout))
+        ]
     else:
         state = train_state.with_reference(state)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
 
-    loss_fn = pairs.loss_fn(
-        model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective
-    )
+    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **where)
     starts_equal = c.loss not in losses.REFERENCE_FREE and not c.sft_weight
@@ -183,7 +183,9 @@ def read(c, tok, workdir):
         **options,
     )
     print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
-    files.write_rows(workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()])
+    files.write_rows(
+        workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()]
+    )
     if not len(heldout):
         raise InputError(f"{c.data.path}: no pair is held out; raise data.heldout_fraction or give data.heldout_path")
     return train, heldout

@@ -13,7 +13,14 @@ import orbax.checkpoint as ocp
 from alignment.errors import InputError
 from alignment.train.train_state import TrainState
 
-DISK_TROUBLE = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large", "Read-only file system", "ENOSPC")
+DISK_TROUBLE = (
+    "No space left",
+    "RESOURCE_EXHAUSTED",
+    "Disk quota",
+    "File too large",
+    "Read-only file system",
+    "ENOSPC",
+)
 
 
 def open_manager(folder: str | pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:

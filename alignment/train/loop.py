@@ -121,7 +121,9 @@ def fit(
                 batches.set_state(position)
             at = int(state.step) if restored else None
             writer = writers.open_run(str(workdir), sinks, restored=at, total_steps=steps, label=label)
-            run = _Run(update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn)
+            run = _Run(
+                update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
+            )
             try:
                 state, summary = _steps(run, steps, log_every, eval_every or steps, save_every or steps, bool(restored))
             finally:
@@ -135,7 +137,9 @@ def fit(
 class _Run:
     """What the steps of one call of `fit` share: the compiled update, and the sums since the last line."""
 
-    def __init__(self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn):
+    def __init__(
+        self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
+    ):
         self.update, self.state = step.compile_update(update, state), state
         self.batches, self.evals, self.mesh, self.writer, self.manager = batches, evals, mesh, writer, manager
         self.unit, self.units_per_step = unit, units_per_step

@@ -262,9 +262,9 @@ class console(_Base):
             print(f"{self._head()}  {self._numbers(chosen)}", file=self._stream, flush=True)
 
     def _advance(self, step: int) -> None:
-        if step > self._step or self._base is None:
+        if step > self._step:
             self._base = self._base or (step, self._clock())
-            self._step = max(step, self._step)
+            self._step = step
 
     def _choose(self, scalars: Mapping[str, Any]) -> list[str]:
         if self._keys:
