@@ -51,6 +51,17 @@ class Texts:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def num_texts(self) -> int:
+        return len(self.starts) - 1
+
+    def first_answer(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of text i before its first target, and those of the first run of targets."""
+        tokens, counts = (x[self.starts[i] : self.starts[i + 1]] for x in (self.tokens, self.counts))
+        start = int(np.argmax(counts > 0))
+        stops = np.flatnonzero(counts[start:] == 0)
+        return tokens[:start], tokens[start : start + stops[0] if len(stops) else len(tokens)]
+
 
 def load(
     *,

@@ -192,7 +192,7 @@ def read(c, tok, workdir):
 
 
 def pretrain(c, model, params, tok, splits, mesh, workdir):
-    """Language modelling on the texts of the pairs, chosen and rejected alike, so that DPO has a policy to start from."""
+    """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
     batches = []

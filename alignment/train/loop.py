@@ -170,7 +170,7 @@ class _Run:
             raise InputError(
                 f"the loss or its gradient is not a finite number at step {at}"
                 f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
-                f"{'none' if good is None else f'that of step {good}'}. A lower learning rate, or a look at these records"
+                f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
             )
         if self.num_timed:  # steps after the first, which holds the compilation
             values["step_seconds"] = (now - self.started) / self.num_timed
