@@ -59,8 +59,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
     c.pretrain = dict(steps=0, batch_size=64, max_len=1_024, peak_lr=3e-4, warmup_steps=100)  # on the pairs' own text
     c.samples = dict(num=8, max_new_tokens=256, temperature=0.0)  # held-out prompts answered before and after
-    c.export = True  # leave a Hugging Face folder in the workdir
+    c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
     if arg:
+        c.export = "float32"
         c.init_from = ""
         c.compute = dict(dtype="float32", remat="none", attention="dense")
         c.data.update(path="synthetic", heldout_fraction=0.1)
@@ -163,8 +164,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
     ]
     files.write_rows(workdir / "tables/samples.jsonl", rows)
-    if c.export:
-        start.export(workdir / "export/hf", state.params, settings, tok.save)
+    start.export(
+        workdir / "export/hf",
+        state.params,
+        model,
+        dtype=c.export,
+        init_from=c.init_from,
+        token_ids={"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id},
+        save_tokenizer_fn=tok.save,
+    )
     summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
 

@@ -42,8 +42,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
     c.samples = dict(num=4, prompt_tokens=32, max_new_tokens=64, temperature=0.0)  # held-out texts continued
-    c.export = True  # leave a Hugging Face folder in the workdir
+    c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
     if arg:
+        c.export = "float32"
         c.tokenizer = ""
         c.compute = dict(dtype="float32", remat="none", attention="dense")
         c.data.update(path="synthetic:documents", heldout_fraction=0.05)
@@ -111,8 +112,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.loop,
     )
     files.write_rows(workdir / "tables/samples.jsonl", continuations(c, model, tok, heldout, state.params))
-    if c.export:
-        start.export(workdir / "export/hf", state.params, settings, tok.save)
+    start.export(
+        workdir / "export/hf",
+        state.params,
+        model,
+        dtype=c.export,
+        init_from=c.init_from,
+        token_ids={"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id},
+        save_tokenizer_fn=tok.save,
+    )
     summary["heldout/perplexity"] = math.exp(min(summary["heldout/loss"], 700.0))
     summary["tokens_per_second"] = summary.get("rows_per_second", math.nan) * c.data.max_len
     return summary

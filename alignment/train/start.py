@@ -68,7 +68,35 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
 
 
-def export(folder: pathlib.Path, params: Any, model_settings: Mapping[str, Any], save_tokenizer_fn) -> None:
-    """A Hugging Face folder: weights, config, tokenizer and template, as `transformers` loads it."""
-    huggingface.save(params, model_settings, folder)
-    save_tokenizer_fn(str(folder))
+def export(
+    folder: str | pathlib.Path,
+    params: Any,
+    model: decoder.DecoderLM,
+    *,
+    dtype: str,
+    init_from: str = "",
+    token_ids: Mapping[str, int | None] | None = None,
+    save_tokenizer_fn: Callable[[str], None],
+) -> None:
+    """Leave a Hugging Face folder that `transformers` loads: weights, config, tokenizer and chat template.
+
+    Args:
+        dtype: of the weights in the files; "" leaves no folder.
+        init_from: where the run began; a checkpoint's token ids and context length are kept.
+        token_ids: `bos_token_id` and the like, for a model from nothing.
+        save_tokenizer_fn: writes the tokenizer into the folder it is given.
+    """
+    if not dtype:
+        return
+    kind, _, name = init_from.partition(":")
+    like = huggingface.read_config(huggingface.resolve(name)) if kind == "hf" else None
+    ids = {key: value for key, value in (token_ids or {}).items() if value is not None} if like is None else {}
+    huggingface.save(
+        params,
+        model,
+        folder,
+        dtype=dtype,
+        like=like,
+        token_ids=ids,
+        extra_fn=lambda unfinished: save_tokenizer_fn(str(unfinished)),
+    )
