@@ -107,6 +107,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     losses.check_options(c.loss, objective)
     if c.reference not in ("stored", "online"):
         raise InputError(f"reference={c.reference!r} must be 'stored' or 'online'")
+    if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
+        raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
     train, heldout = read(c, tok, workdir)
     settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
