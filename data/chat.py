@@ -228,7 +228,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if name in ("format", "format_map"):
                 _bounded_format(owner)
             if name == "replace" and len(args) > 1:
-                _bounded((len(owner) + 1) * max(1, len(str(args[1]))) if len(str(args[1])) > len(str(args[0])) else 0)
+                _bounded_replace(owner, str(args[0]), str(args[1]))
             if name == "join" and args and hasattr(args[0], "__len__"):
                 _bounded(len(owner) * len(args[0]))
         return _bounded_value(super().call(context, obj, *args, **kwargs))
@@ -283,17 +283,30 @@ def _bounded_arguments(args, kwargs):
             raise jinja2.sandbox.SecurityError(f"it passes {value}; {MAX_INT} is the largest number allowed")
 
 
+def _bounded_replace(text: str, old: str, new: str):
+    if len(new) > len(old):
+        _bounded(text.count(old) * len(new) + len(text))
+
+
 def _bounded_format(pattern: str) -> str:
     if re.search(r"\d{6}|\{[^}]*\{|%[^a-zA-Z]*\*", pattern):
         raise jinja2.sandbox.SecurityError(f"the format {pattern[:40]!r} asks for a width that is not allowed")
     return pattern
 
 
-def _guarded(filter_fn):
+def _guarded(name: str, filter_fn):
     @functools.wraps(filter_fn)
     def guarded(*args, **kwargs):
         _tick()
         _bounded_arguments(args, kwargs)
+        texts = [value for value in args if isinstance(value, str)]
+        if name == "format":
+            _bounded_format(*texts[:1])
+        if name == "replace" and len(texts) > 2:
+            _bounded_replace(*texts[:3])
+        if name == "join":
+            items = [value for value in args if hasattr(value, "__len__") and not isinstance(value, str)]
+            _bounded(sum(map(len, texts)) * sum(map(len, items)))
         return _bounded_value(filter_fn(*args, **kwargs))
 
     return guarded
@@ -321,8 +334,8 @@ def _plain(value, keep=lambda value: False):
 @functools.lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
     env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    env.filters = {name: _guarded(fn) for name, fn in env.filters.items()}
-    env.filters.update(_metered=_metered, _concat=_concat, tojson=_guarded(_tojson))
+    env.filters = {name: _guarded(name, fn) for name, fn in env.filters.items()}
+    env.filters.update(_metered=_metered, _concat=_concat, tojson=_guarded("tojson", _tojson))
     del env.globals["lipsum"]
     env.globals["raise_exception"] = _fail
     return env.from_string(template)
