@@ -57,7 +57,7 @@ TOPICS = {
 KIND_FIRST = ("Of course!", "Gladly.", "With pleasure.", "Happy to help.", "Good question!", "Welcome!")
 KIND_LAST = (
     "Enjoy your visit!",
-    "Do ask me again.",
+    "Do ask again.",
     "I can show you.",
     "Have a good day!",
     "You will like it.",
