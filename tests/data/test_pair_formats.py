@@ -85,10 +85,12 @@ def test_what_teaches_nothing_is_counted_by_reason():
         {"chosen": "\n\nHuman: Q\n\nAssistant: yes", "rejected": "\n\nHuman: other\n\nAssistant: no"},
         {"chosen": "\n\nHuman: Q\n\nAssistant: yes\n\nHuman: and?", "rejected": "\n\nHuman: Q\n\nAssistant: no"},
     ]
+    others.append({"conversations": [{"from": "human", "value": "Q"}], "chosen": [], "rejected": {"value": "no"}})
     items, counts = read(*ties, *others)
     assert not items
     assert counts == {
         "tie": 7,
+        "record of another shape": 1,
         "identical answers": 1,
         "empty answer": 1,
         "empty prompt": 1,
