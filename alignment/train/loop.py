@@ -97,8 +97,8 @@ def fit(
         log_every, eval_every, save_every: in steps; 0 for eval and save means only at the end. An evaluation before the
             first step is always made, so that every curve starts where the run did.
         unit, units_per_step: what `<unit>_per_second` counts.
-        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its batch,
-            and raises where they cannot be right.
+        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its
+            batch, and raises where they cannot be right.
         finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
         label: what the progress line calls this run.
