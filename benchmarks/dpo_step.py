@@ -40,9 +40,14 @@ ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that
 CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
     "ours-shared": ("", "ours_step.py", "shared", "prompt once per pair, reference kept"),
     "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
-    "trl": ("trl", "trl_step.py", "", "reference model in every step"),
+    "trl-online": ("trl", "trl_step.py", "", "reference model in every step"),
     "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
-    "trl-checkpointing": ("trl", "trl_step.py", "checkpointing", "as trl, with TRL's default gradient checkpointing"),
+    "trl-checkpointing": (
+        "trl",
+        "trl_step.py",
+        "checkpointing",
+        "as online, with TRL's default gradient checkpointing",
+    ),
     "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
