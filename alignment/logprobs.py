@@ -49,9 +49,7 @@ def selected(
     shards = _shards(mesh, hidden_NTD.shape[0])
     if shards and num_columns % mesh.shape[VOCAB_AXIS]:
         head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % mesh.shape[VOCAB_AXIS])))
-    return _selected(
-        hidden_NTD, head_DV.astype(hidden_NTD.dtype), targets_NM, shards, num_tokens or num_columns, chunk
-    )
+    return _selected(hidden_NTD, head_DV.astype(hidden_NTD.dtype), targets_NM, shards, num_tokens or num_columns, chunk)
 
 
 def sums(logps_BPA: jax.Array, mask_BPA: jax.Array) -> tuple[jax.Array, jax.Array]:

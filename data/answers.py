@@ -72,10 +72,17 @@ def encode(
         raise InputError(f"data.chat={mode!r}; it is one of {', '.join(CHAT)}")
     out = []
     for at in range(0, len(items), 1024):
-        written = [texts(tokenizer, i, a, mode) for i, a in zip(items[at : at + 1024], answers[at : at + 1024])]
+        written = [_texts(tokenizer, i, a, mode) for i, a in zip(items[at : at + 1024], answers[at : at + 1024])]
         encoded = tokenizer.encode_batch([text for text, _, _ in written])
         out += [_bounded(tokenizer, *e, *w[1:]) for e, w in zip(encoded, written)]
     return out
+
+
+def _texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str) -> tuple[str, int, bool]:
+    try:
+        return texts(tokenizer, item, answer, mode)
+    except InputError as e:
+        raise InputError(f"{item.file}:{item.line}: {e}") from e
 
 
 def _bounded(tokenizer: Tokenizer, ids: list[int], offsets: list[tuple[int, int]], boundary: int, rendered: bool):

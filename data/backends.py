@@ -77,10 +77,13 @@ class SentencePiece:
     """A sentencepiece model. Control tokens written out in a text become their ids, as in transformers."""
 
     def __init__(self, content: bytes, where: str, added: dict[int, str] | None = None, legacy: bool = False):
+        self.is_legacy = legacy
         self.processor = _processor(content, where)
         # A second ModelProto.normalizer_spec at the end merges into the first: add_dummy_prefix (field 3) = false.
-        # Text after a special token gets no extra space, as in transformers with legacy=false.
-        self.inner = self.processor if legacy else _processor(content + b"\x1a\x02\x18\x00", where)
+        # Text after a special token gets no extra space, as in transformers with legacy=false; in models that fold
+        # spaces it does, as at the beginning.
+        folds = self.processor.encode("a  b") == self.processor.encode("a b")
+        self.inner = self.processor if legacy or folds else _processor(content + b"\x1a\x02\x18\x00", where)
         size = self.processor.vocab_size()
         names = {i: self.processor.id_to_piece(i) for i in range(size) if self.processor.is_control(i)}
         unknown = self.processor.unk_id()

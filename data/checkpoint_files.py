@@ -129,20 +129,8 @@ def for_bare_file(backend, suffix: str, content: bytes) -> Files:
     }.items():
         tokens.pop(key, None)
         tokens |= {key: processor.id_to_piece(i)} if i >= 0 else {}
-    added = {
-        str(i): {
-            "content": token,
-            "special": True,
-            "normalized": False,
-            "lstrip": False,
-            "rstrip": False,
-            "single_word": False,
-        }
-        for i, token in sorted(backend.names.items())
-    }
-    extra = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "added_tokens_decoder": added}
-    extra["add_bos_token"] = "bos_token" in tokens
-    return Files({"tokenizer.model": content, "tokenizer_config.json": _config(tokens, **extra)}, tokens, {}, None, {})
+    config = {**tokens, "add_bos_token": "bos_token" in tokens}
+    return Files({"tokenizer.model": content, "tokenizer_config.json": _config(config)}, tokens, {}, None, {})
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
@@ -164,9 +152,9 @@ def _guess_missing(content, config) -> dict[str, str]:
     return {}
 
 
-def _config(tokens: dict[str, str], **extra) -> bytes:
+def _config(values: dict) -> bytes:
     base = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    return json.dumps({**base, **tokens, **extra}, indent=2, ensure_ascii=False).encode()
+    return json.dumps({**base, **values}, indent=2, ensure_ascii=False).encode()
 
 
 def _json(content: dict[str, bytes], name: str, folder: pathlib.Path) -> dict:

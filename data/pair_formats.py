@@ -75,7 +75,15 @@ def read(
         value = {**row.value, **{key: row.value.get(name) for key, name in columns.items() if name in row.value}}
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
-        item = FORMATS[name](value)
+        try:
+            item = FORMATS[name](value)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+        ):  # nulls, numbers and empty lists where turns should be
+            item = "record of another shape"
         if isinstance(item, Comparison):
             item = _cleaned(item)
         if isinstance(item, str):

@@ -152,6 +152,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 1,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> loader.Loader:
     """Batches with static shapes; the keys are listed at `assemble`.
 
@@ -161,12 +162,13 @@ def batches(
             once, then both answers as branches.
         max_len: T; None takes the longest row of all splits, rounded up.
         endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
+        extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
     """
     num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
 
     def make(index: np.ndarray, weight: np.ndarray):
         batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
-        return batch | {"weights": weight}
+        return batch | {"weights": weight} | {key: values[index] for key, values in (extra or {}).items()}
 
     where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
     return loader.build(make, num_examples=len(pairs), batch_size=batch_size, seed=seed, endless=endless, **where)
@@ -286,20 +288,22 @@ def _tokenise(items, tokenizer, *, mode, report, max_len, max_prompt_len, trunca
     if len(kinds) > 1:
         raise InputError("the data mixes pairs and single labelled answers; read them apart, or set unpair=True")
     others = items if kinds == {2} else _partners(items)
-    sides = [
+    columns = [
         answers.encode(tokenizer, items, [item.answers[0] for item in items], mode=mode),
         answers.encode(tokenizer, items, [other.answers[-1] for other in others], mode=mode),
     ]
 
-    def count(what):
-        report[what] = report.get(what, 0) + 1
+    def count(what, num=1):
+        report[what] = report.get(what, 0) + num
 
     kept, sequences = [], []
-    for item, pair in zip(items, zip(*sides)):
-        if any(a.is_merged for a in pair):
+    for item, sides in zip(items, zip(*columns)):
+        if any(a.is_merged for a in sides):
             count("boundary inside a token")
         where = {"where": f"{item.file}:{item.line}", "bos_id": tokenizer.bos_id, "count": count}
-        pair = answers.fit(pair, max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation, **where)
+        pair = answers.fit(sides, max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation, **where)
+        count("tokens read", whole := sum(len(a.ids) for a in sides))
+        count("tokens cut or dropped", whole - sum(len(a.ids) for a in pair or ()))
         if pair is not None:
             kept.append(item)
             sequences.append(pair)

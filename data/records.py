@@ -113,13 +113,15 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
     if name.endswith(".txt"):
         yield from _plain_text(file, lines)
         return
+    is_first = True
     for line, raw in enumerate(lines, 1):
         raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
         if not raw.strip():
             continue
-        if raw.lstrip()[:1] == b"[":  # an array is one value, over as many lines as it likes
+        if is_first and raw.lstrip()[:1] == b"[":  # an array is one value, over as many lines as it likes
             yield from _array(file, b"\n".join([raw, *lines]), line)
             return
+        is_first = False
         value, reason = _parse(raw)
         if name.endswith(".json") and reason and raw.strip() == b"{":
             raise InputError(

@@ -11,17 +11,17 @@ import random
 import xxhash
 
 SPEAKERS = ("Child", "Student", "Painter", "Baker", "Sailor", "Teacher", "Farmer", "Tailor")
-GREETINGS = ("", "Hello! ", "Hi. ", "Good day. ", "Excuse me. ", "Pardon. ")
+GREETINGS = ("", "Hello! ", "Hi. ", "Good day. ", "Hey. ", "Pardon. ")
 PLACES = {
     "owl clock": "in the north hall",
-    "blue ship": "above the old stairs",
-    "stone lion": "by the garden door",
+    "blue ship": "by the old stairs",
+    "stone lion": "by the oak door",
     "silver harp": "in the music room",
     "moon map": "on the top floor",
     "glass whale": "in the round room",
-    "red kite": "under the long roof",
+    "red kite": "under the roof",
     "tea room": "behind the library",
-    "umbrella box": "at the front desk",
+    "coat room": "at the front desk",
     "wax garden": "in the east wing",
 }
 TIMES = {
@@ -50,21 +50,21 @@ MAKERS = {
 }
 TOPICS = {
     "place": (PLACES, "The {x} is {y}.", ("Where is the {x}?", "How do I find the {x}?", "Which way is the {x}?")),
-    "time": (TIMES, "The {x} is {y}.", ("When is the {x}?", "What time is the {x}?", "When does the {x} start?")),
+    "time": (TIMES, "The {x} is {y}.", ("When is the {x}?", "What time is the {x}?", "When will the {x} be?")),
     "price": (PRICES, "The {x} is {y}.", ("How much is the {x}?", "What price is the {x}?", "What does the {x} cost?")),
     "maker": (MAKERS, "{y} made the {x}.", ("Who made the {x}?", "Whose work is the {x}?", "Who is behind the {x}?")),
 }
 KIND_FIRST = ("Of course!", "Gladly.", "With pleasure.", "Happy to help.", "Good question!", "Welcome!")
 KIND_LAST = (
     "Enjoy your visit!",
-    "Do ask me again.",
+    "Do ask again.",
     "I can show you.",
-    "Have a lovely day!",
+    "Have a good day!",
     "You will like it.",
     "Take your time.",
 )
 CURT_FIRST = ("Not again.", "What now?", "Can you read?", "Ugh.", "Be quick.", "Use your eyes.")
-CURT_LAST = ("Now go away.", "Stop asking me.", "Leave me alone.", "As anyone knows.", "Move along.", "I am busy.")
+CURT_LAST = ("Now go away.", "Stop asking me.", "Leave me alone.", "As anyone knows.", "Move along.", "I am too busy.")
 SHRUGS = (
     "No idea.",
     "Find out yourself.",

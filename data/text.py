@@ -51,6 +51,17 @@ class Texts:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def num_texts(self) -> int:
+        return len(self.starts) - 1
+
+    def first_answer(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of text i before its first target, and those of the first run of targets."""
+        tokens, counts = (x[self.starts[i] : self.starts[i + 1]] for x in (self.tokens, self.counts))
+        start = int(np.argmax(counts > 0))
+        stops = np.flatnonzero(counts[start:] == 0)
+        return tokens[:start], tokens[start : start + stops[0] if len(stops) else len(tokens)]
+
 
 def load(
     *,
@@ -307,15 +318,29 @@ def _tokenise(items, tokenizer, *, max_len, turns, packed, truncation, report) -
                 continue
             all_ids.append(ids)
             all_counts.append(counts)
-    pieces = packing.chunks([len(ids) for ids in all_ids], max_len)
+    return pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
+
+
+def pack(
+    ids: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray] | None = None,
+    *,
+    max_len: int,
+    pad_id: int,
+    packed: bool = True,
+    samples: tuple[str, ...] = (),
+) -> Texts:
+    """Token sequences as rows of `max_len`; `counts` is 1 where a token is a target, None: everywhere."""
+    counts = [np.ones(len(text), np.int8) for text in ids] if counts is None else counts
+    pieces = packing.chunks([len(text) for text in ids], max_len)
     sizes = [stop - start - 1 for _, start, stop in pieces]
     rows = packing.first_fit(sizes, max_len) if packed else [[i] for i in range(len(pieces))]
     return Texts(
-        tokens=np.concatenate(all_ids) if all_ids else np.zeros(0, np.int32),
-        counts=np.concatenate(all_counts) if all_counts else np.zeros(0, np.int8),
-        starts=np.cumsum([0, *map(len, all_ids)]),
+        tokens=np.concatenate(ids) if len(ids) else np.zeros(0, np.int32),
+        counts=np.concatenate(counts) if len(counts) else np.zeros(0, np.int8),
+        starts=np.cumsum([0, *map(len, ids)]),
         rows=tuple(tuple(pieces[i] for i in row) for row in rows),
         max_len=max_len,
-        pad_id=tokenizer.pad_id,
-        samples=tuple(samples),
+        pad_id=pad_id,
+        samples=samples,
     )

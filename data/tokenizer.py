@@ -80,7 +80,17 @@ class Tokenizer:
         """Write the exact tokenizer, its configuration and its template, for `transformers.AutoTokenizer` to load."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
+        files = dict(self.files)
+        if isinstance(self.backend, backends.SentencePiece) and not self.backend.is_legacy:
+            from data import convert  # protobuf, only where it is needed
+
+            written = convert.tokenizer_json(
+                files["tokenizer.model"], bos=self.tokens.get("bos_token") if self.adds_bos else None
+            )
+            files |= {"tokenizer.json": written} if written else {}
+        for name in (*checkpoint_files.SAVED, checkpoint_files.TEMPLATE):
+            (path / name).unlink(missing_ok=True)  # of another tokenizer
+        for name, content in files.items():
             (path / name).write_bytes(content)
 
 

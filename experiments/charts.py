@@ -15,6 +15,7 @@ Series = list[tuple[float, float]]  # (step, value), in order of step
 PALETTE = ("#3b7dd8", "#e0773c", "#3a9d6a", "#b455a0", "#8a6fd1", "#c9a227", "#2aa5a5", "#c4504f")
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 MAX_POINTS = 400  # in one curve
+FIRST = ("loss", "accuracy", "accuracies", "margins", "rewards", "logps")  # last parts of the names people look for
 HELD_OUT = ("heldout", "eval", "test", "valid", "validation")
 STYLE = {
     "svg.fonttype": "none",
@@ -56,21 +57,34 @@ def quantity(name: str, names: Iterable[str]) -> tuple[str, str]:
     """
     head, _, rest = name.partition("/")
     where = ""
-    if rest and (head.startswith(HELD_OUT) or rest in names):
+    if rest and (is_heldout(head) or rest in names):
         where, name = head, rest
     side = re.fullmatch(r"(.+)/(chosen|rejected)", name)
-    if side:
+    if side and {f"{side[1]}/chosen", f"{side[1]}/rejected"} <= {n.removeprefix(f"{where}/") for n in names}:
         return side[1], " ".join(filter(None, (where, side[2])))
     return name, where or "train"
 
 
 def group(curves: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
-    """{picture: {label: curve}}, losses first, then in the order in which metrics appeared."""
+    """{picture: {label: curve}}, in each picture training before what was held out.
+
+    First the pictures people look for, then others with held-out values, then the rest in order of appearance.
+    """
     pictures: dict[str, dict[str, Series]] = {}
     for name, curve in curves.items():
         picture, label = quantity(name, curves)
         pictures.setdefault(picture, {})[label] = curve
-    return dict(sorted(pictures.items(), key=lambda item: item[0].rsplit("/", 1)[-1] != "loss"))
+    order = sorted(pictures.items(), key=lambda item: (rank(item[0]), not any(map(is_heldout, item[1]))))
+    return {picture: dict(sorted(inside.items(), key=lambda item: is_heldout(item[0]))) for picture, inside in order}
+
+
+def rank(name: str) -> int:
+    last = name.rsplit("/", 1)[-1]
+    return FIRST.index(last) if last in FIRST else len(FIRST)
+
+
+def is_heldout(name: str) -> bool:
+    return name.startswith(HELD_OUT)
 
 
 def draw(curves: Mapping[str, Series], legend: bool | None = None) -> Figure:
@@ -79,9 +93,7 @@ def draw(curves: Mapping[str, Series], legend: bool | None = None) -> Figure:
     axes = figure.add_subplot(facecolor="none")
     hues: dict[str, str] = {}
     for label, curve in curves.items():
-        first = label.split(" ")[0]
-        is_heldout = first.startswith(HELD_OUT)
-        key = (label.partition(" ")[2] or "train") if is_heldout else label
+        key = (label.partition(" ")[2] or "train") if is_heldout(label) else label
         colour = hues.setdefault(key, PALETTE[len(hues) % len(PALETTE)])
         points = downsample(curve)
         marker = "o" if len(points) <= 25 else ""
@@ -89,7 +101,7 @@ def draw(curves: Mapping[str, Series], legend: bool | None = None) -> Figure:
             *zip(*points),
             color=colour,
             linewidth=1.5,
-            linestyle=(0, (4, 2)) if is_heldout else "-",
+            linestyle=(0, (4, 2)) if is_heldout(label) else "-",
             label=label,
             marker=marker,
             markersize=2.5,

@@ -20,6 +20,7 @@ from experiments import charts
 from experiments import workdir as workdirs
 
 MAX_ROWS = 200  # of a table
+SHOWN = 6  # pictures before the fold
 SKIPPED = {"checkpoints", "tables", "figures", "export"}
 
 CSS = """
@@ -44,12 +45,12 @@ dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); } tr:last-child td { border-bottom: 0; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 9rem; }
 td.best { color: var(--best); font-weight: 650; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 figcaption { color: var(--soft); font-size: .88rem; white-space: pre-wrap; }
-details { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
+details { margin-top: .8rem; } details .grid { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 a { color: inherit; }
 """
@@ -126,30 +127,48 @@ def summary(numbers: Mapping[str, Any]) -> str:
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3><dl>{"".join(items)}</dl></div>' for name, items in groups.items()
     ]
-    return f'<div class="grid">{"".join(cards)}</div>' if cards else ""
+    return grid(cards) if cards else ""
 
 
-def curves(found: Mapping[str, charts.Series], title: str = "Curves") -> str:
+def curves(found: Mapping[str, charts.Series]) -> str:
+    """A picture a quantity; those past the first rows wait behind a fold, so that tables stay in reach."""
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} over steps")}</div>'
         for name, inside in charts.group(found).items()
     ]
-    return f'<h2>{escape(title)}</h2><div class="grid">{"".join(cards)}</div>' if cards else ""
+    return f"<h2>Curves</h2>{grid(cards[:SHOWN])}{more(cards[SHOWN:])}" if cards else ""
+
+
+def grid(cards: list[str]) -> str:
+    return f'<div class="grid">{"".join(cards)}</div>'
+
+
+def more(cards: list[str]) -> str:
+    return f"<details><summary>{len(cards)} more curves</summary>{grid(cards)}</details>" if cards else ""
 
 
 def table(name: str, found: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     columns = list(dict.fromkeys(key for row in found for key in row))
-    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
+    head = "".join(heading(c, [row.get(c) for row in found]) for c in columns)
     body = "".join("<tr>" + "".join(cell(row.get(c)) for c in columns) + "</tr>" for row in found[:MAX_ROWS])
     more = f'<p class="sub">{MAX_ROWS} of {len(found):,} rows</p>' if len(found) > MAX_ROWS else ""
     title = escape(name.replace("_", " "))
     return f'<h2>{title}</h2><div class="card wide"><table><tr>{head}</tr>{body}</table></div>{more}'
 
 
+def is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def heading(name: str, values: Iterable[Any]) -> str:
+    """A column's name, over the numbers if it holds only numbers."""
+    return f'<th class="{"number" if all(map(is_number, values)) else ""}">{escape(name)}</th>'
+
+
 def cell(value: Any, css: str = "") -> str:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+    if is_number(value):
         return f'<td class="number {css}">{escape(number(value))}</td>'
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f'<td class="{css}"><div>{escape(text)}</div></td>'
@@ -163,7 +182,7 @@ def figures(paths: list[pathlib.Path]) -> str:
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
         cards.append(f'<figure class="card">{image}<figcaption>{escape(text)}</figcaption></figure>')
-    return f'<h2>Figures</h2><div class="grid">{"".join(cards)}</div>' if cards else ""
+    return f"<h2>Figures</h2>{grid(cards)}" if cards else ""
 
 
 def folded(title: str, tree: Mapping[str, Any]) -> str:
@@ -266,7 +285,8 @@ def comparison(points: list[dict], varied: list[str], measured: list[str]) -> st
         found = [v for p in points if (v := value(p, name)) is not None]
         if len(set(found)) > 1:
             best[name] = max(found) if direction(name) > 0 else min(found)
-    head = "".join(f"<th>{escape(c)}</th>" for c in ("point", *varied, *measured))
+    settings = [heading(key, [point["overrides"].get(key) for point in points]) for key in varied]
+    head = "".join([heading("point", [""]), *settings, *(heading(name, [0]) for name in measured)])
     body = []
     for point in sorted(points, key=place):
         name, is_done = escape(point["id"]), point["summary"] is not None
@@ -291,9 +311,9 @@ def overlaid(folder: pathlib.Path, done: list[dict]) -> list[str]:
     legend = len(done) <= len(charts.PALETTE)
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} of each point", legend)}</div>'
-        for name, inside in sorted(pictures.items(), key=lambda item: item[0].rsplit("/", 1)[-1] != "loss")
+        for name, inside in sorted(pictures.items(), key=lambda item: charts.rank(item[0]))
     ]
-    return [f'<h2>Curves</h2><div class="grid">{"".join(cards)}</div>'] if cards else []
+    return [f"<h2>Curves</h2>{grid(cards)}"] if cards else []
 
 
 def short_label(point: dict) -> str:

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alignment.errors import InputError
-from experiments import emit, report, sweeps
+from experiments import emit, full_disk, report, sweeps
 from experiments import workdir as workdirs
 
 OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except Exception as e:
-        if is_full_disk(e):
+        if full_disk.is_full_disk(e):
             print(f"error: {e}; free some space and start the same command again", file=sys.stderr)
             return BAD_INPUT
         traceback.print_exc()
@@ -119,8 +119,8 @@ def launch(argv: list[str]) -> int:
     if not (is_sweep or options.emit):
         return run_once(module, name, config, options.workdir or os.path.join("runs", label), options.distributed, argv)
 
-    folder = options.workdir or os.path.join("runs", f"{label}-sweep")
     points = sweep_points(module, name, config, rest, required=is_sweep)
+    folder = options.workdir or os.path.join("runs", f"{label}-sweep" if hasattr(module, "sweep") else label)
     configs = [sweeps.apply(config, point.overrides) for point in points]  # every override is checked before any runs
     if options.sweep_index is not None:
         if not 0 <= options.sweep_index < len(points):
@@ -179,6 +179,7 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
     seed = int(config.get("seed", 0))
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    full_disk.say_once()
     before = signal.signal(signal.SIGTERM, on_sigterm)
     held = None
     try:
@@ -230,9 +231,9 @@ def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
             close("stopped")
             say(f"stopped and saved in {workdir}; start the same command again to go on")
             return STOPPED
-        if is_full_disk(e):
+        if full_disk.is_full_disk(e):
             close("full disk")
-            raise InputError(full_disk_message(e, workdir)) from e
+            raise InputError(full_disk.message(e, workdir)) from e
         close("crashed", traceback.format_exc())
         raise
 
@@ -251,32 +252,6 @@ def on_sigterm(number: int, frame: types.FrameType | None) -> None:
     if not active or stop is None or stop.is_set():
         raise Terminated
     stop.set()
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is behind an exception; libraries often wrap it, so its text counts as well."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-            return True
-        if any(text in str(error) for text in ("No space left on device", "ENOSPC", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def full_disk_message(error: BaseException, workdir: str) -> str:
-    path, inner = workdir, error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.filename:
-            path = inner.filename
-            break
-        inner = inner.__cause__ or inner.__context__
-    return (
-        f"no space left on the disk while writing {path}; the last finished checkpoint in "
-        f"{os.path.join(workdir, 'checkpoints')} is good. Free some space and start the same command again."
-    )
 
 
 def split_config(argv: list[str]) -> tuple[str, list[str]]:
@@ -302,7 +277,7 @@ def load_experiment(target: str) -> tuple[types.ModuleType, str, str]:
     file, _, setting = target.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
-        here = sorted(str(p) for p in path.parent.glob("*.py") if "def get_config" in p.read_text(errors="ignore"))
+        here = sorted(str(p) for p in path.parent.glob("*.py") if "\ndef get_config" in p.read_text(errors="ignore"))
         raise InputError(
             f"--config={target}: there is no file {file}; found: {', '.join(here) or 'no experiment there'}"
         )

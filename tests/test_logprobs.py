@@ -89,6 +89,9 @@ def test_no_array_as_large_as_the_logits_is_ever_made():
 def test_bfloat16_is_within_two_hundredths_a_token():
     hidden, head, sources, targets = example()
     out = logprobs.selected(jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head), sources, targets)
-    rounded = np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float64), np.asarray(jnp.asarray(head, jnp.bfloat16), np.float64)
+    rounded = (
+        np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float64),
+        np.asarray(jnp.asarray(head, jnp.bfloat16), np.float64),
+    )
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, slow_selected(*rounded, sources, targets), atol=2e-2)

@@ -63,7 +63,7 @@ class DecoderLM(nn.Module):
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
     remat: str = "none"
-    attention: str = "dense"
+    attention: str = "blocked"
     unroll: int = 1
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -215,7 +215,7 @@ class Layer(nn.Module):
 
     def _heads(self, x_BTD, name, axis, num_heads):
         shape = (x_BTD.shape[-1], num_heads, self.head_dim)
-        out_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, self._kernel(name, ("embed", axis, "head"), shape, 0))
+        out_BTHK = _times(x_BTD, self._kernel(name, ("embed", axis, "head"), shape, 0))
         if self.qkv_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
             bias_HK = self.param(f"{name}_bias", init, shape[1:], self.param_dtype)
@@ -225,16 +225,17 @@ class Layer(nn.Module):
     def _mix_out(self, mixed_BTHK, model_dim):
         shape = (self.num_heads, self.head_dim, model_dim)
         kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
-        return _shard(jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel_HKD), "batch", "time", None)
+        mixed_BTM = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
+        return _shard(_times(mixed_BTM, kernel_HKD.reshape(-1, model_dim)), "batch", "time", None)
 
     def _feed_forward(self, x_BTD):
         D, F = x_BTD.shape[-1], self.ffn_dim
-        gate_BTF = x_BTD @ self._kernel("gate", ("embed", "mlp"), (D, F), 0)
-        up_BTF = x_BTD @ self._kernel("up", ("embed", "mlp"), (D, F), 0)
+        gate_BTF = _times(x_BTD, self._kernel("gate", ("embed", "mlp"), (D, F), 0))
+        up_BTF = _times(x_BTD, self._kernel("up", ("embed", "mlp"), (D, F), 0))
         gate_BTF = checkpoint_name(_shard(gate_BTF, "batch", "time", "mlp"), "gate")
         up_BTF = checkpoint_name(_shard(up_BTF, "batch", "time", "mlp"), "up")
         kernel_FD = self._kernel("down", ("mlp", "embed"), (F, D), 0, 0.5 / self.num_layers)
-        return _shard((nn.silu(gate_BTF) * up_BTF) @ kernel_FD, "batch", "time", None)
+        return _shard(_times(nn.silu(gate_BTF) * up_BTF, kernel_FD), "batch", "time", None)
 
     def _norm(self, x, name):
         return rms_norm(x, self.param(name, _ones("norm"), x.shape[-1:], self.param_dtype), self.norm_eps)
@@ -259,6 +260,12 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
+
+
+def _times(x_BTD, kernel_DM):
+    """[B,T,D] times [D,...] as one product of two matrices: otherwise the weight's gradient costs transposed copies."""
+    D = x_BTD.shape[-1]
+    return (x_BTD.reshape(-1, D) @ kernel_DM.reshape(D, -1)).reshape(*x_BTD.shape[:-1], *kernel_DM.shape[1:])
 
 
 def _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache):

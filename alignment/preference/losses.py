@@ -232,7 +232,7 @@ def exo(
 
 
 def nca(policy_BP: jax.Array, reference_BP: jax.Array, num_tokens_BP: jax.Array, *, beta: float) -> jax.Array:
-    """Noise contrastive alignment (Chen et al. 2024, arXiv:2402.05369) on pairs: absolute rewards, not only their margin."""
+    """Noise contrastive alignment (Chen et al. 2024, arXiv:2402.05369) on pairs: rewards, not margins alone."""
     del num_tokens_BP
     rewards_BP = beta * scores.log_ratios(policy_BP, reference_BP)
     push_down_B = jnp.mean(scores.logistic(-rewards_BP), axis=-1)

@@ -102,7 +102,9 @@ def _reference(model, batch, frozen, mesh, logps_BPA, *, is_needed):
     if "reference" in batch:
         return batch["reference"]
     if not frozen:
-        raise InputError("this loss reads a reference: store its log-probabilities, or put its parameters in state.frozen")
+        raise InputError(
+            "this loss reads a reference: store its log-probabilities, or put its parameters in state.frozen"
+        )
     return jax.lax.stop_gradient(token_logps(model, frozen, batch, mesh))
 
 

@@ -13,13 +13,22 @@ import orbax.checkpoint as ocp
 from alignment.errors import InputError
 from alignment.train.train_state import TrainState
 
-DISK_TROUBLE = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large", "Read-only file system", "ENOSPC")
+DISK_TROUBLE = (
+    "No space left",
+    "RESOURCE_EXHAUSTED",
+    "Disk quota",
+    "File too large",
+    "Read-only file system",
+    "ENOSPC",
+)
 
 
 def open_manager(folder: str | pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
     """A manager of the newest `keep` checkpoints of a folder; half-written ones from a killed run are removed."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-    return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
+    handlers["position"] = ocp.JsonCheckpointHandler()
+    return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any]) -> None:
@@ -73,7 +82,7 @@ def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
 
 
 def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any, workdir: str | pathlib.Path) -> None:
-    tree = manager.item_metadata(step)["params"]
+    tree = manager.item_metadata(step)["params"].tree
     stored = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     for name in sorted(stored.keys() | wanted.keys()):

@@ -60,6 +60,15 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
     return evaluate
 
 
+def latest_step(workdir: str | pathlib.Path) -> int | None:
+    """Step of the newest checkpoint of a workdir; None for a fresh one."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    with checkpoint.open_manager(folder) as manager:
+        return manager.latest_step()
+
+
 def fit(
     update: step.UpdateFn,
     state: TrainState,
@@ -78,6 +87,7 @@ def fit(
     on_first_fn: Callable[[dict[str, float], dict[str, np.ndarray]], None] | None = None,
     finish_fn: Callable[[dict[str, float]], dict[str, float]] = dict,
     sinks: tuple[str, ...] = ("tensorboard",),
+    label: str = "",
 ) -> tuple[TrainState, dict[str, float]]:
     """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one.
 
@@ -87,10 +97,11 @@ def fit(
         log_every, eval_every, save_every: in steps; 0 for eval and save means only at the end. An evaluation before the
             first step is always made, so that every curve starts where the run did.
         unit, units_per_step: what `<unit>_per_second` counts.
-        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its batch,
-            and raises where they cannot be right.
+        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its
+            batch, and raises where they cannot be right.
         finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
+        label: what the progress line calls this run.
 
     Returns:
         The final state, and the last value of every held-out metric with `steps` and `<unit>_per_second`.
@@ -108,8 +119,11 @@ def fit(
             if restored is not None:
                 state, position = restored
                 batches.set_state(position)
-            writer = writers.open_run(workdir, sinks, resume_step=int(state.step) if restored else None, total_steps=steps)
-            run = _Run(update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn)
+            at = int(state.step) if restored else None
+            writer = writers.open_run(str(workdir), sinks, restored=at, total_steps=steps, label=label)
+            run = _Run(
+                update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
+            )
             try:
                 state, summary = _steps(run, steps, log_every, eval_every or steps, save_every or steps, bool(restored))
             finally:
@@ -123,7 +137,9 @@ def fit(
 class _Run:
     """What the steps of one call of `fit` share: the compiled update, and the sums since the last line."""
 
-    def __init__(self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn):
+    def __init__(
+        self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
+    ):
         self.update, self.state = step.compile_update(update, state), state
         self.batches, self.evals, self.mesh, self.writer, self.manager = batches, evals, mesh, writer, manager
         self.unit, self.units_per_step = unit, units_per_step
@@ -154,7 +170,7 @@ class _Run:
             raise InputError(
                 f"the loss or its gradient is not a finite number at step {at}"
                 f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
-                f"{'none' if good is None else f'that of step {good}'}. A lower learning rate, or a look at these records"
+                f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
             )
         if self.num_timed:  # steps after the first, which holds the compilation
             values["step_seconds"] = (now - self.started) / self.num_timed
@@ -189,6 +205,7 @@ def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: i
         run.on_first_fn = None
     for number in range(start + 1, steps + 1):
         run.advance()
+        run.writer.tick(number)
         if number == start + 1:  # compilation is over when this one is
             jax.block_until_ready(run.state.step)
             run.started = time.perf_counter()

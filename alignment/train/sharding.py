@@ -50,12 +50,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return Mesh(np.array(jax.devices()).reshape(shape), AXES)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuse a batch whose rows do not split evenly over the mesh axes that carry rows."""
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Refuse a batch whose rows do not split evenly over accumulated parts and the mesh axes that carry rows."""
     n = math.prod(mesh.shape[axis] for axis in ROWS[0])
-    if batch_size < 1 or batch_size % n:
+    if accumulate < 1:
+        raise InputError(f"accumulate={accumulate} must be at least 1: the parts that a batch is taken in")
+    if batch_size < 1 or batch_size % n or -(-batch_size // accumulate) % n:
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise InputError(
-            f"batch_size={batch_size} does not split over {n} devices (data x fsdp); {max(batch_size // n, 1) * n} would"
+            f"batch_size={batch_size} does not split over {n} devices (data x fsdp){parts}; "
+            f"{max(batch_size // (n * accumulate), 1) * n * accumulate} would"
         )
 
 
@@ -82,6 +86,16 @@ def of(abstract: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
+    """Shapes, dtypes and places of a model's parameters, without making any."""
+    boxed = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"])
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        nn.meta.unbox(boxed),
+        shardings,
+    )
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -111,8 +111,8 @@ def _accumulated(grad_fn, state: TrainState, batch: dict[str, jax.Array], rng: j
 def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     """`[B,...]` as `[parts, B/parts, ...]`, every part with rows of every device.
 
-    Arrays with several rows an item (two for a pair) keep an item's rows together: the items of part i are i, i + parts,
-    i + 2 parts ... of the batch, filled up with zeros at the end.
+    Arrays with several rows an item (two for a pair) keep an item's rows together: the items of part i are i,
+    i + parts, i + 2 parts ... of the batch, filled up with zeros at the end.
     """
     num_items = min(leaf.shape[0] for leaf in batch.values())
     filling = -num_items % parts

@@ -8,6 +8,7 @@ writers that leave something behind; `many([])` is the silent one for the others
 killed start logged past it is dropped, because those steps will be trained, and logged, again.
 """
 
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
+import jax
 import numpy as np
+
+from alignment.errors import InputError
 
 
 class Writer(Protocol):
@@ -196,10 +200,6 @@ class _Service(_Base):
 
 
 def _optional(name: str) -> Any:
-    import importlib
-
-    from alignment.errors import InputError
-
     try:
         return importlib.import_module(name)
     except ImportError as e:
@@ -262,9 +262,9 @@ class console(_Base):
             print(f"{self._head()}  {self._numbers(chosen)}", file=self._stream, flush=True)
 
     def _advance(self, step: int) -> None:
-        if step > self._step or self._base is None:
+        if step > self._step:
             self._base = self._base or (step, self._clock())
-            self._step = max(step, self._step)
+            self._step = step
 
     def _choose(self, scalars: Mapping[str, Any]) -> list[str]:
         if self._keys:
@@ -306,6 +306,28 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def open_run(
+    workdir: str, sinks: Iterable[str] = ("tensorboard",), *, restored: int | None, total_steps: int, label: str = ""
+) -> "many":
+    """The writers of one training run: metrics.jsonl, the terminal, and `sinks` (tensorboard, wandb, trackio).
+
+    Silent on every process but the first.
+    """
+    known = {
+        "tensorboard": lambda: tensorboard(workdir, restored),
+        "wandb": lambda: wandb(workdir, "plumbline"),
+        "trackio": lambda: trackio(workdir, "plumbline"),
+    }
+    for sink in sinks:
+        if sink not in known:
+            raise InputError(
+                f"there is no metrics sink {sink!r}; known: {', '.join(known)} (metrics.jsonl needs no name)"
+            )
+    if jax.process_index() != 0:
+        return many()
+    return many([jsonl(workdir, restored), *(known[s]() for s in sinks), console(total_steps, restored or 0, label)])
 
 
 class many(_Base):

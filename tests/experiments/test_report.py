@@ -47,7 +47,12 @@ def write_rows(path, rows):
 def folder(tmp_path):
     evil = "<script>alert('x')</script>"
     metrics = [{"step": s, "loss": 1 / s, "rewards/chosen": s, "rewards/rejected": -s, evil: s} for s in range(1, 9)]
-    metrics[3] |= {"heldout/loss": 0.4, "heldout/rewards/chosen": 2.0, "$\\frac{$": 1.0}
+    metrics[3] |= {
+        "heldout/loss": 0.4,
+        "heldout/rewards/chosen": 2.0,
+        "heldout/rewards/rejected": 1.0,
+        "$\\frac{$": 1.0,
+    }
     metrics[4]["loss"] = None
     write_rows(tmp_path / "metrics.jsonl", metrics)
     write_rows(tmp_path / "language_model" / "metrics.jsonl", [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}])
@@ -117,23 +122,19 @@ def test_downsampling_keeps_ends_and_extremes():
 
 
 def test_train_and_held_out_values_of_one_quantity_share_a_picture():
-    names = [
-        "rewards/accuracies",
-        "loss",
-        "heldout/loss",
-        "heldout/rewards/chosen",
-        "rewards/chosen",
-        "odd/loss",
-        "a/b",
-    ]
+    names = ["a/b", "heldout/displacement/chosen", "displacement/chosen", "rewards/accuracies"]
+    names += ["heldout/rewards/chosen", "heldout/rewards/rejected", "rewards/chosen", "rewards/rejected"]
+    names += ["heldout/loss", "loss", "odd/loss"]
     pictures = charts.group({name: [(1, 1.0)] for name in names})
     assert {name: set(labels) for name, labels in pictures.items()} == {
         "loss": {"train", "heldout", "odd"},
         "rewards/accuracies": {"train"},
-        "rewards": {"chosen", "heldout chosen"},
+        "rewards": {"chosen", "heldout chosen", "rejected", "heldout rejected"},
+        "displacement/chosen": {"train", "heldout"},
         "a/b": {"train"},
     }
-    assert next(iter(pictures)) == "loss"
+    assert list(pictures) == ["loss", "rewards/accuracies", "rewards", "displacement/chosen", "a/b"]
+    assert list(pictures["rewards"]) == ["chosen", "rejected", "heldout chosen", "heldout rejected"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 import json
+import logging
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import jax
 import pytest
 
-from experiments import report, run
+from experiments import full_disk, report, run
 from experiments import workdir as workdirs
 
 STUB = str(pathlib.Path(__file__).with_name("stub.py"))
@@ -146,6 +149,21 @@ def test_a_full_disk_is_bad_input_that_names_the_path_and_the_good_checkpoint(be
     message = capsys.readouterr().err
     path = tmp_path / "checkpoints" / "3" if behaviour == "fill_disk" else tmp_path
     assert f"writing {path};" in message and "is good" in message and "Traceback" not in message
+
+
+def test_what_threads_say_about_a_full_disk_is_dropped_and_nothing_else(caplog, monkeypatch):
+    heard = []
+    for owner, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(owner, name, lambda unhandled: heard.append(str(unhandled.exc_value)))
+    full_disk.say_once()
+    full_disk.say_once()  # a second run in the same process does not hook twice
+    log = logging.getLogger("asyncio")
+    for error in (OSError(28, "No space left on device"), RuntimeError("something else")):
+        log.error("Task exception was never retrieved", exc_info=error)
+        for hook in (sys.unraisablehook, threading.excepthook):
+            hook(types.SimpleNamespace(exc_value=error))
+    assert [r.exc_info[1].args for r in caplog.records] == [("something else",)]
+    assert heard == ["something else"] * 2
 
 
 def test_a_write_that_meets_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -127,6 +127,16 @@ def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_pa
     assert not folder.exists()
 
 
+def test_an_experiment_without_a_sweep_is_emitted_as_one_job(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", "def _sweep"))
+    assert run.main(["--config=plain.py:tiny", "--emit", "slurm", "--distributed"]) == 0
+    script = capsys.readouterr().out
+    assert "--array" not in script and "--sweep_index" not in script and "--distributed" not in script
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert shlex.split(line)[-3:] == ["--config=plain.py:tiny", "--workdir", str(tmp_path / "runs" / "plain-tiny")]
+
+
 def test_array_ranges_are_short_and_whole():
     assert emit.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 

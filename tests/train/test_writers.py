@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -209,3 +210,16 @@ def test_a_killed_writer_leaves_whole_lines(tmp_path):
     root = pathlib.Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root).returncode == -9
     assert [r["step"] for r in rows(tmp_path)] == list(range(1, 50))
+
+
+def test_a_run_opens_its_sinks_by_name_and_only_process_0_writes(tmp_path, monkeypatch, capsys):
+    writer = writers.open_run(str(tmp_path / "a"), restored=None, total_steps=3, label="a")
+    writer.write_scalars(1, {"loss": 0.5})
+    writer.close()
+    assert rows(tmp_path / "a") == [{"step": 1, "loss": 0.5}] and list((tmp_path / "a").glob("events.*"))
+    assert capsys.readouterr().err.startswith("a step 1/3")
+    with pytest.raises(InputError, match="no metrics sink 'tensorbord'; known: tensorboard, wandb, trackio"):
+        writers.open_run(str(tmp_path / "b"), ["tensorbord"], restored=None, total_steps=3)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    writers.open_run(str(tmp_path / "c"), restored=None, total_steps=3).write_scalars(1, {"loss": 0.5})
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()

@@ -1,0 +1,424 @@
+"""Hugging Face checkpoint folders, in both directions, without torch.
+
+A family is what one `model_type` of transformers calls the same network. `LAYER` and `OUTER` are the name tables;
+`config_of` and `config_for` the two directions of config.json; `load` and `save` those of the weights.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.models import decoder, rope, tensors
+
+FAMILIES = {  # architecture: model_type
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "MistralForCausalLM": "mistral",
+}
+
+# Hugging Face name: (our name, how many of our leading dimensions are a linear layer's input; torch keeps [out, in]).
+# None: the same array; 0: flattened.
+LAYER = {
+    "input_layernorm.weight": ("attention_norm", None),
+    "self_attn.q_proj.weight": ("query", 1),
+    "self_attn.k_proj.weight": ("key", 1),
+    "self_attn.v_proj.weight": ("value", 1),
+    "self_attn.o_proj.weight": ("out", 2),
+    "post_attention_layernorm.weight": ("mlp_norm", None),
+    "mlp.gate_proj.weight": ("gate", 1),
+    "mlp.up_proj.weight": ("up", 1),
+    "mlp.down_proj.weight": ("down", 1),
+}
+BIASES = {f"self_attn.{x[0]}_proj.bias": (f"{x}_bias", 0) for x in ("query", "key", "value")}
+HEAD_NORMS = {f"self_attn.{x[0]}_norm.weight": (f"{x}_norm", None) for x in ("query", "key")}
+OUTER = {"model.embed_tokens.weight": ("embedding", None), "model.norm.weight": ("final_norm", None)}
+UNTIED = {"lm_head.weight": ("head", 1)}
+
+
+def names(model: decoder.DecoderLM) -> dict[str, tuple[tuple[str, ...], int | None, int | None]]:
+    """Every tensor of the checkpoint: its path in the parameters, its layer, and its number of input dimensions."""
+    layer = LAYER | (BIASES if model.qkv_bias else {}) | (HEAD_NORMS if model.qk_norm else {})
+    outer = OUTER | ({} if model.tie_embeddings else UNTIED)
+    table = {name: ((ours,), None, inputs) for name, (ours, inputs) in outer.items()}
+    for i in range(model.num_layers):
+        table |= {f"model.layers.{i}.{name}": (("layers", ours), i, inputs) for name, (ours, inputs) in layer.items()}
+    return table
+
+
+def resolve(spec: str) -> pathlib.Path:
+    """The folder that `hf:<folder or hub id>` (or just what follows the colon) means; a hub id is downloaded."""
+    spec = spec.removeprefix("hf:")
+    folder = pathlib.Path(spec).expanduser()
+    if folder.is_dir():
+        return folder
+    if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
+        raise InputError(f"{spec} is no folder here, and not a hub id (owner/name) either; give one of the two")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError(
+            f"{spec} is no folder here, and reading the hub needs: pip install huggingface_hub; or give a folder"
+        ) from None
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        return pathlib.Path(huggingface_hub.snapshot_download(spec, allow_patterns=patterns))
+    except Exception as e:  # the hub's error classes differ between its versions; all of them mean: no such folder
+        raise InputError(
+            f"{spec} is no folder here and could not be downloaded from the hub ({type(e).__name__}: {e}); "
+            "check the name, the network and `hf auth login`, or give a folder"
+        ) from None
+
+
+def read_config(folder: str | pathlib.Path) -> dict:
+    """config.json as it stands."""
+    file = pathlib.Path(folder) / "config.json"
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; a checkpoint folder has config.json and *.safetensors")
+    try:
+        config = json.loads(file.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except ValueError as e:
+        raise InputError(f"{file} is not a JSON object ({e}); download it again") from None
+    return config
+
+
+def config_of(folder: str | pathlib.Path) -> dict:
+    """Keyword arguments of `DecoderLM` for a checkpoint folder; what we do not compute exactly is refused."""
+    config = read_config(folder)
+    where = pathlib.Path(folder) / "config.json"
+    family = _family(config, where)
+    _refuse(config, where, family)
+    try:
+        kwargs = dict(
+            vocab_size=config["vocab_size"],
+            num_layers=config["num_hidden_layers"],
+            model_dim=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
+            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim") or _default_head_dim(config, family),
+            ffn_dim=config["intermediate_size"],
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+            tie_embeddings=config.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            **_rope_of(config),
+            **_windows_of(config, family),
+        )
+    except KeyError as e:
+        raise InputError(f"{where} lacks {e.args[0]!r}, which a {family} model needs") from None
+    rope.frequencies(kwargs["head_dim"], kwargs["rope_theta"], kwargs["rope_scaling"])
+    return kwargs
+
+
+def _family(config, where):
+    found = config.get("architectures") or [config.get("model_type")]
+    for architecture in found:
+        family = FAMILIES.get(architecture, architecture)
+        if family in FAMILIES.values():
+            return family
+    raise InputError(f"{where} is a {', '.join(map(str, found))}; supported architectures: {', '.join(FAMILIES)}")
+
+
+def _refuse(config, where, family):
+    """Features that would silently change what the network computes."""
+    rope_config = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if any(isinstance(value, dict) for value in rope_config.values()):
+        raise InputError(f"{where} has another rope for each kind of layer, {rope_config}; only one is supported")
+    problems = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu" and "only silu",
+        "attention_bias": bool(config.get("attention_bias")) and family != "qwen2" and "only false",
+        "mlp_bias": bool(config.get("mlp_bias")) and "only false",
+        "quantization_config": config.get("quantization_config") is not None and "only unquantised weights",
+        "partial_rotary_factor": (config.get("partial_rotary_factor") or rope_config.get("partial_rotary_factor", 1.0))
+        != 1.0
+        and "only 1.0",
+    }
+    for key, need in problems.items():
+        if need:
+            raise InputError(f"{where} has {key}={config.get(key, rope_config.get(key))!r}, and {need} is supported")
+
+
+def _default_head_dim(config, family):
+    return 128 if family == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
+
+
+def _rope_of(config):
+    """Both layouts: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters` that holds all."""
+    scaling = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
+    scaling.pop("partial_rotary_factor", None)
+    kind = scaling.pop("type", None)
+    kind = scaling.pop("rope_type", None) or kind or "default"
+    if kind == "default":
+        return {"rope_theta": float(theta), "rope_scaling": None}
+    if kind in ("llama3", "yarn"):
+        original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+        scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
+    return {"rope_theta": float(theta), "rope_scaling": {"rope_type": kind, **scaling}}
+
+
+def _windows_of(config, family):
+    """The sliding window, and which layers have one where not all do."""
+    window = config.get("sliding_window") if family != "llama" else None
+    if family in ("qwen2", "qwen3"):
+        window = window if config.get("use_sliding_window") else None
+        default = ["full_attention"] * min(config.get("max_window_layers", 28), config["num_hidden_layers"])
+        default += ["sliding_attention"] * (config["num_hidden_layers"] - len(default))
+        types = tuple(config.get("layer_types") or default)
+    else:
+        types = ("sliding_attention",) * config["num_hidden_layers"]
+    if window is None or "sliding_attention" not in types:
+        return {"sliding_window": None, "layer_types": None}
+    return {"sliding_window": window, "layer_types": types if "full_attention" in types else None}
+
+
+def load(folder: str | pathlib.Path, model: decoder.DecoderLM, shardings: Mapping | None = None, dtype=None) -> dict:
+    """The parameters in a checkpoint folder, in the tree that `model.init` gives (without boxes).
+
+    Args:
+        folder: see `tensors.index`.
+        model: `DecoderLM(**config_of(folder))`, or with other settings that keep the shapes.
+        shardings: a tree like the parameters; each device's part is read from the files by itself. None: one device.
+        dtype: of the parameters; None: the model's `param_dtype`.
+    """
+    stored, table = tensors.index(folder), names(model)
+    shapes = param_shapes(model)
+    _check_names(folder, stored, table, model)
+    parts = {}  # path: views of its layers (or of itself alone) in our shape
+    for name, (path, layer, inputs) in table.items():
+        shape = shapes[path] if layer is None else shapes[path][1:]
+        if stored[name].shape != _hf_shape(shape, inputs):
+            raise InputError(
+                f"{name} in {stored[name].file} has shape {stored[name].shape}; "
+                f"config.json asks for {_hf_shape(shape, inputs)}"
+            )
+        view = tensors.view(name, stored[name])
+        parts.setdefault(path, []).append(_from_hf(view, shape, inputs))
+    dtype = jnp.dtype(dtype or model.param_dtype)
+    tree = {"layers": {}}
+    for path, views in parts.items():
+        sharding = None if shardings is None else _at(shardings, path)
+        leaf = _assemble(views, shapes[path], path[0] == "layers", dtype, sharding)
+        (tree["layers"] if path[0] == "layers" else tree)[path[-1]] = leaf
+    return tree
+
+
+def param_shapes(model: decoder.DecoderLM) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path in the parameters: shape; nothing is computed."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def _check_names(folder, stored, table, model):
+    missing = [name for name in table if name not in stored]
+    if missing:
+        raise InputError(f"{folder} lacks {_few(missing)}; it has {_few(list(stored))}")
+    ignored = ("rotary_emb.inv_freq",) + (("lm_head.weight",) if model.tie_embeddings else ())
+    extra = [name for name in stored if name not in table and not name.endswith(ignored)]
+    if extra:
+        file = stored[extra[0]].file
+        raise InputError(f"{file} has {_few(extra)}, which config.json gives no place; is it another architecture's?")
+
+
+def _few(items, limit=5):
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def _at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _hf_shape(shape, inputs):
+    if inputs is None:
+        return tuple(shape)
+    out = int(np.prod(shape[inputs:]))
+    return (out, int(np.prod(shape[:inputs]))) if inputs else (out,)
+
+
+def _from_hf(view, shape, inputs):
+    """A view of a stored tensor in our shape; numpy splits and swaps dimensions without copying."""
+    return (view.T if inputs else view).reshape(shape)
+
+
+def _to_hf(array, inputs):
+    hf_shape = _hf_shape(array.shape, inputs)
+    return array.reshape(hf_shape[::-1]).T if inputs else array.reshape(hf_shape)
+
+
+def _assemble(views, shape, is_stacked, dtype, sharding):
+    """One array of the parameters: layers are copied in one at a time, and only the slices a device holds are read."""
+
+    def part(index):
+        if not is_stacked:
+            return np.array(views[0][index], dtype)
+        layers = views[index[0]]
+        out = np.empty((len(layers), *layers[0][index[1:]].shape), dtype)
+        for row, view in zip(out, layers):
+            row[...] = view[index[1:]]
+        return out
+
+    if sharding is None:
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def config_for(model: decoder.DecoderLM, dtype="float32", like: Mapping | None = None) -> dict:
+    """config.json for a model: its family by its features, in the layout that transformers 4 and 5 both read.
+
+    Args:
+        model: the network.
+        dtype: of the stored weights.
+        like: config.json of the checkpoint that training started from; what does not describe the network (token ids,
+            context length) is kept from it.
+    """
+    family = _family_for(model)
+    kept = {key: value for key, value in (like or {}).items() if key in KEPT}
+    shapes = param_shapes(model)
+    config = {
+        "architectures": [next(name for name, kind in FAMILIES.items() if kind == family)],
+        "model_type": family,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.model_dim,
+        "intermediate_size": shapes["layers", "gate"][-1],
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": shapes["layers", "key"][-2],
+        "head_dim": shapes["layers", "key"][-1],
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": dict(model.rope_scaling) if model.rope_scaling else None,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": str(jnp.dtype(dtype)),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **_windows_for(model, family),
+        **kept,
+    }
+    if family == "qwen2":
+        del config["attention_bias"]  # its biases on query, key and value go without saying
+    return config
+
+
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
+
+
+def _family_for(model):
+    if model.qkv_bias and model.qk_norm:
+        raise InputError("qkv_bias with qk_norm is in none of the exported families; switch one of them off")
+    family = "qwen3" if model.qk_norm else "qwen2" if model.qkv_bias else "mistral" if model.sliding_window else "llama"
+    if family == "mistral" and "full_attention" in (model.layer_types or ()):
+        raise InputError("layer_types that mix windows and full attention are exported only with qkv_bias or qk_norm")
+    return family
+
+
+def _windows_for(model, family):
+    if family == "mistral":
+        return {"sliding_window": model.sliding_window}
+    if family == "llama":
+        return {}
+    if model.sliding_window is None:
+        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": model.num_layers}
+    types = list(model.layer_types or ["sliding_attention"] * model.num_layers)
+    full = types.index("sliding_attention") if "sliding_attention" in types else model.num_layers
+    return {
+        "use_sliding_window": True,
+        "sliding_window": model.sliding_window,
+        "max_window_layers": full,
+        "layer_types": types,
+    }
+
+
+def save(
+    params: Mapping,
+    model: decoder.DecoderLM,
+    folder: str | pathlib.Path,
+    *,
+    dtype="float32",
+    max_shard_bytes: int = 5_000_000_000,
+    like: Mapping | None = None,
+    token_ids: Mapping | None = None,
+    extra_fn: Callable[[pathlib.Path], None] | None = None,
+) -> None:
+    """Write a checkpoint folder that transformers loads; it appears whole, or not at all.
+
+    Args:
+        params: the tree of `model.init`, without boxes; every process of a multi-host run must call this.
+        model: the network.
+        folder: replaced if it exists.
+        dtype: of the weights in the files: float32, bfloat16 or float16.
+        max_shard_bytes: a new file is begun rather than exceed this.
+        like: see `config_for`.
+        token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, where they differ from those in `like`.
+        extra_fn: called with the unfinished folder, to put a tokenizer in.
+    """
+    dtype, folder = jnp.dtype(dtype), pathlib.Path(folder)
+    config = config_for(model, dtype, like) | dict(token_ids or {})
+    table, shapes = names(model), param_shapes(model)
+    stored = {
+        name: _hf_shape(shapes[path] if layer is None else shapes[path][1:], inputs)
+        for name, (path, layer, inputs) in table.items()
+    }
+    shards = tensors.plan(stored, dtype, max_shard_bytes)
+    if jax.process_index() == 0:
+        _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn)
+    else:  # gathering a sharded array takes all processes
+        for names_in_file in shards.values():
+            for _ in _arrays(params, table, names_in_file, dtype):
+                pass
+
+
+def _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for file, names_in_file in shards.items():
+        shapes = {name: stored[name] for name in names_in_file}
+        tensors.write(unfinished / file, shapes, dtype, _arrays(params, table, names_in_file, dtype))
+    tensors.write_index(unfinished, shards, sum(int(np.prod(s)) for s in stored.values()) * dtype.itemsize)
+    (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = {key: config[key] for key in KEPT[:3] if config.get(key) is not None}
+    (unfinished / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    if extra_fn is not None:
+        extra_fn(unfinished)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _arrays(params, table, names_in_file, dtype):
+    """The tensors of one file in Hugging Face's shapes, one on the host at a time."""
+    for name in names_in_file:
+        path, layer, inputs = table[name]
+        leaf = _at(params, path)
+        yield _to_hf(_on_host(leaf if layer is None else leaf[layer]), inputs).astype(dtype)
+
+
+def _on_host(array):
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
