@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,22 +21,22 @@ EVERYTHING = dict(
 )
 
 
-def make(seed=0, **kwargs):
+@functools.cache
+def make(**kwargs):
     """A model, and parameters in which nothing is at its starting zero or one."""
     model = decoder.DecoderLM(**{**TINY, **kwargs})
-    params = nn.meta.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves)]
-    return model, jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(0)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, x.dtype), nn.meta.unbox(params))
 
 
 def ids(B, T, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, TINY["vocab_size"], (B, T)), jnp.int32)
 
 
-def run(model, params, tokens, *args, **kwargs):
-    return model.apply({"params": params}, tokens, *args, **kwargs)
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, *row, cache=None):
+    return model.apply({"params": params}, *row, cache=cache)
 
 
 def slow_forward(params, tokens_T, c):
@@ -189,16 +191,17 @@ def test_decoding_with_a_cache_equals_the_full_forward(side):
     for b, n in enumerate(lengths):
         at = slice(T - n, T) if side == "left" else slice(0, n)
         prompt[b, at], positions[b, at], groups[b, at] = tokens[b, :n], np.arange(n), 1
-    step_fn = jax.jit(lambda cache, *row: run(model, params, *row, cache=cache))
     cache = model.init_cache(2, T + steps)
-    hidden, cache = step_fn(cache, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(groups))
+    hidden, cache = run(model, params, *map(jnp.asarray, (prompt, positions, groups)), cache=cache)
     full = [run(model, params, tokens[b : b + 1, : n + steps])[0] for b, n in enumerate(lengths)]
     for b, n in enumerate(lengths):
         at = slice(T - n, T) if side == "left" else slice(0, n)
         np.testing.assert_allclose(hidden[b, at], full[b][:n], atol=1e-5)
     for step in range(steps):
         now = jnp.array([[n + step] for n in lengths])
-        hidden, cache = step_fn(cache, jnp.take_along_axis(tokens, now, axis=1), now, jnp.ones_like(now))
+        hidden, cache = run(
+            model, params, jnp.take_along_axis(tokens, now, axis=1), now, jnp.ones_like(now), cache=cache
+        )
         for b, n in enumerate(lengths):
             np.testing.assert_allclose(hidden[b, 0], full[b][n + step], atol=1e-5)
 
