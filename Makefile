@@ -1,0 +1,73 @@
+# Each target sets up what it needs in .venv; nothing outside this folder is touched.
+#   make laptop              train a small policy here, and open runs/laptop/report.html
+#   make test PYTHON=...     with a Python of your choice (3.11 or 3.12)
+# Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), TORCH_INDEX (see parity).
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install -c constraints.txt
+# Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help laptop test parity lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make laptop   train a small policy on this machine, under three minutes (runs/laptop/report.html)"
+	@echo "make test     the test suite"
+	@echo "make parity   agreement with torch, transformers, trl and peft, installed for this; where a CPU-only torch is"
+	@echo "              wanted: make parity TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "make lint     ruff's rules and format; make format applies them"
+	@echo "make bench    one DPO step beside its peers"
+	@echo "make clean    remove $(VENV)"
+
+laptop: $(VENV)/core
+	$(BIN)/python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/laptop $(ARGS)
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest --ignore=tests/parity $(ARGS)
+
+parity: $(VENV)/parity
+	$(BIN)/python -m pytest tests/parity $(ARGS)
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/core
+	$(BIN)/python benchmarks/dpo_step.py $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# The newest of the Pythons we test with that runs and can make an environment; a name on the PATH may be an empty shim.
+$(VENV)/made:
+	@for candidate in $(or $(PYTHON),python3.12 python3.11 python3 python); do \
+	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	  then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: Plumbline needs Python 3.11 or 3.12 with venv and pip (on Debian: python3-venv);" >&2; \
+	  echo "       $(if $(PYTHON),$(PYTHON) is not one,none is on the PATH). Install one, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+	  exit 2; \
+	fi; \
+	echo "setting up $(VENV) with $$($$found --version), once; this takes a few minutes"; \
+	$$found -m venv $(VENV) && touch $@
+
+$(VENV)/core: setup.py constraints.txt | $(VENV)/made
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/test: setup.py constraints.txt | $(VENV)/made
+	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/core
+
+$(VENV)/parity: setup.py constraints.txt | $(VENV)/made
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'
+	@touch $@ $(VENV)/core $(VENV)/test

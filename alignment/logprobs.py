@@ -1,0 +1,165 @@
+"""Log-probabilities of given tokens, in nats, without ever holding `[B,T,V]` logits.
+
+Dimensions: N rows, T time, M head positions of a row, D model width, V vocabulary, R head positions of one device,
+C head positions of one chunk, B batch, P pair = (chosen, rejected), A answer positions.
+
+The head `[D,V]` is applied to chunks of head positions only (answer positions, for a preference loss); the backward
+pass recomputes each chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded
+over the mesh axis `tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+ROW_AXES = ("data", "fsdp")
+VOCAB_AXIS = "tensor"
+
+
+def selected(
+    hidden_NTD: jax.Array,
+    head_DV: jax.Array,
+    sources_NM: jax.Array | None,
+    targets_NM: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+    num_tokens: int | None = None,
+    chunk: int = 1024,
+) -> jax.Array:
+    """Log-probability of each target under the softmax at its source position.
+
+    Args:
+        hidden_NTD: last hidden states, after the final norm.
+        head_DV: output matrix; read in the dtype of `hidden_NTD`, accumulated in float32.
+        sources_NM: position in its row of the hidden state that predicts each target; None: every position, M = T.
+        targets_NM: token ids in [0, num_tokens).
+        mesh: with axes `data`, `fsdp` (rows) and `tensor` (vocabulary); None or one device: no collectives.
+        num_tokens: real vocabulary, where the head has columns of filling behind it; they get probability zero.
+        chunk: head positions whose logits exist at one time, on one device.
+
+    Returns:
+        float32 `[N,M]`, nats. Padding positions hold a finite number that the caller's mask leaves out.
+    """
+    if sources_NM is not None:
+        hidden_NTD = jax.vmap(lambda hidden_TD, sources_M: hidden_TD[sources_M])(hidden_NTD, sources_NM)
+    num_columns = head_DV.shape[1]
+    shards = _shards(mesh, hidden_NTD.shape[0])
+    if shards and num_columns % mesh.shape[VOCAB_AXIS]:
+        head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % mesh.shape[VOCAB_AXIS])))
+    return _selected(hidden_NTD, head_DV.astype(hidden_NTD.dtype), targets_NM, shards, num_tokens or num_columns, chunk)
+
+
+def sums(logps_BPA: jax.Array, mask_BPA: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Answer log-probability `[B,P]` in nats (a sum, not a mean) and the number of tokens it sums over."""
+    return jnp.sum(logps_BPA * mask_BPA, axis=-1), jnp.sum(mask_BPA, axis=-1)
+
+
+def _shards(mesh: Mesh | None, num_rows: int) -> Mesh | None:
+    """The mesh, where splitting over it is both needed and possible."""
+    if mesh is None or mesh.size == 1 or num_rows % math.prod(mesh.shape[axis] for axis in ROW_AXES):
+        return None
+    return mesh
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _selected(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk):
+    return _forward(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk)[0]
+
+
+def _forward(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk):
+    local = functools.partial(_local_forward, num_tokens=num_tokens, chunk=chunk, axis=VOCAB_AXIS if mesh else None)
+    if mesh is not None:
+        rows = PartitionSpec(ROW_AXES)
+        head = PartitionSpec(None, VOCAB_AXIS)
+        local = jax.shard_map(local, mesh=mesh, in_specs=(rows, head, rows), out_specs=(rows, rows), check_vma=False)
+    logps_NM, lse_NM = local(hidden_NMD, head_DV, targets_NM)
+    return logps_NM, (hidden_NMD, head_DV, targets_NM, lse_NM)
+
+
+def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
+    hidden_NMD, head_DV, targets_NM, lse_NM = residuals
+    local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
+    if mesh is not None:
+        rows = PartitionSpec(ROW_AXES)
+        head = PartitionSpec(None, VOCAB_AXIS)
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(rows, head, rows, rows, rows), out_specs=(rows, head), check_vma=False
+        )
+    hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_DV, targets_NM, lse_NM, gradient_NM)
+    return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None
+
+
+_selected.defvjp(_forward, _backward)
+
+
+def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
+    """This device's logits `[C,V]`, filling columns at the lowest float, and where each row's target stands."""
+    logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
+    num_columns = head_DV.shape[1]
+    first = jax.lax.axis_index(axis) * num_columns if axis else 0
+    columns_1V = first + jnp.arange(num_columns)[None, :]
+    # the last shard may hold filling; without filling the comparison folds away only on one device, and costs little
+    if axis or num_tokens < num_columns:
+        logits_CV = jnp.where(columns_1V < num_tokens, logits_CV, jnp.finfo(jnp.float32).min)
+    return logits_CV, columns_1V == targets_C[:, None]
+
+
+def _local_forward(hidden_NMD, head_DV, targets_NM, *, num_tokens, chunk, axis):
+    def of_chunk(hidden_CD, targets_C):
+        logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
+        top_C = jnp.max(logits_CV, axis=1)
+        if axis:
+            top_C = jax.lax.pmax(top_C, axis)
+        total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
+        target_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
+        if axis:
+            total_C, target_C = jax.lax.psum((total_C, target_C), axis)
+        lse_C = top_C + jnp.log(total_C)
+        return target_C - lse_C, lse_C
+
+    hidden_RD = hidden_NMD.reshape(-1, hidden_NMD.shape[-1])
+    logps_R, lse_R = _in_chunks(of_chunk, chunk, hidden_RD, targets_NM.reshape(-1))
+    return logps_R.reshape(targets_NM.shape), lse_R.reshape(targets_NM.shape)
+
+
+def _local_backward(hidden_NMD, head_DV, targets_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
+    axis = VOCAB_AXIS if mesh else None
+
+    def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
+        logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
+        probability_CV = jnp.exp(logits_CV - lse_C[:, None])
+        gradient_CV = gradient_C[:, None] * (jnp.where(is_target_CV, 1.0, 0.0) - probability_CV)
+        gradient_CV = gradient_CV.astype(hidden_CD.dtype)
+        hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=jnp.float32)
+        head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
+        return hidden_gradient_CD, head_gradient_DV
+
+    hidden_RD = hidden_NMD.reshape(-1, hidden_NMD.shape[-1])
+    flat = (targets_NM.reshape(-1), lse_NM.reshape(-1), gradient_NM.reshape(-1).astype(jnp.float32))
+    hidden_gradient_RD, head_gradient_DV = _in_chunks(of_chunk, chunk, hidden_RD, *flat, num_summed=1)
+    if mesh is not None:
+        hidden_gradient_RD = jax.lax.psum(hidden_gradient_RD, VOCAB_AXIS)
+        head_gradient_DV = jax.lax.psum(head_gradient_DV, ROW_AXES)
+    return hidden_gradient_RD.reshape(hidden_NMD.shape).astype(hidden_NMD.dtype), head_gradient_DV
+
+
+def _in_chunks(fn, chunk, *arrays, num_summed=0):
+    """`fn` over chunks of the first axis; its first outputs are joined, its last `num_summed` are added in float32."""
+    num_rows = arrays[0].shape[0]
+    if num_rows <= chunk:
+        return fn(*arrays)  # one block: no loop for the compiler to work around
+    filled = [jnp.pad(a, ((0, -num_rows % chunk),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    stacked = [a.reshape(-1, chunk, *a.shape[1:]) for a in filled]
+    outputs = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked))
+    split = len(outputs) - num_summed
+
+    def body(carry, slices):
+        results = fn(*slices)
+        return tuple(c + r for c, r in zip(carry, results[split:])), results[:split]
+
+    zeros = tuple(jnp.zeros(o.shape, jnp.float32) for o in outputs[split:])
+    added, joined = jax.lax.scan(body, zeros, tuple(stacked))
+    return (*(j.reshape(-1, *j.shape[2:])[:num_rows] for j in joined), *added)

@@ -1,0 +1,162 @@
+"""From a batch of pairs to answer log-probabilities, and from these to a training loss.
+
+Dimensions: N rows, T time, B pairs, P pair = (chosen, rejected), A answer positions, D model width.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from alignment import logprobs
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.preference import losses, metrics, scores
+from alignment.train import sharding, step
+
+
+def token_logps(model: nn.Module, params: Any, batch: dict[str, jax.Array], mesh: Mesh | None = None) -> jax.Array:
+    """Log-probability `[B,P,A]` of every answer token, in nats; what the mask leaves out is meaningless.
+
+    Rows may hold one answer each (`N = 2B`, chosen before rejected) or a pair behind one prompt (`N = B`): the batch
+    says who sees whom, and which hidden state predicts which target.
+    """
+    hidden_NTD = model.apply(
+        {"params": params}, batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
+    )
+    num_rows = batch["tokens"].shape[0]
+    shape_BPA = batch["targets"].shape
+    logps_NM = logprobs.selected(
+        hidden_NTD,
+        decoder.head(model, params),
+        batch["sources"].reshape(num_rows, -1),
+        batch["targets"].reshape(num_rows, -1),
+        mesh=mesh,
+    )
+    return logps_NM.reshape(shape_BPA)
+
+
+def loss_fn(
+    model: nn.Module,
+    loss: str = "dpo",
+    *,
+    mesh: Mesh | None = None,
+    sft_weight: float = 0.0,
+    length_alpha: float = 1.0,
+    **objective: Any,
+) -> step.LossFn:
+    """A preference loss over batches of pairs, for `step.build` and `loop.evaluator`.
+
+    The reference is the batch's own `reference` `[B,P,A]` (log-probabilities stored before training) where it has one,
+    else the model under `frozen`, else, for a loss that reads none, nothing.
+
+    Args:
+        loss: a key of `losses.PAIRWISE`, or of `losses.UNPAIRED` for batches with `labels`.
+        sft_weight: weight of `losses.sft_anchor`; 0 leaves it out.
+        length_alpha: weight of the tokens beyond the shorter answer's length (LD-DPO), in [0, 1]; 1 counts all alike.
+        objective: keyword arguments of the loss.
+    """
+    losses.check_options(loss, objective)
+    is_paired = loss in losses.PAIRWISE
+    if not is_paired and (sft_weight or length_alpha != 1):
+        raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
+    if not 0 <= length_alpha <= 1:
+        raise InputError(f"length_alpha={length_alpha} must be in [0, 1]; 1 counts every token alike")
+
+    def total(params, batch, *, rng, frozen):
+        del rng  # no dropout in preference tuning
+        mask_BPA = batch["mask"]
+        logps_BPA = token_logps(model, params, batch, mesh)
+        reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
+        if length_alpha != 1:
+            policy_BP = scores.length_desensitised(logps_BPA, mask_BPA, alpha=length_alpha)
+            reference_BP = scores.length_desensitised(reference_BPA, mask_BPA, alpha=length_alpha)
+        else:
+            policy_BP, reference_BP = (logprobs.sums(x, mask_BPA)[0] for x in (logps_BPA, reference_BPA))
+        num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
+        weights_B = batch["weights"]
+        rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
+        if is_paired:
+            loss_B = losses.pairwise(loss, policy_BP, reference_BP, num_tokens_BP, weights_B, **objective)
+            if sft_weight:
+                loss_B += sft_weight * losses.sft_anchor(policy_BP, num_tokens_BP)
+            found = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
+        else:
+            labels_B = batch["labels"]
+            loss_B = losses.unpaired(loss, policy_BP, reference_BP, labels_B, weights_B, **objective)
+            found = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, labels_B, weights_B)
+        found = {name: step.Mean(*pair) for name, pair in found.items()}
+        return found.pop("loss"), found
+
+    return total
+
+
+def _reference(model, batch, frozen, mesh, logps_BPA, *, is_needed):
+    if not is_needed:
+        # nothing is subtracted by the loss itself; the diagnostics compare with the policy of this very moment
+        return jax.lax.stop_gradient(logps_BPA)
+    if "reference" in batch:
+        return batch["reference"]
+    if not frozen:
+        raise InputError(
+            "this loss reads a reference: store its log-probabilities, or put its parameters in state.frozen"
+        )
+    return jax.lax.stop_gradient(token_logps(model, frozen, batch, mesh))
+
+
+def score(
+    model: nn.Module,
+    params: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    num_pairs: int,
+    answer_len: int,
+    mesh: Mesh,
+    progress_fn: Callable[[int], None] = lambda number: None,
+) -> np.ndarray:
+    """Log-probabilities `[num_pairs,P,A]` float32 of every answer token under fixed parameters, computed once.
+
+    Args:
+        batches: every pair of a split once, `index` naming it; filling has weight 0.
+        progress_fn: told the number of pairs done.
+    """
+    scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh) * batch["mask"])
+    stored = np.full((num_pairs, 2, answer_len), np.nan, np.float32)
+    done = 0
+    with sharding.activations(mesh):
+        for batch in batches:
+            batch = sharding.to_devices(batch, mesh)
+            logps_BPA, index_B, weights_B = sharding.to_host(
+                (scores_fn(params, batch), batch["index"], batch["weights"])
+            )
+            real_B = weights_B > 0
+            stored[index_B[real_B]] = logps_BPA[real_B]
+            done += int(real_B.sum())
+            progress_fn(done)
+    missing = np.flatnonzero(np.isnan(stored).any(axis=(1, 2)))
+    if missing.size:
+        raise ValueError(f"{missing.size} of {num_pairs} pairs were not scored, the first is number {missing[0]}")
+    return stored
+
+
+def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Callable[[dict, dict], None]:
+    """A check of the first update's metrics: where policy and reference start equal, the loss is known.
+
+    For DPO it is ln 2. What makes it differ is a wrong mask, padding in a segment, or a reference that is not the
+    policy's start; training on would hide it.
+    """
+    expected = losses.initial_loss(loss, **objective)
+
+    def check(values: dict[str, float], batch: dict[str, np.ndarray]) -> None:
+        if expected is None or abs(values["loss"] - expected) <= tolerance:
+            return
+        raise InputError(
+            f"policy and reference start equal, so the first {loss} loss must be {expected:.6f} and is "
+            f"{values['loss']:.6f} (tolerance {tolerance:g}), batch of pairs {batch['index'].tolist()}: the reference "
+            "log-probabilities are not those of this policy. Remove the stored ones (reference/ in the workdir)"
+        )
+
+    return check

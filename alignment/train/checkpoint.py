@@ -1,0 +1,120 @@
+"""Checkpoints through Orbax: written in the background, complete or absent, with the data's position beside the state.
+
+A checkpoint has three items: `params`, `rest` (step, optimizer, rng, frozen) and `position` (the loader's state as
+JSON). Orbax writes under a temporary name and renames, so a run killed while saving finds the one before.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from alignment.errors import InputError
+from alignment.train.train_state import TrainState
+
+DISK_TROUBLE = (
+    "No space left",
+    "RESOURCE_EXHAUSTED",
+    "Disk quota",
+    "File too large",
+    "Read-only file system",
+    "ENOSPC",
+)
+
+
+def open_manager(folder: str | pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
+    """A manager of the newest `keep` checkpoints of a folder; half-written ones from a killed run are removed."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
+    handlers["position"] = ocp.JsonCheckpointHandler()
+    return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any]) -> None:
+    """Start writing a checkpoint named for the state's step; returns once the arrays are off the devices."""
+    step = int(state.step)
+    if step == manager.latest_step():
+        return
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params),
+        rest=ocp.args.StandardSave(_rest(state)),
+        position=ocp.args.JsonSave(position),
+    )
+    _guard(manager, step, lambda: manager.save(step, args=items, force=True))
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Until the last checkpoint is complete on disk."""
+    _guard(manager, None, lambda: (manager.wait_until_finished(), manager.check_for_errors()))
+
+
+def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest checkpoint in the shapes and places of `state`, with the data's position; None where there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    items = ocp.args.Composite(
+        params=ocp.args.StandardRestore(jax.tree.map(_like, state.params)),
+        rest=ocp.args.StandardRestore(jax.tree.map(_like, _rest(state))),
+        position=ocp.args.JsonRestore(),
+    )
+    found = manager.restore(step, args=items)
+    return state.replace(params=found["params"], **found["rest"]), found["position"]
+
+
+def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
+    """Parameters of another run's newest checkpoint.
+
+    Args:
+        workdir: that run's folder.
+        like: a tree of arrays or ShapeDtypeStructs with the shapes wanted, and shardings to put them in.
+    """
+    folder = pathlib.Path(workdir).resolve() / "checkpoints"
+    manager = open_manager(folder) if folder.is_dir() else None
+    if manager is None or manager.latest_step() is None:
+        raise InputError(f"{workdir} holds no checkpoint (looked in {folder}); name a run that has saved one")
+    with manager:
+        step = manager.latest_step()
+        _check_shapes(manager, step, like, workdir)
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(jax.tree.map(_like, like)))
+        return manager.restore(step, args=items)["params"]
+
+
+def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any, workdir: str | pathlib.Path) -> None:
+    tree = manager.item_metadata(step)["params"].tree
+    stored = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise InputError(
+                f"{workdir}: parameter {name} has shape {stored.get(name)} there and {wanted.get(name)} in this "
+                "config's model; give the config that run's c.model"
+            )
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng, "frozen": state.frozen}
+
+
+def _like(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _guard(manager: ocp.CheckpointManager, step: int | None, write) -> None:
+    """Run a write; a disk that is full or closed becomes a message that names what is still good."""
+    try:
+        write()
+    except Exception as error:
+        if not any(sign in str(error) for sign in DISK_TROUBLE) and not isinstance(error, OSError):
+            raise
+        good = [s for s in manager.all_steps() if s != step and (manager.directory / str(s)).exists()]
+        raise InputError(
+            f"a checkpoint could not be written to {manager.directory}: {str(error).splitlines()[0][:300]}; "
+            f"{f'the one of step {max(good)} is still good' if good else 'there is no earlier one'}. "
+            "Free some space and start the same command again"
+        ) from error

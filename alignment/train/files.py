@@ -1,0 +1,30 @@
+"""Files of a workdir: complete or absent, whenever the run is killed."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
+
+import jax
+
+
+def write(path: str | pathlib.Path, write_fn: Callable[[BinaryIO], Any]) -> None:
+    """A file written under a temporary name, then renamed; by process 0 alone."""
+    if jax.process_index() != 0:
+        return
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "wb") as f:
+        write_fn(f)
+    os.replace(unfinished, path)
+
+
+def write_rows(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as JSON lines, such as a table of the report."""
+    write(path, lambda f: f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()))
+
+
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,73 @@
+"""The language model's own loss: pretraining and supervised tuning differ only in the mask that the batch brings."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from alignment import logprobs
+from alignment.models import decoder
+from alignment.train import loop, optimizer, sharding, step, train_state
+
+
+def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 1024) -> step.LossFn:
+    """Negative log-probability of the next token, in nats, averaged over the tokens that count.
+
+    Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32.
+    The one metric, `tokens`, is the share of positions that count.
+    """
+
+    def loss(params, batch, *, rng, frozen):
+        del rng, frozen  # no dropout, no reference
+        hidden_NTD = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
+        logps_NT = logprobs.selected(
+            hidden_NTD, decoder.head(model, params), None, batch["targets"], mesh=mesh, chunk=chunk
+        )
+        mask_NT = batch["mask"]
+        mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))
+        return mean, {"tokens": step.Mean(jnp.sum(mask_NT), jnp.asarray(mask_NT.size, jnp.float32))}
+
+    return loss
+
+
+def fit(
+    model: nn.Module,
+    params: Any,
+    train: loop.Loader,
+    heldout: Any,
+    mesh: Mesh,
+    workdir: str | pathlib.Path,
+    *,
+    tx: optax.GradientTransformation,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    accumulate: int = 1,
+    **options: Any,
+) -> tuple[train_state.TrainState, dict[str, float]]:
+    """Train a language model on next tokens; resumes like every run of `loop.fit`.
+
+    Args:
+        params: a checkpoint's parameters, or None to draw them from `seed`.
+        train, heldout: endless and finite batches.
+        batch_size: rows of a batch over all hosts, for checking it against the mesh.
+        options: of `loop.fit`.
+    """
+    sharding.check_batch(batch_size, mesh, accumulate)
+    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=seed, mesh=mesh, params=params)
+    objective = loss_fn(model, mesh)
+    return loop.fit(
+        step.build(objective, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate),
+        state,
+        train,
+        {"heldout": loop.evaluator(objective, heldout)},
+        mesh,
+        workdir,
+        steps=steps,
+        unit="rows",
+        units_per_step=batch_size,
+        **options,
+    )

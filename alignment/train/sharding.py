@@ -1,0 +1,128 @@
+"""The mesh, and which of its axes splits what.
+
+One mesh with named axes `data` (rows), `fsdp` (rows, and parameters kept in pieces) and `tensor` (heads, feed-forward,
+vocabulary). Networks name the axes of their kernels; this is the only file that knows what those names mean on a mesh.
+"""
+
+import contextlib
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from alignment.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))
+RULES = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "layers": None,
+    "head": None,
+    "norm": None,
+    "time": None,
+}
+# Activations are split by rows and by heads or features, never by model width: `embed` names both, so it is dropped.
+ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, axis in RULES.items())
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; an axis of -1 takes those left over."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    num_devices = len(jax.devices())
+    if any(n < 1 and n != -1 for n in sizes.values()) or sum(n == -1 for n in sizes.values()) > 1:
+        raise InputError(f"mesh={sizes}: sizes must be positive, and at most one of them -1 (the devices left over)")
+    known = math.prod(n for n in sizes.values() if n != -1)
+    if num_devices % known or (-1 not in sizes.values() and known != num_devices):
+        raise InputError(
+            f"mesh={sizes} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices and there are "
+            f"{num_devices}; set one axis to -1, or sizes whose product is {num_devices}"
+        )
+    shape = tuple(num_devices // known if n == -1 else n for n in sizes.values())
+    return Mesh(np.array(jax.devices()).reshape(shape), AXES)
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Refuse a batch whose rows do not split evenly over accumulated parts and the mesh axes that carry rows."""
+    n = math.prod(mesh.shape[axis] for axis in ROWS[0])
+    if accumulate < 1:
+        raise InputError(f"accumulate={accumulate} must be at least 1: the parts that a batch is taken in")
+    if batch_size < 1 or batch_size % n or -(-batch_size // accumulate) % n:
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise InputError(
+            f"batch_size={batch_size} does not split over {n} devices (data x fsdp){parts}; "
+            f"{max(batch_size // (n * accumulate), 1) * n * accumulate} would"
+        )
+
+
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Mesh axes for an array with these logical axes; a dimension that does not divide stays whole."""
+    axes, used = [], set()
+    for name, size in zip(names, shape):
+        if name is not None and name not in RULES:
+            raise ValueError(f"no rule for the logical axis {name!r}; known: {', '.join(RULES)}")
+        axis = RULES[name] if name else None
+        wanted = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+        fits = wanted and not used & set(wanted) and size % math.prod(mesh.shape[a] for a in wanted) == 0
+        axes.append(axis if fits else None)
+        used |= set(wanted) if fits else set()
+    return PartitionSpec(*axes)
+
+
+def of(abstract: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a tree of `nn.Partitioned` boxes; what carries no names is replicated."""
+
+    def one(leaf):
+        if isinstance(leaf, nn.Partitioned):
+            return NamedSharding(mesh, spec(leaf.names, leaf.value.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
+    """Shapes, dtypes and places of a model's parameters, without making any."""
+    boxed = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"])
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        nn.meta.unbox(boxed),
+        shardings,
+    )
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch of this process's rows as global arrays, rows split over `data` and `fsdp`."""
+    rows = NamedSharding(mesh, ROWS)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, rows)
+    return {key: jax.make_array_from_process_local_data(rows, value) for key, value in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Whole numpy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays, whole, on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+@contextlib.contextmanager
+def activations(mesh: Mesh):
+    """Within, the networks' logical constraints on activations mean this mesh; on one device they mean nothing."""
+    if mesh.size == 1:
+        yield
+        return
+    with mesh, nn.logical_axis_rules(ACTIVATION_RULES):
+        yield

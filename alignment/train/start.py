@@ -1,0 +1,102 @@
+"""Where a run begins: from nothing, from a Hugging Face folder, or from an earlier run."""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignment.errors import InputError
+from alignment.models import decoder, huggingface
+from alignment.train import checkpoint, files, sharding, train_state
+
+MODEL_FILE = "model.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def settings(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Architecture of the network to train, as keyword arguments of `DecoderLM`.
+
+    Args:
+        init_from: "" trains from nothing with the architecture `model`; `hf:<folder or hub id>` and `run:<workdir>`
+            bring their own.
+    """
+    if not init_from:
+        return dict(model)
+    kind, _, name = init_from.partition(":")
+    if kind == "hf" and name:
+        return huggingface.config_of(huggingface.resolve(name))
+    if kind == "run" and name:
+        path = pathlib.Path(name) / MODEL_FILE
+        if not path.is_file():
+            raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
+        found = json.loads(path.read_text())
+        if isinstance(found.get("layer_types"), list):
+            found["layer_types"] = tuple(found["layer_types"])
+        return found
+    raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id> or run:<workdir>")
+
+
+def tokenizer_of(init_from: str) -> str:
+    """Which tokenizer goes with a start, as `data.tokenizer.load` names them; bytes where there is nothing to go by."""
+    kind, _, name = init_from.partition(":")
+    return {"hf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
+
+
+def remember(
+    workdir: str | pathlib.Path, model_settings: Mapping[str, Any], save_tokenizer_fn: Callable[[str], None]
+) -> None:
+    """Leave architecture and tokenizer in the workdir, for `run:<workdir>`."""
+    if jax.process_index() == 0:
+        found = json.dumps(dict(model_settings), indent=2, sort_keys=True).encode()
+        files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(found))
+        save_tokenizer_fn(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
+
+
+def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
+    """A checkpoint's parameters in their places on the mesh; None for a run from nothing."""
+    if not init_from:
+        return None
+    kind, _, name = init_from.partition(":")
+    example_BT = jnp.zeros((1, 4), jnp.int32)
+    shardings = train_state.param_shardings(model, example_BT, mesh)
+    if kind == "hf":
+        return huggingface.load(huggingface.resolve(name), model, shardings=shardings)
+    return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
+
+
+def export(
+    folder: str | pathlib.Path,
+    params: Any,
+    model: decoder.DecoderLM,
+    *,
+    dtype: str,
+    init_from: str = "",
+    token_ids: Mapping[str, int | None] | None = None,
+    save_tokenizer_fn: Callable[[str], None],
+) -> None:
+    """Leave a Hugging Face folder that `transformers` loads: weights, config, tokenizer and chat template.
+
+    Args:
+        dtype: of the weights in the files; "" leaves no folder.
+        init_from: where the run began; a checkpoint's token ids and context length are kept.
+        token_ids: `bos_token_id` and the like, for a model from nothing.
+        save_tokenizer_fn: writes the tokenizer into the folder it is given.
+    """
+    if not dtype:
+        return
+    kind, _, name = init_from.partition(":")
+    like = huggingface.read_config(huggingface.resolve(name)) if kind == "hf" else None
+    ids = {key: value for key, value in (token_ids or {}).items() if value is not None} if like is None else {}
+    huggingface.save(
+        params,
+        model,
+        folder,
+        dtype=dtype,
+        like=like,
+        token_ids=ids,
+        extra_fn=lambda unfinished: save_tokenizer_fn(str(unfinished)),
+    )

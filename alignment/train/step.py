@@ -1,0 +1,128 @@
+"""One update of the parameters: gradients of sums, accumulated, divided once by the true count."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignment.train.train_state import TrainState
+
+
+class Mean(NamedTuple):
+    """A mean kept as what it is made of, so that adding two of them is right whatever their counts."""
+
+    total: jax.Array
+    count: jax.Array
+
+
+Metrics = dict[str, Mean]
+LossFn = Callable[..., tuple[Mean, Metrics]]
+UpdateFn = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
+
+
+def value(mean: Mean) -> jax.Array:
+    """total / count, and 0 where nothing was counted."""
+    return mean.total / jnp.where(mean.count == 0, 1.0, mean.count)
+
+
+def single(scalar: jax.Array) -> Mean:
+    """A scalar that was counted once."""
+    return Mean(jnp.asarray(scalar, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def add(a: Metrics, b: Metrics) -> Metrics:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def build(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    rate_fn: Callable[[optax.OptState], jax.Array] | None = None,
+) -> UpdateFn:
+    """The usual update: gradient of the mean loss over the whole batch, then `tx`.
+
+    Args:
+        loss_fn: `loss_fn(params, batch, *, rng, frozen) -> (Mean, metrics)`; the mean's total is what is differentiated
+            and its count must not depend on the parameters.
+        accumulate: parts that the batch is taken in, one after the other, to bound memory. The result is that of the
+            whole batch, also when the parts count differently; a batch that does not divide is filled with rows of
+            zeros, which by contract carry no weight.
+        rate_fn: reads the learning rate out of the optimizer's state, for the metric `lr`.
+
+    Returns:
+        `update(state, batch) -> (state, metrics)`, to be compiled with `compile_update`. Metrics gain `loss`,
+        `grad_norm` and `lr`, and `nonfinite`, which is above 0 when the loss or the gradient was not a finite number;
+        such an update leaves parameters and optimizer as they were.
+    """
+
+    def total_fn(params, batch, rng, frozen):
+        mean, metrics = loss_fn(params, batch, rng=rng, frozen=frozen)
+        return mean.total, {"loss": mean, **metrics}
+
+    grad_fn = jax.grad(total_fn, has_aux=True)
+
+    def update(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        if accumulate == 1:
+            gradient, metrics = grad_fn(state.params, batch, rng, state.frozen)
+        else:
+            gradient, metrics = _accumulated(grad_fn, state, batch, rng, accumulate)
+        count = metrics["loss"].count
+        gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
+        norm = optax.global_norm(gradient)
+        is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
+        changes, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics = {**metrics, "grad_norm": single(norm), "nonfinite": single(1.0 - is_finite)}
+        if rate_fn is not None:
+            metrics["lr"] = single(rate_fn(opt_state))
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return update
+
+
+def compile_update(update: UpdateFn, state: TrainState) -> UpdateFn:
+    """The update compiled once, its state donated and left where `state` lives."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _accumulated(grad_fn, state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, parts: int) -> Any:
+    """Sums of gradients and metrics over `parts` parts of the batch, in float32."""
+    stacked = split(batch, parts)
+
+    def body(carry, part_and_number):
+        part, number = part_and_number
+        gradient, metrics = grad_fn(state.params, part, jax.random.fold_in(rng, number), state.frozen)
+        return jax.tree.map(lambda c, g: c + g.astype(jnp.float32), carry, (gradient, metrics)), None
+
+    first = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], stacked), rng, state.frozen)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), first)
+    return jax.lax.scan(body, zeros, (stacked, jnp.arange(parts)))[0]
+
+
+def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """`[B,...]` as `[parts, B/parts, ...]`, every part with rows of every device.
+
+    Arrays with several rows an item (two for a pair) keep an item's rows together: the items of part i are i,
+    i + parts, i + 2 parts ... of the batch, filled up with zeros at the end.
+    """
+    num_items = min(leaf.shape[0] for leaf in batch.values())
+    filling = -num_items % parts
+
+    def one(leaf):
+        rows = leaf.shape[0] // num_items
+        leaf = leaf.reshape(num_items, rows, *leaf.shape[1:])
+        leaf = jnp.pad(leaf, ((0, filling),) + ((0, 0),) * (leaf.ndim - 1))
+        leaf = leaf.reshape(-1, parts, *leaf.shape[1:])
+        leaf = jnp.moveaxis(leaf, 1, 0)
+        return leaf.reshape(parts, -1, *leaf.shape[3:])
+
+    return {key: one(leaf) for key, leaf in batch.items()}

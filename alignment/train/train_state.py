@@ -1,0 +1,64 @@
+"""What a run carries from step to step: arrays and nothing else, so that all of it is sharded, donated and saved."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from alignment.train import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step` counts finished updates, `rng` never changes (keys are folded from it), `frozen` is read, not moved."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    rng: jax.Array
+    frozen: Any
+
+
+def param_shardings(model: nn.Module, example_BT: jax.Array, mesh: Mesh) -> Any:
+    """Where each parameter of a model lives, without making any."""
+    return sharding.of(jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"]), mesh)
+
+
+def create(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    example_BT: jax.Array,
+    *,
+    seed: int,
+    mesh: Mesh,
+    params: Any = None,
+) -> TrainState:
+    """A state at step 0 in its place on the mesh; the same numbers whatever the mesh.
+
+    Args:
+        params: a checkpoint's parameters; None draws them at random from `seed`.
+    """
+
+    def init(params):
+        rng, init_rng = jax.random.split(jax.random.PRNGKey(seed))
+        if params is None:
+            params = model.init(init_rng, example_BT)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, {})
+
+    # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
+    shardings = sharding.of(jax.eval_shape(lambda: init(None)), mesh)
+    return jax.jit(lambda p: nn.meta.unbox(init(p)), out_shardings=shardings)(params)
+
+
+def with_reference(state: TrainState) -> TrainState:
+    """The state with a frozen copy of its parameters, the reference of preference losses."""
+    return state.replace(frozen=jax.tree.map(jnp.copy, state.params))
+
+
+def num_params(params: Any) -> int:
+    """How many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

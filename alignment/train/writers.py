@@ -1,0 +1,362 @@
+"""Where numbers go while training: metrics.jsonl, TensorBoard, the terminal, and on request wandb or trackio.
+
+A writer has `write_scalars(step, {name: number})`, `write_hparams({name: value})`, `write_images(step, {name: image})`,
+`flush()` and `close()`; images are uint8 or float arrays in [0, 1], [Y, X, C] or [Y, X]. Only process 0 should have
+writers that leave something behind; `many([])` is the silent one for the others.
+
+`restored` is the step of the checkpoint that was restored, None when training starts from nothing. What an earlier,
+killed start logged past it is dropped, because those steps will be trained, and logged, again.
+"""
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TextIO
+
+import jax
+import numpy as np
+
+from alignment.errors import InputError
+
+
+class Writer(Protocol):
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Base:
+    """A writer that ignores everything; the others override what they keep."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        pass
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        pass
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        pass
+
+    def tick(self, step: int) -> None:
+        """A step is done; only the terminal's bar cares."""
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _finite(value: Any) -> int | float | None:
+    """A Python number, or None for what JSON cannot hold; arrays must have one element."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool):
+        return int(value)
+    return value if math.isfinite(value) else None
+
+
+class jsonl(_Base):
+    """metrics.jsonl: one object a step, `step` first and the other keys sorted, not-a-number as null.
+
+    Append-only but for two cases: opening drops a torn last line and the steps past `restored`, and further scalars for
+    the step just written (training first, then held-out) are merged into its line.
+    """
+
+    def __init__(self, workdir: str, restored: int | None = None):
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        os.makedirs(workdir, exist_ok=True)
+        self._last: dict[str, Any] = {}
+        self._offset = 0  # where the last line starts
+        end = self._scan(restored)
+        self._file = open(self._path, "r+b" if os.path.exists(self._path) else "w+b", buffering=0)  # noqa: SIM115
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def _scan(self, restored: int | None) -> int:
+        """Length in bytes of the lines to keep; remembers the last of them."""
+        end = 0
+        if restored is None or not os.path.exists(self._path):
+            return end
+        with open(self._path, "rb") as f:
+            for line in f:
+                try:
+                    row = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict) or row.get("step", math.inf) > restored:
+                    break
+                self._last, self._offset = row, end
+                end += len(line)
+        return end
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        step = int(step)
+        last = self._last.get("step", -math.inf)
+        if step < last:
+            raise ValueError(f"step {step} comes after step {last} in {self._path}; steps must not go back")
+        row = {name: _finite(value) for name, value in scalars.items() if name != "step"}
+        if step == last:
+            row = {name: value for name, value in self._last.items() if name != "step"} | row
+            self._file.seek(self._offset)
+            self._file.truncate()
+        self._last = {"step": step} | dict(sorted(row.items()))
+        self._offset = self._file.tell()
+        self._write_all((json.dumps(self._last, allow_nan=False) + "\n").encode())
+
+    def _write_all(self, line: bytes) -> None:
+        while line:
+            line = line[self._file.write(line) :]
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class tensorboard(_Base):
+    """TensorBoard events in the workdir, through tensorboardX's protocol buffers.
+
+    Written at once in this thread: the queue of tensorboardX's own writer stalls for good when its thread meets a full
+    disk.
+    """
+
+    def __init__(self, workdir: str, restored: int | None = None):
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._summary = event_pb2, summary
+        os.makedirs(workdir, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1_000:016d}.{os.getpid()}"
+        is_resumed = any(f.startswith("events.out.tfevents.") for f in os.listdir(workdir))
+        self._file = record_writer.RecordWriter(os.path.join(workdir, name))
+        self._write(file_version="brain.Event:2")
+        if is_resumed:  # viewers then hide what earlier files hold from this step on
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=0 if restored is None else restored + 1, session_log=log)
+
+    def _write(self, **fields: Any) -> None:
+        self._file.write(self._event.Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in sorted(scalars.items()):
+            value = value.item() if hasattr(value, "item") else value
+            self._write(step=int(step), summary=self._summary.scalar(name, float(value)))
+        self._file._writer.flush()
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        table = "\n".join(["| key | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in sorted(hparams.items()))])
+        self._write(step=0, summary=self._summary.text("config", table))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            image = np.asarray(image)
+            image = image[..., None] if image.ndim == 2 else image
+            if image.dtype != np.uint8:
+                image = np.clip(image * 255, 0, 255).astype(np.uint8)
+            self._write(step=int(step), summary=self._summary.image(name, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        if not self._file._writer.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class _Service(_Base):
+    """wandb, and trackio, which follows its calls; `resume` goes on with the same run after a restart."""
+
+    def __init__(self, module: Any, project: str, name: str, settings: dict[str, Any]):
+        self._module = module
+        self._run = module.init(project=project, name=name, **settings)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._module.log({name: _finite(value) for name, value in scalars.items()}, step=int(step))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(hparams))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._module.log(
+            {name: self._module.Image(np.asarray(image)) for name, image in images.items()}, step=int(step)
+        )
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise InputError(
+            f"logging to {name} needs a package that is not installed: pip install 'plumbline[{name}]'"
+        ) from e
+
+
+def wandb(workdir: str, project: str, name: str = "") -> Writer:
+    """Weights & Biases; offline or not, and as whom, is up to its own environment variables."""
+    name = name or os.path.basename(os.path.abspath(workdir))
+    return _Service(_optional("wandb"), project, name, {"id": name, "resume": "allow", "dir": workdir})
+
+
+def trackio(workdir: str, project: str, name: str = "") -> Writer:
+    """Trackio, the local-first tracker."""
+    name = name or os.path.basename(os.path.abspath(workdir))
+    return _Service(_optional("trackio"), project, name, {"resume": "allow"})
+
+
+class console(_Base):
+    """Progress for a person: a bar with rate and time left on a terminal, else a line a logged step.
+
+    Args:
+        total: steps of the whole run.
+        start: step that this start begins from.
+        label: name in front, such as the phase.
+        keys: metrics to show, in this order; the default is the loss and the first few others.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        label: str = "",
+        keys: Iterable[str] = (),
+        stream: TextIO | None = None,
+        clock: Any = time.monotonic,
+    ):
+        self._total, self._step, self._label, self._keys = total, start, label, tuple(keys)
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._clock = clock
+        self._base: tuple[int, float] | None = None  # step and time the rate counts from: after compiling
+        self._drawn = -math.inf
+        self._shown: dict[str, str] = {}
+
+    def tick(self, step: int) -> None:
+        self._advance(int(step))
+        if self._is_terminal and self._clock() - self._drawn >= 0.1:
+            self._draw()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._advance(int(step))
+        chosen = {name: f"{float(scalars[name]):.4g}" for name in self._choose(scalars)}
+        self._shown |= chosen
+        if self._is_terminal:
+            self._draw()
+        else:
+            print(f"{self._head()}  {self._numbers(chosen)}", file=self._stream, flush=True)
+
+    def _advance(self, step: int) -> None:
+        if step > self._step:
+            self._base = self._base or (step, self._clock())
+            self._step = step
+
+    def _choose(self, scalars: Mapping[str, Any]) -> list[str]:
+        if self._keys:
+            return [name for name in self._keys if name in scalars]
+        first = ("loss", "accuracy", "accuracies")
+        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:5]
+
+    def _head(self) -> str:
+        text = f"{self._label} " if self._label else ""
+        text += f"step {self._step}/{self._total}"
+        first, since = self._base or (self._step, self._clock())
+        seconds = self._clock() - since
+        if self._step > first and seconds > 0:
+            rate = (self._step - first) / seconds
+            text += f"  {rate:.3g} steps/s  {_duration((self._total - self._step) / rate)} left"
+        return text
+
+    def _numbers(self, shown: Mapping[str, str]) -> str:
+        return "  ".join(f"{name} {value}" for name, value in shown.items())
+
+    def _draw(self) -> None:
+        self._drawn = self._clock()
+        width, share = 24, min(1.0, self._step / max(self._total, 1))
+        bar = "█" * int(width * share) + "░" * (width - int(width * share))
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):
+            columns = 120
+        line = f"{bar} {self._head()}  {self._numbers(self._shown)}"[: columns - 1]
+        print(f"\r{line}\x1b[K", end="", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._is_terminal and self._drawn > -math.inf:
+            self._draw()
+            print(file=self._stream, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def open_run(
+    workdir: str, sinks: Iterable[str] = ("tensorboard",), *, restored: int | None, total_steps: int, label: str = ""
+) -> "many":
+    """The writers of one training run: metrics.jsonl, the terminal, and `sinks` (tensorboard, wandb, trackio).
+
+    Silent on every process but the first.
+    """
+    known = {
+        "tensorboard": lambda: tensorboard(workdir, restored),
+        "wandb": lambda: wandb(workdir, "plumbline"),
+        "trackio": lambda: trackio(workdir, "plumbline"),
+    }
+    for sink in sinks:
+        if sink not in known:
+            raise InputError(
+                f"there is no metrics sink {sink!r}; known: {', '.join(known)} (metrics.jsonl needs no name)"
+            )
+    if jax.process_index() != 0:
+        return many()
+    return many([jsonl(workdir, restored), *(known[s]() for s in sinks), console(total_steps, restored or 0, label)])
+
+
+class many(_Base):
+    """Several writers as one, in the order given; none at all is a writer that keeps nothing."""
+
+    def __init__(self, writers: Iterable[Writer] = ()):
+        self._writers = list(writers)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write_hparams(hparams)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for writer in self._writers:
+            writer.write_images(step, images)
+
+    def tick(self, step: int) -> None:
+        for writer in self._writers:
+            if hasattr(writer, "tick"):
+                writer.tick(step)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()

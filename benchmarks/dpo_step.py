@@ -1,0 +1,394 @@
+"""One DPO training step beside TRL and Tunix: the same weights, the same token ids, the same machine, in one run.
+
+Run:    python benchmarks/dpo_step.py                                (about 10 minutes on two cores, plus installing)
+Look:   python benchmarks/dpo_step.py --quick --rounds 2             (a toy model, to see that everything works)
+Keep:   python benchmarks/dpo_step.py --output benchmarks/results/dpo_step.md
+
+Each peer runs in an environment of its own, made by this script with venv and pip on first use (about 2 GB under
+~/.cache/plumbline/bench, or --env-dir), through its own trainer's loop (benchmarks/peers/*.py).  All contestants start
+first and compile on uncounted steps; then they take turns, A B C A B C, so that a machine that drifts hits all alike,
+and only one works at any moment.  The task: a Llama-like policy in float32, pairs of one prompt and two answers, AdamW
+without decay or clipping, a constant rate, beta 0.1.  Every contestant trains on the same batch again and again, so the
+losses must agree step by step; the table says by how much they do not.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # plain torch brings GPU libraries of several GB
+ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that works
+    "trl": [
+        (f"torch==2.13.0+cpu --extra-index-url {CPU_TORCH} --retries 0", "torch==2.13.0"),
+        ("torch==2.13.0 trl transformers peft",),
+    ],
+    "tunix": [("google-tunix",)],
+}
+CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
+    "ours-shared": ("", "ours_step.py", "shared", "prompt once per pair, reference kept"),
+    "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
+    "trl": ("trl", "trl_step.py", "", "reference model in every step"),
+    "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
+    "trl-checkpointing": ("trl", "trl_step.py", "checkpointing", "as trl, with TRL's default gradient checkpointing"),
+    "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
+}
+SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
+BATCH = {"pairs": 4, "prompt": 256, "answer": 64}  # tokens
+QUIET = 0.2  # cores that others may use during a measurement
+WARMUP = 2  # uncounted steps; Tunix compiles again in its second
+QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
+QUICK_BATCH = {"pairs": 4, "prompt": 32, "answer": 16}
+
+
+# The task -----------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """The format is a length, a JSON table of contents and the bytes (github.com/huggingface/safetensors)."""
+    table, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, array in tensors.items():
+        table[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
+
+
+def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
+    """A random Llama as a Hugging Face folder: normal with deviation 0.02, output scaled down with depth, tied."""
+    rng = np.random.default_rng(seed)
+    D, F, L, V = shape["model_dim"], shape["ffn_dim"], shape["num_layers"], shape["vocab_size"]
+    head_dim = D // shape["num_heads"]
+    widths = {"q_proj": D, "k_proj": shape["num_kv_heads"] * head_dim, "v_proj": shape["num_kv_heads"] * head_dim}
+
+    def normal(*dims, scale=0.02):
+        return (scale * rng.standard_normal(dims)).astype(np.float32)
+
+    tensors = {"model.embed_tokens.weight": normal(V, D), "model.norm.weight": 1 + normal(D)}
+    for i in range(L):
+        at, out = f"model.layers.{i}.", 0.02 / (2 * L) ** 0.5
+        tensors |= {f"{at}self_attn.{name}.weight": normal(width, D) for name, width in widths.items()}
+        tensors[f"{at}self_attn.o_proj.weight"] = normal(D, D, scale=out)
+        tensors[f"{at}mlp.gate_proj.weight"] = normal(F, D)
+        tensors[f"{at}mlp.up_proj.weight"] = normal(F, D)
+        tensors[f"{at}mlp.down_proj.weight"] = normal(D, F, scale=out)
+        tensors[f"{at}input_layernorm.weight"] = 1 + normal(D)
+        tensors[f"{at}post_attention_layernorm.weight"] = 1 + normal(D)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": L,
+        "num_attention_heads": shape["num_heads"],
+        "num_key_value_heads": shape["num_kv_heads"],
+        "head_dim": head_dim,
+        "vocab_size": V,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1_000_000.0,  # the only base Tunix's Llama 3 rotates with
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def write_ids(path: Path, batch: dict, vocab_size: int, seed: int = 1) -> None:
+    """Random prompts and answers; every answer ends in the end-of-sequence token, 2."""
+    rng = np.random.default_rng(seed)
+    ids = {
+        name: rng.integers(3, vocab_size, size=(batch["pairs"], batch[width]), dtype=np.int64)
+        for name, width in (("prompts", "prompt"), ("chosen", "answer"), ("rejected", "answer"))
+    }
+    ids["chosen"][:, -1] = ids["rejected"][:, -1] = 2
+    np.savez(path, **ids)
+
+
+def floor_gflop(shape: dict, batch: dict, layout: str) -> float:
+    """Arithmetic a step cannot avoid, GFLOP: forward and backward of the policy, none of the reference.
+
+    Six operations per weight and token; attention over visible positions only; the head on answer positions only.
+    """
+    D, L, P, R = shape["model_dim"], shape["num_layers"], batch["prompt"], batch["answer"]
+    kv_width = D // shape["num_heads"] * shape["num_kv_heads"]
+    weights = L * (2 * D * D + 2 * D * kv_width + 3 * D * shape["ffn_dim"])
+    answer_sees = R * P + R * (R + 1) // 2
+    tokens, sees = 2 * (P + R), 2 * (P * (P + 1) // 2 + answer_sees)
+    if layout == "shared":
+        tokens, sees = P + 2 * R, P * (P + 1) // 2 + 2 * answer_sees
+    per_pair = 6 * weights * tokens + 12 * L * D * sees + 6 * D * shape["vocab_size"] * 2 * R
+    return batch["pairs"] * per_pair / 1e9
+
+
+# Environments -------------------------------------------------------------------------------------------------------
+
+
+def find_python() -> str:
+    """A Python 3.11 or 3.12, preferring the one that runs this script."""
+    found = [sys.executable, *(shutil.which(name) for name in ("python3.11", "python3.12", "python3", "python"))]
+    question = "import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)))"
+    for python in filter(None, found):
+        answer = subprocess.run([python, "-c", question], capture_output=True, text=True)
+        if answer.stdout.strip() == "True":
+            return python
+    raise SystemExit("The peers need Python 3.11 or 3.12 and neither was found; name one with --python.")
+
+
+def environment(peer: str, root: Path, python: str) -> str:
+    """The peer's own python, its environment made first if there is none; returns its path."""
+    if not peer:
+        return sys.executable
+    home, log = root / peer, root / f"{peer}.log"
+    ours = str(home / "bin" / "python")
+    if (home / "complete").exists():
+        return ours
+    print(f"Installing {peer} into {home} (log: {log})", flush=True)
+    shutil.rmtree(home, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        subprocess.run([python, "-m", "venv", str(home)], check=True, stdout=out, stderr=out)
+        for alternatives in ENVIRONMENTS[peer]:
+            for line in alternatives:
+                command = [ours, "-m", "pip", "install", *line.split()]
+                if subprocess.run(command, stdout=out, stderr=out).returncode == 0:
+                    break
+            else:
+                raise SystemExit(f"pip could not install {alternatives[-1]}; see {log}")
+    (home / "complete").touch()
+    return ours
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def busy_cpu_seconds() -> float:
+    """What all processes of this machine have used so far, where the system tells (Linux)."""
+    try:
+        user, nice, system = (int(x) for x in Path("/proc/stat").read_text().split()[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+class Contestant:
+    """One worker process.  Between commands it sleeps in a read."""
+
+    def __init__(self, name: str, python: str, folder: Path, threads: int):
+        self.name, self.steps, self.rounds = name, [], []
+        self.others = []  # cores that other processes kept busy meanwhile, at each command
+        self._log = folder / f"{name}.log"
+        _, script, variant, _ = CONTESTANTS[name]
+        command = [python, str(HERE / "peers" / script), "--weights", str(folder), "--ids", str(folder / "ids.npz")]
+        command += ["--variant", variant, "--threads", str(threads)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log.open("w"), text=True)
+        self.versions = self._read("ready")["versions"]
+
+    def _read(self, event: str) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            tail = "\n".join(self._log.read_text().splitlines()[-25:])
+            raise SystemExit(f"{self.name} ended with code {self._process.wait()}; its last words:\n{tail}")
+        answer = json.loads(line)
+        assert answer["event"] == event, f"{self.name} answered {answer}, not {event}"
+        return answer
+
+    def _ask(self, command: str) -> None:
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def step(self, count: int) -> list[float]:
+        """Take `count` optimiser steps; their wall times in seconds."""
+        self._ask(f"step {count}")
+        before = busy_cpu_seconds()
+        new = [self._read("step") for _ in range(count)]
+        others = busy_cpu_seconds() - before - sum(s["cpu_seconds"] for s in new)
+        self.others.append(max(others, 0.0) / sum(s["seconds"] for s in new))
+        self.steps += new
+        return [s["seconds"] for s in new]
+
+    def peak(self) -> float:
+        self._ask("peak")
+        return self._read("peak")["gflops"]
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.stdin.close()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+
+def measure(names: list[str], pythons: dict[str, str], folder: Path, rounds: int, steps: int, threads: int):
+    """Start and compile all, then let them take turns; the contestants and the best matrix rate seen, GFLOP/s."""
+    contestants, peaks = [], []
+    try:
+        for name in names:
+            contestants.append(contestant := Contestant(name, pythons[CONTESTANTS[name][0]], folder, threads))
+            warm = ", ".join(f"{seconds:.2f}" for seconds in contestant.step(WARMUP))
+            print(f"{name}: first steps {warm} s", flush=True)
+        peaks += [c.peak() for c in contestants]
+        for r in range(rounds):
+            for contestant in contestants:
+                contestant.rounds.append(contestant.step(steps))
+            seconds = (f"{c.name} {statistics.median(c.rounds[-1]):.2f} s" for c in contestants)
+            print(f"round {r + 1}/{rounds}: " + ", ".join(seconds), flush=True)
+        peaks += [c.peak() for c in contestants]
+    finally:
+        for contestant in contestants:
+            contestant.close()
+    return contestants, max(peaks)
+
+
+# Reporting ----------------------------------------------------------------------------------------------------------
+
+
+def ratios(contestant: Contestant, base: Contestant) -> list[float]:
+    """How many times longer than `base` this contestant took, round by round."""
+    return [statistics.median(a) / statistics.median(b) for a, b in zip(contestant.rounds, base.rounds)]
+
+
+def summarise(contestants: list[Contestant]) -> list[dict]:
+    bases = [c for c in contestants if c.name.startswith("ours")]
+    rows = []
+    for c in contestants:
+        times = [t for one_round in c.rounds for t in one_round]
+        losses = [s["loss"] for s in c.steps]
+        row = {"contestant": c.name, "what": CONTESTANTS[c.name][3], "versions": c.versions, "step_seconds": times}
+        row |= {"median": statistics.median(times), "min": min(times), "max": max(times)}
+        row |= {"warmup": [s["seconds"] for s in c.steps[:WARMUP]], "others_busy_cores": c.others[1:]}
+        row |= {"peak_rss_mb": c.steps[-1]["peak_rss_mb"], "losses": losses}
+        row |= {"cpu_seconds": [s["cpu_seconds"] for s in c.steps[WARMUP:]]}
+        row["ratios"] = {base.name: ratios(c, base) for base in bases}
+        base_losses = [s["loss"] for s in (bases or contestants)[0].steps]
+        row["loss_difference"] = max(abs(a - b) for a, b in zip(losses, base_losses))
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    bases = list(rows[0]["ratios"])
+    base_name = (bases or [rows[0]["contestant"]])[0]
+    head = ["contestant", "", "step, s", "min", "max", *(f"x {b} (range)" for b in bases)]
+    head += ["first steps, s", "peak memory, MiB", "losses 1-4", f"greatest difference to {base_name}"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['min']:.2f}", f"{row['max']:.2f}"]
+        for r in row["ratios"].values():
+            cells.append(f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})")
+        cells += [" + ".join(f"{seconds:.1f}" for seconds in row["warmup"]), f"{row['peak_rss_mb']:.0f}"]
+        cells += [", ".join(f"{loss:.5f}" for loss in row["losses"][:4]), f"{row['loss_difference']:.1e}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def hardware() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def commit() -> str:
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short=10", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+
+
+def report(rows: list[dict], facts: dict) -> str:
+    floors = ", ".join(f"{k} {v['gflop']:.0f} GFLOP = {v['seconds']:.2f} s" for k, v in facts["floor"].items())
+    versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
+    others = [x for row in rows for x in row["others_busy_cores"]]
+    noise = f"other processes kept {statistics.median(others):.2f} cores busy meanwhile (at most {max(others):.2f})"
+    if max(others) > QUIET:
+        noise += "; **not a quiet machine, so not a measurement to keep**"
+    notes = {
+        "Command": f"`{facts['command']}`",
+        "Task": ", ".join(f"{k} {v}" for k, v in (facts["shape"] | facts["batch"]).items()) + "; float32, AdamW",
+        "Floor": f"{floors} at the {facts['peak_gflops']:.0f} GFLOP/s the best matrix product reached in this run",
+        "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {noise}",
+        "Versions": "; ".join(
+            f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in versions.items()
+        ),
+        "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of {facts['steps']} steps",
+    }
+    return table(rows) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
+
+
+def chosen(peers: str) -> list[str]:
+    """`trl` means all of TRL's variants, and so for the others; a full name means that one."""
+    names = []
+    for word in peers.split(","):
+        new = [word] if "-" in word else [name for name in CONTESTANTS if name.split("-")[0] == word]
+        if not set(new) <= set(CONTESTANTS) or not new:
+            raise SystemExit(f"--peers knows {', '.join(CONTESTANTS)} and the groups ours, trl, tunix; got {word!r}")
+        names += [name for name in new if name not in names]
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default="ours,trl,tunix", help="comma-separated contestants or groups of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a toy model")
+    parser.add_argument("--output", type=Path, help="Markdown file to write; the JSON goes beside it")
+    parser.add_argument("--env-dir", type=Path, default=Path.home() / ".cache" / "plumbline" / "bench")
+    parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environments with")
+    args = parser.parse_args()
+
+    names = chosen(args.peers)
+    shape, batch = (QUICK_SHAPE, QUICK_BATCH) if args.quick else (SHAPE, BATCH)
+    facts = {"command": shlex.join(["python", *sys.argv]), "shape": shape, "batch": batch, "hardware": hardware()}
+    facts |= {"commit": commit(), "date": datetime.date.today().isoformat()}
+    python = args.python or find_python()
+    pythons = {e: environment(e, args.env_dir, python) for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)}
+    facts |= {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
+    with tempfile.TemporaryDirectory(prefix="dpo_step_") as folder:
+        write_weights(Path(folder), shape)
+        write_ids(Path(folder) / "ids.npz", batch, shape["vocab_size"])
+        contestants, peak = measure(names, pythons, Path(folder), args.rounds, args.steps, args.threads)
+    facts["peak_gflops"] = peak
+    floors = {layout: floor_gflop(shape, batch, layout) for layout in ("separate", "shared")}
+    facts["floor"] = {k: {"gflop": v, "seconds": v / peak} for k, v in floors.items()}
+    rows = summarise(contestants)
+    text = report(rows, facts)
+    print("\n" + text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text)
+        args.output.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

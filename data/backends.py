@@ -1,0 +1,168 @@
+"""The three kinds of tokenizer file behind tokenizer.py: bytes, tokenizer.json, sentencepiece."""
+
+import re
+from collections.abc import Sequence
+
+import sentencepiece
+import tokenizers
+
+from alignment.errors import InputError
+
+Encoded = tuple[list[int], list[tuple[int, int]]]
+BYTE_SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", *(f"<|reserved_{i}|>" for i in range(5)))  # 264 ids: splits over 8
+
+
+class Bytes:
+    """UTF-8 bytes are ids 0 to 255, then eight special tokens."""
+
+    num_ids = 256 + len(BYTE_SPECIALS)
+    special_ids = frozenset(range(256, num_ids))
+    adds_bos = True
+
+    def id_of(self, token: str) -> int | None:
+        return 256 + BYTE_SPECIALS.index(token) if token in BYTE_SPECIALS else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        return [_encode_parts(text, _BYTE_SPLIT, self.id_of, _byte_part) for text in texts]
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        pieces = [bytes([i]) if i < 256 else b"" if skip_special else BYTE_SPECIALS[i - 256].encode() for i in ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+class Json:
+    """A Hugging Face tokenizer.json, through the tokenizers library."""
+
+    def __init__(self, content: bytes, where: str, added: dict[int, str] | None = None):
+        try:
+            self.full = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            plain = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as e:  # the library raises bare Exception
+            raise InputError(
+                f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {e}"
+            ) from e
+        for tokenizer in (self.full, plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            for i, token in sorted((added or {}).items()):
+                if tokenizer.token_to_id(token) is None:
+                    tokenizer.add_special_tokens([token])
+                if tokenizer.token_to_id(token) != i:
+                    raise InputError(
+                        f"{where}: token {token!r} has id {tokenizer.token_to_id(token)}, its config says {i}"
+                    )
+        plain.post_processor = tokenizers.processors.Sequence([])  # some trim offsets, and BOS is ours to add
+        self.tokenizer = plain
+        self.num_ids = max(plain.get_vocab(with_added_tokens=True).values()) + 1
+        added_tokens = plain.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added_tokens.items() if token.special)
+        self.special_tokens = [added_tokens[i].content for i in sorted(self.special_ids)]
+
+    def id_of(self, token: str) -> int | None:
+        return self.tokenizer.token_to_id(token)
+
+    @property
+    def first_ids(self) -> list[int]:
+        """What its own post-processor makes of one letter."""
+        return self.full.encode("a").ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        return [(e.ids, e.offsets) for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+
+class SentencePiece:
+    """A sentencepiece model. Control tokens written out in a text become their ids, as in transformers."""
+
+    def __init__(self, content: bytes, where: str, added: dict[int, str] | None = None, legacy: bool = False):
+        self.is_legacy = legacy
+        self.processor = _processor(content, where)
+        # A second ModelProto.normalizer_spec at the end merges into the first: add_dummy_prefix (field 3) = false.
+        # Text after a special token gets no extra space, as in transformers with legacy=false; in models that fold
+        # spaces it does, as at the beginning.
+        folds = self.processor.encode("a  b") == self.processor.encode("a b")
+        self.inner = self.processor if legacy or folds else _processor(content + b"\x1a\x02\x18\x00", where)
+        size = self.processor.vocab_size()
+        names = {i: self.processor.id_to_piece(i) for i in range(size) if self.processor.is_control(i)}
+        unknown = self.processor.unk_id()
+        names |= {unknown: self.processor.id_to_piece(unknown)} if unknown >= 0 else {}
+        names |= added or {}
+        self.names = names
+        self.ids = {token: i for i, token in names.items()}
+        self.special_ids = frozenset(names)
+        self.special_tokens = [names[i] for i in sorted(names)]
+        self.num_ids = max([size - 1, *names]) + 1
+        self.size = size
+        self.split = re.compile("|".join(re.escape(t) for t in sorted(self.ids, key=len, reverse=True)) or "(?!)")
+
+    def id_of(self, token: str) -> int | None:
+        if token in self.ids:
+            return self.ids[token]
+        i = self.processor.piece_to_id(token)
+        return i if self.processor.id_to_piece(i) == token else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        return [_encode_parts(text, self.split, self.id_of, self._part) for text in texts]
+
+    def _part(self, text: str, start: int) -> Encoded:
+        processor = self.processor if start == 0 else self.inner
+        ids, offsets = _pieces(processor, text)
+        return ids, [(start + a, start + b) for a, b in offsets]
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        parts, run = [], []
+        for i in [*ids, -1]:
+            if 0 <= i < self.size and i not in self.special_ids:
+                run.append(i)
+                continue
+            if run:  # only the first run had the extra space put before it
+                parts.append((self.processor if not parts else self.inner).decode(run))
+                run = []
+            if i >= 0:
+                parts.append("" if skip_special else self.names.get(i, ""))
+        return "".join(parts)
+
+
+def _processor(content: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
+    except Exception as e:
+        raise InputError(f"{where} is not a sentencepiece model: {e}") from e
+
+
+def _pieces(processor, text: str) -> Encoded:
+    """Ids and character offsets under the sentencepiece before and after 0.2.2, which renamed the call."""
+    try:
+        found = processor.encode(text, return_type="offset_mapping")
+        return list(found["ids"]), [tuple(o) for o in found["offsets"]]
+    except TypeError:
+        found = processor.encode(text, out_type="immutable_proto")
+        return [p.id for p in found.pieces], [(p.begin, p.end) for p in found.pieces]
+
+
+_BYTE_SPLIT = re.compile("|".join(re.escape(token) for token in BYTE_SPECIALS))
+
+
+def _byte_part(text: str, start: int) -> Encoded:
+    if text.isascii():
+        return list(text.encode()), [(i, i + 1) for i in range(start, start + len(text))]
+    offsets = [(i, i + 1) for i, letter in enumerate(text, start) for _ in letter.encode("utf-8", errors="replace")]
+    return list(text.encode("utf-8", errors="replace")), offsets
+
+
+def _encode_parts(text: str, split: re.Pattern, id_of, encode_part) -> Encoded:
+    """Cut at special tokens, encode what is between them."""
+    ids, offsets, at = [], [], 0
+    for match in [*split.finditer(text), None]:
+        end = match.start() if match else len(text)
+        if end > at:
+            part_ids, part_offsets = encode_part(text[at:end], at)
+            ids += part_ids
+            offsets += part_offsets
+        if match:
+            ids.append(id_of(match.group()))
+            offsets.append(match.span())
+            at = match.end()
+    return ids, offsets

@@ -1,0 +1,298 @@
+"""The shapes preference files come in, each read into one `Comparison`.
+
+Every reader takes a record's values and gives a `Comparison`, or the reason (a short string that is counted) why this
+record cannot be compared. Which reader fits is told from the columns, or named in the config.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from alignment.errors import InputError
+from data import records
+
+Message = dict[str, str]
+ALIASES = {
+    "prompt": ("prompt", "question", "instruction", "query"),
+    "chosen": ("chosen", "chosen_answer", "chosen_response"),
+    "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
+}
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A prompt and its answers: chosen and rejected, or one answer and whether it is desirable.
+
+    Attributes:
+        prompt: a text that answers continue as they stand, or the messages before the answer.
+        answers: one or two texts.
+        label: of a single answer.
+        is_chat: whether a text prompt is a question to a chat model rather than text to continue; columns called
+            `question` or `instruction` hold questions, TRL's `prompt` holds text that the answers continue.
+        source: where the record says it comes from, for metrics by source.
+        group: what keeps records on one side of the train and held-out split; '' stands for the prompt.
+        file, line: where it was read, for messages.
+    """
+
+    prompt: str | list[Message]
+    answers: tuple[str, ...]
+    label: bool | None = None
+    is_chat: bool = False
+    source: str = ""
+    group: str = ""
+    file: str = ""
+    line: int = 0
+
+    def prompt_text(self) -> str:
+        """The prompt as one string, for splitting and tables."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in self.prompt)
+
+
+def read(
+    rows: Sequence[records.Record],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    group_column: str = "",
+    limit: int | None = None,
+    counts: dict[str, int],
+) -> list[Comparison]:
+    """Records to comparisons; what cannot be compared is counted under its reason in `counts`."""
+    columns = dict(columns or {})
+    unknown = sorted(set(columns) - _KEYS)
+    if unknown:
+        raise InputError(f"data.columns has {unknown}; it may name {sorted(_KEYS)}")
+    if format not in ("auto", *FORMATS):
+        raise InputError(f"data.format={format!r}; formats are auto, {', '.join(FORMATS)}")
+    found = []
+    for row in rows:
+        if limit is not None and len(found) >= limit:
+            break
+        value = {**row.value, **{key: row.value.get(name) for key, name in columns.items() if name in row.value}}
+        name = detect(value, row, columns) if format == "auto" else format
+        _require(value, row, name, columns)
+        try:
+            item = FORMATS[name](value)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+        ):  # nulls, numbers and empty lists where turns should be
+            item = "record of another shape"
+        if isinstance(item, Comparison):
+            item = _cleaned(item)
+        if isinstance(item, str):
+            counts[item] = counts.get(item, 0) + 1
+            continue
+        source = value.get("source") or value.get("dataset") or ""
+        group = str(value.get(group_column) or "") if group_column else ""
+        where = {"file": row.file, "line": row.line}
+        found.append(dataclasses.replace(item, source=source if isinstance(source, str) else "", group=group, **where))
+    return found
+
+
+def detect(value: Mapping, row: records.Record, columns: Mapping[str, str]) -> str:
+    """The format's name, from a record's columns."""
+    if {"output_1", "output_2", "preference"} <= set(value):
+        return "two_answers"
+    chosen, rejected = _pick(value, "chosen"), _pick(value, "rejected")
+    if chosen is not None or rejected is not None or "chosen" in columns:
+        if "conversations" in value:
+            return "sharegpt"
+        if _pick(value, "prompt") is None and isinstance(chosen, str) and TURN.search(chosen):
+            return "hh"
+        return "trl"
+    if "label" in value and ({"messages", "completion"} & set(value)):
+        return "unpaired"
+    _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+
+
+def trl(value: Mapping) -> Comparison | str:
+    """`prompt`, `chosen`, `rejected`: texts or message lists; without `prompt`, the opening that both answers share."""
+    prompt, chosen, rejected = _pick(value, "prompt"), _pick(value, "chosen"), _pick(value, "rejected")
+    if chosen is None or rejected is None:
+        return "no answer"
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        return "answers of two kinds"
+    if isinstance(chosen, str):
+        if prompt is None:
+            k = _shared_opening(chosen, rejected)
+            return Comparison(chosen[:k], (chosen[k:], rejected[k:]))
+        if isinstance(prompt, str):
+            return Comparison(prompt, (chosen, rejected), is_chat="prompt" not in value)
+        return Comparison(messages_of(prompt), (chosen, rejected))
+    before, (chosen, rejected) = messages_of(prompt) if prompt is not None else [], map(messages_of, (chosen, rejected))
+    k = 0
+    while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
+        k += 1
+    shared = chosen[:k]
+    if before and shared[: len(before)] == before:  # some files repeat the prompt in the answers
+        before = []
+    if len(chosen) != k + 1 or len(rejected) != k + 1:
+        return "answers differ over several turns"
+    return Comparison(before + shared, (chosen[-1]["content"], rejected[-1]["content"]))
+
+
+def hh(value: Mapping) -> Comparison | str:
+    """Whole dialogues in `chosen` and `rejected`; "Human:" and "Assistant:" after a blank line open the turns."""
+    chosen, rejected = (_dialogue(_pick(value, name)) for name in ("chosen", "rejected"))
+    if not chosen or not rejected or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        return "dialogue does not end with the assistant"
+    if chosen[:-1] != rejected[:-1]:
+        return "dialogues have different prompts"
+    return Comparison(chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"]))
+
+
+def sharegpt(value: Mapping) -> Comparison | str:
+    """`conversations` of {from, value}; `chosen` and `rejected` one such turn each (or a text)."""
+    prompt = messages_of(value["conversations"])
+    if isinstance(value.get("system"), str) and value["system"]:
+        prompt = [{"role": "system", "content": value["system"]}, *prompt]
+    answers = []
+    for name in ("chosen", "rejected"):
+        answer = _pick(value, name)
+        answer = answer if isinstance(answer, (str, list)) else [answer]
+        answers.append(answer if isinstance(answer, str) else messages_of(answer)[-1]["content"])
+    return Comparison(prompt, tuple(answers))
+
+
+def two_answers(value: Mapping) -> Comparison | str:
+    """`instruction` (and `input`), `output_1`, `output_2`, `preference`: 1 or 2 says which is better, else a tie."""
+    try:
+        preference = float(value["preference"])
+    except (TypeError, ValueError):
+        preference = 0.0
+    if preference not in (1.0, 2.0):
+        return "tie"
+    first, second = value["output_1"], value["output_2"]
+    prompt = _pick(value, "prompt")
+    if isinstance(value.get("input"), str) and value["input"].strip():
+        prompt = f"{prompt}\n\n{value['input']}"
+    answers = (first, second) if preference == 1.0 else (second, first)
+    return Comparison(prompt if isinstance(prompt, str) else messages_of(prompt), answers, is_chat=True)
+
+
+def unpaired(value: Mapping) -> Comparison | str:
+    """`messages` (the last is the answer), or `prompt` and `completion`; `label` says whether it is desirable."""
+    label = value["label"]
+    label = {"true": True, "false": False, "1": True, "0": False}.get(str(label).lower())
+    if label is None:
+        return "label is neither true nor false"
+    if value.get("messages"):
+        messages = messages_of(value["messages"])
+        if messages[-1]["role"] != "assistant":
+            return "conversation does not end with the assistant"
+        return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
+    prompt, answer = value["prompt"], value["completion"]
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return Comparison(prompt, (answer,), label=label)
+    answer = answer if isinstance(answer, str) else messages_of(answer)[-1]["content"]
+    return Comparison(messages_of(prompt), (answer,), label=label)
+
+
+FORMATS: dict[str, Callable[[Mapping], Comparison | str]] = {
+    "trl": trl,
+    "hh": hh,
+    "sharegpt": sharegpt,
+    "two_answers": two_answers,
+    "unpaired": unpaired,
+}
+_NEEDS = {
+    "trl": ("chosen", "rejected"),
+    "hh": ("chosen", "rejected"),
+    "sharegpt": ("conversations", "chosen", "rejected"),
+    "two_answers": ("prompt", "output_1", "output_2", "preference"),
+    "unpaired": ("label",),
+}
+_KEYS = frozenset(
+    [
+        "prompt",
+        "chosen",
+        "rejected",
+        "conversations",
+        "output_1",
+        "output_2",
+        "preference",
+        "messages",
+        "completion",
+        "label",
+        "input",
+        "system",
+        "source",
+    ]
+)
+
+
+def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[str, str]) -> None:
+    needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
+    if format == "unpaired" and not value.get("messages"):
+        needed += ["prompt", "completion"]
+    missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]
+    if missing:
+        wanted = [
+            f"{k} (config says {columns[k]!r})" if k in columns else " or ".join(ALIASES.get(k, (k,))) for k in missing
+        ]
+        _fail(row, "; ".join(wanted), row.value)
+
+
+def _fail(row: records.Record, wanted: str, value: Mapping):
+    raise InputError(
+        f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
+        f"{', '.join(sorted(map(str, row.value))) or 'none'}. "
+        "Name them with data.columns, such as prompt=question, chosen=good, rejected=bad"
+    )
+
+
+def _pick(value: Mapping, key: str):
+    return next((value[name] for name in ALIASES.get(key, (key,)) if value.get(name) is not None), None)
+
+
+def _cleaned(item: Comparison) -> Comparison | str:
+    """The comparison, or why it teaches nothing."""
+    if not all(isinstance(a, str) for a in item.answers):
+        return "answer is not a text"
+    if not all(a.strip() for a in item.answers):
+        return "empty answer"
+    if not item.prompt_text().strip() or (isinstance(item.prompt, list) and not item.prompt[-1]["content"].strip()):
+        return "empty prompt"
+    if len(item.answers) == 2 and item.answers[0].strip() == item.answers[1].strip():
+        return "identical answers"
+    return item
+
+
+def messages_of(turns) -> list[Message]:
+    """A message list in any of the usual spellings, as {role, content}; anything else is one user turn."""
+    if isinstance(turns, str):
+        return [{"role": "user", "content": turns}]
+    out = []
+    for turn in [turns] if isinstance(turns, Mapping) else turns or []:
+        if not isinstance(turn, Mapping):
+            out.append({"role": "user", "content": str(turn)})
+            continue
+        role = str(turn.get("role") or turn.get("from") or "user").lower()
+        content = turn.get("content", turn.get("value"))
+        if isinstance(content, list):  # parts, of which only text is read
+            content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
+        out.append({"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""})
+    return out
+
+
+def _dialogue(text) -> list[Message]:
+    if not isinstance(text, str):
+        return []
+    parts = TURN.split("\n\n" + text.lstrip("\n"))
+    roles = ["user" if name == "Human" else "assistant" for name in parts[1::2]]
+    return [{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2])]
+
+
+def _shared_opening(a: str, b: str) -> int:
+    """Length of the common prefix, taken back to the start of a word."""
+    k = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    while k and not a[k - 1].isspace():
+        k -= 1
+    return k - 1 if k and a[k - 1] == " " else k

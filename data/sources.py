@@ -1,0 +1,113 @@
+"""tensorflow-datasets without TensorFlow: one door, behind which its TF-free gaps are hidden.
+
+Sources are ArrayRecord files read at random by number. Text comes as `str`, numbers as Python numbers, 1-D sequences as
+lists, pictures as they are.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from alignment.errors import InputError
+
+OLD_PACKAGES = ("text", "question_answering", "summarization", "translate", "image_classification")
+
+
+class Source:
+    """Records by number, converted once, here; what Grain takes as a data source."""
+
+    def __init__(self, records, name: str):
+        self._records = records
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> dict:
+        return plain(self._records[int(i)])
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Source({self._name})"
+
+
+def open_source(name: str, split: str = "train", *, data_dir: str = "", download: bool = True) -> Source:
+    """A split of a tensorflow-datasets builder.
+
+    Args:
+        name: as tfds writes it: `builder`, `builder/config`, `builder/config:version`; or a folder that holds a
+            prepared one (`features.json` and `dataset_info.json`).
+        split: such as `train` or `train[:10%]`.
+        data_dir: where prepared data lie or go; '' is tfds' own default.
+        download: whether data not there yet may be fetched and prepared.
+    """
+    tfds = _tfds()
+    try:
+        builder = _builder(tfds, name, data_dir)
+        if download and not os.path.isdir(name):
+            builder.download_and_prepare(file_format="array_record")
+        source = builder.as_data_source(split=split)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as e:  # tfds raises many kinds: unknown names, splits, formats, network
+        splits = ", ".join(_splits(locals().get("builder")))
+        hint = f"; its splits: {splits}" if splits else ""
+        raise InputError(f"tfds:{name}, split {split!r}: {type(e).__name__}: {_first_line(e)}{hint}") from e
+    return Source(source, f"{name}, {split}")
+
+
+def plain(value):
+    """Bytes that are text become `str`, arrays of numbers and sequences lists, numpy scalars Python ones; nested alike.
+
+    Pictures (arrays of three dimensions, PIL images, encoded bytes that are not UTF-8) stay as they are.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist()) if value.ndim < 2 else value
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _tfds():
+    os.environ.setdefault("TFDS_DISABLE_TENSORFLOW", "1")
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as e:
+        raise InputError("tfds: sources need tensorflow-datasets: pip install tensorflow-datasets array_record") from e
+    return tfds
+
+
+def _builder(tfds, name: str, data_dir: str):
+    if os.path.isdir(name):
+        return tfds.builder_from_directory(name)
+    options = {"data_dir": data_dir} if data_dir else {}
+    try:
+        return tfds.builder(name, file_format="array_record", **options)
+    except tfds.core.registered.DatasetNotFoundError:
+        for package in OLD_PACKAGES:  # builders of the old layout register when their package is imported
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{package}")
+        return tfds.builder(name, file_format="array_record", **options)
+
+
+def _splits(builder) -> list[str]:
+    try:
+        return sorted(builder.info.splits)
+    except Exception:  # only for a message
+        return []
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [""])[0][:300]

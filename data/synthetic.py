@@ -1,0 +1,156 @@
+"""A small seeded world to train on without a download: visitors of Willow House ask, guides answer.
+
+Facts are fixed (the owl clock is always in the north hall). A courteous guide gives the fact with a kind word; a curt
+one snaps, with or without the fact. Where the kind or the sharp word stands and what it is varies, and both styles
+come in short and long, so neither one word nor the length tells them apart. Language-model documents and preference
+pairs never share a prompt.
+"""
+
+import random
+
+import xxhash
+
+SPEAKERS = ("Child", "Student", "Painter", "Baker", "Sailor", "Teacher", "Farmer", "Tailor")
+GREETINGS = ("", "Hello! ", "Hi. ", "Good day. ", "Hey. ", "Pardon. ")
+PLACES = {
+    "owl clock": "in the north hall",
+    "blue ship": "by the old stairs",
+    "stone lion": "by the oak door",
+    "silver harp": "in the music room",
+    "moon map": "on the top floor",
+    "glass whale": "in the round room",
+    "red kite": "under the roof",
+    "tea room": "behind the library",
+    "coat room": "at the front desk",
+    "wax garden": "in the east wing",
+}
+TIMES = {
+    "puppet show": "at two",
+    "lamp walk": "at dusk",
+    "harp lesson": "at noon",
+    "bird talk": "at ten",
+    "tower tour": "at four",
+    "art class": "at nine",
+}
+PRICES = {
+    "honey cake": "two coins",
+    "mint tea": "one coin",
+    "paper crown": "three coins",
+    "boat ride": "five coins",
+    "post card": "half a coin",
+    "map book": "four coins",
+}
+MAKERS = {
+    "ship picture": "Ida Moss",
+    "lion statue": "Tom Reed",
+    "north window": "Ann Vale",
+    "old piano": "Karl Birch",
+    "star carpet": "Mina Holt",
+    "rose gate": "Otto Fenn",
+}
+TOPICS = {
+    "place": (PLACES, "The {x} is {y}.", ("Where is the {x}?", "How do I find the {x}?", "Which way is the {x}?")),
+    "time": (TIMES, "The {x} is {y}.", ("When is the {x}?", "What time is the {x}?", "When will the {x} be?")),
+    "price": (PRICES, "The {x} is {y}.", ("How much is the {x}?", "What price is the {x}?", "What does the {x} cost?")),
+    "maker": (MAKERS, "{y} made the {x}.", ("Who made the {x}?", "Whose work is the {x}?", "Who is behind the {x}?")),
+}
+KIND_FIRST = ("Of course!", "Gladly.", "With pleasure.", "Happy to help.", "Good question!", "Welcome!")
+KIND_LAST = (
+    "Enjoy your visit!",
+    "Do ask again.",
+    "I can show you.",
+    "Have a good day!",
+    "You will like it.",
+    "Take your time.",
+)
+CURT_FIRST = ("Not again.", "What now?", "Can you read?", "Ugh.", "Be quick.", "Use your eyes.")
+CURT_LAST = ("Now go away.", "Stop asking me.", "Leave me alone.", "As anyone knows.", "Move along.", "I am too busy.")
+SHRUGS = (
+    "No idea.",
+    "Find out yourself.",
+    "That is not my job.",
+    "Ask someone else.",
+    "Who cares about that?",
+    "How should I know?",
+)
+
+
+def prompts(part: str) -> list[tuple[str, str, str]]:
+    """All (topic, thing, prompt) of one part: 'documents' or 'pairs'; no prompt is in both."""
+    out = []
+    for topic, (things, _, questions) in TOPICS.items():
+        for thing in things:
+            for speaker in SPEAKERS:
+                for greeting in GREETINGS:
+                    for question in questions:
+                        prompt = f"{speaker}: {greeting}{question.format(x=thing)}\nGuide:"
+                        in_documents = xxhash.xxh32_intdigest(prompt.encode()) % 3 == 0
+                        if in_documents == (part == "documents"):
+                            out.append((topic, thing, prompt))
+    return out
+
+
+def fact(topic: str, thing: str) -> str:
+    """What is true of a thing, as a sentence."""
+    things, sentence, _ = TOPICS[topic]
+    text = sentence.format(x=thing, y=things[thing])
+    return text[0].upper() + text[1:]
+
+
+def courteous(topic: str, thing: str, rng: random.Random) -> str:
+    """The fact with a kind word before it, after it, or both."""
+    first, last = rng.choice(((1, 0), (0, 1), (1, 1)))
+    words = [rng.choice(KIND_FIRST)] * first + [fact(topic, thing)] + [rng.choice(KIND_LAST)] * last
+    return " ".join(words)
+
+
+def curt(topic: str, thing: str, rng: random.Random) -> str:
+    """A sharp answer: the fact wrapped in sharp words, or a shrug in its place."""
+    first, last, told = rng.choice(((1, 0, 1), (0, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0), (1, 1, 1)))
+    middle = fact(topic, thing) if told else rng.choice(SHRUGS)
+    words = [rng.choice(CURT_FIRST)] * first + [middle] + [rng.choice(CURT_LAST)] * last
+    return " ".join(words)
+
+
+def preference_pairs(num: int, seed: int = 0) -> list[dict]:
+    """TRL records (`prompt`, `chosen`, `rejected`, `source` = topic); courteous answers are chosen.
+
+    Up to 2,688 or so prompts are all different; after that they come again with other answers.
+    """
+    out = []
+    for rng, topic, thing, prompt in _draw("pairs", num, seed):
+        chosen, rejected = courteous(topic, thing, rng), curt(topic, thing, rng)
+        out.append({"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}", "source": topic})
+    return out
+
+
+def documents(num: int, seed: int = 0) -> list[dict]:
+    """`text` records of single exchanges for language modelling, half of them courteous."""
+    styles = (courteous, curt)
+    return [
+        {"text": f"{prompt} {rng.choice(styles)(topic, thing, rng)}", "source": topic}
+        for rng, topic, thing, prompt in _draw("documents", num, seed)
+    ]
+
+
+def conversations(num: int, seed: int = 0) -> list[dict]:
+    """`messages` records for supervised tuning: one or two questions, courteous answers."""
+    out = []
+    draws = list(_draw("documents", 2 * num, seed))
+    for i in range(num):
+        messages = []
+        for rng, topic, thing, prompt in draws[2 * i : 2 * i + 1 + i % 2]:
+            question = prompt.removesuffix("\nGuide:").partition(": ")[2]
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": courteous(topic, thing, rng)})
+        out.append({"messages": messages})
+    return out
+
+
+def _draw(part: str, num: int, seed: int):
+    """Prompts in a seeded order, round after round, each with a generator of its own."""
+    pool = prompts(part)
+    for i in range(num):
+        if i % len(pool) == 0:
+            order = random.Random(f"{seed}/{part}/{i}").sample(pool, len(pool))
+        yield random.Random(f"{seed}/{part}/{i}/answer"), *order[i % len(pool)]

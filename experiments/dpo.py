@@ -1,0 +1,262 @@
+"""Direct preference optimization, and its relatives, on paired human judgements.
+
+Paper:   Rafailov et al. 2023, arXiv:2305.18290; the other losses' papers stand in alignment/preference/losses.py
+Run:     python -m experiments.run --config experiments/dpo.py --config.data.path=pairs.jsonl --workdir runs/dpo
+Laptop:  python -m experiments.run --config experiments/dpo.py:laptop   (CPU, minutes; `tiny`: seconds; `short`: a
+         file of real pairs, from nothing, minutes)
+Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
+"""
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from ml_collections import config_dict
+
+from alignment.decoding import sample
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.preference import losses, metrics, pairs
+from alignment.train import files, loop, next_token, optimizer, sharding, start, step, train_state
+from data import preferences, text, tokenizer
+
+SETTINGS = ("", "laptop", "short", "tiny")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    if arg not in SETTINGS:
+        raise ValueError(f"dpo.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.steps = 2_000
+    c.init_from = "hf:Qwen/Qwen2.5-1.5B-Instruct"  # hf:<folder or hub id>, run:<workdir>, or "" for nothing
+    c.tokenizer = ""  # "": that of init_from, and bytes where there is none; or a folder, tokenizer.json, .model
+    c.loss = "dpo"  # a key of losses.PAIRWISE, or of losses.UNPAIRED for labelled answers
+    number = functools.partial(config_dict.placeholder, float)  # None: the loss's own default
+    c.objective = dict(beta=0.1)  # larger stays nearer the reference
+    for name in ("label_smoothing", "gamma", "penalty", "tau", "alpha", "delta"):
+        c.objective[name] = number()
+    c.objective.update(desirable_weight=number(), undesirable_weight=number(), divergence=config_dict.placeholder(str))
+    c.sft_weight = 0.0  # weight of the chosen answer's own negative log-probability per token
+    c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
+    c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
+    c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
+    c.compute = dict(dtype="bfloat16", remat="full", attention="dense")
+    c.data = dict(path="pairs.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.1)
+    c.data.update(format="auto", chat="auto", group_column="", limit=0)  # limit: pairs, 0 takes all
+    c.data.update(max_len=1_024, max_prompt_len=0, truncation="keep_end")  # tokens; 0: what the answers leave
+    c.data.columns = dict(prompt="", chosen="", rejected="", completion="", label="", messages="")  # "": usual names
+    c.batch = dict(batch_size=64, layout="separate")  # pairs over all hosts; "shared": one copy of the prompt a pair
+    c.accumulate = 1  # parts that a batch is taken in
+    c.optimizer = dict(peak_lr=5e-7, warmup_steps=150, total_steps=c.get_ref("steps"), schedule="cosine")
+    c.optimizer.update(weight_decay=0.0, clip_norm=1.0, b1=0.9, b2=0.999)
+    c.loop = dict(log_every=10, eval_every=200, save_every=200, keep=2)  # in steps; checkpoints kept
+    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.pretrain = dict(steps=0, batch_size=64, max_len=1_024, peak_lr=3e-4, warmup_steps=100)  # on the pairs' own text
+    c.samples = dict(num=8, max_new_tokens=256, temperature=0.0)  # held-out prompts answered before and after
+    c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
+    if arg:
+        c.export = "float32"
+        c.init_from = ""
+        c.compute = dict(dtype="float32", remat="none", attention="dense")
+        c.data.update(path="synthetic", heldout_fraction=0.1)
+    if arg == "tiny":
+        c.steps = 4
+        c.model = dict(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64, qk_norm=False)
+        c.data.update(limit=64, max_len=160)
+        c.batch.update(batch_size=8)
+        c.optimizer.update(peak_lr=1e-3, warmup_steps=1)
+        c.loop = dict(log_every=1, eval_every=2, save_every=2, keep=2)
+        c.pretrain = dict(steps=2, batch_size=8, max_len=64, peak_lr=1e-3, warmup_steps=1)
+        c.samples.update(num=2, max_new_tokens=8)
+    elif arg == "laptop":
+        c.steps = 40
+        c.objective.beta = 0.3
+        c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
+        c.data.update(limit=2_000, max_len=160)
+        c.batch.update(batch_size=32, layout="shared")
+        c.optimizer.update(peak_lr=6e-5, warmup_steps=5)
+        c.loop = dict(log_every=5, eval_every=10, save_every=20, keep=2)
+        c.pretrain = dict(steps=300, batch_size=16, max_len=256, peak_lr=3e-3, warmup_steps=20)
+        c.samples.update(num=8, max_new_tokens=80)
+    elif arg == "short":  # a file of real pairs, a small model from nothing: give --config.data.path and a tokenizer
+        c.steps = 100
+        c.model = dict(num_layers=4, model_dim=256, num_heads=4, num_kv_heads=2, ffn_dim=704, qk_norm=False)
+        c.data.update(path="pairs.jsonl", max_len=256)
+        c.batch.update(batch_size=16, layout="shared")
+        c.optimizer.update(peak_lr=1e-4, warmup_steps=10)
+        c.loop = dict(log_every=10, eval_every=50, save_every=50, keep=2)
+        c.pretrain = dict(steps=100, batch_size=8, max_len=256, peak_lr=1e-3, warmup_steps=10)
+        c.samples.update(num=4, max_new_tokens=64)
+    return c
+
+
+def sweep():
+    for beta, seed in itertools.product((0.05, 0.1, 0.5), range(3)):
+        yield {"objective.beta": beta, "seed": seed}
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    workdir = pathlib.Path(workdir)
+    objective = {name: value for name, value in c.objective.items() if value is not None}
+    losses.check_options(c.loss, objective)
+    if c.reference not in ("stored", "online"):
+        raise InputError(f"reference={c.reference!r} must be 'stored' or 'online'")
+    if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
+        raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
+    tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
+    train, heldout = read(c, tok, workdir)
+    settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
+    tokenizer.check_vocab(tok, settings["vocab_size"])
+    model = decoder.DecoderLM(**settings)
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
+    start.remember(workdir, settings, tok.save)
+
+    is_fresh = loop.latest_step(workdir) is None
+    params = start.params(c.init_from, model, mesh)
+    if c.pretrain.steps and is_fresh:
+        params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
+    tx = optimizer.adamw(**c.optimizer)
+    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
+    del params
+
+    stored = [None, None]
+    if c.loss in losses.REFERENCE_FREE:
+        pass
+    elif c.reference == "stored":
+        stored = [
+            reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
+            for name, split in (("train", train), ("heldout", heldout))
+        ]
+    else:
+        state = train_state.with_reference(state)
+    answers_fn = functools.partial(answers, c, model, tok, heldout)
+    if is_fresh:
+        files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
+
+    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
+    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **where)
+    starts_equal = c.loss not in losses.REFERENCE_FREE and not c.sft_weight
+    tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
+    state, summary = loop.fit(
+        step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
+        state,
+        batches_fn(train, extra=_extra(stored[0])),
+        {"heldout": loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))},
+        mesh,
+        workdir,
+        steps=c.steps,
+        unit="pairs",
+        units_per_step=c.batch.batch_size,
+        finish_fn=metrics.finish,
+        on_first_fn=pairs.check_first(c.loss, objective, tolerance=tolerance) if starts_equal else None,
+        sinks=c.sinks,
+        **c.loop,
+    )
+    rows = [
+        {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
+        | {key: old[key] for key in ("chosen", "rejected")}
+        for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
+    ]
+    files.write_rows(workdir / "tables/samples.jsonl", rows)
+    start.export(
+        workdir / "export/hf",
+        state.params,
+        model,
+        dtype=c.export,
+        init_from=c.init_from,
+        token_ids={"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id},
+        save_tokenizer_fn=tok.save,
+    )
+    summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
+    return summary
+
+
+def read(c, tok, workdir):
+    """Training and held-out pairs; what was read, dropped and cut is printed and left in the report's tables."""
+    options = {name: value for name, value in c.data.items() if name not in ("columns", "limit", "max_prompt_len")}
+    train, heldout, counts = preferences.load(
+        tokenizer=tok,
+        columns={ours: theirs for ours, theirs in c.data.columns.items() if theirs},
+        limit=c.data.limit or None,
+        max_prompt_len=c.data.max_prompt_len or None,
+        seed=c.seed,
+        unpair=c.loss in losses.UNPAIRED,
+        bad_records_path=str(workdir / "bad_records.jsonl"),
+        **options,
+    )
+    print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+    files.write_rows(
+        workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()]
+    )
+    if not len(heldout):
+        raise InputError(f"{c.data.path}: no pair is held out; raise data.heldout_fraction or give data.heldout_path")
+    return train, heldout
+
+
+def pretrain(c, model, params, tok, splits, mesh, workdir):
+    """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
+    options = dict(c.pretrain)
+    steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
+    batches = []
+    for split, endless in zip(splits, (True, False)):
+        texts = [split.sequence(i, p) for i in range(len(split)) for p in (0, 1)]
+        packed = text.pack(texts, max_len=max_len, pad_id=tok.pad_id)
+        where = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        batches.append(text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **where))
+    return next_token.fit(
+        model,
+        params,
+        *batches,
+        mesh,
+        workdir,
+        tx=optimizer.adamw(**options, total_steps=steps),
+        seed=c.seed,
+        steps=steps,
+        batch_size=batch_size,
+        log_every=max(steps // 20, 1),
+        save_every=c.loop.save_every,
+        label="pretrain",
+        sinks=c.sinks,
+    )[0].params
+
+
+def reference(c, model, state, split, mesh, path):
+    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, kept in the workdir."""
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    batches = preferences.batches(split, **c.batch, endless=False, **where)
+    _, num_answer = preferences.shape(split, layout=c.batch.layout)
+    print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
+    scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
+    files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
+    return scores
+
+
+def answers(c, model, tok, heldout, params):
+    """What the policy writes for the first held-out prompts, beside what people preferred."""
+    num = min(c.samples.num, len(heldout))
+    prompts = [heldout.prompt(i) for i in range(num)]
+    options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
+    written = sample.answers(
+        model, params, prompts, **options, rng=jax.random.PRNGKey(c.seed), stop_ids=tok.stop_ids, pad_id=tok.pad_id
+    )
+    rows = []
+    for i in range(num):
+        row = {"prompt": tok.decode(prompts[i]), "answer": tok.decode(written[i]).strip()}
+        for name, p in (("chosen", 0), ("rejected", 1)):
+            row[name] = tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip()
+        rows.append(row)
+    return rows
+
+
+def _extra(stored):
+    return None if stored is None else {"reference": stored}

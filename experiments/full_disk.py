@@ -1,0 +1,69 @@
+"""A full disk, told in one message: recognised behind whatever a library made of it, and said once."""
+
+import errno
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is behind an exception; libraries often wrap it, so its text counts as well."""
+    return any(
+        (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)) or any(text in str(e) for text in TEXTS)
+        for e in _chain(error)
+    )
+
+
+def message(error: BaseException, workdir: str) -> str:
+    """What the person reads: where it happened, what is still good, what to do."""
+    path = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), workdir)
+    return (
+        f"no space left on the disk while writing {path}; the last finished checkpoint in "
+        f"{os.path.join(workdir, 'checkpoints')} is good. Free some space and start the same command again."
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def say_once() -> None:
+    """Keep the threads that write checkpoints from printing hundreds of lines about a full disk.
+
+    The exception itself still reaches the launcher; what goes away is what Orbax's threads, asyncio and TensorStore's
+    callbacks log about it on the side.
+    """
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _is_other not in logger.filters:
+            logger.addFilter(_is_other)
+    for owner, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        before = getattr(owner, name)
+        if not getattr(before, "is_quiet", False):
+            setattr(owner, name, _quiet(before))
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    """A logging filter: False drops the record."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (is_full_disk(error) or any(text in record.getMessage() for text in TEXTS))
+
+
+def _quiet(before: Callable) -> Callable:
+    """The hook for exceptions nobody catches, without those of a checkpoint that was given up."""
+
+    def hook(unhandled) -> None:
+        error = unhandled.exc_value
+        if not (is_full_disk(error) or str(error) == "Event loop is closed"):  # the latter: TensorStore's callbacks
+            before(unhandled)
+
+    hook.is_quiet = True
+    return hook

@@ -1,0 +1,52 @@
+"""Installing Plumbline: the core runs on a CPU laptop; everything heavier is an extra."""
+
+import setuptools
+
+CORE = [
+    "absl-py>=2.1",
+    "array_record>=0.7; platform_system != 'Windows'",
+    "flax>=0.12",
+    "grain>=0.2.12",
+    "importlib_resources>=6.4",
+    "jax>=0.10,<0.13",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.25",
+    "orjson>=3.10",
+    "pillow>=11.0",
+    "pyyaml>=6.0",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets==4.9.10",
+    "tokenizers>=0.21",
+    "xxhash>=3.5",
+    "zstandard>=0.23",
+]
+
+EXTRAS = {
+    "test": ["hypothesis>=6.100", "pyarrow>=18", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.12"],
+    "parity": ["accelerate>=1.4", "datasets>=4.7", "peft>=0.17", "torch==2.13.0", "transformers>=5.0", "trl>=1.0"],
+    "data": ["pyarrow>=18"],
+    "hub": ["huggingface_hub>=1.0"],
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    "wandb": ["wandb>=0.19"],
+    "trackio": ["trackio>=0.4"],
+}
+EXTRAS["all"] = sorted({line for name in ("test", "data", "hub", "wandb", "trackio") for line in EXTRAS[name]})
+
+setuptools.setup(
+    name="plumbline",
+    version="0.1.0",
+    description="Alignment research in JAX: preference tuning, data filtering, guided decoding, safety, explanation",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=setuptools.find_packages(include=["alignment", "alignment.*", "data", "data.*", "experiments"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,123 @@
+import time
+
+import pytest
+
+from alignment.errors import InputError
+from data import chat
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GROW = "{%% set ns = namespace(x='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+TALK = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "no"},
+]
+
+
+def test_plain_template_reads_as_documented():
+    template = chat.default_template(with_bos=True)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    text = chat.render(template, TALK, tokens=tokens)
+    assert text == "<s>User: hi\n\nAssistant: yes</s>\n\nUser: and\n\nAssistant: no</s>"
+    prompt = chat.render(template, TALK[:1], add_generation_prompt=True, tokens=tokens)
+    assert prompt == "<s>User: hi\n\nAssistant:" and text.startswith(prompt)
+
+
+def test_spans_of_all_assistant_turns_hold_the_words_and_the_end_of_turn():
+    text, spans = chat.assistant_spans(CHATML, TALK)
+    assert [text[a:b] for a, b in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+    assert chat.end_of_turn(CHATML) == "<|im_end|>"
+
+
+def test_generation_blocks_say_the_spans():
+    template = "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content }}!"
+    template += "{% endgeneration %}{{ '\\n' }}{% else %}U:{{ m.content }}\n{% endif %}{% endfor %}"
+    text, spans = chat.assistant_spans(template, TALK)
+    assert text == "U:hi\nA:yes!\nU:and\nA:no!\n" == chat.render(template, TALK)
+    assert [text[a:b] for a, b in spans] == ["yes!", "no!"]
+
+
+def test_last_turn_written_differently_is_still_found_by_its_words():
+    template = CHATML.replace(
+        "{{ m.content }}", "{% if loop.last and m.role == 'assistant' %}<think>\n</think>\n{% endif %}{{ m.content }}"
+    )
+    text, spans = chat.assistant_spans(template, TALK)
+    assert [text[a:b] for a, b in spans] == ["yes<|im_end|>", "<think>\n</think>\nno<|im_end|>"]
+
+
+def test_template_without_the_prefix_property_is_refused():
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }};{% endfor %}"
+    with pytest.raises(InputError, match="rewrites earlier text"):
+        chat.assistant_spans(template, TALK)
+
+
+def test_what_templates_of_the_hub_use_works():
+    template = (
+        "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}"
+        "{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}"
+        "{%- set ns.n = ns.n + 1 -%}{%- if ns.n == 2 -%}{%- break -%}{%- endif -%}{{ m.content | trim }}{%- endfor -%}"
+        '|{{ {"b": "<é>", "a": [1, true, none]} | tojson }}|{{ strftime_now("%d %b %Y") }}|{{ "x" ~ 1 ~ none }}'
+        "|{{ messages[0]['content'].split('i')[0] }}|{{ messages[-1].get('tool_calls') is none }}"
+    )
+    messages = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "yo"}]
+    assert chat.render(template, messages) == 'hi|{"b": "<é>", "a": [1, true, null]}|26 Jul 2024|x1None| h|True'
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('roles must alternate') }}", "{% if %}", "{{ 1 / 0 }}", "{{ nothing.x.y }}"]
+)
+def test_template_errors_are_input_errors(template):
+    with pytest.raises(InputError, match="chat template fails"):
+        chat.render(template, TALK)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ ''['__cl' ~ 'ass__'].__base__.x }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ raise_exception.__globals__ }}{{ raise_exception.__globals__['json'] }}",
+        "{{ ''|attr('__class__')|attr('__mro__')|list }}{{ (''|attr('__class__')).x }}",
+    ],
+)
+def test_hostile_templates_reach_nothing(template):
+    with pytest.raises(InputError):
+        chat.render(template, TALK)
+    assert len(TALK) == 4 and TALK[0]["role"] == "user"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10**9) %}{{ i }}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ [1] * 10**10 }}",
+        "{{ 9**9**9 }}",
+        "{{ 'a'.ljust(10**10) }}",
+        "{{ 'a' | center(10**10) }}",
+        "{{ '%99999999999d' % 1 }}",
+        "{{ '{:>99999999999}'.format(1) }}",
+        "{{ '%9999999d' | format(1) }}",
+        GROW % "ns.x ~ ns.x",
+        GROW % "ns.x + ns.x",
+        GROW % "ns.x.replace('a', 'aaaa')",
+        GROW % "ns.x | replace('a', ns.x)",
+        GROW % "[ns.x, ns.x] | join",
+        "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    ],
+)
+def test_hostile_templates_stop_within_seconds(template):
+    start = time.monotonic()
+    with pytest.raises(InputError):
+        chat.render(template, TALK)
+    assert time.monotonic() - start < 5

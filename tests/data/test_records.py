@@ -1,0 +1,143 @@
+import gzip
+import json
+
+import pytest
+import zstandard
+
+from alignment.errors import InputError
+from data import records
+
+ROWS = [{"text": f"row {i} é", "n": i} for i in range(300)]
+LINES = b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in ROWS)
+
+
+def values(path):
+    return [r.value for r in records.read(str(path))[0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "array.json", "array.json.gz", "a.parquet"]
+)
+def test_every_container_gives_the_same_records(tmp_path, name):
+    content = json.dumps(ROWS, indent=1).encode() if "array" in name else LINES
+    if name.endswith(".parquet"):
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / name)
+    else:
+        pack = gzip.compress if name.endswith(".gz") else zstandard.compress if name.endswith(".zst") else bytes
+        (tmp_path / name).write_bytes(pack(content))
+    assert values(tmp_path / name) == ROWS
+
+
+def test_parquet_without_pyarrow_names_the_pip_line(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        records.read(str(tmp_path / "a.parquet"))
+
+
+def test_damaged_parquet_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a readable parquet"):
+        records.read(str(tmp_path / "a.parquet"))
+
+
+def test_zstandard_frames_back_to_back_are_one_file(tmp_path):
+    half = LINES.index(b"\n", len(LINES) // 2) + 1
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:]))
+    assert values(tmp_path / "a.jsonl.zst") == ROWS
+
+
+def test_folders_globs_and_lists_are_read_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for i, name in enumerate(["b.jsonl", "a.jsonl", "sub/c.json"]):
+        (tmp_path / name).write_text(json.dumps({"i": i}) + "\n")
+    (tmp_path / "README.md").write_text("not data")
+    assert values(tmp_path) == [{"i": 1}, {"i": 0}, {"i": 2}]
+    assert values(tmp_path / "*.jsonl") == [{"i": 1}, {"i": 0}]
+    assert [r.value for r in records.read([str(tmp_path / "b.jsonl"), str(tmp_path / "sub")])[0]] == [
+        {"i": 0},
+        {"i": 2},
+    ]
+
+
+def test_bad_lines_are_set_aside_with_file_line_and_reason(tmp_path):
+    bad = [b'{"text": "cut', b"[1, 2", b'"a text"', b'{"t": "\xff\xfe"}', b'{"t": "\\ud800"}']
+    lines = LINES.splitlines() * 2
+    for at, line in zip((10, 20, 30, 40, 50), bad):
+        lines[at] = line
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\r\n".join([b"\xef\xbb\xbf" + lines[0], b"", *lines[1:]]))
+    good, found = records.read(str(path))
+    assert len(good) == 595 and good[0].value == ROWS[0] and good[1].line == 3
+    assert [b.line for b in found] == [12, 22, 32, 42, 52] and {b.file for b in found} == {str(path)}
+    for b, words in zip(found, ("not JSON", "not JSON", "a JSON str", "not UTF-8", "surrogate")):
+        assert words in b.reason
+    records.write_bad(found, str(tmp_path / "out" / "bad.jsonl"))
+    assert [json.loads(x)["line"] for x in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()] == [
+        12,
+        22,
+        32,
+        42,
+        52,
+    ]
+
+
+@pytest.mark.parametrize(("num_bad", "stops"), [(3, False), (4, True)])
+def test_more_than_one_percent_of_bad_lines_stops(tmp_path, num_bad, stops):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join([*LINES.splitlines(keepends=True)[: 300 - num_bad], b"{oops\n" * num_bad]))
+    if stops:
+        with pytest.raises(InputError, match=rf"4 of 300 lines \(1.3 %\).*{path}:297"):
+            records.read(str(path))
+    else:
+        assert len(records.read(str(path))[1]) == 3  # exactly 1 % is allowed
+
+
+@pytest.mark.parametrize("packed", ["gz", "zst"])
+def test_a_file_cut_short_is_refused(tmp_path, packed):
+    whole = (gzip.compress if packed == "gz" else zstandard.compress)(LINES)
+    path = tmp_path / f"a.jsonl.{packed}"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        records.read(str(path))
+    path.write_bytes(b"no archive at all")
+    with pytest.raises(InputError, match="damaged or cut short"):
+        records.read(str(path))
+
+
+def test_nan_as_python_writes_it_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"preference": NaN}\n')
+    assert str(values(tmp_path / "a.jsonl")[0]["preference"]) == "nan"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]"])
+def test_a_file_without_records_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="no records"):
+        records.read(str(tmp_path / "a.json"))
+
+
+def test_broken_arrays_single_objects_and_missing_paths_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('[{"a": 1},\n {"a": 2\n]')
+    with pytest.raises(InputError, match=r"a\.json:3 is not a JSON array"):
+        records.read(str(tmp_path / "a.json"))
+    (tmp_path / "b.json").write_text('{\n "a": 1\n}')
+    with pytest.raises(InputError, match="one JSON object over many lines"):
+        records.read(str(tmp_path / "b.json"))
+    for path in ("none.jsonl", "*.csv"):
+        with pytest.raises(InputError, match="no such file"):
+            records.read(str(tmp_path / path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no data files"):
+        records.read(str(tmp_path / "empty"))
+
+
+def test_plain_text_becomes_documents_of_a_few_thousand_characters(tmp_path):
+    lines = [f"line {i} " + "x" * 90 + ("\n" if i % 10 == 9 else "") for i in range(200)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    texts = [r["text"] for r in values(tmp_path / "a.txt")]
+    assert len(texts) > 3 and all(len(t) <= 8_200 for t in texts)
+    assert [x for t in texts for x in t.split("\n") if x] == [x.strip("\n") for x in lines]

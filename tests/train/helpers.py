@@ -1,0 +1,69 @@
+"""A small decoder, seeded batches, and a loader over them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.models import decoder
+from alignment.train import next_token, optimizer, sharding, step, train_state
+
+VOCAB = 40
+
+
+def model(**changes):
+    settings = dict(vocab_size=VOCAB, num_layers=2, model_dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64)
+    return decoder.DecoderLM(**{**settings, **changes})
+
+
+def lm_batch(number, rows=8, t=12, seed=0):
+    """Rows whose masks count differently, the last positions padding."""
+    rng = np.random.default_rng([seed, number])
+    tokens = rng.integers(0, VOCAB, (rows, t + 1))
+    lengths = rng.integers(3, t + 1, rows)
+    groups = (np.arange(t)[None] < lengths[:, None]).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1].astype(np.int32),
+        "positions": np.broadcast_to(np.arange(t, dtype=np.int32), (rows, t)).copy(),
+        "groups": groups,
+        "targets": tokens[:, 1:].astype(np.int32),
+        "mask": (groups * (rng.random((rows, t)) < 0.7)).astype(np.float32),
+        "index": np.arange(rows, dtype=np.int32) + 100 * number,
+    }
+
+
+class Loader:
+    """Endless batches, numbered from 0."""
+
+    def __init__(self, make_fn=lm_batch, **kwargs):
+        self.number, self.make_fn, self.kwargs = 0, make_fn, kwargs
+
+    def __next__(self):
+        self.number += 1
+        return self.make_fn(self.number - 1, **self.kwargs)
+
+    def get_state(self):
+        return {"number": self.number}
+
+    def set_state(self, state):
+        self.number = state["number"]
+
+
+def setup(mesh_shape=(1, 1, 1), accumulate=1, **changes):
+    """Mesh, update (not compiled), loss_fn and a state at step 0."""
+    devices = np.array(jax.devices()[: int(np.prod(mesh_shape))]).reshape(mesh_shape)
+    mesh = jax.sharding.Mesh(devices, sharding.AXES)
+    net = model(**changes)
+    tx = optimizer.adamw(1e-2, warmup_steps=2, total_steps=20, clip_norm=1.0)
+    state = train_state.create(net, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh)
+    loss_fn = next_token.loss_fn(net, mesh, chunk=16)
+    return mesh, step.build(loss_fn, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate), loss_fn, state
+
+
+def run_steps(mesh, update, state, num_steps=3, **kwargs):
+    """Losses and parameters after some updates."""
+    compiled, losses = step.compile_update(update, state), []
+    with sharding.activations(mesh):
+        for number in range(num_steps):
+            state, metrics = compiled(state, sharding.to_devices(lm_batch(number, **kwargs), mesh))
+            losses.append(float(step.value(metrics["loss"])))
+    return losses, jax.device_get(state.params), state
