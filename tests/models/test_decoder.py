@@ -279,6 +279,35 @@ def test_eight_devices_give_one_devices_result():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), grads, expected[1])
 
 
+def test_rows_that_a_fused_causal_kernel_gets_wrong_are_poisoned():
+    def poison(positions, groups, branches):
+        row = {"positions": positions, "groups": groups, "branches": branches}
+        return attention.plain_rows({name: jnp.array([x]) for name, x in row.items()}, None)[0]
+
+    assert poison([0, 1, 2, 3], [1, 1, 1, 1], [0, 0, 0, 0]) == 0
+    assert poison([0, 1, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]) == 0
+    assert np.isnan(poison([0, 1, 0, 1], [1, 1, 2, 2], [0, 0, 0, 0]))  # packed
+    assert np.isnan(poison([0, 0, 1, 2], [0, 1, 1, 1], [0, 0, 0, 0]))  # padded on the left
+    assert np.isnan(poison([0, 1, 2, 2], [1, 1, 1, 1], [0, 0, 1, 2]))  # a tree
+
+
+def test_the_self_test_passes_right_kernels_and_refuses_wrong_or_absent_ones(monkeypatch):
+    attention.self_test("blocked")
+    if jax.default_backend() == "cpu":
+        with pytest.raises(InputError, match="does not run here"):
+            attention.self_test("cudnn")
+    wrong_fn = lambda q, k, v, rule: attention.dense(q, k[:, :, ::-1], v, rule)  # noqa: E731
+    monkeypatch.setitem(attention.KERNELS, "blocked", wrong_fn)
+    with pytest.raises(InputError, match="output is off by"):
+        attention.self_test("blocked")
+
+
+def test_a_model_can_be_a_static_argument():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    a, b = (decoder.DecoderLM(**TINY, rope_scaling=x) for x in (scaling, dict(scaling)))
+    assert a == b and hash(a) == hash(b)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -287,6 +316,7 @@ def test_eight_devices_give_one_devices_result():
         ({"head_dim": 7}, "head_dim=7 is odd"),
         ({"remat": "some"}, "known: full, attn"),
         ({"attention": "flash"}, "known: dense"),
+        ({"attention": "cudnn"}, "takes bfloat16"),
         ({"layer_types": ("full_attention",)}, "num_layers=3"),
         ({"layer_types": ("chunked",) * 3}, "knows only"),
         ({"layer_types": ("sliding_attention",) * 3}, "sliding_window is None"),

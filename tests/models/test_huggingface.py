@@ -64,7 +64,7 @@ def test_a_saved_folder_gives_back_the_model_and_its_weights_bit_for_bit(tmp_pat
 
 
 def test_linear_weights_are_stored_transposed(tmp_path):
-    model, params = saved(tmp_path / "out")
+    _, params = saved(tmp_path / "out")
     stored = tensors.index(tmp_path / "out")
     query = tensors.view("q", stored["model.layers.1.self_attn.q_proj.weight"])  # [H*K, D]
     np.testing.assert_array_equal(query[9], params["layers"]["query"][1, :, 1, 1])  # head 1, its dimension 1
@@ -167,7 +167,7 @@ def test_a_config_that_lacks_a_size_names_it(tmp_path):
 
 
 def test_missing_unknown_and_misshaped_tensors_are_named(tmp_path):
-    model, _ = saved(tmp_path / "out")
+    saved(tmp_path / "out")
     biased = decoder.DecoderLM(**TINY, qkv_bias=True)
     with pytest.raises(InputError, match=r"lacks model.layers.0.self_attn.q_proj.bias, .* and 4 more; it has model"):
         huggingface.load(tmp_path / "out", biased)

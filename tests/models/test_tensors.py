@@ -57,7 +57,7 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
     whole = file.read_bytes()
     for size in (0, 4, 30, len(whole) - 40, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="model.safetensors is truncated"):
+        with pytest.raises(InputError, match=r"model\.safetensors is truncated"):
             tensors.index(tmp_path)
     with pytest.raises(InputError, match=f"b ends at byte {len(whole)}, the file at {len(whole) - 1}"):
         tensors.index(tmp_path)
