@@ -3,9 +3,10 @@
 Dimensions: N rows, T time, M head positions of a row, D model width, V vocabulary, R head positions of one device,
 C head positions of one chunk, B batch, P pair = (chosen, rejected), A answer positions.
 
-The head `[D,V]` is applied to chunks of head positions only (answer positions, for a preference loss); the backward
-pass recomputes each chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded
-over the mesh axis `tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
+The head `[D,V]` is applied to chunks of head positions only (answer positions, for a preference loss), those that count
+first, and the loop ends when they are done: shapes are static, the work is not. The backward pass recomputes each
+chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded over the mesh axis
+`tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
 """
 
 import functools
@@ -25,9 +26,10 @@ def selected(
     sources_NM: jax.Array | None,
     targets_NM: jax.Array,
     *,
+    mask_NM: jax.Array | None = None,
     mesh: Mesh | None = None,
     num_tokens: int | None = None,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> jax.Array:
     """Log-probability of each target under the softmax at its source position.
 
@@ -36,12 +38,13 @@ def selected(
         head_DV: output matrix; read in the dtype of `hidden_NTD`, accumulated in float32.
         sources_NM: position in its row of the hidden state that predicts each target; None: every position, M = T.
         targets_NM: token ids in [0, num_tokens).
+        mask_NM: 0 where no log-probability is wanted; no work is done there, and the result is 0. None: all are wanted.
         mesh: with axes `data`, `fsdp` (rows) and `tensor` (vocabulary); None or one device: no collectives.
         num_tokens: real vocabulary, where the head has columns of filling behind it; they get probability zero.
         chunk: head positions whose logits exist at one time, on one device.
 
     Returns:
-        float32 `[N,M]`, nats. Padding positions hold a finite number that the caller's mask leaves out.
+        float32 `[N,M]`, nats.
     """
     if sources_NM is not None:
         hidden_NTD = jax.vmap(lambda hidden_TD, sources_M: hidden_TD[sources_M])(hidden_NTD, sources_NM)
@@ -49,7 +52,9 @@ def selected(
     shards = _shards(mesh, hidden_NTD.shape[0])
     if shards and num_columns % mesh.shape[VOCAB_AXIS]:
         head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % mesh.shape[VOCAB_AXIS])))
-    return _selected(hidden_NTD, head_DV.astype(hidden_NTD.dtype), targets_NM, shards, num_tokens or num_columns, chunk)
+    wanted_NM = jnp.ones(targets_NM.shape, bool) if mask_NM is None else jnp.asarray(mask_NM) != 0
+    head_DV = head_DV.astype(hidden_NTD.dtype)
+    return _selected(hidden_NTD, head_DV, targets_NM, wanted_NM, shards, num_tokens or num_columns, chunk)
 
 
 def sums(logps_BPA: jax.Array, mask_BPA: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,32 +69,30 @@ def _shards(mesh: Mesh | None, num_rows: int) -> Mesh | None:
     return mesh
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _selected(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk):
-    return _forward(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _selected(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
+    return _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk)[0]
 
 
-def _forward(hidden_NMD, head_DV, targets_NM, mesh, num_tokens, chunk):
+def _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
     local = functools.partial(_local_forward, num_tokens=num_tokens, chunk=chunk, axis=VOCAB_AXIS if mesh else None)
     if mesh is not None:
-        rows = PartitionSpec(ROW_AXES)
-        head = PartitionSpec(None, VOCAB_AXIS)
-        local = jax.shard_map(local, mesh=mesh, in_specs=(rows, head, rows), out_specs=(rows, rows), check_vma=False)
-    logps_NM, lse_NM = local(hidden_NMD, head_DV, targets_NM)
-    return logps_NM, (hidden_NMD, head_DV, targets_NM, lse_NM)
+        rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
+        specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
+        local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
+    logps_NM, lse_NM = local(hidden_NMD, head_DV, targets_NM, wanted_NM)
+    return logps_NM, (hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM)
 
 
 def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
-    hidden_NMD, head_DV, targets_NM, lse_NM = residuals
+    head_DV = residuals[1]
     local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
     if mesh is not None:
-        rows = PartitionSpec(ROW_AXES)
-        head = PartitionSpec(None, VOCAB_AXIS)
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(rows, head, rows, rows, rows), out_specs=(rows, head), check_vma=False
-        )
-    hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_DV, targets_NM, lse_NM, gradient_NM)
-    return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None
+        rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
+        specs = dict(in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, head))
+        local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
+    hidden_gradient_NMD, head_gradient_DV = local(*residuals, gradient_NM)
+    return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None, None
 
 
 _selected.defvjp(_forward, _backward)
@@ -107,7 +110,7 @@ def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
     return logits_CV, columns_1V == targets_C[:, None]
 
 
-def _local_forward(hidden_NMD, head_DV, targets_NM, *, num_tokens, chunk, axis):
+def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis):
     def of_chunk(hidden_CD, targets_C):
         logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
         top_C = jnp.max(logits_CV, axis=1)
@@ -120,12 +123,10 @@ def _local_forward(hidden_NMD, head_DV, targets_NM, *, num_tokens, chunk, axis):
         lse_C = top_C + jnp.log(total_C)
         return target_C - lse_C, lse_C
 
-    hidden_RD = hidden_NMD.reshape(-1, hidden_NMD.shape[-1])
-    logps_R, lse_R = _in_chunks(of_chunk, chunk, hidden_RD, targets_NM.reshape(-1))
-    return logps_R.reshape(targets_NM.shape), lse_R.reshape(targets_NM.shape)
+    return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 
 
-def _local_backward(hidden_NMD, head_DV, targets_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
+def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
     axis = VOCAB_AXIS if mesh else None
 
     def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
@@ -137,29 +138,51 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, lse_NM, gradient_NM, *, num
         head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
         return hidden_gradient_CD, head_gradient_DV
 
-    hidden_RD = hidden_NMD.reshape(-1, hidden_NMD.shape[-1])
-    flat = (targets_NM.reshape(-1), lse_NM.reshape(-1), gradient_NM.reshape(-1).astype(jnp.float32))
-    hidden_gradient_RD, head_gradient_DV = _in_chunks(of_chunk, chunk, hidden_RD, *flat, num_summed=1)
+    gradient_NM = jnp.where(wanted_NM, gradient_NM, 0.0).astype(jnp.float32)
+    rows = (hidden_NMD, targets_NM, lse_NM, gradient_NM)
+    hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
     if mesh is not None:
-        hidden_gradient_RD = jax.lax.psum(hidden_gradient_RD, VOCAB_AXIS)
+        hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
         head_gradient_DV = jax.lax.psum(head_gradient_DV, ROW_AXES)
-    return hidden_gradient_RD.reshape(hidden_NMD.shape).astype(hidden_NMD.dtype), head_gradient_DV
+    return hidden_gradient_NMD.astype(hidden_NMD.dtype), head_gradient_DV
 
 
-def _in_chunks(fn, chunk, *arrays, num_summed=0):
-    """`fn` over chunks of the first axis; its first outputs are joined, its last `num_summed` are added in float32."""
-    num_rows = arrays[0].shape[0]
-    if num_rows <= chunk:
-        return fn(*arrays)  # one block: no loop for the compiler to work around
-    filled = [jnp.pad(a, ((0, -num_rows % chunk),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
-    stacked = [a.reshape(-1, chunk, *a.shape[1:]) for a in filled]
-    outputs = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked))
+def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):
+    """`fn` over chunks of the positions that are wanted; elsewhere the results are 0.
+
+    Args:
+        fn: arrays `[C,...]` to results: `[C,...]` ones, then `num_summed` that are added over chunks in float32.
+        arrays: `[N,M,...]`.
+    """
+    N, M = wanted_NM.shape
+    chunk = min(chunk, N * M)
+    wanted_R = wanted_NM.reshape(-1)
+    order_R = jnp.argsort(~wanted_R)  # stable: the wanted positions first, as they come
+    num_filled = -(-N * M // chunk) * chunk
+    order_R = jnp.pad(order_R, (0, num_filled - N * M))
+    is_live_R = jnp.arange(num_filled) < jnp.sum(wanted_R)
+    flat = [jnp.asarray(a).reshape(N * M, *a.shape[2:]) for a in arrays]
+    outputs = jax.eval_shape(fn, *(jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype) for a in flat))
     split = len(outputs) - num_summed
 
-    def body(carry, slices):
-        results = fn(*slices)
-        return tuple(c + r for c, r in zip(carry, results[split:])), results[:split]
+    def body(number, carry):
+        joined, added = carry
+        place_C = jax.lax.dynamic_slice(order_R, (number * chunk,), (chunk,))
+        is_live_C = jax.lax.dynamic_slice(is_live_R, (number * chunk,), (chunk,))
+        # what fills up the last chunk must add nothing: its rows are read as zeros, and its results are dropped
+        rows = (_where(is_live_C, a[place_C], 0) for a in flat)
+        results = fn(*rows)
+        place_C = jnp.where(is_live_C, place_C, N * M)
+        joined = [j.at[place_C].set(r, mode="drop") for j, r in zip(joined, results[:split])]
+        return joined, [a + r for a, r in zip(added, results[split:])]
 
-    zeros = tuple(jnp.zeros(o.shape, jnp.float32) for o in outputs[split:])
-    added, joined = jax.lax.scan(body, zeros, tuple(stacked))
-    return (*(j.reshape(-1, *j.shape[2:])[:num_rows] for j in joined), *added)
+    zeros = (
+        [jnp.zeros((N * M, *o.shape[1:]), o.dtype) for o in outputs[:split]],
+        [jnp.zeros(o.shape, jnp.float32) for o in outputs[split:]],
+    )
+    joined, added = jax.lax.fori_loop(0, -(-jnp.sum(wanted_R) // chunk), body, zeros)
+    return (*(j.reshape(N, M, *j.shape[1:]) for j in joined), *added)
+
+
+def _where(is_live_C, rows, other):
+    return jnp.where(jnp.expand_dims(is_live_C, range(1, rows.ndim)), rows, jnp.asarray(other, rows.dtype))

@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,14 @@ ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that
 CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
     "ours-shared": ("", "ours_step.py", "shared", "prompt once per pair, reference kept"),
     "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
-    "trl": ("trl", "trl_step.py", "", "reference model in every step"),
+    "trl-online": ("trl", "trl_step.py", "", "reference model in every step"),
     "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
-    "trl-checkpointing": ("trl", "trl_step.py", "checkpointing", "as trl, with TRL's default gradient checkpointing"),
+    "trl-checkpointing": (
+        "trl",
+        "trl_step.py",
+        "checkpointing",
+        "as online, with TRL's default gradient checkpointing",
+    ),
     "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
@@ -192,6 +198,16 @@ def busy_cpu_seconds() -> float:
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
+def wait_until_quiet(patience: float) -> None:
+    """Wait while other processes use the machine, `patience` seconds at most."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = busy_cpu_seconds()
+        time.sleep(1.0)
+        if busy_cpu_seconds() - before < QUIET:
+            return
+
+
 class Contestant:
     """One worker process.  Between commands it sleeps in a read."""
 
@@ -242,20 +258,21 @@ class Contestant:
                 self._process.kill()
 
 
-def measure(names: list[str], pythons: dict[str, str], folder: Path, rounds: int, steps: int, threads: int):
+def measure(names: list[str], pythons: dict[str, str], folder: Path, args: argparse.Namespace):
     """Start and compile all, then let them take turns; the contestants and the best matrix rate seen, GFLOP/s."""
     contestants, peaks = [], []
     try:
         for name in names:
-            contestants.append(contestant := Contestant(name, pythons[CONTESTANTS[name][0]], folder, threads))
+            contestants.append(contestant := Contestant(name, pythons[CONTESTANTS[name][0]], folder, args.threads))
             warm = ", ".join(f"{seconds:.2f}" for seconds in contestant.step(WARMUP))
             print(f"{name}: first steps {warm} s", flush=True)
         peaks += [c.peak() for c in contestants]
-        for r in range(rounds):
+        for r in range(args.rounds):
             for contestant in contestants:
-                contestant.rounds.append(contestant.step(steps))
+                wait_until_quiet(args.patience)
+                contestant.rounds.append(contestant.step(args.steps))
             seconds = (f"{c.name} {statistics.median(c.rounds[-1]):.2f} s" for c in contestants)
-            print(f"round {r + 1}/{rounds}: " + ", ".join(seconds), flush=True)
+            print(f"round {r + 1}/{args.rounds}: " + ", ".join(seconds), flush=True)
         peaks += [c.peak() for c in contestants]
     finally:
         for contestant in contestants:
@@ -293,13 +310,17 @@ def table(rows: list[dict]) -> str:
     bases = list(rows[0]["ratios"])
     base_name = (bases or [rows[0]["contestant"]])[0]
     head = ["contestant", "", "step, s", "min", "max", *(f"x {b} (range)" for b in bases)]
-    head += ["first steps, s", "peak memory, MiB", "losses 1-4", f"greatest difference to {base_name}"]
+    head += ["CPU time, s", "first steps, s", "peak memory, MiB", "losses 1-4", f"greatest difference to {base_name}"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['min']:.2f}", f"{row['max']:.2f}"]
         for r in row["ratios"].values():
             cells.append(f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})")
-        cells += [" + ".join(f"{seconds:.1f}" for seconds in row["warmup"]), f"{row['peak_rss_mb']:.0f}"]
+        cells += [
+            f"{statistics.median(row['cpu_seconds']):.2f}",
+            " + ".join(f"{seconds:.1f}" for seconds in row["warmup"]),
+            f"{row['peak_rss_mb']:.0f}",
+        ]
         cells += [", ".join(f"{loss:.5f}" for loss in row["losses"][:4]), f"{row['loss_difference']:.1e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -360,6 +381,7 @@ def main() -> None:
     parser.add_argument("--peers", default="ours,trl,tunix", help="comma-separated contestants or groups of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
+    parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a toy model")
     parser.add_argument("--output", type=Path, help="Markdown file to write; the JSON goes beside it")
@@ -377,7 +399,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dpo_step_") as folder:
         write_weights(Path(folder), shape)
         write_ids(Path(folder) / "ids.npz", batch, shape["vocab_size"])
-        contestants, peak = measure(names, pythons, Path(folder), args.rounds, args.steps, args.threads)
+        contestants, peak = measure(names, pythons, Path(folder), args)
     facts["peak_gflops"] = peak
     floors = {layout: floor_gflop(shape, batch, layout) for layout in ("separate", "shared")}
     facts["floor"] = {k: {"gflop": v, "seconds": v / peak} for k, v in floors.items()}

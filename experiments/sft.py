@@ -87,7 +87,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
     files.write_rows(workdir / "tables/data.jsonl", [{"count": n, "what": what} for what, n in counts.items()])
     if not len(heldout):
-        raise InputError(f"{c.data.path}: no conversation is held out; raise data.heldout_fraction or give data.heldout_path")
+        raise InputError(f"{c.data.path}: nothing is held out; raise data.heldout_fraction or give data.heldout_path")
     settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
     tokenizer.check_vocab(tok, settings["vocab_size"])
     model, mesh = decoder.DecoderLM(**settings), sharding.make_mesh(**c.mesh)

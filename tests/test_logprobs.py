@@ -56,6 +56,25 @@ def test_chunks_of_any_size_give_the_slow_twin_and_its_gradient(chunk):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_positions_without_a_mask_cost_nothing_and_count_nothing(chunk):
+    hidden, head, sources, targets = example()
+    mask = np.random.default_rng(2).random(targets.shape) < 0.5
+
+    def total(h, w, mask):
+        logps = logprobs.selected(h, w, sources, targets, mask_NM=mask, chunk=chunk)
+        return jnp.sum(jnp.sin(logps)), logps
+
+    grad_fn = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (value, logps), gradient = grad_fn(hidden, head, mask.astype(np.float32))
+    np.testing.assert_allclose(logps, mask * slow_selected(hidden, head, sources, targets), atol=2e-6)
+    everywhere = jax.grad(lambda h, w: jnp.sum(mask * jnp.sin(full(h, w, sources, targets))), (0, 1))(hidden, head)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, everywhere)
+    (value, _), gradient = grad_fn(hidden, head, np.zeros_like(mask, np.float32))
+    assert value == 0
+    assert not any(np.any(g) for g in gradient)
+
+
 def test_filling_columns_have_no_probability_and_no_gradient():
     hidden, head, sources, targets = example(v=24)
     targets = targets % 20

@@ -7,6 +7,8 @@ them, K head width.
 import jax
 import jax.numpy as jnp
 
+from alignment.errors import InputError
+
 HIDDEN = jnp.finfo(jnp.float32).min  # a finite minus infinity: a row that sees nothing averages, and nothing is NaN
 
 
@@ -77,5 +79,61 @@ def _block(q_BGRTK, k_BGSK, v_BGSK, seen_BTS):
     return (out_BGMK / total_BGM1).astype(v_BGSK.dtype).reshape(B, G, R, T, K)
 
 
-RULES = {"dense": visible, "blocked": visible}  # what a kernel goes by, computed once for all layers
-KERNELS = {"dense": dense, "blocked": blocked}
+def cudnn(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, poison_B: jax.Array) -> jax.Array:
+    """NVIDIA's fused causal attention, for bf16 or fp16 rows that hold one sequence each, padded on the right.
+
+    It takes no mask, so it goes by `poison_B`, see `plain_rows`.
+    """
+    out_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTGK, v_BTGK, is_causal=True, implementation="cudnn")
+    return out_BTHK + poison_B.astype(out_BTHK.dtype)[:, None, None, None]
+
+
+def plain_rows(query: dict, key: dict, window: int | None = None) -> jax.Array:
+    """0 for rows in which plain causal attention is the rule of `visible`, NaN for others: a wrong layout is loud.
+
+    Such a row is one group at positions 0, 1, ..., without branches, with all padding after it.
+    """
+    del key, window
+    positions_BT, groups_BT, branches_BT = (query[name] for name in ("positions", "groups", "branches"))
+    is_real_BT = groups_BT > 0
+    is_plain_BT = (positions_BT == jnp.arange(positions_BT.shape[1])[None]) & (branches_BT == 0)
+    is_plain_BT &= groups_BT == groups_BT[:, :1]
+    is_plain_B = jnp.all(is_plain_BT | ~is_real_BT, axis=1) & jnp.all(is_real_BT[:, :-1] >= is_real_BT[:, 1:], axis=1)
+    return jnp.where(is_plain_B, 0.0, jnp.nan)
+
+
+RULES = {"dense": visible, "blocked": visible, "cudnn": plain_rows}  # what a kernel goes by, computed once
+KERNELS = {"dense": dense, "blocked": blocked, "cudnn": cudnn}
+
+
+def self_test(kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_dim: int = 64) -> None:
+    """Compare a kernel with `dense` on this machine, values and gradients, in bf16 on a small grouped-query case.
+
+    Fused kernels have been wrong for grouped-query heads before, so a run that asks for one begins with this.
+    """
+    if kernel == "dense":
+        return
+    B, T = 2, 128
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(B, T, heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
+    q, k, v, w = (jax.random.normal(key, shape).astype(jnp.bfloat16) for key, shape in zip(keys, shapes))
+    axes = {"positions": jnp.broadcast_to(jnp.arange(T)[None], (B, T)), "branches": jnp.zeros((B, T), jnp.int32)}
+    axes["groups"] = jnp.ones((B, T), jnp.int32)
+
+    def outcome(name):
+        rule = RULES[name](axes, axes)
+
+        def loss(q, k, v):
+            return jnp.sum((KERNELS[name](q, k, v, rule) * w).astype(jnp.float32))
+
+        return jax.jit(lambda *x: (KERNELS[name](*x, rule), *jax.grad(loss, argnums=(0, 1, 2))(*x)))(q, k, v)
+
+    try:
+        got = outcome(kernel)
+    except Exception as e:  # whatever the backend raises where the kernel does not exist
+        raise InputError(f"attention={kernel!r} does not run here ({type(e).__name__}: {e}); use 'blocked'") from None
+    for name, a, b in zip(("output", "query", "key", "value"), got, outcome("dense")):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+        if not error < 2e-2:  # bf16 keeps 8 bits; NaN fails too
+            raise InputError(f"attention={kernel!r} is wrong here: {name} is off by {error:.1%}; use 'blocked'")

@@ -10,6 +10,7 @@ G key/value heads, K head width, V vocabulary.
 
 from collections.abc import Mapping
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ class DecoderLM(nn.Module):
         layer_types: "sliding_attention" or "full_attention" for each layer; None: all alike.
         tie_embeddings: the output matrix is the transposed embedding.
         remat: a key of REMAT.
-        attention: a key of attention.KERNELS.
+        attention: a key of attention.KERNELS: "blocked", for rows in reading order (positions of a group rise along the
+            row, its trunk comes before its branches); "dense", for any order; "cudnn", for one sequence a row, on GPUs.
         unroll: layers per iteration of the scan: more compiles longer and lets XLA fuse across layers.
         dtype: of matrix products and of the residual stream; norms, rope and softmax are computed in float32.
     """
@@ -69,6 +71,10 @@ class DecoderLM(nn.Module):
     param_dtype: str = "float32"
 
     def __post_init__(self):
+        if self.rope_scaling is not None:  # frozen, so that a model can be hashed: a static argument of jit
+            self.rope_scaling = flax.core.freeze(dict(self.rope_scaling))
+        if self.layer_types is not None:
+            self.layer_types = tuple(self.layer_types)
         _check(self)
         super().__post_init__()
 
@@ -342,4 +348,9 @@ def _check(model: DecoderLM):
         raise InputError(f"layer_types={model.layer_types} knows only 'full_attention' and 'sliding_attention'")
     if model.layer_types and "sliding_attention" in model.layer_types and model.sliding_window is None:
         raise InputError("layer_types has 'sliding_attention' and sliding_window is None; give the window's length")
+    if model.attention == "cudnn" and (model.sliding_window is not None or model.dtype not in ("bfloat16", "float16")):
+        raise InputError(
+            f"attention='cudnn' takes bfloat16 or float16 and no window, not dtype={model.dtype} and "
+            f"sliding_window={model.sliding_window}; attention='blocked' takes all"
+        )
     rope.frequencies(model._head_dim(), model.rope_theta, model.rope_scaling)

@@ -20,7 +20,7 @@ from alignment.train import sharding, step
 
 
 def token_logps(model: nn.Module, params: Any, batch: dict[str, jax.Array], mesh: Mesh | None = None) -> jax.Array:
-    """Log-probability `[B,P,A]` of every answer token, in nats; what the mask leaves out is meaningless.
+    """Log-probability `[B,P,A]` of every answer token, in nats; 0 where the mask is.
 
     Rows may hold one answer each (`N = 2B`, chosen before rejected) or a pair behind one prompt (`N = B`): the batch
     says who sees whom, and which hidden state predicts which target.
@@ -35,6 +35,7 @@ def token_logps(model: nn.Module, params: Any, batch: dict[str, jax.Array], mesh
         decoder.head(model, params),
         batch["sources"].reshape(num_rows, -1),
         batch["targets"].reshape(num_rows, -1),
+        mask_NM=batch["mask"].reshape(num_rows, -1),
         mesh=mesh,
     )
     return logps_NM.reshape(shape_BPA)
@@ -123,7 +124,7 @@ def score(
         batches: every pair of a split once, `index` naming it; filling has weight 0.
         progress_fn: told the number of pairs done.
     """
-    scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh) * batch["mask"])
+    scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh))
     stored = np.full((num_pairs, 2, answer_len), np.nan, np.float32)
     done = 0
     with sharding.activations(mesh):

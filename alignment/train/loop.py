@@ -97,8 +97,8 @@ def fit(
         log_every, eval_every, save_every: in steps; 0 for eval and save means only at the end. An evaluation before the
             first step is always made, so that every curve starts where the run did.
         unit, units_per_step: what `<unit>_per_second` counts.
-        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its batch,
-            and raises where they cannot be right.
+        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its
+            batch, and raises where they cannot be right.
         finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
         label: what the progress line calls this run.
@@ -145,7 +145,9 @@ class _Run:
         self.unit, self.units_per_step = unit, units_per_step
         self.on_first_fn, self.finish_fn = on_first_fn, finish_fn
         self.add = jax.jit(step.add, donate_argnums=0)
-        self.sums, self.window, self.started, self.num_timed, self.rates = None, [], None, 0, []
+        self.sums, self.window, self.num_timed = None, [], 0  # of the steps since the last line
+        self.pending = None  # the line that is due: its step, and sums that may still be on their way
+        self.started, self.rates = None, []
 
     def advance(self) -> None:
         batch = next(self.batches)
@@ -157,27 +159,40 @@ class _Run:
             self.on_first_fn = None
         self.sums = metrics if self.sums is None else self.add(self.sums, metrics)
 
-    def collect(self, number: int) -> dict[str, float]:
-        """Means since the last call, read from the devices; refuses what is not a number."""
-        if self.sums is None:
-            return {}
-        values = self.finish_fn(_fetch(self.sums))
+    def close_window(self, number: int) -> None:
+        """A line is due at this step; `collect` waits for its numbers."""
+        self.pending = (number, self.sums, self.window, self.num_timed)
+        self.sums, self.window, self.num_timed = None, [], 0
+
+    def write(self) -> None:
+        """Write the line that is due, if one is."""
+        if self.pending is not None:
+            number = self.pending[0]
+            self.writer.write_scalars(number, self.collect())
+
+    def collect(self) -> dict[str, float]:
+        """The numbers of the line that is due; refuses a loss that is not a number."""
+        (number, sums, window, num_timed), self.pending = self.pending, None
+        values = self.finish_fn(_fetch(sums))
         now = time.perf_counter()
         if values.pop("nonfinite") > 0:
-            bad = next(i for i, (flag, _) in enumerate(self.window) if float(flag) > 0)
-            at, index = number - len(self.window) + bad + 1, self.window[bad][1]
-            good = self.manager.latest_step()
-            raise InputError(
-                f"the loss or its gradient is not a finite number at step {at}"
-                f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
-                f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
-            )
-        if self.num_timed:  # steps after the first, which holds the compilation
-            values["step_seconds"] = (now - self.started) / self.num_timed
+            self._refuse(number, window)
+        if num_timed:  # steps after the first, which holds the compilation
+            values["step_seconds"] = (now - self.started) / num_timed
             values[f"{self.unit}_per_second"] = self.units_per_step / values["step_seconds"]
-            self.rates.append((self.units_per_step * self.num_timed, now - self.started))
-        self.sums, self.window, self.started, self.num_timed = None, [], now, 0
+            self.rates.append((self.units_per_step * num_timed, now - self.started))
+        self.started = now
         return values
+
+    def _refuse(self, number: int, window: list) -> None:
+        bad = next(i for i, (flag, _) in enumerate(window) if float(flag) > 0)
+        at, index = number - len(window) + bad + 1, window[bad][1]
+        good = self.manager.latest_step()
+        raise InputError(
+            f"the loss or its gradient is not a finite number at step {at}"
+            f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
+            f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
+        )
 
     def evaluate(self) -> dict[str, float]:
         found = {}
@@ -206,6 +221,7 @@ def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: i
     for number in range(start + 1, steps + 1):
         run.advance()
         run.writer.tick(number)
+        run.write()  # the line of an earlier step, whose numbers arrive while this one runs
         if number == start + 1:  # compilation is over when this one is
             jax.block_until_ready(run.state.step)
             run.started = time.perf_counter()
@@ -213,12 +229,13 @@ def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: i
         evaluates = number % eval_every == 0 or is_last
         saves = number % save_every == 0 or is_last or stops
         if number % log_every == 0 or evaluates or saves:
-            values = run.collect(number)
-            if evaluates:
-                heldout = run.evaluate()
-                values.update(heldout)
-            run.writer.write_scalars(number, values)
+            run.close_window(number)
+        if evaluates:
+            values = run.collect()
+            heldout = run.evaluate()
+            run.writer.write_scalars(number, values | heldout)
         if saves:
+            run.write()
             run.writer.flush()
             run.save()
         if stops and not is_last:

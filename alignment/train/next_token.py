@@ -13,7 +13,7 @@ from alignment.models import decoder
 from alignment.train import loop, optimizer, sharding, step, train_state
 
 
-def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 1024) -> step.LossFn:
+def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 512) -> step.LossFn:
     """Negative log-probability of the next token, in nats, averaged over the tokens that count.
 
     Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32.
@@ -22,11 +22,11 @@ def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 1024) ->
 
     def loss(params, batch, *, rng, frozen):
         del rng, frozen  # no dropout, no reference
+        mask_NT = batch["mask"]
         hidden_NTD = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
         logps_NT = logprobs.selected(
-            hidden_NTD, decoder.head(model, params), None, batch["targets"], mesh=mesh, chunk=chunk
+            hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
         )
-        mask_NT = batch["mask"]
         mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))
         return mean, {"tokens": step.Mean(jnp.sum(mask_NT), jnp.asarray(mask_NT.size, jnp.float32))}
 

@@ -259,7 +259,7 @@ class console(_Base):
         if self._is_terminal:
             self._draw()
         else:
-            print(f"{self._head()}  {self._numbers(chosen)}", file=self._stream, flush=True)
+            print(f"{self._head(int(step))}  {self._numbers(chosen)}", file=self._stream, flush=True)
 
     def _advance(self, step: int) -> None:
         if step > self._step:
@@ -269,12 +269,12 @@ class console(_Base):
     def _choose(self, scalars: Mapping[str, Any]) -> list[str]:
         if self._keys:
             return [name for name in self._keys if name in scalars]
-        first = ("loss", "accuracy", "accuracies")
-        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:5]
+        first = ("loss", "accuracy", "accuracies", "margins")
+        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:6]
 
-    def _head(self) -> str:
+    def _head(self, step: int | None = None) -> str:
         text = f"{self._label} " if self._label else ""
-        text += f"step {self._step}/{self._total}"
+        text += f"step {self._step if step is None else step}/{self._total}"
         first, since = self._base or (self._step, self._clock())
         seconds = self._clock() - since
         if self._step > first and seconds > 0:

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from alignment.errors import InputError
 from alignment.models import attention, decoder
 
-TINY = {"vocab_size": 61, "num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48}
+TINY = {"vocab_size": 64, "num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48}
 EVERYTHING = dict(
     **TINY,
     head_dim=12,
@@ -19,22 +21,22 @@ EVERYTHING = dict(
 )
 
 
-def make(seed=0, **kwargs):
+@functools.cache
+def make(**kwargs):
     """A model, and parameters in which nothing is at its starting zero or one."""
     model = decoder.DecoderLM(**{**TINY, **kwargs})
-    params = nn.meta.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves)]
-    return model, jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(0)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, x.dtype), nn.meta.unbox(params))
 
 
 def ids(B, T, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, TINY["vocab_size"], (B, T)), jnp.int32)
 
 
-def run(model, params, tokens, *args, **kwargs):
-    return model.apply({"params": params}, tokens, *args, **kwargs)
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, *row, cache=None):
+    return model.apply({"params": params}, *row, cache=cache)
 
 
 def slow_forward(params, tokens_T, c):
@@ -84,7 +86,7 @@ def test_scanned_layers_equal_a_loop_over_layers_heads_and_positions(kernel):
     np.testing.assert_allclose(run(model, params, tokens_BT), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("T", [5, 64, 65, 300])
+@pytest.mark.parametrize("T", [5, 65, 300])
 def test_blocked_attention_equals_dense_in_value_and_gradient(T):
     rng = np.random.default_rng(T)
     q, k, v = (jnp.asarray(rng.normal(size=(2, T, heads, 8)), jnp.float32) for heads in (6, 2, 2))
@@ -100,7 +102,7 @@ def test_blocked_attention_equals_dense_in_value_and_gradient(T):
         return lambda q, k, v: jnp.sum(kernel(q, k, v, seen) * w * (axes["groups"] > 0)[:, :, None, None])
 
     got, expected = (
-        jax.value_and_grad(loss(f), argnums=(0, 1, 2))(q, k, v) for f in (attention.blocked, attention.dense)
+        jax.jit(jax.value_and_grad(loss(f), argnums=(0, 1, 2)))(q, k, v) for f in (attention.blocked, attention.dense)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-5), got, expected)
 
@@ -151,7 +153,9 @@ def test_branches_of_a_trunk_equal_separate_sequences_in_value_and_gradient():
         return jnp.concatenate([first, second[:, 6:]], axis=1)
 
     np.testing.assert_allclose(shared(params), separate(params), atol=1e-5)
-    got, expected = (jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p)[:, 6:])))(params) for f in (shared, separate))
+    got, expected = (
+        jax.jit(jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p)[:, 6:]))))(params) for f in (shared, separate)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
 
 
@@ -189,16 +193,17 @@ def test_decoding_with_a_cache_equals_the_full_forward(side):
     for b, n in enumerate(lengths):
         at = slice(T - n, T) if side == "left" else slice(0, n)
         prompt[b, at], positions[b, at], groups[b, at] = tokens[b, :n], np.arange(n), 1
-    step_fn = jax.jit(lambda cache, *row: run(model, params, *row, cache=cache))
     cache = model.init_cache(2, T + steps)
-    hidden, cache = step_fn(cache, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(groups))
+    hidden, cache = run(model, params, *map(jnp.asarray, (prompt, positions, groups)), cache=cache)
     full = [run(model, params, tokens[b : b + 1, : n + steps])[0] for b, n in enumerate(lengths)]
     for b, n in enumerate(lengths):
         at = slice(T - n, T) if side == "left" else slice(0, n)
         np.testing.assert_allclose(hidden[b, at], full[b][:n], atol=1e-5)
     for step in range(steps):
         now = jnp.array([[n + step] for n in lengths])
-        hidden, cache = step_fn(cache, jnp.take_along_axis(tokens, now, axis=1), now, jnp.ones_like(now))
+        hidden, cache = run(
+            model, params, jnp.take_along_axis(tokens, now, axis=1), now, jnp.ones_like(now), cache=cache
+        )
         for b, n in enumerate(lengths):
             np.testing.assert_allclose(hidden[b, 0], full[b][n + step], atol=1e-5)
 
@@ -245,7 +250,7 @@ def test_tied_logits_are_products_with_the_embedding():
 
 def test_every_parameter_names_its_axes_and_layers_come_first():
     model = decoder.DecoderLM(**EVERYTHING)
-    boxed = model.init(jax.random.key(0), ids(1, 4))["params"]
+    boxed = jax.eval_shape(model.init, jax.random.key(0), ids(1, 4))["params"]
     is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
     for path, box in jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]:
         assert len(box.names) == box.value.ndim
@@ -269,9 +274,38 @@ def test_eight_devices_give_one_devices_result():
             return jnp.sum(jnp.sin(run(model, params, tokens)))
 
         value, grads = jax.jit(jax.value_and_grad(loss))(placed, ids(4, 8))
-    expected = jax.value_and_grad(loss)(params, ids(4, 8))
+    expected = jax.jit(jax.value_and_grad(loss))(params, ids(4, 8))
     np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), grads, expected[1])
+
+
+def test_rows_that_a_fused_causal_kernel_gets_wrong_are_poisoned():
+    def poison(positions, groups, branches):
+        row = {"positions": positions, "groups": groups, "branches": branches}
+        return attention.plain_rows({name: jnp.array([x]) for name, x in row.items()}, None)[0]
+
+    assert poison([0, 1, 2, 3], [1, 1, 1, 1], [0, 0, 0, 0]) == 0
+    assert poison([0, 1, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]) == 0
+    assert np.isnan(poison([0, 1, 0, 1], [1, 1, 2, 2], [0, 0, 0, 0]))  # packed
+    assert np.isnan(poison([0, 0, 1, 2], [0, 1, 1, 1], [0, 0, 0, 0]))  # padded on the left
+    assert np.isnan(poison([0, 1, 2, 2], [1, 1, 1, 1], [0, 0, 1, 2]))  # a tree
+
+
+def test_the_self_test_passes_right_kernels_and_refuses_wrong_or_absent_ones(monkeypatch):
+    attention.self_test("blocked")
+    if jax.default_backend() == "cpu":
+        with pytest.raises(InputError, match="does not run here"):
+            attention.self_test("cudnn")
+    wrong_fn = lambda q, k, v, rule: attention.dense(q, k[:, :, ::-1], v, rule)  # noqa: E731
+    monkeypatch.setitem(attention.KERNELS, "blocked", wrong_fn)
+    with pytest.raises(InputError, match="output is off by"):
+        attention.self_test("blocked")
+
+
+def test_a_model_can_be_a_static_argument():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    a, b = (decoder.DecoderLM(**TINY, rope_scaling=x) for x in (scaling, dict(scaling)))
+    assert a == b and hash(a) == hash(b)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +316,7 @@ def test_eight_devices_give_one_devices_result():
         ({"head_dim": 7}, "head_dim=7 is odd"),
         ({"remat": "some"}, "known: full, attn"),
         ({"attention": "flash"}, "known: dense"),
+        ({"attention": "cudnn"}, "takes bfloat16"),
         ({"layer_types": ("full_attention",)}, "num_layers=3"),
         ({"layer_types": ("chunked",) * 3}, "knows only"),
         ({"layer_types": ("sliding_attention",) * 3}, "sliding_window is None"),
