@@ -19,7 +19,6 @@ from ml_collections import config_dict
 
 from alignment.decoding import sample
 from alignment.errors import InputError
-from alignment.models import decoder
 from alignment.preference import losses, metrics, pairs
 from alignment.train import files, loop, next_token, optimizer, sharding, start, step, train_state
 from data import preferences, text, tokenizer
@@ -45,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
     c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
     c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="dense")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
     c.data = dict(path="pairs.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.1)
     c.data.update(format="auto", chat="auto", group_column="", limit=0)  # limit: pairs, 0 takes all
     c.data.update(max_len=1_024, max_prompt_len=0, truncation="keep_end")  # tokens; 0: what the answers leave
@@ -63,7 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.init_from = ""
-        c.compute = dict(dtype="float32", remat="none", attention="dense")
+        c.compute = dict(dtype="float32", remat="none", attention="auto")
         c.data.update(path="synthetic", heldout_fraction=0.1)
     if arg == "tiny":
         c.steps = 4
@@ -113,7 +112,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     train, heldout = read(c, tok, workdir)
     settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
     tokenizer.check_vocab(tok, settings["vocab_size"])
-    model = decoder.DecoderLM(**settings)
+    model = start.network(settings, rows_are_plain=c.batch.layout == "separate")
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     start.remember(workdir, settings, tok.save)

@@ -14,7 +14,6 @@ import ml_collections
 
 from alignment.decoding import sample
 from alignment.errors import InputError
-from alignment.models import decoder
 from alignment.train import files, next_token, optimizer, sharding, start
 from data import text, tokenizer
 
@@ -30,7 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = ""  # "" for nothing, hf:<folder or hub id>, run:<workdir>
     c.tokenizer = "hf:Qwen/Qwen2.5-0.5B"  # "": that of init_from, and bytes where there is none
     c.model = dict(num_layers=24, model_dim=1_024, num_heads=16, num_kv_heads=4, ffn_dim=2_816, qk_norm=True)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="dense")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
     c.data = dict(path="corpus/*.jsonl.zst", heldout_path="", split="train", heldout_split="", heldout_fraction=0.01)
     c.data.update(max_len=2_048, limit=0)  # tokens of a row; texts, 0 takes all
     c.data.columns = dict(text="")  # "": usual names
@@ -46,7 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.tokenizer = ""
-        c.compute = dict(dtype="float32", remat="none", attention="dense")
+        c.compute = dict(dtype="float32", remat="none", attention="auto")
         c.data.update(path="synthetic:documents", heldout_fraction=0.05)
         c.samples.update(prompt_tokens=24, max_new_tokens=64)
     if arg == "tiny":
@@ -90,7 +89,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         raise InputError(f"{c.data.path}: nothing is held out; raise data.heldout_fraction or give data.heldout_path")
     settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
     tokenizer.check_vocab(tok, settings["vocab_size"])
-    model, mesh = decoder.DecoderLM(**settings), sharding.make_mesh(**c.mesh)
+    model = start.network(settings, rows_are_plain=False)
+    mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
     start.remember(workdir, settings, tok.save)
 

@@ -14,7 +14,6 @@ import ml_collections
 
 from alignment.decoding import sample
 from alignment.errors import InputError
-from alignment.models import decoder
 from alignment.train import files, next_token, optimizer, sharding, start
 from data import text, tokenizer
 
@@ -30,7 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "hf:Qwen/Qwen2.5-1.5B"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
     c.tokenizer = ""  # "": that of init_from, and bytes where there is none
     c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="dense")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
     c.data = dict(path="conversations.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.05)
     c.data.update(max_len=2_048, limit=0, packed=True)  # tokens of a row; conversations, 0 takes all
     c.data.update(turns="all", truncation="keep_start")  # turns: "last" trains on the last answer only
@@ -47,7 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.init_from = ""
-        c.compute = dict(dtype="float32", remat="none", attention="dense")
+        c.compute = dict(dtype="float32", remat="none", attention="auto")
         c.data.update(path="synthetic:conversations", heldout_fraction=0.05)
     if arg == "tiny":
         c.steps = 4
@@ -90,7 +89,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         raise InputError(f"{c.data.path}: nothing is held out; raise data.heldout_fraction or give data.heldout_path")
     settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
     tokenizer.check_vocab(tok, settings["vocab_size"])
-    model, mesh = decoder.DecoderLM(**settings), sharding.make_mesh(**c.mesh)
+    model = start.network(settings, rows_are_plain=not c.data.packed)
+    mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
     start.remember(workdir, settings, tok.save)
 

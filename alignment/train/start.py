@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alignment.errors import InputError
-from alignment.models import decoder, huggingface
+from alignment.models import attention, decoder, huggingface
 from alignment.train import checkpoint, files, sharding, train_state
 
 MODEL_FILE = "model.json"
@@ -38,6 +38,31 @@ def settings(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
             found["layer_types"] = tuple(found["layer_types"])
         return found
     raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id> or run:<workdir>")
+
+
+def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decoder.DecoderLM:
+    """The network, its attention kernel chosen and compared with plain attention on this machine.
+
+    Args:
+        model_settings: keyword arguments of `DecoderLM`; attention "auto" takes the fused kernel of a GPU where it is
+            right and fits, and `blocked` elsewhere.
+        rows_are_plain: whether every row of a batch is one sequence, padded on the right, as fused kernels want it.
+    """
+    chosen = dict(model_settings)
+    is_free = chosen.get("attention") == "auto"
+    if is_free:
+        fits = rows_are_plain and chosen.get("dtype") in ("bfloat16", "float16") and not chosen.get("sliding_window")
+        chosen["attention"] = "cudnn" if fits and jax.default_backend() == "gpu" else "blocked"
+    model = decoder.DecoderLM(**chosen)
+    if model.attention == "cudnn":
+        try:
+            attention.self_test("cudnn")
+        except InputError as error:
+            if not is_free:
+                raise
+            print(f"{error}, as this run now does", flush=True)
+            model = model.clone(attention="blocked")
+    return model
 
 
 def tokenizer_of(init_from: str) -> str:
