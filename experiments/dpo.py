@@ -119,7 +119,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     is_fresh = loop.latest_step(workdir) is None
     params = start.params(c.init_from, model, mesh)
-    if c.pretrain.steps and is_fresh:
+    reference_paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
+    if c.pretrain.steps and (is_fresh or not all(path.is_file() for path in reference_paths)):
         params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
     tx = optimizer.adamw(**c.optimizer)
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
@@ -130,8 +131,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         pass
     elif c.reference == "stored":
         stored = [
-            reference(c, model, state, split, mesh, workdir / f"reference/{name}.npy")
-            for name, split in (("train", train), ("heldout", heldout))
+            reference(c, model, state, split, mesh, path) for path, split in zip(reference_paths, (train, heldout))
         ]
     else:
         state = train_state.with_reference(state)
@@ -229,14 +229,29 @@ def pretrain(c, model, params, tok, splits, mesh, workdir):
 
 def reference(c, model, state, split, mesh, path):
     """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, kept in the workdir."""
+    _, num_answer = preferences.shape(split, layout=c.batch.layout)
     if path.is_file():
-        return np.load(path, allow_pickle=False)
+        return stored_reference(path, (len(split), 2, num_answer))
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches = preferences.batches(split, **c.batch, endless=False, **where)
-    _, num_answer = preferences.shape(split, layout=c.batch.layout)
     print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
     scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
     files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
+    return scores
+
+
+def stored_reference(path, shape):
+    """What an earlier start of this run kept, if it still fits the data."""
+    try:
+        scores = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as e:
+        raise InputError(f"{path} is damaged ({e}); remove it, and it is computed again") from e
+    if scores.shape != shape or not np.isfinite(scores).all():
+        what = f"has shape {scores.shape}" if scores.shape != shape else "holds numbers that are not finite"
+        raise InputError(
+            f"{path} {what}, and the pairs of {path.stem} need {shape}: were the data changed since this run began? "
+            "Put them back, or start over in another --workdir; if the file alone is wrong, remove it"
+        )
     return scores
 
 

@@ -125,8 +125,8 @@ def score(
         progress_fn: told the number of pairs done.
     """
     scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh))
-    stored = np.full((num_pairs, 2, answer_len), np.nan, np.float32)
-    done = 0
+    stored = np.zeros((num_pairs, 2, answer_len), np.float32)
+    is_scored = np.zeros(num_pairs, bool)
     with sharding.activations(mesh):
         for batch in batches:
             batch = sharding.to_devices(batch, mesh)
@@ -135,23 +135,29 @@ def score(
             )
             real_B = weights_B > 0
             stored[index_B[real_B]] = logps_BPA[real_B]
-            done += int(real_B.sum())
-            progress_fn(done)
-    missing = np.flatnonzero(np.isnan(stored).any(axis=(1, 2)))
+            is_scored[index_B[real_B]] = True
+            progress_fn(int(is_scored.sum()))
+    missing, bad = np.flatnonzero(~is_scored), np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
     if missing.size:
         raise ValueError(f"{missing.size} of {num_pairs} pairs were not scored, the first is number {missing[0]}")
+    if bad.size:
+        raise InputError(
+            f"the log-probabilities of {bad.size} of {num_pairs} pairs are no finite numbers before any training, the "
+            f"first pair is number {bad[0]}: the checkpoint's weights are damaged, or overflow in this dtype; use "
+            "another checkpoint, or compute.dtype=float32"
+        )
     return stored
 
 
 def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Callable[[dict, dict], None]:
     """A check of the first update's metrics: where policy and reference start equal, the loss is known.
 
-    For DPO it is ln 2, and both answers' rewards are 0. What makes them differ is a wrong mask, padding in a segment, or a
-    reference that is not the policy's start; training on would hide it. (The loss alone would not tell: what is wrong
-    with both answers alike cancels in it.)
+    For DPO it is ln 2, and both answers' rewards are 0. What makes them differ is a wrong mask, padding in a segment,
+    or a reference that is not the policy's start; training on would hide it. (The loss alone would not tell: what is
+    wrong with both answers alike cancels in it.)
 
     Args:
-        tolerance: as a share of the loss, or of the answers' log-probability times beta; absolute where these are below 1.
+        tolerance: as a share of the loss, or of beta times an answer's log-probability; absolute where these are below 1.
     """
     expected = losses.initial_loss(loss, **objective)
 
@@ -166,8 +172,8 @@ def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Ca
             found = values.get(name, wanted)
             if not abs(found - wanted) <= limit:
                 raise InputError(
-                    f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} and "
-                    f"is {found:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the reference "
+                    f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} "
+                    f"and is {found:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the reference "
                     "log-probabilities are not those of this policy. Remove the stored ones (reference/ in the workdir)"
                 )
 
