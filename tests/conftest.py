@@ -1,14 +1,29 @@
-"""Tests run on the CPU with eight simulated devices and strict rank promotion."""
+"""Tests run on the CPU with eight simulated devices and strict rank promotion.
 
+Nearly all of their time is compilation, so LLVM's optimisation is off (the programs are the same, the arithmetic less
+vectorised) and compiled programs are kept in .pytest_cache/ for the next test, process and session. An environment that
+sets XLA_FLAGS' optimisation level or JAX_COMPILATION_CACHE_DIR itself is left alone.
+"""
+
+import contextlib
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+for name, value in {"xla_force_host_platform_device_count": 8, "xla_backend_optimization_level": 0}.items():
+    if name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --{name}={value}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    from experiments import workdir
 
-import jax
-import pytest
+    with contextlib.suppress(OSError):  # a read-only checkout: compile every time
+        cache = workdir.cache_folder(pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (reads the environment)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -146,18 +146,29 @@ def score(
 def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Callable[[dict, dict], None]:
     """A check of the first update's metrics: where policy and reference start equal, the loss is known.
 
-    For DPO it is ln 2. What makes it differ is a wrong mask, padding in a segment, or a reference that is not the
-    policy's start; training on would hide it.
+    For DPO it is ln 2, and both answers' rewards are 0. What makes them differ is a wrong mask, padding in a segment, or a
+    reference that is not the policy's start; training on would hide it. (The loss alone would not tell: what is wrong
+    with both answers alike cancels in it.)
+
+    Args:
+        tolerance: as a share of the loss, or of the answers' log-probability times beta; absolute where these are below 1.
     """
     expected = losses.initial_loss(loss, **objective)
 
     def check(values: dict[str, float], batch: dict[str, np.ndarray]) -> None:
-        if expected is None or abs(values["loss"] - expected) <= tolerance:
+        if expected is None:
             return
-        raise InputError(
-            f"policy and reference start equal, so the first {loss} loss must be {expected:.6f} and is "
-            f"{values['loss']:.6f} (tolerance {tolerance:g}), batch of pairs {batch['index'].tolist()}: the reference "
-            "log-probabilities are not those of this policy. Remove the stored ones (reference/ in the workdir)"
-        )
+        limits = {"loss": (expected, tolerance * max(abs(expected), 1.0))}
+        for side in ("chosen", "rejected"):
+            size = abs(objective["beta"] * values.get(f"logps/{side}", 0.0))
+            limits[f"rewards/{side}"] = (0.0, tolerance * max(size, 1.0))
+        for name, (wanted, limit) in limits.items():
+            found = values.get(name, wanted)
+            if not abs(found - wanted) <= limit:
+                raise InputError(
+                    f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} and "
+                    f"is {found:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the reference "
+                    "log-probabilities are not those of this policy. Remove the stored ones (reference/ in the workdir)"
+                )
 
     return check

@@ -23,9 +23,16 @@ DISK_TROUBLE = (
 )
 
 
-def open_manager(folder: str | pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
-    """A manager of the newest `keep` checkpoints of a folder; half-written ones from a killed run are removed."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
+    """A manager of the newest `keep` checkpoints of a folder; half-written ones from a killed run are removed.
+
+    Args:
+        read_only: for a folder that another run may be writing to at this moment; changes nothing there.
+    """
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    else:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
     handlers["position"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)
@@ -59,7 +66,7 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
         rest=ocp.args.StandardRestore(jax.tree.map(_like, _rest(state))),
         position=ocp.args.JsonRestore(),
     )
-    found = manager.restore(step, args=items)
+    found = _read(manager, step, items)
     return state.replace(params=found["params"], **found["rest"]), found["position"]
 
 
@@ -71,14 +78,25 @@ def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
         like: a tree of arrays or ShapeDtypeStructs with the shapes wanted, and shardings to put them in.
     """
     folder = pathlib.Path(workdir).resolve() / "checkpoints"
-    manager = open_manager(folder) if folder.is_dir() else None
+    manager = open_manager(folder, read_only=True) if folder.is_dir() else None
     if manager is None or manager.latest_step() is None:
         raise InputError(f"{workdir} holds no checkpoint (looked in {folder}); name a run that has saved one")
     with manager:
         step = manager.latest_step()
         _check_shapes(manager, step, like, workdir)
         items = ocp.args.Composite(params=ocp.args.StandardRestore(jax.tree.map(_like, like)))
-        return manager.restore(step, args=items)["params"]
+        return _read(manager, step, items)["params"]
+
+
+def _read(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
+    """The items of one checkpoint; files that are damaged or gone become a message that says which to remove."""
+    try:
+        return manager.restore(step, args=items)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"checkpoint {manager.directory / str(step)} cannot be read ({str(error)[:300]}); copy it again, or remove "
+            "that folder to go on from the checkpoint before it"
+        ) from error
 
 
 def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any, workdir: str | pathlib.Path) -> None:

@@ -144,7 +144,7 @@ class _Run:
         self.batches, self.evals, self.mesh, self.writer, self.manager = batches, evals, mesh, writer, manager
         self.unit, self.units_per_step = unit, units_per_step
         self.on_first_fn, self.finish_fn = on_first_fn, finish_fn
-        self.add = jax.jit(step.add, donate_argnums=0)
+        self.add = jax.jit(step.add)  # nothing is donated: the window holds arrays of the first step's metrics
         self.sums, self.window, self.num_timed = None, [], 0  # of the steps since the last line
         self.pending = None  # the line that is due: its step, and sums that may still be on their way
         self.started, self.rates = None, []

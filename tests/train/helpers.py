@@ -1,5 +1,8 @@
 """A small decoder, seeded batches, and a loader over them."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,13 +51,24 @@ class Loader:
         self.number = state["number"]
 
 
+def make_mesh(shape=(1, 1, 1)):
+    """A mesh (data, fsdp, tensor) over as many of the simulated devices as it takes."""
+    return jax.sharding.Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), sharding.AXES)
+
+
+@functools.cache
+def start_params(**changes):
+    """Random parameters on the host, drawn once for all tests: drawing them costs more to compile than training."""
+    init = jax.jit(lambda key: nn.meta.unbox(model(**changes).init(key, jnp.zeros((1, 4), jnp.int32))["params"]))
+    return jax.device_get(init(jax.random.PRNGKey(0)))
+
+
 def setup(mesh_shape=(1, 1, 1), accumulate=1, **changes):
     """Mesh, update (not compiled), loss_fn and a state at step 0."""
-    devices = np.array(jax.devices()[: int(np.prod(mesh_shape))]).reshape(mesh_shape)
-    mesh = jax.sharding.Mesh(devices, sharding.AXES)
-    net = model(**changes)
+    mesh, net = make_mesh(mesh_shape), model(**changes)
     tx = optimizer.adamw(1e-2, warmup_steps=2, total_steps=20, clip_norm=1.0)
-    state = train_state.create(net, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh)
+    example, params = jnp.zeros((1, 4), jnp.int32), start_params(**changes)
+    state = train_state.create(net, tx, example, seed=0, mesh=mesh, params=params)
     loss_fn = next_token.loss_fn(net, mesh, chunk=16)
     return mesh, step.build(loss_fn, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate), loss_fn, state
 

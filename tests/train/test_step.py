@@ -13,23 +13,37 @@ def assert_close(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
+@pytest.fixture(scope="module")
+def one():
+    """Losses and parameters of three steps on one device, and how often the update was compiled."""
+    mesh, update, _, state = helpers.setup()
+    compiled, losses = step.compile_update(update, state), []
+    for number in range(3):
+        state, metrics = compiled(state, sharding.to_devices(helpers.lm_batch(number), mesh))
+        losses.append(float(step.value(metrics["loss"])))
+    return losses, jax.device_get(state.params), compiled._cache_size()
+
+
 @pytest.mark.parametrize("parts", [8, 2, 3])  # 3 parts of 8 rows: the last one is filled up
-def test_accumulation_gives_the_update_of_the_whole_batch(parts):
-    whole = helpers.run_steps(*helpers.setup()[:2], helpers.setup()[3])
+def test_accumulation_gives_the_update_of_the_whole_batch(parts, one):
     mesh, update, _, state = helpers.setup(accumulate=parts)
-    split = helpers.run_steps(mesh, update, state)
-    np.testing.assert_allclose(split[0], whole[0], atol=1e-5)
-    assert_close(split[1], whole[1], 1e-4)
+    losses, params, _ = helpers.run_steps(mesh, update, state)
+    np.testing.assert_allclose(losses, one[0], atol=1e-5)
+    assert_close(params, one[1], 1e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
-def test_every_mesh_trains_like_one_device(shape):
-    mesh, update, _, state = helpers.setup()
-    one = helpers.run_steps(mesh, update, state)
+def test_every_mesh_trains_like_one_device_and_leaves_the_state_where_it_was(shape, one):
     mesh, update, _, state = helpers.setup(shape)
-    many = helpers.run_steps(mesh, update, state)
-    np.testing.assert_allclose(many[0], one[0], atol=1e-4)
-    assert_close(many[1], one[1], 1e-3)  # AdamW divides by small second moments
+    before = jax.tree.map(lambda leaf: leaf.sharding, state)
+    losses, params, after = helpers.run_steps(mesh, update, state)
+    np.testing.assert_allclose(losses, one[0], atol=1e-4)
+    assert_close(params, one[1], 1e-3)  # AdamW divides by small second moments
+    jax.tree.map(lambda a, b: None if a.is_equivalent_to(b.sharding, b.ndim) else pytest.fail(str(b)), before, after)
+
+
+def test_one_compilation_serves_every_step(one):
+    assert one[2] == 1
 
 
 def test_parameters_and_moments_are_kept_in_pieces():
@@ -39,21 +53,6 @@ def test_parameters_and_moments_are_kept_in_pieces():
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == gate.shape]
     assert len(moments) >= 2
     assert all(leaf.addressable_shards[0].data.size == leaf.size // 8 for leaf in moments)
-
-
-def test_the_state_stays_where_it_was():
-    mesh, update, _, state = helpers.setup((2, 2, 2))
-    before = jax.tree.map(lambda leaf: leaf.sharding, state)
-    _, _, after = helpers.run_steps(mesh, update, state, num_steps=1)
-    jax.tree.map(lambda a, b: None if a.is_equivalent_to(b.sharding, b.ndim) else pytest.fail(str(b)), before, after)
-
-
-def test_one_compilation_serves_every_step():
-    mesh, update, _, state = helpers.setup()
-    compiled = step.compile_update(update, state)
-    for number in range(3):
-        state, _ = compiled(state, sharding.to_devices(helpers.lm_batch(number), mesh))
-    assert compiled._cache_size() == 1
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_says_so():

@@ -1,0 +1,214 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.train import checkpoint, loop, step
+from tests.train import helpers
+
+STEPS, HALF = 10, 5
+TIMING = ("step_seconds", "examples_per_second")
+
+
+class Loader(helpers.Loader):
+    """The usual batches; `events` maps a batch's number to what happens as it is handed out."""
+
+    def __init__(self, events=None):
+        super().__init__()
+        self.events = events or {}
+
+    def __next__(self):
+        batch = {**super().__next__(), "scale": np.ones((8, 1), np.float32)}
+        event = self.events.get(self.number - 1, lambda batch: None)
+        event(batch)
+        return batch
+
+
+def fit(workdir, steps=STEPS, events=None, **options):
+    """One call of the loop on the small model -> (state on the host, summary, loader)."""
+    mesh, _, lm_loss, state = helpers.setup()
+    tx = helpers.optimizer.adamw(1e-2, warmup_steps=2, total_steps=20)
+
+    def loss_fn(params, batch, **rest):
+        mean, metrics = lm_loss(params, batch, **rest)
+        return step.Mean(mean.total * jnp.max(batch["scale"]), mean.count), metrics
+
+    loader = Loader(events)
+    evals = {"heldout": loop.evaluator(lm_loss, [helpers.lm_batch(n, seed=1) for n in range(2)])}
+    settings = {"log_every": 2, "eval_every": HALF, "save_every": HALF, "sinks": ()} | options
+    update = step.build(loss_fn, tx, rate_fn=helpers.optimizer.learning_rate)
+    state, summary = loop.fit(update, state, loader, evals, mesh, workdir, steps=steps, **settings)
+    return jax.device_get(state), summary, loader
+
+
+def rows(workdir):
+    """metrics.jsonl less what depends on the clock."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in found]
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run never interrupted: its state, metrics, loader and summary."""
+    workdir = tmp_path_factory.mktemp("whole")
+    seen = []
+    state, summary, loader = fit(workdir, on_first_fn=lambda values, batch: seen.append((values, batch)))
+    return {"state": state, "rows": rows(workdir), "summary": summary, "loader": loader, "seen": seen, "at": workdir}
+
+
+@pytest.fixture
+def stop():
+    """The event that asks the loop to stop, unset again afterwards."""
+    yield loop.STOP
+    loop.STOP.clear()
+
+
+def test_five_steps_resumed_for_five_more_equal_ten_in_every_bit(whole, tmp_path):
+    fit(tmp_path, steps=HALF)
+    state, summary, loader = fit(tmp_path)
+    assert_same(state, whole["state"])  # parameters, both moments, the counts, the key, the step
+    assert loader.get_state() == whole["loader"].get_state() == {"number": STEPS}
+    assert rows(tmp_path) == whole["rows"]
+    assert summary["heldout/loss"] == whole["summary"]["heldout/loss"]
+
+
+def test_a_finished_run_fitted_again_trains_no_further_and_gives_the_same_numbers(whole):
+    state, summary, _ = fit(whole["at"])
+    assert_same(state, whole["state"])
+    assert summary == {k: v for k, v in whole["summary"].items() if k not in TIMING}
+    assert rows(whole["at"]) == whole["rows"]
+
+
+def test_every_logged_step_is_one_line_with_training_and_heldout_values_together(whole):
+    assert [row["step"] for row in whole["rows"]] == [0, 2, 4, 5, 6, 8, 10]
+    with_heldout = [row["step"] for row in whole["rows"] if "heldout/loss" in row]
+    assert with_heldout == [0, 5, 10]
+    assert all({"loss", "grad_norm", "lr", "tokens"} <= row.keys() for row in whole["rows"][1:])
+    assert not any("nonfinite" in name for row in whole["rows"] for name in row)
+    assert whole["summary"]["heldout/loss"] == whole["rows"][-1]["heldout/loss"] and whole["summary"]["steps"] == STEPS
+
+
+def test_a_line_holds_the_mean_over_all_tokens_since_the_last_one(whole, tmp_path):
+    fit(tmp_path, log_every=1)
+    every = {row["step"]: row for row in rows(tmp_path)}
+    counts = {number: float(helpers.lm_batch(number - 1)["mask"].sum()) for number in (3, 4)}
+    assert counts[3] != counts[4]
+    mean = (every[3]["loss"] * counts[3] + every[4]["loss"] * counts[4]) / (counts[3] + counts[4])
+    merged = next(row for row in whole["rows"] if row["step"] == 4)
+    np.testing.assert_allclose(merged["loss"], mean, rtol=1e-6)
+    np.testing.assert_allclose(merged["grad_norm"], (every[3]["grad_norm"] + every[4]["grad_norm"]) / 2, rtol=1e-6)
+
+
+def test_the_first_metrics_are_shown_once_to_a_fresh_run_and_never_to_a_resumed_one(whole, tmp_path):
+    ((values, batch),) = whole["seen"]
+    np.testing.assert_array_equal(batch["tokens"], helpers.lm_batch(0)["tokens"])
+    fit(tmp_path, steps=1)
+    np.testing.assert_allclose(values["loss"], rows(tmp_path)[1]["loss"], rtol=1e-6)
+
+    def refuse(values, batch):
+        raise AssertionError("a resumed run has no first metrics")
+
+    fit(tmp_path, steps=2, on_first_fn=refuse)
+
+
+def test_what_refuses_the_first_metrics_ends_the_run_there(tmp_path):
+    def refuse(values, batch):
+        raise InputError("the first loss must be 2")
+
+    with pytest.raises(InputError, match="must be 2"):
+        fit(tmp_path, on_first_fn=refuse)
+    assert not loop.ACTIVE.is_set()
+
+
+def test_the_evaluator_is_the_plain_mean_over_all_examples_and_filling_counts_nothing():
+    mesh, _, loss_fn, state = helpers.setup()
+    batches = [helpers.lm_batch(n, seed=2) for n in range(3)]
+    batches[-1]["mask"][5:] = 0  # three rows that only fill the batch
+    found = loop.evaluator(loss_fn, batches)(state, mesh)
+
+    model, total, count = helpers.model(), 0.0, 0
+    for batch in batches:
+        inputs = (batch[name] for name in ("tokens", "positions", "groups"))
+        hidden = model.apply({"params": state.params}, *inputs)
+        logits = np.asarray(decoder.logits(model, state.params, hidden), np.float64)
+        logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+        for row, place in zip(*np.nonzero(batch["mask"])):
+            total -= logps[row, place, batch["targets"][row, place]]
+            count += 1
+    assert count != sum(b["mask"].size for b in batches)
+    np.testing.assert_allclose(found["loss"], total / count, rtol=1e-5)
+
+
+def test_asked_to_stop_the_loop_saves_raises_and_goes_on_to_the_same_end(whole, stop, tmp_path):
+    heard = []
+
+    def ask(batch):
+        heard.append(loop.ACTIVE.is_set())
+        stop.set()
+
+    with pytest.raises(loop.Stopped, match=f"after step 7 of {STEPS}"):
+        fit(tmp_path, events={6: ask})
+    assert heard == [True] and not loop.ACTIVE.is_set()
+    assert loop.latest_step(tmp_path) == 7
+    stop.clear()
+    state, _, loader = fit(tmp_path)
+    assert_same(state, whole["state"])
+    assert loader.get_state() == whole["loader"].get_state()
+    steps = [row["step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps)) and set(steps) >= {row["step"] for row in whole["rows"]}
+
+
+def test_a_crash_between_checkpoints_is_made_good_by_the_next_start(whole, tmp_path):
+    def crash(batch):
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        fit(tmp_path, events={8: crash})
+    assert rows(tmp_path)[-1]["step"] > loop.latest_step(tmp_path) == HALF  # lines past the checkpoint
+    state, _, _ = fit(tmp_path)
+    assert_same(state, whole["state"])
+    assert rows(tmp_path) == whole["rows"]
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_records_and_the_last_good_checkpoint_stays(whole, tmp_path):
+    def poison(batch):
+        batch["scale"][3] = np.inf
+
+    said = r"at step 7, batch of records \[600, 601, .*, 607\]; the last good checkpoint is that of step 5"
+    with pytest.raises(InputError, match=said):
+        fit(tmp_path, events={6: poison})
+    assert loop.latest_step(tmp_path) == HALF
+    state, _, _ = fit(tmp_path)  # the records mended
+    assert_same(state, whole["state"])
+    assert rows(tmp_path) == whole["rows"]
+
+
+def test_a_killed_run_s_half_written_checkpoint_is_passed_over_and_removed(whole, tmp_path):
+    fit(tmp_path, steps=HALF)
+    torn = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp-0"
+    torn.mkdir()
+    (torn / "params").mkdir()
+    state, _, _ = fit(tmp_path)
+    assert_same(state, whole["state"])
+    assert not torn.exists()
+
+
+def test_the_newest_checkpoints_are_kept_and_no_more(tmp_path):
+    fit(tmp_path, steps=3, save_every=1, keep=2)
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        assert sorted(manager.all_steps()) == [2, 3]
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("log_every", 0), ("eval_every", -1), ("save_every", -1)])
+def test_intervals_that_mean_nothing_are_refused_by_name(name, value, tmp_path):
+    options = {"steps": 2, "log_every": 1, "eval_every": 1, "save_every": 1} | {name: value}
+    with pytest.raises(InputError, match=f"{name}={value} must be"):
+        loop.fit(None, None, None, {}, None, tmp_path, **options)
