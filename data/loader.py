@@ -65,7 +65,10 @@ def build(
         num_threads: that build batches ahead; 0 builds them on demand.
     """
     if num_examples < 1:
-        raise InputError("there are no examples to batch; see the counts of what was dropped")
+        raise InputError(
+            "there are no examples to batch; see the counts of what was dropped. Where nothing is held out, raise "
+            "data.heldout_fraction or give data.heldout_path"
+        )
     if batch_size < 1 or batch_size % process_count:
         best = max(batch_size // process_count, 1) * process_count
         raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")

@@ -78,9 +78,9 @@ def load(
     columns: Mapping[str, str] | None = None,
     chat: str = "auto",
     max_len: int | None = None,
-    max_prompt_len: int | None = None,
+    max_prompt_len: int = 0,
     truncation: str = "keep_end",
-    limit: int | None = None,
+    limit: int = 0,
     seed: int = 0,
     group_column: str = "",
     unpair: bool = False,
@@ -93,14 +93,15 @@ def load(
         heldout_path: records to evaluate on; '' holds back `heldout_fraction` of the prompts of `path`.
         split, heldout_split: of a tensorflow-datasets source.
         format: 'auto', or a key of pair_formats.FORMATS.
-        columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`.
+        columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`; ""
+            stands for the usual names.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
-        max_prompt_len: tokens of the prompt; None lets a prompt take what its answers leave, and at least half of
+        max_prompt_len: tokens of the prompt; 0 lets a prompt take what its answers leave, and at least half of
             max_len.
         truncation: 'keep_end' cuts a long prompt from the left, 'keep_start' from the right, 'drop' and 'error' do not
             cut.
-        limit: use the first so many comparisons.
+        limit: use the first so many comparisons; 0 uses all.
         seed: of the split, and of the embedded data.
         group_column: a column whose equal values stay on one side of the split; '' splits by prompt.
         unpair: make two labelled records of each pair, for losses on unpaired data.
@@ -118,9 +119,9 @@ def load(
     report: dict[str, int] = {}
     reading = {
         "format": format,
-        "columns": columns,
+        "columns": {ours: theirs for ours, theirs in (columns or {}).items() if theirs},
         "group_column": group_column,
-        "limit": limit,
+        "limit": limit or None,
         "report": report,
         "seed": seed,
     }
@@ -131,7 +132,7 @@ def load(
         halves = split_by_prompt(items, fraction=heldout_fraction, seed=seed)
     if unpair:
         halves = [_unpaired(half) for half in halves]
-    fitting = {"max_len": max_len, "max_prompt_len": max_prompt_len, "truncation": truncation}
+    fitting = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
     tokenised = [_tokenise(half, tokenizer, mode=chat, report=report, **fitting) for half in halves]
     if not len(tokenised[0][0]):
         raise InputError(f"{path}: no pair is left to train on; counts: {report}")

@@ -77,7 +77,7 @@ def load(
     turns: str = "all",
     packed: bool = True,
     truncation: str = "keep_start",
-    limit: int | None = None,
+    limit: int = 0,
     seed: int = 0,
     bad_records_path: str = "",
 ) -> tuple[Texts, Texts, dict[str, int]]:
@@ -92,11 +92,11 @@ def load(
             looks at the columns.
         heldout_fraction: of the texts (of the prompts, for 'answers'), when no `heldout_path` or `heldout_split` is
             given.
-        columns: our name to the file's, such as `{"text": "body"}`.
+        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names.
         turns: 'all' trains on every assistant turn, 'last' on the last one.
         packed: several texts a row; False gives each its own.
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
-        limit: use the first so many records.
+        limit: use the first so many records; 0 uses all.
         seed: of the split, and of the embedded data.
         bad_records_path: where to write the lines set aside, as JSONL.
 
@@ -113,7 +113,8 @@ def load(
     if max_len < 2:
         raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
     report: dict[str, int] = {}
-    reading = {"kind": kind, "columns": dict(columns or {}), "limit": limit, "seed": seed, "report": report}
+    columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
+    reading = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
         halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]

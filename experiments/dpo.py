@@ -109,13 +109,20 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
-    train, heldout = read(c, tok, workdir)
-    settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
+    train, heldout, counts = preferences.load(
+        tokenizer=tok,
+        seed=c.seed,
+        unpair=c.loss in losses.UNPAIRED,
+        bad_records_path=str(workdir / "bad_records.jsonl"),
+        **c.data,
+    )
+    files.report_counts(workdir, counts)
+    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
     tokenizer.check_vocab(tok, settings["vocab_size"])
-    model = start.network(settings, rows_are_plain=c.batch.layout == "separate")
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
-    start.remember(workdir, settings, tok.save)
+    model = start.network(settings, rows_are_plain=c.batch.layout == "separate")
+    start.remember(workdir, model, tok)
 
     is_fresh = loop.latest_step(workdir) is None
     params = start.params(c.init_from, model, mesh)
@@ -165,39 +172,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
     ]
     files.write_rows(workdir / "tables/samples.jsonl", rows)
-    start.export(
-        workdir / "export/hf",
-        state.params,
-        model,
-        dtype=c.export,
-        init_from=c.init_from,
-        token_ids={"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id},
-        save_tokenizer_fn=tok.save,
-    )
+    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
-
-
-def read(c, tok, workdir):
-    """Training and held-out pairs; what was read, dropped and cut is printed and left in the report's tables."""
-    options = {name: value for name, value in c.data.items() if name not in ("columns", "limit", "max_prompt_len")}
-    train, heldout, counts = preferences.load(
-        tokenizer=tok,
-        columns={ours: theirs for ours, theirs in c.data.columns.items() if theirs},
-        limit=c.data.limit or None,
-        max_prompt_len=c.data.max_prompt_len or None,
-        seed=c.seed,
-        unpair=c.loss in losses.UNPAIRED,
-        bad_records_path=str(workdir / "bad_records.jsonl"),
-        **options,
-    )
-    print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
-    files.write_rows(
-        workdir / "tables/data.jsonl", [{"count": number, "what": what} for what, number in counts.items()]
-    )
-    if not len(heldout):
-        raise InputError(f"{c.data.path}: no pair is held out; raise data.heldout_fraction or give data.heldout_path")
-    return train, heldout
 
 
 def pretrain(c, model, params, tok, splits, mesh, workdir):

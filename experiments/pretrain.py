@@ -6,14 +6,12 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 """
 
 import functools
-import math
 import pathlib
 
 import jax
 import ml_collections
 
 from alignment.decoding import sample
-from alignment.errors import InputError
 from alignment.train import files, next_token, optimizer, sharding, start
 from data import text, tokenizer
 
@@ -75,24 +73,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
     train, heldout, counts = text.load(
-        kind="documents",
-        tokenizer=tok,
-        columns={ours: theirs for ours, theirs in c.data.columns.items() if theirs},
-        limit=c.data.limit or None,
-        seed=c.seed,
-        bad_records_path=str(workdir / "bad_records.jsonl"),
-        **{name: value for name, value in c.data.items() if name not in ("columns", "limit")},
+        kind="documents", tokenizer=tok, seed=c.seed, bad_records_path=str(workdir / "bad_records.jsonl"), **c.data
     )
-    print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
-    files.write_rows(workdir / "tables/data.jsonl", [{"count": n, "what": what} for what, n in counts.items()])
-    if not len(heldout):
-        raise InputError(f"{c.data.path}: nothing is held out; raise data.heldout_fraction or give data.heldout_path")
-    settings = {**start.settings(c.init_from, {"vocab_size": tok.vocab_size, **c.model}), **c.compute}
+    files.report_counts(workdir, counts)
+    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
     tokenizer.check_vocab(tok, settings["vocab_size"])
-    model = start.network(settings, rows_are_plain=False)
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
-    start.remember(workdir, settings, tok.save)
+    model = start.network(settings, rows_are_plain=False)
+    start.remember(workdir, model, tok)
 
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **where)
@@ -112,17 +101,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.loop,
     )
     files.write_rows(workdir / "tables/samples.jsonl", continuations(c, model, tok, heldout, state.params))
-    start.export(
-        workdir / "export/hf",
-        state.params,
-        model,
-        dtype=c.export,
-        init_from=c.init_from,
-        token_ids={"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id},
-        save_tokenizer_fn=tok.save,
-    )
-    summary["heldout/perplexity"] = math.exp(min(summary["heldout/loss"], 700.0))
-    summary["tokens_per_second"] = summary.get("rows_per_second", math.nan) * c.data.max_len
+    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     return summary
 
 

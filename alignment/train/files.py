@@ -26,5 +26,12 @@ def write_rows(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> N
     write(path, lambda f: f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()))
 
 
+def report_counts(workdir: str | pathlib.Path, counts: Mapping[str, int]) -> None:
+    """What was read, dropped and cut: printed, and a table of the report."""
+    if jax.process_index() == 0:
+        print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+    write_rows(pathlib.Path(workdir) / "tables/data.jsonl", [{"count": n, "what": what} for what, n in counts.items()])
+
+
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]

@@ -1,5 +1,6 @@
 """The language model's own loss: pretraining and supervised tuning differ only in the mask that the batch brings."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -55,11 +56,14 @@ def fit(
         train, heldout: endless and finite batches.
         batch_size: rows of a batch over all hosts, for checking it against the mesh.
         options: of `loop.fit`.
+
+    Returns:
+        As `loop.fit`, with `heldout/perplexity`, the exponential of the held-out loss per token.
     """
     sharding.check_batch(batch_size, mesh, accumulate)
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=seed, mesh=mesh, params=params)
     objective = loss_fn(model, mesh)
-    return loop.fit(
+    state, summary = loop.fit(
         step.build(objective, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate),
         state,
         train,
@@ -71,3 +75,4 @@ def fit(
         units_per_step=batch_size,
         **options,
     )
+    return state, {**summary, "heldout/perplexity": math.exp(min(summary["heldout/loss"], 700.0))}

@@ -1,9 +1,10 @@
 """Where a run begins: from nothing, from a Hugging Face folder, or from an earlier run."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,32 @@ MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def settings(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Architecture of the network to train, as keyword arguments of `DecoderLM`.
+class Tokenizer(Protocol):
+    """What a start needs of a tokenizer."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def save(self, folder: str) -> None: ...
+
+
+def settings(
+    init_from: str, model: Mapping[str, Any], compute: Mapping[str, Any], *, vocab_size: int
+) -> dict[str, Any]:
+    """Keyword arguments of `DecoderLM` for the network to train.
 
     Args:
         init_from: "" trains from nothing with the architecture `model`; `hf:<folder or hub id>` and `run:<workdir>`
             bring their own.
+        compute: how it is computed (dtype, remat, attention), whatever the start.
+        vocab_size: of the tokenizer, for a model from nothing.
     """
+    return {**_architecture(init_from, {"vocab_size": vocab_size, **model}), **compute}
+
+
+def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     if not init_from:
         return dict(model)
     kind, _, name = init_from.partition(":")
@@ -71,14 +91,14 @@ def tokenizer_of(init_from: str) -> str:
     return {"hf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
 
 
-def remember(
-    workdir: str | pathlib.Path, model_settings: Mapping[str, Any], save_tokenizer_fn: Callable[[str], None]
-) -> None:
+def remember(workdir: str | pathlib.Path, model: decoder.DecoderLM, tok: Tokenizer) -> None:
     """Leave architecture and tokenizer in the workdir, for `run:<workdir>`."""
     if jax.process_index() == 0:
-        found = json.dumps(dict(model_settings), indent=2, sort_keys=True).encode()
-        files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(found))
-        save_tokenizer_fn(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        found = {name: value for name, value in fields.items() if name not in ("parent", "name")}
+        content = json.dumps(found, indent=2, sort_keys=True, default=dict).encode()
+        files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(content))
+        tok.save(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
 
 
 def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
@@ -97,31 +117,22 @@ def export(
     folder: str | pathlib.Path,
     params: Any,
     model: decoder.DecoderLM,
+    tok: Tokenizer,
     *,
     dtype: str,
     init_from: str = "",
-    token_ids: Mapping[str, int | None] | None = None,
-    save_tokenizer_fn: Callable[[str], None],
 ) -> None:
     """Leave a Hugging Face folder that `transformers` loads: weights, config, tokenizer and chat template.
 
     Args:
         dtype: of the weights in the files; "" leaves no folder.
         init_from: where the run began; a checkpoint's token ids and context length are kept.
-        token_ids: `bos_token_id` and the like, for a model from nothing.
-        save_tokenizer_fn: writes the tokenizer into the folder it is given.
     """
     if not dtype:
         return
     kind, _, name = init_from.partition(":")
-    like = huggingface.read_config(huggingface.resolve(name)) if kind == "hf" else None
-    ids = {key: value for key, value in (token_ids or {}).items() if value is not None} if like is None else {}
-    huggingface.save(
-        params,
-        model,
-        folder,
-        dtype=dtype,
-        like=like,
-        token_ids=ids,
-        extra_fn=lambda unfinished: save_tokenizer_fn(str(unfinished)),
-    )
+    like, ids = None, {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
+    if kind == "hf":
+        like, ids = huggingface.read_config(huggingface.resolve(name)), None
+    extra = dict(dtype=dtype, like=like, token_ids=ids, extra_fn=lambda unfinished: tok.save(str(unfinished)))
+    huggingface.save(params, model, folder, **extra)
