@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
     c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
     c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto", unroll=1)
     c.data = dict(path="pairs.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.1)
     c.data.update(format="auto", chat="auto", group_column="", limit=0)  # limit: pairs, 0 takes all
     c.data.update(max_len=1_024, max_prompt_len=0, truncation="keep_end")  # tokens; 0: what the answers leave
@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.init_from = ""
-        c.compute = dict(dtype="float32", remat="none", attention="auto")
+        c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
         c.data.update(path="synthetic", heldout_fraction=0.1)
     if arg == "tiny":
         c.steps = 4
@@ -77,6 +77,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.steps = 40
         c.objective.beta = 0.3
         c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
+        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
         c.data.update(limit=2_000, max_len=160)
         c.batch.update(batch_size=32, layout="shared")
         c.optimizer.update(peak_lr=6e-5, warmup_steps=5)
@@ -86,6 +87,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     elif arg == "short":  # a file of real pairs, a small model from nothing: give --config.data.path and a tokenizer
         c.steps = 100
         c.model = dict(num_layers=4, model_dim=256, num_heads=4, num_kv_heads=2, ffn_dim=704, qk_norm=False)
+        c.compute.unroll = 4
         c.data.update(path="pairs.jsonl", max_len=256)
         c.batch.update(batch_size=16, layout="shared")
         c.optimizer.update(peak_lr=1e-4, warmup_steps=10)

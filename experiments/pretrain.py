@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = ""  # "" for nothing, hf:<folder or hub id>, run:<workdir>
     c.tokenizer = "hf:Qwen/Qwen2.5-0.5B"  # "": that of init_from, and bytes where there is none
     c.model = dict(num_layers=24, model_dim=1_024, num_heads=16, num_kv_heads=4, ffn_dim=2_816, qk_norm=True)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto", unroll=1)
     c.data = dict(path="corpus/*.jsonl.zst", heldout_path="", split="train", heldout_split="", heldout_fraction=0.01)
     c.data.update(max_len=2_048, limit=0)  # tokens of a row; texts, 0 takes all
     c.data.columns = dict(text="")  # "": usual names
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.tokenizer = ""
-        c.compute = dict(dtype="float32", remat="none", attention="auto")
+        c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
         c.data.update(path="synthetic:documents", heldout_fraction=0.05)
         c.samples.update(prompt_tokens=24, max_new_tokens=64)
     if arg == "tiny":
@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     elif arg == "laptop":
         c.steps = 300
         c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
+        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
         c.data.update(limit=4_000, max_len=256)
         c.batch_size = 16
         c.optimizer.update(peak_lr=3e-3, warmup_steps=20)

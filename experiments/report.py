@@ -120,7 +120,7 @@ def number(value: Any) -> str:
 def summary(numbers: Mapping[str, Any]) -> str:
     """The run's own numbers in cards: what stands before the first slash groups them."""
     groups: dict[str, list[str]] = {}
-    for name, value in numbers.items():
+    for name, value in sorted(numbers.items(), key=lambda item: charts.rank(item[0])):
         head, slash, rest = name.partition("/")
         place, label = (head, rest) if slash else ("run", name)
         groups.setdefault(place, []).append(f"<dt>{escape(label)}</dt><dd>{escape(number(value))}</dd>")
@@ -248,7 +248,7 @@ def compare(folder: str | os.PathLike) -> str:
     points = [point | {"summary": _optional_json(folder / point["id"] / "summary.json")} for point in index["points"]]
     done = [point for point in points if point["summary"] is not None]
     varied = list(dict.fromkeys(key for point in points for key in point["overrides"]))
-    measured = list(dict.fromkeys(name for point in done for name in point["summary"]))
+    measured = sorted(dict.fromkeys(name for point in done for name in point["summary"]), key=charts.rank)
     _write_csv(folder / "summary.csv", points, varied, measured)
     parts = [comparison(points, varied, measured), *overlaid(folder, done)]
     title = f"{index.get('experiment', 'sweep')}: sweep over {', '.join(varied) or 'nothing'}"

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alignment.errors import InputError
-from experiments import emit, full_disk, report, sweeps
+from experiments import charts, emit, full_disk, report, sweeps
 from experiments import workdir as workdirs
 
 OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -388,7 +388,7 @@ def use_compilation_cache() -> None:
 
 def show_summary(summary: dict[str, float | None]) -> None:
     width = max(map(len, summary), default=0)
-    for name, value in summary.items():
+    for name, value in sorted(summary.items(), key=lambda item: charts.rank(item[0])):
         print(f"{name:{width}}  {report.number(value)}")
 
 

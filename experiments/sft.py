@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "hf:Qwen/Qwen2.5-1.5B"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
     c.tokenizer = ""  # "": that of init_from, and bytes where there is none
     c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="auto")
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto", unroll=1)
     c.data = dict(path="conversations.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.05)
     c.data.update(max_len=2_048, limit=0, packed=True)  # tokens of a row; conversations, 0 takes all
     c.data.update(turns="all", truncation="keep_start")  # turns: "last" trains on the last answer only
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         c.export = "float32"
         c.init_from = ""
-        c.compute = dict(dtype="float32", remat="none", attention="auto")
+        c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
         c.data.update(path="synthetic:conversations", heldout_fraction=0.05)
     if arg == "tiny":
         c.steps = 4
@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     elif arg == "laptop":
         c.steps = 300
         c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
+        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
         c.data.update(limit=4_000, max_len=256)
         c.batch_size = 16
         c.optimizer.update(peak_lr=3e-3, warmup_steps=20)
