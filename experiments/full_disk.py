@@ -11,7 +11,7 @@ TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded", "File too l
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota, or file limit) is behind an exception; libraries wrap it, so its text counts too."""
+    """Whether a full disk, quota or file limit is behind an exception; libraries wrap it, so its text counts too."""
     return any(
         (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
         or any(text in str(e) for text in TEXTS)
