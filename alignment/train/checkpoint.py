@@ -30,7 +30,7 @@ def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool =
         read_only: for a folder that another run may be writing to at this moment; changes nothing there.
     """
     if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+        options = ocp.CheckpointManagerOptions(create=False)  # Orbax's own read_only warns on every start
     else:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
