@@ -233,6 +233,7 @@ def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[
     if format == "unpaired" and not value.get("messages"):
         needed += ["prompt", "completion"]
     missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]
+    missing += [k for k, name in columns.items() if name not in row.value and k not in missing]
     if missing:
         wanted = [
             f"{k} (config says {columns[k]!r})" if k in columns else " or ".join(ALIASES.get(k, (k,))) for k in missing

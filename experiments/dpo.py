@@ -129,31 +129,32 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     model = start.network(settings, rows_are_plain=c.batch.layout == "separate")
+    start.check_export(model, c.export)
     start.remember(workdir, model, tok)
 
     is_fresh = loop.latest_step(workdir) is None
-    params = start.params(c.init_from, model, mesh)
-    reference_paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
-    if c.pretrain.steps and (is_fresh or not all(path.is_file() for path in reference_paths)):
-        params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
     tx = optimizer.adamw(**c.optimizer)
+    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
+    params = start.params(c.init_from, model, mesh)
+    reads_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
+    reference_paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
+    is_scored = not reads_stored or all(path.is_file() for path in reference_paths)
+    if c.pretrain.steps and (is_fresh or not is_scored):  # finished, it only brings back where DPO began
+        params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
     del params
 
     stored = [None, None]
-    if c.loss in losses.REFERENCE_FREE:
-        pass
-    elif c.reference == "stored":
+    if reads_stored:
         stored = [
             reference(c, model, state, split, mesh, path) for path, split in zip(reference_paths, (train, heldout))
         ]
-    else:
+    elif c.loss not in losses.REFERENCE_FREE:
         state = train_state.with_reference(state)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
 
-    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **where)
     starts_equal = c.loss not in losses.REFERENCE_FREE and not c.sft_weight

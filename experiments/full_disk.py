@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Callable
 
-TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
+TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded", "File too large")  # the last: ulimit -f
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is behind an exception; libraries often wrap it, so its text counts as well."""
+    """Whether a full disk, quota or file limit is behind an exception; libraries wrap it, so its text counts too."""
     return any(
-        (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)) or any(text in str(e) for text in TEXTS)
+        (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        or any(text in str(e) for text in TEXTS)
         for e in _chain(error)
     )
 

@@ -82,6 +82,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
     model = start.network(settings, rows_are_plain=False)
+    start.check_export(model, c.export)
     start.remember(workdir, model, tok)
 
     where = dict(process_index=jax.process_index(), process_count=jax.process_count())

@@ -157,7 +157,7 @@ def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Ca
     wrong with both answers alike cancels in it.)
 
     Args:
-        tolerance: as a share of the loss, or of beta times an answer's log-probability; absolute where they are below 1.
+        tolerance: a share of the loss, or of beta times an answer's log-probability; absolute where these are below 1.
     """
     expected = losses.initial_loss(loss, **objective)
 
@@ -174,7 +174,8 @@ def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Ca
                 raise InputError(
                     f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} "
                     f"and is {found:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the "
-                    "reference log-probabilities are not those of this policy. Remove the stored ones (reference/ in the workdir)"
+                    "reference log-probabilities are not those of this policy. Remove the stored ones (reference/ in "
+                    "the workdir)"
                 )
 
     return check

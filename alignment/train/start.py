@@ -16,6 +16,7 @@ from alignment.train import checkpoint, files, sharding, train_state
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Tokenizer(Protocol):
@@ -69,6 +70,7 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
         rows_are_plain: whether every row of a batch is one sequence, padded on the right, as fused kernels want it.
     """
     chosen = dict(model_settings)
+    _check_dtype("dtype", chosen.get("dtype", "float32"))
     is_free = chosen.get("attention") == "auto"
     if is_free:
         fits = rows_are_plain and chosen.get("dtype") in ("bfloat16", "float16") and not chosen.get("sliding_window")
@@ -111,6 +113,18 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     if kind == "hf":
         return huggingface.load(huggingface.resolve(name), model, shardings=shardings)
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
+
+
+def check_export(model: decoder.DecoderLM, dtype: str) -> None:
+    """Refuse before training what `export` would refuse after it."""
+    if dtype:
+        _check_dtype("export", dtype)
+        huggingface.config_for(model, jnp.dtype(dtype))
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"{name}={dtype!r}; it is one of {', '.join(DTYPES)}")
 
 
 def export(
