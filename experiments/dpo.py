@@ -119,6 +119,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.data,
     )
     files.report_counts(workdir, counts)
+    if train.label_N is not None and c.loss in losses.PAIRWISE:
+        raise InputError(
+            f"{c.data.path} holds labelled single answers and loss={c.loss!r} compares two; take one of "
+            f"{', '.join(losses.UNPAIRED)}, or a file of pairs"
+        )
     settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
     tokenizer.check_vocab(tok, settings["vocab_size"])
     mesh = sharding.make_mesh(**c.mesh)
@@ -170,13 +175,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.loop,
     )
     rows = [
-        {"prompt": old["prompt"], "before": old["answer"], "after": new["answer"]}
-        | {key: old[key] for key in ("chosen", "rejected")}
+        {"prompt": old.pop("prompt"), "before": old.pop("answer"), "after": new["answer"], **old}
         for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
     ]
     files.write_rows(workdir / "tables/samples.jsonl", rows)
     start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
-    summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
+    summary["heldout/pairs"] = len(heldout)
+    if heldout.label_N is None:
+        summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
 
 
@@ -245,9 +251,12 @@ def answers(c, model, tok, heldout, params):
     )
     rows = []
     for i in range(num):
+        given = [tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip() for p in (0, 1)]
         row = {"prompt": tok.decode(prompts[i]), "answer": tok.decode(written[i]).strip()}
-        for name, p in (("chosen", 0), ("rejected", 1)):
-            row[name] = tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip()
+        if heldout.label_N is None:
+            row |= {"chosen": given[0], "rejected": given[1]}
+        else:  # slot 1 is somebody else's answer
+            row["desirable" if heldout.label_N[i] else "undesirable"] = given[0]
         rows.append(row)
     return rows
 
