@@ -53,7 +53,6 @@ def selected(
     if shards and num_columns % mesh.shape[VOCAB_AXIS]:
         head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % mesh.shape[VOCAB_AXIS])))
     wanted_NM = jnp.ones(targets_NM.shape, bool) if mask_NM is None else jnp.asarray(mask_NM) != 0
-    head_DV = head_DV.astype(hidden_NTD.dtype)
     return _selected(hidden_NTD, head_DV, targets_NM, wanted_NM, shards, num_tokens or num_columns, chunk)
 
 
@@ -80,19 +79,27 @@ def _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
         specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
-    logps_NM, lse_NM = local(hidden_NMD, head_DV, targets_NM, wanted_NM)
+    logps_NM, lse_NM = local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, wanted_NM)
     return logps_NM, (hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM)
 
 
 def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
-    head_DV = residuals[1]
+    hidden_NMD, head_DV, *rest = residuals
     local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
     if mesh is not None:
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
-        specs = dict(in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, head))
+        specs = dict(
+            in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, _head_gradient_spec(mesh, head_DV))
+        )
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
-    hidden_gradient_NMD, head_gradient_DV = local(*residuals, gradient_NM)
+    head_in_DV = head_DV.astype(hidden_NMD.dtype)  # cast again: the gradient keeps its float32 for a float32 head
+    hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
     return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None, None
+
+
+def _head_gradient_spec(mesh, head_DV):
+    """Where the head's gradient lives: in the pieces that `fsdp` keeps the head in, where its width divides."""
+    return PartitionSpec("fsdp" if head_DV.shape[0] % mesh.shape["fsdp"] == 0 else None, VOCAB_AXIS)
 
 
 _selected.defvjp(_forward, _backward)
@@ -143,7 +150,11 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
     hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
     if mesh is not None:
         hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
-        head_gradient_DV = jax.lax.psum(head_gradient_DV, ROW_AXES)
+        head_gradient_DV = jax.lax.psum(head_gradient_DV, "data")
+        if _head_gradient_spec(mesh, head_DV)[0]:
+            head_gradient_DV = jax.lax.psum_scatter(head_gradient_DV, "fsdp", scatter_dimension=0, tiled=True)
+        else:
+            head_gradient_DV = jax.lax.psum(head_gradient_DV, "fsdp")
     return hidden_gradient_NMD.astype(hidden_NMD.dtype), head_gradient_DV
 
 

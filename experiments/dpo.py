@@ -110,6 +110,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         raise InputError(f"reference={c.reference!r} must be 'stored' or 'online'")
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
+    sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
     train, heldout, counts = preferences.load(
         tokenizer=tok,
@@ -135,10 +136,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     is_fresh = loop.latest_step(workdir) is None
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
-    params = start.params(c.init_from, model, mesh)
     reads_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
     reference_paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
     is_scored = not reads_stored or all(path.is_file() for path in reference_paths)
+    params = start.params(c.init_from if is_fresh or not is_scored else "", model, mesh)  # else a checkpoint has them
     if c.pretrain.steps and (is_fresh or not is_scored):  # finished, it only brings back where DPO began
         params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
@@ -155,9 +156,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
 
-    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **where)
-    starts_equal = c.loss not in losses.REFERENCE_FREE and not c.sft_weight
+    batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **sharding.row_share(mesh))
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
@@ -170,7 +169,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         unit="pairs",
         units_per_step=c.batch.batch_size,
         finish_fn=metrics.finish,
-        on_first_fn=pairs.check_first(c.loss, objective, tolerance=tolerance) if starts_equal else None,
+        on_first_fn=pairs.check_first(c.loss, objective, tolerance=tolerance, has_anchor=bool(c.sft_weight)),
         sinks=c.sinks,
         **c.loop,
     )
@@ -188,14 +187,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 def pretrain(c, model, params, tok, splits, mesh, workdir):
     """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
+    if model.attention == "cudnn":  # which wants one text a row
+        model = model.clone(attention="blocked")
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
     batches = []
     for split, endless in zip(splits, (True, False)):
         texts = [split.sequence(i, p) for i in range(len(split)) for p in (0, 1)]
         packed = text.pack(texts, max_len=max_len, pad_id=tok.pad_id)
-        where = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        batches.append(text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **where))
+        batches.append(
+            text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **sharding.row_share(mesh))
+        )
     return next_token.fit(
         model,
         params,
@@ -218,8 +220,7 @@ def reference(c, model, state, split, mesh, path):
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
     if path.is_file():
         return stored_reference(path, (len(split), 2, num_answer))
-    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches = preferences.batches(split, **c.batch, endless=False, **where)
+    batches = preferences.batches(split, **c.batch, endless=False, **sharding.row_share(mesh))
     print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
     scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
     files.write(path, lambda f: np.save(f, scores, allow_pickle=False))

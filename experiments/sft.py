@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from alignment.decoding import sample
-from alignment.train import files, next_token, optimizer, sharding, start
+from alignment.train import files, loop, next_token, optimizer, sharding, start
 from data import text, tokenizer
 
 SETTINGS = ("", "laptop", "tiny")
@@ -72,6 +72,7 @@ def sweep():
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
+    sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
     train, heldout, counts = text.load(
         kind="answers", tokenizer=tok, seed=c.seed, bad_records_path=str(workdir / "bad_records.jsonl"), **c.data
@@ -85,11 +86,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     start.check_export(model, c.export)
     start.remember(workdir, model, tok)
 
-    where = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **where)
+    batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     state, summary = next_token.fit(
         model,
-        start.params(c.init_from, model, mesh),
+        start.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
         batches_fn(train),
         batches_fn(heldout, endless=False),
         mesh,
@@ -110,11 +110,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 def answers(c, model, tok, heldout, params):
     """What the model answers to the first held-out prompts, beside what it was shown."""
     options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
-    prompts, wanted = zip(*(heldout.first_answer(i) for i in range(min(c.samples.num, heldout.num_texts))))
+    shown = [heldout.first_answer(i) for i in range(min(c.samples.num, heldout.num_texts))]
+    prompts = [prompt for prompt, _ in shown]
     written = sample.answers(
         model, params, prompts, **options, rng=jax.random.PRNGKey(c.seed), stop_ids=tok.stop_ids, pad_id=tok.pad_id
     )
     return [
         {"prompt": tok.decode(prompt), "model": tok.decode(new).strip(), "text": tok.decode(ids).strip()}
-        for prompt, new, ids in zip(prompts, written, wanted)
+        for (prompt, ids), new in zip(shown, written)
     ]

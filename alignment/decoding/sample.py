@@ -3,11 +3,9 @@
 Dimensions: B rows, T prompt slots, N new tokens, S = T + N, V vocabulary.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +25,14 @@ def pad_prompts(prompts: Sequence[Sequence[int]], *, pad_id: int = 0, length: in
         tokens_BT[row, length - len(prompt) :] = prompt
         groups_BT[row, length - len(prompt) :] = 1
     return tokens_BT, groups_BT
+
+
+def check_options(max_new_tokens: int, temperature: float | jax.Array) -> None:
+    """Refuse what `generate` would refuse; for the start of a run that samples at its end."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if isinstance(temperature, int | float) and not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature={temperature} must be at least 0 and finite; 0 takes the most likely token")
 
 
 def generate(
@@ -64,19 +70,16 @@ def generate(
         tokens_BN: answers, the stop token included, then `pad_id`.
         lengths_B: tokens in each answer, the stop token included.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    check_options(max_new_tokens, temperature)
     if rng is None:
         if not (isinstance(temperature, int | float) and temperature == 0):
             raise InputError(f"temperature={temperature} draws at random and needs rng; temperature=0 does not")
         rng = jax.random.key(0)
-    if isinstance(temperature, int | float) and not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature={temperature} must be at least 0 and finite; 0 takes the most likely token")
     groups_BT = np.ones(prompt_tokens_BT.shape, np.int32) if prompt_groups_BT is None else prompt_groups_BT
     if isinstance(groups_BT, np.ndarray) and not (groups_BT > 0).any(axis=1).all():
         raise InputError(f"prompt {int(np.argmin((groups_BT > 0).any(axis=1)))} has no tokens; it needs at least one")
     return _generate(
-        _hashable(model),
+        model,
         params,
         jnp.asarray(prompt_tokens_BT, jnp.int32),
         jnp.asarray(groups_BT) > 0,
@@ -88,13 +91,6 @@ def generate(
         max_new_tokens=max_new_tokens,
         process_logits=process_logits,
     )
-
-
-def _hashable(model):
-    """The module with its mappings and lists frozen, so that jit can tell whether it has compiled for it."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
-    frozen = {name: flax.core.freeze(dict(x)) for name, x in fields.items() if isinstance(x, Mapping)}
-    return model.clone(**frozen, **{name: tuple(x) for name, x in fields.items() if isinstance(x, list)})
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "process_logits"))

@@ -98,9 +98,10 @@ def finish(means: Mapping[str, float]) -> dict[str, float]:
     """Turn summed-up means into what is logged: the moments become the slope and correlation of margin on length.
 
     `length/slope` is reward margin per token by which the chosen answer is longer; `length/correlation` is Pearson's.
-    Either is left out where it is undefined (all lengths or all margins equal), as is a mean nobody counted (NaN).
+    Either is left out where it is undefined (all lengths or all margins equal). Means nobody counted must be absent: a
+    NaN is a NaN, and is kept.
     """
-    done = {name: value for name, value in means.items() if not name.startswith(MOMENTS) and not math.isnan(value)}
+    done = {name: value for name, value in means.items() if not name.startswith(MOMENTS)}
     if {"rewards/chosen", "rewards/rejected"} <= done.keys():
         done.setdefault("rewards/margins", done["rewards/chosen"] - done["rewards/rejected"])
     moments = {name.removeprefix(MOMENTS): float(value) for name, value in means.items() if name.startswith(MOMENTS)}

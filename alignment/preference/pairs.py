@@ -86,6 +86,8 @@ def loss_fn(
             if sft_weight:
                 loss_B += sft_weight * losses.sft_anchor(policy_BP, num_tokens_BP)
             found = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
+            if loss in losses.REFERENCE_FREE:  # nothing to have fallen from
+                found = {name: sums for name, sums in found.items() if not name.startswith("displacement/")}
         else:
             labels_B = batch["labels"]
             loss_B = losses.unpaired(loss, policy_BP, reference_BP, labels_B, weights_B, **objective)
@@ -149,25 +151,30 @@ def score(
     return stored
 
 
-def check_first(loss: str, objective: dict[str, Any], *, tolerance: float) -> Callable[[dict, dict], None]:
+def check_first(
+    loss: str, objective: dict[str, Any], *, tolerance: float, has_anchor: bool = False
+) -> Callable[[dict, dict], None]:
     """A check of the first update's metrics: where policy and reference start equal, the loss is known.
 
     For DPO it is ln 2, and both answers' rewards are 0. What makes them differ is a wrong mask, padding in a segment,
     or a reference that is not the policy's start; training on would hide it. (The loss alone would not tell: what is
-    wrong with both answers alike cancels in it.)
+    wrong with both answers alike cancels in it.) A loss that reads no reference passes.
 
     Args:
         tolerance: a share of the loss, or of beta times an answer's log-probability; absolute where these are below 1.
+        has_anchor: the loss includes `losses.sft_anchor`, so only the rewards are known.
     """
-    expected = losses.initial_loss(loss, **objective)
+    expected = None if has_anchor else losses.initial_loss(loss, **objective)
 
     def check(values: dict[str, float], batch: dict[str, np.ndarray]) -> None:
-        if expected is None:
+        if loss in losses.REFERENCE_FREE:
             return
-        limits = {"loss": (expected, tolerance * max(abs(expected), 1.0))}
-        for side in ("chosen", "rejected"):
-            size = abs(objective["beta"] * values.get(f"logps/{side}", 0.0))
-            limits[f"rewards/{side}"] = (0.0, tolerance * max(size, 1.0))
+        sides = ("chosen", "rejected")
+        sizes = [max(abs(objective["beta"] * values.get(f"logps/{side}", 0.0)), 1.0) for side in sides]
+        limits = {f"rewards/{side}": (0.0, tolerance * size) for side, size in zip(sides, sizes)}
+        if expected is not None:
+            steep = 2 / objective["beta"] if loss in ("ipo", "ipo_sum", "sppo") else 1.0  # their slope in the rewards
+            limits["loss"] = (expected, tolerance * max(abs(expected), steep * max(sizes)))
         for name, (wanted, limit) in limits.items():
             found = values.get(name, wanted)
             if not abs(found - wanted) <= limit:

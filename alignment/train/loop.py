@@ -115,6 +115,10 @@ def fit(
     ACTIVE.set()
     try:
         with checkpoint.open_manager(workdir / "checkpoints", keep=keep) as manager, sharding.activations(mesh):
+            if manager.latest_step() is not None:  # memory need not hold this state and the one that comes in its place
+                like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+                jax.tree.map(lambda x: x.delete(), state)
+                state = like
             restored = checkpoint.restore(manager, state)
             if restored is not None:
                 state, position = restored
@@ -198,6 +202,12 @@ class _Run:
         found = {}
         for name, evaluate in self.evals.items():
             values = self.finish_fn(evaluate(self.state, self.mesh))
+            bad = [key for key, number in values.items() if not math.isfinite(number)]
+            if bad:
+                raise InputError(
+                    f"{name}/{bad[0]} is {values[bad[0]]}, not a finite number, at the evaluation of step "
+                    f"{int(self.state.step)}; lower the learning rate, or look at the held-out records"
+                )
             found.update({f"{name}/{key}": number for key, number in values.items()})
         if self.started is not None:
             self.started = time.perf_counter()
@@ -260,8 +270,9 @@ def _stop_requested(number: int, log_every: int) -> bool:
 
 
 def _fetch(metrics: step.Metrics) -> dict[str, float]:
+    """The means, on the host; what nobody counted is left out."""
     fetched = jax.device_get(metrics)
-    return {name: float(mean.total) / float(mean.count) if mean.count else math.nan for name, mean in fetched.items()}
+    return {name: float(mean.total) / float(mean.count) for name, mean in fetched.items() if mean.count}
 
 
 def _check_intervals(*, steps: int, log_every: int, eval_every: int, save_every: int) -> None:

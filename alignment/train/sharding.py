@@ -63,6 +63,21 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
+def row_share(mesh: Mesh) -> dict[str, int]:
+    """Which part of a batch this process loads, as keyword arguments of the loaders.
+
+    Processes whose devices share rows (they lie along `tensor`) load the same part.
+    """
+    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])  # the devices of one group hold the same rows
+    mine = [i for i, group in enumerate(groups) if any(d.process_index == jax.process_index() for d in group)]
+    if len(groups) % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
+        raise InputError(
+            f"mesh={dict(mesh.shape)} gives process {jax.process_index()} the row groups {mine} of {len(groups)}, "
+            "which is no equal part; choose axes that split over the processes"
+        )
+    return dict(process_index=mine[0] // len(mine), process_count=len(groups) // len(mine))
+
+
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Mesh axes for an array with these logical axes; a dimension that does not divide stays whole."""
     axes, used = [], set()
@@ -103,7 +118,11 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     rows = NamedSharding(mesh, ROWS)
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
-    return {key: jax.make_array_from_process_local_data(rows, value) for key, value in batch.items()}
+    parts = row_share(mesh)["process_count"]
+    return {
+        key: jax.make_array_from_process_local_data(rows, value, (len(value) * parts, *value.shape[1:]))
+        for key, value in batch.items()
+    }
 
 
 def to_host(tree: Any) -> Any:
@@ -111,11 +130,6 @@ def to_host(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays, whole, on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from alignment.train import checkpoint, files, sharding, train_state
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
-DTYPES = ("float32", "bfloat16", "float16")
+COMPUTE_DTYPES = ("float32", "bfloat16")  # no float16: nothing here scales a loss to keep its gradients in range
+EXPORT_DTYPES = (*COMPUTE_DTYPES, "float16")
 
 
 class Tokenizer(Protocol):
@@ -70,15 +71,17 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
         rows_are_plain: whether every row of a batch is one sequence, padded on the right, as fused kernels want it.
     """
     chosen = dict(model_settings)
-    _check_dtype("dtype", chosen.get("dtype", "float32"))
+    _check_dtype("dtype", chosen.get("dtype", "float32"), COMPUTE_DTYPES)
     is_free = chosen.get("attention") == "auto"
     if is_free:
-        fits = rows_are_plain and chosen.get("dtype") in ("bfloat16", "float16") and not chosen.get("sliding_window")
+        fits = rows_are_plain and chosen.get("dtype") == "bfloat16" and not chosen.get("sliding_window")
         chosen["attention"] = "cudnn" if fits and jax.default_backend() == "gpu" else "blocked"
     model = decoder.DecoderLM(**chosen)
     if model.attention == "cudnn":
         try:
-            attention.self_test("cudnn")
+            kv_heads = model.num_kv_heads or model.num_heads
+            head_dim = model.head_dim or model.model_dim // model.num_heads
+            attention.self_test("cudnn", num_heads=model.num_heads, num_kv_heads=kv_heads, head_dim=head_dim)
         except InputError as error:
             if not is_free:
                 raise
@@ -118,13 +121,13 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
 def check_export(model: decoder.DecoderLM, dtype: str) -> None:
     """Refuse before training what `export` would refuse after it."""
     if dtype:
-        _check_dtype("export", dtype)
+        _check_dtype("export", dtype, EXPORT_DTYPES)
         huggingface.config_for(model, jnp.dtype(dtype))
 
 
-def _check_dtype(name: str, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise InputError(f"{name}={dtype!r}; it is one of {', '.join(DTYPES)}")
+def _check_dtype(name: str, dtype: str, known: tuple[str, ...]) -> None:
+    if dtype not in known:
+        raise InputError(f"{name}={dtype!r}; it is one of {', '.join(known)}")
 
 
 def export(
@@ -145,6 +148,9 @@ def export(
     if not dtype:
         return
     kind, _, name = init_from.partition(":")
+    earlier = pathlib.Path(name) / "export/hf"
+    if kind == "run" and (earlier / "config.json").is_file():  # whose own start may have been a checkpoint
+        kind, name = "hf", str(earlier)
     like, ids = None, {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
     if kind == "hf":
         like, ids = huggingface.read_config(huggingface.resolve(name)), None

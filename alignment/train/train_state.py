@@ -40,7 +40,7 @@ def create(
     """A state at step 0 in its place on the mesh; the same numbers whatever the mesh.
 
     Args:
-        params: a checkpoint's parameters; None draws them at random from `seed`.
+        params: a checkpoint's parameters, donated; None draws them at random from `seed`.
     """
 
     def init(params):
@@ -51,14 +51,9 @@ def create(
 
     # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
     shardings = sharding.of(jax.eval_shape(lambda: init(None)), mesh)
-    return jax.jit(lambda p: nn.meta.unbox(init(p)), out_shardings=shardings)(params)
+    return jax.jit(lambda p: nn.meta.unbox(init(p)), out_shardings=shardings, donate_argnums=0)(params)
 
 
 def with_reference(state: TrainState) -> TrainState:
     """The state with a frozen copy of its parameters, the reference of preference losses."""
     return state.replace(frozen=jax.tree.map(jnp.copy, state.params))
-
-
-def num_params(params: Any) -> int:
-    """How many numbers a tree of parameters holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -66,7 +66,7 @@ def test_a_checkpoint_holds_the_state_at_save_time_though_later_updates_reuse_it
         )
 
     mesh = helpers.make_mesh()
-    state = sharding.replicate(state_of(3), mesh)
+    state = jax.device_put(state_of(3), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     add_one = jax.jit(lambda s: jax.tree.map(lambda x: x + x.dtype.type(1), s), donate_argnums=0)
     with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
         checkpoint.save(manager, state, {})
