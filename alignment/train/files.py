@@ -34,4 +34,5 @@ def report_counts(workdir: str | pathlib.Path, counts: Mapping[str, int]) -> Non
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8", newline="\n") as f:  # not splitlines: text may hold other line separators
+        return [json.loads(line) for line in f]
