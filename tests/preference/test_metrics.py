@@ -27,7 +27,7 @@ def means(*batches):
     """Add the sums of several batches, then divide, as a loop does."""
     names = batches[0].keys()
     added = {n: tuple(np.sum([np.float64(b[n][i]) for b in batches]) for i in (0, 1)) for n in names}
-    return {n: float(total / count) if count else math.nan for n, (total, count) in added.items()}
+    return {n: float(total / count) for n, (total, count) in added.items() if count}
 
 
 def test_worked_numbers():
@@ -111,6 +111,10 @@ def test_zero_weights_give_zero_sums_and_no_metric():
     empty = sums(policy, reference, num_tokens, jnp.zeros(16))
     assert all(float(total) == 0.0 and float(count) == 0.0 for total, count in empty.values())
     assert metrics.finish(means(empty)) == {}
+
+
+def test_a_metric_that_is_not_a_number_is_not_hidden():
+    assert math.isnan(metrics.finish({"loss": math.nan, "rewards/margins": 1.0})["loss"])
 
 
 def test_sums_agree_under_jit():

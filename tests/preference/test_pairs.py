@@ -185,7 +185,10 @@ def test_every_mesh_agrees_with_one_device(shape, layout, plain):
 @pytest.mark.parametrize(("parts", "layout"), [(8, "separate"), (3, "separate"), (3, "shared")])  # 3: one is filled up
 def test_accumulation_gives_the_gradient_of_the_whole_batch(parts, layout, plain):
     mesh = helpers.make_mesh()
-    policy, reference = (sharding.replicate(tree, mesh) for tree in policy_and_reference())
+    policy, reference = (
+        jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        for tree in policy_and_reference()
+    )
     tx = optax.sgd(1.0)  # parameters move by the gradient itself
     state = train_state.TrainState(jnp.int32(0), policy, tx.init(policy), jax.random.PRNGKey(0), reference)
     update = step.build(pairs.loss_fn(helpers.model(), beta=BETA), tx, accumulate=parts)
