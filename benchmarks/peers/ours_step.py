@@ -1,4 +1,4 @@
-"""Our own step, through the library as an experiment uses it; one optimiser step per command (see channel.py).
+"""Our own step: batch assembly, transfer and compiled update; one optimiser step per command (see channel.py).
 
 Variants: "shared" keeps a pair in one row, prompt once and both answers as branches; "separate" gives each answer a row
 with its own copy of the prompt.  Either way the reference is scored once, before the first step, and kept.
@@ -15,13 +15,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import importlib.metadata  # noqa: E402
-import json  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from alignment.models import decoder  # noqa: E402
+from alignment.models import decoder, huggingface  # noqa: E402
 from alignment.preference import pairs  # noqa: E402
 from alignment.train import optimizer, sharding, step, train_state  # noqa: E402
 from data import preferences  # noqa: E402
@@ -33,54 +32,8 @@ def peak_gflops(size: int = 3072) -> float:
     return best_gflops(lambda: product(left, right).block_until_ready(), size)
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    raw = np.memmap(path, np.uint8, "r")
-    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    table = json.loads(raw[8:start].tobytes())
-    table.pop("__metadata__", None)
-    return {
-        name: raw[start:][slice(*at["data_offsets"])].view("<f4").reshape(at["shape"]) for name, at in table.items()
-    }
-
-
-def load(folder: Path):
-    """The model of a Hugging Face Llama folder, and its parameters."""
-    c = json.loads((folder / "config.json").read_text())
-    D, H, G, K = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
-    model = decoder.DecoderLM(
-        vocab_size=c["vocab_size"],
-        num_layers=c["num_hidden_layers"],
-        model_dim=D,
-        num_heads=H,
-        num_kv_heads=G,
-        head_dim=K,
-        ffn_dim=c["intermediate_size"],
-        rope_theta=c["rope_theta"],
-        norm_eps=c["rms_norm_eps"],
-        tie_embeddings=True,
-    )
-    tensors = read_safetensors(folder / "model.safetensors")
-
-    def stacked(name, *shape):
-        each = [tensors[f"model.layers.{i}.{name}.weight"].T for i in range(model.num_layers)]
-        return jnp.stack([x.reshape(shape) if shape else x for x in each])
-
-    layers = {
-        "query": stacked("self_attn.q_proj", D, H, K),
-        "key": stacked("self_attn.k_proj", D, G, K),
-        "value": stacked("self_attn.v_proj", D, G, K),
-        "out": stacked("self_attn.o_proj", H, K, D),
-        "gate": stacked("mlp.gate_proj"),
-        "up": stacked("mlp.up_proj"),
-        "down": stacked("mlp.down_proj"),
-        "attention_norm": stacked("input_layernorm"),
-        "mlp_norm": stacked("post_attention_layernorm"),
-    }
-    ends = {"embedding": tensors["model.embed_tokens.weight"], "final_norm": tensors["model.norm.weight"]}
-    return model, {"layers": layers} | {name: jnp.asarray(x) for name, x in ends.items()}
-
-
-def load_batch(path: Path, layout: str) -> dict[str, np.ndarray]:
+def load_pairs(path: Path, layout: str):
+    """A function that assembles the batch anew, as a loader does for each step."""
     ids = np.load(path)
     rows = [np.concatenate([ids["prompts"], ids[side]], axis=1) for side in ("chosen", "rejected")]
     (num_pairs, num_time), prompt_len = rows[0].shape, ids["prompts"].shape[1]
@@ -95,27 +48,29 @@ def load_batch(path: Path, layout: str) -> dict[str, np.ndarray]:
         pad_id=0,
     )
     num_time, num_answer = preferences.shape(tokenised, layout=layout)
-    return preferences.assemble(
-        tokenised, np.arange(num_pairs), layout=layout, num_time=num_time, num_answer=num_answer
-    )
+    shape = dict(layout=layout, num_time=num_time, num_answer=num_answer)
+    return lambda: preferences.assemble(tokenised, np.arange(num_pairs), **shape)
 
 
 def main() -> None:
     channel = Channel(peak_gflops)
-    model, params = load(args.weights)
+    settings = huggingface.config_of(args.weights)
+    model = decoder.DecoderLM(**settings, unroll=settings["num_layers"])  # small enough to unroll, as our settings do
+    params = huggingface.load(args.weights, model)
     mesh = sharding.make_mesh()
-    batch = load_batch(args.ids, args.variant)
+    batch_fn = load_pairs(args.ids, args.variant)
+    batch = batch_fn()
     stored_NPA = pairs.score(model, params, [batch], len(batch["weights"]), batch["mask"].shape[-1], mesh)
-    batch = sharding.to_devices(batch | {"reference": stored_NPA[batch["index"]]}, mesh)
 
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
-    state = train_state.create(model, tx, batch["tokens"], seed=0, mesh=mesh, params=params)
+    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh, params=params)
     del params
     loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
     update = step.compile_update(step.build(loss_fn, tx, rate_fn=optimizer.learning_rate), state)
     channel.send("ready", versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")})
     while channel.next_step():
-        state, metrics = update(state, batch)
+        batch = batch_fn() | {"reference": stored_NPA}
+        state, metrics = update(state, sharding.to_devices(batch, mesh))
         jax.block_until_ready(state)
         channel.end_step(step.value(metrics["loss"]))
 
