@@ -29,8 +29,8 @@ class Comparison:
         prompt: a text that answers continue as they stand, or the messages before the answer.
         answers: one or two texts.
         label: of a single answer.
-        is_chat: whether a text prompt is a question to a chat model rather than text to continue; columns called
-            `question` or `instruction` hold questions, TRL's `prompt` holds text that the answers continue.
+        is_chat: whether a text prompt is a question to a chat model rather than text to continue: a column of the file
+            that is called `prompt` holds text that the answers continue, as in TRL; any other name holds questions.
         source: where the record says it comes from, for metrics by source.
         group: what keeps records on one side of the train and held-out split; '' stands for the prompt.
         file, line: where it was read, for messages.
@@ -72,7 +72,7 @@ def read(
     for row in rows:
         if limit is not None and len(found) >= limit:
             break
-        value = {**row.value, **{key: row.value.get(name) for key, name in columns.items() if name in row.value}}
+        value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
         try:
@@ -94,6 +94,14 @@ def read(
         where = {"file": row.file, "line": row.line}
         found.append(dataclasses.replace(item, source=source if isinstance(source, str) else "", group=group, **where))
     return found
+
+
+def renamed(value: Mapping, columns: Mapping[str, str]) -> dict:
+    """The record with our names for the columns of `columns`; a prompt under another name is a question."""
+    out = {**value, **{ours: value[theirs] for ours, theirs in columns.items() if theirs in value}}
+    if columns.get("prompt", "prompt") != "prompt" and "prompt" in out:
+        out["question"] = out.pop("prompt")
+    return out
 
 
 def detect(value: Mapping, row: records.Record, columns: Mapping[str, str]) -> str:
@@ -124,7 +132,7 @@ def trl(value: Mapping) -> Comparison | str:
             k = _shared_opening(chosen, rejected)
             return Comparison(chosen[:k], (chosen[k:], rejected[k:]))
         if isinstance(prompt, str):
-            return Comparison(prompt, (chosen, rejected), is_chat="prompt" not in value)
+            return Comparison(prompt, (chosen, rejected), is_chat=value.get("prompt") is None)
         return Comparison(messages_of(prompt), (chosen, rejected))
     before, (chosen, rejected) = messages_of(prompt) if prompt is not None else [], map(messages_of, (chosen, rejected))
     k = 0
@@ -188,9 +196,9 @@ def unpaired(value: Mapping) -> Comparison | str:
         if messages[-1]["role"] != "assistant":
             return "conversation does not end with the assistant"
         return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
-    prompt, answer = value["prompt"], value["completion"]
+    prompt, answer = _pick(value, "prompt"), value["completion"]
     if isinstance(prompt, str) and isinstance(answer, str):
-        return Comparison(prompt, (answer,), label=label)
+        return Comparison(prompt, (answer,), label=label, is_chat=value.get("prompt") is None)
     answer = answer if isinstance(answer, str) else messages_of(answer)[-1]["content"]
     return Comparison(messages_of(prompt), (answer,), label=label)
 

@@ -94,7 +94,7 @@ def load(
         split, heldout_split: of a tensorflow-datasets source.
         format: 'auto', or a key of pair_formats.FORMATS.
         columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`; ""
-            stands for the usual names.
+            stands for the usual names. A prompt the file does not call `prompt` is a question to a chat model.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
         max_prompt_len: tokens of the prompt; 0 lets a prompt take what its answers leave, and at least half of

@@ -92,7 +92,8 @@ def load(
             looks at the columns.
         heldout_fraction: of the texts (of the prompts, for 'answers'), when no `heldout_path` or `heldout_split` is
             given.
-        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names.
+        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names. A column of the
+            file that is called `prompt` holds text to continue, any other prompt is a question to a chat model.
         turns: 'all' trains on every assistant turn, 'last' on the last one.
         packed: several texts a row; False gives each its own.
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
@@ -190,7 +191,7 @@ def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) 
             records.write_bad(bad, bad_records_path)
     items = []
     for row in rows[:limit]:
-        value = {**row.value, **{k: row.value[name] for k, name in columns.items() if name in row.value}}
+        value = pair_formats.renamed(row.value, columns)
         item = _document(value) if _kind(value, kind, row, columns) == "documents" else _exchange(value, row)
         if isinstance(item, str):
             report[item] = report.get(item, 0) + 1
@@ -238,7 +239,7 @@ def _exchange(value: Mapping, row: records.Record) -> Comparison | str:
             messages = [{"role": "system", "content": value["system"]}, *messages]
     elif _pick(value, "completion") is not None:
         prompt, answer = _pick(value, "prompt"), _pick(value, "completion")
-        if isinstance(prompt, str) and isinstance(answer, str) and "prompt" in value:
+        if isinstance(prompt, str) and isinstance(answer, str) and value.get("prompt") is not None:
             return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
         messages = [*pair_formats.messages_of(prompt), *_answer_turn(answer)]
     else:

@@ -60,6 +60,23 @@ def test_questions_are_chat_and_trl_prompts_are_text_to_continue():
     assert is_chat == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("value", "columns", "is_chat"),
+    [
+        ({"question": "Q"}, {"prompt": "question"}, True),
+        ({"q": "Q"}, {"prompt": "q"}, True),
+        ({"prompt": "Q"}, {"prompt": "prompt"}, False),
+        ({"prompt": "Q", "question": "other"}, {}, False),
+        ({"prompt": "other", "question": "Q"}, {"prompt": "question"}, True),
+        ({"prompt": None, "question": "Q"}, {}, True),
+    ],
+)
+def test_what_the_file_calls_a_prompt_says_whether_it_is_chat(value, columns, is_chat):
+    for answers in ({"chosen": "yes", "rejected": "no"}, {"completion": "yes", "label": True}):
+        (item,), _ = read(value | answers, columns=columns)
+        assert (item.prompt, item.is_chat) == ("Q", is_chat)
+
+
 def test_unpaired_records_keep_their_labels():
     values = (
         {"messages": [USER, YES], "label": True},

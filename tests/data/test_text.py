@@ -146,3 +146,9 @@ def test_wrong_texts_and_options_are_refused(tmp_path, record, options, words):
 def test_columns_named_in_the_config_are_read(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", [{"body": "abc"}]), columns={"text": "body"})
     assert learned(train) == ["abc<|eos|>"]
+
+
+def test_naming_a_column_does_not_change_the_tokens(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"question": "hi", "response": "yes"}])
+    usual, named = (load(path, columns=c)[0] for c in ({}, {"prompt": "question", "completion": "response"}))
+    assert usual.tokens.tolist() == named.tokens.tolist()
