@@ -18,6 +18,7 @@ ALIASES = {
     "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
 }
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError)  # nulls, numbers, empty lists where turns should be
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -77,12 +78,7 @@ def read(
         _require(value, row, name, columns)
         try:
             item = FORMATS[name](value)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            TypeError,
-        ):  # nulls, numbers and empty lists where turns should be
+        except MISSHAPEN:
             item = "record of another shape"
         if isinstance(item, Comparison):
             item = _cleaned(item)
@@ -104,20 +100,30 @@ def renamed(value: Mapping, columns: Mapping[str, str]) -> dict:
     return out
 
 
+def filled(value: Mapping) -> dict:
+    """The columns that hold something."""
+    return {k: v for k, v in value.items() if v is not None and not (isinstance(v, (str, list)) and not v)}
+
+
 def detect(value: Mapping, row: records.Record, columns: Mapping[str, str]) -> str:
-    """The format's name, from a record's columns."""
+    """The format's name, from a record's columns: those that hold something, or else all."""
+    name = _detect(filled(value), columns) or _detect(value, columns)
+    if not name:
+        _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+    return name
+
+
+def _detect(value: Mapping, columns: Mapping[str, str]) -> str:
     if {"output_1", "output_2", "preference"} <= set(value):
         return "two_answers"
-    chosen, rejected = _pick(value, "chosen"), _pick(value, "rejected")
-    if chosen is not None or rejected is not None or "chosen" in columns:
+    chosen = _pick(value, "chosen")
+    if any(name in value for key in ("chosen", "rejected") for name in ALIASES[key]) or "chosen" in columns:
         if "conversations" in value:
             return "sharegpt"
         if _pick(value, "prompt") is None and isinstance(chosen, str) and TURN.search(chosen):
             return "hh"
         return "trl"
-    if "label" in value and ({"messages", "completion"} & set(value)):
-        return "unpaired"
-    _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+    return "unpaired" if "label" in value and ({"messages", "completion"} & set(value)) else ""
 
 
 def trl(value: Mapping) -> Comparison | str:
@@ -238,7 +244,7 @@ _KEYS = frozenset(
 
 def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[str, str]) -> None:
     needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
-    if format == "unpaired" and not value.get("messages"):
+    if format == "unpaired" and "messages" not in value:
         needed += ["prompt", "completion"]
     missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]
     missing += [k for k, name in columns.items() if name not in row.value and k not in missing]

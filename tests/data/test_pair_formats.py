@@ -119,6 +119,30 @@ def test_what_teaches_nothing_is_counted_by_reason():
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": "Q", "chosen": None, "rejected": None}, "no answer"),
+        ({"prompt": None, "chosen": [YES], "rejected": [NO]}, "empty prompt"),
+        ({"instruction": "Q", "output_1": None, "output_2": "no", "preference": 1}, "answer is not a text"),
+        ({"conversations": None, "chosen": [YES], "rejected": [NO]}, "empty prompt"),
+        ({"messages": None, "label": True}, "record of another shape"),
+        ({"prompt": "Q", "completion": None, "label": True}, "record of another shape"),
+    ],
+)
+def test_null_cells_are_set_aside_and_counted(value, reason):
+    items, counts = read({"prompt": "Q", "chosen": "yes", "rejected": "no"}, value)
+    assert len(items) == 1 and counts == {reason: 1}
+
+
+def test_columns_that_a_record_leaves_empty_do_not_decide_its_format():
+    blank = dict.fromkeys(("conversations", "messages", "label", "output_1", "output_2", "preference", "chosen"))
+    items, counts = read(
+        blank | {"prompt": "Q", "chosen": "yes", "rejected": "no"}, blank | {"messages": [USER, YES], "label": False}
+    )
+    assert [(i.answers, i.label) for i in items] == [(("yes", "no"), None), (("yes",), False)] and not counts
+
+
 def test_columns_named_in_the_config_are_read():
     value = {"q": "Q: ", "good": "yes", "bad": "no", "source": "web"}
     (item,), _ = read(value, columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
