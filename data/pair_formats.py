@@ -144,12 +144,24 @@ def trl(value: Mapping) -> Comparison | str:
     k = 0
     while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
         k += 1
-    shared = chosen[:k]
-    if before and shared[: len(before)] == before:  # some files repeat the prompt in the answers
-        before = []
     if len(chosen) != k + 1 or len(rejected) != k + 1:
         return "answers differ over several turns"
-    return Comparison(before + shared, (chosen[-1]["content"], rejected[-1]["content"]))
+    if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
+        return "answer is not the assistant's"
+    return Comparison(_joined(before, chosen[:k]), (chosen[-1]["content"], rejected[-1]["content"]))
+
+
+def _joined(before: list[Message], shared: list[Message]) -> list[Message]:
+    """The prompt and the opening of the answers, which in some files repeats it, with or without its system turn."""
+    (system, turns), (shared_system, shared_turns) = map(_system_apart, (before, shared))
+    if shared_turns[: len(turns)] == turns:
+        return (shared_system or system) + shared_turns
+    return before + shared
+
+
+def _system_apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    k = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    return messages[:k], messages[k:]
 
 
 def hh(value: Mapping) -> Comparison | str:

@@ -60,6 +60,31 @@ def test_questions_are_chat_and_trl_prompts_are_text_to_continue():
     assert is_chat == [False, True, True]
 
 
+SYSTEM, NEXT = {"role": "system", "content": "S"}, {"role": "user", "content": "and?"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening", "expected"),
+    [
+        ("Q", [SYSTEM, USER], [SYSTEM, USER]),
+        ([SYSTEM, USER], [SYSTEM, USER], [SYSTEM, USER]),
+        ([SYSTEM, USER], [USER], [SYSTEM, USER]),
+        ([SYSTEM], [USER], [SYSTEM, USER]),
+        ("Q", [SYSTEM, USER, YES, NEXT], [SYSTEM, USER, YES, NEXT]),
+        ([USER, YES], [NEXT], [USER, YES, NEXT]),
+        ([USER, YES, NEXT], [], [USER, YES, NEXT]),
+    ],
+)
+def test_a_prompt_that_the_answers_repeat_is_read_once(prompt, opening, expected):
+    (item,), _ = read({"prompt": prompt, "chosen": [*opening, YES], "rejected": [*opening, NO]})
+    assert item.prompt == expected
+
+
+def test_answers_by_anyone_but_the_assistant_are_set_aside():
+    items, counts = read({"prompt": "Q", "chosen": [USER, NEXT], "rejected": [USER, NO]})
+    assert not items and counts == {"answer is not the assistant's": 1}
+
+
 @pytest.mark.parametrize(
     ("value", "columns", "is_chat"),
     [
