@@ -131,42 +131,54 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
 
 
 def _array(file: str, content: bytes, first_line: int) -> Iterator[Record | BadRecord]:
+    is_checked = True
     try:
         items = orjson.loads(content)
     except orjson.JSONDecodeError:
+        is_checked = False
         try:
-            items = json.loads(content.decode("utf-8"))
-        except ValueError as e:
-            at = f"{file}:{first_line + getattr(e, 'lineno', 1) - 1}" if isinstance(e, json.JSONDecodeError) else file
+            items = json.loads(content.decode("utf-8"))  # reads NaN and halves of surrogate pairs
+        except (ValueError, RecursionError) as e:
+            at = f"{file}:{first_line + e.lineno - 1}" if isinstance(e, json.JSONDecodeError) else file
+            what = "nested too deeply" if isinstance(e, RecursionError) else e
             raise InputError(
-                f"{at} is not a JSON array: {e}. One object a line (JSONL) lets the good lines be used"
+                f"{at} is not a JSON array: {what}. One object a line (JSONL) lets the good lines be used"
             ) from e
     for i, item in enumerate(items, 1):
-        reason = _reason_against(item)
+        reason = _reason_against(item, is_checked=is_checked)
         yield Record(item, file, i) if reason is None else BadRecord(file, i, reason)
 
 
 def _parse(raw: bytes) -> tuple[dict | None, str | None]:
+    is_checked = True
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as e:
+        is_checked = False
         if _decode(raw) is None:
             return None, "not UTF-8"
         try:
             value = json.loads(raw)  # reads NaN, which Python writes
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            return None, "half of a surrogate pair"
         except RecursionError:
             return None, "nested too deeply"
         except ValueError:
             return None, f"not JSON: {e}"
-    reason = _reason_against(value)
+    reason = _reason_against(value, is_checked=is_checked)
     return (None, reason) if reason else (value, None)
 
 
-def _reason_against(value) -> str | None:
-    return None if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
+def _reason_against(value, *, is_checked: bool) -> str | None:
+    """Why this is no record; `is_checked` says that orjson has read it, which takes nothing that cannot be written."""
+    if not isinstance(value, dict):
+        return f"a JSON {type(value).__name__}, not an object"
+    try:
+        if not is_checked:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "half of a surrogate pair"
+    except RecursionError:
+        return "nested too deeply"
+    return None
 
 
 def _plain_text(file: str, lines: Iterator[bytes], num_chars: int = 4_000) -> Iterator[Record | BadRecord]:

@@ -85,6 +85,20 @@ def test_bad_lines_are_set_aside_with_file_line_and_reason(tmp_path):
     ]
 
 
+def test_an_array_sets_aside_what_lines_do(tmp_path):
+    items = [json.dumps(r) for r in ROWS] + ['{"t": "\\ud83d"}', '"a text"']
+    (tmp_path / "a.json").write_text(f"[{', '.join(items)}]")
+    good, bad = records.read(str(tmp_path / "a.json"), max_bad=0.1)
+    assert [r.value for r in good] == ROWS
+    assert [(b.line, b.reason) for b in bad] == [(301, "half of a surrogate pair"), (302, "a JSON str, not an object")]
+
+
+def test_an_array_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(f'[{{"t": {"[" * 100_000}{"]" * 100_000}}}]')
+    with pytest.raises(InputError, match=r"a\.json is not a JSON array: nested too deeply.*JSONL"):
+        records.read(str(tmp_path / "a.json"))
+
+
 @pytest.mark.parametrize(("num_bad", "stops"), [(3, False), (4, True)])
 def test_more_than_one_percent_of_bad_lines_stops(tmp_path, num_bad, stops):
     path = tmp_path / "a.jsonl"
