@@ -90,7 +90,8 @@ def load(
     """Read, split, tokenise.
 
     Args:
-        path: file, folder, glob, list of these, `tfds:name/config`, or 'synthetic' for the embedded data.
+        path: file, folder, glob, several of these (a list, or with commas between), `tfds:name/config`, or 'synthetic'
+            for the embedded data.
         heldout_path: records to evaluate on; '' holds back `heldout_fraction` of the prompts of `path`.
         split, heldout_split: of a tensorflow-datasets source.
         format: 'auto', or a key of pair_formats.FORMATS.
@@ -345,7 +346,10 @@ def _partners(items: Sequence[Comparison]) -> list[Comparison]:
         rest = (items[(i + k) % len(items)] for k in range(1, len(items)))
         out.append(next((other for other in rest if other.prompt != item.prompt), None))
     if any(other is None for other in out):
-        raise InputError("unpaired data needs records with at least two different prompts in each split")
+        raise InputError(
+            f"unpaired data needs at least two different prompts in each split, one has {len(items)} records of one "
+            "prompt; give more records, another data.heldout_fraction (0 holds nothing back), or data.heldout_path"
+        )
     return out
 
 

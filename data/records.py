@@ -18,6 +18,7 @@ from alignment.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
 PACKED = ("", ".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -45,7 +46,7 @@ def read(
     """All records of a path.
 
     Args:
-        path: a file, a folder, a glob, several of these, or `tfds:name/config`.
+        path: a file, a folder, a glob, several of these (a list, or with commas between), or `tfds:name/config`.
         split: of a tensorflow-datasets source; files have none.
         max_bad: share of unreadable lines above which the whole reading is an `InputError`.
     """
@@ -83,7 +84,10 @@ def write_bad(bad: Sequence[BadRecord], path: str) -> None:
 
 
 def find(path: str | Sequence[str]) -> list[str]:
-    """The data files behind a file name, a folder, a glob, or a list of these; in sorted order."""
+    """The data files behind a file name, a folder, a glob, or several of these (a list, or one string with commas).
+
+    Each is in sorted order.
+    """
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
     where = pathlib.Path(path).expanduser()
@@ -98,6 +102,8 @@ def find(path: str | Sequence[str]) -> list[str]:
     if where.is_file():
         return [str(where)]
     files = sorted(f for f in glob.glob(str(where), recursive=True) if pathlib.Path(f).is_file())
+    if not files and "," in str(path):
+        return [file for one in str(path).split(",") for file in find(one.strip())]
     if not files:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return files
@@ -115,7 +121,7 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
         return
     is_first = True
     for line, raw in enumerate(lines, 1):
-        raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+        raw = raw.removeprefix(BOM) if line == 1 else raw
         if not raw.strip():
             continue
         if is_first and raw.lstrip()[:1] == b"[":  # an array is one value, over as many lines as it likes
@@ -185,14 +191,16 @@ def _plain_text(file: str, lines: Iterator[bytes], num_chars: int = 4_000) -> It
     """Documents of 4,000 characters and more: cut at the next blank line, or at any line end from 8,000 on."""
     block, length, first = [], 0, 1
     for line, raw in enumerate([*lines, None], 1):
+        raw = raw.removeprefix(BOM) if raw and line == 1 else raw
         text = None if raw is None else _decode(raw)
         is_end = raw is None or (length > num_chars and (not raw.strip() or length > 2 * num_chars))
         if is_end and length:
             yield Record({"text": "\n".join(block)}, file, first)
-            block, length, first = [], 0, line + 1
+            block, length = [], 0
         if raw is not None and text is None:
             yield BadRecord(file, line, "not UTF-8")
         elif text:
+            first = first if block else line
             block.append(text)
             length += len(text) + 1
         elif block:

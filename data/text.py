@@ -84,8 +84,8 @@ def load(
     """Read, split, tokenise, pack.
 
     Args:
-        path: as in preferences.load; .txt files are one document each; 'synthetic:documents' and
-            'synthetic:conversations' are the embedded data.
+        path: as in preferences.load; .txt files are cut into documents of a few thousand characters;
+            'synthetic:documents' and 'synthetic:conversations' are the embedded data.
         max_len: T, the length of a row. A longer document goes on in another row; a longer conversation is truncated.
         kind: 'documents' reads `text`, every token counts; 'answers' reads `messages`, `prompt` and `completion`,
             Alpaca's `instruction`, `input` and `output`, or ShareGPT's `conversations`, and only answers count; 'auto'

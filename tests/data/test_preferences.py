@@ -225,6 +225,13 @@ def test_pairs_can_be_taken_apart(tmp_path):
     assert len(train) == 10 and train.label_N.tolist() == [1, 0] * 5
 
 
+def test_a_split_too_small_to_take_apart_names_the_way_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(4))
+    with pytest.raises(InputError, match=r"data\.heldout_fraction \(0 holds nothing back\)"):
+        load(path, unpair=True)
+    assert len(load(path, unpair=True, heldout_fraction=0)[0]) == 8
+
+
 def test_longer_is_better_counts_ties_half():
     items = tuple(pair_formats.Comparison("q", a) for a in (("long", "s"), ("s", "long"), ("ab", "cd"), ("long", "s")))
     pairs = preferences.Pairs(*[np.zeros(0)] * 4, None, items, {}, 0)

@@ -55,8 +55,13 @@ def test_folders_globs_and_lists_are_read_in_order(tmp_path):
     for i, name in enumerate(["b.jsonl", "a.jsonl", "sub/c.json"]):
         (tmp_path / name).write_text(json.dumps({"i": i}) + "\n")
     (tmp_path / "README.md").write_text("not data")
-    assert values(tmp_path) == [{"i": 1}, {"i": 0}, {"i": 2}]
-    assert values(tmp_path / "*.jsonl") == [{"i": 1}, {"i": 0}]
+    (tmp_path / "d, e.jsonl").write_text('{"i": 3}\n')
+    assert values(tmp_path) == [{"i": 1}, {"i": 0}, {"i": 3}, {"i": 2}]
+    assert values(tmp_path / "[ab].jsonl") == [{"i": 1}, {"i": 0}]
+    assert values(f"{tmp_path}/b.jsonl, {tmp_path}/sub/*") == [{"i": 0}, {"i": 2}]
+    assert values(tmp_path / "d, e.jsonl") == [{"i": 3}]  # a comma in a name
+    with pytest.raises(InputError, match=r"none\.jsonl': no such file"):
+        values(f"{tmp_path}/b.jsonl,{tmp_path}/none.jsonl")
     assert [r.value for r in records.read([str(tmp_path / "b.jsonl"), str(tmp_path / "sub")])[0]] == [
         {"i": 0},
         {"i": 2},
@@ -155,3 +160,11 @@ def test_plain_text_becomes_documents_of_a_few_thousand_characters(tmp_path):
     texts = [r["text"] for r in values(tmp_path / "a.txt")]
     assert len(texts) > 3 and all(len(t) <= 8_200 for t in texts)
     assert [x for t in texts for x in t.split("\n") if x] == [x.strip("\n") for x in lines]
+
+
+def test_plain_text_documents_know_their_first_line(tmp_path):
+    lines = [b"\xef\xbb\xbfline 1", b"", *(b"line %d" % i + b"x" * 90 * (i != 60) for i in range(3, 200))]
+    lines[80] = b""
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    for record in records.read(str(tmp_path / "a.txt"))[0]:
+        assert record.value["text"].startswith(f"line {record.line}")
