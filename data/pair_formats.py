@@ -18,6 +18,7 @@ ALIASES = {
     "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
 }
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError)  # nulls, numbers, empty lists where turns should be
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -29,8 +30,8 @@ class Comparison:
         prompt: a text that answers continue as they stand, or the messages before the answer.
         answers: one or two texts.
         label: of a single answer.
-        is_chat: whether a text prompt is a question to a chat model rather than text to continue; columns called
-            `question` or `instruction` hold questions, TRL's `prompt` holds text that the answers continue.
+        is_chat: whether a text prompt is a question to a chat model rather than text to continue: a column of the file
+            that is called `prompt` holds text that the answers continue, as in TRL; any other name holds questions.
         source: where the record says it comes from, for metrics by source.
         group: what keeps records on one side of the train and held-out split; '' stands for the prompt.
         file, line: where it was read, for messages.
@@ -72,17 +73,12 @@ def read(
     for row in rows:
         if limit is not None and len(found) >= limit:
             break
-        value = {**row.value, **{key: row.value.get(name) for key, name in columns.items() if name in row.value}}
+        value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
         try:
             item = FORMATS[name](value)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            TypeError,
-        ):  # nulls, numbers and empty lists where turns should be
+        except MISSHAPEN:
             item = "record of another shape"
         if isinstance(item, Comparison):
             item = _cleaned(item)
@@ -96,20 +92,38 @@ def read(
     return found
 
 
+def renamed(value: Mapping, columns: Mapping[str, str]) -> dict:
+    """The record with our names for the columns of `columns`; a prompt under another name is a question."""
+    out = {**value, **{ours: value[theirs] for ours, theirs in columns.items() if theirs in value}}
+    if columns.get("prompt", "prompt") != "prompt" and "prompt" in out:
+        out["question"] = out.pop("prompt")
+    return out
+
+
+def filled(value: Mapping) -> dict:
+    """The columns that hold something."""
+    return {k: v for k, v in value.items() if v is not None and not (isinstance(v, (str, list)) and not v)}
+
+
 def detect(value: Mapping, row: records.Record, columns: Mapping[str, str]) -> str:
-    """The format's name, from a record's columns."""
+    """The format's name, from a record's columns: those that hold something, or else all."""
+    name = _detect(filled(value), columns) or _detect(value, columns)
+    if not name:
+        _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+    return name
+
+
+def _detect(value: Mapping, columns: Mapping[str, str]) -> str:
     if {"output_1", "output_2", "preference"} <= set(value):
         return "two_answers"
-    chosen, rejected = _pick(value, "chosen"), _pick(value, "rejected")
-    if chosen is not None or rejected is not None or "chosen" in columns:
+    chosen = _pick(value, "chosen")
+    if any(name in value for key in ("chosen", "rejected") for name in ALIASES[key]) or "chosen" in columns:
         if "conversations" in value:
             return "sharegpt"
         if _pick(value, "prompt") is None and isinstance(chosen, str) and TURN.search(chosen):
             return "hh"
         return "trl"
-    if "label" in value and ({"messages", "completion"} & set(value)):
-        return "unpaired"
-    _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+    return "unpaired" if "label" in value and ({"messages", "completion"} & set(value)) else ""
 
 
 def trl(value: Mapping) -> Comparison | str:
@@ -124,18 +138,30 @@ def trl(value: Mapping) -> Comparison | str:
             k = _shared_opening(chosen, rejected)
             return Comparison(chosen[:k], (chosen[k:], rejected[k:]))
         if isinstance(prompt, str):
-            return Comparison(prompt, (chosen, rejected), is_chat="prompt" not in value)
+            return Comparison(prompt, (chosen, rejected), is_chat=value.get("prompt") is None)
         return Comparison(messages_of(prompt), (chosen, rejected))
     before, (chosen, rejected) = messages_of(prompt) if prompt is not None else [], map(messages_of, (chosen, rejected))
     k = 0
     while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
         k += 1
-    shared = chosen[:k]
-    if before and shared[: len(before)] == before:  # some files repeat the prompt in the answers
-        before = []
     if len(chosen) != k + 1 or len(rejected) != k + 1:
         return "answers differ over several turns"
-    return Comparison(before + shared, (chosen[-1]["content"], rejected[-1]["content"]))
+    if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
+        return "answer is not the assistant's"
+    return Comparison(_joined(before, chosen[:k]), (chosen[-1]["content"], rejected[-1]["content"]))
+
+
+def _joined(before: list[Message], shared: list[Message]) -> list[Message]:
+    """The prompt and the opening of the answers, which in some files repeats it, with or without its system turn."""
+    (system, turns), (shared_system, shared_turns) = map(_system_apart, (before, shared))
+    if shared_turns[: len(turns)] == turns:
+        return (shared_system or system) + shared_turns
+    return before + shared
+
+
+def _system_apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    k = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    return messages[:k], messages[k:]
 
 
 def hh(value: Mapping) -> Comparison | str:
@@ -188,9 +214,9 @@ def unpaired(value: Mapping) -> Comparison | str:
         if messages[-1]["role"] != "assistant":
             return "conversation does not end with the assistant"
         return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
-    prompt, answer = value["prompt"], value["completion"]
+    prompt, answer = _pick(value, "prompt"), value["completion"]
     if isinstance(prompt, str) and isinstance(answer, str):
-        return Comparison(prompt, (answer,), label=label)
+        return Comparison(prompt, (answer,), label=label, is_chat=value.get("prompt") is None)
     answer = answer if isinstance(answer, str) else messages_of(answer)[-1]["content"]
     return Comparison(messages_of(prompt), (answer,), label=label)
 
@@ -230,7 +256,7 @@ _KEYS = frozenset(
 
 def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[str, str]) -> None:
     needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
-    if format == "unpaired" and not value.get("messages"):
+    if format == "unpaired" and "messages" not in value:
         needed += ["prompt", "completion"]
     missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]
     missing += [k for k, name in columns.items() if name not in row.value and k not in missing]

@@ -6,6 +6,7 @@
 Dimensions: B pairs, N rows, T time, R answer tokens, P = (chosen, rejected).
 """
 
+import bisect
 import dataclasses
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -89,12 +90,13 @@ def load(
     """Read, split, tokenise.
 
     Args:
-        path: file, folder, glob, list of these, `tfds:name/config`, or 'synthetic' for the embedded data.
+        path: file, folder, glob, several of these (a list, or with commas between), `tfds:name/config`, or 'synthetic'
+            for the embedded data.
         heldout_path: records to evaluate on; '' holds back `heldout_fraction` of the prompts of `path`.
         split, heldout_split: of a tensorflow-datasets source.
         format: 'auto', or a key of pair_formats.FORMATS.
         columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`; ""
-            stands for the usual names.
+            stands for the usual names. A prompt the file does not call `prompt` is a question to a chat model.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
         max_prompt_len: tokens of the prompt; 0 lets a prompt take what its answers leave, and at least half of
@@ -232,8 +234,13 @@ def longer_is_better(pairs: Pairs) -> float:
 
 
 def split_by_prompt(items: Sequence[Comparison], *, fraction: float, seed: int = 0) -> list[list[Comparison]]:
-    """Training and held-out items; no prompt (up to case, spaces and unicode spelling) is in both."""
-    keys = [_key(item.group or item.prompt_text(), seed) for item in items]
+    """Training and held-out items; no prompt (up to case, spaces and unicode spelling) nor its continuation is in both.
+
+    A dialogue's later turns thus stay with its opening; see `_openings` for what counts as one.
+    """
+    prompts = [None if item.group else _normal(item.prompt_text()) for item in items]
+    openings = _openings(set(prompts) - {None})
+    keys = [_key(_normal(item.group) if item.group else openings[prompt], seed) for item, prompt in zip(items, prompts)]
     held = {key for key in keys if key < fraction * 2**64}
     if fraction > 0 and not held and len(set(keys)) > 1:
         held = {min(keys)}
@@ -251,8 +258,29 @@ def round_up(length: int) -> int:
     return -(-length // step) * step
 
 
-def _key(text: str, seed: int) -> int:
-    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _openings(prompts: set[str], min_len: int = 20, max_share: float = 0.1) -> dict[str, str]:
+    """For each prompt the shortest prompt that it continues, after whole words; itself where there is none.
+
+    Openings have at least `min_len` characters, and one that more than `max_share` of all prompts (and more than ten)
+    continue is an instruction put before everything, not a dialogue.
+    """
+    ordered, out, opening = sorted(prompts), {}, []
+    for i, prompt in enumerate(ordered):  # what begins with a prompt follows it at once
+        while opening and not prompt.startswith(opening[-1]):
+            opening.pop()
+        out[prompt] = next((o for o in opening if prompt[len(o)] == " "), prompt)
+        if out[prompt] == prompt and len(prompt) >= min_len:
+            num = bisect.bisect_left(ordered, prompt + "\U0010ffff") - i - 1
+            if num <= max(10, max_share * len(ordered)):
+                opening.append(prompt)
+    return out
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _key(normal: str, seed: int) -> int:
     return xxhash.xxh64_intdigest(normal.encode(), seed=seed % 2**64)
 
 
@@ -318,7 +346,10 @@ def _partners(items: Sequence[Comparison]) -> list[Comparison]:
         rest = (items[(i + k) % len(items)] for k in range(1, len(items)))
         out.append(next((other for other in rest if other.prompt != item.prompt), None))
     if any(other is None for other in out):
-        raise InputError("unpaired data needs records with at least two different prompts in each split")
+        raise InputError(
+            f"unpaired data needs at least two different prompts in each split, one has {len(items)} records of one "
+            "prompt; give more records, another data.heldout_fraction (0 holds nothing back), or data.heldout_path"
+        )
     return out
 
 

@@ -18,6 +18,7 @@ from alignment.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
 PACKED = ("", ".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -45,7 +46,7 @@ def read(
     """All records of a path.
 
     Args:
-        path: a file, a folder, a glob, several of these, or `tfds:name/config`.
+        path: a file, a folder, a glob, several of these (a list, or with commas between), or `tfds:name/config`.
         split: of a tensorflow-datasets source; files have none.
         max_bad: share of unreadable lines above which the whole reading is an `InputError`.
     """
@@ -83,7 +84,10 @@ def write_bad(bad: Sequence[BadRecord], path: str) -> None:
 
 
 def find(path: str | Sequence[str]) -> list[str]:
-    """The data files behind a file name, a folder, a glob, or a list of these; in sorted order."""
+    """The data files behind a file name, a folder, a glob, or several of these (a list, or one string with commas).
+
+    Each is in sorted order.
+    """
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
     where = pathlib.Path(path).expanduser()
@@ -98,6 +102,8 @@ def find(path: str | Sequence[str]) -> list[str]:
     if where.is_file():
         return [str(where)]
     files = sorted(f for f in glob.glob(str(where), recursive=True) if pathlib.Path(f).is_file())
+    if not files and "," in str(path):
+        return [file for one in str(path).split(",") for file in find(one.strip())]
     if not files:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return files
@@ -115,7 +121,7 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
         return
     is_first = True
     for line, raw in enumerate(lines, 1):
-        raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+        raw = raw.removeprefix(BOM) if line == 1 else raw
         if not raw.strip():
             continue
         if is_first and raw.lstrip()[:1] == b"[":  # an array is one value, over as many lines as it likes
@@ -131,56 +137,70 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
 
 
 def _array(file: str, content: bytes, first_line: int) -> Iterator[Record | BadRecord]:
+    is_checked = True
     try:
         items = orjson.loads(content)
     except orjson.JSONDecodeError:
+        is_checked = False
         try:
-            items = json.loads(content.decode("utf-8"))
-        except ValueError as e:
-            at = f"{file}:{first_line + getattr(e, 'lineno', 1) - 1}" if isinstance(e, json.JSONDecodeError) else file
+            items = json.loads(content.decode("utf-8"))  # reads NaN and halves of surrogate pairs
+        except (ValueError, RecursionError) as e:
+            at = f"{file}:{first_line + e.lineno - 1}" if isinstance(e, json.JSONDecodeError) else file
+            what = "nested too deeply" if isinstance(e, RecursionError) else e
             raise InputError(
-                f"{at} is not a JSON array: {e}. One object a line (JSONL) lets the good lines be used"
+                f"{at} is not a JSON array: {what}. One object a line (JSONL) lets the good lines be used"
             ) from e
     for i, item in enumerate(items, 1):
-        reason = _reason_against(item)
+        reason = _reason_against(item, is_checked=is_checked)
         yield Record(item, file, i) if reason is None else BadRecord(file, i, reason)
 
 
 def _parse(raw: bytes) -> tuple[dict | None, str | None]:
+    is_checked = True
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as e:
+        is_checked = False
         if _decode(raw) is None:
             return None, "not UTF-8"
         try:
             value = json.loads(raw)  # reads NaN, which Python writes
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            return None, "half of a surrogate pair"
         except RecursionError:
             return None, "nested too deeply"
         except ValueError:
             return None, f"not JSON: {e}"
-    reason = _reason_against(value)
+    reason = _reason_against(value, is_checked=is_checked)
     return (None, reason) if reason else (value, None)
 
 
-def _reason_against(value) -> str | None:
-    return None if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
+def _reason_against(value, *, is_checked: bool) -> str | None:
+    """Why this is no record; `is_checked` says that orjson has read it, which takes nothing that cannot be written."""
+    if not isinstance(value, dict):
+        return f"a JSON {type(value).__name__}, not an object"
+    try:
+        if not is_checked:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "half of a surrogate pair"
+    except RecursionError:
+        return "nested too deeply"
+    return None
 
 
 def _plain_text(file: str, lines: Iterator[bytes], num_chars: int = 4_000) -> Iterator[Record | BadRecord]:
     """Documents of 4,000 characters and more: cut at the next blank line, or at any line end from 8,000 on."""
     block, length, first = [], 0, 1
     for line, raw in enumerate([*lines, None], 1):
+        raw = raw.removeprefix(BOM) if raw and line == 1 else raw
         text = None if raw is None else _decode(raw)
         is_end = raw is None or (length > num_chars and (not raw.strip() or length > 2 * num_chars))
         if is_end and length:
             yield Record({"text": "\n".join(block)}, file, first)
-            block, length, first = [], 0, line + 1
+            block, length = [], 0
         if raw is not None and text is None:
             yield BadRecord(file, line, "not UTF-8")
         elif text:
+            first = first if block else line
             block.append(text)
             length += len(text) + 1
         elif block:

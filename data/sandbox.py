@@ -2,19 +2,24 @@
 
 import contextvars
 import functools
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.visitor
 
 MAX_STEPS = 200_000  # loop iterations and calls in one rendering
 MAX_CHARS = 20_000_000  # of any string a template builds
-MAX_INT = 1_000_000  # in an argument of a filter or a call
+MAX_INT = 1_000_000  # in an argument of a filter or a call, and of all widths in a format
+MAX_BITS = 4096  # of a product of integers
+REMOVED = ("pprint", "urlize", "wordwrap", "xmlattr")  # filters no chat template needs, each with growth of its own
+WRITING = ("format", "format_map", "join", "string", "sum", "tojson")  # what writes or joins all that it is given
 steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")  # what is left, in a list of one
 marks: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("marks", default=None)
 
@@ -60,27 +65,24 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "**" and (abs(left) > 1000 or abs(right) > 64):
             raise jinja2.sandbox.SecurityError(f"{left!r} ** {right!r} is too large")
         if operator == "*":
-            for text, times in ((left, right), (right, left)):
-                if isinstance(text, (str, list, tuple)) and isinstance(times, int):
-                    _bounded(len(text) * times)
-        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+            for some, times in ((left, right), (right, left)):
+                if hasattr(some, "__len__") and isinstance(times, int):
+                    _bounded(len(some) * times)
+            if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > MAX_BITS:
+                raise jinja2.sandbox.SecurityError(f"it builds a number of more than {MAX_BITS} bits")
+        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
             _bounded(len(left) + len(right))
         if operator == "%" and isinstance(left, str):
-            bounded_format(left)
+            _bounded_writing("format", left, [right])
         return super().call_binop(context, operator, left, right)
 
     def call(self, context, obj, *args, **kwargs):
         _tick()
         _bounded_arguments(args, kwargs)
-        owner = getattr(obj, "__self__", None)
+        method = getattr(obj, "__wrapped__", obj)  # jinja2 wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            name = getattr(obj, "__name__", "")
-            if name in ("format", "format_map"):
-                bounded_format(owner)
-            if name == "replace" and len(args) > 1:
-                _bounded_replace(owner, str(args[0]), str(args[1]))
-            if name == "join" and args and hasattr(args[0], "__len__"):
-                _bounded(len(owner) * len(args[0]))
+            _bounded_text(getattr(method, "__name__", ""), owner, args, kwargs)
         return _bounded_value(super().call(context, obj, *args, **kwargs))
 
 
@@ -111,9 +113,8 @@ def _metered(items):
 
 
 def _concat(parts):
-    texts = [str(part) for part in parts]
-    _bounded(sum(map(len, texts)))
-    return "".join(texts)
+    _bounded(_written(parts))
+    return "".join(map(str, parts))
 
 
 def _bounded(length: int):
@@ -122,8 +123,30 @@ def _bounded(length: int):
 
 
 def _bounded_value(value):
+    if isinstance(value, (bytes, bytearray)):
+        raise jinja2.sandbox.SecurityError("it makes bytes, whose methods are not metered")
     if isinstance(value, (str, list, tuple, dict)):
         _bounded(len(value))
+    return value
+
+
+def _written(value) -> int:
+    """Characters that writing out a value takes, at least; stops at a value that is too large, however nested."""
+    todo, total = [value], 0
+    while todo:
+        value = todo.pop()
+        nested = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        is_nested = isinstance(nested, (list, tuple))
+        total += len(nested) if is_nested or isinstance(nested, str) else 1
+        _bounded(total)
+        if is_nested:
+            todo.extend(nested)
+    return total
+
+
+def _printed(value):
+    if isinstance(value, (list, tuple, dict)):
+        _written(value)
     return value
 
 
@@ -138,10 +161,42 @@ def _bounded_replace(text: str, old: str, new: str):
         _bounded(text.count(old) * len(new) + len(text))
 
 
+def _bounded_indent(text: str, width=4, *_, **__):
+    _bounded((text.count("\n") + 1) * (len(width) if isinstance(width, str) else width) + len(text))
+
+
+def _bounded_text(name: str, text: str, args, kwargs):
+    """Refuses a method or filter of a string whose result would be too long, before it is built."""
+    if name == "translate":
+        raise jinja2.sandbox.SecurityError("it calls translate, which is not metered")
+    if name == "replace" and len(args) > 1:
+        _bounded_replace(text, str(args[0]), str(args[1]))
+    if name == "indent":
+        _bounded_indent(text, *args, **kwargs)
+    if name == "expandtabs":
+        _bounded(text.count("\t") * max([8, *args, *kwargs.values()]) + len(text))
+    if name in WRITING:
+        _bounded_writing(name, text, [*args, *kwargs.values()])
+
+
+def _bounded_writing(name: str, text: str, values: list):
+    size = _written(values)
+    if name == "join":
+        _bounded(size + len(text) * sum(len(value) for value in values if hasattr(value, "__len__")))
+    elif name in ("format", "format_map"):
+        bounded_format(text)
+        _bounded(len(text) + (text.count("%") + text.count("{")) * size)
+
+
 def bounded_format(pattern: str) -> str:
-    if re.search(r"\d{6}|\{[^}]*\{|%[^a-zA-Z]*\*", pattern):
+    fields = [pattern] if "%(" in pattern else re.findall(r"%[^a-zA-Z%]*|\{[^}]*", pattern)
+    widths = sum(int(number) for field in fields for number in re.findall(r"\d+", field))
+    if widths > MAX_INT or re.search(r"\{[^}]*\{|%[^a-zA-Z]*\*", pattern):
         raise jinja2.sandbox.SecurityError(f"the format {pattern[:40]!r} asks for a width that is not allowed")
     return pattern
+
+
+_CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
 
 
 def _guarded(name: str, filter_fn):
@@ -149,21 +204,31 @@ def _guarded(name: str, filter_fn):
     def guarded(*args, **kwargs):
         _tick()
         _bounded_arguments(args, kwargs)
-        texts = [value for value in args if isinstance(value, str)]
-        if name == "format":
-            bounded_format(*texts[:1])
-        if name == "replace" and len(texts) > 2:
-            _bounded_replace(*texts[:3])
-        if name == "join":
-            items = [value for value in args if hasattr(value, "__len__") and not isinstance(value, str)]
-            _bounded(sum(map(len, texts)) * sum(map(len, items)))
+        if name in WRITING:  # generators are read once, here
+            args = [list(itertools.islice(a, MAX_CHARS)) if isinstance(a, Iterator) else a for a in args]
+        given = [value for value in args if not isinstance(value, _CONTEXTS)]  # some filters are handed jinja's own
+        if name == "join" and given:
+            separator = str(given[1] if len(given) > 1 else kwargs.get("d", ""))
+            _bounded_writing(name, separator, given[:1])
+        elif given and isinstance(given[0], str):
+            _bounded_text(name, given[0], given[1:], kwargs)
+        elif name in WRITING:
+            _written(given)
         return _bounded_value(filter_fn(*args, **kwargs))
 
     return guarded
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return encoder.encode(value)
+    parts, length = [], 0
+    for part in encoder.iterencode(value):  # every line is indented by its depth, so count while writing
+        length += len(part)
+        _bounded(length)
+        parts.append(part)
+    return "".join(parts)
 
 
 def _fail(message):
@@ -183,8 +248,10 @@ def plain(value, keep=lambda value: False):
 
 @functools.lru_cache(maxsize=16)
 def compile_template(template: str) -> jinja2.Template:
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    env.filters = {name: _guarded(name, fn) for name, fn in env.filters.items()}
+    env = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], finalize=_printed
+    )
+    env.filters = {name: _guarded(name, fn) for name, fn in env.filters.items() if name not in REMOVED}
     env.filters.update(_metered=_metered, _concat=_concat, tojson=_guarded("tojson", _tojson))
     del env.globals["lipsum"]
     env.globals["raise_exception"] = _fail

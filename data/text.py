@@ -84,15 +84,16 @@ def load(
     """Read, split, tokenise, pack.
 
     Args:
-        path: as in preferences.load; .txt files are one document each; 'synthetic:documents' and
-            'synthetic:conversations' are the embedded data.
+        path: as in preferences.load; .txt files are cut into documents of a few thousand characters;
+            'synthetic:documents' and 'synthetic:conversations' are the embedded data.
         max_len: T, the length of a row. A longer document goes on in another row; a longer conversation is truncated.
         kind: 'documents' reads `text`, every token counts; 'answers' reads `messages`, `prompt` and `completion`,
             Alpaca's `instruction`, `input` and `output`, or ShareGPT's `conversations`, and only answers count; 'auto'
             looks at the columns.
         heldout_fraction: of the texts (of the prompts, for 'answers'), when no `heldout_path` or `heldout_split` is
             given.
-        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names.
+        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names. A column of the
+            file that is called `prompt` holds text to continue, any other prompt is a question to a chat model.
         turns: 'all' trains on every assistant turn, 'last' on the last one.
         packed: several texts a row; False gives each its own.
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
@@ -190,8 +191,12 @@ def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) 
             records.write_bad(bad, bad_records_path)
     items = []
     for row in rows[:limit]:
-        value = {**row.value, **{k: row.value[name] for k, name in columns.items() if name in row.value}}
-        item = _document(value) if _kind(value, kind, row, columns) == "documents" else _exchange(value, row)
+        value = pair_formats.renamed(row.value, columns)
+        reader = _document if _kind(value, kind, row, columns) == "documents" else _exchange
+        try:
+            item = reader(value)
+        except pair_formats.MISSHAPEN:
+            item = "record of another shape"
         if isinstance(item, str):
             report[item] = report.get(item, 0) + 1
         else:
@@ -201,13 +206,9 @@ def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) 
 
 def _kind(value: Mapping, kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
     lost = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
-    has_text = _pick(value, "text") is not None
-    has_answer = any(value.get(k) for k in ("messages", "conversations")) or (
-        _pick(value, "prompt") is not None and _pick(value, "completion") is not None
-    )
-    has_answer = has_answer or ("instruction" in value and "output" in value)
-    found = {"auto": "answers" if has_answer else "documents" if has_text else "", "answers": "answers" * has_answer}
-    found = found.get(kind, "documents" * has_text)
+    kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in the columns that it has
+    found = next((k for k in kinds if kind in ("auto", k)), "")
+    found = found or next((k for k in _kinds(value) if k == kind), "")
     if lost or not found:
         need = {"documents": "text", "answers": "messages; conversations; prompt, completion; or instruction, output"}
         wanted = ", ".join(lost) or need.get(kind, f"{need['documents']}; {need['answers']}")
@@ -216,6 +217,14 @@ def _kind(value: Mapping, kind: str, row: records.Record, columns: Mapping[str, 
             f"{', '.join(sorted(map(str, row.value))) or 'none'}. Name them with data.columns, such as text=body"
         )
     return found
+
+
+def _kinds(value: Mapping) -> list[str]:
+    """What these columns can be read as, the likelier first."""
+    has = {key: any(name in value for name in names) for key, names in ALIASES.items()}
+    is_exchange = (has["prompt"] and has["completion"]) or {"instruction", "output"} <= set(value)
+    is_exchange = is_exchange or bool({"messages", "conversations"} & set(value))
+    return ["answers"] * is_exchange + ["documents"] * has["text"]
 
 
 def _pick(value: Mapping, key: str):
@@ -229,21 +238,25 @@ def _document(value: Mapping) -> Comparison | str:
     return Comparison("", (text,), group=text)
 
 
-def _exchange(value: Mapping, row: records.Record) -> Comparison | str:
+def _exchange(value: Mapping) -> Comparison | str:
     """Messages as a Comparison: everything before the last answer is its prompt."""
     turns = value.get("messages") or value.get("conversations")
     if turns:
         messages = pair_formats.messages_of(turns)
         if isinstance(value.get("system"), str) and value["system"] and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": value["system"]}, *messages]
-    elif _pick(value, "completion") is not None:
+    else:
         prompt, answer = _pick(value, "prompt"), _pick(value, "completion")
-        if isinstance(prompt, str) and isinstance(answer, str) and "prompt" in value:
+        is_plain = value.get("prompt") is not None
+        if prompt is None or answer is None:
+            prompt, answer, is_plain = value.get("instruction"), value.get("output"), False
+            if isinstance(prompt, str) and value.get("input"):
+                prompt = f"{prompt}\n\n{value['input']}"
+        if not prompt or not answer:
+            return "empty prompt or answer"
+        if is_plain and isinstance(prompt, str) and isinstance(answer, str):
             return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
         messages = [*pair_formats.messages_of(prompt), *_answer_turn(answer)]
-    else:
-        question = value["instruction"] + (f"\n\n{value['input']}" if value.get("input") else "")
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": str(value["output"])}]
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()  # a trailing question has no answer to learn
     if not messages:

@@ -10,6 +10,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 GROW = "{%% set ns = namespace(x='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+LONG = "{% set x = 'a' * 1000000 %}"
 TALK = [
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "yes"},
@@ -67,6 +68,14 @@ def test_what_templates_of_the_hub_use_works():
     assert chat.render(template, messages) == 'hi|{"b": "<é>", "a": [1, true, null]}|26 Jul 2024|x1None| h|True'
 
 
+def test_formats_with_long_numbers_and_joins_are_allowed():
+    template = "{{ 'id 1234567 %s' | format(1) }}|{{ 'id 1234567 {}'.format(2) }}|{{ '%5.2f' % 1.5 }}"
+    template += "|{{ ['a', 1, none] | join(', ') }}|{{ messages | map(attribute='role') | join('+') }}"
+    template += "|{{ {'a': [1]} }}|{{ {'a': 1} | tojson(indent=1) }}|{{ 'a\\nb' | indent(2) }}|{{ 3 * 4 }}"
+    expected = "id 1234567 1|id 1234567 2| 1.50|a, 1, None|user+assistant+user+assistant|{'a': [1]}"
+    assert chat.render(template, TALK) == expected + '|{\n "a": 1\n}|a\n  b|12'
+
+
 @pytest.mark.parametrize(
     "template", ["{{ raise_exception('roles must alternate') }}", "{% if %}", "{{ 1 / 0 }}", "{{ nothing.x.y }}"]
 )
@@ -106,6 +115,27 @@ def test_hostile_templates_reach_nothing(template):
         "{{ '%99999999999d' % 1 }}",
         "{{ '{:>99999999999}'.format(1) }}",
         "{{ '%9999999d' | format(1) }}",
+        "{{ ('%99999d' * 99) | format(1) }}",
+        "{{ '%(a(b))9999999d' % {'a(b)': 1} }}",
+        "{% set n = namespace(x=9) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ ('a'.encode() * 600000000) | length }}",
+        "{{ ('a' * 9000000).translate({97: 'b' * 1000}) | length }}",
+        LONG + "{{ ([x] * 3000) | join | length }}",
+        LONG + "{{ ([x] * 3000) | map('string') | join | length }}",
+        LONG + "{{ ''.join([x] * 3000) | length }}",
+        LONG + "{{ 'abc'.join([[x]] * 3000) | length }}",
+        LONG + "{{ x.join('a' * 3000) | length }}",
+        LONG + "{{ [[x] * 3000] | string | length }}",
+        LONG + "{{ [[x] * 3000] }}",
+        LONG + "{{ ([[x] * 3000] ~ '') | length }}",
+        LONG + "{{ ([x] * 3000) | tojson | length }}",
+        LONG + "{{ ('{0}' * 3000).format(x) | length }}",
+        LONG + "{{ (('%s' * 3000) % ([x] * 3000)) | length }}",
+        "{{ ([[1] * 1000000] * 3000) | sum(start=[]) | length }}",
+        "{{ ([1] * 1000000) | tojson(indent=9999) | length }}",
+        "{{ ('a\\n' * 9000000) | indent(1000) | length }}",
+        "{{ ('a\\n' * 9000000) | indent(width='  ' * 500) | length }}",
+        "{{ ('\\t' * 9000000).expandtabs(1000) | length }}",
         GROW % "ns.x ~ ns.x",
         GROW % "ns.x + ns.x",
         GROW % "ns.x.replace('a', 'aaaa')",

@@ -60,6 +60,48 @@ def test_questions_are_chat_and_trl_prompts_are_text_to_continue():
     assert is_chat == [False, True, True]
 
 
+SYSTEM, NEXT = {"role": "system", "content": "S"}, {"role": "user", "content": "and?"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening", "expected"),
+    [
+        ("Q", [SYSTEM, USER], [SYSTEM, USER]),
+        ([SYSTEM, USER], [SYSTEM, USER], [SYSTEM, USER]),
+        ([SYSTEM, USER], [USER], [SYSTEM, USER]),
+        ([SYSTEM], [USER], [SYSTEM, USER]),
+        ("Q", [SYSTEM, USER, YES, NEXT], [SYSTEM, USER, YES, NEXT]),
+        ([USER, YES], [NEXT], [USER, YES, NEXT]),
+        ([USER, YES, NEXT], [], [USER, YES, NEXT]),
+    ],
+)
+def test_a_prompt_that_the_answers_repeat_is_read_once(prompt, opening, expected):
+    (item,), _ = read({"prompt": prompt, "chosen": [*opening, YES], "rejected": [*opening, NO]})
+    assert item.prompt == expected
+
+
+def test_answers_by_anyone_but_the_assistant_are_set_aside():
+    items, counts = read({"prompt": "Q", "chosen": [USER, NEXT], "rejected": [USER, NO]})
+    assert not items and counts == {"answer is not the assistant's": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "is_chat"),
+    [
+        ({"question": "Q"}, {"prompt": "question"}, True),
+        ({"q": "Q"}, {"prompt": "q"}, True),
+        ({"prompt": "Q"}, {"prompt": "prompt"}, False),
+        ({"prompt": "Q", "question": "other"}, {}, False),
+        ({"prompt": "other", "question": "Q"}, {"prompt": "question"}, True),
+        ({"prompt": None, "question": "Q"}, {}, True),
+    ],
+)
+def test_what_the_file_calls_a_prompt_says_whether_it_is_chat(value, columns, is_chat):
+    for answers in ({"chosen": "yes", "rejected": "no"}, {"completion": "yes", "label": True}):
+        (item,), _ = read(value | answers, columns=columns)
+        assert (item.prompt, item.is_chat) == ("Q", is_chat)
+
+
 def test_unpaired_records_keep_their_labels():
     values = (
         {"messages": [USER, YES], "label": True},
@@ -100,6 +142,30 @@ def test_what_teaches_nothing_is_counted_by_reason():
         "dialogues have different prompts": 1,
         "dialogue does not end with the assistant": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": "Q", "chosen": None, "rejected": None}, "no answer"),
+        ({"prompt": None, "chosen": [YES], "rejected": [NO]}, "empty prompt"),
+        ({"instruction": "Q", "output_1": None, "output_2": "no", "preference": 1}, "answer is not a text"),
+        ({"conversations": None, "chosen": [YES], "rejected": [NO]}, "empty prompt"),
+        ({"messages": None, "label": True}, "record of another shape"),
+        ({"prompt": "Q", "completion": None, "label": True}, "record of another shape"),
+    ],
+)
+def test_null_cells_are_set_aside_and_counted(value, reason):
+    items, counts = read({"prompt": "Q", "chosen": "yes", "rejected": "no"}, value)
+    assert len(items) == 1 and counts == {reason: 1}
+
+
+def test_columns_that_a_record_leaves_empty_do_not_decide_its_format():
+    blank = dict.fromkeys(("conversations", "messages", "label", "output_1", "output_2", "preference", "chosen"))
+    items, counts = read(
+        blank | {"prompt": "Q", "chosen": "yes", "rejected": "no"}, blank | {"messages": [USER, YES], "label": False}
+    )
+    assert [(i.answers, i.label) for i in items] == [(("yes", "no"), None), (("yes",), False)] and not counts
 
 
 def test_columns_named_in_the_config_are_read():

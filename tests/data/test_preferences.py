@@ -135,6 +135,36 @@ def test_no_prompt_is_on_both_sides_of_the_split(prompts):
     assert held or len(fold(items)) == 1
 
 
+def test_a_dialogue_and_its_continuation_are_on_the_same_side():
+    turns = [{"role": r, "content": f"{r} says something"} for r in ("user", "assistant", "user", "assistant", "user")]
+    dialogues = [[turns[0] | {"content": f"is {i} an odd number?"}, *turns[1:]] for i in range(40)]
+    items = [pair_formats.Comparison(d[:k], ("x", "y")) for k in (5, 1, 3) for d in dialogues]
+    for half in preferences.split_by_prompt(items, fraction=0.3):
+        assert half and all(sum(i.prompt[0] == item.prompt[0] for i in half) == 3 for item in half)
+
+
+def test_openings_are_whole_words_of_some_length_and_not_an_instruction_before_everything():
+    opening = "Tell me about the cat"
+    found = preferences._openings({p.lower() for p in (opening, f"{opening} on it", f"{opening}s on it", "Tell me")})
+    assert found == {
+        "tell me": "tell me",  # too short
+        opening.lower(): opening.lower(),
+        f"{opening.lower()} on it": opening.lower(),
+        f"{opening.lower()}s on it": f"{opening.lower()}s on it",
+    }
+    prompts = {"below is an instruction:", *(f"below is an instruction: do {i}" for i in range(99))}
+    assert preferences._openings(prompts) == {p: p for p in prompts}
+    prompts |= {f"question {i}" for i in range(1000)}
+    assert len(set(preferences._openings(prompts).values())) == 1001  # under a tenth of all is a group
+
+
+def test_documents_that_continue_one_another_are_split_by_themselves():
+    docs = ["word " * n for n in range(5, 400)]
+    items = [pair_formats.Comparison("", (d,), group=d) for d in docs]
+    train, held = preferences.split_by_prompt(items, fraction=0.3)
+    assert 60 < len(held) < 180 and len(train) + len(held) == len(docs)
+
+
 def test_split_fraction_is_about_right_and_moves_with_the_seed():
     items = [pair_formats.Comparison(f"q {i}", ("x", "y")) for i in range(2000)]
     first, second = (preferences.split_by_prompt(items, fraction=0.1, seed=s)[1] for s in (0, 1))
@@ -193,6 +223,13 @@ def test_unpaired_records_borrow_another_answer_for_the_kl_term(tmp_path):
 def test_pairs_can_be_taken_apart(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", rows(5)), heldout_fraction=0, unpair=True)
     assert len(train) == 10 and train.label_N.tolist() == [1, 0] * 5
+
+
+def test_a_split_too_small_to_take_apart_names_the_way_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(4))
+    with pytest.raises(InputError, match=r"data\.heldout_fraction \(0 holds nothing back\)"):
+        load(path, unpair=True)
+    assert len(load(path, unpair=True, heldout_fraction=0)[0]) == 8
 
 
 def test_longer_is_better_counts_ties_half():

@@ -25,6 +25,9 @@ def test_counts_add_up_and_splits_are_apart(shared_data, name):
     assert len(train) + len(heldout) == num - sum(dropped.values()) and len(heldout) > num * 0.05
     fold = lambda pairs: {" ".join(i.prompt_text().casefold().split()) for i in pairs.items}  # noqa: E731
     assert not fold(train) & fold(heldout)
+    for one, other in ((train, heldout), (heldout, train)):
+        openings = tuple(p + " " for p in fold(one) if len(p) >= 20)
+        assert not any(p.startswith(openings) for p in fold(other))
 
 
 @pytest.mark.parametrize("name", FILES)

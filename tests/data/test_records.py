@@ -55,8 +55,13 @@ def test_folders_globs_and_lists_are_read_in_order(tmp_path):
     for i, name in enumerate(["b.jsonl", "a.jsonl", "sub/c.json"]):
         (tmp_path / name).write_text(json.dumps({"i": i}) + "\n")
     (tmp_path / "README.md").write_text("not data")
-    assert values(tmp_path) == [{"i": 1}, {"i": 0}, {"i": 2}]
-    assert values(tmp_path / "*.jsonl") == [{"i": 1}, {"i": 0}]
+    (tmp_path / "d, e.jsonl").write_text('{"i": 3}\n')
+    assert values(tmp_path) == [{"i": 1}, {"i": 0}, {"i": 3}, {"i": 2}]
+    assert values(tmp_path / "[ab].jsonl") == [{"i": 1}, {"i": 0}]
+    assert values(f"{tmp_path}/b.jsonl, {tmp_path}/sub/*") == [{"i": 0}, {"i": 2}]
+    assert values(tmp_path / "d, e.jsonl") == [{"i": 3}]  # a comma in a name
+    with pytest.raises(InputError, match=r"none\.jsonl': no such file"):
+        values(f"{tmp_path}/b.jsonl,{tmp_path}/none.jsonl")
     assert [r.value for r in records.read([str(tmp_path / "b.jsonl"), str(tmp_path / "sub")])[0]] == [
         {"i": 0},
         {"i": 2},
@@ -83,6 +88,20 @@ def test_bad_lines_are_set_aside_with_file_line_and_reason(tmp_path):
         42,
         52,
     ]
+
+
+def test_an_array_sets_aside_what_lines_do(tmp_path):
+    items = [json.dumps(r) for r in ROWS] + ['{"t": "\\ud83d"}', '"a text"']
+    (tmp_path / "a.json").write_text(f"[{', '.join(items)}]")
+    good, bad = records.read(str(tmp_path / "a.json"), max_bad=0.1)
+    assert [r.value for r in good] == ROWS
+    assert [(b.line, b.reason) for b in bad] == [(301, "half of a surrogate pair"), (302, "a JSON str, not an object")]
+
+
+def test_an_array_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(f'[{{"t": {"[" * 100_000}{"]" * 100_000}}}]')
+    with pytest.raises(InputError, match=r"a\.json is not a JSON array: nested too deeply.*JSONL"):
+        records.read(str(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize(("num_bad", "stops"), [(3, False), (4, True)])
@@ -141,3 +160,11 @@ def test_plain_text_becomes_documents_of_a_few_thousand_characters(tmp_path):
     texts = [r["text"] for r in values(tmp_path / "a.txt")]
     assert len(texts) > 3 and all(len(t) <= 8_200 for t in texts)
     assert [x for t in texts for x in t.split("\n") if x] == [x.strip("\n") for x in lines]
+
+
+def test_plain_text_documents_know_their_first_line(tmp_path):
+    lines = [b"\xef\xbb\xbfline 1", b"", *(b"line %d" % i + b"x" * 90 * (i != 60) for i in range(3, 200))]
+    lines[80] = b""
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    for record in records.read(str(tmp_path / "a.txt"))[0]:
+        assert record.value["text"].startswith(f"line {record.line}")

@@ -146,3 +146,42 @@ def test_wrong_texts_and_options_are_refused(tmp_path, record, options, words):
 def test_columns_named_in_the_config_are_read(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", [{"body": "abc"}]), columns={"text": "body"})
     assert learned(train) == ["abc<|eos|>"]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"instruction": "hi", "output": None}, "empty prompt or answer"),
+        ({"instruction": None, "output": "yes"}, "empty prompt or answer"),
+        ({"instruction": None, "input": "there", "output": "yes"}, "empty prompt or answer"),
+        ({"prompt": None, "completion": "yes"}, "empty prompt or answer"),
+        ({"question": "hi", "response": None}, "empty prompt or answer"),
+        ({"messages": None}, "empty prompt or answer"),
+        ({"messages": []}, "empty prompt or answer"),
+        ({"messages": 3}, "record of another shape"),
+        ({"prompt": 3, "completion": "yes"}, "record of another shape"),
+        ({"instruction": "hi", "output": 3}, "record of another shape"),
+        ({"text": None}, "empty text"),
+        ({"text": 3}, "empty text"),
+    ],
+)
+def test_empty_cells_are_set_aside_and_counted(tmp_path, record, reason):
+    usable = [{"text": "good"}, {"messages": TALK[:2]}]
+    train, _, report = load(write(tmp_path / "a.jsonl", [*usable, record]))
+    assert train.num_texts == 2 and report[reason] == 1 and report["records"] == 3
+    kind = "documents" if "text" in record else "answers"
+    with pytest.raises(InputError, match=f"no text is left.*'{reason}': 1"):
+        load(write(tmp_path / "b.jsonl", [record]), kind=kind)
+
+
+def test_columns_that_a_record_leaves_empty_do_not_decide_its_kind(tmp_path):
+    blank = {"text": None, "messages": None}
+    path = write(tmp_path / "a.jsonl", [blank | {"text": "good"}, blank | {"messages": TALK[:2]}])
+    train, _, report = load(path, packed=False)
+    assert sorted(learned(train)) == [" yes<|eos|>", "good<|eos|>"] and report["records"] == 2
+
+
+def test_naming_a_column_does_not_change_the_tokens(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"question": "hi", "response": "yes"}])
+    usual, named = (load(path, columns=c)[0] for c in ({}, {"prompt": "question", "completion": "response"}))
+    assert usual.tokens.tolist() == named.tokens.tolist()
