@@ -126,6 +126,16 @@ class jsonl(_Base):
         self._file.close()
 
 
+def last_value(workdir: str | os.PathLike, name: str) -> float | None:
+    """The newest number logged under this name in metrics.jsonl; None where there is none."""
+    try:
+        with open(os.path.join(workdir, "metrics.jsonl"), "rb") as f:
+            found = [json.loads(line).get(name) for line in f]
+    except (FileNotFoundError, ValueError):  # a line is torn only where another host is writing it
+        return None
+    return next((value for value in reversed(found) if value is not None), None)
+
+
 class tensorboard(_Base):
     """TensorBoard events in the workdir, through tensorboardX's protocol buffers.
 

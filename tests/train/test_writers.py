@@ -72,6 +72,15 @@ def test_later_scalars_of_the_same_step_join_its_line_across_a_restart_too(tmp_p
     ]
 
 
+def test_the_last_value_of_a_name_is_that_of_the_newest_line_with_a_number(tmp_path):
+    assert writers.last_value(tmp_path, "rate") is None
+    writer = writers.jsonl(str(tmp_path))
+    for step, scalars in enumerate([{"rate": 1.0}, {"rate": 2.0}, {"rate": math.nan}, {"loss": 3.0}]):
+        writer.write_scalars(step, scalars)
+    writer.close()
+    assert writers.last_value(tmp_path, "rate") == 2.0 and writers.last_value(str(tmp_path), "other") is None
+
+
 def test_steps_do_not_go_back(tmp_path):
     writer = writers.jsonl(str(tmp_path))
     writer.write_scalars(2, {})
