@@ -1,4 +1,4 @@
-"""Job descriptions for schedulers, printed and never submitted: an sbatch array, or one Kubernetes JobSet a point.
+"""Job descriptions for schedulers, printed and never submitted: one job, or a sweep as an array or a JobSet a point.
 
 The point's number is passed as `--sweep_index`; JOB_COMPLETION_INDEX is left to JAX, which reads it as the number of a
 process within one multi-host run.
@@ -30,19 +30,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, folder: str, argv: list[str]) -> str:
-    """The text for `--emit`; `argv` is what the launcher was called with."""
+    """The text for `--emit`: of a sweep's points, or without any of the run itself.
+
+    Args:
+        argv: what the launcher was called with.
+    """
     arguments = launcher_arguments(argv)
-    is_sweep = bool(points[0].overrides) or len(points) > 1 or options.sweep_index is not None
     if options.emit == "slurm":
-        return slurm(
-            arguments, points if is_sweep else [], label, os.path.abspath(folder), options.hosts, options.sbatch
-        )
+        return slurm(arguments, points, label, os.path.abspath(folder), options.hosts, options.sbatch)
     if not options.image:
         raise InputError("--emit=jobset needs --image=IMAGE, a container image with this repository installed")
     limits, selector = pairs("limits", options.limits), pairs("node_selector", options.node_selector)
     documents = [
-        jobset(arguments, point, is_sweep, label, folder, options.hosts, options.image, options.queue, limits, selector)
-        for point in points
+        jobset(arguments, point, label, folder, options.hosts, options.image, options.queue, limits, selector)
+        for point in points or [None]
     ]
     import yaml  # comes with flax
 
@@ -113,8 +114,7 @@ def ranges(numbers: list[int]) -> str:
 
 def jobset(
     arguments: list[str],
-    point: sweeps.Point,
-    is_sweep: bool,
+    point: sweeps.Point | None,
     label: str,
     folder: str,
     hosts: int,
@@ -124,9 +124,9 @@ def jobset(
     selector: dict[str, str],
 ) -> dict:
     """One JobSet: an indexed Job of `hosts` pods, restarted after a crash or a preemption, never after bad input."""
-    name = dns_name(f"{label}-{point.index}" if is_sweep else label)
+    name = dns_name(f"{label}-{point.index}" if point else label)
     command = ["python", "-m", "experiments.run", *arguments, "--workdir", folder]
-    command += [f"--sweep_index={point.index}"] if is_sweep else []
+    command += [f"--sweep_index={point.index}"] if point else []
     command += ["--distributed"] if hosts > 1 else []
     container = {"name": "run", "image": image, "command": command}
     if hosts > 1:
@@ -148,7 +148,7 @@ def jobset(
         "template": {"spec": pod},
     }
     rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-    metadata = {"name": name, "annotations": {"plumbline/point": point.id}}
+    metadata = {"name": name} | ({"annotations": {"plumbline/point": point.id}} if point else {})
     if queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
     return {

@@ -108,6 +108,7 @@ def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
 def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_path, capsys):
     folder = tmp_path / "a b"
     flags = [
+        "--sweep",
         "--emit=slurm",
         "--hosts=2",
         "--sbatch",
@@ -127,9 +128,13 @@ def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_pa
     assert not folder.exists()
 
 
-def test_an_experiment_without_a_sweep_is_emitted_as_one_job(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["sweep", "_sweep"])
+def test_one_run_is_emitted_as_one_job_whether_its_experiment_has_a_sweep_or_not(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", "def _sweep"))
+    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", f"def {name}"))
+    assert run.main(["--config=plain.py:tiny", "--emit=jobset", "--image=i:1"]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document["metadata"] == {"name": "plain-tiny"} and "--sweep_index" not in json.dumps(document)
     assert run.main(["--config=plain.py:tiny", "--emit", "slurm", "--distributed"]) == 0
     script = capsys.readouterr().out
     assert "--array" not in script and "--sweep_index" not in script and "--distributed" not in script
@@ -142,7 +147,7 @@ def test_array_ranges_are_short_and_whole():
 
 
 def test_jobsets_are_one_document_a_point_and_leave_the_completion_index_to_jax(tmp_path, capsys):
-    flags = ["--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
+    flags = ["--sweep", "--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
     assert launch("/shared/runs", *flags) == 0
     text = capsys.readouterr().out
     documents = list(yaml.safe_load_all(text))
