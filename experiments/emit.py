@@ -71,14 +71,17 @@ def slurm(
         folder: absolute, on a file system that all nodes share.
         options: further `name=value` (or bare `name`) lines for #SBATCH.
     """
-    log = "%A_%a" if points else "%j"
-    lines = [f"job-name={label}", f"nodes={hosts}", "ntasks-per-node=1", f"output={folder}/slurm-{log}.out"]
+    log = f"{label}-{'%A_%a' if points else '%j'}.out"  # where sbatch is called: Slurm opens it before it runs a line
+    lines = [f"job-name={label}", f"nodes={hosts}", "ntasks-per-node=1", f"output={log}"]
     lines += ["open-mode=append", "requeue", "signal=TERM@120"]
     if points:
         lines.insert(1, "array=" + ranges([p.index for p in points]))
     lines += [option.lstrip("-") for option in options]
-    if any("\n" in line for line in lines):
-        raise InputError("--sbatch holds a line break; give one option at a time")
+    if wrong := next((option for option in options if re.search(r'[\n"\\]', option)), None):
+        raise InputError(
+            f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its value "
+            "as it is: blanks in it are quoted for you"
+        )
     command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", folder]
     text = shlex.join(command) + (" --distributed" if hosts > 1 else "")
     text += ' --sweep_index="$SLURM_ARRAY_TASK_ID"' if points else ""
@@ -96,9 +99,9 @@ def slurm(
 
 
 def sbatch_value(line: str) -> str:
-    """Slurm splits its lines on blanks, and takes double quotes around a value that has some."""
+    """Slurm splits its lines on blanks and reads quotes and comments; double quotes keep a value as it is."""
     name, equals, value = line.partition("=")
-    return f'{name}="{value}"' if equals and re.search(r"\s", value) else line
+    return f'{name}="{value}"' if equals and re.search(r"[\s'#]", value) else line
 
 
 def ranges(numbers: list[int]) -> str:

@@ -45,7 +45,7 @@ Runs one experiment. Killed, and started again with the same command, it goes on
   --emit=slurm|jobset       print an sbatch script or a Kubernetes JobSet of this run; with --sweep, of every point: an
                             array, or a JobSet each. Nothing is submitted; --workdir must be a folder all hosts share.
       --hosts=N             hosts of each run; more than one adds --distributed.
-      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable)
+      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable); the log lies where sbatch is called
       --image=IMAGE --queue=NAME      container image; Kueue queue (jobset)
       --limits="google.com/tpu=4"     container resources (jobset; repeatable)
       --node_selector="KEY=VALUE"     (jobset; repeatable)

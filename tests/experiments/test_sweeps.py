@@ -1,7 +1,10 @@
 import json
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -91,6 +94,20 @@ def test_a_sweep_outlives_a_crashed_point_skips_finished_ones_and_reports_both(t
     assert table[1].startswith('0,"objective.beta=0.05,seed=1",0.05,1,0.05')
 
 
+def test_a_sigterm_that_arrives_while_a_point_is_started_reaches_it(monkeypatch):
+    start = subprocess.Popen
+
+    def slow_start(command):
+        child = start(command)
+        os.kill(os.getpid(), signal.SIGTERM)  # the child is there, and its name is not yet known to the sweep
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    stopped = []
+    assert sweeps._run([sys.executable, "-c", "import time; time.sleep(20)"], stopped) == -signal.SIGTERM
+    assert stopped == [signal.SIGTERM]
+
+
 def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
     found = sweeps.points([{"beta": 0.1}, {"beta": 0.2}, {"beta": 0.3}])
     sweeps.write_index(found, str(tmp_path), "stub")
@@ -114,6 +131,7 @@ def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_pa
         "--sbatch",
         "time=1:00",
         "--sbatch=comment=two words",
+        "--sbatch=mail-user=o'x",
         "--config.behaviour=$(rm x)",
     ]
     assert launch(folder, *flags) == 0
@@ -123,9 +141,16 @@ def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_pa
     words = shlex.split(line)
     assert "--config.behaviour=$(rm x)" in words and words[words.index("--workdir") + 1] == str(folder)
     assert words[-2:] == ["--distributed", "--sweep_index=$SLURM_ARRAY_TASK_ID"] and "--hosts=2" not in words
-    for header in ("--array=0-1", "--nodes=2", "--time=1:00", '--comment="two words"'):
+    for header in ("--array=0-1", "--nodes=2", "--time=1:00", '--comment="two words"', '--mail-user="o\'x"'):
         assert f"#SBATCH {header}\n" in script
+    assert "#SBATCH --output=stub-%A_%a.out\n" in script  # in a folder that exists before the job starts
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("option", ['comment=a "q" b', "comment=a\\b", "time=1:00\nrm x"])
+def test_what_slurm_would_read_otherwise_in_an_option_is_refused(option, tmp_path, capsys):
+    assert launch(tmp_path, "--emit=slurm", f"--sbatch={option}") == 2
+    assert "double quote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sweep", "_sweep"])
