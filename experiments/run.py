@@ -173,9 +173,7 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
     """One run in one folder: guarded, seeded, resumed by simply calling `run` again, and marked DONE at the end."""
     resolved = workdirs.plain(config)
     workdirs.check(workdir, resolved, name)
-    if workdirs.is_done(workdir):
-        say(f"{workdir} is finished already")
-        show_summary(workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
+    if is_finished(workdir):
         return OK
     start_distributed(distributed)
     seed = int(config.get("seed", 0))
@@ -188,11 +186,23 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
         if process_index() == 0:
             workdirs.make(workdir)
             held = workdirs.lock(workdir)
+            workdirs.check(workdir, resolved, name)  # again: another start may have ended since
+            if is_finished(workdir):
+                return OK
         return guarded_run(module, name, config, resolved, workdir, argv)
     finally:
         signal.signal(signal.SIGTERM, before)
         if held is not None:
             held.close()
+
+
+def is_finished(workdir: str) -> bool:
+    """Whether there is nothing left to do; then its summary is shown."""
+    if not workdirs.is_done(workdir):
+        return False
+    say(f"{workdir} is finished already")
+    show_summary(workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
+    return True
 
 
 def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
