@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
@@ -218,16 +219,35 @@ def _optional(name: str) -> Any:
         ) from e
 
 
-def wandb(workdir: str, project: str, name: str = "") -> Writer:
+def wandb(workdir: str, project: str) -> Writer:
     """Weights & Biases; offline or not, and as whom, is up to its own environment variables."""
-    name = name or os.path.basename(os.path.abspath(workdir))
-    return _Service(_optional("wandb"), project, name, {"id": name, "resume": "allow", "dir": workdir})
+    module = _optional("wandb")
+    settings = {"id": _run_id(workdir), "resume": "allow", "dir": workdir}
+    return _Service(module, project, "/".join(_last_two(workdir)), settings)
 
 
-def trackio(workdir: str, project: str, name: str = "") -> Writer:
-    """Trackio, the local-first tracker."""
-    name = name or os.path.basename(os.path.abspath(workdir))
-    return _Service(_optional("trackio"), project, name, {"resume": "allow"})
+def trackio(workdir: str, project: str) -> Writer:
+    """Trackio, the local-first tracker; it knows a run by its name, so the name has to hold the id."""
+    module = _optional("trackio")
+    return _Service(module, project, "-".join([*_last_two(workdir), _run_id(workdir)]), {"resume": "allow"})
+
+
+def _last_two(workdir: str) -> list[str]:
+    """What tells runs/dpo/pretrain from runs/sft/pretrain, for people."""
+    return os.path.abspath(workdir).split(os.sep)[-2:]
+
+
+def _run_id(workdir: str) -> str:
+    """Drawn once and kept in the folder: folders of the same path on two machines are two runs, one that moves is one."""
+    path = os.path.join(workdir, "run_id")
+    os.makedirs(workdir, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as f:
+        f.seek(0)
+        found = f.read()
+        if not found:
+            found = uuid.uuid4().hex[:8]
+            f.write(found)
+    return found
 
 
 class console(_Base):

@@ -150,7 +150,7 @@ def test_optional_services_are_told_the_run_its_config_and_its_numbers(name, mon
         config = Config()
 
         def init(self, **settings):
-            told.append(("init", settings["project"], settings["name"], settings["resume"]))
+            told.append(("init", settings["project"], settings["resume"]))
             return self
 
         def log(self, values, step):
@@ -164,7 +164,27 @@ def test_optional_services_are_told_the_run_its_config_and_its_numbers(name, mon
     writer.write_hparams({"beta": 0.1})
     writer.write_scalars(2, {"loss": jnp.float32(0.5)})
     writer.close()
-    assert told == [("init", "p", "run", "allow"), ("config", {"beta": 0.1}), ("log", 2, {"loss": 0.5}), ("finish",)]
+    assert told == [("init", "p", "allow"), ("config", {"beta": 0.1}), ("log", 2, {"loss": 0.5}), ("finish",)]
+
+
+@pytest.mark.parametrize(("name", "key"), [("wandb", "id"), ("trackio", "name")])
+def test_a_service_goes_on_with_the_run_of_a_folder_and_never_with_that_of_another(name, key, monkeypatch, tmp_path):
+    told = []
+
+    class Service:
+        def init(self, **settings):
+            told.append(settings)
+
+        def finish(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, name, Service())
+    for folder in ("dpo/pretrain", "sft/pretrain", "dpo/pretrain"):
+        getattr(writers, name)(str(tmp_path / folder), project="p").close()
+    first, other, again = (settings[key] for settings in told)
+    assert first == again != other
+    shown = told[0]["name"]
+    assert shown.startswith("dpo-pretrain-" if name == "trackio" else "dpo/pretrain")
 
 
 class Terminal(io.StringIO):
