@@ -122,6 +122,23 @@ def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
     assert page.count("<svg") == 1
 
 
+def test_accuracies_lead_a_comparison_because_the_scale_of_a_loss_may_be_what_is_varied():
+    points = [
+        {"index": i, "id": f"beta={beta}", "overrides": {"beta": beta}, "summary": summary}
+        for i, (beta, summary) in enumerate(
+            {
+                0.1: {"heldout/loss": 0.6, "loss": 0.5, "accuracy": 0.5, "heldout/rewards/accuracies": 0.7},
+                0.5: {"heldout/loss": 0.3, "loss": 0.2, "accuracy": 0.9, "heldout/rewards/accuracies": 0.6},
+            }.items()
+        )
+    ]
+    text = report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+    assert "sorted by heldout/rewards/accuracies" in text and text.index(">beta=0.1<") < text.index(">beta=0.5<")
+    for point in points:
+        del point["summary"]["heldout/rewards/accuracies"]
+    assert "sorted by heldout/loss" in report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+
+
 def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_path, capsys):
     folder = tmp_path / "a b"
     flags = [
