@@ -1,8 +1,7 @@
 """Where numbers go while training: metrics.jsonl, TensorBoard, the terminal, and on request wandb or trackio.
 
-A writer has `write_scalars(step, {name: number})`, `write_hparams({name: value})`, `write_images(step, {name: image})`,
-`flush()` and `close()`; images are uint8 or float arrays in [0, 1], [Y, X, C] or [Y, X]. Only process 0 should have
-writers that leave something behind; `many([])` is the silent one for the others.
+A writer has `write_scalars(step, {name: number})`, `flush()` and `close()`. Only process 0 should have writers that
+leave something behind; `many([])` is the silent one for the others.
 
 `restored` is the step of the checkpoint that was restored, None when training starts from nothing. What an earlier,
 killed start logged past it is dropped, because those steps will be trained, and logged, again.
@@ -19,17 +18,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
 import jax
-import numpy as np
 
 from alignment.errors import InputError
 
 
 class Writer(Protocol):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -40,12 +34,6 @@ class _Base:
     """A writer that ignores everything; the others override what they keep."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        pass
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        pass
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         pass
 
     def tick(self, step: int) -> None:
@@ -167,18 +155,6 @@ class tensorboard(_Base):
             self._write(step=int(step), summary=self._summary.scalar(name, float(value)))
         self._file._writer.flush()
 
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        table = "\n".join(["| key | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in sorted(hparams.items()))])
-        self._write(step=0, summary=self._summary.text("config", table))
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for name, image in images.items():
-            image = np.asarray(image)
-            image = image[..., None] if image.ndim == 2 else image
-            if image.dtype != np.uint8:
-                image = np.clip(image * 255, 0, 255).astype(np.uint8)
-            self._write(step=int(step), summary=self._summary.image(name, image, dataformats="HWC"))
-
     def flush(self) -> None:
         if not self._file._writer.closed:
             self._file.flush()
@@ -193,18 +169,10 @@ class _Service(_Base):
 
     def __init__(self, module: Any, project: str, name: str, settings: dict[str, Any]):
         self._module = module
-        self._run = module.init(project=project, name=name, **settings)
+        module.init(project=project, name=name, **settings)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._module.log({name: _finite(value) for name, value in scalars.items()}, step=int(step))
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._run.config.update(dict(hparams))
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        self._module.log(
-            {name: self._module.Image(np.asarray(image)) for name, image in images.items()}, step=int(step)
-        )
 
     def close(self) -> None:
         self._module.finish()
@@ -369,14 +337,6 @@ class many(_Base):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for writer in self._writers:
             writer.write_scalars(step, scalars)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for writer in self._writers:
-            writer.write_hparams(hparams)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for writer in self._writers:
-            writer.write_images(step, images)
 
     def tick(self, step: int) -> None:
         for writer in self._writers:
