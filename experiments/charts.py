@@ -41,9 +41,11 @@ def downsample(points: Series, most: int = MAX_POINTS) -> Series:
 
 
 def series(rows: Iterable[Mapping]) -> dict[str, Series]:
-    """Rows of metrics.jsonl as one curve a name; what is no finite number is left out."""
+    """Rows of metrics.jsonl as one curve a name; what is no finite number is left out, and so is a row without a step."""
     curves: dict[str, Series] = {}
     for row in rows:
+        if not isinstance(row.get("step"), (int, float)):
+            continue
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
                 curves.setdefault(name, []).append((row["step"], float(value)))

@@ -1,4 +1,4 @@
-"""Job descriptions for schedulers, printed and never submitted: an sbatch array, or one Kubernetes JobSet a point.
+"""Job descriptions for schedulers, printed and never submitted: one job, or a sweep as an array or a JobSet a point.
 
 The point's number is passed as `--sweep_index`; JOB_COMPLETION_INDEX is left to JAX, which reads it as the number of a
 process within one multi-host run.
@@ -30,19 +30,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, folder: str, argv: list[str]) -> str:
-    """The text for `--emit`; `argv` is what the launcher was called with."""
+    """The text for `--emit`: of a sweep's points, or without any of the run itself.
+
+    Args:
+        argv: what the launcher was called with.
+    """
     arguments = launcher_arguments(argv)
-    is_sweep = bool(points[0].overrides) or len(points) > 1 or options.sweep_index is not None
     if options.emit == "slurm":
-        return slurm(
-            arguments, points if is_sweep else [], label, os.path.abspath(folder), options.hosts, options.sbatch
-        )
+        return slurm(arguments, points, label, os.path.abspath(folder), options.hosts, options.sbatch)
     if not options.image:
         raise InputError("--emit=jobset needs --image=IMAGE, a container image with this repository installed")
     limits, selector = pairs("limits", options.limits), pairs("node_selector", options.node_selector)
     documents = [
-        jobset(arguments, point, is_sweep, label, folder, options.hosts, options.image, options.queue, limits, selector)
-        for point in points
+        jobset(arguments, point, label, folder, options.hosts, options.image, options.queue, limits, selector)
+        for point in points or [None]
     ]
     import yaml  # comes with flax
 
@@ -70,14 +71,17 @@ def slurm(
         folder: absolute, on a file system that all nodes share.
         options: further `name=value` (or bare `name`) lines for #SBATCH.
     """
-    log = "%A_%a" if points else "%j"
-    lines = [f"job-name={label}", f"nodes={hosts}", "ntasks-per-node=1", f"output={folder}/slurm-{log}.out"]
+    log = f"{label}-{'%A_%a' if points else '%j'}.out"  # where sbatch is called: Slurm opens it before it runs a line
+    lines = [f"job-name={label}", f"nodes={hosts}", "ntasks-per-node=1", f"output={log}"]
     lines += ["open-mode=append", "requeue", "signal=TERM@120"]
     if points:
         lines.insert(1, "array=" + ranges([p.index for p in points]))
     lines += [option.lstrip("-") for option in options]
-    if any("\n" in line for line in lines):
-        raise InputError("--sbatch holds a line break; give one option at a time")
+    if wrong := next((option for option in options if re.search(r'[\n"\\]', option)), None):
+        raise InputError(
+            f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its value "
+            "as it is: blanks in it are quoted for you"
+        )
     command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", folder]
     text = shlex.join(command) + (" --distributed" if hosts > 1 else "")
     text += ' --sweep_index="$SLURM_ARRAY_TASK_ID"' if points else ""
@@ -95,9 +99,9 @@ def slurm(
 
 
 def sbatch_value(line: str) -> str:
-    """Slurm splits its lines on blanks, and takes double quotes around a value that has some."""
+    """Slurm splits its lines on blanks and reads quotes and comments; double quotes keep a value as it is."""
     name, equals, value = line.partition("=")
-    return f'{name}="{value}"' if equals and re.search(r"\s", value) else line
+    return f'{name}="{value}"' if equals and re.search(r"[\s'#]", value) else line
 
 
 def ranges(numbers: list[int]) -> str:
@@ -113,8 +117,7 @@ def ranges(numbers: list[int]) -> str:
 
 def jobset(
     arguments: list[str],
-    point: sweeps.Point,
-    is_sweep: bool,
+    point: sweeps.Point | None,
     label: str,
     folder: str,
     hosts: int,
@@ -124,9 +127,9 @@ def jobset(
     selector: dict[str, str],
 ) -> dict:
     """One JobSet: an indexed Job of `hosts` pods, restarted after a crash or a preemption, never after bad input."""
-    name = dns_name(f"{label}-{point.index}" if is_sweep else label)
+    name = dns_name(f"{label}-{point.index}" if point else label)
     command = ["python", "-m", "experiments.run", *arguments, "--workdir", folder]
-    command += [f"--sweep_index={point.index}"] if is_sweep else []
+    command += [f"--sweep_index={point.index}"] if point else []
     command += ["--distributed"] if hosts > 1 else []
     container = {"name": "run", "image": image, "command": command}
     if hosts > 1:
@@ -148,7 +151,7 @@ def jobset(
         "template": {"spec": pod},
     }
     rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-    metadata = {"name": name, "annotations": {"plumbline/point": point.id}}
+    metadata = {"name": name} | ({"annotations": {"plumbline/point": point.id}} if point else {})
     if queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
     return {

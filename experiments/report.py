@@ -241,6 +241,11 @@ def direction(name: str) -> int:
     return -1 if last.endswith(LOWER) else 0
 
 
+def precedence(name: str) -> tuple[bool, bool]:
+    """Smallest for what points are best compared by: held out, and an accuracy, which beta does not scale as a loss."""
+    return not name.startswith(charts.HELD_OUT), not name.endswith(("accuracy", "accuracies"))
+
+
 def compare(folder: str | os.PathLike) -> str:
     """Write a sweep's report.html and summary.csv from what its points have left so far; returns the page's path."""
     folder = pathlib.Path(folder)
@@ -270,7 +275,7 @@ def _write_csv(path: pathlib.Path, points: list[dict], varied: list[str], measur
 
 def comparison(points: list[dict], varied: list[str], measured: list[str]) -> str:
     """Overrides beside summary numbers, best point first where a direction is known, the best of a column in colour."""
-    leading = next((n for n in sorted(measured, key=lambda n: not n.startswith(charts.HELD_OUT)) if direction(n)), None)
+    leading = min(filter(direction, measured), key=precedence, default=None)
 
     def value(point, name):
         found = (point["summary"] or {}).get(name)

@@ -42,9 +42,10 @@ Runs one experiment. Killed, and started again with the same command, it goes on
                             skipped, a failed one does not stop the rest. Each has a folder under --workdir.
   --sweep_index=I           run point I only; any scheduler that passes an integer can launch a sweep.
   --sweep_list              print the points as JSON lines.
-  --emit=slurm|jobset       print an sbatch array script, or one Kubernetes JobSet per point; nothing is submitted.
-      --hosts=N             hosts of each point; more than one adds --distributed.
-      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable)
+  --emit=slurm|jobset       print an sbatch script or a Kubernetes JobSet of this run; with --sweep, of every point: an
+                            array, or a JobSet each. Nothing is submitted; --workdir must be a folder all hosts share.
+      --hosts=N             hosts of each run; more than one adds --distributed.
+      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable); the log lies where sbatch is called
       --image=IMAGE --queue=NAME      container image; Kueue queue (jobset)
       --limits="google.com/tpu=4"     container resources (jobset; repeatable)
       --node_selector="KEY=VALUE"     (jobset; repeatable)
@@ -62,7 +63,7 @@ examples:
   python -m experiments.run --config experiments/dpo.py:tiny
   python -m experiments.run --config experiments/dpo.py:laptop --config.objective.beta=0.3 --workdir runs/beta
   python -m experiments.run --config experiments/dpo.py:laptop --sweep --workdir runs/betas
-  python -m experiments.run --config experiments/dpo.py --emit=slurm --hosts=4 --sbatch=partition=gpu > job.sh
+  python -m experiments.run --config experiments/dpo.py --sweep --emit=slurm --hosts=4 --sbatch=partition=gpu > job.sh
 """
 
 
@@ -116,11 +117,14 @@ def launch(argv: list[str]) -> int:
     options = parse_flags(config, rest)
     label = f"{name}-{setting}" if setting else name
     is_sweep = options.sweep or options.sweep_list or options.sweep_index is not None
-    if not (is_sweep or options.emit):
-        return run_once(module, name, config, options.workdir or os.path.join("runs", label), options.distributed, argv)
+    folder = options.workdir or os.path.join("runs", f"{label}-sweep" if is_sweep else label)
+    if not is_sweep:
+        if options.emit:
+            print(emit.render(options, [], label, folder, argv), end="")
+            return OK
+        return run_once(module, name, config, folder, options.distributed, argv)
 
-    points = sweep_points(module, name, config, rest, required=is_sweep)
-    folder = options.workdir or os.path.join("runs", f"{label}-sweep" if hasattr(module, "sweep") else label)
+    points = sweep_points(module, name, config, rest)
     configs = [sweeps.apply(config, point.overrides) for point in points]  # every override is checked before any runs
     if options.sweep_index is not None:
         if not 0 <= options.sweep_index < len(points):
@@ -146,18 +150,16 @@ def run_sweep(module, name, points, configs, folder, options, argv) -> int:
     else:
         code = run_once(module, name, configs[0], points[0].workdir(folder), options.distributed, argv)
     if process_index() == 0:
-        every = sweep_points(module, name, configs[0], [], required=True)
+        every = sweep_points(module, name, configs[0], [])
         sweeps.write_index(every, folder, name)
         say(f"comparison: {report.compare(folder)}")
     return code
 
 
-def sweep_points(module, name: str, config, arguments: list[str], required: bool) -> list[sweeps.Point]:
+def sweep_points(module, name: str, config, arguments: list[str]) -> list[sweeps.Point]:
     """The experiment's points; a value set on the command line and swept over as well is refused."""
     if not hasattr(module, "sweep"):
-        if required:
-            raise InputError(f"{name} defines no sweep(); add one that yields dicts of dotted overrides")
-        return [sweeps.Point(0, "default", {})]
+        raise InputError(f"{name} defines no sweep(); add one that yields dicts of dotted overrides")
     points = sweeps.points(module.sweep())
     for point in points:
         for key in point.overrides:
@@ -171,9 +173,7 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
     """One run in one folder: guarded, seeded, resumed by simply calling `run` again, and marked DONE at the end."""
     resolved = workdirs.plain(config)
     workdirs.check(workdir, resolved, name)
-    if workdirs.is_done(workdir):
-        say(f"{workdir} is finished already")
-        show_summary(workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
+    if is_finished(workdir):
         return OK
     start_distributed(distributed)
     seed = int(config.get("seed", 0))
@@ -186,11 +186,23 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
         if process_index() == 0:
             workdirs.make(workdir)
             held = workdirs.lock(workdir)
+            workdirs.check(workdir, resolved, name)  # again: another start may have ended since
+            if is_finished(workdir):
+                return OK
         return guarded_run(module, name, config, resolved, workdir, argv)
     finally:
         signal.signal(signal.SIGTERM, before)
         if held is not None:
             held.close()
+
+
+def is_finished(workdir: str) -> bool:
+    """Whether there is nothing left to do; then its summary is shown."""
+    if not workdirs.is_done(workdir):
+        return False
+    say(f"{workdir} is finished already")
+    show_summary(workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
+    return True
 
 
 def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:

@@ -148,6 +148,8 @@ def _run(command: list[str], stopped: list[int]) -> int:
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         child = subprocess.Popen(command)
+        if stopped:  # while the child was being started
+            child.send_signal(signal.SIGTERM)
         return child.wait()
     except KeyboardInterrupt:  # the terminal sent it to the child as well
         child.wait()

@@ -254,9 +254,13 @@ def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: i
     if not heldout:
         heldout = run.evaluate()
     summary = {**heldout, "steps": float(steps)}
+    rate = f"{run.unit}_per_second"
     if run.rates:
         units, seconds = map(sum, zip(*run.rates))
-        summary[f"{run.unit}_per_second"] = units / seconds
+        summary[rate] = units / seconds
+    else:  # nothing was left to train, or to time: an earlier start has logged how fast it went
+        logged = writers.last_value(pathlib.Path(run.manager.directory).parent, rate)
+        summary |= {} if logged is None else {rate: logged}
     return run.state, summary
 
 

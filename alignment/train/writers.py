@@ -1,8 +1,7 @@
 """Where numbers go while training: metrics.jsonl, TensorBoard, the terminal, and on request wandb or trackio.
 
-A writer has `write_scalars(step, {name: number})`, `write_hparams({name: value})`, `write_images(step, {name: image})`,
-`flush()` and `close()`; images are uint8 or float arrays in [0, 1], [Y, X, C] or [Y, X]. Only process 0 should have
-writers that leave something behind; `many([])` is the silent one for the others.
+A writer has `write_scalars(step, {name: number})`, `flush()` and `close()`. Only process 0 should have writers that
+leave something behind; `many([])` is the silent one for the others.
 
 `restored` is the step of the checkpoint that was restored, None when training starts from nothing. What an earlier,
 killed start logged past it is dropped, because those steps will be trained, and logged, again.
@@ -14,21 +13,17 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
 import jax
-import numpy as np
 
 from alignment.errors import InputError
 
 
 class Writer(Protocol):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -39,12 +34,6 @@ class _Base:
     """A writer that ignores everything; the others override what they keep."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        pass
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        pass
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         pass
 
     def tick(self, step: int) -> None:
@@ -126,6 +115,16 @@ class jsonl(_Base):
         self._file.close()
 
 
+def last_value(workdir: str | os.PathLike, name: str) -> float | None:
+    """The newest number logged under this name in metrics.jsonl; None where there is none."""
+    try:
+        with open(os.path.join(workdir, "metrics.jsonl"), "rb") as f:
+            found = [json.loads(line).get(name) for line in f]
+    except (FileNotFoundError, ValueError):  # a line is torn only where another host is writing it
+        return None
+    return next((value for value in reversed(found) if value is not None), None)
+
+
 class tensorboard(_Base):
     """TensorBoard events in the workdir, through tensorboardX's protocol buffers.
 
@@ -156,18 +155,6 @@ class tensorboard(_Base):
             self._write(step=int(step), summary=self._summary.scalar(name, float(value)))
         self._file._writer.flush()
 
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        table = "\n".join(["| key | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in sorted(hparams.items()))])
-        self._write(step=0, summary=self._summary.text("config", table))
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for name, image in images.items():
-            image = np.asarray(image)
-            image = image[..., None] if image.ndim == 2 else image
-            if image.dtype != np.uint8:
-                image = np.clip(image * 255, 0, 255).astype(np.uint8)
-            self._write(step=int(step), summary=self._summary.image(name, image, dataformats="HWC"))
-
     def flush(self) -> None:
         if not self._file._writer.closed:
             self._file.flush()
@@ -182,18 +169,10 @@ class _Service(_Base):
 
     def __init__(self, module: Any, project: str, name: str, settings: dict[str, Any]):
         self._module = module
-        self._run = module.init(project=project, name=name, **settings)
+        module.init(project=project, name=name, **settings)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._module.log({name: _finite(value) for name, value in scalars.items()}, step=int(step))
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._run.config.update(dict(hparams))
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        self._module.log(
-            {name: self._module.Image(np.asarray(image)) for name, image in images.items()}, step=int(step)
-        )
 
     def close(self) -> None:
         self._module.finish()
@@ -208,16 +187,35 @@ def _optional(name: str) -> Any:
         ) from e
 
 
-def wandb(workdir: str, project: str, name: str = "") -> Writer:
+def wandb(workdir: str, project: str) -> Writer:
     """Weights & Biases; offline or not, and as whom, is up to its own environment variables."""
-    name = name or os.path.basename(os.path.abspath(workdir))
-    return _Service(_optional("wandb"), project, name, {"id": name, "resume": "allow", "dir": workdir})
+    module = _optional("wandb")
+    settings = {"id": _run_id(workdir), "resume": "allow", "dir": workdir}
+    return _Service(module, project, "/".join(_last_two(workdir)), settings)
 
 
-def trackio(workdir: str, project: str, name: str = "") -> Writer:
-    """Trackio, the local-first tracker."""
-    name = name or os.path.basename(os.path.abspath(workdir))
-    return _Service(_optional("trackio"), project, name, {"resume": "allow"})
+def trackio(workdir: str, project: str) -> Writer:
+    """Trackio, the local-first tracker; it knows a run by its name, so the name has to hold the id."""
+    module = _optional("trackio")
+    return _Service(module, project, "-".join([*_last_two(workdir), _run_id(workdir)]), {"resume": "allow"})
+
+
+def _last_two(workdir: str) -> list[str]:
+    """What tells runs/dpo/pretrain from runs/sft/pretrain, for people."""
+    return os.path.abspath(workdir).split(os.sep)[-2:]
+
+
+def _run_id(workdir: str) -> str:
+    """Drawn once and kept in the folder: folders of the same path on two machines are two runs, one that moves is one."""
+    path = os.path.join(workdir, "run_id")
+    os.makedirs(workdir, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as f:
+        f.seek(0)
+        found = f.read()
+        if not found:
+            found = uuid.uuid4().hex[:8]
+            f.write(found)
+    return found
 
 
 class console(_Base):
@@ -339,14 +337,6 @@ class many(_Base):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for writer in self._writers:
             writer.write_scalars(step, scalars)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for writer in self._writers:
-            writer.write_hparams(hparams)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for writer in self._writers:
-            writer.write_images(step, images)
 
     def tick(self, step: int) -> None:
         for writer in self._writers:

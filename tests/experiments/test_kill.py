@@ -66,6 +66,12 @@ def rows(path):
     return [{name: value for name, value in row.items() if name not in TIMING} for row in found]
 
 
+def summary_of(workdir):
+    """summary.json with every name, and of what depends on the clock whether it is a number above 0."""
+    found = json.loads((workdir / "summary.json").read_text())
+    return {name: value is not None and value > 0 if name in TIMING else value for name, value in found.items()}
+
+
 def state_of(workdir):
     """Everything of the last checkpoint: parameters, optimizer, key, step, the loader's position."""
     items = {name: ocp.args.StandardRestore() for name in ("params", "rest")} | {"position": ocp.args.JsonRestore()}
@@ -91,6 +97,7 @@ def whole(nursery, tmp_path_factory):
     began = time.monotonic()
     nursery.run(folder / "second")
     found = {"seconds": time.monotonic() - began, "state": state_of(folder / "first")}
+    found["summary.json"] = summary_of(folder / "first")
     for name in ("metrics.jsonl", "pretrain/metrics.jsonl", "tables/samples.jsonl"):
         found[name] = rows(folder / "first" / name)
         assert rows(folder / "second" / name) == found[name]
@@ -107,6 +114,7 @@ def assert_like(whole, workdir, metrics_too=True):
         if "metrics" in name:
             steps = [row["step"] for row in found]
             assert steps == sorted(set(steps)), name
+    assert summary_of(workdir) == whole["summary.json"]
     leftovers = [p for p in workdir.rglob("*") if "-tmp" in p.name or p.name.endswith((".tmp", ".unfinished"))]
     assert leftovers == [] and (workdir / "DONE").exists()
 
@@ -135,6 +143,7 @@ EVENTS = {
     "while the first checkpoint is saved": is_saving(0),
     "while a middle checkpoint is saved": is_saving(15),
     "while the last checkpoint is saved": is_saving(STEPS),
+    "after the last checkpoint": lambda workdir: has(workdir, f"checkpoints/{STEPS}"),
     "as the reference is written": lambda workdir: has(workdir, "reference/train.npy*"),
     "between two checkpoints": lambda workdir: logged(workdir, 12),
 }

@@ -97,6 +97,11 @@ def test_a_torn_line_and_a_broken_summary_do_not_stop_the_page(tmp_path):
     assert pathlib.Path(report.build(tmp_path)).read_text().count("<svg") == 1
 
 
+def test_a_row_without_a_step_has_no_place_on_a_curve():
+    rows = [{"step": 1, "loss": 2.0}, {"loss": 9.0}, {"step": None, "loss": 9.0}, {"step": 2, "loss": 1.0}]
+    assert charts.series(rows) == {"loss": [(1, 2.0), (2, 1.0)]}
+
+
 def test_the_same_folder_gives_the_same_page(folder):
     assert pathlib.Path(report.build(folder)).read_bytes() == pathlib.Path(report.build(folder)).read_bytes()
 

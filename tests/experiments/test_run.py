@@ -244,6 +244,23 @@ def test_a_folder_in_use_is_refused_until_its_owner_is_gone_and_sigterm_without_
     assert outcomes == ["stopped", None]
 
 
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--config.seed=1",), 2)])
+def test_what_another_start_finished_just_before_the_lock_is_neither_run_again_nor_overwritten(
+    flags, code, tmp_path, monkeypatch
+):
+    lock = workdirs.lock
+
+    def lock_late(workdir):
+        with monkeypatch.context() as m:
+            m.setattr(workdirs, "lock", lock)
+            assert launch(tmp_path) == 0
+        return lock(workdir)
+
+    monkeypatch.setattr(workdirs, "lock", lock_late)
+    assert launch(tmp_path, *flags) == code and calls(tmp_path) == 1
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
 def test_a_multi_host_start_is_asked_for_and_never_takes_the_sweep_from_the_job_index(monkeypatch):
     told = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: told.append(arguments))

@@ -1,7 +1,10 @@
 import json
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -91,6 +94,20 @@ def test_a_sweep_outlives_a_crashed_point_skips_finished_ones_and_reports_both(t
     assert table[1].startswith('0,"objective.beta=0.05,seed=1",0.05,1,0.05')
 
 
+def test_a_sigterm_that_arrives_while_a_point_is_started_reaches_it(monkeypatch):
+    start = subprocess.Popen
+
+    def slow_start(command):
+        child = start(command)
+        os.kill(os.getpid(), signal.SIGTERM)  # the child is there, and its name is not yet known to the sweep
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    stopped = []
+    assert sweeps._run([sys.executable, "-c", "import time; time.sleep(20)"], stopped) == -signal.SIGTERM
+    assert stopped == [signal.SIGTERM]
+
+
 def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
     found = sweeps.points([{"beta": 0.1}, {"beta": 0.2}, {"beta": 0.3}])
     sweeps.write_index(found, str(tmp_path), "stub")
@@ -105,14 +122,33 @@ def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
     assert page.count("<svg") == 1
 
 
+def test_accuracies_lead_a_comparison_because_the_scale_of_a_loss_may_be_what_is_varied():
+    points = [
+        {"index": i, "id": f"beta={beta}", "overrides": {"beta": beta}, "summary": summary}
+        for i, (beta, summary) in enumerate(
+            {
+                0.1: {"heldout/loss": 0.6, "loss": 0.5, "accuracy": 0.5, "heldout/rewards/accuracies": 0.7},
+                0.5: {"heldout/loss": 0.3, "loss": 0.2, "accuracy": 0.9, "heldout/rewards/accuracies": 0.6},
+            }.items()
+        )
+    ]
+    text = report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+    assert "sorted by heldout/rewards/accuracies" in text and text.index(">beta=0.1<") < text.index(">beta=0.5<")
+    for point in points:
+        del point["summary"]["heldout/rewards/accuracies"]
+    assert "sorted by heldout/loss" in report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+
+
 def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_path, capsys):
     folder = tmp_path / "a b"
     flags = [
+        "--sweep",
         "--emit=slurm",
         "--hosts=2",
         "--sbatch",
         "time=1:00",
         "--sbatch=comment=two words",
+        "--sbatch=mail-user=o'x",
         "--config.behaviour=$(rm x)",
     ]
     assert launch(folder, *flags) == 0
@@ -122,14 +158,25 @@ def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_pa
     words = shlex.split(line)
     assert "--config.behaviour=$(rm x)" in words and words[words.index("--workdir") + 1] == str(folder)
     assert words[-2:] == ["--distributed", "--sweep_index=$SLURM_ARRAY_TASK_ID"] and "--hosts=2" not in words
-    for header in ("--array=0-1", "--nodes=2", "--time=1:00", '--comment="two words"'):
+    for header in ("--array=0-1", "--nodes=2", "--time=1:00", '--comment="two words"', '--mail-user="o\'x"'):
         assert f"#SBATCH {header}\n" in script
+    assert "#SBATCH --output=stub-%A_%a.out\n" in script  # in a folder that exists before the job starts
     assert not folder.exists()
 
 
-def test_an_experiment_without_a_sweep_is_emitted_as_one_job(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("option", ['comment=a "q" b', "comment=a\\b", "time=1:00\nrm x"])
+def test_what_slurm_would_read_otherwise_in_an_option_is_refused(option, tmp_path, capsys):
+    assert launch(tmp_path, "--emit=slurm", f"--sbatch={option}") == 2
+    assert "double quote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sweep", "_sweep"])
+def test_one_run_is_emitted_as_one_job_whether_its_experiment_has_a_sweep_or_not(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", "def _sweep"))
+    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", f"def {name}"))
+    assert run.main(["--config=plain.py:tiny", "--emit=jobset", "--image=i:1"]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document["metadata"] == {"name": "plain-tiny"} and "--sweep_index" not in json.dumps(document)
     assert run.main(["--config=plain.py:tiny", "--emit", "slurm", "--distributed"]) == 0
     script = capsys.readouterr().out
     assert "--array" not in script and "--sweep_index" not in script and "--distributed" not in script
@@ -142,7 +189,7 @@ def test_array_ranges_are_short_and_whole():
 
 
 def test_jobsets_are_one_document_a_point_and_leave_the_completion_index_to_jax(tmp_path, capsys):
-    flags = ["--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
+    flags = ["--sweep", "--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
     assert launch("/shared/runs", *flags) == 0
     text = capsys.readouterr().out
     documents = list(yaml.safe_load_all(text))

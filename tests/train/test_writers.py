@@ -72,6 +72,15 @@ def test_later_scalars_of_the_same_step_join_its_line_across_a_restart_too(tmp_p
     ]
 
 
+def test_the_last_value_of_a_name_is_that_of_the_newest_line_with_a_number(tmp_path):
+    assert writers.last_value(tmp_path, "rate") is None
+    writer = writers.jsonl(str(tmp_path))
+    for step, scalars in enumerate([{"rate": 1.0}, {"rate": 2.0}, {"rate": math.nan}, {"loss": 3.0}]):
+        writer.write_scalars(step, scalars)
+    writer.close()
+    assert writers.last_value(tmp_path, "rate") == 2.0 and writers.last_value(str(tmp_path), "other") is None
+
+
 def test_steps_do_not_go_back(tmp_path):
     writer = writers.jsonl(str(tmp_path))
     writer.write_scalars(2, {})
@@ -96,16 +105,13 @@ def read_events(path):
     return found
 
 
-def test_tensorboard_gets_scalars_images_and_hparams_and_hides_what_is_trained_again(tmp_path):
+def test_tensorboard_gets_scalars_and_hides_what_is_trained_again(tmp_path):
     writer = writers.tensorboard(str(tmp_path))
-    writer.write_hparams({"beta": 0.1})
     writer.write_scalars(5, {"rewards/chosen": jnp.float32(0.5)})
-    writer.write_images(5, {"grey": np.zeros((4, 4)), "colour": np.zeros((4, 4, 3), np.uint8)})
     writer.close()
     (first,) = tmp_path.glob("events.*")
     found = read_events(first)
-    assert (5, "rewards/chosen", 0.5) in found and {tag for _, tag, _ in found} >= {"grey", "colour"}
-    assert any(tag.startswith("config") for _, tag, _ in found) and "START" not in {tag for _, tag, _ in found}
+    assert found == [(5, "rewards/chosen", 0.5)]
     writers.tensorboard(str(tmp_path), restored=4).close()
     (second,) = set(tmp_path.glob("events.*")) - {first}
     assert read_events(second) == [(5, "START", 1)]
@@ -130,18 +136,12 @@ def test_optional_services_that_are_not_installed_say_how_to_install_them(name, 
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_optional_services_are_told_the_run_its_config_and_its_numbers(name, monkeypatch, tmp_path):
+def test_optional_services_are_told_the_run_and_its_numbers(name, monkeypatch, tmp_path):
     told = []
 
-    class Config:
-        def update(self, values):
-            told.append(("config", values))
-
     class Service:
-        config = Config()
-
         def init(self, **settings):
-            told.append(("init", settings["project"], settings["name"], settings["resume"]))
+            told.append(("init", settings["project"], settings["resume"]))
             return self
 
         def log(self, values, step):
@@ -152,10 +152,29 @@ def test_optional_services_are_told_the_run_its_config_and_its_numbers(name, mon
 
     monkeypatch.setitem(sys.modules, name, Service())
     writer = getattr(writers, name)(str(tmp_path / "run"), project="p")
-    writer.write_hparams({"beta": 0.1})
     writer.write_scalars(2, {"loss": jnp.float32(0.5)})
     writer.close()
-    assert told == [("init", "p", "run", "allow"), ("config", {"beta": 0.1}), ("log", 2, {"loss": 0.5}), ("finish",)]
+    assert told == [("init", "p", "allow"), ("log", 2, {"loss": 0.5}), ("finish",)]
+
+
+@pytest.mark.parametrize(("name", "key"), [("wandb", "id"), ("trackio", "name")])
+def test_a_service_goes_on_with_the_run_of_a_folder_and_never_with_that_of_another(name, key, monkeypatch, tmp_path):
+    told = []
+
+    class Service:
+        def init(self, **settings):
+            told.append(settings)
+
+        def finish(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, name, Service())
+    for folder in ("dpo/pretrain", "sft/pretrain", "dpo/pretrain"):
+        getattr(writers, name)(str(tmp_path / folder), project="p").close()
+    first, other, again = (settings[key] for settings in told)
+    assert first == again != other
+    shown = told[0]["name"]
+    assert shown.startswith("dpo-pretrain-" if name == "trackio" else "dpo/pretrain")
 
 
 class Terminal(io.StringIO):
@@ -194,8 +213,6 @@ def test_many_writers_act_as_one_and_none_is_silence(tmp_path):
     both = writers.many([writers.jsonl(str(tmp_path)), writers.console(2, stream=stream)])
     both.tick(1)
     both.write_scalars(1, {"loss": 0.5})
-    both.write_hparams({})
-    both.write_images(1, {})
     both.close()
     assert rows(tmp_path) == [{"step": 1, "loss": 0.5}] and "loss 0.5" in stream.getvalue()
     writers.many([]).write_scalars(1, {"loss": 0.5})
