@@ -41,7 +41,7 @@ def downsample(points: Series, most: int = MAX_POINTS) -> Series:
 
 
 def series(rows: Iterable[Mapping]) -> dict[str, Series]:
-    """Rows of metrics.jsonl as one curve a name; what is no finite number is left out, and so is a row without a step."""
+    """Rows of metrics.jsonl as one curve a name; what is no finite number, or has no step, is left out."""
     curves: dict[str, Series] = {}
     for row in rows:
         if not isinstance(row.get("step"), (int, float)):

@@ -79,8 +79,8 @@ def slurm(
     lines += [option.lstrip("-") for option in options]
     if wrong := next((option for option in options if re.search(r'[\n"\\]', option)), None):
         raise InputError(
-            f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its value "
-            "as it is: blanks in it are quoted for you"
+            f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its "
+            "value as it is: blanks in it are quoted for you"
         )
     command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", folder]
     text = shlex.join(command) + (" --distributed" if hosts > 1 else "")

@@ -206,7 +206,7 @@ def _last_two(workdir: str) -> list[str]:
 
 
 def _run_id(workdir: str) -> str:
-    """Drawn once and kept in the folder: folders of the same path on two machines are two runs, one that moves is one."""
+    """Drawn once and kept in the folder: the same path on two machines is two runs, a folder that moves stays one."""
     path = os.path.join(workdir, "run_id")
     os.makedirs(workdir, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as f:
