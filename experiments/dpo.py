@@ -133,25 +133,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     start.check_export(model, c.export)
     start.remember(workdir, model, tok)
 
-    is_fresh = loop.latest_step(workdir) is None
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
-    reads_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
-    reference_paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
-    is_scored = not reads_stored or all(path.is_file() for path in reference_paths)
-    params = start.params(c.init_from if is_fresh or not is_scored else "", model, mesh)  # else a checkpoint has them
-    if c.pretrain.steps and (is_fresh or not is_scored):  # finished, it only brings back where DPO began
-        params = pretrain(c, model, params, tok, (train, heldout), mesh, workdir / "pretrain")
-    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
-    del params
-
-    stored = [None, None]
-    if reads_stored:
-        stored = [
-            reference(c, model, state, split, mesh, path) for path, split in zip(reference_paths, (train, heldout))
-        ]
-    elif c.loss not in losses.REFERENCE_FREE:
-        state = train_state.with_reference(state)
+    is_fresh = loop.latest_step(workdir) is None
+    state, stored = begin(c, model, tx, tok, (train, heldout), mesh, workdir, is_fresh)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
@@ -183,6 +168,22 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if heldout.label_N is None:
         summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
+
+
+def begin(c, model, tx, tok, splits, mesh, workdir, is_fresh):
+    """The state where DPO begins, and each split's reference log-probabilities (None where none are stored)."""
+    is_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
+    paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
+    # a resumed run has its parameters in a checkpoint; only a reference still to be computed wants them from the start
+    is_needed = is_fresh or (is_stored and not all(path.is_file() for path in paths))
+    params = start.params(c.init_from if is_needed else "", model, mesh)
+    if c.pretrain.steps and is_needed:  # finished, it only brings back where DPO began
+        params = pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
+    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
+    del params
+    if is_stored:
+        return state, [reference(c, model, state, split, mesh, path) for split, path in zip(splits, paths)]
+    return state if c.loss in losses.REFERENCE_FREE else train_state.with_reference(state), [None, None]
 
 
 def pretrain(c, model, params, tok, splits, mesh, workdir):
