@@ -19,6 +19,8 @@ CORE = [
     "pillow>=11.0",
     "pyyaml>=6.0",
     "safetensors>=0.5",
+    "scikit-image>=0.25",
+    "scikit-learn>=1.6",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets==4.9.10",

@@ -1,0 +1,1 @@
+"""Where a prediction comes from: attributions, and Focus, a score that rates them on mosaics."""
