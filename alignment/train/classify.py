@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from alignment.errors import InputError
+from alignment.models import vision
 from alignment.train import checkpoint, files, loop, optimizer, sharding, step, train_state
 
 MODEL_FILE = "image_model.json"
@@ -335,8 +336,6 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
     Raises:
         InputError: a folder that is not that of a finished or running classifier.
     """
-    from alignment.models import vision  # every network of the room
-
     path = pathlib.Path(workdir) / MODEL_FILE
     if not path.is_file():
         raise InputError(f"{path} is not there; name the workdir of a run of experiments/mame.py")

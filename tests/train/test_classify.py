@@ -4,9 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alignment.errors import InputError
+from alignment.models import vision
 from alignment.train import classify, loop, optimizer, sharding, step
 from tests.train.helpers import make_mesh
 
@@ -227,3 +229,19 @@ def test_without_a_choosing_set_the_last_state_is_kept(tmp_path):
 def test_a_batch_that_does_not_split_over_the_devices_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not split"):
         fit(tmp_path, mesh=make_mesh((8, 1, 1)), batch_size=12)
+
+
+def test_a_network_is_recalled_from_its_folder_with_what_it_was_told(tmp_path):
+    about = dict(network="cnn", fields={"dtype": "float32"}, class_names=["a", "b", "c"], images={"size": [6, 6]})
+    classify.remember(tmp_path, **about)
+    with pytest.raises(InputError, match="no network yet"):
+        classify.recall(tmp_path)
+    model = vision.network("cnn", num_classes=3)
+    options = dict(tx=optimizer.amsgrad(1e-2), seed=0, steps=1, batch_size=8, sinks=())
+    best, _ = classify.fit(model, Loader(sizes=((8, 8),)), {}, make_mesh(), tmp_path, **options)
+    found = classify.recall(tmp_path)
+    assert found.model == model and found.step == 1
+    assert {name: getattr(found, name) for name in about} == about
+    jax.tree.map(np.testing.assert_array_equal, found.variables, jax.device_get(classify.variables(best)))
+    with pytest.raises(InputError, match=r"image_model.json is not there"):
+        classify.recall(tmp_path / "elsewhere")
