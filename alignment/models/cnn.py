@@ -42,7 +42,7 @@ class CNN(nn.Module):
     def __call__(self, x_NYXC: jax.Array, train: bool = False, mask_NYX: jax.Array | None = None):
         """Logits and activations; `train` changes nothing, and `mask_NYX` is 1 on real pixels, see `convolution`."""
         del train
-        x, mask = convolution.start(x_NYXC, mask_NYX, self.dtype)
+        x, mask = convolution.start(self, x_NYXC, mask_NYX)
         activations = {}
         for i, width in enumerate(self.widths):
             x, mask = convolution.conv(x, mask, width, use_bias=True, dtype=self.dtype, name=f"features_{3 * i}")

@@ -13,14 +13,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from alignment.errors import InputError
+
 AXES = ("window", "window", "channels_in", "channels")
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
-def start(x_NYXC: jax.Array, mask_NYX: jax.Array | None, dtype: str) -> tuple[jax.Array, jax.Array | None]:
-    """The images in the dtype of the computation, zero outside the mask; the mask as booleans."""
+def check_size(model: nn.Module, size: tuple[int, ...]) -> None:
+    """Refuse images of a size (rows, columns) that the network cannot take, with one that it can."""
+    label, fixed = type(model).__name__, getattr(model, "img_size", None)
+    if fixed is not None and tuple(size) != (fixed, fixed):
+        raise InputError(
+            f"{label} takes images of {fixed} x {fixed} and these are {size[0]} x {size[1]}: its position embeddings "
+            f"are learned for one size and are not interpolated. Resize the images to {fixed} x {fixed}, or train a "
+            f"network with img_size={-(-max(size) // model.patch_size) * model.patch_size}"
+        )
+    if fixed is None and min(size) < model.min_size:
+        raise InputError(
+            f"{label} needs images of at least {model.min_size} x {model.min_size}, and these are "
+            f"{size[0]} x {size[1]}; enlarge them, or take a network of fewer strides (resnet_small takes any size)"
+        )
+
+
+def start(model: nn.Module, x_NYXC: jax.Array, mask_NYX: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """The images in the dtype of the computation, zero outside the mask, and the mask as booleans; sizes checked."""
+    if x_NYXC.ndim != 4:
+        raise InputError(f"images of shape {x_NYXC.shape} must be [N,Y,X,C]; a single one is x[None]")
+    check_size(model, x_NYXC.shape[1:3])
+    if mask_NYX is not None and mask_NYX.shape != x_NYXC.shape[:3]:
+        raise InputError(f"mask_NYX of shape {mask_NYX.shape} must be {x_NYXC.shape[:3]}, as the images are")
     mask_NYX = None if mask_NYX is None else mask_NYX.astype(bool)
-    return zero_outside(jnp.asarray(x_NYXC, dtype), mask_NYX), mask_NYX
+    return zero_outside(jnp.asarray(x_NYXC, model.dtype), mask_NYX), mask_NYX
 
 
 def conv(

@@ -51,7 +51,7 @@ class ResNet(nn.Module):
             train: batch norm by the batch's own statistics; their running averages move where `batch_stats` is mutable.
             mask_NYX: 1 on real pixels, see `convolution`; None: all are.
         """
-        x, mask = convolution.start(x_NYXC, mask_NYX, self.dtype)
+        x, mask = convolution.start(self, x_NYXC, mask_NYX)
         window, stride = (3, 1) if self.is_small_stem else (7, 2)
         x, mask = convolution.conv(x, mask, self.width, window, stride, dtype=self.dtype, name="conv1")
         x = nn.relu(convolution.norm(x, mask, train, dtype=self.dtype, name="bn1"))

@@ -16,13 +16,25 @@ import flax.linen as nn
 import jax
 
 from alignment.errors import InputError
-from alignment.models import cnn, resnet
+from alignment.models import alexnet, cnn, convolution, densenet, efficientnet, resnet, vgg, vit
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(resnet.ResNet, stage_sizes=(2, 2, 2, 2)),
     "resnet34": functools.partial(resnet.ResNet, stage_sizes=(3, 4, 6, 3)),
     "resnet50": functools.partial(resnet.ResNet, stage_sizes=(3, 4, 6, 3), is_bottleneck=True),
     "resnet_small": functools.partial(resnet.ResNet, stage_sizes=(1, 1, 1), width=16, is_small_stem=True),
+    "vgg11": functools.partial(vgg.VGG, stages=vgg.VGG11),
+    "vgg11_bn": functools.partial(vgg.VGG, stages=vgg.VGG11, has_batch_norm=True),
+    "vgg16": functools.partial(vgg.VGG, stages=vgg.VGG16),
+    "vgg16_bn": functools.partial(vgg.VGG, stages=vgg.VGG16, has_batch_norm=True),
+    "alexnet": alexnet.AlexNet,
+    "densenet121": densenet.DenseNet,
+    "efficientnet_b0": efficientnet.EfficientNet,
+    "efficientnet_b3": functools.partial(
+        efficientnet.EfficientNet, width_factor=1.2, depth_factor=1.4, dropout_rate=0.3
+    ),
+    "vit_s16": functools.partial(vit.ViT, model_dim=384, num_heads=6),
+    "vit_b16": functools.partial(vit.ViT, model_dim=768, num_heads=12),
     "cnn": cnn.CNN,
 }
 
@@ -56,19 +68,8 @@ def _family(name):
 
 def check_input(model: str | nn.Module, size: tuple[int, int]) -> None:
     """Refuse images of a size (rows, columns) that the network cannot take, with one that it can."""
-    label = model if isinstance(model, str) else type(model).__name__
     model = network(model, num_classes=1) if isinstance(model, str) else model
-    fixed = getattr(model, "img_size", None)
-    if fixed is not None and tuple(size) != (fixed, fixed):
-        raise InputError(
-            f"{label} takes images of {fixed} x {fixed} and these are {size[0]} x {size[1]}: its position embeddings "
-            f"are learned for one size. Resize the images to {fixed}, or train with img_size={max(size)}"
-        )
-    if fixed is None and min(size) < model.min_size:
-        raise InputError(
-            f"{label} needs images of at least {model.min_size} x {model.min_size}, and these are "
-            f"{size[0]} x {size[1]}; enlarge them, or take a network with fewer strides"
-        )
+    convolution.check_size(model, size)
 
 
 def spatial_layers(apply_fn: Callable, variables: Mapping, x_NYXC: jax.Array) -> list[str]:
