@@ -199,7 +199,7 @@ def fit(
     seed: int,
     steps: int,
     batch_size: int,
-    select: str = "val",
+    select: str = "valid",
     variables: Mapping[str, Any] | None = None,
     accumulate: int = 1,
     **options: Any,

@@ -91,7 +91,7 @@ def fit(workdir, steps=6, train=None, mesh=None, **options):
         | options
     )
     return classify.fit(
-        Small(), train or Loader(), {"val": heldout()}, mesh or make_mesh(), workdir, log_every=1, **options
+        Small(), train or Loader(), {"valid": heldout()}, mesh or make_mesh(), workdir, log_every=1, **options
     )
 
 
@@ -216,7 +216,7 @@ def test_the_best_evaluation_is_kept_not_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(classify, "evaluator", scripted)
     best, summary = fit(tmp_path)
     assert int(best.step) == 4 and summary["best/step"] == 4 and summary["best/loss"] == 4.0
-    assert summary["val/mean_class_accuracy"] == 0.5
+    assert summary["valid/mean_class_accuracy"] == 0.5
     fit(tmp_path)  # already there: nothing is trained, nothing changes
     assert fit(tmp_path)[1]["best/step"] == 4
 
