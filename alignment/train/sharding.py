@@ -29,6 +29,10 @@ RULES = {
     "head": None,
     "norm": None,
     "time": None,
+    "window": None,
+    "channels_in": None,
+    "channels": "fsdp",
+    "classes": None,
 }
 # Activations are split by rows and by heads or features, never by model width: `embed` names both, so it is dropped.
 ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, axis in RULES.items())
