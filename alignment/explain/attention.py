@@ -1,5 +1,8 @@
-"""Attention rollout for vision transformers.  Dimensions: N images, K targets an image, Y X rows and columns of the
-image, C channels, H heads, T tokens (S those attended to), I J rows and columns of patches."""
+"""Attention rollout for vision transformers.
+
+Dimensions: N images, K targets an image, Y X rows and columns of the image, C channels, H heads, T tokens (S those
+attended to), I J rows and columns of patches.
+"""
 
 import re
 from collections.abc import Callable
@@ -52,8 +55,8 @@ def rollout(
     """Attention rollout as a map of the image; it knows no class, so an image's K maps are equal.
 
     The network returns (logits, activations) with the weights of its blocks as "attention0", "attention1", ..., each
-    [N, H, T, T]. Where a class token (or more) stands before the patches, the map is what the first token took from each
-    patch; where there is none, the mean over the patches. It is resized bilinearly and not scaled.
+    [N, H, T, T]. Where a class token (or more) stands before the patches, the map is what the first token took from
+    each patch; where there is none, the mean over the patches. It is resized bilinearly and not scaled.
 
     Raises:
         InputError: the network returns no attention weights.
@@ -61,11 +64,12 @@ def rollout(
     del ids_N, key
     out = apply_fn(variables, x_NYXC)
     activations = out[1] if isinstance(out, tuple | list) and len(out) > 1 else {}
-    found = {int(match[1]): value for name, value in activations.items() if (match := re.fullmatch(r"attention(\d+)", name))}
+    matches = {name: re.fullmatch(r"attention(\d+)", name) for name in activations}
+    found = {int(match[1]): activations[name] for name, match in matches.items() if match}
     if not found:
         raise InputError(
-            "attention_rollout reads activations 'attention0', 'attention1', ... [N, heads, T, T] beside the logits, and "
-            f"this network returns {', '.join(activations) or 'logits alone'}; it is for vision transformers"
+            "attention_rollout reads activations 'attention0', 'attention1', ... [N, heads, T, T] beside the logits, "
+            f"and this network returns {', '.join(activations) or 'logits alone'}; it is for vision transformers"
         )
     shares_NTS = roll_out([found[block] for block in sorted(found)], heads=heads, residual=residual)
     height, width = x_NYXC.shape[1:3]

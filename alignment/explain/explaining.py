@@ -1,11 +1,12 @@
-"""One call for every attribution method, in batches of one shape.  Dimensions: N images, B images in a batch, K targets an
-image, Y X rows and columns, C channels or classes.
+"""One call for every attribution method, in batches of one shape.
+
+Dimensions: N images, K targets an image, Y X rows and columns, C channels or classes.
 
     maps_NYX = explain(apply_fn, variables, x_NYXC, targets_N, method="gradcam", layer="layer4")
 
-`apply_fn(variables, x_NYXC)` returns logits_NC, or a pair of them and a dict of activations; it is any JAX function, such
-as a linen module's `apply`. Pass the same `apply_fn` each time: compiled programs are found again by it (two equal linen
-modules share theirs; a new lambda has its own).
+`apply_fn(variables, x_NYXC)` returns logits_NC, or a pair of them and a dict of activations; it is any JAX function,
+such as a linen module's `apply`. Pass the same `apply_fn` each time: compiled programs are found again by it (two equal
+linen modules share theirs; a new lambda has its own).
 """
 
 import difflib
@@ -19,15 +20,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import attention, gradcam, gradients, lime, occlusion, steps
+from alignment.explain import attention, gradcam, gradients, lime, lrp, occlusion, steps
 
 
-def relevance_maps(apply_fn, variables, x_NYXC, targets_NK, *, ids_N=None, key=None, **options):
+def relevance_maps(
+    apply_fn: Callable,
+    variables: Any,
+    x_NYXC: jax.Array,
+    targets_NK: jax.Array,
+    *,
+    ids_N: jax.Array | None = None,
+    key: jax.Array | None = None,
+    composite: Any = "auto",
+    rules: tuple = (),
+    low: float | jax.Array = -1.0,
+    high: float | jax.Array = 1.0,
+    return_delta: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Layer-wise relevance propagation, summed over the channels; the options are those of `lrp.relevance`."""
-    from alignment.explain import lrp
-
     del ids_N, key
-    return lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, **options).sum(-1)
+    options = {"composite": composite, "rules": rules, "low": low, "high": high, "return_delta": return_delta}
+    out = lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, **options)
+    maps_NKYXC = out[0] if return_delta else out
+    maps_NKYX = maps_NKYXC.sum(-1).astype(jnp.float32)
+    return (maps_NKYX, out[1]) if return_delta else maps_NKYX
 
 
 METHODS: dict[str, Callable] = {
@@ -133,12 +149,16 @@ def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
     """The targets as int32 [N, K], or an InputError that says what they should be."""
     targets = np.asarray(targets)
     if targets.ndim not in (1, 2) or len(targets) != num_images or 0 in targets.shape:
-        raise InputError(f"targets of shape {targets.shape} must be class numbers [N] or [N, K] for N={num_images} images")
+        raise InputError(
+            f"targets of shape {targets.shape} must be class numbers [N] or [N, K] for N={num_images} images"
+        )
     if not np.issubdtype(targets.dtype, np.integer):
         raise InputError(f"targets are {targets.dtype} and must be integers: class numbers, not scores or one-hot rows")
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
-        raise InputError(f"target {targets[wrong][0]} is out of range; the network has {classes} classes, 0 to {classes - 1}")
+        raise InputError(
+            f"target {targets[wrong][0]} is out of range; the network has {classes} classes, 0 to {classes - 1}"
+        )
     return targets.astype(np.int32).reshape(num_images, -1)
 
 
@@ -158,7 +178,9 @@ def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, ids_
     return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
 
 
-def build(apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options) -> Callable:
+def build(
+    apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options
+) -> Callable:
     """`fn(x_NYXC, targets_NK, ids_N) -> maps_NKYX`, compiled once for each shape; inputs are not checked.
 
     The function is one program and may be called inside another, unless the method is LIME or loops on the host
@@ -181,11 +203,11 @@ def build(apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.A
     arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
     settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
 
-    def fn(x_NYXC, targets_NK, ids_N=None):
+    def fn(x_NYXC, targets_NK, ids_N=None, **own):
         ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
         if method in ON_HOST or settings.get("driver") == "host":
             x_NYXC, targets_NK = jnp.asarray(x_NYXC), jnp.asarray(targets_NK)
-            return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **settings, **arrays)
+            return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **settings, **arrays, **own)
         static = tuple(sorted(settings.items()))
         return _compiled(method_fn, apply_fn, static, variables, x_NYXC, targets_NK, ids_N, key, arrays)
 
@@ -217,8 +239,8 @@ def explain(
         batch_size: images at a time; the last batch is filled up, so that one program serves all. None goes by backend
             and image size.
         driver: "host", "scan" or "flat" for methods of many steps, see `steps`; None goes by backend.
-        return_delta: also the conservation error (lrp) or completeness error (integrated_gradients) of each map, in
-            logits.
+        return_delta: also an error for each map: of conservation, as a share of the logit (lrp), or of completeness, in
+            logits (integrated_gradients).
         options: of the method; see its docstring.
 
     Returns:
@@ -237,15 +259,18 @@ def explain(
         raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
     batch_size = min(batch_size or default_batch_size(*x_NYXC.shape[1:3]), num_images)
     targets_NK = check_targets(targets, num_images, num_classes(apply_fn, variables, x_NYXC[:batch_size]))
-    per_image = {name: options.pop(name) for name in ("segments_NYX",) if options.get(name) is not None}
+    segments_NYX = options.pop("segments_NYX", None)
+    if segments_NYX is not None and np.shape(segments_NYX) != x_NYXC.shape[:3]:
+        raise InputError(
+            f"segments_NYX of shape {np.shape(segments_NYX)} must be {x_NYXC.shape[:3]}, as the images are"
+        )
     fn = build(apply_fn, variables, method=method, key=key, **options)
     batches = []
     for first in range(0, num_images, batch_size):
         rows = np.arange(first, first + batch_size)
         rows[rows >= num_images] = 0  # filling; cut off below
-        if per_image:
-            own = {name: np.asarray(value)[rows] for name, value in per_image.items()}
-            fn = build(apply_fn, variables, method=method, key=key, **options, **own)
-        batches.append(fn(x_NYXC[rows], targets_NK[rows], rows.astype(np.int32)))
+        x = x_NYXC if batch_size == num_images else x_NYXC[rows]
+        own = {} if segments_NYX is None else {"segments_NYX": np.asarray(segments_NYX)[rows]}
+        batches.append(fn(x, targets_NK[rows], rows.astype(np.int32), **own))
     whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num_images], *batches)
     return jax.tree.map(lambda a: a[:, 0], whole) if is_single else whole

@@ -1,9 +1,11 @@
-"""GradCAM and GradCAM++: a layer's channels weighed by the gradient of the score.  Dimensions: N images, K targets an
-image, Y X rows and columns of the image, I J those of the layer, C channels (classes where it follows a score), T tokens.
+"""GradCAM and GradCAM++: a layer's channels weighed by the gradient of the score.
 
 The forward pass runs once; only the network after the layer is differentiated, once for each target. Any layer can be
 named: an activation that the network returns, or the path of a linen module; an unknown name is refused with the list.
-Token layers (ViT) are [N,T,C]: tokens beyond the largest grid of the image's shape, such as the class token, are dropped.
+A layer of tokens (ViT) becomes a grid of patches; tokens in front of them, such as the class token, are dropped.
+
+Dimensions: N images, K targets an image, Y X rows and columns of the image, I J those of the layer, C channels,
+T tokens.
 """
 
 import functools
@@ -20,21 +22,22 @@ from alignment.explain import gradients, graph, steps
 def default_layer(forward: graph.Graph) -> str:
     """The last activation with rows and columns, in order of computation.
 
-    The networks of `alignment.models` and others that return activations have their choice among those; "attention..."
-    are weights between tokens, not maps. Without activations it is the last module whose output is [N,I,J,C].
+    Of a network that returns activations it is one of those ("attention..." are weights between tokens, not maps);
+    otherwise the last module whose output is [N,I,J,C]. Where blocks of tokens come after it (ViT), it is the last
+    block but one: from the last one's output the class token alone reaches the logits.
 
     Raises:
         InputError: there is none.
     """
-
-    def is_spatial(value):
-        shape = forward.shapes[value].shape
-        return len(shape) == 4 and shape[1] * shape[2] > 1
-
     names = graph.named(forward)
     returned = {name: value for name, value in names.items() if name in forward.activations}
     for candidates in (returned, names):
-        spatial = [name for name, value in candidates.items() if is_spatial(value) and not name.startswith("attention")]
+        shapes = {n: forward.shapes[v].shape for n, v in candidates.items() if not n.startswith("attention")}
+        spatial = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+        after = list(shapes)[list(shapes).index(spatial[-1]) + 1 :] if spatial else list(shapes)
+        tokens = [name for name in after if len(shapes[name]) == 3 and name in returned]
+        if len(tokens) > 1:
+            return tokens[-2]
         if spatial:
             return spatial[-1]
     raise InputError(f"no layer of this network has rows and columns; name one with layer=: {', '.join(names)}")

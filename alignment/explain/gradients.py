@@ -1,13 +1,14 @@
-"""Attributions from gradients of a class score.  Dimensions: N images, K targets an image, Y X rows and columns,
-C channels (classes where it follows a score), S steps taken in one pass.
+"""Attributions from gradients of a class score.
 
-The score of a class is its logit. Every function takes `apply_fn(variables, x_NYXC) -> logits_NC` (or a pair that begins
-with it), class numbers targets_NK, and returns maps_NKYX in float32; all K targets share one forward pass. The defaults
-are the settings of Arias-Duart et al. 2022 (arXiv:2109.15035). `channels` says how C becomes one number a pixel: "sum"
-keeps the sign, "max_abs" is the largest magnitude, "keep" returns maps_NKYXC.
+The score of a class is its logit. Every function takes `apply_fn(variables, x_NYXC) -> logits_NC` (or a pair that
+begins with it) and class numbers targets_NK, and returns maps_NKYX in float32; all K targets share one forward pass.
+The defaults are the settings of Arias-Duart et al. 2022 (arXiv:2109.15035). `channels` says how C becomes one number a
+pixel: "sum" keeps the sign, "max_abs" is the largest magnitude, "keep" returns maps_NKYXC.
 
 Networks treat images apart from each other (batch statistics are those of evaluation), and noise is drawn for an image
 from `key` and its number in `ids_N`, so nothing depends on which images share a batch.
+
+Dimensions: N images, K targets an image, Y X rows and columns, C channels (classes in logits), S steps in one pass.
 """
 
 import functools
@@ -129,7 +130,9 @@ def _guided_at(apply_fn, variables, x_NYXC, targets_NK):
     forward = graph.trace(apply_fn, variables, x_NYXC, keep_custom=True)
     rectifiers = {equation for equation in forward.equations if equation.reads_x and graph.is_relu(forward, equation)}
     if not rectifiers:
-        raise InputError("guided backprop changes the gradient of ReLU, and this network has none; take method='gradient'")
+        raise InputError(
+            "guided backprop changes the gradient of ReLU, and this network has none; take method='gradient'"
+        )
 
     def replace(equation):
         if equation not in rectifiers:
@@ -172,7 +175,9 @@ def _smoothgrad_step(static, arrays, step_S, valid_S):
 
     def noisy(step, image_YXC, key):
         deviation = noise * (image_YXC.max() - image_YXC.min())
-        return image_YXC + deviation * jax.random.normal(jax.random.fold_in(key, step), image_YXC.shape, image_YXC.dtype)
+        return image_YXC + deviation * jax.random.normal(
+            jax.random.fold_in(key, step), image_YXC.shape, image_YXC.dtype
+        )
 
     x_SNYXC = jax.vmap(lambda step: jax.vmap(functools.partial(noisy, step))(x_NYXC, keys_N))(step_S)
     gradients_SNKYXC = _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK)
@@ -183,7 +188,9 @@ def _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK):
     """gradients_SNKYXC at S versions of N images, all in one batch."""
     num_steps = len(x_SNYXC)
     flat = x_SNYXC.reshape(-1, *x_SNYXC.shape[2:])
-    _, gradients = of_targets(functools.partial(logits, apply_fn, variables), flat, jnp.tile(targets_NK, (num_steps, 1)))
+    _, gradients = of_targets(
+        functools.partial(logits, apply_fn, variables), flat, jnp.tile(targets_NK, (num_steps, 1))
+    )
     return gradients.reshape(num_steps, -1, *gradients.shape[1:])
 
 

@@ -4,7 +4,9 @@ follows a score), P perturbations, S of them in one pass, G super-pixels (segmen
 Super-pixels, perturbations and the small ridge regressions are made on the host; only the network runs on the device.
 """
 
+import os
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -22,6 +24,9 @@ PAD = 16  # super-pixels are counted in multiples of this, so that few programs 
 def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-1.0, 1.0), **options) -> np.ndarray:
     """Super-pixels by scikit-image.
 
+    The paper's quickshift is meant for images of hundreds of pixels a side: its kernel does not shrink with the image,
+    and 56 x 56 pixels give hardly any super-pixels. Take "slic" for small ones.
+
     Args:
         x_NYXC: images of 1 or 3 channels.
         segmenter: "quickshift" with the paper's kernel_size=4, max_dist=200, ratio=0.2, or "slic" with
@@ -38,9 +43,13 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
     from skimage import segmentation  # half a second
 
     if segmenter not in SEGMENTERS:
-        raise InputError(f"segmenter={segmenter!r} is none of {', '.join(SEGMENTERS)}; or pass segments_NYX of your own")
+        raise InputError(
+            f"segmenter={segmenter!r} is none of {', '.join(SEGMENTERS)}; or pass segments_NYX of your own"
+        )
     if x_NYXC.shape[-1] not in (1, 3):
-        raise InputError(f"{segmenter} reads 1 or 3 channels and x has {x_NYXC.shape[-1]}; pass segments_NYX of your own")
+        raise InputError(
+            f"{segmenter} reads 1 or 3 channels and x has {x_NYXC.shape[-1]}; pass segments_NYX of your own"
+        )
     low, high = value_range
     colours_NYXC = np.clip((np.asarray(x_NYXC, np.float64) - low) / (high - low), 0, 1)
     colours_NYXC = np.broadcast_to(colours_NYXC, (*x_NYXC.shape[:3], 3))
@@ -48,8 +57,13 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
         options = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2, "rng": SEED} | options
     else:
         options = {"n_segments": 64, "compactness": 10.0, "start_label": 0} | options
-    maps = [getattr(segmentation, segmenter)(np.ascontiguousarray(image_YXC), **options) for image_YXC in colours_NYXC]
-    return np.stack([np.unique(map_YX, return_inverse=True)[1].reshape(map_YX.shape) for map_YX in maps]).astype(np.int32)
+
+    def one(image_YXC):
+        map_YX = getattr(segmentation, segmenter)(np.ascontiguousarray(image_YXC), **options)
+        return np.unique(map_YX, return_inverse=True)[1].reshape(map_YX.shape)
+
+    with futures.ThreadPoolExecutor(min(os.cpu_count() or 1, len(x_NYXC))) as pool:  # scikit-image releases the lock
+        return np.stack(list(pool.map(one, colours_NYXC))).astype(np.int32)
 
 
 def perturbations(key: jax.Array, image: int, num_samples: int, num_segments: int) -> np.ndarray:
@@ -124,8 +138,8 @@ def relevance(
 
     Args:
         num_samples: perturbations of an image.
-        num_features: the map is 1 on this many super-pixels with the largest positive coefficients and 0 elsewhere, as in
-            the paper; None gives every pixel the coefficient of its super-pixel.
+        num_features: the map is 1 on this many super-pixels with the largest positive coefficients and 0 elsewhere, as
+            in the paper; None gives every pixel the coefficient of its super-pixel.
         segments_NYX: super-pixels of your own, numbered from 0; otherwise `segment` makes them.
         segmenter: "quickshift" or "slic", with `segmenter_options`.
         value_range: what x spans, for the colours that the segmenter sees.

@@ -1,5 +1,8 @@
-"""Occlusion: what the score loses when a window is hidden.  Dimensions: N images, K targets an image, Y X rows and
-columns, C channels (classes where it follows a score), S windows taken in one pass, W windows."""
+"""Occlusion: what the score loses when a window is hidden.
+
+Dimensions: N images, K targets an image, Y X rows and columns, C channels (classes in logits), W windows, S of them in
+one pass.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +46,9 @@ def _step(static, arrays, step_S, valid_S):
     flat = x_SNYXC.reshape(-1, *x_NYXC.shape[1:])
     scores = _scores(apply_fn, variables, flat, jnp.tile(targets_NK, (len(step_S), 1)), score)
     counted_SYX = hidden_SYX * valid_S[:, None, None]
-    return jnp.einsum("snk,syx->nkyx", scores.reshape(-1, num_images, targets_NK.shape[1]), counted_SYX), counted_SYX.sum(0)
+    return jnp.einsum(
+        "snk,syx->nkyx", scores.reshape(-1, num_images, targets_NK.shape[1]), counted_SYX
+    ), counted_SYX.sum(0)
 
 
 def relevance(

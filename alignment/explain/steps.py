@@ -4,9 +4,9 @@ A method hands over `step_fn(static, arrays, step_S, valid_S)`, which takes S st
 returns a tree of arrays: sums over its valid steps (`total`), or one row a step (`stacked`). It is a module-level
 function, `static` is hashable and `arrays` is a tree of arrays, so that a compiled step is found again by later calls.
 
-Drivers: "host" compiles one pass and calls it in a Python loop; "scan" loops inside one program; "flat" takes all steps
-in one pass, which needs the memory for all of them. Convolutions inside XLA loops are slow on CPUs, so None means "host"
-there and "scan" elsewhere and inside a trace.  Dimensions: S steps in one pass, P passes.
+Drivers: "host" compiles one pass and calls it in a Python loop; "scan" loops inside one program; "flat" takes all
+steps in one pass, which needs the memory for all of them. Convolutions inside XLA loops are slow on CPUs, so None means
+"host" there, and "scan" elsewhere and inside a trace.  Dimensions: S steps in one pass, P passes.
 """
 
 import functools

@@ -8,6 +8,7 @@ them. timm's VGG has convolutions where torchvision's has dense layers; up to 22
 import dataclasses
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -19,10 +20,11 @@ from alignment.errors import InputError
 from alignment.models import layouts, tensors, vision
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
-CONVERT = (
-    "python -c \"import torch, safetensors.torch; d = torch.load({source!r}, map_location='cpu', weights_only=True); "
-    "d = d.get('state_dict', d); safetensors.torch.save_file("
-    '{{k: v.contiguous().clone() for k, v in d.items()}}, {target!r})"'
+CONVERT = (  # a shell's words; where the files are comes behind
+    'python -c "import sys, torch, safetensors.torch; '
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+    "d = {k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}; "
+    'safetensors.torch.save_file(d, sys.argv[2])"'
 )
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # what DataParallel, Lightning and torch.compile put before every name
 
@@ -75,7 +77,8 @@ def load(
     found = {name: entry for name, entry in table.items() if name in stored}
     missing = [name for name in table if name not in found]
     wrong = [name for name in found if stored[name].shape != _their_shape(table[name], leaves)]
-    _refuse(path, missing, wrong, stored, table, leaves, allow_missing)
+    unexpected = [name for name in stored if name not in table and not name.endswith("num_batches_tracked")]
+    _refuse(path, missing, wrong, unexpected, stored, table, leaves, allow_missing)
     new = {}
     for name, entry in found.items():
         if name not in wrong:
@@ -85,7 +88,7 @@ def load(
         tuple(name for name in found if name not in wrong),
         tuple(_mismatch(name, stored, table, leaves) for name in wrong),
         tuple(missing),
-        tuple(name for name in stored if name not in table and not name.endswith("num_batches_tracked")),
+        tuple(unexpected),
     )
     return _tree(leaves | new), report
 
@@ -124,9 +127,17 @@ def _stored(path):
     with open(path, "rb") as f:
         is_pickled = path.suffix in PICKLED or f.read(2) in (b"PK", b"\x80\x02")
     if is_pickled:
-        command = CONVERT.format(source=str(path), target=str(path.with_suffix(".safetensors")))
-        raise InputError(f"{path} is pickled and can run code when it is read; where torch is installed: {command}")
+        words = [CONVERT, shlex.quote(str(path)), shlex.quote(str(_converted(path)))]
+        raise InputError(
+            f"{path} is pickled and can run code when it is read; where torch is installed: {' '.join(words)}"
+        )
     return tensors.header(path)
+
+
+def _converted(path):
+    """Where the conversion goes; beside a pickle that was renamed to .safetensors, a file of another name."""
+    other = path.with_suffix(".safetensors")
+    return other if other != path else path.with_name(f"{path.stem}-converted.safetensors")
 
 
 def _unwrapped(stored):
@@ -147,8 +158,8 @@ def _told_by_names(path, stored, choices, network):
     return layout, table
 
 
-def _refuse(path, missing, wrong, stored, table, leaves, allow_missing):
-    """All but the head must be there, in our shapes."""
+def _refuse(path, missing, wrong, unexpected, stored, table, leaves, allow_missing):
+    """All but the head must be there in our shapes, and our stages must not have more layers in the file."""
     mismatched = [_mismatch(name, stored, table, leaves) for name in wrong if not _is_head(table[name])]
     if mismatched:
         raise InputError(
@@ -158,6 +169,10 @@ def _refuse(path, missing, wrong, stored, table, leaves, allow_missing):
     absent = [name for name in missing if not _is_head(table[name])]
     if absent and not allow_missing:
         raise InputError(f"{path} lacks {_few(absent)}; is it another network's? allow_missing=True leaves them")
+    stages = {name.split(".")[0] for name in table}
+    deeper = [name for name in unexpected if name.split(".")[0] in stages]
+    if deeper:
+        raise InputError(f"{path} has {_few(deeper)}, which have no place in the network; is it a deeper one's?")
 
 
 def _is_head(entry):

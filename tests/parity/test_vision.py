@@ -1,6 +1,9 @@
 """Our image networks against torch, from safetensors files in torchvision's and timm's layouts, in fp32."""
 
 import re
+import shlex
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -11,11 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+from alignment.errors import InputError  # noqa: E402
 from alignment.models import convolution, pretrained, vision  # noqa: E402
 from tests.parity import torch_nets  # noqa: E402
 
 CLASSES = 11
-# Full depth and width, but for VGG's and AlexNet's dense layers (half a gigabyte) and ViT's image size.
+# Full depth and width, but for VGG's and AlexNet's dense layers (half a gigabyte), ViT's image size and ViT-B's depth.
 CASES = {
     "resnet18": ((61, 67), {}),
     "resnet34": ((64, 64), {}),
@@ -29,7 +33,7 @@ CASES = {
     "efficientnet_b0": ((45, 64), {}),
     "efficientnet_b3": ((64, 64), {}),
     "vit_s16": ((48, 48), {"img_size": 48}),
-    "vit_b16": ((48, 48), {"img_size": 48}),
+    "vit_b16": ((48, 48), {"img_size": 48, "num_layers": 4}),
 }
 
 
@@ -141,10 +145,26 @@ def test_torch_loads_what_we_save_and_it_is_what_it_was(name, tmp_path):
     assert all(torch.equal(again[key], value) for key, value in state.items() if "num_batches" not in key)
 
 
+def test_the_command_that_a_refused_pickle_is_answered_with_converts_it(tmp_path):
+    model = torch_nets.build("resnet18", CLASSES, width=4)
+    tied = {**model.state_dict(), "extra.weight": model.fc.weight.T}  # not contiguous, and shares memory
+    torch.save({"state_dict": tied, "epoch": 3}, tmp_path / "it's.ckpt")
+    variables = jax.eval_shape(
+        vision.network("resnet18", num_classes=CLASSES, width=4).init, jax.random.key(0), pixels((8, 8))
+    )
+    with pytest.raises(InputError) as error:
+        pretrained.load(tmp_path / "it's.ckpt", variables, network="resnet18")
+    command = str(error.value).partition("where torch is installed: ")[2]
+    subprocess.run(command.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
+    loaded, report = pretrained.load(tmp_path / "it's.safetensors", variables, network="resnet18")
+    assert report.unexpected == ("extra.weight",)
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], model.fc.weight.detach().numpy().T)
+
+
 @pytest.mark.parametrize("bins", [6, 7])
-def test_adaptive_pooling_has_torchs_bins_for_every_size(bins):
-    for Y in (1, 2, 5, 6, 7, 9, 13, 16):
-        x = np.random.default_rng(Y).normal(size=(2, Y, 17 - Y, 3)).astype(np.float32)
+def test_adaptive_pooling_has_torchs_bins(bins):
+    for Y in (2, 7, 12):
+        x = np.random.default_rng(Y).normal(size=(2, Y, 16 - Y, 3)).astype(np.float32)
         theirs = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(x).permute(0, 3, 1, 2), bins)
-        found = convolution.adaptive_mean(jnp.asarray(x), None, bins)
+        found = jax.jit(convolution.adaptive_mean, static_argnums=2)(jnp.asarray(x), None, bins)
         np.testing.assert_allclose(found, theirs.permute(0, 2, 3, 1), rtol=0, atol=1e-6)
