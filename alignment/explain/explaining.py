@@ -62,7 +62,7 @@ METHODS: dict[str, Callable] = {
 
 DRAWS = ("smoothgrad", "lime")  # need a key
 ON_HOST = ("lime",)  # part of it runs in numpy, so it cannot be one compiled program
-PIXELS_CPU = 8 * 448 * 448  # in a batch, where the caller names no size; measured on two cores, more is no faster
+PIXELS_CPU = 4 * 448 * 448  # in a batch, where the caller names no size; more is no faster there and takes memory
 PIXELS = 64 * 448 * 448
 
 
