@@ -3,9 +3,9 @@
     pictures = images.open("folder:photos", split="train")
     batches = images.batches(pictures, shape=dict(resize=256, crop=224), train=True, batch_size=128, seed=0)
 
-A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32 [B]
-(the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and are
-normalised there.
+A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32
+[B] (the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and
+are normalised there.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from alignment.errors import InputError
-from data import image_sources, loader, records, transforms
+from data import image_sources, loader, mame, records, transforms
 from data.image_sources import Images
 
 SOURCES: dict[str, Callable[..., Images]] = {
@@ -27,7 +27,7 @@ SOURCES: dict[str, Callable[..., Images]] = {
     "csv": image_sources.csv_table,
     "npz": image_sources.npz,
     "tfds": image_sources.tfds,
-    "mame": image_sources.mame,
+    "mame": mame.open_folder,
 }
 KEEP_BYTES = 1 << 28  # of decoded pictures kept in memory, where all of them fit
 
@@ -157,9 +157,12 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
 
 @dataclasses.dataclass(frozen=True)
 class Endless:
-    """Which pictures batch k holds, for ever. Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n
-    pictures, in an order of its own; their pictures follow one another in a stream of permutations, so that each is
-    seen equally often and epochs run on inside a batch."""
+    """Which pictures batch k holds, for ever.
+
+    Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n pictures, in an order of its own; their
+    pictures follow one another in a stream of permutations, so that each is seen equally often and epochs run on inside
+    a batch.
+    """
 
     members: tuple[np.ndarray, ...]
     batch_size: int
