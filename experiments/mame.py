@@ -25,7 +25,7 @@ import numpy as np
 from alignment.errors import InputError
 from alignment.evaluation import classification
 from alignment.explain import explaining, frame
-from alignment.models import pretrained, vision
+from alignment.models import layouts, pretrained, vision
 from alignment.train import classify, files, loop, optimizer, sharding
 from data import images, mame, records, transforms
 from experiments import pictures
@@ -106,13 +106,18 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     remember(c, workdir, view, class_names)
     steps_per_epoch = -(-len(found["train"]) // batch_size)
     batches_fn = functools.partial(
-        images.batches, shape=view, batch_size=batch_size, num_workers=c.num_workers, **sharding.row_share(mesh)
+        images.batches,
+        shape=view,
+        batch_size=batch_size,
+        num_workers=c.num_workers,
+        mask_name="mask" if c.masked_pool else "real",
+        **sharding.row_share(mesh),
     )
     held = {split: batches_fn(found[split], train=False) for split in ("val", "test")}
     state, summary = classify.fit(
         model,
-        masked(batches_fn(found["train"], train=True, seed=c.seed), c.masked_pool),
-        {"val": masked(held["val"], c.masked_pool)},
+        batches_fn(found["train"], train=True, seed=c.seed),
+        {"val": held["val"]},
         mesh,
         workdir,
         tx=optimizer.amsgrad(c.lr or (1e-5 if c.network.name.startswith("vgg") else 1e-4)),
@@ -130,7 +135,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     variables = classify.variables(state)
     export(c, workdir, model, variables)
-    seen = classify.predict(model, variables, masked(held["test"], c.masked_pool), mesh)
+    seen = classify.predict(model, variables, held["test"], mesh)
     if jax.process_index() == 0:
         summary |= judge(c, workdir, found, seen)
         summary |= explain(c, workdir, found["test"], view, model, variables, seen)
@@ -202,28 +207,137 @@ def start(c: ml_collections.ConfigDict, model: nn.Module, view: transforms.View,
     return variables
 
 
-class masked:
-    """Batches with or without the mask that keeps padding out of the logits; a loader like the one it wraps."""
+# What comes out
 
-    def __init__(self, batches, is_masked: bool):
-        self._batches, self._is_masked = batches, is_masked
 
-    def __iter__(self):
-        return (self._changed(batch) for batch in self._batches)
+def export(c: ml_collections.ConfigDict, workdir: pathlib.Path, model: nn.Module, variables: Any) -> None:
+    """The best epoch's weights for others, where their network has a published layout."""
+    if c.export and type(model).__name__ in layouts.TORCHVISION:
+        (workdir / "export").mkdir(exist_ok=True)
+        pretrained.save(workdir / "export/model.safetensors", sharding.to_host(variables), network=model)
 
-    def __next__(self):
-        return self._changed(next(self._batches))
 
-    def _changed(self, batch):
-        if not self._is_masked:
-            # padding stays exactly 0 after normalisation only with the mask: 127.5 is no byte, so grey is the nearest
-            mask = batch.pop("mask", None)
-            if mask is not None:
-                batch["images"] = np.where(mask[..., None] > 0, batch["images"], np.uint8(128))
-        return batch
+def judge(c: ml_collections.ConfigDict, workdir: pathlib.Path, found, seen: classify.Predictions) -> dict[str, float]:
+    """Tables and files of the test split's predictions; the numbers of the summary."""
+    test, names = found["test"], list(found["test"].class_names)
+    labels_N, predicted_N = seen.labels_N, seen.predicted_N
+    counts_CC = classification.confusion(labels_N, predicted_N, len(names))
+    overall, mean = classification.overall(counts_CC), classification.mean_per_class(counts_CC)
+    low, high = classification.wilson(int(np.trace(counts_CC)), int(counts_CC.sum()))
+    mean_low, mean_high = classification.bootstrap(counts_CC, seed=c.seed)
+    floors = floors_of(c, found)
+    rows = [{"what": c.network.name, "overall": overall, "low": low, "high": high}]
+    rows[0] |= {"mean per class": mean, "mean low": mean_low, "mean high": mean_high}
+    rows += [{"what": f"without a pixel: {name}", "overall": o, "mean per class": m} for name, (o, m) in floors.items()]
+    tables = {
+        "accuracy": rows,
+        "classes": classification.per_class(counts_CC, names),
+        "confusions": classification.top_confusions(counts_CC, names),
+    }
+    num_classes, groups = len(names), {name: values[seen.index_N] for name, values in test.groups.items()}
+    if "museum" in groups:
+        tables["museums"] = classification.by_group(labels_N, predicted_N, groups["museum"], num_classes)
+    aspect_N, pixels_N = groups["width"] / groups["height"], groups["width"].astype(float) * groups["height"]
+    tables["aspect ratio"] = classification.by_quantile(labels_N, predicted_N, aspect_N, num_classes)
+    tables["pixels"] = classification.by_quantile(labels_N, predicted_N, pixels_N, num_classes)
+    for name, table in tables.items():
+        files.write_rows(workdir / f"tables/{name.replace(' ', '_')}.jsonl", table)
+    text = json.dumps({**tables, "confusion": counts_CC.tolist(), "class_names": names}, indent=1)
+    files.write(workdir / "metrics.json", lambda f: f.write(text.encode()))
+    told = ([names[t], names[p], test.files[i]] for t, p, i in zip(labels_N, predicted_N, seen.index_N))
+    write_csv(workdir / "predictions.csv", ["True labels", "Predicted labels", "Filenames"], told)
+    write_csv(workdir / "confusion.csv", ["true", *names], ([n, *row] for n, row in zip(names, counts_CC.tolist())))
+    shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
+    caption = (
+        f"Of each true class, the share that {c.network.name} took for each class ({len(labels_N)} test pictures)."
+    )
+    pictures.matrix(workdir / "figures/confusion.png", shares_CC, names, caption=caption)
+    summary = {"accuracy": overall, "accuracy/low": low, "accuracy/high": high, "mean_class_accuracy": mean}
+    summary |= {"mean_class_accuracy/low": mean_low, "mean_class_accuracy/high": mean_high}
+    best = max(floors, key=lambda name: floors[name][0])
+    words = f"Test accuracy {overall:.3f} ({low:.3f} to {high:.3f}), mean per class {mean:.3f} ({mean_low:.3f} to "
+    words += f"{mean_high:.3f}). Without a pixel: {floors[best][0]:.3f}, from {best.replace('_', ' ')}.\n"
+    files.write(workdir / "findings.txt", lambda f: f.write(words.encode()))
+    return summary | {f"floor/{name}": o for name, (o, _) in floors.items()}
 
-    def get_state(self):
-        return self._batches.get_state()
 
-    def set_state(self, state):
-        self._batches.set_state(state)
+def floors_of(c: ml_collections.ConfigDict, found) -> dict[str, tuple[float, float]]:
+    """(overall, mean per class) on test of what sees no pixel."""
+    train, test = found["train"], found["test"]
+    num_classes = len(train.class_names)
+    floors = {"most frequent class": classification.constant_floor(test.labels_N, num_classes)}
+    features = [mame.metadata_features(part) for part in (train, test)]
+    if "museum" in features[0]:
+        (a, b), (x, y) = (part["museum"] for part in features), (train.labels_N, test.labels_N)
+        floors["museum"] = classification.group_floor(x, a, y, b, num_classes)
+    options = dict(num_classes=num_classes, trees=c.floor.trees, seeds=range(c.seed, c.seed + c.floor.seeds))
+    return floors | classification.metadata_floor(features[0], train.labels_N, features[1], test.labels_N, **options)
+
+
+def explain(c, workdir: pathlib.Path, test, view, model, variables, seen: classify.Predictions) -> dict[str, float]:
+    """The worst errors with their explanations, and how much relevance lies on the frame of the pictures."""
+    chosen = worst(seen, c.explain.errors)
+    sample = np.linspace(0, len(seen.index_N) - 1, min(c.explain.pictures, len(seen.index_N))).astype(int)
+    rows, summary = [[] for _ in chosen], {}
+    names = test.class_names
+    for place, n in enumerate(chosen):
+        picture = transforms.apply(test.read(int(seen.index_N[n])), view, rng=None)
+        true, taken = names[seen.labels_N[n]], names[seen.predicted_N[n]]
+        rows[place].append((picture, f"{true}\ntaken for {taken}"))
+    for method in c.explain.methods:
+        maps = explained(c, method, test, view, model, variables, seen, chosen, both=True)
+        for place, n in enumerate(chosen):
+            for k, what in enumerate(
+                (f"{method}: for\n{names[seen.predicted_N[n]]}", f"for\n{names[seen.labels_N[n]]}")
+            ):
+                rows[place].append((pictures.heat_over(rows[place][0][0], maps[place][k]), what))
+        shares = [frame.share(m[0]) for m in explained(c, method, test, view, model, variables, seen, sample)]
+        if shares:
+            summary[f"frame_share/{method}"] = float(np.nanmean(shares))
+    if rows:
+        caption = (
+            "The test pictures most surely taken for another class; what speaks for the class they were taken for, "
+        )
+        caption += "and for their own (red for, blue against)."
+        pictures.contact_sheet(workdir / "figures/worst_errors.png", rows, caption=caption)
+    return summary
+
+
+def worst(seen: classify.Predictions, num: int) -> np.ndarray:
+    """Rows of the errors whose own class was given the least probability, worst first."""
+    logits_NC = seen.logits_NC.astype(np.float64)
+    own_N = logits_NC[np.arange(len(logits_NC)), seen.labels_N] - np.logaddexp.reduce(logits_NC, axis=1)
+    wrong_N = np.flatnonzero(seen.predicted_N != seen.labels_N)
+    return wrong_N[np.argsort(own_N[wrong_N], kind="stable")][:num]
+
+
+def explained(c, method: str, test, view, model, variables, seen, rows_N, *, both: bool = False) -> list[np.ndarray]:
+    """Maps [K, Y, X] of some test pictures: for the predicted class, and with `both` for the true one too."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, n in enumerate(rows_N):
+        width, height = view.cropped(test.size(int(seen.index_N[n])), train=False)
+        multiple = 1 if view.is_fixed else 32
+        found.setdefault((-(-width // multiple) * multiple, -(-height // multiple) * multiple), []).append(place)
+    maps: dict[int, np.ndarray] = {}
+    for size, places in found.items():  # one program a shape
+        padded = []
+        for place in places:
+            picture = transforms.apply(test.read(int(seen.index_N[rows_N[place]])), view, rng=None)
+            padded.append((picture, *transforms.pad(picture, size)))
+        x_NYXC = classify.normalise(np.stack([p[1] for p in padded]), np.stack([p[2] for p in padded]))
+        rows = [rows_N[place] for place in places]
+        targets_NK = np.stack([seen.predicted_N[rows], seen.labels_N[rows]], axis=1)[:, : 2 if both else 1]
+        options = dict(method=method, key=jax.random.PRNGKey(c.seed))
+        whole_NKYX = np.asarray(explaining.explain(model.apply, variables, x_NYXC, targets_NK, **options))
+        for place, (picture, _, mask_YX), map_KYX in zip(places, padded, whole_NKYX):
+            top, left = np.argwhere(mask_YX)[0]
+            maps[place] = map_KYX[:, top : top + picture.shape[0], left : left + picture.shape[1]]
+    return [maps[place] for place in range(len(rows_N))]
+
+
+def write_csv(path: pathlib.Path, header, rows) -> None:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    files.write(path, lambda f: f.write(out.getvalue().encode()))
