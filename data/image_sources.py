@@ -122,6 +122,9 @@ class FileRead:
 
     paths: tuple[str, ...]
 
+    def content(self, i: int) -> bytes:
+        return pathlib.Path(self.paths[i]).read_bytes()
+
     def __call__(self, i: int, at_least=None) -> np.ndarray:
         return image_files.read(self.paths[i], at_least=at_least)
 
@@ -133,13 +136,14 @@ class ZipRead:
     archive: str
     entries: tuple[str, ...]
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
-        name = f"{self.archive}/{self.entries[i]}"
+    def content(self, i: int) -> bytes:
         try:
-            content = opened_zip(self.archive).read(self.entries[i])
+            return opened_zip(self.archive).read(self.entries[i])
         except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
-            raise InputError(f"{name} cannot be read: {e}; fetch the archive again") from e
-        return image_files.read(content, at_least=at_least, name=name)
+            raise InputError(f"{self.archive}/{self.entries[i]} cannot be read: {e}; fetch the archive again") from e
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -394,34 +398,59 @@ def npz(path: str, *, split: str, seed: int = 0) -> Images:
 
 
 def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
-    """A tensorflow-datasets builder with `image` and `label`, such as mnist or cifar10.
+    """A tensorflow-datasets builder with `image` and `label`, such as mnist, cifar10 or mame; its scalars are groups.
 
     A builder without a split for val gives a tenth of its train, by class.
     """
     from data import sources  # tensorflow-datasets takes seconds to import
 
     check_split(split)
-    source = sources.open_source(path, "test" if split == "test" else "train", data_dir=data_dir, download=download)
+    options = dict(data_dir=data_dir, download=download, pictures_as_bytes=True)
+    source = sources.open_source(path, "test" if split == "test" else "train", **options)
+    own = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
+    if split == "val" and own:
+        source = sources.open_source(path, own, **options)
     first = source[0]
     if not {"image", "label"} <= set(first):
         raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
-    labels_N = np.array([source[i]["label"] for i in range(len(source))], np.int32)
-    rows = np.arange(len(source))
-    if split != "test":
-        order = parts(labels_N, seed)  # of its train split, the parts for val and for train and test together
-        rows = np.flatnonzero((order == "val") == (split == "val"))
-    shape = np.asarray(first["image"]).shape
-    groups = {"width": np.full(len(rows), shape[1]), "height": np.full(len(rows), shape[0])}
+    names = [k for k, value in first.items() if isinstance(value, int | float | str)]
+    sizes, bad, values = [], [], {name: [] for name in names}
+    for i, row in enumerate(source):
+        try:
+            sizes.append(_size(row["image"], f"tfds:{path}/{source}[{i}]"))
+        except InputError as e:
+            sizes.append((0, 0))
+            bad.append(records.BadRecord(f"tfds:{path}", i + 1, str(e)))
+        for name in names:
+            values[name].append(row[name])
+    sizes_N2 = np.array(sizes, np.int64)
+    values = {name: np.array(column) for name, column in values.items()}
+    is_mine_N = sizes_N2[:, 0] > 0
+    if split != "test" and not own:
+        order = parts(values["label"], seed)  # of its train split, the parts for val and for train and test together
+        is_mine_N &= (order == "val") == (split == "val")
+    rows = np.flatnonzero(is_mine_N)
+    labels_N = values.pop("label")
+    groups = {"width": sizes_N2[:, 0], "height": sizes_N2[:, 1]} | values
     return Images(
         f"tfds:{path}",
         split,
-        labels_N[rows],
+        labels_N[rows].astype(np.int32),
         source.names("label") or tuple(map(str, range(int(labels_N.max()) + 1))),
         tuple(f"{path}/{split}/{i}" for i in rows),
         _SourceRead(source, rows),
-        groups,
-        {"pictures": len(rows)},
+        {name: column[rows] for name, column in groups.items()},
+        {"pictures": len(rows), "set aside": len(bad)},
+        tuple(bad),
+        sizes_N2[rows],
     )
+
+
+def _size(picture: bytes | np.ndarray, name: str) -> tuple[int, int]:
+    if isinstance(picture, bytes):
+        head = image_files.header(picture, name=name)
+        return head.width, head.height
+    return np.shape(picture)[1], np.shape(picture)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,4 +459,8 @@ class _SourceRead:
     rows: np.ndarray
 
     def __call__(self, i: int, at_least=None) -> np.ndarray:
-        return colour(np.asarray(self.source[int(self.rows[i])]["image"]))
+        row = int(self.rows[i])
+        picture = self.source[row]["image"]
+        if isinstance(picture, bytes):
+            return image_files.read(picture, at_least=at_least, name=f"{self.source}[{row}]")
+        return colour(np.asarray(picture))

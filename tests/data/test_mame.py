@@ -236,3 +236,22 @@ def test_a_truncated_picture_in_an_archive_is_named(own):
     found = images.open(f"mame:{own}", split="test", checksums=False)
     with pytest.raises(InputError, match=r"MAMe_data.zip/data/test_1_0.jpg cannot be decoded"):
         found.read(1)
+
+
+def test_the_prepared_builder_gives_the_same_pictures_and_what_is_known_of_them(root, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from data import mame_builder
+
+    place = mame_builder.prepare(str(root), data_dir=str(tmp_path))
+    plain = images.open(f"mame:{root}", split="test")
+    for source in (f"tfds:{place}", "tfds:mame/full"):
+        stored = images.open(source, split="test", data_dir=str(tmp_path))
+        rows = [[pathlib.Path(f).name for f in plain.files].index(name) for name in stored.groups["file"]]
+        assert sorted(rows) == list(range(6)) and stored.class_names == MEDIUMS
+        assert stored.labels_N.tolist() == plain.labels_N[rows].tolist()
+        assert all(stored.groups[k].tolist() == plain.groups[k][rows].tolist() for k in ("museum", "width", "height"))
+        assert all(np.array_equal(stored.read(i), plain.read(row)) for i, row in enumerate(rows))
+    assert (
+        len(images.open(f"tfds:{place}", split="val")) == 3 and len(images.open(f"tfds:{place}", split="train")) == 12
+    )
+    assert "tensorflow" not in __import__("sys").modules
