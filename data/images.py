@@ -159,7 +159,8 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
 class Endless:
     """Which pictures batch k holds, for ever. Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n
     pictures, in an order of its own; their pictures follow one another in a stream of permutations, so that each is
-    seen equally often and epochs run on inside a batch."""
+    seen equally often and epochs run on inside a batch.
+    """
 
     members: tuple[np.ndarray, ...]
     batch_size: int
