@@ -159,8 +159,8 @@ def check_shape(shape: tuple[int, ...], *, num_mosaics: int, size: tuple[int, in
     """The part of `check_maps` that needs no values."""
     if len(shape) != 3:
         raise InputError(
-            f"maps of shape {shape}; Focus rates one number a pixel, [M, Y, X]: reduce the channels first, by their sum "
-            "(relevance) or the largest magnitude (gradients)"
+            f"maps of shape {shape}; Focus rates one number a pixel, [M, Y, X]: reduce the channels first, by their "
+            "sum (relevance) or the largest magnitude (gradients)"
         )
     if shape[0] != num_mosaics:
         raise InputError(f"{shape[0]} maps for {num_mosaics} mosaics; there must be one each")

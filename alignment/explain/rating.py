@@ -1,9 +1,10 @@
 """Many mosaics explained and scored: tiles go to the devices as bytes, scores come back, maps stay where they are.
 
-Mosaics are split over the mesh's row axes. Up to rounding, the same numbers come out whatever the mesh and the batch size.
+Mosaics are split over the mesh's row axes. Up to rounding, the same numbers come out whatever the mesh and the batch
+size.
 
-Dimensions: M mosaics, B of them in a batch, 4 tiles, K = 1 target a mosaic, N tiles, Y X rows and columns, C channels or
-classes.
+Dimensions: M mosaics, B of them in a batch, 4 tiles, K = 1 target a mosaic, N tiles, Y X rows and columns, C channels
+or classes.
 """
 
 import time
