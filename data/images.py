@@ -91,7 +91,7 @@ class Read:
                 return None
             if self.keep:
                 self.kept[i] = picture
-        return transforms.apply(picture, self.view, rng=rng)
+        return transforms.apply(picture, self.view, rng=rng, size=self.images.size(i))
 
     def _set_aside(self, i: int, e: InputError) -> None:
         self.bad[i] = str(e)

@@ -86,10 +86,17 @@ def resize(picture: np.ndarray, size: tuple[int, int], *, keeps_shape: bool) -> 
     return np.asarray(PIL.Image.fromarray(picture).resize(size, how))
 
 
-def apply(picture: np.ndarray, view: View, *, rng: np.random.Generator | None) -> np.ndarray:
-    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre."""
+def apply(
+    picture: np.ndarray, view: View, *, rng: np.random.Generator | None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre.
+
+    Args:
+        size: the file's (width, height), from which sizes follow where the picture was decoded at a fraction of it;
+            None: the picture's own.
+    """
     train = rng is not None
-    size = picture.shape[1], picture.shape[0]
+    size = size or (picture.shape[1], picture.shape[0])
     width, height = view.cropped(size, train=train)
     picture = resize(picture, view.resized(size, train=train), keeps_shape=not view.is_fixed)
     spare_x, spare_y = picture.shape[1] - width, picture.shape[0] - height
