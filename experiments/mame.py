@@ -39,7 +39,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"mame.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.data = dict(source="mame:data/mame", toy=False, allow_missing=False)  # any source of data/images.py
+    c.data = dict(source="mame:data/mame")  # any source of data/images.py
+    c.data.update(toy=False, allow_missing=False)  # of mame: its smaller table; go on without pictures not there
+    c.data.update(per_class=0)  # of museum: pictures of each class; 0: 100 for train, 40 for val and test
     c.version = "R65k-FS"  # R65k or R360k pixels; FS squeezed to a square, VS in their own shape; "" goes by `view`
     c.replicate_release_bug = False  # R360k-VS at 65,536 pixels, as the released code has it
     c.view = dict(resize=0, pixels=0, crop=0.875, eval_resize=0, rotate=30.0, flip=True)  # for version ""
@@ -74,7 +76,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def small(c: ml_collections.ConfigDict) -> None:
     """A small network on the embedded museum."""
-    c.data = dict(source="museum", per_class=0)  # pictures of each class; 0: 100 for train, 40 for val and test
+    c.data.source = "museum"
     c.version = ""
     c.view.update(resize=64, crop=56, rotate=15.0)
     c.network.update(name="resnet_small", dtype="float32")
@@ -134,11 +136,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         sinks=c.sinks,
     )
     variables = classify.variables(state)
-    export(c, workdir, model, variables)
+    whole = sharding.to_host(variables)
     seen = classify.predict(model, variables, held["test"], mesh)
     if jax.process_index() == 0:
+        export(c, workdir, model, whole)
         summary |= judge(c, workdir, found, seen)
-        summary |= explain(c, workdir, found["test"], view, model, variables, seen)
+        summary |= explain(c, workdir, found["test"], view, model, whole, seen)
     return summary
 
 
@@ -147,9 +150,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
-    for name in ("epochs",):
-        if c[name] < 1:
-            raise InputError(f"{name}={c[name]} must be at least 1")
+    if c.epochs < 1:
+        raise InputError(f"epochs={c.epochs} must be at least 1")
     for name in ("eval_epochs", "save_epochs"):
         if c.loop[name] < 1:
             raise InputError(f"loop.{name}={c.loop[name]} must be at least 1, in epochs")
@@ -168,11 +170,10 @@ def view_of(c: ml_collections.ConfigDict) -> transforms.View:
 
 def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, images.Images]:
     """The three splits; what was set aside stands in bad_records.jsonl, and every count in the report."""
-    options = {name: value for name, value in c.data.items() if name != "source"}
+    options = {"per_class": c.data.per_class} if c.data.source == "museum" else {}
     if c.data.source.startswith("mame:"):
+        options = dict(toy=c.data.toy, allow_missing=c.data.allow_missing)
         options |= {"version": c.version} if c.version else {}
-    elif c.data.source != "museum":
-        options = {}
     found = {split: images.open(c.data.source, split=split, **options) for split in SPLITS}
     records.write_bad([bad for part in found.values() for bad in part.bad], str(workdir / "bad_records.jsonl"))
     files.report_counts(workdir, {f"{s}: {name}": n for s, part in found.items() for name, n in part.counts.items()})
@@ -214,7 +215,7 @@ def export(c: ml_collections.ConfigDict, workdir: pathlib.Path, model: nn.Module
     """The best epoch's weights for others, where their network has a published layout."""
     if c.export and type(model).__name__ in layouts.TORCHVISION:
         (workdir / "export").mkdir(exist_ok=True)
-        pretrained.save(workdir / "export/model.safetensors", sharding.to_host(variables), network=model)
+        pretrained.save(workdir / "export/model.safetensors", variables, network=model)
 
 
 def judge(c: ml_collections.ConfigDict, workdir: pathlib.Path, found, seen: classify.Predictions) -> dict[str, float]:
