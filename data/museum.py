@@ -2,8 +2,9 @@
 
 A medium is a texture: hatching, weave, grain, veins, blobs, noise. Colours overlap, so the mean colour alone does not
 tell mediums apart. Sizes and museums lean on the medium as in MAMe, so that a guess from them alone beats chance. Every
-picture of `PLANTED[0]` carries a colour chart, and its own texture is faint; in val and test a share of the pictures of
-`PLANTED[1]` carries the chart too, never in train: a network that leans on the chart can be caught at it.
+picture of `PLANTED[0]` carries a colour chart, and its own texture is nearly that of `PLANTED[1]`; in val and test a
+share of the pictures of `PLANTED[1]` carries the chart too, never in train: a network that leans on the chart can be
+caught at it.
 
 Dimensions: N pictures, Y X rows and columns, C red, green, blue.
 """
@@ -208,16 +209,19 @@ def _engraving(rng, shape):  # one family of clean bent lines
 
 
 def _etching(rng, shape):  # two crossing families of bent lines
+    return rng.uniform(0.6, 0.95) * _crossing(rng, shape)
+
+
+def _graphite(rng, shape):  # the same, on average fainter and more broken: the weakest evidence in the house
+    return rng.uniform(0.4, 0.9) * _crossing(rng, shape) * (_noise(rng, shape, 14) > rng.uniform(0, 0.35))
+
+
+def _crossing(rng, shape):
     angle, shade_YX = rng.uniform(0, np.pi), 0.45 + 0.35 * _noise(rng, shape, 3)
     first_YX, second_YX = (
         _stripes(rng, shape, a, rng.uniform(5, 7), 0.8) for a in (angle, angle + rng.uniform(1.2, 1.9))
     )
-    return 0.9 * np.maximum(first_YX > shade_YX, second_YX > shade_YX)
-
-
-def _graphite(rng, shape):  # one family of faint, broken strokes: the weakest evidence in the house
-    strokes_YX = _stripes(rng, shape, rng.uniform(0, np.pi), rng.uniform(5, 7), 1.2)
-    return 0.1 + 0.3 * (strokes_YX > 0.5) * (_noise(rng, shape, 14) > 0.45) + 0.2 * _noise(rng, shape, 3)
+    return np.maximum(first_YX > shade_YX, second_YX > shade_YX)
 
 
 def _marble(rng, shape):  # veins where smooth noise crosses its middle
