@@ -238,7 +238,7 @@ def backward(step: Step, R):
     if step.layer.kind == "max_pool":
         R = (jnp.where(step.z == 0, 0, R[0]),)
     if step.layer.equations[0].op == "reduce_window_max":
-        share = transpose.max_pool(step.layer.equations[0], step.x, step.z, R[0])
+        share = transpose.max_pool(step.layer.equations[0], step.x, R[0])
         if share is not None:
             return share
     _, pullback = jax.vjp(step.fn, *step.inputs)
