@@ -228,4 +228,4 @@ def test_the_transpose_of_a_max_pool_is_its_gradient_ties_included(window, strid
     z, pullback = jax.vjp(pool, x)
     R = rng.normal(size=z.shape).astype(np.float32)
     (equation,) = jax.make_jaxpr(pool)(x).eqns
-    np.testing.assert_allclose(transpose.max_pool(equation, x, z, R), pullback(R)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(transpose.max_pool(equation, x, R), pullback(R)[0], rtol=1e-5, atol=1e-6)
