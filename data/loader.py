@@ -4,11 +4,16 @@ What batch k holds is a function of (seed, k): a keyed permutation per epoch, no
 the threads and the position; this file fixes how a global batch splits over processes.
 """
 
+import multiprocessing
+import os
 import sys
+import threading
+import weakref
 from collections.abc import Callable
 
 import grain
 import numpy as np
+from absl import flags
 
 from alignment.errors import InputError
 
@@ -18,19 +23,45 @@ Batch = dict[str, np.ndarray]
 class Loader:
     """Iterates over batches; `get_state` and `set_state` name the next one by number."""
 
-    def __init__(self, dataset: grain.MapDataset, *, num_batches: int, num_threads: int = 1, prefetch: int = 2):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        *,
+        num_batches: int,
+        num_threads: int = 1,
+        prefetch: int = 2,
+        num_workers: int = 0,
+    ):
         self.num_batches = num_batches  # sys.maxsize: endless
         threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._dataset = dataset.to_iter_dataset(threads)
-        self._iterator = iter(self._dataset)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+            self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+        self._is_shared = num_workers > 0
+        self._open = []  # the iterator in use
+        self._start()
+        weakref.finalize(self, _close, self._open)  # worker processes end before the interpreter does
+
+    @property
+    def _iterator(self):
+        return self._open[0]
+
+    def _start(self) -> None:
+        _close(self._open)
+        self._open[:] = [iter(self._dataset)]
 
     def __iter__(self):
         if self.num_batches < sys.maxsize:  # finite ones start over, for the next evaluation
-            self._iterator = iter(self._dataset)
+            self._start()
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        # What workers send lies in shared memory, which must not outlive them; a copy is an array like any other.
+        return {k: np.array(v, subok=False) for k, v in batch.items()} if self._is_shared else batch
 
     def get_state(self) -> dict:
         """JSON-able; what `set_state` takes to continue with exactly the next batch."""
@@ -38,6 +69,24 @@ class Loader:
 
     def set_state(self, state: dict) -> None:
         self._iterator.set_state(state)
+
+
+def _close(iterators: list) -> None:
+    """Ends the iterators' threads and processes, and the iterators while their modules are still whole."""
+    while iterators:
+        getattr(iterators.pop(), "close", lambda: None)()
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """In a worker process: ends it when its parent is gone, even one that was killed."""
+    del worker, num_workers
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def build(

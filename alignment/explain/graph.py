@@ -1,0 +1,363 @@
+"""A forward pass as a list of equations: named values, what depends on the image, and the network after a layer.
+
+`trace` reads the jaxpr of any `apply_fn(variables, x) -> logits` or `(logits, {name: activation})`: a linen module, or
+a plain JAX function.  There are no hooks and no registry of layers; names are linen scope paths ("layer1_0/conv1"),
+found on each equation's name stack without the root module's class name.
+
+    graph = trace(apply_fn, variables, x)                     equations, inlined; nothing is computed
+    named(graph) -> {name: value id}                          what a layer may be called, in order of computation
+    find(graph, layer) -> value id                            "" is the default layer (the last spatial activation)
+    evaluate(graph, variables, x, replace=) -> {id: array}    the forward pass, some equations replaced on request
+    split(apply_fn, variables, x, layer) -> (activation, head_fn)      head_fn(activation) -> logits_NC
+
+Values are integers.  Call primitives (jit, remat, custom derivatives) are inlined; with `keep_custom=True` functions
+with a derivative of their own stay whole, so that gradients through `evaluate` are the network's own, as those through
+`split` are.  All of it works under jit.  Dimensions: N images, C classes.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from alignment import errors
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_CONTROL = {
+    "while": "a while loop (fori_loop with traced bounds)",
+    "cond": "a branch on a traced value (lax.cond, lax.switch)",
+    "scan": "a scan (nn.scan, lax.scan, fori_loop, lax.map)",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """`outputs = primitive(inputs)`; `path` is the linen scope, `reads_x` whether an input depends on the image."""
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    path: str
+    reads_x: bool
+
+    @property
+    def op(self) -> str:
+        return self.primitive.name
+
+    def bind(self, *arrays):
+        """The outputs as a tuple."""
+        out = self.primitive.bind(*arrays, **self.primitive.get_bind_params(self.params))
+        return tuple(out) if self.primitive.multiple_results else (out,)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A traced forward pass.
+
+    Attributes:
+        equations: in order of computation, only those that the logits or the activations need.
+        constants: value id to array or number: literals and arrays that `apply_fn` closes over.
+        variables: value ids of the leaves of `variables`.
+        image: value id of x.
+        logits: value id of the logits.
+        activations: the dict that `apply_fn` returns beside the logits; empty where it returns logits alone.
+        shapes: value id to shape and dtype (has `.shape`, `.dtype`).
+        reads_x: value ids that depend on the image.
+    """
+
+    equations: tuple[Equation, ...]
+    constants: dict[int, Any]
+    variables: tuple[int, ...]
+    image: int
+    logits: int
+    activations: dict[str, int]
+    shapes: dict[int, Any]
+    reads_x: frozenset[int]
+
+
+def trace(apply_fn: Callable, variables, x, *, keep_custom: bool = False) -> Graph:
+    """Reads what `apply_fn(variables, x)` computes.
+
+    Args:
+        apply_fn: returns logits [N, C], or a pair of them and a dict of activations.
+        variables: any tree of arrays (or of shapes).
+        x: images; only shape and dtype are read.
+        keep_custom: leave functions with a custom derivative whole.
+
+    Raises:
+        InputError: for control flow that depends on the image, and for outputs that are not logits.
+    """
+    closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(variables, x)
+    flat, _ = jax.tree_util.tree_flatten_with_path(out)
+    builder = _Builder(keep_custom)
+    arguments = [builder.new(var.aval) for var in closed.jaxpr.invars]
+    image = arguments[-1]
+    builder.reads_x.add(image)
+    results = builder.inline(closed, arguments, prefix="")
+    logits, activations = _outputs(out, flat, results)
+    if logits not in builder.reads_x:
+        raise errors.InputError("the logits do not depend on x; apply_fn(variables, x) must use its second argument")
+    kept = needed(builder.equations, [logits, *activations.values()])
+    return Graph(
+        equations=tuple(_strip_root(kept)),
+        constants=builder.constants,
+        variables=tuple(arguments[:-1]),
+        image=image,
+        logits=logits,
+        activations=activations,
+        shapes=builder.shapes,
+        reads_x=frozenset(builder.reads_x),
+    )
+
+
+def named(graph: Graph) -> dict[str, int]:
+    """Names a layer may be given by, in order of computation: activations and, by path, what each module hands on."""
+    made = {value: i for i, equation in enumerate(graph.equations) for value in equation.outputs}
+    readers = {}
+    for equation in graph.equations:
+        for value in equation.inputs:
+            readers.setdefault(value, []).append(equation.path)
+    scopes = {}
+    for equation in graph.equations:
+        for value in equation.outputs:
+            if value in graph.reads_x:
+                paths = [*readers.get(value, ()), *([""] if value == graph.logits else [])]
+                for scope in _scopes(equation.path):
+                    if any(not _inside(path, scope) for path in paths):
+                        scopes[scope] = value
+    names = {**scopes, **{name: value for name, value in graph.activations.items() if value in graph.reads_x}}
+    return dict(sorted(names.items(), key=lambda item: made.get(item[1], -1)))
+
+
+def find(graph: Graph, layer: str = "") -> int:
+    """The value called `layer`; "" is the last activation with rows and columns (of the returned ones, if any).
+
+    Raises:
+        InputError: for a name that is not there, with those that are.
+    """
+    names = named(graph)
+    if not layer:
+        spatial = _spatial(graph, graph.activations) or _spatial(graph, names)
+        if not spatial:
+            raise errors.InputError(
+                "no activation of this network has rows and columns ([N, Y, X, C]); name a layer: " + ", ".join(names)
+            )
+        return spatial[-1]
+    if layer in names:
+        return names[layer]
+    near = difflib.get_close_matches(layer, names, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise errors.InputError(f"layer {layer!r} is not in this network{hint} Its layers: {', '.join(names)}")
+
+
+def evaluate(graph: Graph, variables, x, *, replace: Callable[[Equation], Callable | None] | None = None) -> dict:
+    """The forward pass, every value kept.
+
+    Args:
+        replace: called with each equation that depends on x; a function it returns takes the equation's inputs and
+            gives its outputs as a tuple (guided backpropagation replaces ReLU so).
+
+    Returns:
+        Value id to array.
+    """
+    values = arguments(graph, variables)
+    values[graph.image] = x
+    run(graph.equations, values, replace)
+    return values
+
+
+def run(equations, values: dict, replace: Callable[[Equation], Callable | None] | None = None) -> None:
+    """Adds what the equations compute to `values`."""
+    for equation in equations:
+        fn = replace(equation) if replace is not None and equation.reads_x else None
+        out = (fn or equation.bind)(*(values[value] for value in equation.inputs))
+        values.update(zip(equation.outputs, out, strict=True))
+
+
+def split(
+    apply_fn: Callable,
+    variables,
+    x: jax.Array,
+    layer: str = "",
+    *,
+    replace: Callable[[Equation], Callable | None] | None = None,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The activation of a layer, and the rest of the network as a function of it.
+
+    `head_fn` computes only what follows the layer; values that reach the logits by other ways (a skip connection around
+    the layer) are constants in it.  Several targets share the forward pass:
+
+        activation, head_fn = split(apply_fn, variables, x, "layer4")
+        logits_NC, pullback = jax.vjp(head_fn, activation)
+
+    Raises:
+        InputError: for a name that is not there, with those that are.
+    """
+    graph = trace(apply_fn, variables, x, keep_custom=True)
+    layer_value = find(graph, layer)
+    below = {layer_value}
+    head = []
+    for equation in needed(graph.equations, [graph.logits]):
+        if layer_value not in equation.outputs and not below.isdisjoint(equation.inputs):
+            below.update(equation.outputs)
+            head.append(equation)
+    if graph.logits not in below:
+        raise errors.InputError(f"the logits do not depend on layer {layer!r}; name one before them")
+    values = arguments(graph, variables)
+    values[graph.image] = x
+    run([e for e in graph.equations if below.isdisjoint(e.outputs) or layer_value in e.outputs], values, replace)
+
+    def head_fn(activation):
+        later = {**values, layer_value: activation}
+        run(head, later, replace)
+        return later[graph.logits]
+
+    return values[layer_value], head_fn
+
+
+def is_relu(graph: Graph, equation: Equation) -> bool:
+    """Whether the equation is jax.nn.relu, whole or inlined to max(x, 0); max(0, x) guards a variance in linen."""
+    if equation.op == "max":
+        return equation.inputs[1] in graph.constants and _is_zero(graph.constants[equation.inputs[1]])
+    if equation.op in _CUSTOM and len(equation.inputs) == 1:
+        inner = _body(equation.params)
+        while len(inner.eqns) == 1 and inner.eqns[0].primitive.name in _CALLS:
+            inner = _body(inner.eqns[0].params)
+        if len(inner.eqns) == 1 and inner.eqns[0].primitive.name == "max":
+            return any(isinstance(atom, core.Literal) and _is_zero(atom.val) for atom in inner.eqns[0].invars)
+    return False
+
+
+# --- reading a jaxpr -------------------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Equations of nested jaxprs as one list, with values numbered anew."""
+
+    def __init__(self, keep_custom: bool):
+        self.keep_custom = keep_custom
+        self.equations: list[Equation] = []
+        self.constants: dict[int, Any] = {}
+        self.shapes: dict[int, Any] = {}
+        self.reads_x: set[int] = set()
+
+    def new(self, aval) -> int:
+        value = len(self.shapes)
+        self.shapes[value] = aval
+        return value
+
+    def constant(self, array, aval) -> int:
+        value = self.new(aval)
+        self.constants[value] = array
+        return value
+
+    def inline(self, closed, arguments: list[int], prefix: str) -> list[int]:
+        """Adds the equations of a jaxpr; returns the value ids of its results."""
+        jaxpr = getattr(closed, "jaxpr", closed)
+        ids = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, array in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True):
+            ids[var] = self.constant(array, var.aval)
+
+        def read(atom) -> int:
+            return self.constant(atom.val, atom.aval) if isinstance(atom, core.Literal) else ids[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            path = "/".join(part for part in (prefix, str(eqn.source_info.name_stack)) if part)
+            name = eqn.primitive.name
+            if name in _CALLS or (name in _CUSTOM and not self.keep_custom):
+                outputs = self.inline(_closed(eqn.params), inputs, path)
+            else:
+                outputs = self.add(eqn, inputs, path)
+            ids.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def add(self, eqn, inputs: list[int], path: str) -> list[int]:
+        reads_x = any(value in self.reads_x for value in inputs)
+        if reads_x and eqn.primitive.name in _CONTROL:
+            raise errors.InputError(
+                f"{_CONTROL[eqn.primitive.name]} in {path or 'apply_fn'} depends on the image, and an explanation "
+                "walks a program of fixed length; write it out (a Python loop over layers, jnp.where for a branch)"
+            )
+        outputs = [self.new(var.aval) for var in eqn.outvars]
+        if reads_x:
+            self.reads_x.update(outputs)
+        self.equations.append(Equation(eqn.primitive, eqn.params, tuple(inputs), tuple(outputs), path, reads_x))
+        return outputs
+
+
+def _closed(params):
+    return params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
+
+
+def _body(params):
+    closed = _closed(params)
+    return getattr(closed, "jaxpr", closed)
+
+
+def _is_zero(value) -> bool:
+    return not isinstance(value, jax.core.Tracer) and getattr(value, "ndim", 0) == 0 and float(value) == 0
+
+
+def needed(equations, targets) -> list[Equation]:
+    """The equations that the target values are computed from."""
+    wanted, kept = set(targets), []
+    for equation in reversed(equations):
+        if not wanted.isdisjoint(equation.outputs):
+            wanted.update(equation.inputs)
+            kept.append(equation)
+    return kept[::-1]
+
+
+def _outputs(out, flat, results: list[int]) -> tuple[int, dict[str, int]]:
+    """Value ids of the logits and of the named activations."""
+    ids = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(out), results)
+    logits, activations = ids, {}
+    if isinstance(ids, tuple | list):
+        logits, activations = ids[0], (ids[1] if len(ids) > 1 and isinstance(ids[1], dict) else {})
+    shape = getattr(flat[0][1], "shape", None) if flat else None
+    if not isinstance(logits, int) or shape is None or len(shape) != 2:
+        raise errors.InputError(
+            f"apply_fn must return logits [N, C], alone or before a dict of activations; its first output is {shape}"
+        )
+    named_ids = {}
+    for path, value in jax.tree_util.tree_flatten_with_path(activations)[0]:
+        named_ids["/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)] = value
+    return logits, named_ids
+
+
+def _strip_root(equations: list[Equation]) -> list[Equation]:
+    """Paths without the root module's class name, which every linen scope begins with, and without method names."""
+    roots = {equation.path.split("/")[0].split(".")[0] for equation in equations if equation.path}
+    has_root = len(roots) == 1 and next(iter(roots))[:1].isupper()
+    return [dataclasses.replace(equation, path=_modules(equation.path, has_root)) for equation in equations]
+
+
+def _modules(path: str, has_root: bool) -> str:
+    """Linen writes a call of another method than __call__ as "block0/block0._attend"."""
+    parts = path.split("/")
+    kept = [part for i, part in enumerate(parts) if not i or part.split(".")[0] != parts[i - 1] or "." not in part]
+    return "/".join(kept[1:] if has_root else kept)
+
+
+def _scopes(path: str) -> list[str]:
+    parts = path.split("/") if path else []
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _inside(path: str, scope: str) -> bool:
+    return path == scope or path.startswith(scope + "/")
+
+
+def _spatial(graph: Graph, names: dict[str, int]) -> list[int]:
+    shapes = {value: graph.shapes[value].shape for value in names.values() if value in graph.reads_x}
+    return [value for value, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+
+
+def arguments(graph: Graph, variables) -> dict[int, Any]:
+    return {**graph.constants, **dict(zip(graph.variables, jax.tree_util.tree_leaves(variables), strict=True))}
