@@ -144,10 +144,14 @@ def adaptive_mean(x_NYXC: jax.Array, mask_NYX: jax.Array | None, bins: int) -> j
     if mask_NYX is None and Y % bins == 0 and X % bins == 0:
         window = (Y // bins, X // bins)
         return x_NYXC if window == (1, 1) else nn.avg_pool(x_NYXC, window, window)
-    mask_NYX = jnp.ones((1, Y, X), bool) if mask_NYX is None else mask_NYX
     with jax.named_scope("adaptive_mean"):
-        rows_NIY = jnp.broadcast_to(_bins(mask_NYX.any(2), bins), (N, bins, Y)).astype(x_NYXC.dtype)
-        columns_NJX = jnp.broadcast_to(_bins(mask_NYX.any(1), bins), (N, bins, X)).astype(x_NYXC.dtype)
+        if mask_NYX is None:
+            with jax.ensure_compile_time_eval():  # constants of the program
+                rows_NIY, columns_NJX = _bins(jnp.ones((1, Y), bool), bins), _bins(jnp.ones((1, X), bool), bins)
+        else:
+            rows_NIY, columns_NJX = _bins(mask_NYX.any(2), bins), _bins(mask_NYX.any(1), bins)
+        rows_NIY = jnp.broadcast_to(rows_NIY, (N, bins, Y)).astype(x_NYXC.dtype)
+        columns_NJX = jnp.broadcast_to(columns_NJX, (N, bins, X)).astype(x_NYXC.dtype)
         x_NIXC = jnp.einsum("NYXC,NIY->NIXC", x_NYXC, rows_NIY)
         return jnp.einsum("NIXC,NJX->NIJC", x_NIXC, columns_NJX)
 
