@@ -102,7 +102,7 @@ def trace(apply_fn: Callable, variables, x, *, keep_custom: bool = False) -> Gra
     logits, activations = _outputs(out, flat, results)
     if logits not in builder.reads_x:
         raise errors.InputError("the logits do not depend on x; apply_fn(variables, x) must use its second argument")
-    kept = _needed(builder.equations, [logits, *activations.values()])
+    kept = needed(builder.equations, [logits, *activations.values()])
     return Graph(
         equations=tuple(_strip_root(kept)),
         constants=builder.constants,
@@ -165,7 +165,7 @@ def evaluate(graph: Graph, variables, x, *, replace: Callable[[Equation], Callab
     Returns:
         Value id to array.
     """
-    values = _arguments(graph, variables)
+    values = arguments(graph, variables)
     values[graph.image] = x
     run(graph.equations, values, replace)
     return values
@@ -202,13 +202,13 @@ def split(
     layer_value = find(graph, layer)
     below = {layer_value}
     head = []
-    for equation in _needed(graph.equations, [graph.logits]):
+    for equation in needed(graph.equations, [graph.logits]):
         if layer_value not in equation.outputs and not below.isdisjoint(equation.inputs):
             below.update(equation.outputs)
             head.append(equation)
     if graph.logits not in below:
         raise errors.InputError(f"the logits do not depend on layer {layer!r}; name one before them")
-    values = _arguments(graph, variables)
+    values = arguments(graph, variables)
     values[graph.image] = x
     run([e for e in graph.equations if below.isdisjoint(e.outputs) or layer_value in e.outputs], values, replace)
 
@@ -304,7 +304,7 @@ def _is_zero(value) -> bool:
     return not isinstance(value, jax.core.Tracer) and getattr(value, "ndim", 0) == 0 and float(value) == 0
 
 
-def _needed(equations, targets) -> list[Equation]:
+def needed(equations, targets) -> list[Equation]:
     """The equations that the target values are computed from."""
     wanted, kept = set(targets), []
     for equation in reversed(equations):
@@ -332,11 +332,17 @@ def _outputs(out, flat, results: list[int]) -> tuple[int, dict[str, int]]:
 
 
 def _strip_root(equations: list[Equation]) -> list[Equation]:
-    """Paths without the root module's class name, which every linen scope begins with."""
-    roots = {equation.path.split("/")[0] for equation in equations if equation.path}
-    if len(roots) != 1 or not next(iter(roots))[:1].isupper():
-        return equations
-    return [dataclasses.replace(equation, path=equation.path.partition("/")[2]) for equation in equations]
+    """Paths without the root module's class name, which every linen scope begins with, and without method names."""
+    roots = {equation.path.split("/")[0].split(".")[0] for equation in equations if equation.path}
+    has_root = len(roots) == 1 and next(iter(roots))[:1].isupper()
+    return [dataclasses.replace(equation, path=_modules(equation.path, has_root)) for equation in equations]
+
+
+def _modules(path: str, has_root: bool) -> str:
+    """Linen writes a call of another method than __call__ as "block0/block0._attend"."""
+    parts = path.split("/")
+    kept = [part for i, part in enumerate(parts) if not i or part.split(".")[0] != parts[i - 1] or "." not in part]
+    return "/".join(kept[1:] if has_root else kept)
 
 
 def _scopes(path: str) -> list[str]:
@@ -353,5 +359,5 @@ def _spatial(graph: Graph, names: dict[str, int]) -> list[int]:
     return [value for value, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
 
 
-def _arguments(graph: Graph, variables) -> dict[int, Any]:
+def arguments(graph: Graph, variables) -> dict[int, Any]:
     return {**graph.constants, **dict(zip(graph.variables, jax.tree_util.tree_leaves(variables), strict=True))}

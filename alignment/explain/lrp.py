@@ -1,0 +1,254 @@
+"""Layer-wise relevance propagation for any linen module or JAX function: a second walk over the traced forward pass.
+
+    relevance_NKYXC = relevance(model.apply, variables, x_NYXC, targets_NK, composite="epsilon_plus_flat")
+
+The forward pass is read by `graph`, gathered into layers by `layers`, given rules by `composites`, and walked back with
+`lrp_rules`.  Relevance starts as the logit of the target class; the targets of an image share the forward pass and all
+that does not depend on the target.  Batch norm is folded into the convolution before it; `check_fold` says how much
+that changes the logits, and `conservation` which layers keep relevance for themselves (biases, epsilon).
+
+Dimensions: N images, Y X rows and columns, C channels or classes, K targets an image.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment import errors
+from alignment.explain import composites, graph, layers, lrp_rules
+
+
+def relevance(
+    apply_fn: Callable,
+    variables,
+    x_NYXC: jax.Array,
+    targets_NK: jax.Array,
+    *,
+    composite: str | composites.Pairs | composites.Composite = "auto",
+    rules: composites.Pairs = (),
+    low=-1.0,
+    high=1.0,
+    return_delta: bool = False,
+):
+    """Relevance of each input for the logits of the target classes.
+
+    Args:
+        apply_fn: `(variables, x) -> logits` or `(logits, activations)`; for our networks, `model.apply`.
+        targets_NK: class indices, K for each image.
+        composite: a name in `composites.COMPOSITES`, a list of (predicate, rule), or "auto" (`composites.default`).
+        rules: pairs that come before the composite's, for layers of your own.
+        low: least value of a normalised input, for the box rule; number or array that broadcasts to x.
+        high: largest value.
+        return_delta: also return |sum of relevance - logit| / |logit|, [N, K].
+
+    Returns:
+        Relevance [N, K, *x.shape[1:]]; with return_delta a pair of it and the error of conservation.
+
+    Raises:
+        InputError: for layers without a rule, with the rule to give; for targets that are not classes.
+    """
+    plan = _plan(apply_fn, variables, x_NYXC, composite, rules, low, high)
+    walked, logits_NC = _forward(plan.traced, plan.layers, variables, x_NYXC)
+    start_KNC = _start(logits_NC, targets_NK)
+
+    def back(start_NC):
+        return _backward(plan, walked, start_NC)[0]
+
+    out_NKYXC = jnp.moveaxis(_each_target(back, start_KNC), 0, 1)
+    if not return_delta:
+        return out_NKYXC
+    logit_NK = jnp.sum(start_KNC, axis=2).T
+    total_NK = jnp.sum(out_NKYXC, axis=tuple(range(2, out_NKYXC.ndim)))
+    return out_NKYXC, jnp.abs(total_NK - logit_NK) / jnp.abs(logit_NK)
+
+
+def conservation(apply_fn: Callable, variables, x_NYXC: jax.Array, targets_NK: jax.Array, **options) -> dict:
+    """How much relevance there is in all, behind each layer on the way back from the logits.
+
+    Args:
+        options: as those of `relevance`.
+
+    Returns:
+        Layer name to sums [N, K], from the last layer to the first.  A layer that conserves has the sum of the one
+        before; the first sum to differ from the logit shows which layer keeps or adds relevance.
+    """
+    options = {"composite": "auto", "rules": (), "low": -1.0, "high": 1.0, **options}
+    plan = _plan(apply_fn, variables, x_NYXC, **options)
+    walked, logits_NC = _forward(plan.traced, plan.layers, variables, x_NYXC)
+
+    def back(start_NC):
+        return _backward(plan, walked, start_NC, totals=True)[1]
+
+    sums_LKN = _each_target(back, _start(logits_NC, targets_NK))
+    return {layer.name: sums.T for layer, sums in zip(reversed(plan.layers), sums_LKN)}
+
+
+def check_fold(apply_fn: Callable, variables, x_NYXC: jax.Array, *, tolerance: float = 1e-3) -> float:
+    """Largest difference of a logit with and without batch norm folded, relative to the largest logit.
+
+    Raises:
+        InputError: where it is above the tolerance; not under jit.
+    """
+    traced = graph.trace(apply_fn, variables, x_NYXC)
+    _, folded_NC = _forward(traced, layers.read(traced), variables, x_NYXC)
+    out = apply_fn(variables, x_NYXC)
+    plain_NC = out[0] if isinstance(out, tuple | list) else out
+    error = float(jnp.max(jnp.abs(folded_NC - plain_NC)) / jnp.maximum(jnp.max(jnp.abs(plain_NC)), 1e-30))
+    if not error <= tolerance:
+        raise errors.InputError(
+            f"folding batch norm into the layers before it changes the logits by {error:.2g} of the largest (allowed: "
+            f"{tolerance:.2g}); compute in float32, or pass a composites.Composite(..., fold=False)"
+        )
+    return error
+
+
+def steps(apply_fn: Callable, variables, x_NYXC: jax.Array, *, fold: bool = True) -> list[lrp_rules.Step]:
+    """What a rule gets to see: every layer with the arrays of a forward pass, in order of computation."""
+    traced = graph.trace(apply_fn, variables, x_NYXC)
+    return _forward(traced, layers.read(traced, fold=fold), variables, x_NYXC)[0]
+
+
+class _Plan:
+    """The layers of a network and a rule for each."""
+
+    def __init__(self, traced, network, rules):
+        self.traced, self.layers, self.rules = traced, network, rules
+
+
+def _plan(apply_fn, variables, x, composite, rules=(), low=-1.0, high=1.0) -> _Plan:
+    traced = graph.trace(apply_fn, variables, x)
+    if composite == "auto":
+        composite = composites.default(layers.read(traced))
+    chosen = composites.choose(composite, low, high)
+    network = layers.read(traced, fold=chosen.fold)
+    return _Plan(traced, network, composites.assign(network, [*rules, *chosen.pairs]))
+
+
+def _start(logits_NC, targets_NK):
+    """The logit at the target class and 0 elsewhere, [K, N, C]."""
+    if jnp.ndim(targets_NK) != 2 or jnp.shape(targets_NK)[0] != logits_NC.shape[0]:
+        raise errors.InputError(
+            f"targets of shape {jnp.shape(targets_NK)} do not fit {logits_NC.shape[0]} images; need [N, K]"
+        )
+    num_classes = logits_NC.shape[1]
+    if not isinstance(targets_NK, jax.core.Tracer):
+        wrong = np.asarray(targets_NK)
+        wrong = wrong[(wrong < 0) | (wrong >= num_classes)]
+        if wrong.size:
+            raise errors.InputError(f"target {wrong[0]} is not a class; the network has classes 0 to {num_classes - 1}")
+    hot_KNC = jax.nn.one_hot(jnp.asarray(targets_NK).T, num_classes, dtype=logits_NC.dtype)
+    return hot_KNC * logits_NC[None]
+
+
+def _each_target(back, start_KNC):
+    """vmap over targets; what does not depend on them is computed once."""
+    if start_KNC.shape[0] == 1:
+        return jax.tree.map(lambda out: out[None], back(start_KNC[0]))
+    return jax.vmap(back)(start_KNC)
+
+
+# --- the two walks ---------------------------------------------------------------------------------------------------
+
+
+def _forward(traced, network, variables, x) -> tuple[list[lrp_rules.Step], jax.Array]:
+    """Every layer's step, and the logits."""
+    values = graph.arguments(traced, variables)
+    graph.run([e for e in traced.equations if not e.reads_x], values)
+    values[traced.image] = jnp.asarray(x, traced.shapes[traced.image].dtype)
+    walked = []
+    for layer in network:
+        inputs = tuple(values[value] for value in layer.inputs)
+        make = _MAKERS.get(layer.kind, _plain)
+        step = make(traced, layer, values, inputs)
+        values.update(zip(layer.outputs, step.outputs, strict=True))
+        walked.append(step)
+    return walked, values[traced.logits]
+
+
+def _backward(plan: _Plan, walked, start_NC, totals: bool = False):
+    """Relevance of the image, and (asked for) the sums over all values behind each layer, last layer first."""
+    pending, sums = {plan.traced.logits: start_NC}, []
+    for step, rule in zip(reversed(walked), reversed(plan.rules)):
+        outputs = step.layer.outputs
+        if any(value in pending for value in outputs):
+            R = tuple(pending.pop(value, None) for value in outputs)
+            R = tuple(jnp.zeros_like(z) if r is None else r for r, z in zip(R, step.outputs))
+            shares = rule(step, R[0] if len(R) == 1 else R)
+            shares = shares if isinstance(shares, tuple) else (shares,)
+            for value, share in zip(step.layer.inputs, shares, strict=True):
+                if share is not None:
+                    pending[value] = pending[value] + share if value in pending else share
+        if totals:
+            sums.append(sum(jnp.sum(r, axis=tuple(range(1, r.ndim))) for r in pending.values()))
+    return pending[plan.traced.image], sums
+
+
+def _plain(traced, layer, values, inputs):
+    """A layer that is run as it stands."""
+    constants = {v: values[v] for e in layer.equations for v in e.inputs if v not in traced.reads_x}
+
+    def fn(*arrays):
+        local = {**constants, **dict(zip(layer.inputs, arrays, strict=True))}
+        graph.run(layer.equations, local)
+        return tuple(local[value] for value in layer.outputs)
+
+    return lrp_rules.Step(layer, inputs, fn(*inputs), fn)
+
+
+def _linear(traced, layer, values, inputs):
+    """A conv or dense layer: the constants of the chain after it folded into its weights."""
+    equation, *chain = layer.equations
+    at = layers.weight_at(traced, equation)
+
+    def op(x, w):
+        return equation.bind(*((x, w) if at == 1 else (w, x)))[0]
+
+    scale, bias = _constants(traced, chain, values)
+    weight = values[equation.inputs[at]]
+    if scale is not None:
+        if jnp.ndim(scale):
+            out_axes, axes = layers.channel_axes(traced, equation)
+            sizes = iter(scale.shape[axis] for axis in out_axes)
+            scale = jnp.reshape(scale, [next(sizes) if axis in axes else 1 for axis in range(weight.ndim)])
+        weight = (weight * scale).astype(weight.dtype)
+    dtype = traced.shapes[layer.outputs[0]].dtype
+
+    def fn(x):
+        z = op(x, weight)
+        return ((z if bias is None else z + bias).astype(dtype),)
+
+    return lrp_rules.Step(layer, inputs, fn(*inputs), fn, op, weight, bias)
+
+
+def _affine(traced, layer, values, inputs):
+    """x * scale + shift."""
+    scale, shift = _constants(traced, layer.equations, values)
+    plain = _plain(traced, layer, values, inputs)
+    return lrp_rules.Step(layer, inputs, plain.outputs, plain.fn, None, scale, shift)
+
+
+_MAKERS = {"conv": _linear, "dense": _linear, "affine": _affine, "scale": _affine}
+
+
+def _constants(traced, chain, values):
+    """A chain of additions and multiplications by constants as (scale, shift), each an array or None."""
+    scale = shift = None
+    for equation in chain:
+        own = [value in traced.reads_x for value in equation.inputs]
+        constant = None if all(own) else values[equation.inputs[own.index(False)]]
+        if equation.op in ("add", "add_any"):
+            shift = constant if shift is None else shift + constant
+        elif equation.op == "sub" and own[0]:
+            shift = -constant if shift is None else shift - constant
+        elif equation.op in ("sub", "neg"):
+            scale = jnp.asarray(-1.0, jnp.float32) if scale is None else -scale
+            shift = None if shift is None else -shift
+            if equation.op == "sub":
+                shift = constant if shift is None else shift + constant
+        elif equation.op in ("mul", "div"):
+            factor = constant if equation.op == "mul" else 1 / constant
+            scale = factor if scale is None else scale * factor
+            shift = None if shift is None else shift * factor
+    return scale, shift if shift is None else jnp.asarray(shift)
