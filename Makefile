@@ -17,8 +17,8 @@ export JAX_PLATFORMS ?= cpu
 help:
 	@echo "make laptop   train a small policy on this machine, under three minutes (runs/laptop/report.html)"
 	@echo "make test     the test suite"
-	@echo "make parity   agreement with torch, transformers, trl and peft, installed for this; where a CPU-only torch is"
-	@echo "              wanted: make parity TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "make parity   agreement with torch, transformers, trl, peft, captum and grad-cam, installed for this;"
+	@echo "              where a CPU-only torch is wanted: make parity TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "make lint     ruff's rules and format; make format applies them"
 	@echo "make bench    one DPO step beside its peers"
 	@echo "make clean    remove $(VENV)"
@@ -70,4 +70,7 @@ $(VENV)/test: setup.py constraints.txt | $(VENV)/made
 
 $(VENV)/parity: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'
+# grad-cam asks for a torchvision, which must be built for the very torch beside it (a CPU-only one has another); the
+# tests put an empty module in its place, so grad-cam is installed by itself. The rest of what it imports is in the extra.
+	$(INSTALL) --no-deps grad-cam
 	@touch $@ $(VENV)/core $(VENV)/test

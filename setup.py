@@ -31,7 +31,17 @@ CORE = [
 
 EXTRAS = {
     "test": ["hypothesis>=6.100", "pyarrow>=18", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.12"],
-    "parity": ["accelerate>=1.4", "datasets>=4.7", "peft>=0.17", "torch==2.13.0", "transformers>=5.0", "trl>=1.0"],
+    "parity": [
+        "accelerate>=1.4",
+        "captum>=0.9",
+        "datasets>=4.7",
+        "opencv-python-headless>=4.11",  # with ttach, what grad-cam imports; it is installed apart, see the Makefile
+        "peft>=0.17",
+        "torch==2.13.0",
+        "transformers>=5.0",
+        "trl>=1.0",
+        "ttach>=0.0.3",
+    ],
     "data": ["pyarrow>=18"],
     "hub": ["huggingface_hub>=1.0"],
     "cuda": ["jax[cuda12]"],

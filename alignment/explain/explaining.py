@@ -1,0 +1,276 @@
+"""One call for every attribution method, in batches of one shape.
+
+Dimensions: N images, K targets an image, Y X rows and columns, C channels or classes.
+
+    maps_NYX = explain(apply_fn, variables, x_NYXC, targets_N, method="gradcam", layer="layer4")
+
+`apply_fn(variables, x_NYXC)` returns logits_NC, or a pair of them and a dict of activations; it is any JAX function,
+such as a linen module's `apply`. Pass the same `apply_fn` each time: compiled programs are found again by it (two equal
+linen modules share theirs; a new lambda has its own).
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.explain import attention, gradcam, gradients, lime, lrp, occlusion, steps
+
+
+def relevance_maps(
+    apply_fn: Callable,
+    variables: Any,
+    x_NYXC: jax.Array,
+    targets_NK: jax.Array,
+    *,
+    ids_N: jax.Array | None = None,
+    key: jax.Array | None = None,
+    composite: Any = "auto",
+    rules: tuple = (),
+    low: float | jax.Array = -1.0,
+    high: float | jax.Array = 1.0,
+    return_delta: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Layer-wise relevance propagation, summed over the channels; the options are those of `lrp.relevance`."""
+    del ids_N, key
+    options = {"composite": composite, "rules": rules, "low": low, "high": high, "return_delta": return_delta}
+    out = lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, **options)
+    maps_NKYXC = out[0] if return_delta else out
+    maps_NKYX = maps_NKYXC.sum(-1).astype(jnp.float32)
+    return (maps_NKYX, out[1]) if return_delta else maps_NKYX
+
+
+METHODS: dict[str, Callable] = {
+    "lrp": relevance_maps,
+    "gradcam": gradcam.gradcam,
+    "gradcam++": gradcam.gradcam_plus_plus,
+    "integrated_gradients": gradients.integrated_gradients,
+    "smoothgrad": gradients.smoothgrad,
+    "input_x_gradient": gradients.input_x_gradient,
+    "gradient": gradients.gradient,
+    "guided_backprop": gradients.guided_backprop,
+    "occlusion": occlusion.relevance,
+    "lime": lime.relevance,
+    "attention_rollout": attention.rollout,
+}
+
+DRAWS = ("smoothgrad", "lime")  # need a key
+ON_HOST = ("lime",)  # part of it runs in numpy, so it cannot be one compiled program
+PIXELS_CPU = 8 * 448 * 448  # in a batch, where the caller names no size; measured on two cores, more is no faster
+PIXELS = 64 * 448 * 448
+
+
+def options_of(method: str) -> list[str]:
+    """Names of a method's options.
+
+    Raises:
+        InputError: an unknown method, with the nearest.
+    """
+    if method not in METHODS:
+        raise InputError(f"method={method!r} is unknown{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in ("ids_N", "key")]
+
+
+def _nearest(name, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def check_options(method: str, options: dict, *, key: jax.Array | None = None) -> None:
+    """Refuses what a method does not take: misspelt options, a driver where there is one pass, a missing key."""
+    known = options_of(method)
+    if "driver" in options and "driver" not in known:
+        raise InputError(f"{method} runs in one pass and takes no driver; leave it out")
+    if "return_delta" in options and "return_delta" not in known:
+        have = [name for name in METHODS if "return_delta" in options_of(name)]
+        raise InputError(f"{method} has no conservation or completeness error; {' and '.join(have)} do")
+    for name in options:
+        if name not in known:
+            raise InputError(f"{method} has no option {name!r}{_nearest(name, known)}; it takes {', '.join(known)}")
+    if method in DRAWS and key is None:
+        raise InputError(f"{method} draws random numbers and was given no key; pass key=jax.random.key(0), say")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(apply_fn, variables, x_NYXC):
+    return apply_fn(variables, x_NYXC)
+
+
+def num_classes(apply_fn: Callable, variables: Any, x_NYXC: Any) -> int:
+    """Width of the logits, from shapes alone.
+
+    Raises:
+        InputError: the network does not take these images, or returns something else.
+    """
+    shape = jax.ShapeDtypeStruct(x_NYXC.shape, jnp.float32)
+    try:
+        out = jax.eval_shape(functools.partial(_forward, apply_fn), variables, shape)
+    except InputError:
+        raise
+    except Exception as error:
+        hint = "; they look like [N, C, Y, X]: np.moveaxis(x, 1, -1)" if x_NYXC.shape[1] in (1, 3) else ""
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"apply_fn(variables, x) fails on images of shape {x_NYXC.shape}, read as [N, Y, X, C]{hint}. It says: "
+            f"{first_line}"
+        ) from error
+    logits = out[0] if isinstance(out, tuple | list) and out else out
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != x_NYXC.shape[0]:
+        found = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(f"apply_fn must return logits [N, C], alone or before a dict of activations; found {found}")
+    return logits.shape[1]
+
+
+def check_images(x_NYXC: Any) -> Any:
+    """The images as float32, or an InputError that says what they should be."""
+    x = x_NYXC if isinstance(x_NYXC, jax.Array) else np.asarray(x_NYXC)
+    if x.ndim != 4 or 0 in x.shape:
+        hint = "; a single image is x[None]" if x.ndim == 3 else ""
+        raise InputError(f"x of shape {x.shape} must be images [N, Y, X, C], at least one{hint}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"x is {x.dtype}; give the numbers the network reads, such as x / 127.5 - 1 for bytes")
+    if isinstance(x, jax.core.Tracer):
+        return x.astype(jnp.float32)
+    xp = jnp if isinstance(x, jax.Array) else np
+    finite_N = np.asarray(xp.isfinite(x).all((1, 2, 3)))
+    if not finite_N.all():
+        raise InputError(f"image {int(np.argmin(finite_N))} of {len(x)} holds NaN or infinity; leave it out")
+    return x.astype(np.float32)
+
+
+def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
+    """The targets as int32 [N, K], or an InputError that says what they should be."""
+    targets = np.asarray(targets)
+    if targets.ndim not in (1, 2) or len(targets) != num_images or 0 in targets.shape:
+        raise InputError(
+            f"targets of shape {targets.shape} must be class numbers [N] or [N, K] for N={num_images} images"
+        )
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise InputError(f"targets are {targets.dtype} and must be integers: class numbers, not scores or one-hot rows")
+    wrong = (targets < 0) | (targets >= classes)
+    if wrong.any():
+        raise InputError(
+            f"target {targets[wrong][0]} is out of range; the network has {classes} classes, 0 to {classes - 1}"
+        )
+    return targets.astype(np.int32).reshape(num_images, -1)
+
+
+def default_batch_size(height: int, width: int) -> int:
+    """Images in a batch, by backend and size: enough to fill the device, few enough for its memory."""
+    pixels = PIXELS_CPU if jax.default_backend() == "cpu" else PIXELS
+    return int(np.clip(pixels // (height * width), 1, 512))
+
+
+def _freeze(value):
+    """Lists as tuples, so that an option can name a compiled program."""
+    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, ids_N, key, arrays):
+    return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
+
+
+def build(
+    apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options
+) -> Callable:
+    """`fn(x_NYXC, targets_NK, ids_N) -> maps_NKYX`, compiled once for each shape; inputs are not checked.
+
+    The function is one program and may be called inside another, unless the method is LIME or loops on the host
+    (driver="host", the default of multi-step methods on CPUs).
+
+    Args:
+        apply_fn: `(variables, x_NYXC) -> logits_NC`, or a pair that begins with them.
+        variables: its parameters and statistics.
+        method: a key of METHODS.
+        key: for methods that draw random numbers; an image's own come from it and its number in `ids_N`.
+        options: of the method; see its docstring. With return_delta=True, `fn` returns (maps, delta_NK).
+
+    Raises:
+        InputError: an unknown method or option, or a missing key.
+    """
+    check_options(method, options, key=key)
+    method_fn, apply_fn = METHODS[method], steps.hashable(apply_fn)
+    if "driver" in options_of(method):
+        options["driver"] = steps.choose(options.get("driver"))
+    arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
+    settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
+
+    def fn(x_NYXC, targets_NK, ids_N=None, **own):
+        ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
+        if method in ON_HOST or settings.get("driver") == "host":
+            x_NYXC, targets_NK = jnp.asarray(x_NYXC), jnp.asarray(targets_NK)
+            return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **settings, **arrays, **own)
+        static = tuple(sorted(settings.items()))
+        return _compiled(method_fn, apply_fn, static, variables, x_NYXC, targets_NK, ids_N, key, arrays)
+
+    return fn
+
+
+def explain(
+    apply_fn: Callable,
+    variables: Any,
+    x: Any,
+    targets: Any,
+    *,
+    method: str = "lrp",
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    driver: str | None = None,
+    return_delta: bool = False,
+    **options,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """What the network's logit for a class rests on, as one map an image.
+
+    Args:
+        apply_fn: `(variables, x_NYXC) -> logits_NC`, or a pair of them and a dict of activations.
+        variables: the network's parameters and statistics.
+        x: images [N, Y, X, C] as the network reads them (normalised).
+        targets: class numbers, [N] or [N, K]; an image's K maps share its forward pass.
+        method: a key of METHODS.
+        key: for "smoothgrad" and "lime". Image i draws from `fold_in(key, i)`, whatever the batch size.
+        batch_size: images at a time; the last batch is filled up, so that one program serves all. None goes by backend
+            and image size.
+        driver: "host", "scan" or "flat" for methods of many steps, see `steps`; None goes by backend.
+        return_delta: also an error for each map: of conservation, as a share of the logit (lrp), or of completeness, in
+            logits (integrated_gradients).
+        options: of the method; see its docstring.
+
+    Returns:
+        maps [N, Y, X] for targets [N], [N, K, Y, X] for [N, K], float32; with `return_delta` also [N] or [N, K].
+
+    Raises:
+        InputError: images, targets or options that cannot be used, before any work on the device.
+    """
+    options = dict(options, **({"driver": driver} if driver is not None else {}))
+    options.update({"return_delta": True} if return_delta else {})
+    check_options(method, options, key=key)
+    x_NYXC, apply_fn = check_images(x), steps.hashable(apply_fn)
+    num_images = len(x_NYXC)
+    is_single = np.ndim(targets) == 1
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
+    batch_size = min(batch_size or default_batch_size(*x_NYXC.shape[1:3]), num_images)
+    targets_NK = check_targets(targets, num_images, num_classes(apply_fn, variables, x_NYXC[:batch_size]))
+    segments_NYX = options.pop("segments_NYX", None)
+    if segments_NYX is not None and np.shape(segments_NYX) != x_NYXC.shape[:3]:
+        raise InputError(
+            f"segments_NYX of shape {np.shape(segments_NYX)} must be {x_NYXC.shape[:3]}, as the images are"
+        )
+    fn = build(apply_fn, variables, method=method, key=key, **options)
+    batches = []
+    for first in range(0, num_images, batch_size):
+        rows = np.arange(first, first + batch_size)
+        rows[rows >= num_images] = 0  # filling; cut off below
+        x = x_NYXC if batch_size == num_images else x_NYXC[rows]
+        own = {} if segments_NYX is None else {"segments_NYX": np.asarray(segments_NYX)[rows]}
+        batches.append(fn(x, targets_NK[rows], rows.astype(np.int32), **own))
+    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num_images], *batches)
+    return jax.tree.map(lambda a: a[:, 0], whole) if is_single else whole

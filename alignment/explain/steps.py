@@ -1,0 +1,109 @@
+"""Running a network many times for one explanation: integrated gradients, SmoothGrad, occlusion, LIME.
+
+A method hands over `step_fn(static, arrays, step_S, valid_S)`, which takes S steps through the network as one batch and
+returns a tree of arrays: sums over its valid steps (`total`), or one row a step (`stacked`). It is a module-level
+function, `static` is hashable and `arrays` is a tree of arrays, so that a compiled step is found again by later calls.
+
+Drivers: "host" compiles one pass and calls it in a Python loop; "scan" loops inside one program; "flat" takes all
+steps in one pass, which needs the memory for all of them. Convolutions inside XLA loops are slow on CPUs, so None means
+"host" there, and "scan" elsewhere and inside a trace.  Dimensions: S steps in one pass, P passes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.errors import InputError
+
+DRIVERS = ("host", "scan", "flat")
+
+
+def choose(driver: str | None, arrays: Any = ()) -> str:
+    """The driver to run with.
+
+    Args:
+        driver: one of DRIVERS, or None for the backend's.
+        arrays: what the steps read; inside a trace there is no host loop.
+
+    Raises:
+        InputError: an unknown name, or "host" inside `jax.jit`.
+    """
+    if driver is not None and driver not in DRIVERS:
+        raise InputError(f"driver={driver!r} is none of {', '.join(DRIVERS)}; leave it out for the backend's own")
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+    if traced and driver == "host":
+        raise InputError('driver="host" cannot loop inside jax.jit; use driver="scan" or "flat", or call it outside')
+    if driver is None:
+        return "host" if jax.default_backend() == "cpu" and not traced else "scan"
+    return driver
+
+
+def hashable(apply_fn: Callable) -> Callable:
+    """`apply_fn` itself, or a wrapper with an identity where a module's fields cannot be hashed."""
+    try:
+        hash(apply_fn)
+    except TypeError:
+        return lambda variables, x: apply_fn(variables, x)
+    return apply_fn
+
+
+def passes(count: int, per_pass: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps 0..count-1 in rows of equal length, and which are real: the last row is filled with step 0."""
+    num = -(-count // per_pass)
+    step_PS = np.zeros(num * per_pass, np.int32)
+    step_PS[:count] = np.arange(count)
+    valid_PS = (np.arange(num * per_pass) < count).astype(np.float32)
+    return step_PS.reshape(num, per_pass), valid_PS.reshape(num, per_pass)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one(step_fn, static, arrays, step_S, valid_S):
+    return step_fn(static, arrays, step_S, valid_S)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
+def _add(step_fn, static, arrays, sums, step_S, valid_S):
+    return jax.tree.map(jnp.add, sums, step_fn(static, arrays, step_S, valid_S))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan_total(step_fn, static, arrays, step_PS, valid_PS):
+    def body(sums, row):
+        return jax.tree.map(jnp.add, sums, step_fn(static, arrays, *row)), None
+
+    shapes = jax.eval_shape(functools.partial(step_fn, static), arrays, step_PS[0], valid_PS[0])
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, sums, (step_PS, valid_PS))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan_stacked(step_fn, static, arrays, step_PS, valid_PS):
+    return jax.lax.map(lambda row: step_fn(static, arrays, *row), (step_PS, valid_PS))
+
+
+def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
+    """Sum of the contributions of steps 0..count-1; `per_pass` of them go through the network together."""
+    driver = choose(driver, arrays)
+    step_PS, valid_PS = passes(count, count if driver == "flat" else min(per_pass, count))
+    if driver == "scan":
+        return _scan_total(step_fn, static, arrays, step_PS, valid_PS)
+    sums = _one(step_fn, static, arrays, step_PS[0], valid_PS[0])
+    for step_S, valid_S in zip(step_PS[1:], valid_PS[1:]):
+        sums = _add(step_fn, static, arrays, sums, step_S, valid_S)
+    return sums
+
+
+def stacked(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
+    """The rows of steps 0..count-1, in order, along a first axis."""
+    driver = choose(driver, arrays)
+    step_PS, valid_PS = passes(count, count if driver == "flat" else min(per_pass, count))
+    if driver == "scan":
+        rows = _scan_stacked(step_fn, static, arrays, step_PS, valid_PS)
+    else:
+        rows = [_one(step_fn, static, arrays, *row) for row in zip(step_PS, valid_PS)]
+        rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], rows)
