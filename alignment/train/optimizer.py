@@ -1,4 +1,4 @@
-"""AdamW with the schedules that language models are trained with."""
+"""AdamW with the schedules that language models are trained with, and the AMSGrad of the image baselines."""
 
 from collections.abc import Callable
 
@@ -88,8 +88,19 @@ def adamw(
     return optax.chain(clip, optax.scale_by_adam(b1, b2, eps), decay, optax.inject_hyperparams(_scale)(rate=rate))
 
 
+def amsgrad(lr: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam with AMSGrad (Reddi et al. 2018, arXiv:1904.09237) at a constant rate, as `optax.amsgrad`.
+
+    No warm-up, decay or clipping. The maximum is taken of the bias-corrected second moment; torch takes it of the raw
+    one and corrects after, which differs over the first thousand steps.
+    """
+    if lr < 0:
+        raise InputError(f"lr={lr} must not be negative")
+    return optax.chain(optax.scale_by_amsgrad(b1, b2, eps), optax.inject_hyperparams(_scale)(rate=lr))
+
+
 def learning_rate(opt_state: optax.OptState) -> jax.Array:
-    """The learning rate of the last update made with `adamw`."""
+    """The learning rate of the last update made with `adamw` or `amsgrad`."""
     return opt_state[-1].hyperparams["rate"]
 
 

@@ -31,27 +31,35 @@ def param_shardings(model: nn.Module, example_BT: jax.Array, mesh: Mesh) -> Any:
 def create(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    example_BT: jax.Array,
+    example_B: jax.Array,
     *,
     seed: int,
     mesh: Mesh,
     params: Any = None,
+    frozen: Any = None,
 ) -> TrainState:
     """A state at step 0 in its place on the mesh; the same numbers whatever the mesh.
 
     Args:
+        example_B: an input of the network: tokens `[B,T]`, images `[B,Y,X,C]`.
         params: a checkpoint's parameters, donated; None draws them at random from `seed`.
+        frozen: that checkpoint's collections that are not trained, such as `{"batch_stats": ...}`, donated too; without
+            a checkpoint they are the network's own, `{}` where it has none.
     """
 
-    def init(params):
+    def init(params, frozen):
         rng, init_rng = jax.random.split(jax.random.PRNGKey(seed))
+        drawn = {}
         if params is None:
-            params = model.init(init_rng, example_BT)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, {})
+            drawn = dict(model.init(init_rng, example_B))
+            params = drawn.pop("params")
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, drawn if frozen is None else frozen)
 
     # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
-    shardings = sharding.of(jax.eval_shape(lambda: init(None)), mesh)
-    return jax.jit(lambda p: nn.meta.unbox(init(p)), out_shardings=shardings, donate_argnums=0)(params)
+    shardings = sharding.of(jax.eval_shape(lambda: init(None, None)), mesh)
+    return jax.jit(lambda p, f: nn.meta.unbox(init(p, f)), out_shardings=shardings, donate_argnums=(0, 1))(
+        params, frozen
+    )
 
 
 def with_reference(state: TrainState) -> TrainState:

@@ -1,0 +1,365 @@
+"""Image classifiers: cross-entropy, batch statistics, held-out accuracy by class, and the best epoch kept.
+
+Networks return `(logits, activations)` and may keep running statistics (`batch_stats`); these ride in the state's
+`frozen`, where an update replaces them. Batches hold `images` uint8, `labels` and `weights`, and `mask` where pictures
+of several shapes share a batch; each batch shape is one compiled program.
+
+Dimensions: N images, Y X rows and columns, C channels or classes.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from alignment.errors import InputError
+from alignment.models import vision
+from alignment.train import checkpoint, files, loop, optimizer, sharding, step, train_state
+
+MODEL_FILE = "image_model.json"
+BEST_FOLDER = "best"
+
+Batch = dict[str, np.ndarray]
+
+
+def normalise(images_NYXC: jax.Array, mask_NYX: jax.Array | None = None) -> jax.Array:
+    """Bytes as numbers from -1 (0) to 1 (255), the papers' (x / 255 - 0.5) / 0.5; exactly 0 outside the mask."""
+    x_NYXC = images_NYXC.astype(jnp.float32) / 127.5 - 1
+    return x_NYXC if mask_NYX is None else x_NYXC * (mask_NYX[..., None] > 0)
+
+
+def inputs(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+    """What a network reads of a batch: normalised images, and the mask where the batch brings one."""
+    return normalise(batch["images"], batch.get("mask")), batch.get("mask")
+
+
+def loss_fn(model: nn.Module) -> step.LossFn:
+    """Cross-entropy in nats, averaged over weights, in training mode.
+
+    The new `batch_stats` ride in the metrics, from where `build` takes them; a network without any leaves `{}` there.
+    """
+
+    def loss(params, batch, *, rng, frozen):
+        x_NYXC, mask_NYX = inputs(batch)
+        (logits_NC, _), changed = model.apply(
+            {"params": params, **frozen},
+            x_NYXC,
+            train=True,
+            mask_NYX=mask_NYX,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng},
+        )
+        mean, metrics = cross_entropy(logits_NC, batch["labels"], batch["weights"])
+        return mean, {**metrics, "batch_stats": dict(changed)}
+
+    return loss
+
+
+def cross_entropy(logits_NC: jax.Array, labels_N: jax.Array, weights_N: jax.Array) -> tuple[step.Mean, step.Metrics]:
+    """The loss, and `accuracy`, each a mean over weights."""
+    logits_NC = logits_NC.astype(jnp.float32)
+    losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, labels_N)
+    is_right_N = jnp.argmax(logits_NC, axis=-1) == labels_N
+    count = jnp.sum(weights_N)
+    accuracy = step.Mean(jnp.sum(is_right_N * weights_N), count)
+    return step.Mean(jnp.sum(losses_N * weights_N), count), {"accuracy": accuracy}
+
+
+def build(model: nn.Module, tx: optax.GradientTransformation, *, accumulate: int = 1) -> step.UpdateFn:
+    """`step.build` for networks with batch statistics: `update(state, batch) -> (state, metrics)`.
+
+    Statistics are those of the whole batch, over all devices. Where it is taken in `accumulate` parts, each part is
+    normalised by its own and the running ones move by their mean. A step that is not finite changes nothing.
+    """
+    inner = step.build(loss_fn(model), tx, accumulate=accumulate, rate_fn=optimizer.learning_rate)
+
+    def update(state, batch):
+        new, metrics = inner(state, batch)
+        stats = metrics.pop("batch_stats")
+        is_finite = metrics["nonfinite"].total == 0
+        frozen = jax.tree.map(lambda s, old: jnp.where(is_finite, s / accumulate, old), stats, state.frozen)
+        return new.replace(frozen=frozen), metrics
+
+    return update
+
+
+def create(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    example_NYXC: jax.Array,
+    *,
+    seed: int,
+    mesh: Mesh,
+    variables: Mapping[str, Any] | None = None,
+) -> train_state.TrainState:
+    """A state at step 0; `variables` are a checkpoint's, and None draws them from `seed`."""
+    params = None if variables is None else variables["params"]
+    frozen = None if variables is None else {name: tree for name, tree in variables.items() if name != "params"}
+    return train_state.create(model, tx, example_NYXC, seed=seed, mesh=mesh, params=params, frozen=frozen)
+
+
+def variables(state: train_state.TrainState) -> dict[str, Any]:
+    """What `model.apply` takes: `params`, and `batch_stats` where there are any."""
+    return {"params": state.params, **state.frozen}
+
+
+def logits_fn(model: nn.Module) -> Callable[[Mapping[str, Any], Mapping[str, jax.Array]], jax.Array]:
+    """`(variables, batch) -> logits [N,C]` float32, under running statistics; one compiled program a batch shape."""
+
+    @jax.jit
+    def logits(found, batch):
+        x_NYXC, mask_NYX = inputs(batch)
+        return model.apply(found, x_NYXC, train=False, mask_NYX=mask_NYX)[0].astype(jnp.float32)
+
+    return logits
+
+
+def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
+    """`loss`, `accuracy` and `mean_class_accuracy` (mean of the recalls of the classes present) over finite batches."""
+    logits = logits_fn(model)
+
+    @jax.jit
+    def sums(found, batch):
+        logits_NC = logits(found, batch)
+        labels_N, weights_N = batch["labels"], batch["weights"]
+        mean, metrics = cross_entropy(logits_NC, labels_N, weights_N)
+        is_label_NC = jax.nn.one_hot(labels_N, logits_NC.shape[-1]) * weights_N[:, None]
+        is_right_N = (jnp.argmax(logits_NC, axis=-1) == labels_N).astype(jnp.float32)
+        return {"loss": mean, **metrics, "recall": step.Mean(is_right_N @ is_label_NC, jnp.sum(is_label_NC, axis=0))}
+
+    def evaluate(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
+        found, total = variables(state), None
+        for batch in batches:
+            new = sums(found, sharding.to_devices(_read(batch), mesh))
+            total = new if total is None else step.add(total, new)
+        if total is None:
+            return {}
+        total = jax.device_get(total)
+        right_C, count_C = total.pop("recall")
+        values = {name: float(mean.total) / float(mean.count) for name, mean in total.items()}
+        return {**values, "mean_class_accuracy": float(np.mean(right_C[count_C > 0] / count_C[count_C > 0]))}
+
+    return evaluate
+
+
+def _read(batch: Batch) -> Batch:
+    """The part of a batch that an evaluation sends to the devices."""
+    return {name: batch[name] for name in ("images", "mask", "labels", "weights", "index") if name in batch}
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Of each image read once, in the order of their index."""
+
+    index_N: np.ndarray
+    labels_N: np.ndarray
+    logits_NC: np.ndarray
+
+    @property
+    def predicted_N(self) -> np.ndarray:
+        return np.argmax(self.logits_NC, axis=-1).astype(np.int32)
+
+
+def predict(model: nn.Module, found: Mapping[str, Any], batches: Iterable[Batch], mesh: Mesh) -> Predictions:
+    """Logits of every image of finite batches, on every process; filling (weight 0) is dropped."""
+    logits, parts = logits_fn(model), []
+    for batch in batches:
+        on_devices = sharding.to_devices(_read(batch), mesh)
+        small = {name: on_devices[name] for name in ("index", "labels", "weights")}
+        parts.append(sharding.to_host({**small, "logits": logits(found, on_devices)}))
+    if not parts:
+        raise InputError("there are no images to predict; name a split that holds some")
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    counts_N = whole["weights"] > 0
+    index_N = whole["index"][counts_N]
+    order_N = np.argsort(index_N, kind="stable")
+    return Predictions(index_N[order_N], whole["labels"][counts_N][order_N], whole["logits"][counts_N][order_N])
+
+
+def fit(
+    model: nn.Module,
+    train: loop.Loader,
+    evals: Mapping[str, Iterable[Batch]],
+    mesh: Mesh,
+    workdir: str | pathlib.Path,
+    *,
+    tx: optax.GradientTransformation,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    select: str = "valid",
+    variables: Mapping[str, Any] | None = None,
+    accumulate: int = 1,
+    **options: Any,
+) -> tuple[train_state.TrainState, dict[str, float]]:
+    """Train a classifier; killed and started again it ends in the same state, bit for bit, as every run of `loop.fit`.
+
+    Args:
+        train: endless batches.
+        evals: name -> finite batches; `<name>/accuracy`, `/mean_class_accuracy` and `/loss` are logged.
+        tx: from `optimizer.amsgrad` or `optimizer.adamw`.
+        batch_size: images of a batch over all hosts, for checking it against the mesh.
+        select: which of evals chooses the best evaluation: highest mean class accuracy, then lowest loss, then the
+            earliest. Its variables are kept in `<workdir>/best`; without such an entry the last ones are.
+        variables: a checkpoint's params and batch_stats, donated; None draws them from `seed`.
+        options: of `loop.fit`.
+
+    Returns:
+        The best state (of an empty optimizer), and the summary of `loop.fit` with `best/step` and, where evals chose
+        it, `best/loss` and `best/mean_class_accuracy`.
+    """
+    sharding.check_batch(batch_size, mesh, accumulate)
+    workdir = pathlib.Path(workdir)
+    is_fresh = loop.latest_step(workdir) is None
+    state = create(model, tx, _example(train), seed=seed, mesh=mesh, variables=variables)
+    if is_fresh and jax.process_index() == 0:  # what an earlier run left here is not this one's
+        shutil.rmtree(workdir / BEST_FOLDER, ignore_errors=True)
+    with checkpoint.open_manager(workdir / BEST_FOLDER / "checkpoints", keep=1) as kept:
+        evaluators = {name: evaluator(model, batches) for name, batches in evals.items()}
+        if select in evaluators:
+            evaluators[select] = _keeping_best(evaluators[select], kept)
+        state, summary = loop.fit(
+            build(model, tx, accumulate=accumulate),
+            state,
+            train,
+            evaluators,
+            mesh,
+            workdir,
+            steps=steps,
+            unit="images",
+            units_per_step=batch_size,
+            **options,
+        )
+        if select not in evaluators:
+            checkpoint.save(kept, state.replace(opt_state={}), {})
+        checkpoint.wait(kept)
+        like = state.replace(opt_state={})
+        best, score = checkpoint.restore(kept, like)
+    return best, {**summary, "best/step": float(best.step), **{f"best/{name}": x for name, x in score.items()}}
+
+
+def _example(train: loop.Loader) -> jax.Array:
+    """Zeros of the shape of one image, off a batch that the loader will give again."""
+    position = train.get_state()
+    _, *shape = next(train)["images"].shape
+    train.set_state(position)
+    return jnp.zeros((1, *shape), jnp.float32)
+
+
+def _keeping_best(evaluate: loop.Evaluator, kept: ocp.CheckpointManager) -> loop.Evaluator:
+    """The evaluator, which leaves the best state so far in `kept`.
+
+    A run that goes on from an earlier checkpoint makes the later evaluations again and finds their equals here, which
+    a strict comparison leaves alone: it keeps what a run never interrupted keeps.
+    """
+
+    def evaluate_and_keep(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
+        values = evaluate(state, mesh)
+        score = {name: values[name] for name in ("mean_class_accuracy", "loss")}
+        best = _score(kept)
+        is_better = best is None or _order(score) > _order(best)
+        if all(map(math.isfinite, score.values())) and is_better:
+            at = int(state.step)
+            for later in [number for number in kept.all_steps() if number > at]:
+                kept.delete(later)  # of a start on other hardware; Orbax would keep it for its number
+            checkpoint.save(kept, state.replace(opt_state={}), score)
+            checkpoint.wait(kept)  # complete before the loop's own checkpoint, after which nobody evaluates this again
+        return values
+
+    return evaluate_and_keep
+
+
+def _order(score: Mapping[str, float]) -> tuple[float, float]:
+    return score["mean_class_accuracy"], -score["loss"]
+
+
+def _score(kept: ocp.CheckpointManager) -> dict[str, float] | None:
+    at = kept.latest_step()
+    if at is None:
+        return None
+    return kept.restore(at, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
+
+def remember(
+    workdir: str | pathlib.Path,
+    *,
+    network: str,
+    fields: Mapping[str, Any],
+    class_names: Iterable[str],
+    images: Mapping[str, Any],
+) -> None:
+    """Leave what `recall` needs in the workdir.
+
+    Args:
+        network: a key of `vision.NETWORKS`.
+        fields: its other keyword arguments; plain JSON.
+        class_names: in the order of the labels.
+        images: how images become batches, as the experiment's data wants to be told again; plain JSON.
+    """
+    about = dict(network=network, fields=dict(fields), class_names=list(class_names), images=dict(images))
+    content = json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(content))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalled:
+    """A trained classifier, as a run has left it."""
+
+    model: nn.Module
+    variables: dict[str, Any]  # params, and batch_stats where there are any; on every device of the mesh
+    network: str
+    fields: dict[str, Any]
+    class_names: list[str]
+    images: dict[str, Any]
+    step: int
+
+
+def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any) -> Recalled:
+    """The network of another run with its best variables.
+
+    Args:
+        mesh: where the variables go, whole on each device; None takes all devices.
+        fields: changes of the network's, such as `dtype`.
+
+    Raises:
+        InputError: a folder that is not that of a finished or running classifier.
+    """
+    path = pathlib.Path(workdir) / MODEL_FILE
+    if not path.is_file():
+        raise InputError(f"{path} is not there; name the workdir of a run of experiments/mame.py")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    folder = (pathlib.Path(workdir) / BEST_FOLDER / "checkpoints").resolve()
+    kept = checkpoint.open_manager(folder, read_only=True) if folder.is_dir() else None
+    if kept is None or kept.latest_step() is None:
+        raise InputError(f"{workdir} holds no network yet (looked in {folder}); let that run finish an evaluation")
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    with kept:
+        state, _ = checkpoint.restore(kept, _stored(kept, mesh))
+    merged = {**about["fields"], **fields}
+    model = vision.network(about["network"], num_classes=len(about["class_names"]), **merged)
+    return Recalled(
+        model, variables(state), about["network"], merged, about["class_names"], about["images"], int(state.step)
+    )
+
+
+def _stored(kept: ocp.CheckpointManager, mesh: Mesh) -> train_state.TrainState:
+    """Shapes and dtypes of the newest checkpoint, as its files name them."""
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=place)
+    items = kept.item_metadata(kept.latest_step())
+    trees = {
+        name: jax.tree.map(lambda x: shape(tuple(x.shape), x.dtype), items[name].tree) for name in ("params", "rest")
+    }
+    return train_state.TrainState(params=trees["params"], **trees["rest"])

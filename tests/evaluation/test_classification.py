@@ -1,0 +1,169 @@
+import csv
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from alignment.evaluation import classification
+
+
+def drawn(num=400, num_classes=4, share=0.7, seed=0):
+    """Labels, and predictions that are right with some probability."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num)
+    return labels, np.where(rng.random(num) < share, labels, rng.integers(0, num_classes, num))
+
+
+def test_the_worked_example_of_the_sheet():
+    counts = classification.confusion([0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 0, 2], 3)
+    np.testing.assert_array_equal(counts, [[3, 1, 0], [1, 1, 0], [0, 0, 1]])
+    assert classification.overall(counts) == pytest.approx(0.714286, abs=1e-6)
+    assert classification.mean_per_class(counts) == pytest.approx(0.75)
+
+
+def test_a_class_without_images_is_left_out_of_the_mean():
+    counts = classification.confusion([0, 0, 2], [0, 1, 2], 4)
+    assert classification.mean_per_class(counts) == 0.75
+    assert np.isnan(classification.recalls(counts)[[1, 3]]).all()
+    rows = classification.per_class(counts, "abcd")
+    assert [row["accuracy"] for row in rows] == [0.5, None, 1.0, None]
+    assert rows[0]["most_often_taken_for"] == "b" and rows[2]["most_often_taken_for"] == ""
+    assert (rows[1]["low"], rows[1]["high"]) == (0, 1) and rows[1]["precision"] == 0
+
+
+def test_wilson_intervals_have_their_closed_form():
+    low, high = classification.wilson(8, 10)
+    np.testing.assert_allclose([low, high], [0.490162, 0.943318], atol=1e-5)
+    low, high = classification.wilson(0, 20)
+    z2 = 1.959964**2
+    np.testing.assert_allclose([low, high], [0, z2 / (20 + z2)], atol=1e-6)
+    assert classification.wilson(0, 0) == (0, 1)
+
+
+def test_the_bootstrap_agrees_with_drawing_images_one_by_one_and_covers_the_truth():
+    labels, predicted = drawn()
+    counts = classification.confusion(labels, predicted, 4)
+    low, high = classification.bootstrap(counts)
+    rng, means = np.random.default_rng(1), []
+    for _ in range(500):
+        chosen = rng.integers(0, len(labels), len(labels))
+        means.append(classification.mean_per_class(classification.confusion(labels[chosen], predicted[chosen], 4)))
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.01)  # 500 draws
+    truth = 0.7 + 0.3 / 4
+    intervals = [
+        classification.bootstrap(classification.confusion(*drawn(seed=s), 4), resamples=400) for s in range(60)
+    ]
+    assert 50 <= sum(low <= truth <= high for low, high in intervals) <= 60  # of 60, 57 expected
+    assert classification.bootstrap(counts) == (low, high)
+
+
+def test_a_paired_difference_is_narrower_than_two_separate_intervals():
+    labels, first = drawn()
+    second = first.copy()
+    wrong = np.flatnonzero(first != labels)[:20]
+    second[wrong] = labels[wrong]
+    found = classification.paired_difference(labels, first, second, 4)
+    counts = [classification.confusion(labels, p, 4) for p in (first, second)]
+    means = [classification.mean_per_class(c) for c in counts]
+    assert found["difference"] == pytest.approx(means[1] - means[0])
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    (a_low, a_high), (b_low, b_high) = (classification.bootstrap(c) for c in counts)
+    assert found["high"] - found["low"] < 0.6 * min(a_high - a_low, b_high - b_low)
+    same = classification.paired_difference(labels, first, first, 4)
+    assert same == {"difference": 0, "low": 0, "high": 0}
+    back = classification.paired_difference(labels, second, first, 4)
+    assert back["difference"] == pytest.approx(-found["difference"])
+
+
+def test_groups_and_quantiles_split_the_images_and_add_up():
+    labels, predicted = drawn()
+    museums = np.array(["Met", "Cleveland"])[(np.arange(400) % 4 == 0).astype(int)]
+    rows = classification.by_group(labels, predicted, museums, 4)
+    assert [(row["group"], row["images"]) for row in rows] == [("Cleveland", 100), ("Met", 300)]
+    right = labels == predicted
+    assert rows[0]["accuracy"] == right[museums == "Cleveland"].mean()
+    assert rows[0]["low"] < rows[0]["accuracy"] < rows[0]["high"]
+    rows = classification.by_quantile(labels, predicted, np.arange(400)[::-1], 4)
+    assert [row["images"] for row in rows] == [80] * 5 and [row["from"] for row in rows] == [0, 80, 160, 240, 320]
+    assert rows[0]["accuracy"] == right[320:].mean()
+    tied = classification.by_quantile(labels, predicted, np.repeat([1.0, 2.0], 200), 4)
+    assert [(row["from"], row["images"]) for row in tied] == [(1, 200), (2, 200)]
+
+
+def test_top_confusions_are_the_largest_cells_off_the_diagonal():
+    counts = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 0]])
+    rows = classification.top_confusions(counts, ["oil", "ink", "clay"], 2)
+    assert rows[0] == {"true": "clay", "predicted": "ink", "images": 4, "share_of_class": 1.0}
+    assert (rows[1]["true"], rows[1]["share_of_class"]) == ("oil", 3 / 8)
+    assert classification.top_confusions(np.eye(2, dtype=int), "ab") == []
+
+
+def features(num, seed):
+    """Class 0 is landscape, 1 and 2 portrait of two sizes, 3 like 2 in another museum."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % 4
+    scale = np.array([1000, 1000, 3000, 3000])[labels] * rng.uniform(0.8, 1.2, num)
+    ratio = np.array([1.5, 0.7, 0.7, 0.7])[labels] * rng.uniform(0.9, 1.1, num)
+    museum = np.where(labels == 3, "Met", "LACMA")
+    return {"width": scale * ratio, "height": scale, "museum": museum}, labels
+
+
+def test_the_floor_knows_what_shape_size_and_museum_tell():
+    (train, train_labels), (test, test_labels) = features(400, 0), features(200, 1)
+    found = classification.metadata_floor(train, train_labels, test, test_labels, trees=20, seeds=[0])
+    assert 0.4 < found["aspect_ratio"][0] < 0.62  # one class of four for certain, a third of the others
+    assert 0.65 < found["size"][0] < 0.85
+    assert found["size_and_museum"][1] > 0.97
+    again = classification.metadata_floor(train, train_labels, test, test_labels, trees=20, seeds=[0])
+    assert again == found
+    del train["museum"], test["museum"]
+    assert list(classification.metadata_floor(train, train_labels, test, test_labels, trees=5, seeds=[0])) == [
+        "aspect_ratio",
+        "size",
+    ]
+
+
+def test_simple_floors_by_hand():
+    assert classification.constant_floor(np.array([0, 0, 0, 1, 2]), 3) == (0.6, pytest.approx(1 / 3))
+    found = classification.group_floor([0, 0, 1, 2], list("aabb"), [0, 1, 2, 2], list("abbc"), 3)
+    assert found == (0.5, pytest.approx(2 / 3))  # a: 0, b: 1 (the first of two), c never seen: 0
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(InputError, match="2 labels and 1 predictions"):
+        classification.confusion([0, 1], [0], 2)
+    with pytest.raises(InputError, match="prediction 5 is no class"):
+        classification.confusion([0, 1], [0, 5], 2)
+    with pytest.raises(InputError, match="3 groups for 2 images"):
+        classification.by_group([0, 1], [0, 1], list("abc"), 2)
+    with pytest.raises(InputError, match="lack height"):
+        classification.metadata_floor({"width": [1]}, [0], {"width": [1]}, [0])
+    with pytest.raises(InputError, match="no images to draw"):
+        classification.bootstrap(np.zeros((2, 2), int))
+
+
+def test_the_floors_of_the_real_metadata_are_those_on_record(shared_data):
+    path = pathlib.Path(os.environ.get("MAME_CSV", shared_data / "image_mame" / "MAMe_dataset.csv"))
+    if not path.is_file():
+        pytest.skip("MAMe_dataset.csv is not here; MAME_CSV=<file> names it")
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    names = sorted({row["Medium"].strip() for row in rows})
+
+    def part(subset):
+        mine = [row for row in rows if row["Subset"] == subset]
+        columns = {"width": "Width", "height": "Height"}
+        found = {name: np.array([float(row[column]) for row in mine]) for name, column in columns.items()}
+        labels = np.array([names.index(row["Medium"].strip()) for row in mine])
+        return found | {"museum": np.array([row["Museum"] for row in mine])}, labels
+
+    (train, train_labels), (test, test_labels) = part("train"), part("test")
+    np.testing.assert_allclose(classification.constant_floor(test_labels, 29), (0.0447, 0.0345), atol=1e-4)
+    simple = classification.group_floor(train_labels, train["museum"], test_labels, test["museum"], 29)
+    np.testing.assert_allclose(simple, (0.0815, 0.0796), atol=1e-3)
+    floors = classification.metadata_floor(train, train_labels, test, test_labels)
+    wanted = {"aspect_ratio": (0.155, 0.168), "size": (0.341, 0.361), "size_and_museum": (0.377, 0.393)}
+    for name, numbers in wanted.items():
+        np.testing.assert_allclose(floors[name], numbers, atol=0.01)
