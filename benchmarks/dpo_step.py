@@ -56,20 +56,6 @@ QUICK_BATCH = {"pairs": 4, "prompt": 32, "answer": 16}
 # The task -----------------------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """The format is a length, a JSON table of contents and the bytes (github.com/huggingface/safetensors)."""
-    table, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, array in tensors.items():
-        table[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    head = json.dumps(table).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
-
-
 def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
     """A random Llama as a Hugging Face folder: normal with deviation 0.02, output scaled down with depth, tied."""
     rng = np.random.default_rng(seed)
@@ -113,7 +99,7 @@ def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    write_safetensors(folder / "model.safetensors", tensors)
+    machine.write_safetensors(folder / "model.safetensors", tensors)
 
 
 def write_ids(path: Path, batch: dict, vocab_size: int, seed: int = 1) -> None:

@@ -1,5 +1,6 @@
 """What the benchmarks share: environments of the peers, other work on the machine, what the machine is."""
 
+import json
 import os
 import platform
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # plain torch brings GPU libraries of several GB
@@ -92,3 +95,17 @@ def commit() -> str:
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
     return git("rev-parse", "--short=10", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """The format is a length, a JSON table of contents and the bytes (github.com/huggingface/safetensors)."""
+    table, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, array in tensors.items():
+        table[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
