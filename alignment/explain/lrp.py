@@ -91,11 +91,16 @@ def check_fold(apply_fn: Callable, variables, x_NYXC: jax.Array, *, tolerance: f
     Raises:
         InputError: where it is above the tolerance; not under jit.
     """
-    traced = graph.trace(apply_fn, variables, x_NYXC)
-    _, folded_NC = _forward(traced, layers.read(traced), variables, x_NYXC)
-    out = apply_fn(variables, x_NYXC)
-    plain_NC = out[0] if isinstance(out, tuple | list) else out
-    error = float(jnp.max(jnp.abs(folded_NC - plain_NC)) / jnp.maximum(jnp.max(jnp.abs(plain_NC)), 1e-30))
+
+    @jax.jit
+    def difference(variables, x_NYXC):
+        traced = graph.trace(apply_fn, variables, x_NYXC)
+        _, folded_NC = _forward(traced, layers.read(traced), variables, x_NYXC)
+        out = apply_fn(variables, x_NYXC)
+        plain_NC = out[0] if isinstance(out, tuple | list) else out
+        return jnp.max(jnp.abs(folded_NC - plain_NC)) / jnp.maximum(jnp.max(jnp.abs(plain_NC)), 1e-30)
+
+    error = float(difference(variables, x_NYXC))
     if not error <= tolerance:
         raise errors.InputError(
             f"folding batch norm into the layers before it changes the logits by {error:.2g} of the largest (allowed: "
@@ -130,7 +135,7 @@ def _start(logits_NC, targets_NK):
     """The logit at the target class and 0 elsewhere, [K, N, C]."""
     if jnp.ndim(targets_NK) != 2 or jnp.shape(targets_NK)[0] != logits_NC.shape[0]:
         raise errors.InputError(
-            f"targets of shape {jnp.shape(targets_NK)} do not fit {logits_NC.shape[0]} images; need [N, K]"
+            f"targets of shape {jnp.shape(targets_NK)} do not fit {logits_NC.shape[0]} images; need classes [N, K]"
         )
     num_classes = logits_NC.shape[1]
     if not isinstance(targets_NK, jax.core.Tracer):
