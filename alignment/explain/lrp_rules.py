@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.explain import layers
+from alignment.explain import convolutions, layers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +54,9 @@ class Step:
 
     def transposed(self, w: jax.Array, s: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """The transpose of x -> op(x, w), applied to s; `like` has the shape of the result (default: x)."""
-        x = self.x if like is None else like
+        x, first = self.x if like is None else like, self.layer.equations[0]
+        if first.op == "conv_general_dilated" and first.inputs[0] in self.layer.inputs:
+            return convolutions.transposed(s, w, first.params, x.shape)
         shape = jax.ShapeDtypeStruct((s.shape[0], *x.shape[1:]), x.dtype)
         return jax.linear_transpose(lambda x: self.op(x, w), shape)(s)[0]
 

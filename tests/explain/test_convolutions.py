@@ -102,3 +102,5 @@ def test_max_pooling_and_its_gradient_are_those_of_lax_also_for_equals(size, win
     gradient = normal(*out.shape, seed=2)
     got = convolutions.unpool(gradient, winner, params, x_NYXC.shape)
     np.testing.assert_allclose(got, pullback(gradient)[0], atol=1e-5)
+    _, own_pullback = jax.vjp(lambda x: convolutions.max_pool(x, params), x_NYXC)
+    np.testing.assert_array_equal(own_pullback(gradient)[0], got)
