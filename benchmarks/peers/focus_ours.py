@@ -17,6 +17,7 @@ import importlib.metadata  # noqa: E402
 import channel  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import flax.linen as nn  # noqa: E402
 import numpy as np  # noqa: E402
 
 from alignment.explain import composites, explaining, focus, lrp_rules  # noqa: E402
@@ -36,7 +37,7 @@ OPTIONS = {
 
 def network(num_classes: int, size: int):
     model = vision.network("resnet18", num_classes=num_classes)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    variables = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3))))
     return model, pretrained.load(args.folder / "model.safetensors", variables, network="resnet18")[0]
 
 
