@@ -1,8 +1,8 @@
 """What a program computes from its weights alone, computed once instead of in every batch.
 
 Relevance propagation folds batch norms, takes positive parts of kernels and flips them: tens of milliseconds a batch
-for ResNet-18 on two cores, about what one pass over its convolutions takes.  `split` finds these equations in the traced
-program.  What grows (a bias broadcast to an image) stays where it is used.
+for ResNet-18 on two cores, about what one pass over its convolutions takes.  `split` finds these equations in the
+traced program.  What grows (a bias broadcast to an image) stays where it is used.
 """
 
 from collections.abc import Callable

@@ -15,9 +15,9 @@ import functools  # noqa: E402
 import importlib.metadata  # noqa: E402
 
 import channel  # noqa: E402
+import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import flax.linen as nn  # noqa: E402
 import numpy as np  # noqa: E402
 
 from alignment.explain import composites, explaining, focus, lrp_rules  # noqa: E402
