@@ -152,7 +152,19 @@ def z_box(step: Step, R, *, low=-1.0, high=1.0, eps: float = 1e-9):
             z = z - step.op(jnp.broadcast_to(bound, x.shape), weight)
     s = divide(R, z + eps)
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in (low, high))
-    return (x - low) * step.transposed(up, s) + (x - high) * step.transposed(down, s)
+    to_up, to_down = _both(step, up, down, s)
+    return (x - low) * to_up + (x - high) * to_down
+
+
+def _both(step, up, down, s):
+    """The transposes with two sets of weights; as one convolution of twice the channels, where there are no groups."""
+    first = step.layer.equations[0]
+    if first.op != "conv_general_dilated" or first.params["feature_group_count"] != 1:
+        return step.transposed(up, s), step.transposed(down, s)
+    numbers = first.params["dimension_numbers"]
+    weight = jnp.concatenate([up, down], axis=numbers.rhs_spec[1])
+    out = step.transposed(weight, s, jnp.concatenate([step.x, step.x], axis=numbers.lhs_spec[1]))
+    return jnp.split(out, 2, axis=numbers.lhs_spec[1])
 
 
 def flat(step: Step, R):
@@ -224,7 +236,7 @@ def proportional(step: Step, R, *, eps: float = 0.0):
 
 
 def backward(step: Step, R):
-    """The transpose: relevance goes where the values came from (moves), or to the winner (max-pool)."""
+    """The transpose: relevance goes where the values came from (moves), or to the winner (max-pool; x R / z)."""
     R = R if isinstance(R, tuple) else (R,)
     if step.layer.kind == "max_pool":
         R = (jnp.where(step.z == 0, 0, R[0]),)

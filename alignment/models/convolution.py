@@ -83,7 +83,10 @@ def conv(
 def norm(
     x_NYXC: jax.Array, mask_NYX: jax.Array | None, train: bool, *, eps: float = 1e-5, dtype: str, name: str
 ) -> jax.Array:
-    """Batch norm, zero outside the mask; in training its statistics are those of the real positions."""
+    """Batch norm, zero outside the mask; in training its statistics are those of the real positions.
+
+    Unlike torch's, the running variance is not scaled by n / (n - 1).
+    """
     module = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=eps, dtype=dtype, name=name)
     mask = None if mask_NYX is None or not train else mask_NYX[..., None]
     return zero_outside(module(x_NYXC, mask=mask), mask_NYX)

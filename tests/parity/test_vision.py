@@ -19,7 +19,7 @@ from alignment.models import convolution, pretrained, vision  # noqa: E402
 from tests.parity import torch_nets  # noqa: E402
 
 CLASSES = 11
-# Full depth and width, but for VGG's and AlexNet's dense layers (half a gigabyte) and ViT's image size.
+# Full depth and width, but for VGG's and AlexNet's dense layers (half a gigabyte), ViT's image size and ViT-B's depth.
 CASES = {
     "resnet18": ((61, 67), {}),
     "resnet34": ((64, 64), {}),
@@ -33,7 +33,7 @@ CASES = {
     "efficientnet_b0": ((45, 64), {}),
     "efficientnet_b3": ((64, 64), {}),
     "vit_s16": ((48, 48), {"img_size": 48}),
-    "vit_b16": ((48, 48), {"img_size": 48}),
+    "vit_b16": ((48, 48), {"img_size": 48, "num_layers": 4}),
 }
 
 
