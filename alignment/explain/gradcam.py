@@ -94,7 +94,11 @@ def _cam(apply_fn, variables, x_NYXC, targets_NK, layer, weights_fn):
     height, width = x_NYXC.shape[1:3]
     layer = layer or default_layer(graph.trace(apply_fn, variables, x_NYXC, keep_custom=True))
     activation, head_fn = graph.split(apply_fn, variables, x_NYXC, layer)
-    _, gradients_NK = gradients.of_targets(lambda a: head_fn(a).astype(jnp.float32), activation, targets_NK)
+
+    def score_fn(activation):
+        return head_fn(activation).astype(jnp.float32)
+
+    _, gradients_NK = gradients.of_targets(score_fn, activation, targets_NK, together=True)
     if activation.ndim == 3:
         activation, gradients_NK = as_grid(activation, height, width, 1), as_grid(gradients_NK, height, width, 2)
     if activation.ndim != 4:

@@ -40,20 +40,36 @@ def pick(values_NC: jax.Array, targets_NK: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values_NC, targets_NK, axis=1)
 
 
-def of_targets(score_fn: Callable, x_NYXC: jax.Array, targets_NK: jax.Array) -> tuple[jax.Array, jax.Array]:
+UNROLLED = 8  # targets; each adds a backward pass to the program
+
+
+def of_targets(
+    score_fn: Callable, x_NYXC: jax.Array, targets_NK: jax.Array, *, together: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Scores and input gradients of K classes an image from one forward pass.
 
     Args:
         score_fn: x_NYXC to scores_NC; a row depends on its own image only.
         x_NYXC: the point of the gradient; any shape that begins with N.
         targets_NK: class numbers.
+        together: take the K backward passes at once, for short ones. Otherwise one comes after the other, in the memory
+            of one: written out on CPUs, where convolutions inside XLA loops are slow, and as a loop elsewhere.
 
     Returns:
         scores_NK and gradients_NKYXC.
     """
     scores_NC, pull_back = jax.vjp(score_fn, x_NYXC)
     ones_KNC = jax.nn.one_hot(targets_NK.T, scores_NC.shape[1], dtype=scores_NC.dtype)
-    gradients_KNYXC = jax.vmap(lambda ones_NC: pull_back(ones_NC)[0])(ones_KNC)
+
+    def back(ones_NC):
+        return pull_back(ones_NC)[0]
+
+    if together:
+        gradients_KNYXC = jax.vmap(back)(ones_KNC)
+    elif len(ones_KNC) == 1 or (jax.default_backend() == "cpu" and len(ones_KNC) <= UNROLLED):
+        gradients_KNYXC = jnp.stack([back(ones_NC) for ones_NC in ones_KNC])
+    else:
+        gradients_KNYXC = jax.lax.map(back, ones_KNC)
     return pick(scores_NC, targets_NK), jnp.moveaxis(gradients_KNYXC, 0, 1)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.explain import attention
+from alignment.explain import attention, explaining, gradcam
+from alignment.models import vision
 
 
 def slow_roll_out(blocks_HTS, residual):
@@ -63,3 +64,17 @@ def test_networks_without_attention_and_unknown_settings_are_refused():
         attention.roll_out(weights(4), heads="median")
     with pytest.raises(InputError, match="share of the identity"):
         attention.roll_out(weights(4), residual=1.5)
+
+
+def test_a_vision_transformer_of_ours_is_explained_by_rollout_and_gradcam():
+    size = {"img_size": 16, "patch_size": 4, "model_dim": 12, "num_layers": 2, "num_heads": 2}
+    net = vision.network("vit_s16", num_classes=3, **size)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = jax.jit(net.init)(jax.random.key(1), x)
+    _, activations = jax.jit(net.apply)(variables, x)
+    blocks = [np.asarray(activations[f"attention{i}"][1]) for i in range(2)]
+    shares = slow_roll_out(blocks, 0.5)[0, 1:].reshape(1, 1, 4, 4)
+    maps = explaining.explain(net.apply, variables, x, [0, 1], method="attention_rollout")
+    np.testing.assert_allclose(maps[1], gradcam.resize(jnp.asarray(shares), 16, 16)[0, 0], rtol=1e-5)
+    cams = explaining.explain(net.apply, variables, x, [0, 1], method="gradcam", relu=False)
+    assert cams.shape == (2, 16, 16) and np.ptp(cams, axis=(1, 2)) == pytest.approx(1, abs=1e-6)

@@ -9,6 +9,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.explain import gradcam, graph
+from alignment.models import vision
 from tests.explain import nets
 
 
@@ -186,4 +187,15 @@ def test_a_network_of_blocks_of_tokens_is_read_before_its_last_block():
     variables = jnp.arange(25.0).reshape(5, 5) / 9
     assert gradcam.default_layer(graph.trace(network, variables, x)) == "block1"
     maps = gradcam.gradcam(network, variables, x, jnp.array([[0], [1]]), relu=False)
-    assert maps.shape == (2, 1, 8, 8) and (maps.max((1, 2, 3)) == 1).all()
+    assert maps.shape == (2, 1, 8, 8) and np.asarray(maps.max((1, 2, 3))) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("resnet18", "layer4"), ("vgg11", "block5"), ("alexnet", "block3"), ("cnn", "block3")]
+)
+def test_the_papers_layer_is_the_default_of_its_networks(name, layer):
+    """The last block of ResNet-18, the last max-pool of VGG and AlexNet; nothing is computed to find it."""
+    net = vision.network(name, num_classes=3)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), x)
+    assert gradcam.default_layer(graph.trace(net.apply, variables, x, keep_custom=True)) == layer

@@ -202,15 +202,29 @@ def test_drivers_agree(ours, method):
 
 
 def test_several_targets_share_one_forward_pass():
-    """The traced program has as many convolutions for four targets as for one; vmap widens only the backward ones."""
+    """However many targets there are, each of the two forward convolutions occurs once in the traced program."""
     network, variables, x, _ = nets.made(nets.Small())
 
-    def forward_convolutions(targets):
-        text = str(jax.make_jaxpr(lambda x: gradients.gradient(network, variables, x, targets))(x))
-        return text.count("conv_general_dilated"), text.count(f"f32[{len(x)},8,8,6] = conv_general_dilated")
+    def convolutions(num_targets):
+        targets = jnp.zeros((len(x), num_targets), int)
+        program = str(jax.make_jaxpr(lambda x: gradients.gradient(network, variables, x, targets))(x))
+        shapes = [f"f32[{len(x)},{size},{size},6] = conv_general_dilated" for size in (8, 4)]
+        return [program.count(shape) for shape in shapes]
 
-    one, four = (forward_convolutions(jnp.zeros((len(x), k), int)) for k in (1, 4))
-    assert one == four and one[1] == 1
+    # the second convolution has inputs of its outputs' shape, so its transpose is counted too, once a target
+    assert [convolutions(k) for k in (1, 4)] == [[1, 2], [1, 5]]
+
+
+def test_one_target_after_the_other_and_all_at_once_are_the_same(ours):
+    apply_fn, variables, x, _ = ours
+    many = jnp.array([[k % CLASSES for k in range(gradients.UNROLLED + 1)]] * N)  # beyond UNROLLED it is a loop
+
+    def at(targets, together):
+        return gradients.of_targets(lambda x: apply_fn(variables, x), x, targets, together=together)[1]
+
+    once = at(many, True)
+    np.testing.assert_allclose(at(many, False), once, rtol=1e-6)
+    np.testing.assert_allclose(at(many[:, :3], False), once[:, :3], rtol=1e-6)
 
 
 def test_a_constant_map_scales_to_zero_and_any_other_to_the_unit_interval():
