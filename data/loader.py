@@ -5,10 +5,12 @@ the threads and the position; this file fixes how a global batch splits over pro
 """
 
 import sys
+import weakref
 from collections.abc import Callable
 
 import grain
 import numpy as np
+from absl import flags
 
 from alignment.errors import InputError
 
@@ -18,15 +20,38 @@ Batch = dict[str, np.ndarray]
 class Loader:
     """Iterates over batches; `get_state` and `set_state` name the next one by number."""
 
-    def __init__(self, dataset: grain.MapDataset, *, num_batches: int, num_threads: int = 1, prefetch: int = 2):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        *,
+        num_batches: int,
+        num_threads: int = 1,
+        prefetch: int = 2,
+        num_workers: int = 0,
+    ):
         self.num_batches = num_batches  # sys.maxsize: endless
         threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._dataset = dataset.to_iter_dataset(threads)
-        self._iterator = iter(self._dataset)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+            self._dataset = self._dataset.mp_prefetch(options)
+        self._open = []  # the iterator in use
+        self._start()
+        weakref.finalize(self, _close, self._open)  # worker processes end before the interpreter does
+
+    @property
+    def _iterator(self):
+        return self._open[0]
+
+    def _start(self) -> None:
+        _close(self._open)
+        self._open[:] = [iter(self._dataset)]
 
     def __iter__(self):
         if self.num_batches < sys.maxsize:  # finite ones start over, for the next evaluation
-            self._iterator = iter(self._dataset)
+            self._start()
         return self
 
     def __next__(self) -> Batch:
@@ -38,6 +63,11 @@ class Loader:
 
     def set_state(self, state: dict) -> None:
         self._iterator.set_state(state)
+
+
+def _close(iterators: list) -> None:
+    for iterator in iterators:
+        getattr(iterator, "close", lambda: None)()
 
 
 def build(

@@ -322,3 +322,14 @@ def _size(store: Store, file: str) -> tuple[int, int] | str:
         return store.picture(file).shape[:2]
     except UNREADABLE as e:
         return f"{file} cannot be read: {e}"
+
+
+def cut(ready: Mosaics) -> np.ndarray:
+    """The tiles of ready-made mosaics, four after four: uint8 [4M, Y, X, 3]; put together again they are the same."""
+    rows, columns = ready.size
+    if rows % 2 or columns % 2:
+        raise InputError(f"mosaics of {rows} x {columns} pixels are not four tiles of one size; both must be even")
+    tiles = np.empty((len(ready), 4, rows // 2, columns // 2, 3), np.uint8)
+    for k in range(len(ready)):
+        tiles[k] = ready.read(k).reshape(2, rows // 2, 2, columns // 2, 3).swapaxes(1, 2).reshape(tiles.shape[1:])
+    return tiles.reshape(-1, *tiles.shape[2:])

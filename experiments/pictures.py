@@ -1,4 +1,4 @@
-"""Pictures for a report: maps over images, contact sheets, matrices; numpy arrays in, PNG files out.
+"""Pictures for a report: maps over images, contact sheets, matrices, boxes, curves; numpy arrays in, PNG files out.
 
 A picture's caption goes beside it as a .txt file, which the report shows under it.
 
@@ -7,13 +7,14 @@ Dimensions: Y X rows and columns, C red, green, blue, or classes.
 
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from alignment.train import files
+from experiments import charts
 
 DPI = 100
 HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
@@ -86,6 +87,96 @@ def matrix(
             if np.isfinite(value):
                 axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if is_dark else "k")
     _save(figure, path, caption)
+
+
+def boxes(
+    path: str | pathlib.Path,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    caption: str = "",
+    label: str = "",
+    chance: float | None = None,
+) -> None:
+    """Box plots side by side: median, quartiles, whiskers to the 5th and 95th percentile, points beyond.
+
+    Args:
+        groups: place on the axis -> kind (a colour and a word of the legend) -> numbers; not-a-numbers are left out.
+        chance: where to draw a dashed line.
+    """
+    kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
+    if not kinds:
+        return
+    figure = Figure(figsize=(max(4.6, 0.55 * len(groups) * len(kinds) + 1.4), 3.4), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(kinds)
+    for k, kind in enumerate(kinds):
+        found = [(place, _finite(group[kind])) for place, group in enumerate(groups.values()) if kind in group]
+        found = [(place, values) for place, values in found if len(values)]
+        if not found:
+            continue
+        colour = charts.PALETTE[k % len(charts.PALETTE)]
+        drawn = axes.boxplot(
+            [values for _, values in found],
+            positions=[place + (k - (len(kinds) - 1) / 2) * width for place, _ in found],
+            widths=0.85 * width,
+            whis=(5, 95),
+            patch_artist=True,
+            manage_ticks=False,
+            flierprops=dict(marker=".", markersize=2, markeredgecolor=colour),
+            medianprops=dict(color="k"),
+        )
+        for box in drawn["boxes"]:
+            box.set(facecolor=colour, alpha=0.75)
+        axes.plot([], [], color=colour, linewidth=6, alpha=0.75, label=kind)
+    if chance is not None:
+        axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.grid(axis="y", alpha=0.2)
+    if len(kinds) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
+def curves(
+    path: str | pathlib.Path,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    caption: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    chance: float | None = None,
+) -> None:
+    """Lines through (x, y) points by name; points that are not numbers leave a gap."""
+    if not lines:
+        return
+    figure = Figure(figsize=(4.8, 3.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*points), marker="o", markersize=3, color=charts.PALETTE[k % len(charts.PALETTE)], label=name)
+    if chance is not None:
+        axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
+def outlined(
+    image_YXC: np.ndarray, box: tuple[int, int, int, int], colour: Sequence[int] = (255, 215, 0)
+) -> np.ndarray:
+    """A copy with the frame of (top, bottom, left, right), ends excluded, drawn in."""
+    drawn = np.array(image_YXC)
+    top, bottom, left, right = box
+    drawn[[top, bottom - 1], left:right] = colour
+    drawn[top:bottom, [left, right - 1]] = colour
+    return drawn
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return values[np.isfinite(values)]
 
 
 def _save(figure: Figure, path: str | pathlib.Path, caption: str) -> None:

@@ -48,6 +48,7 @@ th { font-weight: 600; color: var(--soft); } tr:last-child td { border-bottom: 0
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 9rem; }
 td.best { color: var(--best); font-weight: 650; }
+.findings ul { margin: 0; padding-left: 1.2rem; } .findings li { margin: .25rem 0; overflow-wrap: anywhere; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 figcaption { color: var(--soft); font-size: .88rem; white-space: pre-wrap; }
 details { margin-top: .8rem; } details .grid { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
@@ -60,7 +61,8 @@ def build(workdir: str | os.PathLike) -> str:
     """Write the run's report.html and return its path."""
     folder = pathlib.Path(workdir)
     environment = _optional_json(folder / "environment.json") or {}
-    parts = [summary(_optional_json(folder / "summary.json") or {}), *sections(folder)]
+    parts = [summary(_optional_json(folder / "summary.json") or {}), findings(folder / "findings.txt")]
+    parts += sections(folder)
     for phase in phases(folder):
         inner = sections(phase)
         if inner:
@@ -128,6 +130,15 @@ def summary(numbers: Mapping[str, Any]) -> str:
         f'<div class="card"><h3>{escape(name)}</h3><dl>{"".join(items)}</dl></div>' for name, items in groups.items()
     ]
     return grid(cards) if cards else ""
+
+
+def findings(path: pathlib.Path) -> str:
+    """What the run says it found, a line each, right under its numbers."""
+    if not path.is_file():
+        return ""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines if line)
+    return f'<h2>Findings</h2><div class="card findings"><ul>{items}</ul></div>' if items else ""
 
 
 def curves(found: Mapping[str, charts.Series]) -> str:

@@ -52,6 +52,11 @@ class Pair:
     back: float  # lift of the reverse pair; NaN where that has no tile
     kind: str
 
+    @property
+    def one_sided(self) -> float:
+        """How much more lift this way has than the reverse."""
+        return self.lift - (0.0 if np.isnan(self.back) else self.back)
+
 
 def matrix(
     share_M4: np.ndarray,

@@ -23,9 +23,14 @@ EMPTY = ("nan", "zero")
 
 def assemble(images_NYXC: jax.Array, tile_index_M4: jax.Array) -> jax.Array:
     """Mosaics [M, 2Y, 2X, C] gathered from images where they are, on the device: every pixel is a copy."""
-    _, Y, X, C = images_NYXC.shape
-    tiles = images_NYXC[tile_index_M4].reshape(-1, 2, 2, Y, X, C)
-    return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 2 * Y, 2 * X, C)
+    return join(images_NYXC[tile_index_M4])
+
+
+def join(tiles_M4YXC: jax.Array) -> jax.Array:
+    """Four tiles a mosaic put together: [M, 2Y, 2X, C]."""
+    _, _, Y, X, C = tiles_M4YXC.shape
+    grid = tiles_M4YXC.reshape(-1, 2, 2, Y, X, C)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 2 * Y, 2 * X, C)
 
 
 def by_tile(maps_MYX: jax.Array) -> jax.Array:
@@ -145,28 +150,34 @@ def check_targets(tile_label_M4: jax.Array, target_M: jax.Array, *, allow_any: b
 
 def check_maps(maps_MYX: jax.Array, *, num_mosaics: int, size: tuple[int, int] | None = None) -> None:
     """Refuses maps of another shape, number or size than their mosaics, and any value that is not finite."""
-    if maps_MYX.ndim != 3:
-        raise InputError(
-            f"maps of shape {maps_MYX.shape}; Focus rates one number a pixel, [M, Y, X]: reduce the channels first, by "
-            "their sum (relevance) or the largest magnitude (gradients)"
-        )
-    if len(maps_MYX) != num_mosaics:
-        raise InputError(f"{len(maps_MYX)} maps for {num_mosaics} mosaics; there must be one each")
-    if min(maps_MYX.shape[1:]) < 2:
-        raise InputError(f"maps of {maps_MYX.shape[1]} x {maps_MYX.shape[2]} pixels have no four quadrants")
-    if size is not None and tuple(maps_MYX.shape[1:]) != tuple(size):
-        raise InputError(
-            f"maps of {maps_MYX.shape[1]} x {maps_MYX.shape[2]} pixels for mosaics of {size[0]} x {size[1]}; resize "
-            "them to the mosaic first, so that the split between tiles is where you mean it"
-        )
+    check_shape(maps_MYX.shape, num_mosaics=num_mosaics, size=size)
     if not isinstance(maps_MYX, jax.core.Tracer):
         check_finite(np.asarray(jnp.isfinite(jnp.asarray(maps_MYX)).all((1, 2))))
 
 
-def check_finite(is_finite_M: np.ndarray, *, first: int = 0) -> None:
-    """Refuses maps with NaN or infinite relevance; `first` is the number of the first mosaic here."""
+def check_shape(shape: tuple[int, ...], *, num_mosaics: int, size: tuple[int, int] | None = None) -> None:
+    """The part of `check_maps` that needs no values."""
+    if len(shape) != 3:
+        raise InputError(
+            f"maps of shape {shape}; Focus rates one number a pixel, [M, Y, X]: reduce the channels first, by their "
+            "sum (relevance) or the largest magnitude (gradients)"
+        )
+    if shape[0] != num_mosaics:
+        raise InputError(f"{shape[0]} maps for {num_mosaics} mosaics; there must be one each")
+    if min(shape[1:]) < 2:
+        raise InputError(f"maps of {shape[1]} x {shape[2]} pixels have no four quadrants")
+    if size is not None and tuple(shape[1:]) != tuple(size):
+        raise InputError(
+            f"maps of {shape[1]} x {shape[2]} pixels for mosaics of {size[0]} x {size[1]}; resize them to the mosaic "
+            "first, so that the split between tiles is where you mean it"
+        )
+
+
+def check_finite(is_finite_M: np.ndarray, ids_M: np.ndarray | None = None) -> None:
+    """Refuses maps with NaN or infinite relevance; `ids_M` are the mosaics' numbers, None counts them."""
     if not np.all(is_finite_M):
-        wrong = first + np.flatnonzero(~np.asarray(is_finite_M))
+        wrong = np.flatnonzero(~np.asarray(is_finite_M))
+        wrong = wrong if ids_M is None else np.asarray(ids_M)[wrong]
         raise InputError(
             f"the map of mosaic {', '.join(map(str, wrong[:5]))}{' ...' if len(wrong) > 5 else ''} holds NaN or "
             f"infinite relevance ({len(wrong)} maps do); look for a division by zero in the method, or an "

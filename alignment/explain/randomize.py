@@ -1,6 +1,8 @@
 """What a rating must show when there is nothing to explain: weights or layers redrawn, targets moved.
 
-R1 `fully` and R3 `absent_targets` should score 0.5; along R2 `cascade` a score falls from its trained value to that.
+R1 `fully` scores 0.5, and along R2 `cascade` a score falls from its trained value to that. R3 `absent_targets` scores
+less the better a method tells classes apart: the mosaic's three classes compete for a class that is none of them, and
+the target is one of the three, so it lies between 1/3 (all relevance to whichever class is most alike) and 1/2.
 The initialisers are those of the Focus authors' code; which layers count as the top is read off the forward pass.
 
 Dimensions: M mosaics, 4 tiles.

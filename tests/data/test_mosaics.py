@@ -283,6 +283,18 @@ def test_folders_that_are_none_are_refused_with_what_they_lack(tmp_path):
         mosaic_files.read(folder_of(tmp_path / "none", []))
 
 
+def test_ready_made_mosaics_are_cut_into_tiles_that_make_them_again(tmp_path):
+    made = mosaics.plan(LABELS, 2, 0)
+    written = mosaics.assemble(pictures(15), made.tile_index)
+    mosaics.write(tmp_path / "even", written, made)
+    tiles = mosaic_files.cut(mosaic_files.read(tmp_path / "even"))
+    np.testing.assert_array_equal(tiles, pictures(15)[made.tile_index].reshape(-1, 6, 6, 3))
+    np.testing.assert_array_equal(mosaics.assemble(tiles, np.arange(len(tiles)).reshape(-1, 4)), written)
+    mosaics.write(tmp_path / "odd", written[:, :11], made)
+    with pytest.raises(InputError, match="11 x 12 pixels"):
+        mosaic_files.cut(mosaic_files.read(tmp_path / "odd"))
+
+
 def test_a_torn_row_of_our_own_table_is_set_aside(tmp_path):
     made = mosaics.plan(LABELS, 2, 0)
     table = pathlib.Path(mosaics.write(tmp_path, mosaics.assemble(pictures(15), made.tile_index), made))

@@ -83,6 +83,17 @@ def test_the_page_shows_curves_phases_tables_figures_config_and_environment(fold
     assert text.count("heldout chosen") == 1
 
 
+def test_findings_stand_between_the_numbers_and_the_curves(folder):
+    assert "Findings" not in pathlib.Path(report.build(folder)).read_text()
+    (folder / "findings.txt").write_text("The model reads <b>charts</b>.\n\n  Twice as often as chance.\n")
+    text = pathlib.Path(report.build(folder)).read_text()
+    Checker(text)
+    assert "<li>The model reads &lt;b&gt;charts&lt;/b&gt;.</li><li>Twice as often as chance.</li>" in text
+    assert text.index("heldout") < text.index("<h2>Findings") < text.index("<h2>Curves")
+    (folder / "findings.txt").write_text("\n")
+    assert "<h2>Findings" not in pathlib.Path(report.build(folder)).read_text()
+
+
 def test_empty_parts_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     text = pathlib.Path(report.build(tmp_path)).read_text()

@@ -1,0 +1,116 @@
+"""One picture from a file: decoded to RGB bytes, with what had to be converted told, and damaged files found early.
+
+Dimensions: Y X rows and columns, 3 red, green, blue.
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+
+from alignment.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_PIXELS = 1 << 30  # of one picture; Pillow's own limit stops at 179 million and MAMe has larger ones
+ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89P": (b"IEND", 64)}  # how a whole JPEG or PNG ends, within how many bytes
+_bomb_limit = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of its picture before any pixel is decoded."""
+
+    width: int
+    height: int
+    mode: str  # Pillow's: 'RGB', 'L', 'CMYK', 'RGBA', 'P', 'I;16', ...
+
+
+def header(source: str | pathlib.Path | bytes) -> Header:
+    """Size and mode; refuses what is no picture, is cut short, or has more than `MAX_PIXELS`.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    content = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _opened(content, _name(source)) as picture:
+        found = Header(*picture.size, picture.mode)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as f:
+        start = f.read(2)
+        if start in ENDS:
+            mark, reach = ENDS[start]
+            size = f.seek(0, io.SEEK_END)
+            f.seek(max(size - reach, 0))
+            if mark not in f.read():
+                raise InputError(f"{_name(source)} is cut short: the end of the picture is missing; fetch it again")
+    return found
+
+
+def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture as RGB, uint8 [Y, X, 3].
+
+    Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, 16 bits are scaled to 8.
+
+    Args:
+        source: a path, or a file's bytes.
+        at_least: (width, height) that will do; a larger JPEG is decoded at 1/2, 1/4 or 1/8 where that is no smaller.
+
+    Raises:
+        InputError: naming the file, when it cannot be decoded to its end.
+    """
+    content = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _opened(content, _name(source)) as picture:
+        if at_least is not None:
+            picture.draft(None, at_least)
+        try:
+            return np.asarray(rgb(picture))
+        except (OSError, SyntaxError, ValueError, EOFError) as e:
+            raise InputError(f"{_name(source)} cannot be decoded: {e}; fetch it again, or remove it") from e
+
+
+def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of any mode as RGB."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        picture.load()
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture).astype(np.float64)
+        full = 65_535.0 if picture.mode.startswith("I") else max(values.max(), 1e-12)
+        grey = np.clip(values / full * 255 + 0.5, 0, 255).astype(np.uint8)
+        return PIL.Image.fromarray(grey).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        paper = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(paper, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+@contextlib.contextmanager
+def _opened(content, name: str) -> Iterator[PIL.Image.Image]:
+    """The file opened by Pillow with its limit on pixels raised to ours, here and nowhere else."""
+    try:
+        with _bomb_limit:  # the limit is a global of Pillow's
+            limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+                    picture = PIL.Image.open(content)
+            finally:
+                PIL.Image.MAX_IMAGE_PIXELS = limit
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as e:
+        raise InputError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller first") from e
+    except (OSError, SyntaxError, ValueError) as e:
+        reason = "is not there" if isinstance(e, FileNotFoundError) else "is no picture that can be read"
+        raise InputError(f"{name} {reason}; known kinds are {', '.join(SUFFIXES)}") from e
+    with picture:
+        yield picture
+
+
+def _name(source: str | pathlib.Path | bytes) -> str:
+    return "these bytes" if isinstance(source, bytes) else str(source)

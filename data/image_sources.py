@@ -1,0 +1,382 @@
+"""Where labelled pictures come from: each source a function of a path and a split that returns `Images`."""
+
+import csv
+import dataclasses
+import difflib
+import functools
+import inspect
+import pathlib
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignment.errors import InputError
+from data import image_files, records
+from data import museum as museums
+
+SPLITS = ("train", "val", "test")
+PARTS = (0.7, 0.1, 0.2)  # of a source without splits: train, val, test
+SAME_SPLIT = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled pictures of one split, read by number.
+
+    Attributes:
+        source, split: as they were asked for.
+        labels_N: int32 class numbers.
+        class_names: in order of number.
+        files: a name for each picture, for people.
+        read_fn: `(i, at_least) -> uint8 [Y, X, 3]`; `at_least` (width, height) may spare decoding every pixel.
+        groups: arrays [N] of what else is known; always `width` and `height`.
+        counts: of what was read and converted.
+        bad: pictures set aside.
+    """
+
+    source: str
+    split: str
+    labels_N: np.ndarray
+    class_names: tuple[str, ...]
+    files: Sequence[str]
+    read_fn: Callable[..., np.ndarray]
+    groups: dict[str, np.ndarray]
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    bad: tuple[records.BadRecord, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def read(self, i: int, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """Picture i as RGB, uint8 [Y, X, 3]."""
+        return self.read_fn(int(i), at_least)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) of the file's picture."""
+        return int(self.groups["width"][i]), int(self.groups["height"][i])
+
+    def num_bytes(self) -> int:
+        """Of all pictures, decoded."""
+        return int(3 * np.sum(self.groups["width"].astype(np.int64) * self.groups["height"]))
+
+
+def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options) -> Images:
+    """A source with its options, a misspelt one refused with the nearest name."""
+    known = [p.name for p in inspect.signature(source_fn).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    known.remove("split")
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"pictures from {kind} have no option {name!r}{hint}; they take {', '.join(known) or 'none'}"
+            )
+    return source_fn(path, split=split, **options)
+
+
+def museum(
+    path: str = "", *, split: str, seed: int = 0, label: str = "medium", per_class: int = 0, planted_share: float = 0.3
+) -> Images:
+    """The embedded synthetic museum; see `museum.Museum`."""
+    del path
+    house = museums.Museum(split=split, seed=seed, label=label, per_class=per_class, planted_share=planted_share)
+    cards = house.catalogue()
+    groups = {name: np.array([card[name] for card in cards]) for name in ("width", "height", "is_marked")}
+    groups["museum"] = np.array([museums.MUSEUMS[card["museum"]] for card in cards])
+    return Images(
+        "museum",
+        split,
+        np.array([card["label"] for card in cards], np.int32),
+        tuple(house.class_names),
+        tuple(house.name(i) for i in range(len(house))),
+        _MuseumRead(house),
+        groups,
+        {"pictures": len(house)},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MuseumRead:
+    house: museums.Museum
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return self.house.picture(i)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRead:
+    """Reads files by number."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return image_files.read(self.paths[i], at_least=at_least)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRead:
+    """Reads pictures of one array [N, Y, X] or [N, Y, X, C]."""
+
+    pictures: np.ndarray
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return colour(self.pictures[i])
+
+
+def colour(picture: np.ndarray) -> np.ndarray:
+    """A picture [Y, X], [Y, X, 1] or [Y, X, 3] as RGB."""
+    picture = picture if picture.ndim == 3 else picture[..., None]
+    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+
+def parts(labels_N: np.ndarray, seed: int) -> np.ndarray:
+    """A split for each picture of a source without any: of each class, the first PARTS of a seeded order."""
+    split_N = np.zeros(len(labels_N), "<U5")
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        rows = np.random.default_rng([seed, int(label)]).permutation(rows)
+        num_val, num_test = (round(part * len(rows)) for part in PARTS[1:])
+        split_N[rows] = "train"
+        split_N[rows[:num_test]] = "test"
+        split_N[rows[num_test : num_test + num_val]] = "val"
+    return split_N
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}; it is {', '.join(SPLITS)}")
+
+
+def of_files(
+    source: str,
+    split: str,
+    paths: Sequence[pathlib.Path],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    groups: dict[str, np.ndarray] | None = None,
+    lines: tuple[str, Sequence[int]] | None = None,
+) -> Images:
+    """Files whose headers can be read; the others set aside, those to be converted counted.
+
+    Args:
+        groups: arrays beside the files.
+        lines: the table's file and each row's line, for what is set aside.
+    """
+    keep, bad, sizes, converted = [], [], [], Counter()
+    for i, path in enumerate(paths):
+        try:
+            head = image_files.header(path)
+        except InputError as e:
+            where = (lines[0], int(lines[1][i])) if lines else (str(path), 0)
+            bad.append(records.BadRecord(*where, str(e)))
+            continue
+        if head.mode != "RGB":
+            converted[head.mode] += 1
+        sizes.append((head.width, head.height))
+        keep.append(i)
+    rows = np.array(keep, np.int64)
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    groups = {name: np.asarray(values)[rows] for name, values in (groups or {}).items()}
+    groups.setdefault("width", sizes[:, 0])
+    groups.setdefault("height", sizes[:, 1])
+    counts = {"pictures": len(keep), "set aside": len(bad)}
+    counts |= {f"converted from {mode}": n for mode, n in sorted(converted.items())}
+    return Images(
+        source,
+        split,
+        np.asarray(labels, np.int32)[rows],
+        tuple(class_names),
+        tuple(str(paths[i]) for i in keep),
+        FileRead(tuple(str(paths[i]) for i in keep)),
+        groups,
+        counts,
+        tuple(bad),
+    )
+
+
+def folder(path: str, *, split: str, seed: int = 0) -> Images:
+    """`<path>/<class>/<picture>`, or `<path>/<split>/<class>/<picture>`; classes are numbered by name."""
+    check_split(split)
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise InputError(f"folder:{path} is no folder; give one with a folder of pictures a class")
+    inner = {SAME_SPLIT.get(d.name.lower(), d.name.lower()): d for d in sorted(root.iterdir()) if d.is_dir()}
+    has_splits = "train" in inner and set(inner) <= set(SPLITS)
+    if has_splits and split not in inner:
+        raise InputError(f"folder:{path} has no folder for {split!r}; it has {', '.join(sorted(inner))}")
+    classes = sorted(d.name for d in (inner["train"] if has_splits else root).iterdir() if d.is_dir())
+    base = inner[split] if has_splits else root
+    if len(classes) < 2:
+        raise InputError(f"folder:{path} has {len(classes)} classes ({', '.join(classes)}); at least two are needed")
+    unknown = sorted({d.name for d in base.iterdir() if d.is_dir()} - set(classes))
+    if unknown:
+        raise InputError(f"{base} has classes that train has not: {', '.join(unknown)}")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (base / name).rglob("*") if p.suffix.lower() in image_files.SUFFIXES and p.is_file())
+        paths += found
+        labels += [label] * len(found)
+    rows = np.arange(len(paths))
+    if not has_splits:
+        rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
+    return of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+
+
+def csv_table(path: str, *, split: str, folder: str = "") -> Images:
+    """A table with the columns filename, label and subset, as the Focus authors have it.
+
+    Class numbers are the rows of `<name>_labels.csv` where that lies beside it, otherwise the sorted names.
+
+    Args:
+        folder: where the pictures are; "" is beside the table, or below `data` there.
+    """
+    check_split(split)
+    file = pathlib.Path(path).expanduser()
+    rows = read_table(file, ("filename", "label", "subset"))
+    names_file = file.with_name(f"{file.stem}_labels.csv")
+    known = tuple(sorted({row["label"] for _, row in rows}))
+    if names_file.is_file():
+        known = tuple(row["label"] for _, row in read_table(names_file, ("label",)))
+    rows = [(n, row) for n, row in rows if SAME_SPLIT.get(row["subset"].lower(), row["subset"].lower()) == split]
+    for n, row in rows:
+        if row["label"] not in known:
+            near = difflib.get_close_matches(row["label"], known, 1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise InputError(f"{file}:{n}: label {row['label']!r} is none of {len(known)} in {names_file.name}{hint}")
+    base = pathlib.Path(folder).expanduser() if folder else file.parent
+    places = [below(base, row["filename"], where=f"{file}:{n}") for n, row in rows]
+    if not folder and (base / "data").is_dir():
+        places = [
+            p if p.is_file() else below(base / "data", row["filename"], where="") for p, (_, row) in zip(places, rows)
+        ]
+    labels = [known.index(row["label"]) for _, row in rows]
+    return of_files(f"csv:{path}", split, places, labels, known, lines=(str(file), [n for n, _ in rows]))
+
+
+def read_table(file: pathlib.Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file, values stripped; refused where columns are missing."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as f:
+            reader = csv.DictReader(f)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise InputError(f"{file} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+            reader.fieldnames = header
+            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    except FileNotFoundError as e:
+        raise InputError(f"{file} is not there; give the path of the table") from e
+    except (UnicodeDecodeError, csv.Error, OSError) as e:
+        raise InputError(f"{file} is no readable table of comma-separated values in UTF-8: {e}") from e
+
+
+def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
+    """A path below a folder, and nowhere else."""
+    path = base / name
+    if not path.resolve().is_relative_to(base.resolve()):
+        raise InputError(f"{where}: the file name {name!r} points outside {base}")
+    return path
+
+
+@functools.lru_cache(maxsize=2)
+def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            names = {
+                want: next((n for n in found.files if n.lower() in (want, want[0], f"{want[0]}_test", want[:-1])), None)
+                for want in ("images", "labels")
+            }
+            names["images"] = names["images"] or next((n for n in found.files if n.lower() in ("x", "data")), None)
+            names["labels"] = names["labels"] or next((n for n in found.files if n.lower() in ("y", "targets")), None)
+            if None in names.values():
+                raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(found.files)}")
+            return found[names["images"]], found[names["labels"]]
+    except FileNotFoundError as e:
+        raise InputError(f"npz:{path} is not there") from e
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"npz:{path} is no readable .npz file of plain arrays: {e}") from e
+
+
+def npz(path: str, *, split: str, seed: int = 0) -> Images:
+    """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed."""
+    check_split(split)
+    pictures, labels_N = _arrays(path)
+    if (
+        pictures.dtype != np.uint8
+        or pictures.ndim not in (3, 4)
+        or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3))
+    ):
+        raise InputError(
+            f"npz:{path}: images are {pictures.dtype} {pictures.shape}; they must be uint8 [N, Y, X(, 1 or 3)]"
+        )
+    if (
+        labels_N.shape != pictures.shape[:1]
+        or not np.issubdtype(labels_N.dtype, np.integer)
+        or labels_N.min(initial=0) < 0
+    ):
+        raise InputError(f"npz:{path}: labels are {labels_N.dtype} {labels_N.shape}; one number from 0 a picture")
+    num_classes = int(labels_N.max()) + 1
+    rows = np.flatnonzero(parts(labels_N, seed) == split)
+    groups = {"width": np.full(len(rows), pictures.shape[2]), "height": np.full(len(rows), pictures.shape[1])}
+    return Images(
+        f"npz:{path}",
+        split,
+        labels_N[rows].astype(np.int32),
+        tuple(map(str, range(num_classes))),
+        tuple(f"{pathlib.Path(path).name}[{i}]" for i in rows),
+        ArrayRead(pictures[rows]),
+        groups,
+        {"pictures": len(rows)},
+    )
+
+
+def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
+    """A tensorflow-datasets builder with `image` and `label`, such as mnist or cifar10.
+
+    A builder without a split for val gives a tenth of its train, by class.
+    """
+    from data import sources  # tensorflow-datasets takes seconds to import
+
+    check_split(split)
+    source = sources.open_source(path, "test" if split == "test" else "train", data_dir=data_dir, download=download)
+    first = source[0]
+    if not {"image", "label"} <= set(first):
+        raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
+    labels_N = np.array([source[i]["label"] for i in range(len(source))], np.int32)
+    rows = np.arange(len(source))
+    if split != "test":
+        order = parts(labels_N, seed)  # of its train split, the parts for val and for train and test together
+        rows = np.flatnonzero((order == "val") == (split == "val"))
+    shape = np.asarray(first["image"]).shape
+    groups = {"width": np.full(len(rows), shape[1]), "height": np.full(len(rows), shape[0])}
+    return Images(
+        f"tfds:{path}",
+        split,
+        labels_N[rows],
+        source.names("label") or tuple(map(str, range(int(labels_N.max()) + 1))),
+        tuple(f"{path}/{split}/{i}" for i in rows),
+        _SourceRead(source, rows),
+        groups,
+        {"pictures": len(rows)},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _SourceRead:
+    source: object
+    rows: np.ndarray
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return colour(np.asarray(self.source[int(self.rows[i])]["image"]))
+
+
+def mame(path: str, *, split: str, **options) -> Images:
+    """The MAMe download in a folder; see `mame.open_folder`."""
+    from data import mame as museum_art
+
+    return museum_art.open_folder(path, split=split, **options)

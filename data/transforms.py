@@ -1,0 +1,162 @@
+"""From a picture to what the network sees: sizes, random views, padding, and the few shapes that pictures are put into.
+
+The papers' order: resize, rotate, crop, flip; normalisation follows on the device. Sizes are (width, height), as Pillow
+and the papers write them; arrays are [Y, X, 3].
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from alignment.errors import InputError
+
+FILL = 0  # black, outside a rotated picture
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How pictures become inputs.
+
+    Attributes:
+        resize: side in pixels that every picture is squeezed to, its shape not kept; 0 with `pixels`.
+        pixels: number of pixels that every picture is scaled to, its shape kept; 0 with `resize`.
+        crop: side of the crop with `resize`, a part of each side with `pixels`.
+        eval_resize: side that pictures are squeezed to outside training, and not cropped; 0 crops the centre.
+        rotate: degrees, the most that a training picture is turned either way.
+        flip: whether half of the training pictures are mirrored.
+    """
+
+    resize: int = 0
+    pixels: int = 0
+    crop: float = 0.875
+    eval_resize: int = 0
+    rotate: float = 30.0
+    flip: bool = True
+
+    def __post_init__(self):
+        if (self.resize > 0) == (self.pixels > 0):
+            raise InputError(f"resize={self.resize}, pixels={self.pixels}: give one of them, the other stays 0")
+        if self.resize and not (1 <= self.crop <= self.resize and self.crop == int(self.crop)):
+            raise InputError(f"crop={self.crop} of resize={self.resize}; it is a side in pixels, at most resize")
+        if self.pixels and not 0 < self.crop <= 1:
+            raise InputError(f"crop={self.crop} with pixels={self.pixels}; it is the part of each side kept, in (0, 1]")
+        if self.rotate < 0 or self.eval_resize < 0 or (self.pixels and self.eval_resize):
+            raise InputError(f"rotate={self.rotate} and eval_resize={self.eval_resize} must not be negative, and "
+                             "eval_resize goes with resize only")  # fmt: skip
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.resize > 0
+
+    def resized(self, size: tuple[int, int], *, train: bool) -> tuple[int, int]:
+        """Size after resizing a picture of `size`."""
+        if self.is_fixed:
+            side = self.resize if train or not self.eval_resize else self.eval_resize
+            return side, side
+        return scaled(size, self.pixels)
+
+    def cropped(self, size: tuple[int, int], *, train: bool) -> tuple[int, int]:
+        """Size that the network sees of a picture of `size`."""
+        width, height = self.resized(size, train=train)
+        if self.is_fixed:
+            return (width, height) if self.eval_resize and not train else (int(self.crop), int(self.crop))
+        return max(math.floor(self.crop * width), 1), max(math.floor(self.crop * height), 1)
+
+
+def view_of(shape: View | Mapping[str, Any]) -> View:
+    """A view from a config's group."""
+    return shape if isinstance(shape, View) else View(**dict(shape))
+
+
+def scaled(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """(width, height) of at most `pixels` pixels with the same aspect ratio a: floor(sqrt(N a)), floor(sqrt(N / a))."""
+    width, height = size
+    return max(math.isqrt(pixels * width // height), 1), max(math.isqrt(pixels * height // width), 1)
+
+
+def resize(picture: np.ndarray, size: tuple[int, int], *, keeps_shape: bool) -> np.ndarray:
+    """Bilinear for squeezed pictures, Lanczos for those that keep their shape, as the release has it."""
+    if (picture.shape[1], picture.shape[0]) == tuple(size):
+        return picture
+    how = PIL.Image.Resampling.LANCZOS if keeps_shape else PIL.Image.Resampling.BILINEAR
+    return np.asarray(PIL.Image.fromarray(picture).resize(size, how))
+
+
+def apply(picture: np.ndarray, view: View, *, rng: np.random.Generator | None) -> np.ndarray:
+    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre."""
+    train = rng is not None
+    size = picture.shape[1], picture.shape[0]
+    width, height = view.cropped(size, train=train)
+    picture = resize(picture, view.resized(size, train=train), keeps_shape=not view.is_fixed)
+    spare_x, spare_y = picture.shape[1] - width, picture.shape[0] - height
+    if not train:
+        return crop(picture, spare_x // 2, spare_y // 2, width, height)
+    angle = rng.uniform(-view.rotate, view.rotate)
+    if angle:
+        turned = PIL.Image.fromarray(picture).rotate(angle, PIL.Image.Resampling.NEAREST, fillcolor=(FILL,) * 3)
+        picture = np.asarray(turned)
+    left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
+    picture = crop(picture, left, top, width, height)
+    return picture[:, ::-1] if view.flip and rng.random() < 0.5 else picture
+
+
+def crop(picture: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:
+    return picture[top : top + height, left : left + width]
+
+
+def pad(picture: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The picture in the middle of zeros, and the mask [Y, X] of its pixels.
+
+    Of a deficit d, floor(d / 2) goes before and the rest after. Zeros become exactly 0 on the device, where the
+    normalised picture is multiplied by the mask.
+    """
+    width, height = size
+    dy, dx = height - picture.shape[0], width - picture.shape[1]
+    if dy < 0 or dx < 0:
+        raise ValueError(f"a picture of {picture.shape[1]} x {picture.shape[0]} does not fit into {width} x {height}")
+    rows, columns = (dy // 2, dy - dy // 2), (dx // 2, dx - dx // 2)
+    mask = np.pad(np.ones(picture.shape[:2], np.uint8), (rows, columns))
+    return np.pad(picture, (rows, columns, (0, 0))), mask
+
+
+def buckets(sizes_N2: np.ndarray, *, multiple: int = 32, most: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """A few shapes that hold all pictures, so that a bounded number of programs is compiled.
+
+    Each size is rounded up to multiples; while there are too many, the rarest shape joins the one that costs least
+    padding.
+
+    Returns:
+        Shapes [B, 2] as (width, height), by area, and the shape of each picture [N].
+    """
+    rounded_N2 = -(-np.asarray(sizes_N2) // multiple) * multiple
+    shapes, place_N, count = np.unique(rounded_N2, axis=0, return_inverse=True, return_counts=True)
+    place_N = place_N.ravel()
+    shapes, counts = [tuple(map(int, s)) for s in shapes], list(map(int, count))
+    members = [np.flatnonzero(place_N == b) for b in range(len(shapes))]
+    while len(shapes) > most:
+        rare = min(range(len(shapes)), key=lambda b: (counts[b], shapes[b]))
+        shape, number, who = shapes.pop(rare), counts.pop(rare), members.pop(rare)
+        joint = [(max(shape[0], s[0]), max(shape[1], s[1])) for s in shapes]
+        area = [w * h for w, h in joint]
+        cost = [
+            number * (area[b] - shape[0] * shape[1]) + counts[b] * (area[b] - shapes[b][0] * shapes[b][1])
+            for b in range(len(shapes))
+        ]
+        best = int(np.argmin(cost))
+        shapes[best], counts[best] = joint[best], counts[best] + number
+        members[best] = np.concatenate([members[best], who])
+        same = [b for b in range(len(shapes)) if b != best and shapes[b] == shapes[best]]
+        for b in same:
+            counts[best] += counts.pop(b)
+            members[best] = np.concatenate([members[best], members.pop(b)])
+            shapes.pop(b)
+            best -= b < best
+    order = sorted(range(len(shapes)), key=lambda b: (shapes[b][0] * shapes[b][1], shapes[b]))
+    bucket_N = np.zeros(len(rounded_N2), np.int32)
+    for place, b in enumerate(order):
+        bucket_N[members[b]] = place
+    return np.array([shapes[b] for b in order], np.int32).reshape(-1, 2), bucket_N

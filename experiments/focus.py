@@ -1,0 +1,408 @@
+"""Focus: attribution methods rated on mosaics of pictures, and from the best of them, what the model confuses.
+
+Paper:   Arias-Duart et al. 2022, arXiv:2109.15035
+Run:     python -m experiments.run --config experiments/focus.py --config.init_from=run:runs/mame --workdir runs/focus
+Laptop:  python -m experiments.run --config experiments/focus.py:laptop     (CPU, minutes; `tiny`: seconds)
+Digits:  python -m experiments.run --config experiments/focus.py:mnist --config.data.source=npz:mnist.npz
+Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.explain import explaining, focus, randomize, rating
+from alignment.models import pretrained, vision
+from alignment.train import classify, files, optimizer, sharding
+from data import images, mosaic_files, mosaics, records
+from experiments import focus_page
+
+SETTINGS = ("", "laptop", "tiny", "mnist")
+PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    if arg not in SETTINGS:
+        raise ValueError(f"focus.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.init_from = "run:runs/mame"  # run:<workdir of mame.py>; checkpoint:<file.safetensors>; "" trains `baseline`
+    c.network = dict(name="resnet18", num_classes=0, fields=ml_collections.ConfigDict())  # of checkpoint: and baseline
+    c.data = dict(source="", split="val")  # as images.open takes it, or mosaics:<path>; "" as the run was trained on
+    c.data.options = ml_collections.ConfigDict()  # of images.open
+    c.tile = dict(resize=256, crop=224)  # pixels; a network of one fixed size needs tiles of half of it
+    c.per_class = 100  # mosaics with each class as the target
+    c.outer = "balanced"  # as the paper draws the other tiles, or with_replacement, as Quantus does
+    c.methods = PAPER  # keys of explaining.METHODS
+    c.options = {method: ml_collections.ConfigDict() for method in explaining.METHODS}  # of each method
+    c.limit = dict.fromkeys(explaining.METHODS, 0)  # mosaics, spread over the targets; 0 takes all
+    c.batch_size = 16  # mosaics over all devices
+    c.dtype = "float32"  # of the network's computation
+    c.random = dict(methods=PAPER, limit=0)  # R1: all weights redrawn; R3: classes that are not there
+    c.cascade = dict(methods=("lrp", "gradcam"), points=9, limit=400)  # R2: layers redrawn from the top
+    c.bias = dict(method="", min_count=10, num_samples=1_000, pairs=3, tiles=6)  # "": that of the highest median
+    c.pictures = 4  # mosaics shown with every method's map
+    c.save_maps = False  # float16 shards of every map
+    c.save_mosaics = False  # PNG files and a table
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.baseline = dict(steps=2_000, batch_size=64, lr=1e-3, eval_every=200, rotate=30.0, flip=True)
+    c.baseline.sinks = ("tensorboard",)
+    if arg:
+        small(c, arg)
+    return c
+
+
+def small(c: ml_collections.ConfigDict, arg: str) -> None:
+    """The settings that train a small network on what lies at hand."""
+    c.init_from = ""
+    c.data.update(source="museum", split="test")
+    c.data.options.planted_share = 0.6  # of the borrower's pictures, so that a few mosaics suffice to find it
+    c.network.update(name="resnet_small")
+    c.tile = dict(resize=48, crop=48)
+    c.per_class = 60
+    c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
+    c.random.methods = ("lrp", "gradcam")
+    c.limit.update(lime=16, smoothgrad=80, integrated_gradients=48)
+    c.options.lime.update(num_samples=200)
+    c.cascade.update(points=6, limit=80)
+    c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
+    if arg == "mnist":
+        c.data.source = "npz:mnist.npz"
+        del c.data.options.planted_share
+        c.network.update(name="cnn")
+        c.tile = dict(resize=28, crop=28)
+        c.per_class = 100
+        c.baseline.update(steps=500, batch_size=64, eval_every=100, rotate=10.0, flip=False)
+    elif arg == "tiny":
+        c.network.update(name="cnn")
+        c.network.fields.widths = (4, 8)
+        c.tile = dict(resize=16, crop=16)
+        c.per_class = 2
+        c.methods = ("lrp", "gradcam")
+        c.random.methods = ("gradcam",)
+        c.batch_size = 8
+        c.cascade.update(methods=("gradcam",), points=2, limit=8)
+        c.bias.update(min_count=1, num_samples=50, pairs=1, tiles=2)
+        c.pictures = 1
+        c.baseline.update(steps=4, batch_size=8, eval_every=4)
+
+
+def sweep():
+    for name in ("vgg11", "resnet18", "resnet50"):
+        yield {"init_from": f"run:runs/mame-{name}"}
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    workdir = pathlib.Path(workdir)
+    check(c)
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch_size, mesh)
+    net = classifier(c, workdir, mesh)
+    study = Study(c, workdir, mesh, net, *mosaics_for(c, net, workdir))
+    predicted_N = study.predict()
+    trained = {method: study.scored("trained", method) for method in c.methods}
+    randomised = {"R1": {}, "R3": {}}
+    fresh = randomize.fully(net.variables, study.key("R1"))
+    for method in c.random.methods:
+        randomised["R1"][method] = study.scored("R1", method, variables=fresh, limit=c.random.limit)
+        if study.absent_M is not None:
+            randomised["R3"][method] = study.scored("R3", method, explained_M=study.absent_M, limit=c.random.limit)
+    curves = cascade(study)
+    summary = {"accuracy": float((predicted_N == study.labels_N).mean()), "mosaics": float(len(study.plan))}
+    for method, found in trained.items():
+        numbers = focus.summary(found["focus"])
+        summary[f"focus/{method}/median"] = numbers["median"]
+        summary[f"focus/{method}/undefined"] = numbers["n_undefined"]
+        summary[f"mosaics_per_second/{method}"] = float(found["rate"])
+    for test, name in (("R1", "focus_random"), ("R3", "focus_absent")):
+        for method, found in randomised[test].items():
+            summary[f"{name}/{method}/median"] = focus.summary(found["focus"])["median"]
+    return summary | focus_page.write(study, trained, randomised, curves, predicted_N)
+
+
+# What is rated
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained network, and what is known of it."""
+
+    arch: str
+    model: Any
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]  # () where nobody has named them
+    num_classes: int
+    source: str  # what it was trained on, as images.open takes it
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what can be seen to be wrong before anything is read or run."""
+    for method in {*c.methods, *c.random.methods, *c.cascade.methods, *([c.bias.method] if c.bias.method else [])}:
+        explaining.check_options(method, options(c, method), key=0)
+    if not c.methods:
+        raise InputError(f"methods is empty; name some of {', '.join(explaining.METHODS)}")
+    if c.bias.method and c.bias.method not in c.methods:
+        raise InputError(f"bias.method={c.bias.method!r} is none of methods={tuple(c.methods)}; add it there")
+    kind, _, path = c.init_from.partition(":")
+    if c.init_from and (kind not in ("run", "checkpoint") or not path):
+        raise InputError(
+            f"init_from={c.init_from!r}; it is run:<workdir of mame.py>, checkpoint:<file.safetensors>, or '' to train"
+        )
+    if not c.data.source and kind != "run":
+        raise InputError("data.source is empty; only run:<workdir> knows its own. Name one, such as folder:<path>")
+
+
+def options(c: ml_collections.ConfigDict, method: str) -> dict[str, Any]:
+    return dict(c.options[method]) if method in c.options else {}
+
+
+def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh) -> Classifier:
+    kind, _, path = c.init_from.partition(":")
+    if kind == "checkpoint":
+        return from_checkpoint(c, path)
+    if not c.init_from:
+        path = workdir / "baseline"
+        train_baseline(c, path, mesh)
+    found = classify.recall(path, mesh, dtype=c.dtype)
+    source = str(found.images.get("source", ""))
+    return Classifier(
+        found.network, found.model, found.variables, tuple(found.class_names), len(found.class_names), source
+    )
+
+
+def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
+    names = () if c.data.source.startswith("mosaics:") else tuple(open_images(c, c.data.source).class_names)
+    num_classes = c.network.num_classes or len(names)
+    if not num_classes:
+        raise InputError("network.num_classes=0; ready-made mosaics do not say how many classes there are: give it")
+    model = vision.network(c.network.name, num_classes=num_classes, dtype=c.dtype, **c.network.fields)
+    side = 2 * c.tile.crop
+    fresh = jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))
+    variables, report = pretrained.load(path, fresh, network=model)
+    if report.skipped:
+        raise InputError(
+            f"{path} has no head for {num_classes} classes ({', '.join(map(str, report.skipped))}); set "
+            "network.num_classes to what it was trained on"
+        )
+    return Classifier(c.network.name, model, variables, names, num_classes, c.data.source)
+
+
+def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> None:
+    """A small network on the same source, in a folder of its own; nothing is done where an earlier start has ended."""
+    if (folder / "summary.json").is_file():
+        return
+    train, val = open_images(c, c.data.source, "train"), open_images(c, c.data.source, "val")
+    fields = dict(c.network.fields)
+    model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
+    shape = dict(c.tile, rotate=c.baseline.rotate, flip=c.baseline.flip)
+    batches = functools.partial(
+        images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
+    )
+    classify.remember(
+        folder, network=c.network.name, fields=fields, class_names=train.class_names, images={"source": c.data.source}
+    )
+    _, summary = classify.fit(
+        model,
+        batches(train, train=True),
+        {"val": batches(val, train=False)},
+        mesh,
+        folder,
+        tx=optimizer.adamw(c.baseline.lr, warmup_steps=c.baseline.steps // 20, total_steps=c.baseline.steps),
+        seed=c.seed,
+        steps=c.baseline.steps,
+        batch_size=c.baseline.batch_size,
+        log_every=max(c.baseline.eval_every // 10, 1),
+        eval_every=c.baseline.eval_every,
+        save_every=c.baseline.eval_every,
+        sinks=c.baseline.sinks,
+        label="baseline",
+    )
+    files.write(folder / "summary.json", lambda f: f.write(json.dumps(summary).encode()))
+
+
+def open_images(c: ml_collections.ConfigDict, source: str, split: str = "") -> images.Images:
+    return images.open(source, split=split or c.data.split, **c.data.options)
+
+
+def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path):
+    """Tiles of bytes [N, Y, X, 3], their labels, which mosaics they make, and what else is known of each."""
+    source = c.data.source or net.source
+    counts = {}
+    if source.startswith("mosaics:"):
+        ready = mosaic_files.read(source.removeprefix("mosaics:"), num_classes=net.num_classes)
+        records.write_bad(ready.set_aside, workdir / "mosaics_set_aside.jsonl")
+        vision.check_input(net.model, ready.size)
+        tiles_NYXC = mosaic_files.cut(ready)
+        index_M4 = np.arange(len(tiles_NYXC), dtype=np.int32).reshape(-1, 4)
+        plan = mosaics.Plan(index_M4, ready.tile_label, ready.target)
+        names, groups, counts = [name for four in ready.tile_files for name in four], {}, ready.counts
+        labels_N = ready.tile_label.ravel()
+    else:
+        vision.check_input(net.model, (2 * c.tile.crop, 2 * c.tile.crop))
+        found = open_images(c, source)
+        check_classes(net, found.class_names, source)
+        plan = mosaics.plan(found.labels_N, c.per_class, c.seed, num_classes=net.num_classes, outer=c.outer)
+        used = np.unique(plan.tile_index)
+        tiles_NYXC, local_M4 = mosaics.tiles(found.read, plan.tile_index, **c.tile)
+        plan = dataclasses.replace(plan, tile_index=local_M4)
+        names, labels_N = [str(found.files[i]) for i in used], np.asarray(found.labels_N)[used]
+        groups = {name: np.asarray(values)[used] for name, values in found.groups.items()}
+        counts = {f"pictures of {c.data.split}": len(found.labels_N), "tiles": len(used), "mosaics": len(plan)}
+        counts |= {what: n for what, n in found.counts.items() if what != "pictures"}
+    files.report_counts(workdir, counts)
+    return tiles_NYXC, labels_N, plan, tuple(names), groups
+
+
+def check_classes(net: Classifier, names, source: str) -> None:
+    if net.class_names and tuple(names) != net.class_names:
+        wrong = next((n for n in names if n not in net.class_names), names[0] if len(names) else "")
+        near = difflib.get_close_matches(str(wrong), net.class_names, 1)
+        raise InputError(
+            f"{source} has {len(names)} classes and the network {len(net.class_names)}, and they are not the same "
+            f"({wrong!r}{f', nearest {near[0]!r}' if near else ''}); give the pictures it was trained to tell apart"
+        )
+
+
+# Rating
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One network, one set of mosaics, and every score made of them so far."""
+
+    c: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mesh: Any
+    net: Classifier
+    tiles_NYXC: np.ndarray
+    labels_N: np.ndarray
+    plan: mosaics.Plan
+    names: tuple[str, ...]
+    groups: dict[str, np.ndarray]
+
+    def key(self, name: str) -> jax.Array:
+        return jax.random.fold_in(jax.random.PRNGKey(self.c.seed), int.from_bytes(name.encode()[:4], "little"))
+
+    @functools.cached_property
+    def absent_M(self) -> np.ndarray | None:
+        """A class for each mosaic that it does not show; None where too few classes are known for that."""
+        try:
+            return randomize.absent_targets(self.plan.tile_label, self.net.num_classes, self.c.seed)
+        except InputError as e:
+            print(f"R3 is left out: {e}", flush=True)
+            return None
+
+    @functools.cached_property
+    def shown(self) -> list[int]:
+        """Mosaics whose maps become pictures: of different targets, and among those that every method rates."""
+        if not self.c.pictures:
+            return []
+        fewest = min((self.c.limit[m] for m in self.c.methods if self.c.limit[m]), default=0)
+        ids = rating.spread(len(self.plan), fewest)
+        return [int(m) for m in ids[rating.spread(len(ids), self.c.pictures)]]
+
+    @functools.cached_property
+    def example(self) -> jax.Array:
+        """An empty mosaic."""
+        return jnp.zeros((1, *(2 * n for n in self.tiles_NYXC.shape[1:3]), 3))
+
+    @functools.cached_property
+    def layers(self) -> list[randomize.Path]:
+        return randomize.layers(self.net.model.apply, self.net.variables, self.example)
+
+    @property
+    def dataset(self) -> str:
+        return self.c.data.source or self.net.source
+
+    def class_name(self, label: int) -> str:
+        return self.net.class_names[label] if self.net.class_names else f"class {label}"
+
+    def explain_fn(self, method: str, variables=None):
+        found = self.net.variables if variables is None else variables
+        own = options(self.c, method)
+        return explaining.build(self.net.model.apply, found, method=method, key=self.key("noise"), **own)
+
+    def rate(self, method: str, ids: np.ndarray, *, variables=None, explained_M=None, **more):
+        """`rating.rate` of these mosaics."""
+        explained_M = self.plan.target if explained_M is None else explained_M
+        return rating.rate(
+            self.explain_fn(method, variables),
+            self.tiles_NYXC,
+            self.plan.tile_index[ids],
+            self.plan.tile_label[ids] == self.plan.target[ids, None],
+            explained_M[ids],
+            self.mesh,
+            batch_size=self.c.batch_size,
+            ids_M=ids,
+            **more,
+        )
+
+    def scored(self, test: str, method: str, *, limit=0, variables=None, explained_M=None) -> dict[str, np.ndarray]:
+        """All that was measured of a method; kept in the workdir, so that a later start does not make it again."""
+        path = self.workdir / "scores" / f"{test}_{method}.npz"
+        if path.is_file():
+            with np.load(path) as kept:
+                return dict(kept)
+        ids = rating.spread(len(self.plan), min(filter(None, (limit, self.c.limit[method])), default=0))
+        is_plain = test == "trained"
+        more = {"keep": self.shown} if is_plain else {}
+        if is_plain and self.c.save_maps:
+            more["on_maps_fn"] = functools.partial(self.save_maps, method)
+        started = time.perf_counter()
+        found, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, **more)
+        found["rate"] = np.float64(rate)
+        files.write(path, lambda f: np.savez_compressed(f, **found))
+        median = focus.summary(found["focus"])["median"]
+        seconds = time.perf_counter() - started
+        print(f"{test} {method}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
+        return found
+
+    def save_maps(self, method: str, ids: np.ndarray, maps_BYX: np.ndarray) -> None:
+        path = self.workdir / "maps" / method / f"{ids[0]:06d}.npz"
+        files.write(path, lambda f: np.savez_compressed(f, mosaic=ids, maps=maps_BYX.astype(np.float16)))
+
+    def predict(self) -> np.ndarray:
+        """What the network takes each tile for, alone."""
+        size = self.tiles_NYXC.shape[1]
+        scale = 1
+        try:
+            vision.check_input(self.net.model, (size, size))
+        except InputError:  # one fixed size: the mosaic's
+            scale = 2
+        return rating.predict(
+            self.net.model.apply,
+            self.net.variables,
+            self.tiles_NYXC,
+            self.mesh,
+            batch_size=self.c.batch_size * 4,
+            scale=scale,
+        )
+
+    def mosaic(self, m: int) -> np.ndarray:
+        return mosaics.assemble(self.tiles_NYXC, self.plan.tile_index[m : m + 1])[0]
+
+
+def cascade(study: Study) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """R2: {method: {layers redrawn from the top: what was measured}}."""
+    c = study.c.cascade
+    if not c.methods:
+        return {}
+    order = study.layers
+    num_layers = randomize.num_weight_layers(study.net.variables)
+    counts = sorted({round(k) for k in np.linspace(0, num_layers, max(c.points, 2))})
+    found = {method: {} for method in c.methods}
+    for k in counts:
+        variables = randomize.cascade(study.net.variables, k, study.key("R2"), order=order)
+        for method in c.methods:
+            found[method][k] = study.scored(f"R2_{k:03d}", method, variables=variables, limit=c.limit)
+    return found

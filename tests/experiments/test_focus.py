@@ -1,0 +1,161 @@
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment.explain import rating
+from alignment.models import pretrained, vision
+from experiments import focus, report
+from tests.experiments.conftest import launch
+
+COLUMNS = "mosaic,dataset,arch,method,target_class,focus,tp,fp,tn,fn,pos_total"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def table(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def numbers(path):
+    """A table's numbers by (mosaic, method)."""
+    return {(row["mosaic"], row["method"]): row["focus"] for row in table(path)}
+
+
+def test_a_run_leaves_what_the_sheet_names(tiny):
+    workdir = tiny("focus").workdir
+    summary = read(workdir / "summary.json")
+    for method in ("lrp", "gradcam"):
+        assert 0 <= summary[f"focus/{method}/median"] <= 1 and summary[f"mosaics_per_second/{method}"] > 0
+        assert summary[f"focus/{method}/undefined"] >= 0
+    assert {"accuracy", "focus_random/gradcam/median", "focus_absent/gradcam/median"} <= set(summary)
+    assert (workdir / "scores.csv").read_text().splitlines()[0] == COLUMNS
+    rows = table(workdir / "scores.csv")
+    assert (
+        len(rows) == 2 * 16 and {row["arch"] for row in rows} == {"cnn"} and {r["dataset"] for r in rows} == {"museum"}
+    )
+    median = np.nanmedian([float(row["focus"]) for row in rows if row["method"] == "lrp"])
+    assert summary["focus/lrp/median"] == pytest.approx(median, abs=1e-6)
+    cells = {(row["method"], row["test"], row["layers"]): row for row in table(workdir / "summary.csv")}
+    assert {("lrp", "trained", "0"), ("gradcam", "R1", "0"), ("gradcam", "R3", "0"), ("gradcam", "R2", "3")} <= set(
+        cells
+    )
+    assert {"median", "variance", "q1", "q3", "n", "n_undefined"} <= set(cells["lrp", "trained", "0"])
+    manifest = read(workdir / "manifest.json")
+    assert manifest["layers"] == ["features_0", "features_3", "head"] and manifest["gradcam_layer"] == "block2"
+    assert manifest["weights_sha256"].keys() == {
+        f"params/{n}/{w}" for n in manifest["layers"] for w in ("kernel", "bias")
+    }
+    figures = {p.stem for p in (workdir / "figures").glob("*.png")}
+    assert {"1_focus", "2_cascade", "3_maps", "4_bias", "5_confusion", "6_biased_tiles"} <= figures
+
+
+def test_an_empty_cascade_scores_as_the_trained_network_and_a_full_one_does_not(tiny):
+    workdir = tiny("focus").workdir
+    rows = table(workdir / "scores_randomised.csv")
+    trained = numbers(workdir / "scores.csv")
+    none, every = ({r["mosaic"]: r["focus"] for r in rows if (r["test"], r["layers"]) == ("R2", k)} for k in ("0", "3"))
+    assert len(none) == 8 and none == {m: trained[m, "gradcam"] for m in none} and every != none
+
+
+def test_findings_stand_on_the_first_page(tiny):
+    workdir = tiny("focus").workdir
+    lines = (workdir / "findings.txt").read_text().splitlines()
+    page = (workdir / "report.html").read_text()
+    assert all(report.escape(line) in page for line in lines)
+    assert "Median Focus" in lines[1] and lines[-1].startswith("Planted in this museum")
+    assert page.index("Findings") < page.index("Figures")
+
+
+def test_a_start_after_a_kill_rates_no_method_twice(tiny, tmp_path, monkeypatch):
+    rate, calls = rating.rate, []
+
+    def counted(*args, **more):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return rate(*args, **more)
+
+    monkeypatch.setattr(rating, "rate", counted)
+    assert launch("focus.py:tiny", tmp_path).code == 1
+    assert launch("focus.py:tiny", tmp_path).code == 0
+    assert len(calls) == 4 + 3 + 1  # three before the kill, one lost in it; then the rest, and the maps of biased tiles
+    assert (tmp_path / "scores.csv").read_bytes() == (tiny("focus").workdir / "scores.csv").read_bytes()
+    assert (tmp_path / "scores_randomised.csv").read_text() == (
+        tiny("focus").workdir / "scores_randomised.csv"
+    ).read_text()
+
+
+def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp_path):
+    earlier = tiny("focus").workdir
+    only = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
+    source = f"--config.init_from=run:{earlier}/baseline"
+    ended = launch(
+        "focus.py:tiny", tmp_path / "a", source, *only, "--config.save_mosaics=True", "--config.save_maps=True"
+    )
+    assert ended.code == 0, ended.err
+    expected = {key: value for key, value in numbers(earlier / "scores.csv").items() if key[1] == "gradcam"}
+    assert numbers(tmp_path / "a" / "scores.csv") == expected
+    with np.load(tmp_path / "a" / "maps" / "gradcam" / "000008.npz") as shard:
+        assert shard["maps"].shape == (8, 32, 32) and shard["maps"].dtype == np.float16
+        assert shard["mosaic"].tolist() == list(range(8, 16))
+    ready = f"--config.data.source=mosaics:{tmp_path / 'a' / 'mosaics'}"
+    ended = launch("focus.py:tiny", tmp_path / "b", source, *only, ready)
+    assert ended.code == 0, ended.err
+    assert numbers(tmp_path / "b" / "scores.csv") == expected
+
+
+def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
+    fields = dict(width=4, stage_sizes=(1,))
+    model = vision.network("resnet_small", num_classes=8, **fields)
+    variables = jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, 16, 16, 3)))
+    pretrained.save(tmp_path / "small.safetensors", variables, network=model)
+    c = focus.get_config("tiny")
+    c.network.fields = fields
+    c.update(methods=("gradcam",), init_from=f"checkpoint:{tmp_path / 'small.safetensors'}")
+    c.network.name = "resnet_small"
+    c.random.methods = c.cascade.methods = ()
+    summary = focus.run(c, str(tmp_path / "run"))
+    assert 0 <= summary["focus/gradcam/median"] <= 1 and not (tmp_path / "run" / "baseline").exists()
+    c.network.num_classes = 5
+    with pytest.raises(ValueError, match="no head for 5 classes"):
+        focus.run(c, str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.methods=('lrp','gradcamm')"], "did you mean 'gradcam'"),
+        (["--config.methods=()"], "methods is empty"),
+        (["--config.bias.method=lime"], "bias.method='lime' is none of"),
+        (["--config.init_from=there"], "init_from='there'"),
+        (["--config.init_from=run:nowhere"], "is not there"),
+        (["--config.data.source="], "data.source is empty"),
+        (["--config.batch_size=12"], "batch"),
+        (["--config.data.source=museums"], "'museums' is no source of pictures"),
+    ],
+)
+def test_what_cannot_be_rated_is_refused_in_one_line(flags, said, tmp_path):
+    ended = launch("focus.py:tiny", tmp_path, *flags)
+    assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
+
+
+def test_digits_that_nobody_planted_anything_in_are_explained_where_they_are(shared_data, tmp_path):
+    source = shared_data / "image_mnist" / "mnist_t10k_0_2500.npz"
+    if not source.is_file():
+        pytest.skip("no digits there")
+    flags = (f"--config.data.source=npz:{source}", "--config.methods=('lrp','gradcam')", "--config.per_class=20")
+    flags += ("--config.cascade.methods=()", "--config.pictures=1", "--config.baseline.steps=250")
+    ended = launch("focus.py:mnist", tmp_path, *flags)
+    assert ended.code == 0, ended.err
+    summary = read(tmp_path / "summary.json")
+    assert summary["accuracy"] > 0.95
+    for method in ("lrp", "gradcam"):
+        assert summary[f"focus/{method}/median"] > 0.7
+        assert summary[f"focus_random/{method}/median"] == pytest.approx(0.5, abs=0.05)
