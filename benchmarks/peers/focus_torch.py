@@ -108,7 +108,7 @@ def lrp_fn(net):
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     method = attr.LRP(net)
-    kinds = nn.Linear | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Addition_Module
+    kinds = nn.Linear | nn.AdaptiveAvgPool2d | Addition_Module  # of max-pools it has its own, 1e-9
     epsilon = [module for module in net.modules() if isinstance(module, kinds)]
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module is not net.conv1]
 
