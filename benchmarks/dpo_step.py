@@ -15,24 +15,20 @@ losses must agree step by step; the table says by how much they do not.
 import argparse
 import datetime
 import json
-import os
-import platform
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import machine
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # plain torch brings GPU libraries of several GB
 ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that works
     "trl": [
-        (f"torch==2.13.0+cpu --extra-index-url {CPU_TORCH} --retries 0", "torch==2.13.0"),
+        machine.TORCH,
         ("torch==2.13.0 trl transformers peft",),
     ],
     "tunix": [("google-tunix",)],
@@ -52,27 +48,12 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
 BATCH = {"pairs": 4, "prompt": 256, "answer": 64}  # tokens
-QUIET = 0.2  # cores that others may use during a measurement
 WARMUP = 2  # uncounted steps; Tunix compiles again in its second
 QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
 QUICK_BATCH = {"pairs": 4, "prompt": 32, "answer": 16}
 
 
 # The task -----------------------------------------------------------------------------------------------------------
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """The format is a length, a JSON table of contents and the bytes (github.com/huggingface/safetensors)."""
-    table, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, array in tensors.items():
-        table[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    head = json.dumps(table).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
 
 
 def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
@@ -118,7 +99,7 @@ def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    write_safetensors(folder / "model.safetensors", tensors)
+    machine.write_safetensors(folder / "model.safetensors", tensors)
 
 
 def write_ids(path: Path, batch: dict, vocab_size: int, seed: int = 1) -> None:
@@ -148,64 +129,7 @@ def floor_gflop(shape: dict, batch: dict, layout: str) -> float:
     return batch["pairs"] * per_pair / 1e9
 
 
-# Environments -------------------------------------------------------------------------------------------------------
-
-
-def find_python() -> str:
-    """A Python 3.11 or 3.12, preferring the one that runs this script."""
-    found = [sys.executable, *(shutil.which(name) for name in ("python3.11", "python3.12", "python3", "python"))]
-    question = "import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)))"
-    for python in filter(None, found):
-        answer = subprocess.run([python, "-c", question], capture_output=True, text=True)
-        if answer.stdout.strip() == "True":
-            return python
-    raise SystemExit("The peers need Python 3.11 or 3.12 and neither was found; name one with --python.")
-
-
-def environment(peer: str, root: Path, python: str) -> str:
-    """The peer's own python, its environment made first if there is none; returns its path."""
-    if not peer:
-        return sys.executable
-    home, log = root / peer, root / f"{peer}.log"
-    ours = str(home / "bin" / "python")
-    if (home / "complete").exists():
-        return ours
-    print(f"Installing {peer} into {home} (log: {log})", flush=True)
-    shutil.rmtree(home, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
-        subprocess.run([python, "-m", "venv", str(home)], check=True, stdout=out, stderr=out)
-        for alternatives in ENVIRONMENTS[peer]:
-            for line in alternatives:
-                command = [ours, "-m", "pip", "install", *line.split()]
-                if subprocess.run(command, stdout=out, stderr=out).returncode == 0:
-                    break
-            else:
-                raise SystemExit(f"pip could not install {alternatives[-1]}; see {log}")
-    (home / "complete").touch()
-    return ours
-
-
 # Measuring ----------------------------------------------------------------------------------------------------------
-
-
-def busy_cpu_seconds() -> float:
-    """What all processes of this machine have used so far, where the system tells (Linux)."""
-    try:
-        user, nice, system = (int(x) for x in Path("/proc/stat").read_text().split()[1:4])
-    except OSError:
-        return 0.0
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
-
-
-def wait_until_quiet(patience: float) -> None:
-    """Wait while other processes use the machine, `patience` seconds at most."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        before = busy_cpu_seconds()
-        time.sleep(1.0)
-        if busy_cpu_seconds() - before < QUIET:
-            return
 
 
 class Contestant:
@@ -238,9 +162,9 @@ class Contestant:
     def step(self, count: int) -> list[float]:
         """Take `count` optimiser steps; their wall times in seconds."""
         self._ask(f"step {count}")
-        before = busy_cpu_seconds()
+        before = machine.busy_cpu_seconds()
         new = [self._read("step") for _ in range(count)]
-        others = busy_cpu_seconds() - before - sum(s["cpu_seconds"] for s in new)
+        others = machine.busy_cpu_seconds() - before - sum(s["cpu_seconds"] for s in new)
         self.others.append(max(others, 0.0) / sum(s["seconds"] for s in new))
         self.steps += new
         return [s["seconds"] for s in new]
@@ -269,7 +193,7 @@ def measure(names: list[str], pythons: dict[str, str], folder: Path, args: argpa
         peaks += [c.peak() for c in contestants]
         for r in range(args.rounds):
             for contestant in contestants:
-                wait_until_quiet(args.patience)
+                machine.wait_until_quiet(args.patience)
                 contestant.rounds.append(contestant.step(args.steps))
             seconds = (f"{c.name} {statistics.median(c.rounds[-1]):.2f} s" for c in contestants)
             print(f"round {r + 1}/{args.rounds}: " + ", ".join(seconds), flush=True)
@@ -326,31 +250,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
-
-
-def commit() -> str:
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short=10", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-
-
 def report(rows: list[dict], facts: dict) -> str:
     floors = ", ".join(f"{k} {v['gflop']:.0f} GFLOP = {v['seconds']:.2f} s" for k, v in facts["floor"].items())
     versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
     others = [x for row in rows for x in row["others_busy_cores"]]
     noise = f"other processes kept {statistics.median(others):.2f} cores busy meanwhile (at most {max(others):.2f})"
-    if max(others) > QUIET:
+    if max(others) > machine.QUIET:
         noise += "; **not a quiet machine, so not a measurement to keep**"
     notes = {
         "Command": f"`{facts['command']}`",
@@ -391,10 +296,18 @@ def main() -> None:
 
     names = chosen(args.peers)
     shape, batch = (QUICK_SHAPE, QUICK_BATCH) if args.quick else (SHAPE, BATCH)
-    facts = {"command": shlex.join(["python", *sys.argv]), "shape": shape, "batch": batch, "hardware": hardware()}
-    facts |= {"commit": commit(), "date": datetime.date.today().isoformat()}
-    python = args.python or find_python()
-    pythons = {e: environment(e, args.env_dir, python) for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)}
+    facts = {
+        "command": shlex.join(["python", *sys.argv]),
+        "shape": shape,
+        "batch": batch,
+        "hardware": machine.hardware(),
+    }
+    facts |= {"commit": machine.commit(), "date": datetime.date.today().isoformat()}
+    python = args.python or machine.find_python()
+    pythons = {
+        e: machine.environment(e, ENVIRONMENTS.get(e, []), args.env_dir, python)
+        for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)
+    }
     facts |= {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
     with tempfile.TemporaryDirectory(prefix="dpo_step_") as folder:
         write_weights(Path(folder), shape)

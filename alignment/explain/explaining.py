@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import attention, gradcam, gradients, lime, lrp, occlusion, steps
+from alignment.explain import attention, gradcam, gradients, hoisting, lime, lrp, occlusion, steps
 
 
 def relevance_maps(
@@ -62,7 +62,8 @@ METHODS: dict[str, Callable] = {
 
 DRAWS = ("smoothgrad", "lime")  # need a key
 ON_HOST = ("lime",)  # part of it runs in numpy, so it cannot be one compiled program
-PIXELS_CPU = 4 * 448 * 448  # in a batch, where the caller names no size; more is no faster there and takes memory
+HOISTED = ("lrp",)  # spend much on the weights alone; on GPUs that is little, and flipped kernels hide what cuDNN knows
+PIXELS_CPU = 448 * 448  # in a batch, where the caller names no size; more is no faster there (ResNet-18, two cores)
 PIXELS = 64 * 448 * 448
 
 
@@ -184,6 +185,27 @@ def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, ids_
     return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
 
 
+@functools.lru_cache(maxsize=32)
+def _halves(method_fn, apply_fn, settings, structure, leaves):
+    """The same program as two, see `hoisting`; found again by what they were traced for."""
+    variables, *arguments = jax.tree.unflatten(structure, leaves)
+
+    def fn(variables, x_NYXC, targets_NK, ids_N, key, arrays):
+        return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
+
+    return hoisting.split(fn, variables, *arguments)
+
+
+def _in_halves(method_fn, apply_fn, settings, variables, arguments, prepared):
+    """As `_compiled`, without the work on weights where `prepared` has it from an earlier call."""
+    leaves, structure = jax.tree.flatten((variables, *arguments))
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+    prepare, finish = _halves(method_fn, apply_fn, settings, structure, shapes)
+    if prepare not in prepared:
+        prepared[prepare] = prepare(variables)
+    return finish(prepared[prepare], *arguments)
+
+
 def build(
     apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options
 ) -> Callable:
@@ -209,13 +231,19 @@ def build(
     arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
     settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
 
+    prepared = {}
+
     def fn(x_NYXC, targets_NK, ids_N=None, **own):
         ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
         if method in ON_HOST or settings.get("driver") == "host":
             x_NYXC, targets_NK = jnp.asarray(x_NYXC), jnp.asarray(targets_NK)
             return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **settings, **arrays, **own)
         static = tuple(sorted(settings.items()))
-        return _compiled(method_fn, apply_fn, static, variables, x_NYXC, targets_NK, ids_N, key, arrays)
+        arguments = (x_NYXC, targets_NK, ids_N, key, arrays)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arguments)))
+        if method in HOISTED and jax.default_backend() == "cpu" and not is_traced:
+            return _in_halves(method_fn, apply_fn, static, variables, arguments, prepared)
+        return _compiled(method_fn, apply_fn, static, variables, *arguments)
 
     return fn
 

@@ -24,6 +24,7 @@ import jax
 from jax.extend import core
 
 from alignment import errors
+from alignment.explain import convolutions
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -51,6 +52,8 @@ class Equation:
 
     def bind(self, *arrays):
         """The outputs as a tuple."""
+        if self.op == "reduce_window_max" and convolutions.is_plain_pool(self.params):
+            return (convolutions.max_pool(*arrays, self.params),)
         out = self.primitive.bind(*arrays, **self.primitive.get_bind_params(self.params))
         return tuple(out) if self.primitive.multiple_results else (out,)
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.explain import layers, transpose
+from alignment.explain import convolutions, layers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,8 +54,11 @@ class Step:
 
     def transposed(self, w: jax.Array, s: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """The transpose of x -> op(x, w), applied to s; `like` has the shape of the result (default: x)."""
-        x = self.x if like is None else like
-        return transpose.linear(self.op, self.layer.equations[0], w, s, (s.shape[0], *x.shape[1:]), x.dtype)
+        x, first = self.x if like is None else like, self.layer.equations[0]
+        if first.op == "conv_general_dilated" and first.inputs[0] in self.layer.inputs:
+            return convolutions.transposed(s, w, first.params, x.shape)
+        shape = jax.ShapeDtypeStruct((s.shape[0], *x.shape[1:]), x.dtype)
+        return jax.linear_transpose(lambda x: self.op(x, w), shape)(s)[0]
 
 
 def divide(a, b):
@@ -237,10 +240,6 @@ def backward(step: Step, R):
     R = R if isinstance(R, tuple) else (R,)
     if step.layer.kind == "max_pool":
         R = (jnp.where(step.z == 0, 0, R[0]),)
-    if step.layer.equations[0].op == "reduce_window_max":
-        share = transpose.max_pool(step.layer.equations[0], step.x, R[0])
-        if share is not None:
-            return share
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = pullback(tuple(r.astype(z.dtype) for r, z in zip(R, step.outputs)))
     return shares if len(shares) > 1 else shares[0]

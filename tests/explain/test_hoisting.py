@@ -1,0 +1,37 @@
+"""Programs in two halves: the weights' and the images'."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.explain import hoisting
+
+
+def program(weights, x_NC, scale):
+    flipped = jnp.maximum(weights["w"], 0)[::-1].T
+    table = jnp.asarray([1.0, 2.0, 3.0])
+    return {"out": (x_NC @ flipped + weights["b"]) * scale * table[0], "weights": flipped * 2}
+
+
+def test_both_halves_together_are_the_program():
+    rng = np.random.default_rng(0)
+    weights = {"w": jnp.asarray(rng.normal(size=(3, 4))), "b": jnp.asarray(rng.normal(size=(1, 3)))}
+    x_NC = jnp.asarray(rng.normal(size=(5, 4)))
+    prepare, finish = hoisting.split(program, weights, jax.eval_shape(lambda: x_NC), 2.0)
+    prepared = prepare(weights)
+    for shift in (0, 1):
+        expected, got = program(weights, x_NC + shift, 2.0), finish(prepared, x_NC + shift, 2.0)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), expected, got)
+
+
+def test_work_on_weights_leaves_the_second_half_and_what_grows_stays():
+    w, x = jnp.ones((3, 4)), jnp.ones((2, 100, 3))
+
+    def fn(w, x):
+        return x @ jnp.exp(w) + jnp.broadcast_to(w[:, 0], (100, 3)).sum()
+
+    prepare, finish = hoisting.split(fn, w, x)
+    prepared = prepare(w)
+    assert max(array.size for array in prepared) == w.size
+    assert " exp " not in str(jax.make_jaxpr(finish)(prepared, x))
+    np.testing.assert_allclose(finish(prepared, x), fn(w, x), rtol=1e-6)
