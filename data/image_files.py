@@ -10,6 +10,7 @@ import pathlib
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -32,15 +33,21 @@ class Header:
     mode: str  # Pillow's: 'RGB', 'L', 'CMYK', 'RGBA', 'P', 'I;16', ...
 
 
-def header(source: str | pathlib.Path | bytes) -> Header:
+def header(source: str | pathlib.Path | bytes | BinaryIO, *, name: str = "") -> Header:
     """Size and mode; refuses what is no picture, is cut short, or has more than `MAX_PIXELS`.
+
+    Args:
+        source: a path, a file's bytes, or a stream, whose end is not looked at.
+        name: of the file in messages, where it is no path.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    content = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _opened(content, _name(source)) as picture:
+    name = name or _name(source)
+    with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as picture:
         found = Header(*picture.size, picture.mode)
+    if not isinstance(source, str | pathlib.Path | bytes):
+        return found
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as f:
         start = f.read(2)
         if start in ENDS:
@@ -48,11 +55,11 @@ def header(source: str | pathlib.Path | bytes) -> Header:
             size = f.seek(0, io.SEEK_END)
             f.seek(max(size - reach, 0))
             if mark not in f.read():
-                raise InputError(f"{_name(source)} is cut short: the end of the picture is missing; fetch it again")
+                raise InputError(f"{name} is cut short: the end of the picture is missing; fetch it again")
     return found
 
 
-def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
     """The picture as RGB, uint8 [Y, X, 3].
 
     Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, 16 bits are scaled to 8.
@@ -60,18 +67,19 @@ def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None
     Args:
         source: a path, or a file's bytes.
         at_least: (width, height) that will do; a larger JPEG is decoded at 1/2, 1/4 or 1/8 where that is no smaller.
+        name: of the file in messages, where it is no path.
 
     Raises:
         InputError: naming the file, when it cannot be decoded to its end.
     """
-    content = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _opened(content, _name(source)) as picture:
+    name = name or _name(source)
+    with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as picture:
         if at_least is not None:
             picture.draft(None, at_least)
         try:
             return np.asarray(rgb(picture))
         except (OSError, SyntaxError, ValueError, EOFError) as e:
-            raise InputError(f"{_name(source)} cannot be decoded: {e}; fetch it again, or remove it") from e
+            raise InputError(f"{name} cannot be decoded: {e}; fetch it again, or remove it") from e
 
 
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -112,5 +120,5 @@ def _opened(content, name: str) -> Iterator[PIL.Image.Image]:
         yield picture
 
 
-def _name(source: str | pathlib.Path | bytes) -> str:
-    return "these bytes" if isinstance(source, bytes) else str(source)
+def _name(source: str | pathlib.Path | bytes | BinaryIO) -> str:
+    return str(source) if isinstance(source, str | pathlib.Path) else "these bytes"

@@ -5,8 +5,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import io
 import pathlib
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -31,9 +33,10 @@ class Images:
         class_names: in order of number.
         files: a name for each picture, for people.
         read_fn: `(i, at_least) -> uint8 [Y, X, 3]`; `at_least` (width, height) may spare decoding every pixel.
-        groups: arrays [N] of what else is known; always `width` and `height`.
+        groups: arrays [N] of what else is known; always `width` and `height`, of the original where the file is a copy.
         counts: of what was read and converted.
         bad: pictures set aside.
+        sizes_N2: (width, height) of the files' pictures, where they are not the groups'.
     """
 
     source: str
@@ -45,6 +48,7 @@ class Images:
     groups: dict[str, np.ndarray]
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     bad: tuple[records.BadRecord, ...] = ()
+    sizes_N2: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -55,11 +59,18 @@ class Images:
 
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of the file's picture."""
-        return int(self.groups["width"][i]), int(self.groups["height"][i])
+        width, height = self._sizes()
+        return int(width[i]), int(height[i])
 
     def num_bytes(self) -> int:
         """Of all pictures, decoded."""
-        return int(3 * np.sum(self.groups["width"].astype(np.int64) * self.groups["height"]))
+        width, height = self._sizes()
+        return int(3 * np.sum(np.asarray(width, np.int64) * height))
+
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.sizes_N2 is not None:
+            return self.sizes_N2[:, 0], self.sizes_N2[:, 1]
+        return self.groups["width"], self.groups["height"]
 
 
 def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options) -> Images:
@@ -111,8 +122,42 @@ class FileRead:
 
     paths: tuple[str, ...]
 
+    def content(self, i: int) -> bytes:
+        return pathlib.Path(self.paths[i]).read_bytes()
+
     def __call__(self, i: int, at_least=None) -> np.ndarray:
         return image_files.read(self.paths[i], at_least=at_least)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZipRead:
+    """Reads pictures out of an archive by number, none of them unpacked to disk."""
+
+    archive: str
+    entries: tuple[str, ...]
+
+    def content(self, i: int) -> bytes:
+        try:
+            return opened_zip(self.archive).read(self.entries[i])
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
+            raise InputError(f"{self.archive}/{self.entries[i]} cannot be read: {e}; fetch the archive again") from e
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
+
+
+@functools.lru_cache(maxsize=4)
+def opened_zip(path: str) -> zipfile.ZipFile:
+    """An archive, opened once a process; one with entries that point outside of it is refused."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as e:
+        raise InputError(f"{path} is no readable zip archive: {e}; fetch it again") from e
+    for name in archive.namelist():
+        place = pathlib.PurePosixPath(name.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
+            raise InputError(f"{path} holds {name!r}, which points outside of it; do not trust this archive")
+    return archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +203,19 @@ def of_files(
     *,
     groups: dict[str, np.ndarray] | None = None,
     lines: tuple[str, Sequence[int]] | None = None,
+    archive: str = "",
 ) -> Images:
     """Files whose headers can be read; the others set aside, those to be converted counted.
 
     Args:
         groups: arrays beside the files.
         lines: the table's file and each row's line, for what is set aside.
+        archive: a zip file, of which paths are entries; "" where they are files.
     """
     keep, bad, sizes, converted = [], [], [], Counter()
     for i, path in enumerate(paths):
         try:
-            head = image_files.header(path)
+            head = _header(path, archive)
         except InputError as e:
             where = (lines[0], int(lines[1][i])) if lines else (str(path), 0)
             bad.append(records.BadRecord(*where, str(e)))
@@ -177,7 +224,7 @@ def of_files(
             converted[head.mode] += 1
         sizes.append((head.width, head.height))
         keep.append(i)
-    rows = np.array(keep, np.int64)
+    rows, kept = np.array(keep, np.int64), tuple(str(paths[i]) for i in keep)
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
     groups = {name: np.asarray(values)[rows] for name, values in (groups or {}).items()}
     groups.setdefault("width", sizes[:, 0])
@@ -189,12 +236,20 @@ def of_files(
         split,
         np.asarray(labels, np.int32)[rows],
         tuple(class_names),
-        tuple(str(paths[i]) for i in keep),
-        FileRead(tuple(str(paths[i]) for i in keep)),
+        kept,
+        ZipRead(archive, kept) if archive else FileRead(kept),
         groups,
         counts,
         tuple(bad),
+        sizes,
     )
+
+
+def _header(path: str | pathlib.Path, archive: str) -> image_files.Header:
+    if not archive:
+        return image_files.header(path)
+    with opened_zip(archive).open(str(path)) as f:
+        return image_files.header(f, name=f"{archive}/{path}")
 
 
 def folder(path: str, *, split: str, seed: int = 0) -> Images:
@@ -259,18 +314,25 @@ def csv_table(path: str, *, split: str, folder: str = "") -> Images:
 def read_table(file: pathlib.Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file, values stripped; refused where columns are missing."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as f:
-            reader = csv.DictReader(f)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise InputError(f"{file} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
-            reader.fieldnames = header
-            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+        return parse_table(file.read_bytes(), str(file), columns)
     except FileNotFoundError as e:
         raise InputError(f"{file} is not there; give the path of the table") from e
-    except (UnicodeDecodeError, csv.Error, OSError) as e:
-        raise InputError(f"{file} is no readable table of comma-separated values in UTF-8: {e}") from e
+    except OSError as e:
+        raise InputError(f"{file} cannot be read: {e}") from e
+
+
+def parse_table(content: bytes, name: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """`read_table` of a file's content."""
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        header = [column.strip() for column in reader.fieldnames or ()]
+        missing = [column for column in columns if column not in header]
+        if missing:
+            raise InputError(f"{name} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+        reader.fieldnames = header
+        return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{name} is no readable table of comma-separated values in UTF-8: {e}") from e
 
 
 def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
@@ -336,34 +398,59 @@ def npz(path: str, *, split: str, seed: int = 0) -> Images:
 
 
 def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
-    """A tensorflow-datasets builder with `image` and `label`, such as mnist or cifar10.
+    """A tensorflow-datasets builder with `image` and `label`, such as mnist, cifar10 or mame; its scalars are groups.
 
     A builder without a split for val gives a tenth of its train, by class.
     """
     from data import sources  # tensorflow-datasets takes seconds to import
 
     check_split(split)
-    source = sources.open_source(path, "test" if split == "test" else "train", data_dir=data_dir, download=download)
+    options = dict(data_dir=data_dir, download=download, pictures_as_bytes=True)
+    source = sources.open_source(path, "test" if split == "test" else "train", **options)
+    own = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
+    if split == "val" and own:
+        source = sources.open_source(path, own, **options)
     first = source[0]
     if not {"image", "label"} <= set(first):
         raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
-    labels_N = np.array([source[i]["label"] for i in range(len(source))], np.int32)
-    rows = np.arange(len(source))
-    if split != "test":
-        order = parts(labels_N, seed)  # of its train split, the parts for val and for train and test together
-        rows = np.flatnonzero((order == "val") == (split == "val"))
-    shape = np.asarray(first["image"]).shape
-    groups = {"width": np.full(len(rows), shape[1]), "height": np.full(len(rows), shape[0])}
+    names = [k for k, value in first.items() if isinstance(value, int | float | str)]
+    sizes, bad, values = [], [], {name: [] for name in names}
+    for i, row in enumerate(source):
+        try:
+            sizes.append(_size(row["image"], f"tfds:{path}/{source}[{i}]"))
+        except InputError as e:
+            sizes.append((0, 0))
+            bad.append(records.BadRecord(f"tfds:{path}", i + 1, str(e)))
+        for name in names:
+            values[name].append(row[name])
+    sizes_N2 = np.array(sizes, np.int64)
+    values = {name: np.array(column) for name, column in values.items()}
+    is_mine_N = sizes_N2[:, 0] > 0
+    if split != "test" and not own:
+        order = parts(values["label"], seed)  # of its train split, the parts for val and for train and test together
+        is_mine_N &= (order == "val") == (split == "val")
+    rows = np.flatnonzero(is_mine_N)
+    labels_N = values.pop("label")
+    groups = {"width": sizes_N2[:, 0], "height": sizes_N2[:, 1]} | values
     return Images(
         f"tfds:{path}",
         split,
-        labels_N[rows],
+        labels_N[rows].astype(np.int32),
         source.names("label") or tuple(map(str, range(int(labels_N.max()) + 1))),
         tuple(f"{path}/{split}/{i}" for i in rows),
         _SourceRead(source, rows),
-        groups,
-        {"pictures": len(rows)},
+        {name: column[rows] for name, column in groups.items()},
+        {"pictures": len(rows), "set aside": len(bad)},
+        tuple(bad),
+        sizes_N2[rows],
     )
+
+
+def _size(picture: bytes | np.ndarray, name: str) -> tuple[int, int]:
+    if isinstance(picture, bytes):
+        head = image_files.header(picture, name=name)
+        return head.width, head.height
+    return np.shape(picture)[1], np.shape(picture)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,11 +459,8 @@ class _SourceRead:
     rows: np.ndarray
 
     def __call__(self, i: int, at_least=None) -> np.ndarray:
-        return colour(np.asarray(self.source[int(self.rows[i])]["image"]))
-
-
-def mame(path: str, *, split: str, **options) -> Images:
-    """The MAMe download in a folder; see `mame.open_folder`."""
-    from data import mame as museum_art
-
-    return museum_art.open_folder(path, split=split, **options)
+        row = int(self.rows[i])
+        picture = self.source[row]["image"]
+        if isinstance(picture, bytes):
+            return image_files.read(picture, at_least=at_least, name=f"{self.source}[{row}]")
+        return colour(np.asarray(picture))

@@ -3,14 +3,15 @@
     pictures = images.open("folder:photos", split="train")
     batches = images.batches(pictures, shape=dict(resize=256, crop=224), train=True, batch_size=128, seed=0)
 
-A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32 [B]
-(the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and are
-normalised there.
+A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32
+[B] (the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and
+are normalised there.
 """
 
 import dataclasses
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import grain
 import numpy as np
 
 from alignment.errors import InputError
-from data import image_sources, loader, records, transforms
+from data import image_sources, loader, mame, records, transforms
 from data.image_sources import Images
 
 SOURCES: dict[str, Callable[..., Images]] = {
@@ -27,7 +28,7 @@ SOURCES: dict[str, Callable[..., Images]] = {
     "csv": image_sources.csv_table,
     "npz": image_sources.npz,
     "tfds": image_sources.tfds,
-    "mame": image_sources.mame,
+    "mame": mame.open_folder,
 }
 KEEP_BYTES = 1 << 28  # of decoded pictures kept in memory, where all of them fit
 
@@ -73,15 +74,33 @@ class Read:
     images: Images
     view: transforms.View
     keep: bool
+    max_bad: float
     kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
+    def __call__(self, i: int, rng: np.random.Generator | None) -> np.ndarray | None:
+        """A view of picture i, or None for one that cannot be decoded, told when it is first met."""
+        if i in self.bad:
+            return None
         picture = self.kept.get(i)
         if picture is None:
-            picture = self.images.read(i, at_least=self.view.resized(self.images.size(i), train=rng is not None))
+            try:
+                picture = self.images.read(i, at_least=self.view.resized(self.images.size(i), train=rng is not None))
+            except InputError as e:
+                self._set_aside(i, e)
+                return None
             if self.keep:
                 self.kept[i] = picture
         return transforms.apply(picture, self.view, rng=rng)
+
+    def _set_aside(self, i: int, e: InputError) -> None:
+        self.bad[i] = str(e)
+        if len(self.bad) > self.max_bad * len(self.images):
+            raise InputError(
+                f"{len(self.bad)} of {len(self.images)} pictures of {self.images.source} cannot be decoded, more than "
+                f"{100 * self.max_bad:g} %: {'; '.join(list(self.bad.values())[:5])}"
+            ) from e
+        warnings.warn(f"{e}; it is left out", stacklevel=2)
 
 
 def batches(
@@ -95,6 +114,7 @@ def batches(
     num_workers: int = 0,
     multiple: int = 32,
     most_shapes: int = 12,
+    max_bad: float = records.MAX_BAD,
     process_index: int = 0,
     process_count: int = 1,
 ) -> loader.Loader:
@@ -110,6 +130,11 @@ def batches(
         num_workers: processes that decode; 0 decodes in a thread.
         multiple, most_shapes: with `pixels`, pictures are padded to shapes whose sides are multiples, of which there
             are at most this many; a batch has one shape.
+        max_bad: share of pictures that may turn out undecodable. In training the next one stands in for such a picture,
+            in one pass it is filling of weight 0; both are the same whenever batch k is made.
+
+    Raises:
+        InputError: for a batch size that does not split, a shape that is none, or more than `max_bad` bad pictures.
     """
     view = transforms.view_of(shape)
     endless = train if endless is None else endless
@@ -125,7 +150,7 @@ def batches(
         shapes_B2, bucket_N = transforms.buckets(sizes_N2, multiple=multiple, most=most_shapes)
     plan_type = Endless if endless else OnePass
     plan = plan_type(tuple(np.flatnonzero(bucket_N == b) for b in range(len(shapes_B2))), batch_size, seed, train)
-    reader = Read(images, view, keep=images.num_bytes() <= KEEP_BYTES)
+    reader = Read(images, view, keep=images.num_bytes() <= KEEP_BYTES, max_bad=max_bad)
     build = functools.partial(
         _batch, plan=plan, read=reader, shapes_B2=shapes_B2, mine=mine, seed=seed, train=train, masked=not view.is_fixed
     )
@@ -136,12 +161,20 @@ def batches(
 
 def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: bool, masked: bool) -> loader.Batch:
     bucket, rows, weights = plan.batch(int(k))
-    rows, weights = rows[mine], weights[mine]
+    rows, weights = rows[mine].copy(), weights[mine].copy()
     size = tuple(map(int, shapes_B2[bucket]))
-    found = []
-    for place, i in enumerate(rows):
+    members, found = plan.members[bucket], []
+    for place in range(len(rows)):
         rng = np.random.default_rng([seed, 1, int(k), mine.start + place]) if train else None
-        found.append(read(int(i), rng))
+        picture = read(int(rows[place]), rng)
+        while picture is None and train:
+            rows[place] = members[(np.searchsorted(members, rows[place]) + 1) % len(members)]
+            picture = read(int(rows[place]), rng)
+        if picture is None:
+            weights[place] = 0
+            width, height = read.view.cropped(read.images.size(rows[place]), train=False)
+            picture = np.zeros((height, width, 3), np.uint8)
+        found.append(picture)
     batch = {}
     if masked:
         padded = [transforms.pad(picture, size) for picture in found]
@@ -157,9 +190,11 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
 
 @dataclasses.dataclass(frozen=True)
 class Endless:
-    """Which pictures batch k holds, for ever. Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n
-    pictures, in an order of its own; their pictures follow one another in a stream of permutations, so that each is
-    seen equally often and epochs run on inside a batch.
+    """Which pictures batch k holds, for ever.
+
+    Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n pictures, in an order of its own; their
+    pictures follow one another in a stream of permutations, so that each is seen equally often and epochs run on inside
+    a batch.
     """
 
     members: tuple[np.ndarray, ...]

@@ -4,7 +4,10 @@ What batch k holds is a function of (seed, k): a keyed permutation per epoch, no
 the threads and the position; this file fixes how a global batch splits over processes.
 """
 
+import multiprocessing
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -36,7 +39,8 @@ class Loader:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-            self._dataset = self._dataset.mp_prefetch(options)
+            self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+        self._is_shared = num_workers > 0
         self._open = []  # the iterator in use
         self._start()
         weakref.finalize(self, _close, self._open)  # worker processes end before the interpreter does
@@ -55,7 +59,9 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        # What workers send lies in shared memory, which must not outlive them; a copy is an array like any other.
+        return {k: np.array(v, subok=False) for k, v in batch.items()} if self._is_shared else batch
 
     def get_state(self) -> dict:
         """JSON-able; what `set_state` takes to continue with exactly the next batch."""
@@ -66,8 +72,21 @@ class Loader:
 
 
 def _close(iterators: list) -> None:
-    for iterator in iterators:
-        getattr(iterator, "close", lambda: None)()
+    """Ends the iterators' threads and processes, and the iterators while their modules are still whole."""
+    while iterators:
+        getattr(iterators.pop(), "close", lambda: None)()
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """In a worker process: ends it when its parent is gone, even one that was killed."""
+    del worker, num_workers
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def build(

@@ -14,14 +14,25 @@ import numpy as np
 from alignment.errors import InputError
 
 OLD_PACKAGES = ("text", "question_answering", "summarization", "translate", "image_classification")
+OWN = {"mame": "data.mame_builder"}  # builders of ours, and the module of each
 
 
 class Source:
     """Records by number, converted once, here; what Grain takes as a data source."""
 
-    def __init__(self, records, name: str):
+    def __init__(self, records, name: str, features=None, splits: tuple[str, ...] = ()):
         self._records = records
         self._name = name
+        self._features = features or {}
+        self.splits = splits
+
+    def names(self, feature: str) -> tuple[str, ...] | None:
+        """Class names of a feature that holds class numbers, in order; None for another one."""
+        return tuple(getattr(self._features.get(feature), "names", None) or ()) or None
+
+    def shape(self, feature: str) -> tuple[int | None, ...] | None:
+        """As the builder declares it, None for a side that differs between records."""
+        return getattr(self._features.get(feature), "shape", None)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -36,7 +47,9 @@ class Source:
         return f"Source({self._name})"
 
 
-def open_source(name: str, split: str = "train", *, data_dir: str = "", download: bool = True) -> Source:
+def open_source(
+    name: str, split: str = "train", *, data_dir: str = "", download: bool = True, pictures_as_bytes: bool = False
+) -> Source:
     """A split of a tensorflow-datasets builder.
 
     Args:
@@ -45,20 +58,24 @@ def open_source(name: str, split: str = "train", *, data_dir: str = "", download
         split: such as `train` or `train[:10%]`.
         data_dir: where prepared data lie or go; '' is tfds' own default.
         download: whether data not there yet may be fetched and prepared.
+        pictures_as_bytes: leave pictures whose shape differs between records encoded, as the builder stored them.
     """
-    tfds = _tfds()
+    tfds = tensorflow_datasets()
     try:
         builder = _builder(tfds, name, data_dir)
         if download and not os.path.isdir(name):
             builder.download_and_prepare(file_format="array_record")
-        source = builder.as_data_source(split=split)
+        features = dict(builder.info.features)
+        encoded = [k for k, f in features.items() if isinstance(f, tfds.features.Image) and None in f.shape[:2]]
+        decoders = {k: tfds.decode.SkipDecoding() for k in encoded} if pictures_as_bytes and encoded else None
+        source = builder.as_data_source(split=split, decoders=decoders)
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as e:  # tfds raises many kinds: unknown names, splits, formats, network
         splits = ", ".join(_splits(locals().get("builder")))
         hint = f"; its splits: {splits}" if splits else ""
         raise InputError(f"tfds:{name}, split {split!r}: {type(e).__name__}: {_first_line(e)}{hint}") from e
-    return Source(source, f"{name}, {split}")
+    return Source(source, f"{name}, {split}", features, tuple(_splits(builder)))
 
 
 def plain(value):
@@ -80,7 +97,8 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _tfds():
+def tensorflow_datasets():
+    """The package, which takes seconds to import, told to do without TensorFlow."""
     os.environ.setdefault("TFDS_DISABLE_TENSORFLOW", "1")
     try:
         import tensorflow_datasets as tfds
@@ -96,9 +114,10 @@ def _builder(tfds, name: str, data_dir: str):
     try:
         return tfds.builder(name, file_format="array_record", **options)
     except tfds.core.registered.DatasetNotFoundError:
-        for package in OLD_PACKAGES:  # builders of the old layout register when their package is imported
-            with contextlib.suppress(ImportError):
-                importlib.import_module(f"tensorflow_datasets.{package}")
+        own = [OWN[name.partition("/")[0]]] if name.partition("/")[0] in OWN else []
+        for module in own or [f"tensorflow_datasets.{package}" for package in OLD_PACKAGES]:
+            with contextlib.suppress(ImportError):  # builders register when their module is imported
+                importlib.import_module(module)
         return tfds.builder(name, file_format="array_record", **options)
 
 
