@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.explain import layers
+from alignment.explain import layers, transpose
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,8 +55,7 @@ class Step:
     def transposed(self, w: jax.Array, s: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """The transpose of x -> op(x, w), applied to s; `like` has the shape of the result (default: x)."""
         x = self.x if like is None else like
-        shape = jax.ShapeDtypeStruct((s.shape[0], *x.shape[1:]), x.dtype)
-        return jax.linear_transpose(lambda x: self.op(x, w), shape)(s)[0]
+        return transpose.linear(self.op, self.layer.equations[0], w, s, (s.shape[0], *x.shape[1:]), x.dtype)
 
 
 def divide(a, b):
@@ -150,7 +149,19 @@ def z_box(step: Step, R, *, low=-1.0, high=1.0, eps: float = 1e-9):
             z = z - step.op(jnp.broadcast_to(bound, x.shape), weight)
     s = divide(R, z + eps)
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in (low, high))
-    return (x - low) * step.transposed(up, s) + (x - high) * step.transposed(down, s)
+    to_up, to_down = _both(step, up, down, s)
+    return (x - low) * to_up + (x - high) * to_down
+
+
+def _both(step, up, down, s):
+    """The transposes with two sets of weights; as one convolution of twice the channels, where there are no groups."""
+    first = step.layer.equations[0]
+    if first.op != "conv_general_dilated" or first.params["feature_group_count"] != 1:
+        return step.transposed(up, s), step.transposed(down, s)
+    numbers = first.params["dimension_numbers"]
+    weight = jnp.concatenate([up, down], axis=numbers.rhs_spec[1])
+    out = step.transposed(weight, s, jnp.concatenate([step.x, step.x], axis=numbers.lhs_spec[1]))
+    return jnp.split(out, 2, axis=numbers.lhs_spec[1])
 
 
 def flat(step: Step, R):
@@ -222,10 +233,14 @@ def proportional(step: Step, R, *, eps: float = 0.0):
 
 
 def backward(step: Step, R):
-    """The transpose: relevance goes where the values came from (moves), or to the winner (max-pool)."""
+    """The transpose: relevance goes where the values came from (moves), or to the winner (max-pool; x R / z)."""
     R = R if isinstance(R, tuple) else (R,)
     if step.layer.kind == "max_pool":
         R = (jnp.where(step.z == 0, 0, R[0]),)
+    if step.layer.equations[0].op == "reduce_window_max":
+        share = transpose.max_pool(step.layer.equations[0], step.x, R[0])
+        if share is not None:
+            return share
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = pullback(tuple(r.astype(z.dtype) for r, z in zip(R, step.outputs)))
     return shares if len(shares) > 1 else shares[0]

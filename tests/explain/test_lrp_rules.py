@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.explain import lrp, lrp_rules
+from alignment.explain import lrp, lrp_rules, transpose
 from tests.explain import lrp_twins as twins
 
 RULES = {
@@ -196,3 +196,36 @@ def test_flat_is_the_same_for_every_input_channel_and_conserves():
     ours = lrp_rules.flat(_step(apply_fn, w, x, "conv"), R)
     np.testing.assert_array_equal(ours[..., 0], ours[..., 2])
     np.testing.assert_allclose(ours.sum(), R.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "strides", "padding"), [(9, 7, (2, 2), 3), (8, 3, (2, 3), 1), (8, 4, (4, 4), 0)]
+)
+def test_the_transpose_of_a_narrow_strided_convolution_is_the_transpose(size, window, strides, padding):
+    rng = np.random.default_rng(7)
+    w = rng.normal(size=(window, window, 2, 3)).astype(np.float32)
+    edges = [(padding, padding)] * 2
+
+    def op(x, w):
+        return jax.lax.conv_general_dilated(x, w, strides, edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x = jnp.zeros((2, size, size, 2))
+    s = rng.normal(size=jax.eval_shape(op, x, w).shape).astype(np.float32)
+    (equation,) = jax.make_jaxpr(op)(x, w).eqns
+    assert transpose._is_narrow(equation.params, w, x.shape)
+    expected = jax.linear_transpose(lambda x: op(x, w), x)(s)[0]
+    np.testing.assert_allclose(transpose.strided(w, s, x.shape, strides, edges), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_the_transpose_of_a_max_pool_is_its_gradient_ties_included(window, stride, padding):
+    rng = np.random.default_rng(8)
+    x = np.maximum(rng.integers(-3, 3, size=(2, 7, 7, 3)), 0).astype(np.float32)
+
+    def pool(x):
+        return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+
+    z, pullback = jax.vjp(pool, x)
+    R = rng.normal(size=z.shape).astype(np.float32)
+    (equation,) = jax.make_jaxpr(pool)(x).eqns
+    np.testing.assert_allclose(transpose.max_pool(equation, x, R), pullback(R)[0], rtol=1e-5, atol=1e-6)
