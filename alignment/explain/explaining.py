@@ -103,26 +103,26 @@ def _forward(apply_fn, variables, x_NYXC):
     return apply_fn(variables, x_NYXC)
 
 
-def num_classes(apply_fn: Callable, variables: Any, x_NYXC: Any) -> int:
-    """Width of the logits, from shapes alone.
+def num_classes(apply_fn: Callable, variables: Any, image_shape: tuple[int, ...]) -> int:
+    """Width of the logits for images [N, Y, X, C], from shapes alone.
 
     Raises:
         InputError: the network does not take these images, or returns something else.
     """
-    shape = jax.ShapeDtypeStruct(x_NYXC.shape, jnp.float32)
+    image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     try:
-        out = jax.eval_shape(functools.partial(_forward, apply_fn), variables, shape)
+        out = jax.eval_shape(functools.partial(_forward, apply_fn), variables, image)
     except InputError:
         raise
     except Exception as error:
-        hint = "; they look like [N, C, Y, X]: np.moveaxis(x, 1, -1)" if x_NYXC.shape[1] in (1, 3) else ""
+        hint = "; they look like [N, C, Y, X]: np.moveaxis(x, 1, -1)" if image_shape[1] in (1, 3) else ""
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"apply_fn(variables, x) fails on images of shape {x_NYXC.shape}, read as [N, Y, X, C]{hint}. It says: "
+            f"apply_fn(variables, x) fails on images of shape {image_shape}, read as [N, Y, X, C]{hint}. It says: "
             f"{first_line}"
         ) from error
     logits = out[0] if isinstance(out, tuple | list) and out else out
-    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != x_NYXC.shape[0]:
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != image_shape[0]:
         found = getattr(logits, "shape", type(logits).__name__)
         raise InputError(f"apply_fn must return logits [N, C], alone or before a dict of activations; found {found}")
     return logits.shape[1]
@@ -162,10 +162,16 @@ def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
     return targets.astype(np.int32).reshape(num_images, -1)
 
 
-def default_batch_size(height: int, width: int) -> int:
-    """Images in a batch, by backend and size: enough to fill the device, few enough for its memory."""
+def default_batch_size(height: int, width: int, together: int = 1) -> int:
+    """Images in a batch, by backend and size: enough to fill the device, few enough for its memory.
+
+    Args:
+        height: rows of an image.
+        width: columns of an image.
+        together: backward passes of one image that a method takes at once.
+    """
     pixels = PIXELS_CPU if jax.default_backend() == "cpu" else PIXELS
-    return int(np.clip(pixels // (height * width), 1, 512))
+    return int(np.clip(pixels // (height * width * together), 1, 512))
 
 
 def _freeze(value):
@@ -252,13 +258,19 @@ def explain(
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
     check_options(method, options, key=key)
+    try:
+        targets = np.asarray(targets)
+    except ValueError as error:  # rows of different lengths
+        raise InputError("targets must be class numbers [N] or [N, K], as many for each image") from error
     x_NYXC, apply_fn = check_images(x), steps.hashable(apply_fn)
     num_images = len(x_NYXC)
-    is_single = np.ndim(targets) == 1
+    is_single = targets.ndim == 1
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
-    batch_size = min(batch_size or default_batch_size(*x_NYXC.shape[1:3]), num_images)
-    targets_NK = check_targets(targets, num_images, num_classes(apply_fn, variables, x_NYXC[:batch_size]))
+    together = max(targets.shape[1], 1) if targets.ndim == 2 and method == "lrp" else 1
+    batch_size = min(batch_size or default_batch_size(*x_NYXC.shape[1:3], together), num_images)
+    classes = num_classes(apply_fn, variables, (batch_size, *x_NYXC.shape[1:]))
+    targets_NK = check_targets(targets, num_images, classes)
     segments_NYX = options.pop("segments_NYX", None)
     if segments_NYX is not None and np.shape(segments_NYX) != x_NYXC.shape[:3]:
         raise InputError(

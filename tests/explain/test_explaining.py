@@ -124,6 +124,7 @@ WITH_NAN[1, 2, 3] = np.nan
         (IMAGES, [0, -1, 2], {}, "target -1 is out of range"),
         (IMAGES, [0, 1], {}, r"must be class numbers \[N\] or \[N, K\] for N=3"),
         (IMAGES, [0.0, 1.0, 2.0], {}, "must be integers"),
+        (IMAGES, [[0], [1, 2], [0]], {}, "as many for each image"),
         (IMAGES[0], [0], {}, r"a single image is x\[None\]"),
         (IMAGES[:0], np.zeros(0, int), {}, "at least one"),
         (np.uint8(IMAGES), TARGETS, {}, "x / 127.5 - 1 for bytes"),
