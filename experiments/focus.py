@@ -78,10 +78,9 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
     if arg == "mnist":
         c.data.source = "npz:mnist.npz"
-        c.network.update(name="cnn")
         c.tile = dict(resize=32, crop=32)  # not 28: no cell of the last map may lie across two tiles
         c.per_class = 100
-        c.baseline.update(steps=500, batch_size=64, eval_every=100, rotate=10.0, flip=False)
+        c.baseline.update(steps=700, eval_every=175, rotate=10.0, flip=False)
     elif arg == "tiny":
         c.network.update(name="cnn")
         c.network.fields.widths = (4, 8)

@@ -146,12 +146,13 @@ def test_what_cannot_be_rated_is_refused_in_one_line(flags, said, tmp_path):
     assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_digits_that_nobody_planted_anything_in_are_explained_where_they_are(shared_data, tmp_path):
     source = shared_data / "image_mnist" / "mnist_t10k_0_2500.npz"
     if not source.is_file():
         pytest.skip("no digits there")
     flags = (f"--config.data.source=npz:{source}", "--config.methods=('lrp','gradcam')", "--config.per_class=20")
-    flags += ("--config.cascade.methods=()", "--config.pictures=1", "--config.baseline.steps=250")
+    flags += ("--config.cascade.methods=()", "--config.pictures=1", "--config.bias.num_samples=100")
     ended = launch("focus.py:mnist", tmp_path, *flags)
     assert ended.code == 0, ended.err
     summary = read(tmp_path / "summary.json")
