@@ -91,7 +91,7 @@ class Read:
                 return None
             if self.keep:
                 self.kept[i] = picture
-        return transforms.apply(picture, self.view, rng=rng)
+        return transforms.apply(picture, self.view, rng=rng, size=self.images.size(i))
 
     def _set_aside(self, i: int, e: InputError) -> None:
         self.bad[i] = str(e)
@@ -114,6 +114,7 @@ def batches(
     num_workers: int = 0,
     multiple: int = 32,
     most_shapes: int = 12,
+    mask_name: str = "mask",
     max_bad: float = records.MAX_BAD,
     process_index: int = 0,
     process_count: int = 1,
@@ -130,6 +131,7 @@ def batches(
         num_workers: processes that decode; 0 decodes in a thread.
         multiple, most_shapes: with `pixels`, pictures are padded to shapes whose sides are multiples, of which there
             are at most this many; a batch has one shape.
+        mask_name: the batch's key of the mask; `real` keeps it from networks that are to pool over padding too.
         max_bad: share of pictures that may turn out undecodable. In training the next one stands in for such a picture,
             in one pass it is filling of weight 0; both are the same whenever batch k is made.
 
@@ -152,14 +154,21 @@ def batches(
     plan = plan_type(tuple(np.flatnonzero(bucket_N == b) for b in range(len(shapes_B2))), batch_size, seed, train)
     reader = Read(images, view, keep=images.num_bytes() <= KEEP_BYTES, max_bad=max_bad)
     build = functools.partial(
-        _batch, plan=plan, read=reader, shapes_B2=shapes_B2, mine=mine, seed=seed, train=train, masked=not view.is_fixed
+        _batch,
+        plan=plan,
+        read=reader,
+        shapes_B2=shapes_B2,
+        mine=mine,
+        seed=seed,
+        train=train,
+        mask_name="" if view.is_fixed else mask_name,
     )
     num_batches = sys.maxsize if endless else plan.num_batches
     order = grain.MapDataset.range(num_batches).map(build)
     return loader.Loader(order, num_batches=num_batches, num_threads=1, prefetch=2, num_workers=num_workers)
 
 
-def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: bool, masked: bool) -> loader.Batch:
+def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: bool, mask_name: str) -> loader.Batch:
     bucket, rows, weights = plan.batch(int(k))
     rows, weights = rows[mine].copy(), weights[mine].copy()
     size = tuple(map(int, shapes_B2[bucket]))
@@ -176,9 +185,9 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
             picture = np.zeros((height, width, 3), np.uint8)
         found.append(picture)
     batch = {}
-    if masked:
+    if mask_name:
         padded = [transforms.pad(picture, size) for picture in found]
-        found, batch["mask"] = [picture for picture, _ in padded], np.stack([mask for _, mask in padded])
+        found, batch[mask_name] = [picture for picture, _ in padded], np.stack([mask for _, mask in padded])
     return {
         "images": np.stack(found),
         **batch,

@@ -86,10 +86,17 @@ def resize(picture: np.ndarray, size: tuple[int, int], *, keeps_shape: bool) -> 
     return np.asarray(PIL.Image.fromarray(picture).resize(size, how))
 
 
-def apply(picture: np.ndarray, view: View, *, rng: np.random.Generator | None) -> np.ndarray:
-    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre."""
+def apply(
+    picture: np.ndarray, view: View, *, rng: np.random.Generator | None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre.
+
+    Args:
+        size: the file's (width, height), from which sizes follow where the picture was decoded at a fraction of it;
+            None: the picture's own.
+    """
     train = rng is not None
-    size = picture.shape[1], picture.shape[0]
+    size = size or (picture.shape[1], picture.shape[0])
     width, height = view.cropped(size, train=train)
     picture = resize(picture, view.resized(size, train=train), keeps_shape=not view.is_fixed)
     spare_x, spare_y = picture.shape[1] - width, picture.shape[0] - height
@@ -126,37 +133,23 @@ def pad(picture: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
 def buckets(sizes_N2: np.ndarray, *, multiple: int = 32, most: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """A few shapes that hold all pictures, so that a bounded number of programs is compiled.
 
-    Each size is rounded up to multiples; while there are too many, the rarest shape joins the one that costs least
-    padding.
+    Each size is rounded up to multiples; while there are too many shapes, the two whose union costs least padding
+    become one.
 
     Returns:
         Shapes [B, 2] as (width, height), by area, and the shape of each picture [N].
     """
-    rounded_N2 = -(-np.asarray(sizes_N2) // multiple) * multiple
-    shapes, place_N, count = np.unique(rounded_N2, axis=0, return_inverse=True, return_counts=True)
+    rounded_N2 = -(-np.asarray(sizes_N2, np.int64) // multiple) * multiple
+    shapes_B2, place_N, count_B = np.unique(rounded_N2, axis=0, return_inverse=True, return_counts=True)
     place_N = place_N.ravel()
-    shapes, counts = [tuple(map(int, s)) for s in shapes], list(map(int, count))
-    members = [np.flatnonzero(place_N == b) for b in range(len(shapes))]
-    while len(shapes) > most:
-        rare = min(range(len(shapes)), key=lambda b: (counts[b], shapes[b]))
-        shape, number, who = shapes.pop(rare), counts.pop(rare), members.pop(rare)
-        joint = [(max(shape[0], s[0]), max(shape[1], s[1])) for s in shapes]
-        area = [w * h for w, h in joint]
-        cost = [
-            number * (area[b] - shape[0] * shape[1]) + counts[b] * (area[b] - shapes[b][0] * shapes[b][1])
-            for b in range(len(shapes))
-        ]
-        best = int(np.argmin(cost))
-        shapes[best], counts[best] = joint[best], counts[best] + number
-        members[best] = np.concatenate([members[best], who])
-        same = [b for b in range(len(shapes)) if b != best and shapes[b] == shapes[best]]
-        for b in same:
-            counts[best] += counts.pop(b)
-            members[best] = np.concatenate([members[best], members.pop(b)])
-            shapes.pop(b)
-            best -= b < best
-    order = sorted(range(len(shapes)), key=lambda b: (shapes[b][0] * shapes[b][1], shapes[b]))
-    bucket_N = np.zeros(len(rounded_N2), np.int32)
-    for place, b in enumerate(order):
-        bucket_N[members[b]] = place
-    return np.array([shapes[b] for b in order], np.int32).reshape(-1, 2), bucket_N
+    while len(shapes_B2) > most:
+        union_BB2 = np.maximum(shapes_B2[:, None], shapes_B2)
+        more_BB = (union_BB2.prod(-1) - shapes_B2.prod(-1)) * count_B  # pixels that the second shape's pictures gain
+        cost_BB = (more_BB + more_BB.T).astype(np.float64)
+        np.fill_diagonal(cost_BB, np.inf)
+        a, b = sorted(np.unravel_index(np.argmin(cost_BB), cost_BB.shape))
+        shapes_B2[a], count_B[a] = union_BB2[a, b], count_B[a] + count_B[b]
+        shapes_B2, count_B = np.delete(shapes_B2, b, axis=0), np.delete(count_B, b)
+        place_N = np.where(place_N == b, a, place_N - (place_N > b))
+    order = np.lexsort((shapes_B2[:, 0], shapes_B2.prod(-1)))
+    return shapes_B2[order].astype(np.int32), np.argsort(order)[place_N].astype(np.int32)

@@ -41,8 +41,11 @@ def normalise(images_NYXC: jax.Array, mask_NYX: jax.Array | None = None) -> jax.
 
 
 def inputs(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-    """What a network reads of a batch: normalised images, and the mask where the batch brings one."""
-    return normalise(batch["images"], batch.get("mask")), batch.get("mask")
+    """What a network reads of a batch: normalised images, and the mask where the batch brings one.
+
+    Padding marked by `real` instead of `mask` is zeroed as well, but the network is not told of it.
+    """
+    return normalise(batch["images"], batch.get("mask", batch.get("real"))), batch.get("mask")
 
 
 def loss_fn(model: nn.Module) -> step.LossFn:
@@ -156,7 +159,7 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
 
 def _read(batch: Batch) -> Batch:
     """The part of a batch that an evaluation sends to the devices."""
-    return {name: batch[name] for name in ("images", "mask", "labels", "weights", "index") if name in batch}
+    return {name: batch[name] for name in ("images", "mask", "real", "labels", "weights", "index") if name in batch}
 
 
 @dataclasses.dataclass(frozen=True)
