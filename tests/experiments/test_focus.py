@@ -111,6 +111,16 @@ def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp
     assert numbers(tmp_path / "b" / "scores.csv") == expected
 
 
+def test_a_run_of_the_image_baselines_is_rated_on_its_own_pictures(tiny, tmp_path):
+    flags = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
+    flags += ("--config.data.source=", "--config.tile.resize=0", "--config.tile.crop=0")
+    ended = launch("focus.py:tiny", tmp_path, f"--config.init_from=run:{tiny('mame').workdir}", *flags)
+    assert ended.code == 0, ended.err
+    rows = table(tmp_path / "scores.csv")
+    assert len(rows) == 16 and {(row["dataset"], row["arch"]) for row in rows} == {("museum", "cnn")}
+    assert read(tmp_path / "manifest.json")["mosaic_size"] == [32, 32]
+
+
 def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
     fields = dict(width=4, stage_sizes=(1,))
     model = vision.network("resnet_small", num_classes=8, **fields)
