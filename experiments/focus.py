@@ -73,7 +73,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.per_class = 60
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
-    c.limit.update(lime=16, smoothgrad=80, integrated_gradients=48)
+    c.limit.update(lime=8, smoothgrad=48, integrated_gradients=32)
     c.options.lime.update(num_samples=200, segmenter="slic")  # quickshift takes a small tile for one super-pixel
     c.cascade.update(points=6, limit=80)
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
