@@ -40,7 +40,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.network = dict(name="resnet18", num_classes=0, fields=ml_collections.ConfigDict())  # of checkpoint: and baseline
     c.data = dict(source="", split="val")  # as images.open takes it, or mosaics:<path>; "" as the run was trained on
     c.data.options = ml_collections.ConfigDict()  # of images.open
-    c.tile = dict(resize=256, crop=224)  # pixels; a network of one fixed size needs tiles of half of it
+    c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained, or the paper's 256 and 224. A network of one
+    # fixed size needs tiles of half of it
     c.per_class = 100  # mosaics with each class as the target
     c.outer = "balanced"  # as the paper draws the other tiles, or with_replacement, as Quantus does
     c.methods = PAPER  # keys of explaining.METHODS
@@ -72,17 +73,15 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.per_class = 60
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
-    c.limit.update(lime=16, smoothgrad=80, integrated_gradients=48)
-    c.options.lime.update(num_samples=200)
+    c.limit.update(lime=8, smoothgrad=48, integrated_gradients=32)
+    c.options.lime.update(num_samples=200, segmenter="slic")  # quickshift takes a small tile for one super-pixel
     c.cascade.update(points=6, limit=80)
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
     if arg == "mnist":
         c.data.source = "npz:mnist.npz"
-        del c.data.options.planted_share
-        c.network.update(name="cnn")
-        c.tile = dict(resize=28, crop=28)
+        c.tile = dict(resize=32, crop=32)  # not 28: no cell of the last map may lie across two tiles
         c.per_class = 100
-        c.baseline.update(steps=500, batch_size=64, eval_every=100, rotate=10.0, flip=False)
+        c.baseline.update(steps=700, eval_every=175, rotate=10.0, flip=False)
     elif arg == "tiny":
         c.network.update(name="cnn")
         c.network.fields.widths = (4, 8)
@@ -142,7 +141,11 @@ class Classifier:
     variables: dict[str, Any]
     class_names: tuple[str, ...]  # () where nobody has named them
     num_classes: int
-    source: str  # what it was trained on, as images.open takes it
+    images: dict[str, Any]  # how it was trained: `source`, and `resize` and `crop` of squares
+
+    @property
+    def source(self) -> str:
+        return str(self.images.get("source", ""))
 
 
 def check(c: ml_collections.ConfigDict) -> None:
@@ -174,10 +177,8 @@ def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh) -> Cla
         path = workdir / "baseline"
         train_baseline(c, path, mesh)
     found = classify.recall(path, mesh, dtype=c.dtype)
-    source = str(found.images.get("source", ""))
-    return Classifier(
-        found.network, found.model, found.variables, tuple(found.class_names), len(found.class_names), source
-    )
+    names = tuple(found.class_names)
+    return Classifier(found.network, found.model, found.variables, names, len(names), found.images)
 
 
 def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
@@ -186,7 +187,7 @@ def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
     if not num_classes:
         raise InputError("network.num_classes=0; ready-made mosaics do not say how many classes there are: give it")
     model = vision.network(c.network.name, num_classes=num_classes, dtype=c.dtype, **c.network.fields)
-    side = 2 * c.tile.crop
+    side = 2 * tile_of(c, {})["crop"]
     fresh = jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))
     variables, report = pretrained.load(path, fresh, network=model)
     if report.skipped:
@@ -194,7 +195,16 @@ def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
             f"{path} has no head for {num_classes} classes ({', '.join(map(str, report.skipped))}); set "
             "network.num_classes to what it was trained on"
         )
-    return Classifier(c.network.name, model, variables, names, num_classes, c.data.source)
+    return Classifier(c.network.name, model, variables, names, num_classes, {})
+
+
+def tile_of(c: ml_collections.ConfigDict, told: dict[str, Any]) -> dict[str, int]:
+    """Resize and crop of a tile: the config's, else the run's, else the paper's."""
+    if told.get("resize"):
+        told = dict(resize=int(told["resize"]), crop=int(told["crop"]))
+    else:
+        told = dict(resize=256, crop=224)
+    return {name: c.tile[name] or told[name] for name in told}
 
 
 def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> None:
@@ -204,13 +214,13 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     train, val = open_images(c, c.data.source, "train"), open_images(c, c.data.source, "val")
     fields = dict(c.network.fields)
     model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
-    shape = dict(c.tile, rotate=c.baseline.rotate, flip=c.baseline.flip)
+    tile = tile_of(c, {})
+    shape = dict(tile, rotate=c.baseline.rotate, flip=c.baseline.flip)
     batches = functools.partial(
         images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
     )
-    classify.remember(
-        folder, network=c.network.name, fields=fields, class_names=train.class_names, images={"source": c.data.source}
-    )
+    told = {"source": c.data.source, **tile}
+    classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=told)
     _, summary = classify.fit(
         model,
         batches(train, train=True),
@@ -231,7 +241,10 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
 
 
 def open_images(c: ml_collections.ConfigDict, source: str, split: str = "") -> images.Images:
-    return images.open(source, split=split or c.data.split, **c.data.options)
+    options = dict(c.data.options)
+    if source.split(":")[0] != "museum":
+        options.pop("planted_share", None)
+    return images.open(source, split=split or c.data.split, **options)
 
 
 def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path):
@@ -248,12 +261,13 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
         names, groups, counts = [name for four in ready.tile_files for name in four], {}, ready.counts
         labels_N = ready.tile_label.ravel()
     else:
-        vision.check_input(net.model, (2 * c.tile.crop, 2 * c.tile.crop))
+        tile = tile_of(c, net.images)
+        vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
         found = open_images(c, source)
         check_classes(net, found.class_names, source)
         plan = mosaics.plan(found.labels_N, c.per_class, c.seed, num_classes=net.num_classes, outer=c.outer)
         used = np.unique(plan.tile_index)
-        tiles_NYXC, local_M4 = mosaics.tiles(found.read, plan.tile_index, **c.tile)
+        tiles_NYXC, local_M4 = mosaics.tiles(found.read, plan.tile_index, **tile)
         plan = dataclasses.replace(plan, tile_index=local_M4)
         names, labels_N = [str(found.files[i]) for i in used], np.asarray(found.labels_N)[used]
         groups = {name: np.asarray(values)[used] for name, values in found.groups.items()}

@@ -111,6 +111,16 @@ def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp
     assert numbers(tmp_path / "b" / "scores.csv") == expected
 
 
+def test_a_run_of_the_image_baselines_is_rated_on_its_own_pictures(tiny, tmp_path):
+    flags = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
+    flags += ("--config.data.source=", "--config.tile.resize=0", "--config.tile.crop=0")
+    ended = launch("focus.py:tiny", tmp_path, f"--config.init_from=run:{tiny('mame').workdir}", *flags)
+    assert ended.code == 0, ended.err
+    rows = table(tmp_path / "scores.csv")
+    assert len(rows) == 16 and {(row["dataset"], row["arch"]) for row in rows} == {("museum", "cnn")}
+    assert read(tmp_path / "manifest.json")["mosaic_size"] == [32, 32]
+
+
 def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
     fields = dict(width=4, stage_sizes=(1,))
     model = vision.network("resnet_small", num_classes=8, **fields)
@@ -146,12 +156,13 @@ def test_what_cannot_be_rated_is_refused_in_one_line(flags, said, tmp_path):
     assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_digits_that_nobody_planted_anything_in_are_explained_where_they_are(shared_data, tmp_path):
     source = shared_data / "image_mnist" / "mnist_t10k_0_2500.npz"
     if not source.is_file():
         pytest.skip("no digits there")
     flags = (f"--config.data.source=npz:{source}", "--config.methods=('lrp','gradcam')", "--config.per_class=20")
-    flags += ("--config.cascade.methods=()", "--config.pictures=1", "--config.baseline.steps=250")
+    flags += ("--config.cascade.methods=()", "--config.pictures=1", "--config.bias.num_samples=100")
     ended = launch("focus.py:mnist", tmp_path, *flags)
     assert ended.code == 0, ended.err
     summary = read(tmp_path / "summary.json")
