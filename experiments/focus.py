@@ -224,7 +224,7 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     _, summary = classify.fit(
         model,
         batches(train, train=True),
-        {"val": batches(val, train=False)},
+        {"valid": batches(val, train=False)},
         mesh,
         folder,
         tx=optimizer.adamw(c.baseline.lr, warmup_steps=c.baseline.steps // 20, total_steps=c.baseline.steps),
