@@ -76,11 +76,11 @@ def build(workdir: str | os.PathLike) -> str:
 
 
 def sections(folder: pathlib.Path) -> list[str]:
-    """Curves, tables and pictures of one folder; an empty part is left out."""
+    """Curves, pictures and tables of one folder; an empty part is left out."""
     found = [curves(charts.series(rows(folder / "metrics.jsonl")))]
+    found.append(figures(sorted(folder.glob("figures/*.png"))))
     for path in sorted(folder.glob("tables/*.jsonl")):
         found.append(table(path.stem, list(rows(path))))
-    found.append(figures(sorted(folder.glob("figures/*.png"))))
     return [part for part in found if part]
 
 
@@ -142,10 +142,14 @@ def findings(path: pathlib.Path) -> str:
 
 
 def curves(found: Mapping[str, charts.Series]) -> str:
-    """A picture a quantity; those past the first rows wait behind a fold, so that tables stay in reach."""
+    """A picture a quantity; those past the first rows wait behind a fold, so that tables stay in reach.
+
+    What was logged only once makes no picture: it stands in the summary.
+    """
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} over steps")}</div>'
         for name, inside in charts.group(found).items()
+        if any(len(points) > 1 for points in inside.values())
     ]
     return f"<h2>Curves</h2>{grid(cards[:SHOWN])}{more(cards[SHOWN:])}" if cards else ""
 

@@ -53,7 +53,7 @@ def folder(tmp_path):
         "heldout/rewards/rejected": 1.0,
         "$\\frac{$": 1.0,
     }
-    metrics[4]["loss"] = None
+    metrics[4] |= {"loss": None, "$\\frac{$": 2.0, "logged once": 7.0}
     write_rows(tmp_path / "metrics.jsonl", metrics)
     write_rows(tmp_path / "language_model" / "metrics.jsonl", [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}])
     write_rows(tmp_path / "tables" / "samples.jsonl", [{"prompt": evil, "answer": "a\nb", "n": 3}, {"prompt": "ü"}])
@@ -80,7 +80,7 @@ def test_the_page_shows_curves_phases_tables_figures_config_and_environment(fold
         assert part in text
     pictures = ["loss", "rewards", "$\\frac{$", "&lt;script"]
     assert text.count("<svg") == len(pictures) + 1  # and the phase's own loss
-    assert text.count("heldout chosen") == 1
+    assert text.count("heldout chosen") == 1 and "logged once over steps" not in text
 
 
 def test_findings_stand_between_the_numbers_and_the_curves(folder):
