@@ -139,11 +139,13 @@ def check_images(x_NYXC: Any) -> Any:
         raise InputError(f"x is {x.dtype}; give the numbers the network reads, such as x / 127.5 - 1 for bytes")
     if isinstance(x, jax.core.Tracer):
         return x.astype(jnp.float32)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
     xp = jnp if isinstance(x, jax.Array) else np
     finite_N = np.asarray(xp.isfinite(x).all((1, 2, 3)))
     if not finite_N.all():
         raise InputError(f"image {int(np.argmin(finite_N))} of {len(x)} holds NaN or infinity; leave it out")
-    return x.astype(np.float32)
+    return x
 
 
 def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
