@@ -133,7 +133,8 @@ def batches(
             are at most this many; a batch has one shape.
         mask_name: the batch's key of the mask; `real` keeps it from networks that are to pool over padding too.
         max_bad: share of pictures that may turn out undecodable. In training the next one of its shape stands in for
-            it, in one pass (or where there is no other) it is filling of weight 0; both are the same whenever batch k is made.
+            it; in one pass, and where there is no other, it is filling of weight 0. Both are the same whenever batch k
+            is made.
 
     Raises:
         InputError: for a batch size that does not split, a shape that is none, or more than `max_bad` bad pictures.

@@ -357,7 +357,7 @@ def test_worker_processes_give_the_same_batches_and_end_silently(tmp_path):
     assert (ran.stdout, ran.stderr, ran.returncode) == ("equal ndarray\n", "", 0)
 
 
-@pytest.mark.parametrize("suffix", (".jpg", ".png"))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_bytes_behind_a_picture_do_not_make_it_cut_short(tmp_path, suffix):
     whole = save(tmp_path / f"a{suffix}").read_bytes()
     (tmp_path / f"b{suffix}").write_bytes(whole + bytes(300))
@@ -386,8 +386,8 @@ def test_a_batch_shape_whose_pictures_are_all_broken_is_filling_in_training_too(
         save(tmp_path / "train" / "b" / f"{i}.png")
     broken_inside(tmp_path / "train" / "a" / "wide.png", picture=NOISE.reshape(8, 96, 3))
     found = images.open(f"folder:{tmp_path}", split="train")
+    batches = images.batches(found, shape=dict(pixels=400), train=True, batch_size=1, max_bad=0.5)
     with pytest.warns(UserWarning, match="wide.png"):
-        batches = images.batches(found, shape=dict(pixels=400), train=True, batch_size=1, max_bad=0.5)
         seen = [next(batches) for _ in range(14)]
     wide = [batch for batch in seen if found.files[batch["index"][0]].endswith("wide.png")]
     assert wide and all(batch["weights"] == 0 and not batch["images"].any() for batch in wide)
