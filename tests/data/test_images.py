@@ -322,6 +322,12 @@ def test_processes_share_out_one_global_batch(pictures, train):
         assert same(batch, {k: np.concatenate([share[k] for share in shares]) for k in batch})
 
 
+@pytest.mark.parametrize("option", [{"seed": -1}, {"num_workers": -1}, {"multiple": 0}, {"most_shapes": 0}])
+def test_numbers_that_cannot_be_are_refused(pictures, option):
+    with pytest.raises(InputError, match="it must be at least"):
+        images.batches(pictures, shape=FREE, train=True, batch_size=4, **option)
+
+
 def test_uneven_batches_are_refused(pictures):
     with pytest.raises(InputError, match=r"batch_size=5 .* 4 would"):
         images.batches(pictures, shape=VIEW, train=True, batch_size=5, process_count=2)
