@@ -108,8 +108,6 @@ def check_options(method: str, options: dict, *, key: jax.Array | None = None) -
     for name in options:
         if name not in known:
             raise InputError(f"{method} has no option {name!r}{_nearest(name, known)}; it takes {', '.join(known)}")
-    if isinstance(key, int):
-        raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
     if method in DRAWS and key is None:
         raise InputError(f"{method} draws random numbers and was given no key; pass key=jax.random.key(0), say")
 
@@ -325,6 +323,8 @@ def explain(
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
     check_options(method, options, key=key)
+    if isinstance(key, int):
+        raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
     try:
         targets = np.asarray(targets)
     except ValueError as error:  # rows of different lengths
