@@ -54,15 +54,24 @@ def header(source: str | pathlib.Path | bytes | BinaryIO, *, name: str = "") -> 
             mark, reach = ENDS[start]
             size = f.seek(0, io.SEEK_END)
             f.seek(max(size - reach, 0))
-            if mark not in f.read():
-                raise InputError(f"{name} is cut short: the end of the picture is missing; fetch it again")
+            if mark in f.read():
+                return found
+            f.seek(0)  # cut short, or with something behind the picture: decoding tells
+            try:
+                read(f.read())
+            except InputError as e:
+                raise InputError(
+                    f"{name} is cut short: the end of the picture is missing; fetch it again, or remove it"
+                ) from e
     return found
 
 
 def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
     """The picture as RGB, uint8 [Y, X, 3].
 
-    Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, 16 bits are scaled to 8.
+    Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, 16 bits are scaled to 8, and
+    floating-point pictures by their largest value.  Of several frames the first is taken.  A camera's orientation
+    (EXIF) is not applied, as in the papers' code: pixels are taken as they are stored.
 
     Args:
         source: a path, or a file's bytes.
@@ -78,7 +87,7 @@ def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None
             picture.draft(None, at_least)
         try:
             return np.asarray(rgb(picture))
-        except (OSError, SyntaxError, ValueError, EOFError) as e:
+        except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as e:
             raise InputError(f"{name} cannot be decoded: {e}; fetch it again, or remove it") from e
 
 

@@ -258,26 +258,40 @@ def folder(path: str, *, split: str, seed: int = 0) -> Images:
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise InputError(f"folder:{path} is no folder; give one with a folder of pictures a class")
-    inner = {SAME_SPLIT.get(d.name.lower(), d.name.lower()): d for d in sorted(root.iterdir()) if d.is_dir()}
+    inner = {SAME_SPLIT.get(d.name.lower(), d.name.lower()): d for d in _folders(root)}
     has_splits = "train" in inner and set(inner) <= set(SPLITS)
+    if not has_splits and len(inner.keys() & set(SPLITS)) > 1:
+        others = ", ".join(d.name for name, d in inner.items() if name not in SPLITS) or "no train"
+        raise InputError(f"folder:{path} has folders for splits and {others}: move what is no split out of it, so that "
+                         "no split is taken for a class")  # fmt: skip
     if has_splits and split not in inner:
         raise InputError(f"folder:{path} has no folder for {split!r}; it has {', '.join(sorted(inner))}")
-    classes = sorted(d.name for d in (inner["train"] if has_splits else root).iterdir() if d.is_dir())
+    classes = [d.name for d in _folders(inner["train"] if has_splits else root)]
     base = inner[split] if has_splits else root
     if len(classes) < 2:
         raise InputError(f"folder:{path} has {len(classes)} classes ({', '.join(classes)}); at least two are needed")
-    unknown = sorted({d.name for d in base.iterdir() if d.is_dir()} - set(classes))
+    unknown = sorted({d.name for d in _folders(base)} - set(classes))
     if unknown:
         raise InputError(f"{base} has classes that train has not: {', '.join(unknown)}")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (base / name).rglob("*") if p.suffix.lower() in image_files.SUFFIXES and p.is_file())
+        found = sorted(p for p in (base / name).rglob("*") if _is_picture(p))
         paths += found
         labels += [label] * len(found)
     rows = np.arange(len(paths))
     if not has_splits:
         rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
     return of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Folders by name, without those that programs leave behind (.ipynb_checkpoints, __MACOSX)."""
+    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
+
+
+def _is_picture(path: pathlib.Path) -> bool:
+    """By its name; "._" begins what macOS keeps beside a file."""
+    return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def csv_table(path: str, *, split: str, folder: str = "") -> Images:
@@ -338,7 +352,7 @@ def parse_table(content: bytes, name: str, columns: Sequence[str]) -> list[tuple
 def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
     """A path below a folder, and nowhere else."""
     path = base / name
-    if not path.resolve().is_relative_to(base.resolve()):
+    if "\0" in name or not path.resolve().is_relative_to(base.resolve()):
         raise InputError(f"{where}: the file name {name!r} points outside {base}")
     return path
 

@@ -132,8 +132,9 @@ def batches(
         multiple, most_shapes: with `pixels`, pictures are padded to shapes whose sides are multiples, of which there
             are at most this many; a batch has one shape.
         mask_name: the batch's key of the mask; `real` keeps it from networks that are to pool over padding too.
-        max_bad: share of pictures that may turn out undecodable. In training the next one stands in for such a picture,
-            in one pass it is filling of weight 0; both are the same whenever batch k is made.
+        max_bad: share of pictures that may turn out undecodable. In training the next one of its shape stands in for
+            it; in one pass, and where there is no other, it is filling of weight 0. Both are the same whenever batch k
+            is made.
 
     Raises:
         InputError: for a batch size that does not split, a shape that is none, or more than `max_bad` bad pictures.
@@ -143,6 +144,10 @@ def batches(
     if batch_size < 1 or batch_size % process_count:
         best = max(batch_size // process_count, 1) * process_count
         raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")
+    numbers = dict(seed=(seed, 0), num_workers=(num_workers, 0), multiple=(multiple, 1), most_shapes=(most_shapes, 1))
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise InputError(f"{name}={value}; it must be at least {least}")
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
     sizes_N2 = np.array([view.cropped(images.size(i), train=train) for i in range(len(images))])
@@ -176,12 +181,14 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
     for place in range(len(rows)):
         rng = np.random.default_rng([seed, 1, int(k), mine.start + place]) if train else None
         picture = read(int(rows[place]), rng)
-        while picture is None and train:
+        for _ in range(len(members) - 1 if train else 0):
+            if picture is not None:
+                break
             rows[place] = members[(np.searchsorted(members, rows[place]) + 1) % len(members)]
             picture = read(int(rows[place]), rng)
         if picture is None:
             weights[place] = 0
-            width, height = read.view.cropped(read.images.size(rows[place]), train=False)
+            width, height = read.view.cropped(read.images.size(rows[place]), train=train)
             picture = np.zeros((height, width, 3), np.uint8)
         found.append(picture)
     batch = {}

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from alignment.errors import InputError
-from data import records
+from data import image_files, records
 from data.mosaics import TABLE
 from data.records import BadRecord
 
@@ -117,7 +117,7 @@ class Store:
     def picture(self, file: str) -> np.ndarray:
         """A picture in RGB, uint8; one of UNREADABLE where that cannot be."""
         with Image.open(io.BytesIO(self.bytes(self.place(file)))) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(image_files.rgb(opened))
 
     def read(self, file: str) -> np.ndarray:
         """The same; an `InputError` where that cannot be."""

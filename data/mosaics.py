@@ -173,7 +173,9 @@ def _images_by_class(labels_N: np.ndarray, num_classes: int) -> dict[int, np.nda
             f"class {', '.join(map(str, empty[:10]))} has no image to build mosaics from; give every class at least "
             "one, or leave it out of the classes"
         )
-    if (num_classes and max(found) >= num_classes) or min(found, default=0) < 0:
+    if min(found, default=0) < 0:
+        raise InputError(f"label {min(found)} is no class; classes are numbered from 0")
+    if num_classes and max(found) >= num_classes:
         wrong = next(label for label in found if not 0 <= label < num_classes)
         raise InputError(f"label {wrong} is none of the {num_classes} classes 0 to {num_classes - 1}")
     if len(found) < 2:

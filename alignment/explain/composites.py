@@ -6,6 +6,7 @@ rule of its kind from `DEFAULTS`.
 """
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -124,12 +125,14 @@ def choose(composite: str | Pairs | Composite, low=-1.0, high=1.0) -> Composite:
     """The composite of that name, or the pairs as one.
 
     Raises:
-        InputError: for a name that is not there.
+        InputError: for a name that is not there, for what is no composite, and for bounds that hold nothing.
     """
     if isinstance(composite, Composite):
         return composite
+    if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
+        raise errors.InputError(f"low={low} and high={high}; inputs lie between them, so low must be the smaller")
     if not isinstance(composite, str):
-        return Composite(tuple(composite))
+        return Composite(tuple(composite) if isinstance(composite, list | tuple) else _no_pairs(composite))
     if composite not in COMPOSITES:
         raise errors.InputError(
             f"composite {composite!r} is not known; take one of {', '.join(COMPOSITES)} or a list of (predicate, rule)"
@@ -149,8 +152,16 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
     """A rule for each layer.
 
     Raises:
-        InputError: naming every layer that has none.
+        InputError: naming every layer that has none; for pairs that are none, and names that no layer has.
     """
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
+            _no_pairs(pair)
+        if isinstance(pair[0], str) and not any(_holds(pair[0], layer) for layer in layers):
+            names = [layer.name for layer in layers]
+            near = difflib.get_close_matches(pair[0], names, n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+            raise errors.InputError(f"no layer is called {pair[0]!r}{hint} There are {', '.join(names)}")
     rules = [next((rule for test, rule in pairs if _holds(test, layer)), DEFAULTS.get(layer.kind)) for layer in layers]
     missing = [layer for layer, rule in zip(layers, rules) if rule is None]
     if missing:
@@ -165,6 +176,13 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
             "lrp_rules.identity (relevance unchanged)"
         )
     return rules
+
+
+def _no_pairs(found):
+    raise errors.InputError(
+        f"{found!r} is neither a composite's name nor (predicate, rule) pairs; a rule is a function such as "
+        "lrp_rules.z_plus, a predicate a layer's name or a function of it"
+    )
 
 
 def _holds(test: Predicate, layer: Layer) -> bool:

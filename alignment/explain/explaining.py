@@ -12,6 +12,7 @@ linen modules share theirs; a new lambda has its own).
 import difflib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import attention, gradcam, gradients, hoisting, lime, lrp, occlusion, steps
+from alignment.explain import (
+    attention,
+    composites,
+    gradcam,
+    gradients,
+    graph,
+    hoisting,
+    layers,
+    lime,
+    lrp,
+    occlusion,
+    steps,
+)
 
 
 def relevance_maps(
@@ -131,7 +144,10 @@ def num_classes(apply_fn: Callable, variables: Any, image_shape: tuple[int, ...]
 
 def check_images(x_NYXC: Any) -> Any:
     """The images as float32, or an InputError that says what they should be."""
-    x = x_NYXC if isinstance(x_NYXC, jax.Array) else np.asarray(x_NYXC)
+    try:
+        x = x_NYXC if isinstance(x_NYXC, jax.Array) else np.asarray(x_NYXC)
+    except ValueError as error:  # images of different sizes
+        raise InputError("x must be images of one size, [N, Y, X, C]; explain each size by itself") from error
     if x.ndim != 4 or 0 in x.shape:
         hint = "; a single image is x[None]" if x.ndim == 3 else ""
         raise InputError(f"x of shape {x.shape} must be images [N, Y, X, C], at least one{hint}")
@@ -139,11 +155,13 @@ def check_images(x_NYXC: Any) -> Any:
         raise InputError(f"x is {x.dtype}; give the numbers the network reads, such as x / 127.5 - 1 for bytes")
     if isinstance(x, jax.core.Tracer):
         return x.astype(jnp.float32)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
     xp = jnp if isinstance(x, jax.Array) else np
     finite_N = np.asarray(xp.isfinite(x).all((1, 2, 3)))
     if not finite_N.all():
         raise InputError(f"image {int(np.argmin(finite_N))} of {len(x)} holds NaN or infinity; leave it out")
-    return x.astype(np.float32)
+    return x
 
 
 def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
@@ -161,6 +179,25 @@ def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
             f"target {targets[wrong][0]} is out of range; the network has {classes} classes, 0 to {classes - 1}"
         )
     return targets.astype(np.int32).reshape(num_images, -1)
+
+
+def _warn_of_box(apply_fn, variables, x_NYXC, options: dict) -> None:
+    """Says where images leave the bounds that the z-box rule is told; their relevance there would change its sign."""
+    composite, low, high = options.get("composite", "auto"), options.get("low", -1.0), options.get("high", 1.0)
+    if composite not in ("auto", "epsilon_gamma_box") or isinstance(x_NYXC, jax.core.Tracer):
+        return
+    if bool(((x_NYXC >= low) & (x_NYXC <= high)).all()):
+        return
+    if composite == "auto":
+        traced = graph.trace(apply_fn, variables, jax.ShapeDtypeStruct((1, *x_NYXC.shape[1:]), x_NYXC.dtype))
+        composite = composites.default(layers.read(traced))
+    if composite == "epsilon_gamma_box":
+        warnings.warn(
+            f"x runs from {float(x_NYXC.min()):.4g} to {float(x_NYXC.max()):.4g}, past low and high of the z-box rule "
+            "in the first layer; pass the least and the largest value that an input can have as low= and high= "
+            "(numbers, or arrays for each channel)",
+            stacklevel=3,
+        )
 
 
 def default_batch_size(height: int, width: int, together: int = 1) -> int:
@@ -286,6 +323,8 @@ def explain(
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
     check_options(method, options, key=key)
+    if isinstance(key, int):
+        raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
     try:
         targets = np.asarray(targets)
     except ValueError as error:  # rows of different lengths
@@ -304,6 +343,8 @@ def explain(
         raise InputError(
             f"segments_NYX of shape {np.shape(segments_NYX)} must be {x_NYXC.shape[:3]}, as the images are"
         )
+    if method == "lrp":
+        _warn_of_box(apply_fn, variables, x_NYXC, options)
     fn = build(apply_fn, variables, method=method, key=key, **options)
     batches = []
     for first in range(0, num_images, batch_size):

@@ -82,6 +82,7 @@ def measure(maps_MYX: jax.Array, is_target_M4: jax.Array, *, empty: str = "nan")
         raise InputError(f"empty={empty!r}; it is {' or '.join(map(repr, EMPTY))}")
     is_target_M4 = jnp.asarray(is_target_M4, jnp.float32)
     maps_MYX = jnp.asarray(maps_MYX).astype(jnp.float32)
+    maps_MYX, scale_M = _within_range(maps_MYX)
     positive_M4 = by_tile(jnp.maximum(maps_MYX, 0))
     negative_M4 = by_tile(jnp.maximum(-maps_MYX, 0))
     total_M = positive_M4.sum(1)
@@ -90,14 +91,20 @@ def measure(maps_MYX: jax.Array, is_target_M4: jax.Array, *, empty: str = "nan")
     focus_M = jnp.where(is_empty_M, 0.0 if empty == "zero" else jnp.nan, tp_M / jnp.where(is_empty_M, 1, total_M))
     return {
         "focus": focus_M,
-        "tp": tp_M,
-        "fp": (positive_M4 * (1 - is_target_M4)).sum(1),
-        "tn": (negative_M4 * (1 - is_target_M4)).sum(1),
-        "fn": fn_M,
-        "pos_total": total_M,
+        "tp": tp_M * scale_M,
+        "fp": (positive_M4 * (1 - is_target_M4)).sum(1) * scale_M,
+        "tn": (negative_M4 * (1 - is_target_M4)).sum(1) * scale_M,
+        "fn": fn_M * scale_M,
+        "pos_total": total_M * scale_M,
         "is_finite": jnp.isfinite(maps_MYX).all((1, 2)),
         "share": positive_M4 / jnp.where(is_empty_M, jnp.nan, total_M)[:, None],
     }
+
+
+def _within_range(maps_MYX: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps whose positive sums do not overflow float32, and what undoes it; a power of two, so exact."""
+    scale_M = jnp.where(maps_MYX.max((1, 2)) > 2.0**90, 2.0**60, 1.0).astype(jnp.float32)
+    return maps_MYX / scale_M[:, None, None], scale_M
 
 
 def companions(masses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

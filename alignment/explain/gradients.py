@@ -87,6 +87,17 @@ def over_channels(maps_NKYXC: jax.Array, channels: str) -> jax.Array:
     return CHANNELS[channels](maps_NKYXC.astype(jnp.float32))
 
 
+def like_images(value: float | jax.Array, x_NYXC: jax.Array, name: str) -> jax.Array:
+    """An option in the units of x at every pixel, [N, Y, X, C]."""
+    try:
+        return jnp.broadcast_to(jnp.asarray(value, x_NYXC.dtype), x_NYXC.shape)
+    except ValueError as error:
+        raise InputError(
+            f"{name} of shape {jnp.shape(value)} must be a number, or broadcast to images {x_NYXC.shape} by its last "
+            "axes"
+        ) from error
+
+
 def image_keys(key: jax.Array | None, ids_N: jax.Array | None, num_images: int, method: str) -> jax.Array:
     """One random key an image, from its number alone."""
     if key is None:
@@ -175,7 +186,7 @@ def guided_backprop(
     """Guided backpropagation of Springenberg et al. 2015 (arXiv:1412.6806).
 
     The traced program is evaluated again with `guided_relu` in the place of every rectifier, so the network needs no
-    change; other activations (GELU, SiLU) have no guided form and keep their gradient.
+    change; other activations (GELU, SiLU, also ReLU6 and rectifiers by jnp.where or jnp.clip) keep their gradient.
 
     Raises:
         InputError: the network has no rectifier.
@@ -315,7 +326,7 @@ def integrated_gradients(
     """
     del ids_N, key
     apply_fn = steps.hashable(apply_fn)
-    baseline_NYXC = jnp.broadcast_to(jnp.asarray(baseline, x_NYXC.dtype), x_NYXC.shape)
+    baseline_NYXC = like_images(baseline, x_NYXC, "baseline")
     points, weights = (jnp.asarray(a, jnp.float32) for a in nodes(rule, num_steps))
     arrays = (variables, x_NYXC, targets_NK, baseline_NYXC, points, weights)
     mean_NKYXC = steps.total(_integrated_step, (apply_fn,), arrays, num_steps, driver=driver, per_pass=per_pass)

@@ -224,9 +224,10 @@ def split(
 
 
 def is_relu(graph: Graph, equation: Equation) -> bool:
-    """Whether the equation is jax.nn.relu, whole or inlined to max(x, 0); max(0, x) guards a variance in linen."""
+    """Whether the equation is jax.nn.relu, whole or inlined, or max(x, 0); max(0, E x^2 - (E x)^2) is a variance."""
     if equation.op == "max":
-        return equation.inputs[1] in graph.constants and _is_zero(graph.constants[equation.inputs[1]])
+        is_zero = [value in graph.constants and _is_zero(graph.constants[value]) for value in equation.inputs]
+        return any(is_zero) and not (is_zero[0] and _is_variance(graph, equation.inputs[1]))
     if equation.op in _CUSTOM and len(equation.inputs) == 1:
         inner = _body(equation.params)
         while len(inner.eqns) == 1 and inner.eqns[0].primitive.name in _CALLS:
@@ -234,6 +235,16 @@ def is_relu(graph: Graph, equation: Equation) -> bool:
         if len(inner.eqns) == 1 and inner.eqns[0].primitive.name == "max":
             return any(isinstance(atom, core.Literal) and _is_zero(atom.val) for atom in inner.eqns[0].invars)
     return False
+
+
+def _is_variance(graph: Graph, value: int) -> bool:
+    """Whether a value is a difference from a square, as linen's normalisations have it."""
+    made = {value: equation for equation in graph.equations for value in equation.outputs}
+    maker = made.get(value)
+    if maker is None or maker.op != "sub":
+        return False
+    square = made.get(maker.inputs[1])
+    return square is not None and (square.op in ("square", "integer_pow") or len(set(square.inputs)) == 1)
 
 
 # --- reading a jaxpr -------------------------------------------------------------------------------------------------

@@ -60,10 +60,15 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
 
     def one(image_YXC):
         map_YX = getattr(segmentation, segmenter)(np.ascontiguousarray(image_YXC), **options)
-        return np.unique(map_YX, return_inverse=True)[1].reshape(map_YX.shape)
+        return _renumbered(map_YX)
 
     with futures.ThreadPoolExecutor(min(os.cpu_count() or 1, len(x_NYXC))) as pool:  # scikit-image releases the lock
         return np.stack(list(pool.map(one, colours_NYXC))).astype(np.int32)
+
+
+def _renumbered(map_YX: np.ndarray) -> np.ndarray:
+    """Super-pixels from 0, without gaps."""
+    return np.unique(map_YX, return_inverse=True)[1].reshape(map_YX.shape).astype(np.int32)
 
 
 def perturbations(key: jax.Array, image: int, num_samples: int, num_segments: int) -> np.ndarray:
@@ -140,7 +145,7 @@ def relevance(
         num_samples: perturbations of an image.
         num_features: the map is 1 on this many super-pixels with the largest positive coefficients and 0 elsewhere, as
             in the paper; None gives every pixel the coefficient of its super-pixel.
-        segments_NYX: super-pixels of your own, numbered from 0; otherwise `segment` makes them.
+        segments_NYX: super-pixels of your own, one integer each; otherwise `segment` makes them.
         segmenter: "quickshift" or "slic", with `segmenter_options`.
         value_range: what x spans, for the colours that the segmenter sees.
         hide: what stands for a hidden super-pixel, in the units of x: a number, or an array that broadcasts to x_NYXC.
@@ -150,20 +155,24 @@ def relevance(
         per_pass: perturbations that go through the network together.
 
     Raises:
-        InputError: no key.
+        InputError: no key, no samples, or super-pixels that are no integers.
     """
     if key is None:
         raise InputError("lime draws random numbers and was given no key; pass key=jax.random.key(0), say")
+    if num_samples < 1:
+        raise InputError(f"num_samples={num_samples}; the first shows the whole image, and the paper takes 1000")
     ids_N = np.arange(len(x_NYXC)) if ids_N is None else np.asarray(ids_N)
     if segments_NYX is None:
         segments_NYX = segment(np.asarray(x_NYXC), segmenter, value_range=value_range, **(segmenter_options or {}))
-    segments_NYX = np.asarray(segments_NYX, np.int32)
+    elif not np.issubdtype(np.asarray(segments_NYX).dtype, np.integer):
+        raise InputError(f"segments_NYX are {np.asarray(segments_NYX).dtype}; they are the numbers of super-pixels")
+    segments_NYX = np.stack([_renumbered(map_YX) for map_YX in np.asarray(segments_NYX)])
     counts_N = segments_NYX.max((1, 2)) + 1
     on_N = [perturbations(key, int(i), num_samples, int(count)) for i, count in zip(ids_N, counts_N)]
     on_NPG = np.zeros((len(on_N), num_samples, -(-max(counts_N) // PAD) * PAD), np.uint8)
     for row_PG, on_PG in zip(on_NPG, on_N):
         row_PG[:, : on_PG.shape[1]] = on_PG
-    hide_NYXC = jnp.broadcast_to(jnp.asarray(hide, x_NYXC.dtype), x_NYXC.shape)
+    hide_NYXC = gradients.like_images(hide, x_NYXC, "hide")
     arrays = (variables, x_NYXC, targets_NK, hide_NYXC, jnp.asarray(segments_NYX), jnp.asarray(on_NPG))
     static = (steps.hashable(apply_fn),)
     values_PNK = np.asarray(steps.stacked(_step, static, arrays, num_samples, driver=driver, per_pass=per_pass))

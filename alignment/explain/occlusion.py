@@ -89,7 +89,7 @@ def relevance(
         raise InputError(f"a window of {rows} x {columns} pixels does not fit in images of {height} x {width}")
     grid = np.meshgrid(starts(height, rows, down), starts(width, columns, right), indexing="ij")
     corner_W2 = np.stack(grid, axis=-1).reshape(-1, 2).astype(np.int32)
-    fill_NYXC = jnp.broadcast_to(jnp.asarray(fill, x_NYXC.dtype), x_NYXC.shape)
+    fill_NYXC = gradients.like_images(fill, x_NYXC, "fill")
     static = (steps.hashable(apply_fn), score, (rows, columns))
     arrays = (variables, x_NYXC, targets_NK, fill_NYXC, jnp.asarray(corner_W2))
     hidden_NKYX, count_YX = steps.total(_step, static, arrays, len(corner_W2), driver=driver, per_pass=per_pass)

@@ -53,6 +53,8 @@ def hashable(apply_fn: Callable) -> Callable:
 
 def passes(count: int, per_pass: int) -> tuple[np.ndarray, np.ndarray]:
     """Steps 0..count-1 in rows of equal length, and which are real: the last row is filled with step 0."""
+    if min(count, per_pass) < 1:
+        raise InputError(f"{count} steps through the network, {per_pass} at a time; both must be at least 1")
     num = -(-count // per_pass)
     step_PS = np.zeros(num * per_pass, np.int32)
     step_PS[:count] = np.arange(count)
@@ -88,7 +90,7 @@ def _scan_stacked(step_fn, static, arrays, step_PS, valid_PS):
 def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
     """Sum of the contributions of steps 0..count-1; `per_pass` of them go through the network together."""
     driver = choose(driver, arrays)
-    step_PS, valid_PS = passes(count, count if driver == "flat" else min(per_pass, count))
+    step_PS, valid_PS = passes(count, max(count, 1) if driver == "flat" else min(per_pass, max(count, 1)))
     if driver == "scan":
         return _scan_total(step_fn, static, arrays, step_PS, valid_PS)
     sums = _one(step_fn, static, arrays, step_PS[0], valid_PS[0])
@@ -100,7 +102,7 @@ def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: st
 def stacked(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
     """The rows of steps 0..count-1, in order, along a first axis."""
     driver = choose(driver, arrays)
-    step_PS, valid_PS = passes(count, count if driver == "flat" else min(per_pass, count))
+    step_PS, valid_PS = passes(count, max(count, 1) if driver == "flat" else min(per_pass, max(count, 1)))
     if driver == "scan":
         rows = _scan_stacked(step_fn, static, arrays, step_PS, valid_PS)
     else:

@@ -89,7 +89,7 @@ def test_a_table_names_pictures_labels_and_subsets(tmp_path):
         images.open(f"csv:{tmp_path}/set.csv", split="val")
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a\0b.png"])
 def test_a_table_cannot_point_outside(tmp_path, name):
     (tmp_path / "set.csv").write_text(f"filename,label,subset\n{name},a,test\n")
     with pytest.raises(InputError, match="points outside"):
@@ -322,6 +322,12 @@ def test_processes_share_out_one_global_batch(pictures, train):
         assert same(batch, {k: np.concatenate([share[k] for share in shares]) for k in batch})
 
 
+@pytest.mark.parametrize("option", [{"seed": -1}, {"num_workers": -1}, {"multiple": 0}, {"most_shapes": 0}])
+def test_numbers_that_cannot_be_are_refused(pictures, option):
+    with pytest.raises(InputError, match="it must be at least"):
+        images.batches(pictures, shape=FREE, train=True, batch_size=4, **option)
+
+
 def test_uneven_batches_are_refused(pictures):
     with pytest.raises(InputError, match=r"batch_size=5 .* 4 would"):
         images.batches(pictures, shape=VIEW, train=True, batch_size=5, process_count=2)
@@ -355,3 +361,39 @@ def test_worker_processes_give_the_same_batches_and_end_silently(tmp_path):
         env={"PYTHONPATH": str(root), "PATH": "", "JAX_PLATFORMS": "cpu"}, check=False,
     )  # fmt: skip
     assert (ran.stdout, ran.stderr, ran.returncode) == ("equal ndarray\n", "", 0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_bytes_behind_a_picture_do_not_make_it_cut_short(tmp_path, suffix):
+    whole = save(tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / f"b{suffix}").write_bytes(whole + bytes(300))
+    assert image_files.header(tmp_path / f"b{suffix}") == image_files.header(tmp_path / f"a{suffix}")
+    (tmp_path / f"c{suffix}").write_bytes(whole[:-40])
+    with pytest.raises(InputError, match="cut short"):
+        image_files.header(tmp_path / f"c{suffix}")
+
+
+def test_folders_that_programs_leave_are_no_classes_and_others_beside_splits_are_refused(tmp_path):
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        save(tmp_path / name / "0.png")
+    save(tmp_path / "train" / "a" / "._0.png")
+    save(tmp_path / "train" / ".ipynb_checkpoints" / "0.png")
+    save(tmp_path / "__MACOSX" / "0.png")
+    found = images.open(f"folder:{tmp_path}", split="train")
+    assert found.class_names == ("a", "b") and len(found) == 2
+    save(tmp_path / "extra" / "a" / "0.png")
+    with pytest.raises(InputError, match="splits and extra"):
+        images.open(f"folder:{tmp_path}", split="train")
+
+
+def test_a_batch_shape_whose_pictures_are_all_broken_is_filling_in_training_too(tmp_path):
+    for i in range(3):
+        save(tmp_path / "train" / "a" / f"{i}.png")
+        save(tmp_path / "train" / "b" / f"{i}.png")
+    broken_inside(tmp_path / "train" / "a" / "wide.png", picture=NOISE.reshape(8, 96, 3))
+    found = images.open(f"folder:{tmp_path}", split="train")
+    batches = images.batches(found, shape=dict(pixels=400), train=True, batch_size=1, max_bad=0.5)
+    with pytest.warns(UserWarning, match="wide.png"):
+        seen = [next(batches) for _ in range(14)]
+    wide = [batch for batch in seen if found.files[batch["index"][0]].endswith("wide.png")]
+    assert wide and all(batch["weights"] == 0 and not batch["images"].any() for batch in wide)

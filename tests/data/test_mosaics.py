@@ -90,6 +90,7 @@ def test_the_same_key_gives_the_same_arrays_and_zero_is_a_seed(seed):
         (np.array([0, 2]), {"num_classes": 3}, "class 1 has no image"),
         (np.array([0, 3]), {"num_classes": 0, "per_class": 0}, "per_class=0"),
         (np.array([0, 1, 2]), {"num_classes": 2}, "label 2 is none of the 2 classes"),
+        (np.array([0, -1]), {}, "label -1 is no class"),
         (np.array([0.0, 1.0]), {}, "must be integers"),
         (np.array([0, 1]), {"outer": "some"}, "outer='some'"),
         (np.array([0, -1]), {}, "label -1"),

@@ -1,5 +1,7 @@
 """The one call: agreement with the methods, batches, shapes, refusals before any work on the device."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,23 @@ def test_a_users_own_module_needs_no_activations():
         assert explaining.explain(apply_fn, variables, x, targets, method=method).shape == (3, 2, 8, 8)
 
 
+def test_images_past_the_bounds_of_the_box_rule_are_told(small):
+    apply_fn, variables, x, targets = small
+    inside = x / np.abs(x).max()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explaining.explain(apply_fn, variables, inside, targets[:, 0], composite="epsilon_gamma_box")
+    with pytest.warns(UserWarning, match="past low and high of the z-box rule"):
+        explaining.explain(apply_fn, variables, 3 * inside, targets[:, 0], composite="epsilon_gamma_box")
+
+
+def test_own_superpixels_may_have_any_numbers(small):
+    segments = np.arange(64).reshape(1, 8, 8).repeat(3, axis=0) // 8
+    options = {"method": "lime", "key": KEY, "num_samples": 8}
+    plain, far = (explaining.explain(*small, segments_NYX=s, **options) for s in (segments, 1000 * segments - 9))
+    np.testing.assert_array_equal(plain, far)
+
+
 def test_own_superpixels_go_with_their_images(small):
     segments = np.stack([np.kron(np.arange(g * g).reshape(g, g), np.ones((8 // g, 8 // g), int)) for g in (2, 4, 8)])
     options = {"method": "lime", "key": KEY, "num_samples": 20, "num_features": None}
@@ -139,6 +158,19 @@ WITH_NAN[1, 2, 3] = np.nan
         (IMAGES, TARGETS, {"batch_size": 0}, "batch_size=0 must be at least 1"),
         (IMAGES, TARGETS, {"method": "smoothgrad"}, "smoothgrad draws random numbers and was given no key"),
         (IMAGES, TARGETS, {"method": "occlusion", "driver": "loop"}, "none of host, scan, flat"),
+        ([[1], [2, 3]], TARGETS, {}, "images of one size"),
+        (np.float64(IMAGES) + 1e300, TARGETS, {}, "image 0 of 3 holds NaN or infinity"),
+        (IMAGES, TARGETS, {"method": "smoothgrad", "key": 3}, r"pass the random key jax.random.key\(3\)"),
+        (IMAGES, TARGETS, {"method": "smoothgrad", "key": KEY, "num_samples": 0}, "0 steps through the network"),
+        (IMAGES, TARGETS, {"method": "smoothgrad", "key": KEY, "per_pass": 0}, "both must be at least 1"),
+        (IMAGES, TARGETS, {"method": "lime", "key": KEY, "num_samples": 0}, "num_samples=0"),
+        (IMAGES, TARGETS, {"method": "lime", "key": KEY, "segments_NYX": 0.5 * IMAGES[..., 0]}, "numbers of super-pix"),
+        (IMAGES, TARGETS, {"method": "integrated_gradients", "baseline": np.ones(2)}, "baseline of shape .2,. must be"),
+        (IMAGES, TARGETS, {"method": "occlusion", "fill": np.ones(2)}, "fill of shape .2,. must be a number"),
+        (IMAGES, TARGETS, {"method": "lrp", "composite": 3}, "3 is neither a composite's name nor"),
+        (IMAGES, TARGETS, {"method": "lrp", "rules": [("*", "zero")]}, "neither a composite's name nor"),
+        (IMAGES, TARGETS, {"method": "lrp", "rules": [("conv9", abs)]}, "called 'conv9'; did you mean 'conv"),
+        (IMAGES, TARGETS, {"method": "lrp", "low": 1.0, "high": -1.0}, "low must be the smaller"),
         (IMAGES, TARGETS, {"method": "attention_rollout"}, "it is for vision transformers"),
     ],
 )

@@ -144,6 +144,12 @@ def test_half_precision_maps_are_summed_in_single_precision():
     assert float(focus.measure(maps, is_outer(1))["pos_total"][0]) == 448 * 448
 
 
+def test_maps_whose_sums_overflow_score_as_their_smaller_multiples():
+    huge = np.float32(2.0**125) * np.tile(H, (8, 8)) / 4
+    assert one(huge) == one(np.tile(H, (8, 8))) and np.isfinite(one(huge))
+    assert one(huge[:4, :4]) == pytest.approx(13 / 18)
+
+
 def test_shares_of_the_tiles_sum_to_one():
     found = focus.measure(H[None], is_outer(1))
     np.testing.assert_allclose(found["share"][0], np.array([5, 3, 2, 8]) / 18, rtol=1e-6)

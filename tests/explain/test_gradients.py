@@ -92,6 +92,17 @@ def test_guided_backprop_leaves_other_activations_their_gradient():
     np.testing.assert_allclose(got.ravel(), 1 + slope, rtol=1e-6)
 
 
+def test_guided_backprop_takes_maximum_of_zero_for_a_rectifier_and_not_the_guard_of_a_variance():
+    def network(variables, x):
+        flat = x.reshape(len(x), -1) * variables
+        spread = jnp.maximum(0.0, jnp.mean(flat**2, -1) - jnp.mean(flat, -1) ** 2)
+        return jnp.stack([-jnp.maximum(0.0, flat).sum(-1) - spread] * 2, axis=-1)
+
+    x = jnp.linspace(-2, 2, 8).reshape(1, 2, 4, 1)
+    got = gradients.guided_backprop(network, jnp.float32(1), x, jnp.array([[0]]), channels="keep")
+    np.testing.assert_allclose(got.ravel(), -2 * x.ravel() / 8, rtol=1e-6)  # of the variance alone
+
+
 def test_smoothgrad_averages_signed_gradients_at_noisy_copies(ours):
     """The noise is drawn from fold_in(fold_in(key, image's number), copy)."""
     key, ids, copies, noise = jax.random.key(3), [4, 0, 9], 5, 0.7
