@@ -168,8 +168,12 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("eval_epochs", "save_epochs"):
         if c.loop[name] < 1:
             raise InputError(f"loop.{name}={c.loop[name]} must be at least 1, in epochs")
+    if min(c.floor.trees, c.floor.seeds) < 1:
+        raise InputError(f"floor={dict(c.floor)}: trees and seeds must be at least 1")
     for method in c.explain.methods:
         explaining.check_options(method, {}, key=0)
+        if method == "attention_rollout" and not c.network.name.startswith("vit"):
+            raise InputError(f"explain.methods names {method}, which reads attention, and {c.network.name} has none")
     if c.explain.errors < 0 or c.explain.pictures < 0:
         raise InputError(f"explain={dict(c.explain)}: errors and pictures must not be negative")
 
@@ -186,7 +190,8 @@ def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str
     options = {"per_class": c.data.per_class} if c.data.source == "museum" else {}
     if c.data.source.startswith("mame:"):
         options = dict(toy=c.data.toy, allow_missing=c.data.allow_missing)
-        options |= {"version": c.version} if c.version else {}
+        is_small = not c.view.pixels and max(c.view.resize, c.view.eval_resize) <= 256
+        options["version"] = c.version or ("R65k-FS" if is_small else "R360k-VS")  # whether the copy of 256 would do
     found = {split: images.open(c.data.source, split=split, **options) for split in SPLITS}
     records.write_bad([bad for part in found.values() for bad in part.bad], str(workdir / "bad_records.jsonl"))
     files.report_counts(workdir, {f"{s}: {name}": n for s, part in found.items() for name, n in part.counts.items()})

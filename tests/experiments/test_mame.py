@@ -98,6 +98,8 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
         ("--config.view.crop=99", "crop=99"),
         ("--config.data.source=mame:/nowhere", "/nowhere"),
         ("--config.explain.methods=('gradcan',)", "gradcam"),
+        ("--config.explain.methods=('attention_rollout',)", "cnn has none"),
+        ("--config.floor.trees=0", "trees and seeds"),
         ("--config.loop.save_epochs=0", "save_epochs=0"),
     ],
 )
@@ -184,6 +186,6 @@ def test_fine_patterns_need_resolution():
 
 def test_shapes_are_learned_from_pictures_that_keep_them_and_not_from_squares():
     """With masks: what the network sees of a shape is the picture's edge, not the padding around it."""
-    squares = learned("shape", dict(resize=32, crop=32), 60)
-    kept = learned("shape", dict(pixels=1_024, crop=1.0), 60)
-    assert squares < 0.4 and kept > 0.55
+    squares = learned("shape", dict(resize=32, crop=32), 90)
+    kept = learned("shape", dict(pixels=1_024, crop=1.0), 90)
+    assert squares < 0.4 and kept > 0.5
