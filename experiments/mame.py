@@ -5,7 +5,9 @@ Run:     python -m experiments.run --config experiments/mame.py --config.data.so
 Laptop:  python -m experiments.run --config experiments/mame.py:laptop   (CPU, minutes; `tiny`: seconds)
 Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
 
-Beside every accuracy stands its floor: what a random forest makes of size and museum without seeing a pixel.
+Beside every accuracy stands its floor: what a random forest makes of size and museum without seeing a pixel. A sweep
+ends with versions.csv: what resolution, shape and both change for each network, on the same test pictures;
+`python -m experiments.mame FOLDER` makes it again from what is finished there.
 """
 
 import csv
@@ -14,6 +16,8 @@ import io
 import itertools
 import json
 import pathlib
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,10 +32,19 @@ from alignment.explain import explaining, frame
 from alignment.models import layouts, pretrained, vision
 from alignment.train import classify, files, loop, optimizer, sharding
 from data import images, mame, records, transforms
-from experiments import pictures
+from experiments import pictures, report
+from experiments import workdir as workdirs
 
 SETTINGS = ("", "laptop", "tiny")
 SPLITS = ("train", "val", "test")
+PREDICTIONS = "predictions.csv"
+EFFECTS = (  # versions that differ in one property, or in both
+    ("resolution", "R65k-FS", "R360k-FS"),
+    ("resolution", "R65k-VS", "R360k-VS"),
+    ("shape", "R65k-FS", "R65k-VS"),
+    ("shape", "R360k-FS", "R360k-VS"),
+    ("both", "R65k-FS", "R360k-VS"),
+)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -119,14 +132,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     state, summary = classify.fit(
         model,
         batches_fn(found["train"], train=True, seed=c.seed),
-        {"val": held["val"]},
+        {"valid": held["val"]},
         mesh,
         workdir,
         tx=optimizer.amsgrad(c.lr or (1e-5 if c.network.name.startswith("vgg") else 1e-4)),
         seed=c.seed,
         steps=c.epochs * steps_per_epoch,
         batch_size=batch_size,
-        select="val",
+        select="valid",
         variables=start(c, model, view, workdir),
         accumulate=c.accumulate,
         log_every=c.loop.log_every,
@@ -155,8 +168,12 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("eval_epochs", "save_epochs"):
         if c.loop[name] < 1:
             raise InputError(f"loop.{name}={c.loop[name]} must be at least 1, in epochs")
+    if min(c.floor.trees, c.floor.seeds) < 1:
+        raise InputError(f"floor={dict(c.floor)}: trees and seeds must be at least 1")
     for method in c.explain.methods:
         explaining.check_options(method, {}, key=0)
+        if method == "attention_rollout" and not c.network.name.startswith("vit"):
+            raise InputError(f"explain.methods names {method}, which reads attention, and {c.network.name} has none")
     if c.explain.errors < 0 or c.explain.pictures < 0:
         raise InputError(f"explain={dict(c.explain)}: errors and pictures must not be negative")
 
@@ -173,7 +190,8 @@ def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str
     options = {"per_class": c.data.per_class} if c.data.source == "museum" else {}
     if c.data.source.startswith("mame:"):
         options = dict(toy=c.data.toy, allow_missing=c.data.allow_missing)
-        options |= {"version": c.version} if c.version else {}
+        is_small = not c.view.pixels and max(c.view.resize, c.view.eval_resize) <= 256
+        options["version"] = c.version or ("R65k-FS" if is_small else "R360k-VS")  # whether the copy of 256 would do
     found = {split: images.open(c.data.source, split=split, **options) for split in SPLITS}
     records.write_bad([bad for part in found.values() for bad in part.bad], str(workdir / "bad_records.jsonl"))
     files.report_counts(workdir, {f"{s}: {name}": n for s, part in found.items() for name, n in part.counts.items()})
@@ -245,16 +263,17 @@ def judge(c: ml_collections.ConfigDict, workdir: pathlib.Path, found, seen: clas
         files.write_rows(workdir / f"tables/{name.replace(' ', '_')}.jsonl", table)
     text = json.dumps({**tables, "confusion": counts_CC.tolist(), "class_names": names}, indent=1)
     files.write(workdir / "metrics.json", lambda f: f.write(text.encode()))
-    told = ([names[t], names[p], test.files[i]] for t, p, i in zip(labels_N, predicted_N, seen.index_N))
-    write_csv(workdir / "predictions.csv", ["True labels", "Predicted labels", "Filenames"], told)
+    told = zip(np.array(names)[labels_N], np.array(names)[predicted_N], np.array(base_names(test.files))[seen.index_N])
+    write_csv(workdir / PREDICTIONS, ["True labels", "Predicted labels", "Filenames"], told)
     write_csv(workdir / "confusion.csv", ["true", *names], ([n, *row] for n, row in zip(names, counts_CC.tolist())))
     shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
     caption = (
         f"Of each true class, the share that {c.network.name} took for each class ({len(labels_N)} test pictures)."
     )
     pictures.matrix(workdir / "figures/confusion.png", shares_CC, names, caption=caption)
-    summary = {"accuracy": overall, "accuracy/low": low, "accuracy/high": high, "mean_class_accuracy": mean}
-    summary |= {"mean_class_accuracy/low": mean_low, "mean_class_accuracy/high": mean_high}
+    summary = {"accuracy": overall, "accuracy low": low, "accuracy high": high, "mean_class_accuracy": mean}
+    summary |= {"mean_class_accuracy low": mean_low, "mean_class_accuracy high": mean_high}
+    summary = {f"test/{name}": value for name, value in summary.items()}
     best = max(floors, key=lambda name: floors[name][0])
     words = f"Test accuracy {overall:.3f} ({low:.3f} to {high:.3f}), mean per class {mean:.3f} ({mean_low:.3f} to "
     words += f"{mean_high:.3f}). Without a pixel: {floors[best][0]:.3f}, from {best.replace('_', ' ')}.\n"
@@ -282,7 +301,7 @@ def explain(c, workdir: pathlib.Path, test, view, model, variables, seen: classi
     rows, summary = [[] for _ in chosen], {}
     names = test.class_names
     for place, n in enumerate(chosen):
-        picture = transforms.apply(test.read(int(seen.index_N[n])), view, rng=None)
+        picture = shown_as(test, view, int(seen.index_N[n]))
         true, taken = names[seen.labels_N[n]], names[seen.predicted_N[n]]
         rows[place].append((picture, f"{true}\ntaken for {taken}"))
     for method in c.explain.methods:
@@ -313,27 +332,55 @@ def worst(seen: classify.Predictions, num: int) -> np.ndarray:
 
 
 def explained(c, method: str, test, view, model, variables, seen, rows_N, *, both: bool = False) -> list[np.ndarray]:
-    """Maps [K, Y, X] of some test pictures: for the predicted class, and with `both` for the true one too."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for place, n in enumerate(rows_N):
-        width, height = view.cropped(test.size(int(seen.index_N[n])), train=False)
-        multiple = 1 if view.is_fixed else 32
-        found.setdefault((-(-width // multiple) * multiple, -(-height // multiple) * multiple), []).append(place)
-    maps: dict[int, np.ndarray] = {}
-    for size, places in found.items():  # one program a shape
-        padded = []
-        for place in places:
-            picture = transforms.apply(test.read(int(seen.index_N[rows_N[place]])), view, rng=None)
-            padded.append((picture, *transforms.pad(picture, size)))
-        x_NYXC = classify.normalise(np.stack([p[1] for p in padded]), np.stack([p[2] for p in padded]))
-        rows = [rows_N[place] for place in places]
+    """Maps [K, Y, X] of some test pictures: for the predicted class, and with `both` for the true one too.
+
+    Pictures of one shape go together; others one at a time, filled up to multiples of 32, so that few programs are
+    compiled, with their mask where the network was trained with masks.
+    """
+    maps, rows_N = [], list(map(int, rows_N))
+    num, apply_fn = len(rows_N) if view.is_fixed else 1, masked(model) if has_masks(c, view) else model.apply
+    for start in range(0, len(rows_N), max(num, 1)):
+        rows = rows_N[start : start + num]
+        shown = [shown_as(test, view, int(seen.index_N[n])) for n in rows]
+        height, width = shown[0].shape[:2]
+        size = (width, height) if view.is_fixed else (-(-width // 32) * 32, -(-height // 32) * 32)
+        padded, masks = zip(*(transforms.pad(picture, size) for picture in shown))
+        found = {**variables, "mask": np.stack(masks)} if has_masks(c, view) else variables
+        x_NYXC = classify.normalise(np.stack(padded), np.stack(masks))
         targets_NK = np.stack([seen.predicted_N[rows], seen.labels_N[rows]], axis=1)[:, : 2 if both else 1]
         options = dict(method=method, key=jax.random.PRNGKey(c.seed))
-        whole_NKYX = np.asarray(explaining.explain(model.apply, variables, x_NYXC, targets_NK, **options))
-        for place, (picture, _, mask_YX), map_KYX in zip(places, padded, whole_NKYX):
-            top, left = np.argwhere(mask_YX)[0]
-            maps[place] = map_KYX[:, top : top + picture.shape[0], left : left + picture.shape[1]]
-    return [maps[place] for place in range(len(rows_N))]
+        whole_NKYX = np.asarray(explaining.explain(apply_fn, found, x_NYXC, targets_NK, **options))
+        for mask_YX, map_KYX in zip(masks, whole_NKYX):
+            rows_Y, columns_X = mask_YX.any(1), mask_YX.any(0)
+            maps.append(map_KYX[:, rows_Y][:, :, columns_X])
+    return maps
+
+
+def has_masks(c: ml_collections.ConfigDict, view: transforms.View) -> bool:
+    return c.masked_pool and not view.is_fixed
+
+
+def shown_as(test: images.Images, view: transforms.View, i: int) -> np.ndarray:
+    """What the network sees of test picture i, bytes."""
+    size = test.size(i)
+    return transforms.apply(test.read(i, at_least=view.resized(size, train=False)), view, rng=None, size=size)
+
+
+@functools.cache
+def masked(model: nn.Module) -> Callable:
+    """The network on (variables and `mask` [1, Y, X], images), for images padded alike."""
+
+    def apply_fn(found, x_NYXC):
+        mask_NYX = jnp.broadcast_to(found["mask"], x_NYXC.shape[:3])
+        return model.apply({k: v for k, v in found.items() if k != "mask"}, x_NYXC, mask_NYX=mask_NYX)
+
+    return apply_fn
+
+
+def base_names(files: Sequence[str]) -> list[str]:
+    """The files without their folders, as the release has them, where that tells them apart."""
+    names = [pathlib.PurePath(file).name for file in files]
+    return names if len(set(names)) == len(names) else list(files)
 
 
 def write_csv(path: pathlib.Path, header, rows) -> None:
@@ -342,3 +389,83 @@ def write_csv(path: pathlib.Path, header, rows) -> None:
     table.writerow(header)
     table.writerows(rows)
     files.write(path, lambda f: f.write(out.getvalue().encode()))
+
+
+# Over runs
+
+
+def compare(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+    """versions.csv, and a table of the sweep's report, from the finished runs in a folder.
+
+    Returns:
+        A row a network, seed and pair of versions (`EFFECTS`): B's accuracy minus A's, overall and as the mean per
+        class, each with a bootstrap interval of 95 % over the test pictures that both have predicted.
+
+    Raises:
+        InputError: two runs of one network, version and seed; runs that disagree on a picture's class or share none.
+    """
+    folder, found = pathlib.Path(folder), {}
+    for path in sorted(folder.glob(f"*/{PREDICTIONS}")):
+        if workdirs.is_done(path.parent):
+            c = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+            runs = found.setdefault((c["network"]["name"], c["seed"]), {})
+            if runs.setdefault(c["version"], path) != path:
+                raise InputError(f"{path} and {runs[c['version']]} are runs of one network, version and seed; move one")
+    rows = []
+    for (name, seed), runs in found.items():
+        for effect, a, b in EFFECTS:
+            if a in runs and b in runs:
+                row = {"network": name, "seed": seed, "effect": effect, "A": a, "B": b}
+                rows.append(row | difference(runs[a], runs[b]))
+    if rows:
+        write_csv(folder / "versions.csv", rows[0], (row.values() for row in rows))
+        files.write_rows(folder / "tables/versions.jsonl", rows)
+    return rows
+
+
+def difference(first: pathlib.Path, second: pathlib.Path) -> dict[str, float]:
+    """The second prediction file's accuracies minus the first's, over the pictures of both."""
+    a, b = read_predictions(first), read_predictions(second)
+    shared = sorted(set(a) & set(b))
+    if not shared:
+        raise InputError(f"{first} and {second} share no picture; compare runs of the same data")
+    wrong = next((file for file in shared if a[file][0] != b[file][0]), None)
+    if wrong is not None:
+        raise InputError(f"{wrong} is {a[wrong][0]} in {first} and {b[wrong][0]} in {second}; is the data the same?")
+    names = sorted({name for told in (a, b) for file in shared for name in told[file]})
+    numbers = {name: k for k, name in enumerate(names)}
+    columns = [[numbers[name] for name in column] for column in zip(*((*a[file], b[file][1]) for file in shared))]
+    row: dict[str, float] = {"images": len(shared)}
+    for measure, label in (("overall", "overall"), ("mean_per_class", "mean per class")):
+        told = classification.paired_difference(*columns, len(names), measure=measure)
+        row |= {label: told["difference"], f"{label} low": told["low"], f"{label} high": told["high"]}
+    return row
+
+
+def read_predictions(path: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """File name -> (true, predicted)."""
+    with open(path, newline="", encoding="utf-8") as f:
+        return {row["Filenames"]: (row["True labels"], row["Predicted labels"]) for row in csv.DictReader(f)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    folders = sys.argv[1:] if argv is None else argv
+    if len(folders) != 1 or folders[0].startswith("-"):
+        print("usage: python -m experiments.mame FOLDER     (of a sweep; writes versions.csv there)")
+        return 2
+    try:
+        rows = compare(folders[0])
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    if not rows:
+        print(f"error: {folders[0]} has no two finished runs of a network to compare", file=sys.stderr)
+        return 2
+    print(f"{pathlib.Path(folders[0]) / 'versions.csv'}: {len(rows)} comparisons")
+    if (pathlib.Path(folders[0]) / "sweep.json").is_file():
+        print(report.compare(folders[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

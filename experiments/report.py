@@ -49,6 +49,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 9rem; }
 td.best { color: var(--best); font-weight: 650; }
 .findings ul { margin: 0; padding-left: 1.2rem; } .findings li { margin: .25rem 0; overflow-wrap: anywhere; }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 figcaption { color: var(--soft); font-size: .88rem; white-space: pre-wrap; }
 details { margin-top: .8rem; } details .grid { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
@@ -154,8 +155,8 @@ def curves(found: Mapping[str, charts.Series]) -> str:
     return f"<h2>Curves</h2>{grid(cards[:SHOWN])}{more(cards[SHOWN:])}" if cards else ""
 
 
-def grid(cards: list[str]) -> str:
-    return f'<div class="grid">{"".join(cards)}</div>'
+def grid(cards: list[str], css: str = "grid") -> str:
+    return f'<div class="{css}">{"".join(cards)}</div>'
 
 
 def more(cards: list[str]) -> str:
@@ -197,7 +198,7 @@ def figures(paths: list[pathlib.Path]) -> str:
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
         cards.append(f'<figure class="card">{image}<figcaption>{escape(text)}</figcaption></figure>')
-    return f"<h2>Figures</h2>{grid(cards)}" if cards else ""
+    return f"<h2>Figures</h2>{grid(cards, 'grid large')}" if cards else ""
 
 
 def folded(title: str, tree: Mapping[str, Any]) -> str:
@@ -270,7 +271,8 @@ def compare(folder: str | os.PathLike) -> str:
     varied = list(dict.fromkeys(key for point in points for key in point["overrides"]))
     measured = sorted(dict.fromkeys(name for point in done for name in point["summary"]), key=charts.rank)
     _write_csv(folder / "summary.csv", points, varied, measured)
-    parts = [comparison(points, varied, measured), *overlaid(folder, done)]
+    tables = [table(found.stem, list(rows(found))) for found in sorted(folder.glob("tables/*.jsonl"))]
+    parts = [comparison(points, varied, measured), *tables, *overlaid(folder, done)]
     title = f"{index.get('experiment', 'sweep')}: sweep over {', '.join(varied) or 'nothing'}"
     path = folder / "report.html"
     workdirs.write_text(path, page(title, f"{len(done)} of {len(points)} points finished", parts))

@@ -152,6 +152,8 @@ def run_sweep(module, name, points, configs, folder, options, argv) -> int:
     if process_index() == 0:
         every = sweep_points(module, name, configs[0], [])
         sweeps.write_index(every, folder, name)
+        if hasattr(module, "compare"):  # the experiment's own tables over its points
+            module.compare(folder)
         say(f"comparison: {report.compare(folder)}")
     return code
 

@@ -69,20 +69,28 @@ def paired_difference(
     second_N: np.ndarray,
     num_classes: int,
     *,
+    measure: str = "mean_per_class",
     resamples: int = 2_000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Mean per-class accuracy of the second predictions minus that of the first, on the same images.
+    """Accuracy of the second predictions minus that of the first, on the same images.
+
+    Args:
+        measure: `mean_per_class`, or `overall`, in which every image counts alike.
 
     Returns:
         `difference`, and the percentile interval `low`, `high` over images drawn anew, each with both predictions.
     """
+    if measure not in ("mean_per_class", "overall"):
+        raise InputError(f"measure={measure!r}; it is mean_per_class or overall")
     confusion(labels_N, first_N, num_classes)  # refuses what does not fit together
     confusion(labels_N, second_N, num_classes)
     labels_N = np.asarray(labels_N)
     kind_N = 2 * (np.asarray(first_N) == labels_N) + (np.asarray(second_N) == labels_N)
     cells_4C = np.bincount(kind_N * num_classes + labels_N, minlength=4 * num_classes).reshape(4, num_classes)
+    if measure == "overall":  # all images as one class
+        cells_4C = cells_4C.sum(axis=1, keepdims=True)
 
     def difference(cells_R4C):
         all_RC = cells_R4C.sum(axis=1)

@@ -1,13 +1,19 @@
 import csv
+import functools
 import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from alignment.train import classify
-from experiments import mame
+from alignment.errors import InputError
+from alignment.models import vision
+from alignment.train import classify, optimizer, sharding
+from data import images
+from experiments import mame, sweeps
+from experiments import workdir as workdirs
 from tests.experiments.conftest import launch
 
 
@@ -27,8 +33,8 @@ def test_accuracy_is_that_of_the_prediction_file_and_stands_beside_its_floors(ti
     assert len(told) == 24 and len({row["Filenames"] for row in told}) == 24
     is_right = [row["True labels"] == row["Predicted labels"] for row in told]
     summary = read(workdir / "summary.json")
-    assert summary["accuracy"] == pytest.approx(np.mean(is_right))
-    assert summary["accuracy/low"] <= summary["accuracy"] <= summary["accuracy/high"]
+    assert summary["test/accuracy"] == pytest.approx(np.mean(is_right))
+    assert summary["test/accuracy low"] <= summary["test/accuracy"] <= summary["test/accuracy high"]
     floors = {row["what"]: row["overall"] for row in rows(workdir / "tables/accuracy.jsonl")}
     for name in ("aspect_ratio", "size", "size_and_museum", "museum", "most frequent class"):
         assert floors[f"without a pixel: {name}"] == summary[f"floor/{name}"]
@@ -42,6 +48,7 @@ def test_the_report_opens_with_the_finding_and_shows_errors_with_their_explanati
     assert "Without a pixel:" in page and page.index("Without a pixel:") < page.index("<svg")
     assert (workdir / "figures/worst_errors.png").stat().st_size > 1000
     assert "confusion" in page
+    assert "<h3>mean_class_accuracy</h3>" in page and "<h3>valid/mean_class_accuracy</h3>" not in page  # held out
 
 
 def test_the_worst_errors_are_those_whose_class_was_given_least():
@@ -91,9 +98,94 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
         ("--config.view.crop=99", "crop=99"),
         ("--config.data.source=mame:/nowhere", "/nowhere"),
         ("--config.explain.methods=('gradcan',)", "gradcam"),
+        ("--config.explain.methods=('attention_rollout',)", "cnn has none"),
+        ("--config.floor.trees=0", "trees and seeds"),
         ("--config.loop.save_epochs=0", "save_epochs=0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(flag, words, tmp_path):
     ended = launch("mame.py:tiny", tmp_path / "run", flag)
     assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+def made_up_runs(folder, predicted, network="resnet18"):
+    """Finished runs of some versions: predictions of pictures 0.jpg, 1.jpg, ... of class a (the first four) and b."""
+    points = sweeps.points({"network.name": network, "version": version} for version in predicted)
+    sweeps.write_index(points, str(folder), "mame")
+    for point, told in zip(points, predicted.values()):
+        place = folder / point.id
+        place.mkdir(parents=True)
+        config = {"network": {"name": network}, "seed": 0, "version": point.overrides["version"]}
+        (place / "config.json").write_text(json.dumps(config))
+        lines = [f"{'a' if i < 4 else 'b'},{p},{i}.jpg" for i, p in enumerate(told)]
+        (place / mame.PREDICTIONS).write_text("\n".join(["True labels,Predicted labels,Filenames", *lines]) + "\n")
+        workdirs.write_json(place / "summary.json", {"test/accuracy": 0.5})
+        (place / "DONE").touch()
+    return folder
+
+
+def test_versions_are_compared_on_the_pictures_they_share(tmp_path, capsys):
+    """3 of 6 right, 2 of 4 and 1 of 2 by class, becomes 5 of 6, 4 of 4 and 1 of 2."""
+    runs = made_up_runs(tmp_path, {"R65k-FS": "aabbba", "R360k-FS": "aaaabab", "R65k-VS": "aabbba"})
+    assert mame.main([str(runs)]) == 0
+    with open(runs / "versions.csv", newline="") as f:
+        table = list(csv.DictReader(f))
+    assert [(row["effect"], row["A"], row["B"]) for row in table] == [
+        ("resolution", "R65k-FS", "R360k-FS"),
+        ("shape", "R65k-FS", "R65k-VS"),
+    ]
+    row, same = ({k: float(v) for k, v in row.items() if k not in ("network", "effect", "A", "B")} for row in table)
+    assert row["images"] == 6  # the seventh is in one of them
+    assert row["overall"] == pytest.approx(1 / 3) and row["mean per class"] == pytest.approx(0.25)
+    # drawing 6 of 6, of which 2 improve: the quantiles of Binomial(6, 1/3) at 2.5 and 97.5 % are 0 and 4
+    assert row["overall low"] == 0 and row["overall high"] == pytest.approx(4 / 6)
+    assert row["mean per class low"] == 0 and 0.4 < row["mean per class high"] < 1
+    assert {v for k, v in same.items() if k not in ("seed", "images")} == {0}
+    page = (runs / "report.html").read_text()
+    assert "<h2>versions</h2>" in page and "R360k-FS" in page
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys):
+    runs = made_up_runs(tmp_path, {"R65k-FS": "aabbba", "R360k-FS": "aaaaba"})
+    assert mame.main([str(tmp_path / "none")]) == 2 and "no two finished runs" in capsys.readouterr().err
+    shutil.copytree(runs / "network.name=resnet18,version=R65k-FS", runs / "again")
+    with pytest.raises(InputError, match="one network, version and seed"):
+        mame.compare(runs)
+    (runs / "again/DONE").unlink()
+    table = runs / "network.name=resnet18,version=R65k-FS" / mame.PREDICTIONS
+    table.write_text(table.read_text().replace("a,a,0.jpg", "b,a,0.jpg"))
+    assert mame.main([str(runs)]) == 2 and "0.jpg is a in" in capsys.readouterr().err.replace("is b in", "is a in")
+    table.write_text(table.read_text().replace(".jpg", ".png"))
+    with pytest.raises(InputError, match="share no picture"):
+        mame.compare(runs)
+
+
+def learned(label: str, shape: dict, steps: int) -> float:
+    """Test accuracy on four classes of the museum of a network of two small convolutions."""
+    train, test = (images.open("museum", split=s, label=label, per_class=n) for s, n in (("train", 50), ("test", 30)))
+    model, mesh, tx = vision.network("cnn", num_classes=4, widths=(8, 16)), one_device(), optimizer.amsgrad(3e-2)
+    batches_fn = functools.partial(images.batches, shape=dict(**shape, rotate=0.0), batch_size=32, most_shapes=1)
+    batches = batches_fn(train, train=True)
+    example = np.zeros((1, *next(batches)["images"].shape[1:]), np.float32)
+    state = classify.create(model, tx, example, seed=0, mesh=mesh)
+    update = jax.jit(classify.build(model, tx))
+    for _ in range(steps):
+        state, _ = update(state, sharding.to_devices(next(batches), mesh))
+    seen = classify.predict(model, classify.variables(state), batches_fn(test, train=False), mesh)
+    return float(np.mean(seen.predicted_N == seen.labels_N))
+
+
+def one_device():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+
+
+def test_fine_patterns_need_resolution():
+    coarse, fine = (learned("fine", dict(resize=side, crop=side), 60) for side in (32, 64))
+    assert coarse < 0.45 and fine > coarse + 0.35
+
+
+def test_shapes_are_learned_from_pictures_that_keep_them_and_not_from_squares():
+    """With masks: what the network sees of a shape is the picture's edge, not the padding around it."""
+    squares = learned("shape", dict(resize=32, crop=32), 90)
+    kept = learned("shape", dict(pixels=1_024, crop=1.0), 90)
+    assert squares < 0.4 and kept > 0.5
