@@ -240,8 +240,9 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     files.write(folder / "summary.json", lambda f: f.write(json.dumps(summary).encode()))
 
 
-def open_images(c: ml_collections.ConfigDict, source: str, split: str = "") -> images.Images:
-    options = dict(c.data.options)
+def open_images(c: ml_collections.ConfigDict, source: str, split: str = "", trained_with=None) -> images.Images:
+    """A split of the source; where it is the run's own, with the options that the run opened it with."""
+    options = {**(trained_with or {}), **c.data.options}
     if source.split(":")[0] != "museum":
         options.pop("planted_share", None)
     return images.open(source, split=split or c.data.split, **options)
@@ -263,7 +264,7 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     else:
         tile = tile_of(c, net.images)
         vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
-        found = open_images(c, source)
+        found = open_images(c, source, trained_with=None if c.data.source else net.images.get("options"))
         check_classes(net, found.class_names, source)
         plan = mosaics.plan(found.labels_N, c.per_class, c.seed, num_classes=net.num_classes, outer=c.outer)
         used = np.unique(plan.tile_index)

@@ -185,13 +185,20 @@ def view_of(c: ml_collections.ConfigDict) -> transforms.View:
     return transforms.View(**mame.shape(c.version, replicate_release_bug=c.replicate_release_bug), **kept)
 
 
+def source_options(c: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What `images.open` is told beside the source and the split."""
+    if c.data.source == "museum":
+        return {"per_class": c.data.per_class}
+    if not c.data.source.startswith("mame:"):
+        return {}
+    is_small = not c.view.pixels and max(c.view.resize, c.view.eval_resize) <= 256
+    version = c.version or ("R65k-FS" if is_small else "R360k-VS")  # whether the copy of 256 would do
+    return dict(toy=c.data.toy, allow_missing=c.data.allow_missing, version=version)
+
+
 def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, images.Images]:
     """The three splits; what was set aside stands in bad_records.jsonl, and every count in the report."""
-    options = {"per_class": c.data.per_class} if c.data.source == "museum" else {}
-    if c.data.source.startswith("mame:"):
-        options = dict(toy=c.data.toy, allow_missing=c.data.allow_missing)
-        is_small = not c.view.pixels and max(c.view.resize, c.view.eval_resize) <= 256
-        options["version"] = c.version or ("R65k-FS" if is_small else "R360k-VS")  # whether the copy of 256 would do
+    options = source_options(c)
     found = {split: images.open(c.data.source, split=split, **options) for split in SPLITS}
     records.write_bad([bad for part in found.values() for bad in part.bad], str(workdir / "bad_records.jsonl"))
     files.report_counts(workdir, {f"{s}: {name}": n for s, part in found.items() for name, n in part.counts.items()})
@@ -206,7 +213,8 @@ def network(c: ml_collections.ConfigDict, num_classes: int, view: transforms.Vie
 
 
 def remember(c: ml_collections.ConfigDict, workdir: pathlib.Path, view: transforms.View, class_names) -> None:
-    told = dict(source=c.data.source, version=c.version, resize=view.resize, pixels=view.pixels, crop=view.crop)
+    told = dict(source=c.data.source, options=source_options(c), version=c.version)
+    told |= dict(resize=view.resize, pixels=view.pixels, crop=view.crop)
     fields = {**c.network.fields, "dtype": c.network.dtype}
     if jax.process_index() == 0:
         classify.remember(workdir, network=c.network.name, fields=fields, class_names=class_names, images=told)
