@@ -171,9 +171,11 @@ def unpool(
 def _kept(x):
     """The same array, computed once. XLA computes what it takes for cheap anew for each of its readers, unless the last
     step is one it takes for dear, such as a division; this one is by a 1 that it cannot know beforehand.
+    If XLA changes that, only speed is lost.
     """
     first = x[(0,) * x.ndim]
-    return x / jnp.where(first == first + 1, jnp.nan, 1).astype(x.dtype)
+    zero = jnp.minimum(jnp.abs(jnp.where(jnp.isnan(first), 0, first)), 0)  # also where the first is infinite or large
+    return x / (zero + 1).astype(x.dtype)
 
 
 def _windows(x_NYXC, params):

@@ -35,6 +35,23 @@ def logits(apply_fn: Callable, variables: Any, x_NYXC: jax.Array) -> jax.Array:
     return (out[0] if isinstance(out, tuple | list) else out).astype(jnp.float32)
 
 
+def scoring(apply_fn: Callable, variables: Any, x_NYXC: jax.Array) -> Callable:
+    """x_NYXC to logits_NC, for gradients: on CPUs max-pools get the fast transpose of `convolutions`.
+
+    Networks that cannot be read as a graph (control flow on the image) are taken as they stand.
+    """
+    plain = functools.partial(logits, apply_fn, variables)
+    if jax.default_backend() != "cpu":
+        return plain
+    try:
+        forward = graph.trace(apply_fn, variables, x_NYXC, keep_custom=True)
+    except InputError:
+        return plain
+    if not any(equation.op == "reduce_window_max" for equation in forward.equations):
+        return plain
+    return lambda x_NYXC: graph.evaluate(forward, variables, x_NYXC)[forward.logits].astype(jnp.float32)
+
+
 def pick(values_NC: jax.Array, targets_NK: jax.Array) -> jax.Array:
     """values_NK of the targets."""
     return jnp.take_along_axis(values_NC, targets_NK, axis=1)
@@ -108,7 +125,7 @@ def image_keys(key: jax.Array | None, ids_N: jax.Array | None, num_images: int, 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _at(apply_fn, variables, x_NYXC, targets_NK):
-    return of_targets(functools.partial(logits, apply_fn, variables), x_NYXC, targets_NK)
+    return of_targets(scoring(apply_fn, variables, x_NYXC), x_NYXC, targets_NK)
 
 
 def gradient(
@@ -215,9 +232,7 @@ def _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK):
     """gradients_SNKYXC at S versions of N images, all in one batch."""
     num_steps = len(x_SNYXC)
     flat = x_SNYXC.reshape(-1, *x_SNYXC.shape[2:])
-    _, gradients = of_targets(
-        functools.partial(logits, apply_fn, variables), flat, jnp.tile(targets_NK, (num_steps, 1))
-    )
+    _, gradients = of_targets(scoring(apply_fn, variables, flat), flat, jnp.tile(targets_NK, (num_steps, 1)))
     return gradients.reshape(num_steps, -1, *gradients.shape[1:])
 
 

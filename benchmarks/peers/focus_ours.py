@@ -1,4 +1,4 @@
-"""Ours: tiles stay on the device; mosaics, maps and scores are one compiled program a batch (see focus_task.py)."""
+"""Ours: tiles stay on the device; a batch is three compiled programs: mosaics, maps, scores (see focus_task.py)."""
 
 import os
 import sys

@@ -104,3 +104,16 @@ def test_max_pooling_and_its_gradient_are_those_of_lax_also_for_equals(size, win
     np.testing.assert_allclose(got, pullback(gradient)[0], atol=1e-5)
     _, own_pullback = jax.vjp(lambda x: convolutions.max_pool(x, params), x_NYXC)
     np.testing.assert_array_equal(own_pullback(gradient)[0], got)
+
+
+@pytest.mark.parametrize("first", [np.inf, -np.inf, np.nan, 3e7, -0.0])
+def test_no_first_gradient_of_a_max_pool_changes_the_others(first):
+    params = equation(
+        lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"), normal(1, 4, 4, 1)
+    )
+    _, winner = convolutions.winners(normal(1, 4, 4, 1), params)
+    gradient = normal(1, 2, 2, 1, seed=1)
+    got = convolutions.unpool(gradient.at[0, 0, 0, 0].set(first), winner, params, (1, 4, 4, 1))
+    want = convolutions.unpool(gradient, winner, params, (1, 4, 4, 1))
+    np.testing.assert_array_equal(got[:, 2:], want[:, 2:])
+    assert float(jnp.nansum(jnp.abs(got[:, 2:]))) > 0

@@ -266,3 +266,16 @@ def test_a_host_loop_is_refused_inside_jit(ours):
     with pytest.raises(InputError, match="cannot loop inside"):
         jax.jit(lambda x: gradients.integrated_gradients(*ours[:2], x, ours[3], driver="host"))(ours[2])
     assert steps.choose(None) == "host"  # tests run on the CPU
+
+
+def test_gradients_through_a_max_pool_are_those_of_jax_grad():
+    x_NYXC = jnp.maximum(jax.random.normal(jax.random.key(0), (2, 8, 9, 3)), 0)  # with equals
+
+    def apply_fn(weight, x_NYXC):
+        pooled = jax.lax.reduce_window(x_NYXC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        return jnp.tanh(pooled).sum((1, 2)) @ weight
+
+    weight = jax.random.normal(jax.random.key(1), (3, 4))
+    got = gradients.gradient(apply_fn, weight, x_NYXC, jnp.array([[2], [2]]), channels="keep")
+    want = jax.grad(lambda x: apply_fn(weight, x)[:, 2].sum())(x_NYXC)
+    np.testing.assert_allclose(got[:, 0], want, rtol=1e-5, atol=1e-6)
