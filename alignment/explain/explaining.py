@@ -223,24 +223,34 @@ def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, ids_
 
 
 @functools.lru_cache(maxsize=32)
-def _halves(method_fn, apply_fn, settings, structure, leaves):
-    """The same program as two, see `hoisting`; found again by what they were traced for."""
-    variables, *arguments = jax.tree.unflatten(structure, leaves)
+def _parts(method_fn, apply_fn, settings, structure, leaves):
+    """The program in parts, see `hoisting`; found again by what it was traced for."""
 
-    def fn(variables, x_NYXC, targets_NK, ids_N, key, arrays):
+    def fn(variables, shown, targets_NK):
+        x_NYXC, ids_N, key, arrays = shown
         return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
 
-    return hoisting.split(fn, variables, *arguments)
+    variables, shown, targets_NK = jax.tree.unflatten(structure, leaves)
+    if targets_NK.shape[1] == 1:  # one program for images and target: XLA frees what it has used
+        return hoisting.split(lambda v, both: fn(v, *both), variables, (shown, targets_NK))
+    one_target = jax.ShapeDtypeStruct((len(targets_NK), 1), targets_NK.dtype)
+    return hoisting.split(fn, variables, shown, one_target)
 
 
-def _in_halves(method_fn, apply_fn, settings, variables, arguments, prepared):
-    """As `_compiled`, without the work on weights where `prepared` has it from an earlier call."""
-    leaves, structure = jax.tree.flatten((variables, *arguments))
+def _in_parts(method_fn, apply_fn, settings, variables, arguments, prepared):
+    """As `_compiled`, but work on weights is done once for all calls, and several targets go one after the other."""
+    x_NYXC, targets_NK, *others = arguments
+    shown, targets_NK = (jnp.asarray(x_NYXC), *others), jnp.asarray(targets_NK)
+    leaves, structure = jax.tree.flatten((variables, shown, targets_NK))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
-    prepare, finish = _halves(method_fn, apply_fn, settings, structure, shapes)
+    prepare, *forward, finish = _parts(method_fn, apply_fn, settings, structure, shapes)
     if prepare not in prepared:
         prepared[prepare] = prepare(variables)
-    return finish(prepared[prepare], *arguments)
+    if not forward:
+        return finish(prepared[prepare], (shown, targets_NK))
+    kept = forward[0](prepared[prepare], shown)
+    found = [finish(kept, targets_NK[:, k : k + 1]) for k in range(targets_NK.shape[1])]
+    return jax.tree.map(lambda *one: jnp.concatenate(one, axis=1), *found)
 
 
 def build(
@@ -279,7 +289,7 @@ def build(
         arguments = (x_NYXC, targets_NK, ids_N, key, arrays)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arguments)))
         if method in HOISTED and jax.default_backend() == "cpu" and not is_traced:
-            return _in_halves(method_fn, apply_fn, static, variables, arguments, prepared)
+            return _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
         return _compiled(method_fn, apply_fn, static, variables, *arguments)
 
     return fn

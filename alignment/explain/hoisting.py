@@ -1,8 +1,9 @@
-"""What a program computes from its weights alone, computed once instead of in every batch.
+"""One traced program as several, so that work is done once for whatever it depends on.
 
 Relevance propagation folds batch norms, takes positive parts of kernels and flips them: tens of milliseconds a batch
-for ResNet-18 on two cores, about what one pass over its convolutions takes.  `split` finds these equations in the
-traced program.  What grows (a bias broadcast to an image) stays where it is used.
+for ResNet-18 on two cores, about what one pass over its convolutions takes. That is the same for all images; and the
+forward pass with its normalisers is the same for all targets of an image. `split` finds these equations in the traced
+program. What grows (a bias broadcast to an image) is not kept with the weights, but made where it is used.
 """
 
 from collections.abc import Callable
@@ -11,53 +12,72 @@ from typing import Any
 import jax
 from jax.extend import core
 
-GROWTH = 2  # an equation is hoisted if its outputs have at most so many times the elements of its inputs
+GROWTH = 2  # an equation on weights is hoisted if its outputs have at most so many times the elements of its inputs
 
 
-def split(fn: Callable, weights: Any, *arguments: Any) -> tuple[Callable, Callable]:
-    """`prepare` and `finish` with fn(weights, *arguments) == finish(prepare(weights), *arguments), both compiled.
+def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
+    """A compiled function a group of arguments, each doing what needs no later group.
+
+    The first is called as `kept = parts[0](group)`, those between as `kept = parts[i](kept, group)`, and the last gives
+    what `fn(*groups)` gives. `kept` may be used again with other later groups.
 
     Args:
         fn: a JAX function of trees of arrays.
-        weights: what stays the same; here and in the arguments shapes and dtypes are enough.
-        arguments: what comes anew with each call.
+        groups: two or more; the first are the weights, which stay the same, the last what changes most often. Shapes
+            and dtypes are enough.
     """
-    closed, out = jax.make_jaxpr(fn, return_shape=True)(weights, *arguments)
-    jaxpr, num_weights = closed.jaxpr, len(jax.tree.leaves(weights))
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*groups)
+    jaxpr, last = closed.jaxpr, len(groups) - 1
     constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    ready, early, late = dict.fromkeys(jaxpr.invars[:num_weights]), [], []
+    numbers = [i for i, group in enumerate(groups) for _ in jax.tree.leaves(group)]
+    stage = {**dict.fromkeys(jaxpr.constvars, -1), **dict(zip(jaxpr.invars, numbers, strict=True))}
+    equations = [[] for _ in groups]
     for equation in jaxpr.eqns:
-        is_early = _is_early(equation, ready, constants)
-        (early if is_early else late).append(equation)
-        ready.update(dict.fromkeys(equation.outvars) if is_early else {})
-    read = {atom for e in late for atom in e.invars if isinstance(atom, core.Var)}
-    read.update(atom for atom in jaxpr.outvars if isinstance(atom, core.Var))
-    kept = [var for var in ready if var in read]
+        at = _stage_of(equation, stage, last)
+        equations[at].append(equation)
+        stage.update(dict.fromkeys(equation.outvars, at))
+    needed = [{atom for e in part for atom in e.invars if isinstance(atom, core.Var)} for part in equations]
+    needed[last].update(atom for atom in jaxpr.outvars if isinstance(atom, core.Var))
+    kept = [
+        [var for var in stage if 0 <= stage[var] <= at and any(var in needs for needs in needed[at + 1 :])]
+        for at in range(last)
+    ]
     treedef = jax.tree.structure(out)
 
-    @jax.jit
-    def prepare(weights):
-        values = {**constants, **dict(zip(jaxpr.invars[:num_weights], jax.tree.leaves(weights), strict=True))}
-        _run(early, values)
-        return [values[var] for var in kept]
+    def part(at):
+        inputs = [var for var, number in zip(jaxpr.invars, numbers) if number == at]
+        made = set() if at == last else {var for var in kept[at] if stage[var] == at}
 
-    @jax.jit
-    def finish(prepared, *arguments):
-        values = {**constants, **dict(zip(kept, prepared, strict=True))}
-        values.update(zip(jaxpr.invars[num_weights:], jax.tree.leaves(arguments), strict=True))
-        _run(late, values)
-        return jax.tree.unflatten(treedef, [_value(values, atom) for atom in jaxpr.outvars])
+        @jax.jit
+        def compute(before, group):
+            values = {**constants, **dict(zip(kept[at - 1] if at else [], before, strict=True))}
+            values.update(zip(inputs, jax.tree.leaves(group), strict=True))
+            _run(equations[at], values)
+            if at == last:
+                return jax.tree.unflatten(treedef, [_value(values, atom) for atom in jaxpr.outvars])
+            return [values[var] for var in kept[at] if var in made]
 
-    return prepare, finish
+        def call(before, group):
+            found = compute(before, group)
+            if at == last:
+                return found
+            earlier = dict(zip(kept[at - 1] if at else [], before, strict=True))  # handed on as it is, not copied
+            fresh = iter(found)
+            return [next(fresh) if var in made else earlier[var] for var in kept[at]]
+
+        return call if at else lambda group: call([], group)
+
+    return tuple(part(at) for at in range(len(groups)))
 
 
-def _is_early(equation, ready, constants) -> bool:
+def _stage_of(equation, stage, last) -> int:
+    """The first group after which this can be computed, or a later one where it is not worth keeping."""
     own = [atom for atom in equation.invars if isinstance(atom, core.Var)]
-    if equation.effects or not any(var in ready for var in own):
-        return False
-    if not all(var in ready or var in constants for var in own):
-        return False
-    return sum(v.aval.size for v in equation.outvars) <= GROWTH * sum(v.aval.size for v in own)
+    at = max((stage[var] for var in own), default=-1)
+    if equation.effects or at < 0:  # what reads no argument is made where it is used last
+        return last
+    is_grown = sum(v.aval.size for v in equation.outvars) > GROWTH * sum(v.aval.size for v in own)
+    return at + 1 if at == 0 and is_grown else at
 
 
 def _run(equations, values) -> None:

@@ -1,4 +1,4 @@
-"""Programs in two halves: the weights' and the images'."""
+"""Programs in parts: the weights', the images', the targets'."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ def test_both_halves_together_are_the_program():
     rng = np.random.default_rng(0)
     weights = {"w": jnp.asarray(rng.normal(size=(3, 4))), "b": jnp.asarray(rng.normal(size=(1, 3)))}
     x_NC = jnp.asarray(rng.normal(size=(5, 4)))
-    prepare, finish = hoisting.split(program, weights, jax.eval_shape(lambda: x_NC), 2.0)
+    prepare, finish = hoisting.split(lambda w, both: program(w, *both), weights, (jax.eval_shape(lambda: x_NC), 2.0))
     prepared = prepare(weights)
     for shift in (0, 1):
-        expected, got = program(weights, x_NC + shift, 2.0), finish(prepared, x_NC + shift, 2.0)
+        expected, got = program(weights, x_NC + shift, 2.0), finish(prepared, (x_NC + shift, 2.0))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), expected, got)
 
 
@@ -35,3 +35,17 @@ def test_work_on_weights_leaves_the_second_half_and_what_grows_stays():
     assert max(array.size for array in prepared) == w.size
     assert " exp " not in str(jax.make_jaxpr(finish)(prepared, x))
     np.testing.assert_allclose(finish(prepared, x), fn(w, x), rtol=1e-6)
+
+
+def test_a_middle_part_serves_many_of_the_last():
+    rng = np.random.default_rng(1)
+    weights = {"w": jnp.asarray(rng.normal(size=(3, 4))), "b": jnp.asarray(rng.normal(size=(1, 3)))}
+    x_NC = jnp.asarray(rng.normal(size=(5, 4)))
+    prepare, forward, finish = hoisting.split(program, weights, x_NC, 2.0)
+    prepared = prepare(weights)
+    kept = forward(prepared, x_NC)
+    assert any(a is b for a in kept for b in prepared)  # handed on, not copied
+    for scale in (2.0, -3.0):
+        expected, got = program(weights, x_NC, scale), finish(kept, scale)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), expected, got)
+    assert "dot_general" not in str(jax.make_jaxpr(finish)(kept, 2.0))
