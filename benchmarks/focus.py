@@ -292,8 +292,8 @@ def report(rows: list[dict], facts: dict) -> str:
     notes = {
         "Command": f"`{facts['command']}`",
         "Task": f"ResNet-18, {CLASSES} classes, {facts['mosaics']} mosaics of {2 * TILE} pixels; {facts['precision']}",
-        "Floor": f"the convolutions a method cannot avoid ({conv_gflop():.1f} GFLOP a pass) at the rate of the best "
-        f"matrix product in the same part, GFLOP/s: {rates}",
+        "Arithmetic": f"{conv_gflop():.1f} GFLOP a pass of the convolutions; the best large matrix product reached, "
+        f"GFLOP/s: {rates} (no bound, convolutions may be faster)",
         "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {noise}",
         "Versions": "; ".join(
             f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in versions.items()
