@@ -8,6 +8,10 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 Beside every accuracy stands its floor: what a random forest makes of size and museum without seeing a pixel. A sweep
 ends with versions.csv: what resolution, shape and both change for each network, on the same test pictures;
 `python -m experiments.mame FOLDER` makes it again from what is finished there.
+
+In their own shapes, pictures of one batch have one shape. Where shape goes with the class, batch norm then sees few
+classes at a time and its running statistics fit none: compare with a network without it (vgg11, vgg16) before blaming
+the shapes.
 """
 
 import csv
