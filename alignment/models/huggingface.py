@@ -5,7 +5,6 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 """
 
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -389,7 +388,7 @@ def save(
 
 def _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn):
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")  # one name: what a killed process left is replaced
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     for file, names_in_file in shards.items():
@@ -401,7 +400,8 @@ def _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn
     (unfinished / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     if extra_fn is not None:
         extra_fn(unfinished)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     unfinished.rename(folder)

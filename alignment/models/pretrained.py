@@ -112,7 +112,7 @@ def save(path: str | os.PathLike, variables: Mapping, *, network: str | nn.Modul
     table = choices[layout]
     shapes = {name: _their_shape(entry, leaves) for name, entry in table.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     tensors.write(unfinished, shapes, np.dtype(np.float32), (_theirs(entry, leaves) for entry in table.values()))
     unfinished.replace(path)
 
