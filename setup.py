@@ -17,6 +17,7 @@ CORE = [
     "orbax-checkpoint>=0.11.25",
     "orjson>=3.10",
     "pillow>=11.0",
+    "py3langid>=0.3",
     "pyyaml>=6.0",
     "safetensors>=0.5",
     "scikit-image>=0.25",
@@ -30,26 +31,31 @@ CORE = [
 ]
 
 EXTRAS = {
-    "test": ["hypothesis>=6.100", "pyarrow>=18", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.12"],
+    "test": ["hypothesis>=6.100", "pyarrow>=18", "pytest>=8.2", "pytest-xdist>=3.6", "ray>=2.57", "ruff>=0.12"],
     "parity": [
         "accelerate>=1.4",
         "captum>=0.9",
         "datasets>=4.7",
+        "datatrove[io,processing]>=0.10",
+        "fasttext-numpy2-wheel>=0.9.2",
         "opencv-python-headless>=4.11",  # with ttach, what grad-cam imports; it is installed apart, see the Makefile
         "peft>=0.17",
+        "spacy>=3.8",  # datatrove splits English into words with it
         "torch==2.13.0",
         "transformers>=5.0",
         "trl>=1.0",
         "ttach>=0.0.3",
     ],
     "data": ["pyarrow>=18"],
+    "ray": ["ray>=2.57"],
+    "datatrove": ["datatrove>=0.10"],
     "hub": ["huggingface_hub>=1.0"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.4"],
 }
-EXTRAS["all"] = sorted({line for name in ("test", "data", "hub", "wandb", "trackio") for line in EXTRAS[name]})
+EXTRAS["all"] = sorted({line for name in ("test", "data", "ray", "hub", "wandb", "trackio") for line in EXTRAS[name]})
 
 setuptools.setup(
     name="plumbline",
@@ -59,6 +65,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=setuptools.find_packages(include=["alignment", "alignment.*", "data", "data.*", "experiments"]),
+    package_data={"alignment": ["filtering/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )
