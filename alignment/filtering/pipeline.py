@@ -1,0 +1,180 @@
+"""From documents to decisions: screened by rules, compared with each other, scored, routed, rewritten, gated.
+
+Pure functions on lists of documents {"id", "text", "source", "metadata"}. experiments/filter.py maps them over slices
+of files; `clean` takes a list that fits in memory through all of them.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.filtering import bands, clusters, exact, gates, language, locales, minhash, rewriting, router, rules
+
+Scores = Mapping[str, float | None]
+KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # what a rewriter is asked for, by action
+
+
+@dataclasses.dataclass(frozen=True)
+class Screening:
+    """What documents are screened with.
+
+    Args:
+        chain: names of rules, in order.
+        settings: thresholds by rule.
+        packs: locale packs by language.
+        language_fn: texts -> (language, probability) each.
+        minhash: settings of the near-duplicate search; None leaves it out.
+        exact: whether equal texts are found.
+    """
+
+    chain: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    packs: Mapping[str, locales.Pack]
+    language_fn: Callable | None
+    minhash: minhash.Settings | None
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligning:
+    """What documents are routed and rewritten with.
+
+    Args:
+        score: name of the score that decides; "" where nothing was scored, and then every document is kept.
+        keep_at, drop_at, synthesise: see `router.route`.
+        tag_probability, seed: see `router.tag`; 0 tags nothing.
+        rewrite: (documents, kind) -> the new text of each, or None where there is none after all tries; None: no
+            rewriter, and what it would have got is treated as if it had failed.
+        gates: keyword arguments of `gates.check_all`: thresholds and the functions that measure.
+        worker_id, prompt_version: of the rewriter and its code of conduct; they go into each decision.
+    """
+
+    score: str = ""
+    keep_at: int = 0
+    drop_at: int = 4
+    synthesise: bool = False
+    tag_probability: float = 0.0
+    seed: int = 0
+    rewrite: Callable[[Sequence[dict], str], Sequence[str | None]] | None = None
+    gates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    worker_id: str = ""
+    prompt_version: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a document: its decision, its text (None: dropped), and the safety score of that text."""
+
+    decision: dict[str, Any]
+    text: str | None
+    gate: Any = None
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decision(document: Mapping[str, Any], action: str, rule: str, reason: str, evidence: Mapping[str, Any], **more):
+    """A row of the decision log: one of keep, rewrite, synthesise or drop, and what it rests on."""
+    row = {"id": document["id"], "source": document["source"], "action": action, "rule": rule, "reason": reason}
+    return row | {"evidence": dict(evidence)} | more
+
+
+def screen(
+    documents: Sequence[dict], tools: Screening, counters: MutableMapping[str, int] | None = None
+) -> list[rules.Verdict]:
+    """What the rules say of each document; its text may be edited, such as lines taken out by C4's rules."""
+    return rules.apply(
+        documents,
+        chain=tools.chain,
+        settings=tools.settings,
+        packs=tools.packs,
+        language_fn=tools.language_fn,
+        counters=counters,
+    )
+
+
+def keys(documents: Sequence[dict], tools: Screening) -> dict[str, np.ndarray]:
+    """By what duplicates are found: equal rows of "id" or "exact", equal entries of a column of "minhash"."""
+    texts = [document["text"] for document in documents]
+    found = {"id": exact.keys([f"{document['source']}\n{document['id']}" for document in documents])}
+    if tools.exact:
+        found["exact"] = exact.keys(texts)
+    if tools.minhash is not None:
+        found["minhash"] = minhash.band_keys(minhash.signatures(texts, tools.minhash), tools.minhash)
+    return found
+
+
+def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) -> list[Outcome]:
+    """Route documents by their scores; rewrite those that need it, and accept a rewriting only through the gates.
+
+    Args:
+        documents: what is left after rules and duplicates.
+        scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none.
+    """
+    if not tools.score:
+        return [_kept(document, "router", "not_scored", {}) for document in documents]
+    values = [found.get(tools.score) for found in scores]
+    options = {"keep_at": tools.keep_at, "drop_at": tools.drop_at, "synthesise": tools.synthesise}
+    actions = ["drop" if value is None else router.route(value, **options) for value in values]
+    answers: dict[int, tuple[str | None, gates.Gate]] = {}
+    for action, kind in KINDS.items():
+        places = [i for i, found in enumerate(actions) if found == action]
+        asked = [documents[i] for i in places]
+        texts = tools.rewrite(asked, kind) if tools.rewrite is not None and asked else [None] * len(asked)
+        known = [values[i] for i in places]
+        found = gates.check_all([d["text"] for d in asked], texts, scores=known, kind=kind, **tools.gates)
+        answers |= dict(zip(places, zip(texts, found, strict=True), strict=True))
+    outcomes = []
+    for i, (document, value, action) in enumerate(zip(documents, values, actions, strict=True)):
+        evidence = {tools.score: value}
+        if action == "keep":
+            outcomes.append(_kept(document, "router", "", evidence))
+        elif action == "drop":
+            reason = "not_judged" if value is None else "unsafe"
+            outcomes.append(_dropped(document, "router", reason, evidence))
+        else:
+            outcomes.append(_gated(document, action, *answers[i], evidence, tools))
+    return [_tagged(outcome, value, tools) for outcome, value in zip(outcomes, values, strict=True)]
+
+
+def _kept(document, rule, reason, evidence, gate=None, **more) -> Outcome:
+    row = decision(document, "keep", rule, reason, evidence, text_sha256_out=sha256(document["text"]), **more)
+    return Outcome(row, document["text"], gate)
+
+
+def _dropped(document, rule, reason, evidence, gate=None, **more) -> Outcome:
+    return Outcome(decision(document, "drop", rule, reason, evidence, text_sha256_out="", **more), None, gate)
+
+
+def _gated(document, action, text, gate, evidence, tools) -> Outcome:
+    """What was asked of the rewriter, as the gates left it: accepted, unchanged, or the fallback with the reason."""
+    more = {"worker_id": tools.worker_id, "prompt_version": tools.prompt_version}
+    evidence = evidence | {"gates": gate.measurements}
+    if gate.not_measured:
+        evidence["not_measured"] = gate.not_measured
+    if gate.accepted and gate.action == "keep":
+        return _kept(document, "rewriter", "unchanged", evidence, gate, **more)
+    if gate.accepted:
+        row = decision(document, action, "rewriter", "", evidence, text_sha256_out=sha256(text), **more)
+        return Outcome(row, text, gate)
+    reason = "no_rewriter" if tools.rewrite is None else gate.failed[0]
+    make = _kept if gate.action == "keep" else _dropped
+    return make(document, "gate", reason, evidence | {"failed": gate.failed}, gate, **more)
+
+
+def _tagged(outcome: Outcome, value: float | None, tools: Aligning) -> Outcome:
+    """Words of a text that stays although its score is not that of a safe one may be marked; see `router.tag`."""
+    row = outcome.decision
+    if not tools.tag_probability or outcome.text is None or value is None or row["action"] != "keep":
+        return outcome
+    options = {"seed": tools.seed, "document_id": row["id"], "probability": tools.tag_probability}
+    text = router.tag(outcome.text, score=value, keep_at=tools.keep_at, **options)
+    if text == outcome.text:
+        return outcome
+    changed = row | {"reason": row["reason"] or "tagged", "tagged": True, "text_sha256_out": sha256(text)}
+    return dataclasses.replace(outcome, decision=changed, text=text)
