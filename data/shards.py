@@ -14,7 +14,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import orjson
 import zstandard
@@ -38,15 +38,26 @@ def write(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> dict[st
     Returns:
         {"rows", "bytes", "sha256"}: of the file as it lies on disk.
     """
-    path = pathlib.Path(path)
-    if not path.name.endswith(ENDINGS):
-        raise InputError(f"shard {path}: a shard's name ends in one of {', '.join(ENDINGS)}")
-    with _whole_file(path) as sink:
-        if path.name.endswith(".parquet"):
-            num_rows = _write_parquet(sink, rows)
-        else:
-            num_rows = _write_lines(sink, rows, os.path.splitext(path.name)[1])
-        return {"rows": num_rows, "bytes": sink.size, "sha256": sink.sha256.hexdigest()}
+    with writers({"": path}) as opened:
+        for row in rows:
+            opened[""].add(row)
+    return opened[""].told
+
+
+@contextlib.contextmanager
+def writers(paths: Mapping[str, str | os.PathLike]) -> Iterator[dict[str, "Writer"]]:
+    """Several shards written side by side: `opened[name].add(row)`; afterwards `opened[name].told` is as of `write`."""
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for name, path in paths.items():
+            path = pathlib.Path(path)
+            if not path.name.endswith(ENDINGS):
+                raise InputError(f"shard {path}: a shard's name ends in one of {', '.join(ENDINGS)}")
+            sink = stack.enter_context(_whole_file(path))
+            opened[name] = _Table(sink) if path.name.endswith(".parquet") else _Lines(sink, path.suffix)
+        yield opened
+        for writer in opened.values():
+            writer.close()
 
 
 def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -110,6 +121,18 @@ def finished(
     return dict(sorted(rows.items()))
 
 
+def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
+    """Take back the notes of slices that a stage was done with under another config; returns how many those were."""
+    num_notes = 0
+    for note in (pathlib.Path(folder) / "done" / stage).glob("*.done"):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            if orjson.loads(note.read_bytes()).get("config_hash") == config_hash:
+                continue
+        note.unlink()
+        num_notes += 1
+    return num_notes
+
+
 def sweep(folder: str | os.PathLike) -> int:
     """Remove what writers that are no more left under a folder, and return how many files that were.
 
@@ -141,6 +164,9 @@ class _Sink:
 
     def flush(self) -> None:
         self.file.flush()
+
+    def told(self, num_rows: int) -> dict[str, Any]:
+        return {"rows": num_rows, "bytes": self.size, "sha256": self.sha256.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -188,42 +214,67 @@ def _lock(file: BinaryIO, *, is_old: bool) -> bool:
         return is_old
 
 
-def _write_lines(sink: _Sink, rows: Iterable[Mapping[str, Any]], packed: str) -> int:
-    pack = None
-    if packed == ".gz":
-        pack = zlib.compressobj(6, zlib.DEFLATED, 31)
-    elif packed == ".zst":
-        pack = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).compressobj()
-    num_rows, buffer = 0, bytearray()
-    for row in rows:
-        buffer += orjson.dumps(row, option=_OPTIONS)
-        num_rows += 1
-        if len(buffer) >= _BUFFER:
-            sink.write(pack.compress(buffer) if pack else buffer)
-            buffer = bytearray()
-    sink.write(pack.compress(buffer) + pack.flush() if pack else buffer)
-    return num_rows
+class Writer(Protocol):
+    """An open shard."""
+
+    told: dict[str, Any]
+
+    def add(self, row: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
-def _write_parquet(sink: _Sink, rows: Iterable[Mapping[str, Any]]) -> int:
-    pyarrow = _pyarrow()
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "source", "metadata")])
-    num_rows, table, held = 0, [], 0
-    with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", compression_level=3) as writer:
+class _Lines:
+    """Rows as JSON lines."""
 
-        def flush() -> None:
-            if table:
-                writer.write_table(pyarrow.Table.from_pylist(table, schema))
-            table.clear()
+    def __init__(self, sink: _Sink, packed: str):
+        self._sink, self._buffer, self._num_rows, self._pack, self.told = sink, bytearray(), 0, None, {}
+        if packed == ".gz":
+            self._pack = zlib.compressobj(6, zlib.DEFLATED, 31)
+        elif packed == ".zst":
+            self._pack = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).compressobj()
 
-        for row in rows:
-            table.append({**row, "metadata": orjson.dumps(row["metadata"], option=orjson.OPT_SERIALIZE_NUMPY).decode()})
-            num_rows, held = num_rows + 1, held + len(row["text"]) + 100
-            if held >= 8 * _BUFFER:
-                flush()
-                held = 0
-        flush()
-    return num_rows
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._buffer += orjson.dumps(row, option=_OPTIONS)
+        self._num_rows += 1
+        if len(self._buffer) >= _BUFFER:
+            self._sink.write(self._pack.compress(self._buffer) if self._pack else self._buffer)
+            self._buffer = bytearray()
+
+    def close(self) -> None:
+        self._sink.write(self._pack.compress(self._buffer) + self._pack.flush() if self._pack else self._buffer)
+        self.told = self._sink.told(self._num_rows)
+
+
+class _Table:
+    """Documents as rows of a parquet file, their metadata as JSON text."""
+
+    def __init__(self, sink: _Sink):
+        self._pyarrow = _pyarrow()
+        self._schema = self._pyarrow.schema(
+            [(name, self._pyarrow.string()) for name in ("id", "text", "source", "metadata")]
+        )
+        options = {"compression": "zstd", "compression_level": 3}
+        self._sink, self._writer = sink, self._pyarrow.parquet.ParquetWriter(sink, self._schema, **options)
+        self._rows, self._held, self._num_rows, self.told = [], 0, 0, {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        metadata = orjson.dumps(row["metadata"], option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        self._rows.append({**row, "metadata": metadata})
+        self._held += len(row["text"])
+        self._num_rows += 1
+        if self._held >= 8 * _BUFFER:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        self.told = self._sink.told(self._num_rows)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, self._schema))
+        self._rows, self._held = [], 0
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
