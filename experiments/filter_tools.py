@@ -1,0 +1,125 @@
+"""What the stages of a filter run work with, made from plain settings: rules and packs, scorers, the rewriter.
+
+Workers call these with the settings as JSON text and keep what they get; making it twice is what a cache saves.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from alignment import errors
+from alignment.errors import InputError
+from alignment.filtering import (
+    backends,
+    cache,
+    conduct,
+    gates,
+    language,
+    locales,
+    minhash,
+    pipeline,
+    rewriting,
+    router,
+    rules,
+    scorers,
+    wordlists,
+)
+from data import toyweb
+
+BACKENDS = ("openai", "flax", "echo", "toyweb", "none")
+
+
+def stage_settings(c) -> dict[str, Any]:
+    """The config by stage, as plain values: what a stage's output depends on, and nothing else."""
+    read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
+    read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
+    named = [name for name in c.scorers if name not in c.skip]
+    score = c.router.score if c.router.score in named else ""
+    return {
+        "ending": {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}.get(c.compression, c.compression),
+        "screen": {
+            "read": read,
+            "packs": list(c.packs),
+            "chain": list(c.chain),
+            "rules": c.rules.to_dict(),
+            "lists": c.lists.to_dict(),
+            "dedup": c.dedup.to_dict(),
+            "ending": c.compression,
+        },
+        **{f"score.{name}": c.scorers[name].to_dict() for name in named},
+        "align": {
+            "scorers": named,
+            "score": score,
+            "router": {k: v for k, v in c.router.to_dict().items() if k != "score"},
+            "rewriter": c.rewriter.to_dict() if score else {},
+            "gates": c.gates.to_dict(),
+            "safety": c.scorers[score].to_dict() if score else {},
+            "samples": c.samples,
+            "seed": c.seed,
+        },
+    }
+
+
+def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
+    """Refuse what a worker would refuse, before any work is given out."""
+    if settings["ending"] not in (".jsonl", ".jsonl.gz", ".jsonl.zst"):
+        raise InputError(f'compression={settings["ending"]!r}; shards are "zst", "gz" or "" for plain JSONL')
+    align = settings["align"]
+    unknown = [name for name in skip if f"score.{name}" in settings]
+    if unknown:
+        raise InputError(f"skip={unknown} and scorers name the same")
+    screening(json.dumps(settings["screen"], sort_keys=True))
+    for name in align["scorers"]:
+        kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
+        if kind in ("linear", "fasttext", "embedding", "perplexity") and not path:
+            raise InputError(
+                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py trains one), or "
+                f"--config.skip=\"('{name}',)\" to go without, which the report will say"
+            )
+    router.check(align["router"]["keep_at"], align["router"]["drop_at"])
+    if align["score"] and align["rewriter"]["backend"] not in BACKENDS:
+        raise InputError(f"rewriter.backend={align['rewriter']['backend']!r} is none of {', '.join(BACKENDS)}")
+    if align["score"]:
+        conduct.load(align["rewriter"]["conduct"])
+
+
+@functools.lru_cache(maxsize=2)
+def screening(settings: str) -> pipeline.Screening:
+    s = json.loads(settings)
+    packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
+    chosen = {name: dict(options) for name, options in s["rules"].items()}
+    lists = s["lists"]
+    if lists["words"]:
+        chosen.setdefault("wordlist", {})["words"] = wordlists.load(lists["words"])
+    dedup = dict(s["dedup"])
+    exact, near = dedup.pop("exact"), dedup.pop("minhash")
+    rules.validate(s["chain"], chosen, packs)
+    return pipeline.Screening(
+        chain=tuple(s["chain"]),
+        settings=chosen,
+        packs=packs,
+        language_fn=functools.partial(language.identify, candidates=tuple(packs)),
+        minhash=minhash.Settings(**dedup) if near else None,
+        exact=exact,
+    )
+
+
+def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:
+    """{kind of key: bands of it}: ids always, texts and near-duplicates as the config says."""
+    dedup = settings["screen"]["dedup"]
+    found = {"id": 1}
+    if dedup["exact"]:
+        found["exact"] = 1
+    if dedup["minhash"]:
+        found["minhash"] = dedup["num_buckets"]
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def scorer(settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
+    s = json.loads(settings)
+    if s["kind"] == "toyweb":
+        return lambda documents: [{"level": float(toyweb.severity(d["text"]))} for d in documents]
+    return scorers.load(**s)
