@@ -53,7 +53,7 @@ def writers(paths: Mapping[str, str | os.PathLike]) -> Iterator[dict[str, "Write
             path = pathlib.Path(path)
             if not path.name.endswith(ENDINGS):
                 raise InputError(f"shard {path}: a shard's name ends in one of {', '.join(ENDINGS)}")
-            sink = stack.enter_context(_whole_file(path))
+            sink = stack.enter_context(whole_file(path))
             opened[name] = _Table(sink) if path.name.endswith(".parquet") else _Lines(sink, path.suffix)
         yield opened
         for writer in opened.values():
@@ -86,7 +86,7 @@ def finish(folder: str | os.PathLike, stage: str, index: int, row: Mapping[str, 
     for key in ("config_hash", "outputs"):
         if key not in row:
             raise ValueError(f"the row of slice {index} of stage {stage} has no {key!r}")
-    with _whole_file(_note(folder, stage, index)) as sink:
+    with whole_file(_note(folder, stage, index)) as sink:
         sink.write(orjson.dumps(row, option=_OPTIONS))
 
 
@@ -170,8 +170,12 @@ class _Sink:
 
 
 @contextlib.contextmanager
-def _whole_file(path: pathlib.Path) -> Iterator[_Sink]:
-    """A temporary file that takes its name once it is complete and on disk, and is removed when it fails."""
+def whole_file(path: str | os.PathLike) -> Iterator["_Sink"]:
+    """A temporary file that takes its name once it is complete and on disk, and is removed when it fails.
+
+    What it yields has `write(bytes)`, and `told(rows)`: what `finish` wants to know of the file.
+    """
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = _temporary(path)
     try:

@@ -11,7 +11,7 @@ on the task and the settings alone, and the note that it is done comes last: kil
 """
 
 import dataclasses
-import functools
+import hashlib
 import heapq
 import json
 import pathlib
@@ -20,12 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from alignment.filtering import bands, clusters, pipeline, tally
+from alignment.errors import InputError
+from alignment.filtering import backends, bands, clusters, pipeline, tally
+from data import documents as readers
 from data import shards, slices
 from experiments import filter_tools
 
 BATCH = 512  # documents that go through a stage together
-DUPLICATE_ID, EXACT, NEAR = "duplicate id", "duplicate_exact", "duplicate_near"
+DUPLICATE_ID, EXACT, NEAR = range(3)  # why a document goes for the sake of another
+REASONS = ("duplicate id", "exact", "near")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Job:
         return {self.name(folder, index): writer.told for folder, writer in writers.items()}
 
 
-def do(stage: str, stage_fn: Callable, job: Job, index: int, task: Any) -> dict[str, Any]:
+def do(stage: str, stage_fn: Callable, job: Job, numbered: tuple[int, Any]) -> dict[str, Any]:
     """One task of a stage, noted as done when all its files are written."""
+    index, task = numbered
     row = {"config_hash": job.hashes[stage], **stage_fn(job, task)}
     shards.finish(job.outputs, stage, index, row)
     return row
@@ -89,7 +93,7 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
             documents = [item for item in batch if isinstance(item, dict)]
             verdicts = pipeline.screen(documents, tools, counts["counters"])
             passed = []
-            for at, (document, verdict) in enumerate(zip(documents, verdicts, strict=True), at):
+            for document, verdict in zip(documents, verdicts, strict=True):
                 sha = pipeline.sha256(document["text"])
                 size = len(document["text"])
                 spans = {name: [[0, size, number]] for name, number in verdict.attributes.items()}
@@ -107,44 +111,113 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
                     put["stages/passed"].add({"document": edited, **more})
                     passed.append(edited)
                     places.append(at)
-            at += bool(documents)
+                at += 1
             keys.append(pipeline.keys(passed, tools))
-    found = {name: np.concatenate([k[name] for k in keys]) for name in keys[0]} if keys else {}
-    key_files = bands_written(job, piece.index, found, places)
-    return {"tally": counts, "num_passed": len(places), "outputs": job.told(piece.index, put) | key_files}
+    keys = keys or [pipeline.keys([], tools)]
+    found = {name: np.concatenate([some[name] for some in keys]) for name in keys[0]}
+    key_files = write_keys(job, piece.index, found, places)
+    return {"tally": counts, "num_docs": at, "num_passed": len(places), "outputs": job.told(piece.index, put) | key_files}
 
 
-def bands_written(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:
-    at_N = np.asarray(places, np.uint64)
+def write_keys(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:
+    """The keys of a slice, a file for each kind, under the documents' places in it."""
     told = {}
-    for name, keys_NB in keys.items():
-        path = f"stages/keys/{name}/{index:05d}.keys"
-        told[path] = bands.write(pathlib.Path(job.outputs, path), keys_NB, at_N)
+    for name, found in keys.items():
+        path = key_path(job, name, index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bands.write(path, found if name == "minhash" else found[:, None], np.asarray(places, np.int64))
+        told[str(path.relative_to(job.outputs))] = {"rows": len(found), **_told(path)}
     return told
 
 
-def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
-    """What is left of a slice after duplicates went, by its scores; every document gets its decision."""
-    settings = job.settings["align"]
-    tools = filter_tools.aligning(_text(settings), job.outputs)
-    counts, most = tally.empty(), settings["samples"]
-    gone = gone_of(job, piece.index)
-    folders = ("documents", "decisions", "errors", "removed/duplicates", "removed/align")
-    with job.writing(piece.index, folders) as put:
-        for bad in shards.read(job.path("stages/bad", piece.index)):
-            put["errors"].add(bad)
-            tally.count(counts, piece.name, "bad", 0, bad["reason"].split(":")[0])
-        dropped = ((row["at"], 0, row) for row in shards.read(job.path("stages/dropped", piece.index)))
-        left = ((row["at"], 1, row) for row in aligned(job, piece, tools, gone))
-        for _, is_left, row in heapq.merge(dropped, left, key=lambda item: item[0]):
-            record(row, put, counts, most) if is_left else _record_dropped(row, put, counts, most)
-    return {"tally": counts, "outputs": job.told(piece.index, put)}
+def key_path(job: Job, name: str, index: int) -> pathlib.Path:
+    return pathlib.Path(job.outputs, f"stages/keys/{name}/{index:05d}.keys")
+
+
+def band(job: Job, task: tuple[str, int]) -> dict[str, Any]:
+    """The pairs of equal keys in one band, over all slices: rows of (slice, at, slice, at)."""
+    name, number = task
+    path = pair_path(job, name, number)
+    num_pairs = 0
+    with shards.whole_file(path) as sink:
+        for pairs_P4 in bands.pairs([key_path(job, name, i) for i in range(job.num_slices)], number):
+            sink.write(pairs_P4.astype("<i8").tobytes())
+            num_pairs += len(pairs_P4)
+    return {"outputs": {str(path.relative_to(job.outputs)): sink.told(num_pairs)}}
+
+
+def pair_path(job: Job, name: str, number: int) -> pathlib.Path:
+    return pathlib.Path(job.outputs, f"stages/pairs/{name}-{number:02d}.pairs")
+
+
+def cluster(job: Job, num_bands: Mapping[str, int]) -> dict[str, Any]:
+    """Which documents go, slice by slice: rows of (at, reason, slice and place of the one that stays)."""
+    repeated = clusters.solve(_pairs(job, {"id": 1}))
+    exact = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name == "exact"}))
+    alike = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name != "id"}))
+    alike = _without(alike, repeated)
+    told = {}
+    for index in range(job.num_slices):
+        same = exact.removed_in(index)
+        gone = {at: (EXACT if at in same else NEAR, *kept) for at, kept in alike.removed_in(index).items()}
+        gone |= {at: (DUPLICATE_ID, *kept) for at, kept in repeated.removed_in(index).items()}
+        rows_R4 = np.array([(at, *found) for at, found in sorted(gone.items())], "<i8").reshape(-1, 4)
+        path = gone_path(job, index)
+        with shards.whole_file(path) as sink:
+            sink.write(rows_R4.tobytes())
+        told[str(path.relative_to(job.outputs))] = sink.told(len(rows_R4))
+    return {"outputs": told}
+
+
+def _without(found: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clusters:
+    """The groups with another document to stay where that one is itself set aside: the next smallest of its group."""
+    bad_ids = set(bad.as_dict())
+    rows = [(*at, *kept) for at, kept in found.as_dict().items() if at not in bad_ids]
+    heads: dict[tuple[int, int], tuple[int, int]] = {}
+    left = []
+    for number, at, kept_slice, kept_at in rows:
+        head = (kept_slice, kept_at)
+        if head in bad_ids:
+            if head not in heads:
+                heads[head] = (number, at)
+                continue
+            head = heads[head]
+        left.append((number, at, *head))
+    columns = np.array(left, np.int64).reshape(-1, 4).T
+    return clusters.Clusters(*columns, np.zeros(len(left), np.int64))
+
+
+def gone_path(job: Job, index: int) -> pathlib.Path:
+    return pathlib.Path(job.outputs, f"stages/gone/{index:05d}.rows")
+
+
+def gone_of(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
+    """What goes of a slice: {at: (reason, slice and place of the one that stays)}."""
+    rows_R4 = np.fromfile(gone_path(job, index), "<i8").reshape(-1, 4)
+    return {at: tuple(found) for at, *found in rows_R4.tolist()}
+
+
+def _pairs(job: Job, num_bands: Mapping[str, int], rows: int = 1 << 20) -> Iterator[np.ndarray]:
+    for name, num in num_bands.items():
+        for number in range(num):
+            with open(pair_path(job, name, number), "rb") as f:
+                while raw := f.read(rows * 32):
+                    yield np.frombuffer(raw, "<i8").reshape(-1, 4)
+
+
+def _told(path: pathlib.Path) -> dict[str, Any]:
+    with open(path, "rb") as f:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
 def passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
     """What the rules let pass of a slice, without the duplicates; with `at`, its place in the slice."""
     gone = gone_of(job, index)
-    return (row for row in shards.read(job.path("stages/passed", index)) if row["at"] not in gone)
+    return (row for row in _passed(job, index) if row["at"] not in gone)
+
+
+def _passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
+    return shards.read(job.path("stages/passed", index))
 
 
 def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
@@ -178,17 +251,18 @@ def aligned(job: Job, piece: slices.Slice, tools: pipeline.Aligning) -> Iterator
 def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
     """What is left of a slice after duplicates went, by its scores; every document gets its decision."""
     settings = job.settings["align"]
-    tools = filter_tools.aligning(_text(settings), job.outputs)
-    log = _Log(tally.empty(), settings["samples"])
+    tools = filter_tools.aligning(_text(settings), job.outputs, piece.index)
+    log = _Log(piece, settings["samples"], settings["score"])
+    source = job.settings["screen"]["read"]["source"] or readers.folder_of(piece.file)
     folders = ("documents", "decisions", "errors", "removed/duplicates", "removed/align")
     with job.writing(piece.index, folders) as put:
         for bad in shards.read(job.path("stages/bad", piece.index)):
             put["errors"].add(bad)
-            tally.count(log.counts, bad["source"], "bad", 0, bad["reason"].split(":")[0])
+            tally.count(log.counts, source, "bad", 0, bad["reason"].split(":")[0])
         gone = gone_of(job, piece.index)
         ways = [
             ((row["at"], log.dropped, row) for row in shards.read(job.path("stages/dropped", piece.index))),
-            ((row["at"], log.duplicate, (row, gone[row["at"]])) for row in duplicates(job, piece.index, gone)),
+            ((row["at"], log.duplicate, (row, gone[row["at"]])) for row in _passed(job, piece.index) if row["at"] in gone),
             ((row["at"], log.outcome, (row, *rest)) for row, *rest in aligned(job, piece, tools)),
         ]
         for _, write, row in heapq.merge(*ways, key=lambda item: item[0]):
@@ -199,8 +273,8 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
 class _Log:
     """Writes what became of one document to the files it belongs in, and counts it."""
 
-    def __init__(self, counts: dict[str, Any], num_samples: int):
-        self.counts, self.num_samples = counts, num_samples
+    def __init__(self, piece: slices.Slice, num_samples: int, score: str):
+        self.piece, self.counts, self.num_samples, self.score = piece, tally.empty(), num_samples, score
 
     def dropped(self, put, found) -> None:
         """By a rule."""
@@ -210,18 +284,18 @@ class _Log:
 
     def duplicate(self, put, found) -> None:
         """Of a document that stays, or with an id that another document of its source has."""
-        row, (reason, kept) = found
-        document = row["document"]
+        row, (reason, kept_slice, kept_at) = found
+        document, said = row["document"], REASONS[reason]
+        kept = {"slice": kept_slice, "record": kept_at}
         if reason == DUPLICATE_ID:
-            place = {"file": row["file"], "offset": row["offset"], "line": row["line"]}
-            put["errors"].add(place | {"reason": f"{DUPLICATE_ID}: {document['id']}", "source": document["source"]})
-            tally.count(self.counts, document["source"], "bad", row["bytes"], DUPLICATE_ID)
+            place = {"file": self.piece.file, "record": row["at"], "slice": self.piece.index}
+            put["errors"].add(place | {"reason": f"{said}: {document['id']}", "first": kept})
+            tally.count(self.counts, document["source"], "bad", row["bytes"], said)
             return
-        evidence = {"stands_back_for": {"slice": kept[0], "at": kept[1]}}
         more = {"text_sha256_in": row["sha256"], "text_sha256_out": ""}
-        decision = pipeline.decision(document, "drop", "duplicates", reason, evidence, **more)
+        decision = pipeline.decision(document, "drop", "duplicates", said, {"stands_back_for": kept}, **more)
         put["decisions"].add(decision)
-        put["removed/duplicates"].add(document | {"filter_step": "duplicates", "filter_reason": reason})
+        put["removed/duplicates"].add(document | {"filter_step": "duplicates", "filter_reason": said})
         self._count(decision, row["bytes"], {"before": document["text"]})
 
     def outcome(self, put, found) -> None:
@@ -245,15 +319,16 @@ class _Log:
         tally.sample(self.counts, row["action"], row["id"], about | dict(shown), self.num_samples)
 
     def _measure(self, outcome: pipeline.Outcome, scores: Mapping[str, float | None]) -> None:
-        for name, number in scores.items():
-            if number is not None:
-                low, high = (0, 5) if name.endswith("safety") or ".level" in name else (0, 1)
-                tally.histogram(self.counts, f"{name} before", [number], low, high)
-                if outcome.text is not None:
-                    gate = outcome.gate
-                    after = gate.measurements.get("safety_after") if gate is not None and gate.accepted else None
-                    tally.histogram(self.counts, f"{name} after", [number if after is None else after], low, high)
         gate = outcome.gate
+        for name, number in scores.items():
+            if number is None:
+                continue
+            high = 5 if name == self.score or name.endswith(".level") else 1
+            tally.histogram(self.counts, f"{name} before", [number], 0, high)
+            if outcome.text is not None:
+                is_new = name == self.score and gate is not None and gate.action not in ("keep", "drop")
+                after = gate.measurements.get("safety_after") if is_new else None
+                tally.histogram(self.counts, f"{name} after", [number if after is None else after], 0, high)
         if gate is None:
             return
         for name in gate.failed:
@@ -263,12 +338,6 @@ class _Log:
             tally.histogram(self.counts, "edit similarity", [gate.measurements["edit_similarity"]], 0, 1)
 
 
-def band(job: Job, task: tuple[str, int]) -> dict[str, Any]:
-    """The pairs of equal keys in one band, over all slices."""
-    name, number = task
-    paths = [pathlib.Path(job.outputs, f"stages/keys/{name}/{i:05d}.keys") for i in range(job.num_slices)]
-    path = f"stages/pairs/{name}-{number:02d}.pairs"
-    return {"outputs": {path: clusters.write_pairs(pathlib.Path(job.outputs, path), bands.pairs(paths, number))}}
 def _size(document: Mapping[str, Any]) -> int:
     return len(document["text"].encode())
 

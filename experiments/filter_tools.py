@@ -118,8 +118,60 @@ def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def scorer(settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
+def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
     s = json.loads(settings)
     if s["kind"] == "toyweb":
-        return lambda documents: [{"level": float(toyweb.severity(d["text"]))} for d in documents]
-    return scorers.load(**s)
+        return lambda documents: [{f"{name}.level": float(toyweb.severity(d["text"]))} for d in documents]
+    options = {key: value for key, value in s.items() if key not in ("kind", "path")}
+    return scorers.load(s["kind"], s["path"], name=name, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
+    """What slice `number` is aligned with; its answers are kept in a cache of its own, out of the way of others."""
+    s = json.loads(settings)
+    score, chosen = s["score"], s["rewriter"]
+    if not score:
+        return pipeline.Aligning()
+    code = conduct.load(chosen["conduct"])
+    name = score.split(".")[0]
+    safety = scorer(name, json.dumps(s["safety"], sort_keys=True))
+    measures = {
+        "safety": lambda texts: [found[score] for found in safety([{"text": text} for text in texts])],
+        "language": language.identify,
+    }
+    rewrite = None
+    if chosen["backend"] != "none":
+        path = pathlib.Path(outputs, "stages/answers", f"{number:05d}.jsonl")
+        rewrite = functools.partial(_rewrite, complete(json.dumps(chosen)), code, cache.Cache(path), chosen)
+    return pipeline.Aligning(
+        score=score,
+        rewrite=rewrite,
+        gates=measures,
+        worker_id=f"{chosen['backend']}:{chosen['model']}",
+        prompt_version=f"{code.name} {code.version} {code.sha256[:16]}",
+        seed=s["seed"],
+        **s["router"],
+    )
+
+
+def _rewrite(complete_fn, code, kept, chosen, documents: Sequence[dict], kind: str) -> list[str | None]:
+    options = {"kind": kind, "max_tokens": chosen["max_tokens"], "model": chosen["model"]}
+    try:
+        return rewriting.rewrite(documents, complete_fn, code, kept, **options)
+    except backends.Down as e:
+        raise errors.Stopped(f"the rewriter is down: {e}; its answers so far are kept") from e
+
+
+@functools.lru_cache(maxsize=1)
+def complete(settings: str) -> backends.Complete:
+    """The backend of the rewriter."""
+    s = json.loads(settings)
+    if s["backend"] == "openai":
+        options = {"concurrency": s["concurrency"], "retries": s["retries"], "timeout_seconds": s["timeout_seconds"]}
+        return backends.openai(s["url"], s["model"], api_key_env=s["api_key_env"], **options)
+    if s["backend"] == "flax":
+        from experiments import worker  # imports JAX
+
+        return worker.load(s["model"])
+    return backends.echo(toyweb.rewritten if s["backend"] == "toyweb" else str)
