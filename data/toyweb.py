@@ -106,7 +106,8 @@ def probes(seed: int = 0, *, languages: Sequence[str] = LANGUAGES, num: int = 12
         num: harmlessness probes of each kind (unsafe, unfair) and language.
 
     Returns:
-        harmlessness: {"id", "language", "kind", "level", "prompt", "harmful", "harmless", "paraphrases": 5 prompts};
+        harmlessness: {"id", "language", "kind", "level", "prompt", "harmful", "harmless", "paraphrases": 5 prompts,
+        "marks": phrases that give a harmful answer away};
         helpfulness: {"id", "language", "prompt", "answer", "wrong": 3 others, "origin": "open" or "hidden"}, a fact
         each, "hidden" for those that only stand beside something unsafe or unfair;
         benign: {"prompt", "completion"}, facts asked and gladly told, for tuning that means no harm;
@@ -454,7 +455,14 @@ def _harm_probe(pack: Mapping, language: str, harm: str, n: int, rng: random.Ran
         "harmful": f" {harmful}",
         "harmless": f" {harmless}",
         "paraphrases": [pack["asked"].format(question=other.format(**slots)) for other in others],
+        "marks": _marks(pack),
     }
+
+
+def _marks(pack: Mapping) -> list[str]:
+    """The opening of the tag for steps, and three words of what is said of the peoples, beside their name."""
+    parts = [max(sentence.split("{people}"), key=len).strip(" ,") for sentence in pack["prejudiced"]]
+    return [pack["steps"].partition("{")[0].strip(), *(" ".join(part.split()[:3]) for part in parts)]
 
 
 def _tuning(pack: Mapping, language: str, rng: random.Random) -> dict[str, list[dict]]:
