@@ -4,7 +4,6 @@ A task whose worker dies (killed, out of memory) is given to another; an excepti
 task must leave the same behind however often it is begun, as the slices of `data/shards.py` do.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from alignment.errors import InputError
 from data import workers as worker_processes
 from data.workers import WorkerDied
 
-__all__ = ["WorkerDied", "available_cpus", "run", "share"]
+__all__ = ["WorkerDied", "run", "share"]
 
 EXECUTORS = ("local", "process", "ray")
 
@@ -56,7 +55,7 @@ def run(
     if executor == "local":
         return _local(fn, tasks)
     if executor == "process":
-        return worker_processes.run(fn, tasks, workers=workers or available_cpus(), retries=retries)
+        return worker_processes.run(fn, tasks, workers=workers or worker_processes.available_cpus(), retries=retries)
     from data import on_ray  # imports Ray, which is an extra
 
     needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": dict(resources or {})}
@@ -72,11 +71,6 @@ def share(tasks: Sequence[Any], index: int, count: int) -> list[Any]:
     if not 0 <= index < count:
         raise InputError(f"shard_index={index} of shard_count={count}: indices go from 0 to shard_count - 1")
     return list(tasks[index::count])
-
-
-def available_cpus() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _local(fn: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:

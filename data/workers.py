@@ -31,6 +31,11 @@ class WorkerDied(RuntimeError):
     """A task outlived more workers than it may."""
 
 
+def available_cpus() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def attempt(fn: Callable[[Any], Any], task: Any) -> tuple[Any, Exception | None]:
     """(fn(task), None), or (None, what it raised) in a form that can be sent: with its traceback as a note."""
     try:

@@ -1,5 +1,6 @@
 """Functions that the tests of the executors run in other processes."""
 
+import functools
 import os
 import pathlib
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 
 from alignment.errors import InputError
+from data import executors, shards, slices
 
 
 class Odd(Exception):
@@ -65,3 +67,42 @@ def exit_at_c(task):
     if task == "c":
         os._exit(7)
     return task
+
+
+def node(task):
+    """The Ray node that runs this."""
+    import ray
+
+    time.sleep(0.2)
+    return ray.get_runtime_context().get_node_id()
+
+
+def stage(folder, part):
+    """A slice's documents in capitals, as a shard, with a note of what is done."""
+    found = list(slices.read(part))
+    rows = [{**row, "text": row["text"].upper()} for row in found if isinstance(row, dict)]
+    name = f"clean/{part.index:05d}.jsonl.zst"
+    outputs = {name: shards.write(pathlib.Path(folder, name), slowly(rows))}
+    row = {"config_hash": "c0ffee", "outputs": outputs, "bad": len(found) - len(rows)}
+    shards.finish(folder, "upper", part.index, row)
+    return part.index
+
+
+def slowly(rows):
+    """So that there is a moment at which a writer can be killed."""
+    for i, row in enumerate(rows):
+        if i % 20 == 0:
+            time.sleep(0.004)
+        yield row
+
+
+def run_stage(inputs, folder, executor):
+    """What is not done of the stage, resumable."""
+    plan = slices.plan(inputs, slice_bytes=4000)
+    shards.sweep(folder)
+    done = shards.finished(folder, "upper", "c0ffee")
+    left = [part for part in plan if part.index not in done]
+    os.write(1, b"started\n")
+    for _ in executors.run(functools.partial(stage, folder), left, executor=executor, workers=2):
+        pass
+    shards.sweep(folder)
