@@ -33,6 +33,11 @@ class Slice:
     size: int
     mtime_ns: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the file that the slice covers, as they lie on disk; all of a table's for each of its slices."""
+        return self.stop - self.start if self.unit == "bytes" else self.size
+
 
 def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Slice]:
     """The slices of all files behind `inputs`, numbered in the order of the files' paths; empty files have none.

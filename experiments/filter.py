@@ -17,22 +17,27 @@ to 43.8 %, with rewriting it fell to 33.6 % (Safety Pretraining). The outputs:
     errors/      records set aside: file, offset     manifest.jsonl, plan.json, stages/
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Callable
 
 import ml_collections
 import orjson
 
 from alignment.errors import InputError
-from alignment.filtering import pipeline, tally
+from alignment.train import files
 from data import executors, shards, slices, toyweb
-from experiments import filter_page, filter_stages, progress
+from experiments import filter_page, filter_stages, filter_tools, progress
 
 SETTINGS = ("", "laptop", "tiny")
-COMPRESSION = {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}
+TOO_MANY_BAD = 3  # exit code
+TOKENS_PER_SECOND = (500, 2_000, 10_000)  # of a rewriter, per device, for the cost sheet
+BYTES_PER_TOKEN = 4
+POLL_SECONDS = 5.0
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -50,7 +55,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.max_bad = 0.001  # share of records set aside above which the exit code is 3
     c.samples = 20  # documents shown an action
     c.compression = "zst"  # of the shards: zst, gz or ""
-    c.read = dict(slice_mb=32, max_document_mb=10, text_unit="paragraphs")  # text_unit: of .txt files, or "line"
+    c.slice_mb = 32  # what one task reads
+    c.read = dict(source="", max_document_mb=10, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
     c.read.columns = dict(text="text", id="id", url="url")  # id="": made from file name and offset
     c.packs = ("en", "ar")  # languages kept: packs by name or by path of a YAML file
     c.chain = ("url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii")
@@ -59,16 +65,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.dedup = dict(exact=True, minhash=True, n_grams=5, num_buckets=14, hashes_per_bucket=8, unit="word", mode="fast")
     c.scorers = dict(safety=dict(kind="linear", path=""))  # kinds: alignment/filtering/scorers.py
     c.skip = ()  # scorers to leave out; the report then says "not scored"
-    c.router = dict(score="safety", keep_at=0, drop_at=4, synthesise=False, tag_probability=0.0)
-    c.rewriter = dict(backend="openai", url="http://127.0.0.1:8000/v1", model="", api_key_env="", concurrency=16)
+    c.router = dict(score="safety.level", keep_at=0, drop_at=4, synthesise=False, tag_probability=0.0)
+    c.rewriter = dict(backend="openai", url="http://127.0.0.1:8000/v1", model="", api_key_env="OPENAI_API_KEY")
+    c.rewriter.concurrency = 16  # requests at once; backends: openai, flax (model: a folder), echo, none
     c.rewriter.update(conduct="en-neutral", max_tokens=1_500, retries=3, timeout_seconds=120.0)  # tokens of a part
     c.gates = dict(perplexity="")  # a scorer of kind perplexity for the 1.2x gate; "": not measured, and said so
     if arg:
         c.inputs = "synthetic:toyweb"
         c.toyweb = dict(num=4_000, shards=4)  # documents; files they are written to
-        c.scorers.safety = dict(kind="toyweb", path="")
-        c.rewriter.update(backend="toyweb", conduct="en-neutral")
-        c.read.slice_mb = 1
+        c.scorers.safety = dict(kind="toyweb", path="")  # reads the planted marks
+        c.rewriter.update(backend="toyweb")  # takes them out
+        c.slice_mb = 1
     if arg == "tiny":
         c.toyweb = dict(num=200, shards=2)
         c.executor = "local"
@@ -77,25 +84,30 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
-    settings = stage_settings(c, workdir)
+    settings = filter_tools.stage_settings(c)
     filter_tools.check(settings, c.skip)
+    executors.share([], c.shard_index, c.shard_count)
     outputs = pathlib.Path(c.outputs or workdir / "clean")
     pieces = plan(c, outputs, workdir)
     job = filter_stages.Job(str(outputs), settings, hashes(settings, pieces), len(pieces))
-    files.write_rows(workdir / "tables/cost.jsonl", cost := cost_sheet(c, pieces))
-    print("\n".join(f"  {row['what']:<44} {row['number']}" for row in cost), flush=True)
+    cost = cost_sheet(c, settings, pieces)
+    files.write_rows(workdir / "tables/cost.jsonl", cost)
+    print("\n".join(f"  {row['what']:<56} {row['number']:>16,}" for row in cost), flush=True)
     rerun(job, c.redo)
     shards.sweep(outputs)
-    started, done_before = time.monotonic(), {}
+    started, fresh = time.monotonic(), 0
     for name, stage_fn, tasks in stages(settings, pieces):
-        done_before[name] = through(c, job, name, stage_fn, tasks)
-    shards.sweep(outputs)
+        done = through(c, job, name, stage_fn, tasks)
+        fresh += sum(row["num_docs"] for row in done) if name == "screen" else 0
     seconds = time.monotonic() - started
-    if c.shard_index:
-        return {"shard_index": c.shard_index, "seconds": seconds}
-    rows = [shards.finished(outputs, name, job.hashes[name]) for name in ("screen", "align")]
+    shards.sweep(outputs)
+    rows = shards.finished(outputs, "align", job.hashes["align"])
     write_manifest(outputs, job, pieces)
-    return filter_page.write(c, workdir, outputs, pieces, *rows, seconds=seconds, fresh=done_before)
+    summary = filter_page.write(c, workdir, settings, rows, (fresh, seconds))
+    if c.inputs == "synthetic:toyweb":
+        truth = {row["id"]: row["metadata"]["planted"] for row in toy_documents(c)}
+        summary |= filter_page.planted(workdir, truth, filter_page.decisions_of(job), EXPECTED)
+    return summary
 
 
 def exit_code(summary: dict[str, float | None]) -> int:
@@ -108,8 +120,8 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     inputs = c.inputs
     if inputs == "synthetic:toyweb":
         inputs = str(workdir / "toyweb")
-        if not (workdir / "toyweb/DONE").exists():
-            toyweb.write(workdir / "toyweb", seed=c.seed, **c.toyweb)
+        if not (outputs / "plan.json").exists():
+            toyweb.write(inputs, toy_documents(c), shards=c.toyweb.shards)
     path = outputs / "plan.json"
     if path.exists():
         frozen = json.loads(path.read_text("utf-8"))
@@ -121,7 +133,7 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
             )
         slices.check(pieces)
         return pieces
-    pieces = slices.plan(inputs, slice_bytes=c.slice_mb << 20)
+    pieces = slices.plan(inputs, slice_bytes=int(c.slice_mb * 2**20))
     if not pieces:
         raise InputError(f"inputs={c.inputs!r}: all files are empty; there is nothing to filter")
     frozen = {"inputs": inputs, "slice_mb": c.slice_mb, "empty_files": slices.empty_files(inputs)}
@@ -130,11 +142,16 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     return pieces
 
 
+def toy_documents(c) -> list[dict]:
+    return toyweb.documents(c.toyweb.num, seed=c.seed)
+
+
 def stages(settings, pieces) -> list[tuple[str, Callable, list]]:
     """(name, function, tasks) in the order in which they depend on each other."""
+    num_bands = filter_tools.num_bands(settings)
+    bands = [(name, band) for name, num in num_bands.items() for band in range(num)]
     found = [("screen", filter_stages.screen, pieces)]
-    bands = [(name, band) for name, num in filter_tools.num_bands(settings).items() for band in range(num)]
-    found += [("band", filter_stages.band, bands), ("clusters", filter_stages.cluster, [None])]
+    found += [("band", filter_stages.band, bands), ("clusters", filter_stages.cluster, [num_bands])]
     for name in settings["align"]["scorers"]:
         found.append((f"score.{name}", functools.partial(filter_stages.score, name=name), pieces))
     return [*found, ("align", filter_stages.align, pieces)]
@@ -142,43 +159,91 @@ def stages(settings, pieces) -> list[tuple[str, Callable, list]]:
 
 def hashes(settings, pieces) -> dict[str, str]:
     """{stage: hash of its settings, the input, and the stages before it}."""
-    found, before = {}, sha256(orjson.dumps([dataclasses.asdict(piece) for piece in pieces]))
-    for name in ("screen", "band", "clusters"):
-        before = found[name] = sha256(orjson.dumps([before, name, settings.get(name, {})], option=SORTED))
-    scored = []
-    for name in settings["align"]["scorers"]:
-        found[f"score.{name}"] = sha256(orjson.dumps([before, settings[f"score.{name}"]], option=SORTED))
-        scored.append(found[f"score.{name}"])
-    found["align"] = sha256(orjson.dumps([before, scored, settings["align"]], option=SORTED))
+
+    def digest(*parts) -> str:
+        return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+    cut = [(piece.name, piece.start, piece.stop, piece.unit, piece.size) for piece in pieces]
+    screened = digest(cut, settings["screen"])
+    found = {"screen": screened, "band": digest(screened, "band"), "clusters": digest(screened, "clusters")}
+    scorers = {f"score.{name}": settings[f"score.{name}"] for name in settings["align"]["scorers"]}
+    found |= {stage: digest(found["clusters"], chosen) for stage, chosen in scorers.items()}
+    found["align"] = digest(found["clusters"], [found[stage] for stage in scorers], settings["align"])
     return found
 
 
 def rerun(job, redo) -> None:
-    """Forget that stages are done whose settings have changed, where the config allows it; what follows them goes too."""
+    """Forget stages that were done under other settings, where the config allows it, and those that build on them."""
     known = list(job.hashes)
     for name in redo:
         if name not in known:
             raise InputError(f"redo={name!r} is no stage of this run; it has {', '.join(known)}")
-    for name in [*redo, *(["align"] if redo else [])]:
-        later = known if name == "screen" else [name, "align"]
-        for stage in later:
+        for stage in known if not name.startswith("score.") else (name, "align"):
             shards.forget(job.outputs, stage, job.hashes[stage])
 
 
-def through(c, job, name: str, stage_fn, tasks) -> int:
-    """All tasks of a stage: this start's share of them, then, in an array, a wait for the others'; how many were done."""
+def through(c, job, name: str, stage_fn, tasks) -> list[dict]:
+    """This start's share of a stage's tasks; then, in an array, a wait for the others'. Returns the rows made now."""
     done = shards.finished(job.outputs, name, job.hashes[name])
-    mine = executors.share(list(range(len(tasks))), c.shard_index, c.shard_count)
+    mine = executors.share(range(len(tasks)), c.shard_index, c.shard_count)
     todo = [i for i in mine if i not in done]
-    sizes = [getattr(task, "num_bytes", 1) for task in tasks]
+    sizes = [task.num_bytes if isinstance(task, slices.Slice) else 1 for task in tasks]
     bar = progress.Progress(name, sum(sizes[i] for i in todo))
     work = functools.partial(filter_stages.do, name, stage_fn, job)
-    ray = dict(c.ray) | {"resources": executors.resources(c.ray.resources)}
-    options = {"executor": c.executor, "workers": c.workers, **ray}
-    for position, row in executors.run(work, [(i, tasks[i]) for i in todo], **options):
-        found = row.get("num_docs", 0)
-        bar.advance(sizes[todo[position]], found)
+    made = []
+    options = {key: value for key, value in c.ray.items() if key != "resources"}
+    options["resources"] = resources(c.ray.resources)
+    numbered = [(i, tasks[i]) for i in todo]
+    for position, row in executors.run(work, numbered, executor=c.executor, workers=c.workers, **options):
+        made.append(row)
+        bar.advance(sizes[todo[position]], row.get("num_docs", 0))
     if todo:
         bar.close()
-    wait_for_others(c, job, name, len(tasks))
-    return len(done)
+    while c.shard_count > 1 and len(shards.finished(job.outputs, name, job.hashes[name])) < len(tasks):
+        print(f"{name}: waiting for the other shares of {c.shard_count}", flush=True)
+        time.sleep(POLL_SECONDS)
+    return made
+
+
+def resources(text: str) -> dict[str, float]:
+    """Ray's resources of a task, from 'TPU=1,other=2'."""
+    try:
+        return {name: float(number) for name, number in (part.split("=") for part in text.split(",") if part)}
+    except ValueError:
+        raise InputError(f"ray.resources={text!r}; give names and numbers such as 'TPU=1,other=2'") from None
+
+
+def cost_sheet(c, settings, pieces) -> list[dict]:
+    """What the run will read, hold and, if every document were rewritten, ask of a rewriter; from bytes alone."""
+    size = sum(piece.num_bytes for piece in pieces)
+    tokens = size // BYTES_PER_TOKEN
+    num_bands = sum(filter_tools.num_bands(settings).values())
+    rows = [
+        ("files", len({piece.file for piece in pieces})),
+        ("slices", len(pieces)),
+        ("MB as they lie on disk", round(size / 2**20, 1)),
+        (f"tokens, at {BYTES_PER_TOKEN} bytes each", tokens),
+        ("bytes of keys a document, for duplicates", 12 * num_bands + 16),
+    ]
+    if settings["align"]["score"]:
+        rows += [
+            (f"device-hours if all is rewritten, at {rate:,} tokens/s", round(tokens / rate / 3600, 2))
+            for rate in TOKENS_PER_SECOND
+        ]
+    return [{"what": what, "number": number} for what, number in rows]
+
+
+def write_manifest(outputs: pathlib.Path, job, pieces) -> None:
+    """One row a slice: where it lies, and what each stage made of it, with checksums."""
+
+    def rows():
+        done = {stage: shards.finished(outputs, stage, key) for stage, key in job.hashes.items()}
+        for piece in pieces:
+            row = {"slice": piece.index, "file": piece.name, "start": piece.start, "stop": piece.stop}
+            for stage in done:
+                if stage not in ("band", "clusters"):
+                    found = done[stage][piece.index]
+                    row[stage] = {"config_hash": found["config_hash"], "outputs": found["outputs"]}
+            yield row
+
+    shards.write(outputs / "manifest.jsonl", rows())

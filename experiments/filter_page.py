@@ -16,7 +16,7 @@ HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
 MB = 1 << 20
 
 
-def write(c, workdir: pathlib.Path, outputs: pathlib.Path, settings, rows: Mapping[int, dict], speed) -> dict[str, float]:
+def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -> dict[str, float]:
     """Tables, pictures and findings of a finished run; returns its summary.
 
     Args:
@@ -179,5 +179,6 @@ def planted(workdir: pathlib.Path, truth: Mapping[str, str], decisions: Mapping[
     return summary
 
 
-def decisions_of(outputs: pathlib.Path, ending: str, num: int) -> dict[str, dict]:
-    return {row["id"]: row for i in range(num) for row in shards.read(outputs / f"decisions/{i:05d}{ending}")}
+def decisions_of(job) -> dict[str, dict]:
+    """All of a small corpus."""
+    return {row["id"]: row for i in range(job.num_slices) for row in shards.read(job.path("decisions", i))}

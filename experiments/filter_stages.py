@@ -89,7 +89,7 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
     with job.writing(piece.index, folders) as put:
         for batch in batches(slices.read(piece, **job.settings["screen"]["read"])):
             for bad in (item for item in batch if isinstance(item, slices.Bad)):
-                put["stages/bad"].add(dataclasses.asdict(bad))
+                put["stages/bad"].add(dataclasses.asdict(bad) | {"file": piece.name})
             documents = [item for item in batch if isinstance(item, dict)]
             verdicts = pipeline.screen(documents, tools, counts["counters"])
             passed = []
@@ -288,7 +288,7 @@ class _Log:
         document, said = row["document"], REASONS[reason]
         kept = {"slice": kept_slice, "record": kept_at}
         if reason == DUPLICATE_ID:
-            place = {"file": self.piece.file, "record": row["at"], "slice": self.piece.index}
+            place = {"file": self.piece.name, "record": row["at"], "slice": self.piece.index}
             put["errors"].add(place | {"reason": f"{said}: {document['id']}", "first": kept})
             tally.count(self.counts, document["source"], "bad", row["bytes"], said)
             return

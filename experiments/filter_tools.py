@@ -36,7 +36,7 @@ def stage_settings(c) -> dict[str, Any]:
     read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
     read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
     named = [name for name in c.scorers if name not in c.skip]
-    score = c.router.score if c.router.score in named else ""
+    score = c.router.score if c.router.score.split(".")[0] in named else ""
     return {
         "ending": {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}.get(c.compression, c.compression),
         "screen": {
@@ -55,7 +55,7 @@ def stage_settings(c) -> dict[str, Any]:
             "router": {k: v for k, v in c.router.to_dict().items() if k != "score"},
             "rewriter": c.rewriter.to_dict() if score else {},
             "gates": c.gates.to_dict(),
-            "safety": c.scorers[score].to_dict() if score else {},
+            "safety": c.scorers[score.split(".")[0]].to_dict() if score else {},
             "samples": c.samples,
             "seed": c.seed,
         },
@@ -173,5 +173,12 @@ def complete(settings: str) -> backends.Complete:
     if s["backend"] == "flax":
         from experiments import worker  # imports JAX
 
-        return worker.load(s["model"])
-    return backends.echo(toyweb.rewritten if s["backend"] == "toyweb" else str)
+        return worker.load(s["model"]).complete
+    return backends.echo(_without_harm if s["backend"] == "toyweb" else str)
+
+
+def _without_harm(text: str) -> str:
+    """A toy document without its planted harm."""
+    for start, stop in reversed(toyweb.harmful_spans(text)):
+        text = text[:start].rstrip(" ") + text[stop:]
+    return text
