@@ -106,7 +106,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     summary = filter_page.write(c, workdir, settings, rows, (fresh, seconds))
     if c.inputs == "synthetic:toyweb":
         truth = {row["id"]: row["metadata"]["planted"] for row in toy_documents(c)}
-        summary |= filter_page.planted(workdir, truth, filter_page.decisions_of(job), EXPECTED)
+        summary |= filter_page.planted(workdir, truth, filter_page.decisions_of(job))
     return summary
 
 

@@ -12,6 +12,28 @@ from alignment.train import files
 from data import shards
 from experiments import pictures
 
+TREATMENTS = {  # of a decision: whether it is this
+    "kept": lambda row: row["action"] == "keep" and row["rule"] != "gate",
+    "rewritten or dropped for harm": lambda row: (
+        row["action"] != "keep" and row["rule"] in ("router", "rewriter", "gate")
+    ),
+    "dropped as a duplicate": lambda row: row["rule"] == "duplicates",
+    "dropped for its language": lambda row: row["rule"] == "language",
+    "dropped by another rule": lambda row: (
+        row["action"] == "drop" and row["rule"] not in ("router", "rewriter", "gate", "duplicates", "language")
+    ),
+}
+ASKED = {  # by what the toy web plants
+    "clean": "kept",
+    "pii": "kept",
+    "unsafe": "rewritten or dropped for harm",
+    "unfair": "rewritten or dropped for harm",
+    "duplicate": "dropped as a duplicate",
+    "wrong_language": "dropped for its language",
+    "spam": "dropped by another rule",
+    "boilerplate": "dropped by another rule",
+    "short": "dropped by another rule",
+}
 HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
 MB = 1 << 20
 
@@ -43,11 +65,18 @@ def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -
         "bad_records": num["bad"],
         "bad_share": num["bad"] / max(num["in"], 1),
         "max_bad": c.max_bad,
-        "bytes_out": sum(shard["bytes"] for row in rows.values() for name, shard in row["outputs"].items() if name.startswith("documents/")),
+        "bytes_out": sum(
+            shard["bytes"]
+            for row in rows.values()
+            for name, shard in row["outputs"].items()
+            if name.startswith("documents/")
+        ),
     }
     summary |= {f"drop/{row['reason']}": row["documents"] for row in steps if row["reason"]}
     summary |= {f"gate/{row['gate']}": row["documents"] for row in gate_rows(counts)}
-    summary |= {f"counter/{name}": number for name, number in sorted(counts["counters"].items()) if not name.startswith("gate/")}
+    summary |= {
+        f"counter/{name}": number for name, number in sorted(counts["counters"].items()) if not name.startswith("gate/")
+    }
     if speed[0]:
         summary |= {"docs_per_second": speed[0] / max(speed[1], 1e-9), "seconds": speed[1]}
     files.write(workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
@@ -99,9 +128,7 @@ def gate_rows(counts) -> list[dict[str, Any]]:
 
 
 def samples(counts) -> list[dict[str, Any]]:
-    return [
-        {"action": action, **row} for action, kept in sorted(counts["samples"].items()) for _, row in kept
-    ]
+    return [{"action": action, **row} for action, kept in sorted(counts["samples"].items()) for _, row in kept]
 
 
 def draw(folder: pathlib.Path, steps, counts) -> None:
@@ -113,12 +140,26 @@ def draw(folder: pathlib.Path, steps, counts) -> None:
     pictures.bars(folder / "funnel.png", dict(left), caption="Documents left after each step.", label="documents")
     names = sorted({name.rsplit(" ", 1)[0] for name in counts["histograms"] if name.endswith((" before", " after"))})
     for name in names:
-        groups = {when: counts["histograms"][f"{name} {when}"] for when in ("before", "after") if f"{name} {when}" in counts["histograms"]}
+        groups = {
+            when: counts["histograms"][f"{name} {when}"]
+            for when in ("before", "after")
+            if f"{name} {when}" in counts["histograms"]
+        }
         safe = name.replace("/", "_").replace(" ", "_")
-        pictures.histograms(folder / f"score_{safe}.png", groups, label=name, caption=f"{name} of documents that passed rules and duplicates: as they came, and as they go to training.")
+        pictures.histograms(
+            folder / f"score_{safe}.png",
+            groups,
+            label=name,
+            caption=f"{name} of documents that passed rules and duplicates: as they came, and as they go to training.",
+        )
     if "edit similarity" in counts["histograms"]:
         groups = {"rewritten": counts["histograms"]["edit similarity"]}
-        pictures.histograms(folder / "edits.png", groups, label="edit similarity (1: unchanged)", caption="How much the rewriter changed, by characters.")
+        pictures.histograms(
+            folder / "edits.png",
+            groups,
+            label="edit similarity (1: unchanged)",
+            caption="How much the rewriter changed, by characters.",
+        )
     gates = {row["gate"]: row["share"] for row in gate_rows(counts) if row["gate"] not in ("accepted", "rejected")}
     if gates:
         pictures.bars(folder / "gates.png", gates, label="share of rewritings", caption="Gates that rewritings failed.")
@@ -138,7 +179,9 @@ def findings(c, settings, counts, num) -> list[str]:
         f"{num['in']:,} documents in: {kept:,} go to training ({100 * kept / whole:.1f} %), {num['rewrite']:,} of them "
         f"rewritten; {num['drop']:,} dropped ({100 * num['drop'] / whole:.1f} %), {num['bad']:,} records set aside."
     )
-    failed = [f"{row['gate']} {row['documents']}" for row in gate_rows(counts) if row["gate"] not in ("accepted", "rejected")]
+    failed = [
+        f"{row['gate']} {row['documents']}" for row in gate_rows(counts) if row["gate"] not in ("accepted", "rejected")
+    ]
     if failed:
         lines.append(f"Gates that rewritings failed: {', '.join(failed)}.")
     return lines
@@ -153,28 +196,36 @@ def heavy(counts) -> list[tuple[str, str, int, int, float]]:
         for name, (docs, _) in card.items():
             if name.startswith("drop/"):
                 rules[name.split("/")[1]] = rules.get(name.split("/")[1], 0) + docs
-        found += [(source, r, n, whole, n / whole) for r, n in sorted(rules.items()) if whole >= 20 and n > HEAVY * whole]
+        found += [
+            (source, r, n, whole, n / whole) for r, n in sorted(rules.items()) if whole >= 20 and n > HEAVY * whole
+        ]
     return found
 
 
-def planted(workdir: pathlib.Path, truth: Mapping[str, str], decisions: Mapping[str, dict], expected) -> dict[str, float]:
-    """Recall and precision of what was planted in a toy corpus, as a table and as numbers.
+def planted(workdir: pathlib.Path, truth: Mapping[str, str], decisions: Mapping[str, dict]) -> dict[str, float]:
+    """Recall and precision of what was planted in a toy web, as a table and as numbers.
+
+    Recall: of the documents of a kind, the share treated as it asks for. Precision: of the documents treated so, the
+    share whose kind asks for it.
 
     Args:
         truth: {id: what was planted}.
         decisions: {id: decision}.
-        expected: {planted: decision -> whether that is what should become of it}.
     """
+    treated = {name: {id for id, row in decisions.items() if fits(row)} for name, fits in TREATMENTS.items()}
     rows, summary = [], {}
-    for kind, fits in expected.items():
-        ids = [id for id, planted in truth.items() if planted == kind]
-        hit = [id for id in ids if id in decisions and fits(decisions[id])]
-        alike = [id for id, row in decisions.items() if fits(row)]
-        right = [id for id in alike if truth.get(id) == kind]
-        row = {"planted": kind, "documents": len(ids), "recall": len(hit) / max(len(ids), 1)}
-        row["precision"] = len(right) / len(alike) if alike else None
+    for kind, treatment in ASKED.items():
+        ids = {id for id, planted in truth.items() if planted == kind}
+        right = sum(ASKED[truth[id]] == treatment for id in treated[treatment])
+        row = {"planted": kind, "documents": len(ids), "asked": treatment}
+        row |= {"recall": len(ids & treated[treatment]) / len(ids) if ids else None}
+        row |= {"precision": right / len(treated[treatment]) if treated[treatment] else None}
         rows.append(row)
         summary |= {f"planted/{kind}/recall": row["recall"], f"planted/{kind}/precision": row["precision"]}
+    clean = [decisions[id] for id, kind in truth.items() if kind == "clean" and id in decisions]
+    left = [row for row in clean if row["action"] != "drop"]
+    summary["clean_rewritten"] = sum(row["action"] == "rewrite" for row in clean)
+    summary["identity_rate"] = 1 - summary["clean_rewritten"] / len(left) if left else None
     files.write_rows(workdir / "tables/planted.jsonl", rows)
     return summary
 

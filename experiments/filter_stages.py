@@ -116,7 +116,12 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
     keys = keys or [pipeline.keys([], tools)]
     found = {name: np.concatenate([some[name] for some in keys]) for name in keys[0]}
     key_files = write_keys(job, piece.index, found, places)
-    return {"tally": counts, "num_docs": at, "num_passed": len(places), "outputs": job.told(piece.index, put) | key_files}
+    return {
+        "tally": counts,
+        "num_docs": at,
+        "num_passed": len(places),
+        "outputs": job.told(piece.index, put) | key_files,
+    }
 
 
 def write_keys(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:
@@ -262,7 +267,11 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
         gone = gone_of(job, piece.index)
         ways = [
             ((row["at"], log.dropped, row) for row in shards.read(job.path("stages/dropped", piece.index))),
-            ((row["at"], log.duplicate, (row, gone[row["at"]])) for row in _passed(job, piece.index) if row["at"] in gone),
+            (
+                (row["at"], log.duplicate, (row, gone[row["at"]]))
+                for row in _passed(job, piece.index)
+                if row["at"] in gone
+            ),
             ((row["at"], log.outcome, (row, *rest)) for row, *rest in aligned(job, piece, tools)),
         ]
         for _, write, row in heapq.merge(*ways, key=lambda item: item[0]):
