@@ -2,11 +2,11 @@
 
 Paper:   Liang et al. 2024, Alignment at Pre-training! Towards Native Alignment for Arabic LLMs, arXiv:2412.03253; the
          router follows Maini et al. 2025, Safety Pretraining, arXiv:2504.16980
-Run:     python -m experiments.run --config experiments/filter.py --config.inputs='raw/*.jsonl.gz' \\
+Run:     python -m experiments.run --config experiments/filter.py --config.inputs='raw/*.jsonl.gz' \
              --config.outputs=clean --config.scorers.safety.path=scorer/export --workdir runs/filter
 Laptop:  python -m experiments.run --config experiments/filter.py:laptop   (CPU, a minute; `tiny`: seconds)
-Array:   --config.shard_index=$SLURM_ARRAY_TASK_ID --config.shard_count=64 --workdir runs/filter/$SLURM_ARRAY_TASK_ID, all
-         with one --config.outputs on a disk that all share
+Array:   --config.shard_index=$SLURM_ARRAY_TASK_ID --config.shard_count=64 --workdir runs/filter/$SLURM_ARRAY_TASK_ID,
+         all with one --config.outputs on a disk that all share
 Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
 
 Rewriting, not dropping, is the default: training on what is left after dropping alone raised attack success from 38.8

@@ -1,4 +1,4 @@
-"""What a filter run leaves to read: the funnel, scores before and after, gates, cards of the sources, sampled documents.
+"""What a filter run leaves to read: funnel, scores before and after, gates, cards of sources, sampled documents.
 
 Numbers come from the tallies that the slices' notes hold, and so are the same whoever did the slices.
 """
@@ -96,7 +96,7 @@ def funnel(chain: Sequence[str], settings, total: Mapping[str, Sequence[int]], n
 
     rows, left = [{"step": "read", "reason": "", "documents": num_in, "share": 1.0, "MB": None, "left": num_in}], num_in
     for name in sorted(taken, key=place):
-        step, _, reason = name.partition("/")
+        step = name.split("/")[0]
         docs, size = taken[name]
         left -= docs
         share = docs / max(num_in, 1)

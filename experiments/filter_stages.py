@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.filtering import backends, bands, clusters, pipeline, tally
+from alignment.filtering import bands, clusters, pipeline, tally
 from data import documents as readers
 from data import shards, slices
 from experiments import filter_tools
@@ -341,8 +341,8 @@ class _Log:
         if gate is None:
             return
         for name in gate.failed:
-            tally.add(self.counts["counters"], f"gate/{name}")
-        tally.add(self.counts["counters"], "gate/accepted" if gate.accepted else "gate/rejected")
+            tally.add(self.counts, f"gate/{name}")
+        tally.add(self.counts, "gate/accepted" if gate.accepted else "gate/rejected")
         if "edit_similarity" in gate.measurements:
             tally.histogram(self.counts, "edit similarity", [gate.measurements["edit_similarity"]], 0, 1)
 

@@ -6,6 +6,7 @@ Workers call these with the settings as JSON text and keep what they get; making
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from alignment.filtering import (
     backends,
     cache,
     conduct,
-    gates,
     language,
     locales,
     minhash,
@@ -24,10 +24,10 @@ from alignment.filtering import (
     router,
     rules,
     scorers,
-    wordlists,
 )
 from data import toyweb
 
+_SENTENCE = re.compile(r"[^.!?؟\n]+[.!?؟]* *")
 BACKENDS = ("openai", "flax", "echo", "toyweb", "none")
 
 
@@ -75,7 +75,7 @@ def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
         kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
         if kind in ("linear", "fasttext", "embedding", "perplexity") and not path:
             raise InputError(
-                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py trains one), or "
+                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes one), or "
                 f"--config.skip=\"('{name}',)\" to go without, which the report will say"
             )
     router.check(align["router"]["keep_at"], align["router"]["drop_at"])
@@ -92,6 +92,8 @@ def screening(settings: str) -> pipeline.Screening:
     chosen = {name: dict(options) for name, options in s["rules"].items()}
     lists = s["lists"]
     if lists["words"]:
+        from alignment.filtering import wordlists
+
         chosen.setdefault("wordlist", {})["words"] = wordlists.load(lists["words"])
     dedup = dict(s["dedup"])
     exact, near = dedup.pop("exact"), dedup.pop("minhash")
@@ -100,7 +102,7 @@ def screening(settings: str) -> pipeline.Screening:
         chain=tuple(s["chain"]),
         settings=chosen,
         packs=packs,
-        language_fn=functools.partial(language.identify, candidates=tuple(packs)),
+        language_fn=functools.partial(language.identify, packs=packs),
         minhash=minhash.Settings(**dedup) if near else None,
         exact=exact,
     )
@@ -178,7 +180,7 @@ def complete(settings: str) -> backends.Complete:
 
 
 def _without_harm(text: str) -> str:
-    """A toy document without its planted harm."""
-    for start, stop in reversed(toyweb.harmful_spans(text)):
-        text = text[:start].rstrip(" ") + text[stop:]
-    return text
+    """A toy document without the sentences that hold its planted harm."""
+    spans = toyweb.harmful_spans(text)
+    is_harmful = lambda found: any(found.start() < stop and start < found.end() for start, stop in spans)  # noqa: E731
+    return _SENTENCE.sub(lambda found: "" if is_harmful(found) else found[0], text)

@@ -1,7 +1,7 @@
 """Counting what became of documents: per source, rule and action, with histograms and a fixed sample of each.
 
-A tally is a plain dict of JSON values, so that a slice's counts travel in its manifest row; `merge` adds two. The sample
-keeps the documents whose hashed id is smallest, and so does not depend on slices, workers or order.
+A tally is a plain dict of JSON values, so that a slice's counts travel in its manifest row; `merge` adds two. The
+sample keeps the documents whose hashed id is smallest, and so does not depend on slices, workers or order.
 """
 
 import heapq
