@@ -72,7 +72,10 @@ def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -
             if name.startswith("documents/")
         ),
     }
-    summary |= {f"drop/{row['reason']}": row["documents"] for row in steps if row["reason"]}
+    for row in steps:
+        step, _, reason = row["reason"].partition("/")
+        if reason and step != "bad":
+            summary[f"drop/{reason}"] = summary.get(f"drop/{reason}", 0) + row["documents"]
     summary |= {f"gate/{row['gate']}": row["documents"] for row in gate_rows(counts)}
     summary |= {
         f"counter/{name}": number for name, number in sorted(counts["counters"].items()) if not name.startswith("gate/")

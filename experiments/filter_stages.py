@@ -28,7 +28,7 @@ from experiments import filter_tools
 
 BATCH = 512  # documents that go through a stage together
 DUPLICATE_ID, EXACT, NEAR = range(3)  # why a document goes for the sake of another
-REASONS = ("duplicate id", "exact", "near")
+REASONS = ("duplicate id", "duplicate_exact", "duplicate_near")
 
 
 @dataclasses.dataclass(frozen=True)

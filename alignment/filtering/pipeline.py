@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.errors import InputError
-from alignment.filtering import bands, clusters, exact, gates, language, locales, minhash, rewriting, router, rules
+from alignment.filtering import bands, clusters, exact, gates, locales, minhash, router, rules
 
 Scores = Mapping[str, float | None]
 KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # what a rewriter is asked for, by action
@@ -101,7 +100,7 @@ def screen(
 def keys(documents: Sequence[dict], tools: Screening) -> dict[str, np.ndarray]:
     """By what duplicates are found: equal rows of "id" or "exact", equal entries of a column of "minhash"."""
     texts = [document["text"] for document in documents]
-    found = {"id": exact.keys([f"{document['source']}\n{document['id']}" for document in documents])}
+    found = {"id": exact.identifier_keys([d["source"] for d in documents], [d["id"] for d in documents])}
     if tools.exact:
         found["exact"] = exact.keys(texts)
     if tools.minhash is not None:
@@ -178,3 +177,65 @@ def _tagged(outcome: Outcome, value: float | None, tools: Aligning) -> Outcome:
         return outcome
     changed = row | {"reason": row["reason"] or "tagged", "tagged": True, "text_sha256_out": sha256(text)}
     return dataclasses.replace(outcome, decision=changed, text=text)
+
+
+def duplicates(keys_of: Mapping[str, np.ndarray]) -> dict[int, tuple[str, int]]:
+    """Of documents in memory: {place: ("duplicate_exact" or "duplicate_near", place of the one that stays)}.
+
+    Args:
+        keys_of: what `keys` gives; "id" is not looked at.
+    """
+    exact = _groups(keys_of, ("exact",))
+    return {at: ("duplicate_exact" if at in exact else "duplicate_near", kept) for at, kept in _groups(keys_of).items()}
+
+
+def _groups(keys_of, names: Sequence[str] = ("exact", "minhash")) -> dict[int, int]:
+    pairs = []
+    for name in names:
+        keys_NB = keys_of.get(name, np.empty((0, 0), np.uint64))
+        columns = [keys_NB] if name == "exact" else list(keys_NB.T)
+        for key_N in columns:
+            if not len(key_N):
+                continue
+            _, first, inverse = np.unique(key_N, axis=0, return_index=True, return_inverse=True)
+            first_N = first[inverse.reshape(-1)]
+            is_other_N = (first_N != np.arange(len(first_N))) & (key_N != bands.NO_KEY).reshape(len(key_N), -1).any(1)
+            other = np.flatnonzero(is_other_N)
+            zeros = np.zeros(len(other), np.int64)
+            pairs.append(np.stack([zeros, first_N[other], zeros, other], axis=1))
+    return {at: kept for (_, at), (_, kept) in clusters.solve(pairs).as_dict().items()}
+
+
+def clean(
+    documents: Sequence[dict], screening: Screening, score_fn: Callable | None, aligning: Aligning
+) -> tuple[list[dict], list[dict]]:
+    """Documents in memory through all steps, as experiments/filter.py takes files.
+
+    Args:
+        score_fn: documents -> scores of each; None where nothing is scored.
+
+    Returns:
+        What goes to training, and a decision for every document in order.
+    """
+    verdicts = screen(documents, screening)
+    rows = [
+        decision(d, "drop", v.rule, v.reason, {"value": v.value, "threshold": v.threshold}) if v.reason else {}
+        for d, v in zip(documents, verdicts, strict=True)
+    ]
+    places = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
+    passed = [documents[i] | {"text": verdicts[i].text} for i in places]
+    gone = duplicates(keys(passed, screening))
+    for at, (reason, kept) in gone.items():
+        rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[kept]})
+    left = [at for at in range(len(passed)) if at not in gone]
+    asked = [passed[at] for at in left]
+    scores = score_fn(asked) if score_fn is not None else [{} for _ in asked]
+    kept = []
+    for at, outcome in zip(left, align(asked, scores, aligning), strict=True):
+        rows[places[at]] = outcome.decision
+        if outcome.text is not None:
+            kept.append(passed[at] | {"text": outcome.text})
+    for document, row in zip(documents, rows, strict=True):
+        row["text_sha256_in"] = sha256(document["text"])
+        row.setdefault("text_sha256_out", "")
+    return kept, rows
