@@ -1,7 +1,7 @@
 """A batch of documents of one language, and what a rule finds in it.  Dimensions: N documents.
 
-A rule is a function of a `Batch` and named thresholds that returns `Findings`. What several rules need (lines, words) is
-computed once a batch and follows the documents that are still in the running.
+A rule is a function of a `Batch` and named thresholds that returns `Findings`. What several rules need (lines, words)
+is computed once a batch and follows the documents that are still in the running.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class Batch:
     @functools.cached_property
     def words(self) -> words.Columns:
         """The words of all documents in flat arrays."""
-        return words.columns(self.texts, contractions=getattr(self.pack, "name", "en") == "en")
+        return words.columns(self.texts, english=getattr(self.pack, "name", "en") == "en")
 
     def take(self, positions: Sequence[int]) -> "Batch":
         """The documents at these positions, with whatever was computed of them."""

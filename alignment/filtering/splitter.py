@@ -1,8 +1,8 @@
 """From a piece of text without white space to its words, by the conventions of spaCy's rule-based English splitter.
 
 Those conventions are what datatrove counts words by, so thresholds published for its rules hold here too: punctuation
-and quotes stand alone, an abbreviation keeps its period, "don't" is "do" and "n't", a hyphen between letters is a word of
-its own, addresses and emoticons stay whole. The outline: a piece loses its marks at both ends, one at a time, until
+and quotes stand alone, an abbreviation keeps its period, "don't" is "do" and "n't", a hyphen between letters is a word
+of its own, addresses and emoticons stay whole. The outline: a piece loses its marks at both ends, one at a time, until
 it is a known exception or nothing comes off; what is left is an address, or is cut at the marks inside it; last, marks
 that together spell an exception (":" and ")") are joined again.
 """
@@ -30,9 +30,9 @@ _LETTERS = (
 _CURRENCIES = r"US\$|[CA]\$|[$£€¥฿﷼₠-₿]"
 _UNITS = (
     "km²|km³|km|m²|m³|m/s|mm²|mm³|mm|mph|mbar|mb|mg|m|dm²|dm³|dm|cm²|cm³|cm|ha|µm|nm|yd|in|ft|kg|kmh|kPa|kb|kB|KB|g|µg|t|"
-    "lb|oz|hPa|Pa|MB|gb|gB|GB|tb|TB|T|G|M|K|%|كم²|كم³|كم|م²|م³|م|سم²|سم³|سم|مم²|مم³|مم|غرام|جرام|جم|كغ|ملغ|كوب|اكواب|"
+    "lb|oz|hPa|Pa|MB|gb|GB|tb|TB|T|G|M|K|%|كم²|كم³|كم|م²|م³|م|سم²|سم³|سم|مم²|مم³|مم|غرام|جرام|جم|كغ|ملغ|كوب|اكواب|"
     "км/ч|км²|км³|км|м/с|м²|м³|м|дм²|дм³|дм|см²|см³|см|мм²|мм³|мм|нм|кг|г|мг|кПа|Па|мбар|Кб|КБ|кб|Мб|МБ|мб|Гб|ГБ|гб|Тб|ТБ|тб"
-).replace("gB|", "")
+)
 _LONGEST_EXCEPTION, _LONGEST_SUFFIX, _LONGEST_ADDRESS = 16, 8, 4096  # characters
 
 
@@ -52,7 +52,7 @@ _ONE_MARK = f"[{re.escape(_MARKS)}{re.escape(_QUOTES)}{_ICONS}—–]"
 
 _PREFIX = re.compile(rf"[§%=]|\+(?![0-9])|\.\.+|{_ONE_MARK}|{_CURRENCIES}")
 _SUFFIX = re.compile(
-    rf"(?:{_ONE_MARK}|['’][sS]|(?<=[0-9])(?:\+|{_CURRENCIES}|{_UNITS})|(?<=°[FfCcKk])\.|(?<=[{_UPPERS}][{_UPPERS}])\."
+    rf"(?:……|{_ONE_MARK}|['’][sS]|(?<=[0-9])(?:\+|{_CURRENCIES}|{_UNITS})|(?<=°[FfCcKk])\.|(?<=[{_UPPERS}][{_UPPERS}])\."
     rf"|(?<=[0-9%²+\-?|{_LOWERS}{re.escape(_MARKS)}{re.escape(_QUOTES)}])\.)\Z"
 )
 _INFIX = re.compile(
@@ -66,7 +66,24 @@ _ADDRESS = re.compile(
     r"|(?:[1-9]\d?|1\d\d|2[01]\d|22[0-3])(?:\.\d{1,3}){3})"
     r"(?::\d{2,5})?(?:[/?#]\S*)?\Z"
 )
-_WORDS_OF_THEIR_OWN = frozenset("ill its hell shell shed were well whore".split())  # not "I'll", "it's", ...
+_ABBREVIATIONS = (  # all with a period at the end
+    "Mt Ak Ala Apr Ariz Ark Aug Calif Colo Conn Dec Del Feb Fla Ga Ia Id Ill Ind Jan Jul Jun Kan Kans Ky La Mar Mass "
+    "Mich Minn Miss N.C N.D N.H N.J N.M N.Y Neb Nebr Nev Nov Oct Okla Ore Pa S.C Sep Sept Tenn Va Wash Wis a.m Adm "
+    "Bros co Co Corp D.C Dr e.g E.g E.G Gen Gov i.e I.e I.E Inc Jr Ltd Md Messrs Mo Mont Mr Mrs Ms p.m Ph.D Prof Rep "
+    "Rev Sen St vs v.s"
+)
+_FACES = (
+    ":) :-) :)) :-)) :))) :-))) (: (-: (= (; (-; =) :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) :( :-( :(( "
+    ":-(( :((( :-((( ): )-: =( >:( :') :'-) :'( :'-( :/ :-/ =/ =| :| :-| ]= =[ :1 :P :-P :p :-p :O :-O :o :-o :0 :-0 "
+    ":() >:o :* :-* :3 :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< "
+    "._. ;_; -_- -__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 "
+    "(^_^) (-_-) (._.) (>_<) (*_*) (¬_¬)"
+)
+_MODALS = "ca could do does did had may might must need ought sha should wo would"
+_VERBS = "ai are is was were have has dare"
+_DROPPED_LETTERS = "doin goin nothin nuthin ol somethin lovin havin"
+_SHORTENED = "em ll nuff 'em 'll 'nuff 's 'S ‘s ‘S 'd 're 'bout 'Cause 'cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz and/or w/o"
+_WORDS_OF_THEIR_OWN = "ill its hell shell shed were well whore"  # not "I'll", "it's", ...
 _PLAIN_END = frozenset(",;:!?)")
 
 
@@ -82,17 +99,17 @@ def _contractions() -> Iterator[tuple[str, ...]]:
     for subject in ("these", "those"):
         yield from ((subject, *end) for end in [*future, *would, ("'re",), ("'ve",)])
     yield from (("i", *end) for end in [*future, *would, ("'ve",), ("'m",), ("'m", "a")])
-    modals = "ca could do does did had may might must need ought sha should wo would".split()
-    yield from ((verb, *end) for verb in modals for end in [("n't",), ("n't", "'ve")])
-    yield from ((verb, "n't") for verb in "ai are is was were have has dare".split())
-    yield from ((verb, "'ve") for verb in "could might must should would not".split())
+    yield from ((verb, *end) for verb in _MODALS.split() for end in [("n't",), ("n't", "'ve")])
+    yield from ((verb, "n't") for verb in _VERBS.split())
+    yield from ((verb, "'ve") for verb in ("could", "might", "must", "should", "would", "not"))
 
 
 def _english() -> Iterator[tuple[str, ...]]:
     """Every exception of English, as its parts."""
-    both_cases = [parts for parts in _contractions()]
-    both_cases += [("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "on"), ("how", "'d", "'y"), ("ma'am",), ("o'clock",)]
-    for word in "doin goin nothin nuthin ol somethin lovin havin".split():
+    both_cases = list(_contractions())
+    both_cases += [("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "on"), ("how", "'d", "'y")]
+    both_cases += [("ma'am",), ("o'clock",)]
+    for word in _DROPPED_LETTERS.split():
         both_cases += [(word,), (word + "'",)]
     for parts in both_cases:
         for first in (parts[0], parts[0].title() if "'" not in parts[0] else parts[0].capitalize()):
@@ -100,19 +117,12 @@ def _english() -> Iterator[tuple[str, ...]]:
     for parts in _contractions():  # the same, typed without the apostrophe
         for first in (parts[0], parts[0].title()):
             bare = (first, *(part.replace("'", "") for part in parts[1:]))
-            if "".join(bare).lower() not in _WORDS_OF_THEIR_OWN:
+            if "".join(bare).lower() not in _WORDS_OF_THEIR_OWN.split():
                 yield bare
     yield from [("let", "'s"), ("Let", "'s"), ("y'", "all"), ("y", "all")]
-    yield from ((word,) for word in "em ll nuff 'em 'll 'nuff 's 'S ‘s ‘S 'd 're 'bout and/or w/o".split())
-    yield from (("'" + word,) for word in "Cause cause cos Cos coz Coz cuz Cuz".split())
+    yield from ((word,) for word in _SHORTENED.split())
     yield from ((str(hour), half) for hour in range(1, 13) for half in ("a.m.", "am", "p.m.", "pm"))
-    abbreviations = (
-        "Mt Ak Ala Apr Ariz Ark Aug Calif Colo Conn Dec Del Feb Fla Ga Ia Id Ill Ind Jan Jul Jun Kan Kans Ky La Mar Mass "
-        "Mich Minn Miss N.C N.D N.H N.J N.M N.Y Neb Nebr Nev Nov Oct Okla Ore Pa S.C Sep Sept Tenn Va Wash Wis a.m Adm Bros "
-        "co Co Corp D.C Dr e.g E.g E.G Gen Gov i.e I.e I.E Inc Jr Ltd Md Messrs Mo Mont Mr Mrs Ms p.m Ph.D Prof Rep Rev Sen "
-        "St vs v.s"
-    )
-    yield from ((word + ".",) for word in abbreviations.split())
+    yield from ((word + ".",) for word in _ABBREVIATIONS.split())
 
 
 def _common() -> Iterator[tuple[str, ...]]:
@@ -120,14 +130,7 @@ def _common() -> Iterator[tuple[str, ...]]:
     yield from ((letter + ".",) for letter in "abcdefghijklmnopqrstuvwxyzäöü")
     yield from (("°", unit, ".") for unit in "cfkCFK")
     yield from ((word,) for word in ["'", "''", "—", '\\")', "\\n", "\\t", "<space>", "C++"])
-    faces = (
-        ":) :-) :)) :-)) :))) :-))) (: (-: (= (; (-; =) :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) :( :-( :(( :-(( "
-        ":((( :-((( ): )-: =( >:( :') :'-) :'( :'-( :/ :-/ =/ =| :| :-| ]= =[ :1 :P :-P :p :-p :O :-O :o :-o :0 :-0 :() >:o :* "
-        ":-* :3 :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- "
-        "-__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) "
-        "(>_<) (*_*) (¬_¬)"
-    )
-    yield from ((face,) for face in faces.split())
+    yield from ((face,) for face in _FACES.split())
 
 
 @functools.cache
@@ -156,9 +159,9 @@ def split(piece: str, *, english: bool = True) -> tuple[str, ...]:
     if piece.isalpha():
         return (piece,)
     body = piece[:-1]
-    if body.isalpha() and body.isascii():
-        if piece[-1] in _PLAIN_END or (piece[-1] == "." and body[-1].islower()):
-            return (*spelled.get(body, (body,)), piece[-1])
+    is_plain_end = piece[-1:] in _PLAIN_END or (piece[-1:] == "." and body[-1:].islower())
+    if is_plain_end and body.isascii() and body.isalpha():
+        return (*spelled.get(body, (body,)), piece[-1])
     return _join(_cut(piece, spelled), broken)
 
 
