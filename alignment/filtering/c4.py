@@ -1,0 +1,206 @@
+"""C4's cleaning (Raffel et al. 2020, arXiv:1910.10683, section 2.2) by datatrove's definitions: lines go or stay."""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from alignment.filtering import splitter
+from alignment.filtering.batch import Batch, Findings
+
+ELLIPSIS = "..."
+MAX_PIECES = 100_000  # remembered for counting sentences; about 20 MB
+_RUNS = re.compile(r"\s+|\S+")
+
+
+def clean(
+    batch: Batch,
+    *,
+    terminal_punctuation: bool = True,
+    min_words_per_line: int | None = 3,
+    max_word_length: int | None = 1000,
+    min_sentences: int | None = 5,
+    remove_citations: bool = True,
+    javascript: bool = True,
+    policy: bool = True,
+    lorem_ipsum: bool = True,
+    curly_bracket: bool = True,
+) -> Findings:
+    """Remove lines that are not prose; drop documents of which too little is left or that are code or dummy text.
+
+    Lines are looked at in order, and what an earlier check removed no later one sees: a "{" on a line without an end
+    mark does not drop the page. Documents that pass come back stripped line by line, without the lines removed.
+
+    Args:
+        batch: documents of one language; the pack names end marks, policy phrases and citations.
+        terminal_punctuation: remove lines that do not end in one of the pack's end marks, or that end in "...".
+        min_words_per_line: remove lines with fewer words (between white space); None keeps them.
+        max_word_length: remove lines with a longer word, in characters; None keeps them.
+        min_sentences: drop documents with fewer sentences in what is left; None keeps them unless nothing is left.
+        remove_citations: take out what the pack's citation patterns match, such as [1] and [edit].
+        javascript, policy: remove lines that mention "javascript"; that hold one of the pack's policy phrases.
+        lorem_ipsum, curly_bracket: drop documents with such a line.
+
+    Returns:
+        Reasons `empty`, `lorem_ipsum`, `curly_bracket`, `too_few_sentences`; new texts; how many lines each check
+        removed.
+    """
+    findings = Findings.passing(len(batch))
+    pack = batch.pack
+    cleaner = _Cleaner(
+        ends=tuple(pack.end_punctuation) if terminal_punctuation else None,
+        min_words=min_words_per_line or 0,
+        max_word_length=max_word_length or 1 << 60,
+        citations=_citations(tuple(pack.citation_patterns)) if remove_citations else None,
+        javascript=javascript,
+        policy=tuple(pack.policy_phrases) if policy else (),
+        lorem_ipsum=lorem_ipsum,
+        curly_bracket=curly_bracket,
+    )
+    sentences = _sentences(tuple(pack.sentence_end), getattr(pack, "name", "en") == "en")
+    for position, (text, lines) in enumerate(zip(batch.texts, batch.lines, strict=True)):
+        if not text or text.isspace():
+            findings.fail(position, "empty")
+            continue
+        reason, kept = cleaner.lines(text, lines, findings)
+        if reason:
+            findings.fail(position, reason, 1, 0)
+            continue
+        if min_sentences is not None and (count := sentences.count(kept, min_sentences)) < min_sentences:
+            findings.fail(position, "too_few_sentences", count, min_sentences)
+            continue
+        cleaned = "\n".join(kept).strip()
+        if not cleaned:
+            findings.fail(position, "empty")
+        elif cleaned != text:
+            findings.texts[position] = cleaned
+    return findings
+
+
+@functools.cache
+def _citations(patterns: tuple[str, ...]) -> re.Pattern | None:
+    return re.compile("|".join(patterns)) if patterns else None
+
+
+class _Cleaner:
+    """The checks of a line, with what they need at hand."""
+
+    def __init__(self, *, ends, min_words, max_word_length, citations, javascript, policy, lorem_ipsum, curly_bracket):
+        self.ends, self.min_words, self.max_word_length = ends, min_words, max_word_length
+        self.citations, self.javascript, self.policy = citations, javascript, policy
+        self.in_brackets = citations is not None and all(
+            part.startswith(r"\[") for part in citations.pattern.split("|")
+        )
+        self.lorem_ipsum, self.curly_bracket = lorem_ipsum, curly_bracket
+
+    def lines(self, text: str, lines: list[str], findings: Findings) -> tuple[str, list[str]]:
+        """The reason to drop the document, or "", and its lines as they stay."""
+        lowered = text.lower()
+        has_citations = self.citations is not None and (not self.in_brackets or "[" in text)
+        # A citation taken out may leave a phrase behind that the text did not have.
+        is_suspect = has_citations or self._is_suspect(lowered)
+        is_long = len(text) > self.max_word_length
+        removed: dict[str, int] = {}
+        kept = []
+        for line in lines:
+            line = line.strip()
+            pieces = line.split()
+            if is_long and any(len(piece) > self.max_word_length for piece in pieces):
+                reason = "long_word"
+            else:
+                if has_citations:
+                    line = self.citations.sub("", line)
+                if self.ends is not None and (not line.endswith(self.ends) or line.endswith(ELLIPSIS)):
+                    reason = "no_end_mark"
+                elif len(pieces) < self.min_words:
+                    reason = "few_words"
+                else:
+                    reason = self._phrases(line) if is_suspect else ""
+            if reason in ("lorem_ipsum", "curly_bracket"):
+                return reason, []
+            if reason:
+                removed[reason] = removed.get(reason, 0) + 1
+            else:
+                kept.append(line)
+        for reason, count in removed.items():
+            findings.count(f"lines_{reason}", count)
+        return "", kept
+
+    def _is_suspect(self, lowered: str) -> bool:
+        """Whether any line can fail a check of its content."""
+        return (
+            (self.lorem_ipsum and "lorem ipsum" in lowered)
+            or (self.javascript and "javascript" in lowered)
+            or (self.curly_bracket and "{" in lowered)
+            or any(phrase in lowered for phrase in self.policy)
+        )
+
+    def _phrases(self, line: str) -> str:
+        lowered = line.lower()
+        if self.lorem_ipsum and "lorem ipsum" in lowered:
+            return "lorem_ipsum"
+        if self.javascript and "javascript" in lowered:
+            return "javascript"
+        if self.curly_bracket and "{" in line:
+            return "curly_bracket"
+        return "policy" if any(phrase in lowered for phrase in self.policy) else ""
+
+
+class _Sentences(dict):
+    """Counts sentences as spaCy's rule-based sentencizer does: one ends at the first word after an end mark.
+
+    Closing quotes and further marks still belong to the sentence. A piece of text maps to what it does in either state,
+    outside and after an end mark: (sentences that begin in it, the state after it).
+    """
+
+    def __init__(self, ends: Sequence[str], english: bool):
+        super().__init__()
+        self.ends, self.english = frozenset(ends), english
+
+    def __missing__(self, piece: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        effects = []
+        for after_end in (0, 1):
+            begun = 0
+            for word in splitter.split(piece, english=self.english):
+                if word in self.ends:
+                    after_end = 1
+                elif after_end and not all(unicodedata.category(c)[0] == "P" for c in word):
+                    begun, after_end = begun + 1, 0
+            effects.append((begun, after_end))
+        self[piece] = effects = tuple(effects)
+        return effects
+
+    def count(self, lines: list[str], enough: int) -> int:
+        """Sentences in some lines, each of which has one at least; stops at `enough`."""
+        if len(self) > MAX_PIECES:
+            self.clear()
+        total = 0
+        for line in lines:
+            if total >= enough:
+                break
+            total += 1
+            pieces, state = line.split(), 0
+            if " ".join(pieces) == line:
+                for piece in pieces:
+                    begun, state = self[piece][state]
+                    total += begun
+            else:
+                total += self._spaced(line)
+        return total
+
+    def _spaced(self, line: str) -> int:
+        """Sentences begun in a line with more than single spaces, where white space counts as a word of its own."""
+        total = state = 0
+        for position, run in enumerate(_RUNS.findall(line)):
+            if run.isspace():
+                if state and (run[1:] if run[0] == " " and position else run):
+                    total, state = total + 1, 0
+            else:
+                begun, state = self[run][state]
+                total += begun
+        return total
+
+
+@functools.cache
+def _sentences(ends: tuple[str, ...], english: bool) -> _Sentences:
+    return _Sentences(ends, english)
