@@ -34,7 +34,7 @@ class Pack:
     Fields:
         name: ISO 639 code; what identification calls the language.
         script: Unicode's name of its script, such as "Latin".
-        letters: inside of a regex character class: its letters, and the marks that never end a word (vowel signs, tatweel).
+        letters: inside of a regex character class: its letters, and the marks within words (vowel signs, tatweel).
         stop_words: Gopher's words, of which a document must have some; compare `stop_key(word)`, not the word.
         common_words: what tells the language from others of its script; compare `comparison_key(word)`.
         terminal_punctuation: what ends a line, for FineWeb; for `str.endswith`.
@@ -103,7 +103,8 @@ def load(name: str) -> Pack:
     path = pathlib.Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"locale_{name}.yaml"
     if not name.endswith((".yaml", ".yml")) and name not in known():
         raise errors.InputError(
-            f"unknown locale pack {name!r}: use one of {', '.join(known())}, or the path of a .yaml file with the keys of locale_en.yaml"
+            f"unknown locale pack {name!r}: use one of {', '.join(known())}, "
+            "or the path of a .yaml file with the keys of locale_en.yaml"
         )
     try:
         content = path.read_bytes()
@@ -124,7 +125,8 @@ def _pack(fields: object, source: str, sha256: str) -> Pack:
     unknown, missing = [key for key in fields if key not in kinds], [key for key in kinds if key not in fields]
     if unknown or missing:
         raise errors.InputError(
-            f"locale pack {source!r}: unknown keys {unknown}, missing keys {missing}; it takes exactly {', '.join(kinds)}"
+            f"locale pack {source!r}: unknown keys {unknown}, missing keys {missing}; "
+            f"it takes exactly {', '.join(kinds)}"
         )
     values = {key: _value(fields[key], key, source) for key in kinds}
     for key in ("stop_normaliser", "comparison_normaliser"):
