@@ -1,6 +1,7 @@
 """Tasks on a Ray cluster: the functions that worker processes run, as Ray tasks or in actors that keep a model."""
 
 import collections
+import math
 import os
 import pathlib
 import signal
@@ -33,7 +34,7 @@ def run(
 def _run(ray, fn, tasks, workers, retries, address, needs, actors) -> Iterator[tuple[int, Any]]:
     is_ours = not ray.is_initialized()
     if is_ours:
-        _start(ray, address, workers)
+        _start(ray, address, workers, needs)
     try:
         most = workers or _room(ray, needs)
         if actors:
@@ -130,7 +131,7 @@ class _Actor:
 def _import_ray():
     """Ray, told to report nothing about its use to anybody."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each start warns of a default to come
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # tasks that ask for no accelerator see none
     try:
         import ray
         import ray.exceptions
@@ -139,7 +140,7 @@ def _import_ray():
     return ray
 
 
-def _start(ray, address: str, workers: int) -> None:
+def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
     """Connect to a cluster, or start one of this machine; either way our signal handler stays."""
     root = str(pathlib.Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -149,7 +150,8 @@ def _start(ray, address: str, workers: int) -> None:
         options["address"] = address
     else:
         options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-        options |= {"num_cpus": workers or worker_processes.available_cpus(), "object_store_memory": OBJECTS_BYTES}
+        cpus = max(math.ceil(workers * needs["num_cpus"]), 1) if workers else worker_processes.available_cpus()
+        options |= {"num_cpus": cpus, "object_store_memory": OBJECTS_BYTES}
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

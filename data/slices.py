@@ -20,8 +20,9 @@ BLANK_BYTES = 1024  # white space longer than this is no blank line, so that a l
 class Slice:
     """A part of one input file: bytes [start, stop), row groups [start, stop), or all of a compressed file (stop -1).
 
-    `name` is the file's path below the folder that holds all inputs; `size` in bytes and `mtime_ns` are the file's when
-    the plan was made. `dataclasses.asdict` writes a plan as JSON, `Slice(**row)` reads it.
+    `file` is an absolute path, for workers that stand elsewhere; `name` is its part below the folder that holds all
+    inputs; `size` in bytes and `mtime_ns` are the file's when the plan was made. `dataclasses.asdict` writes a plan as
+    JSON, `Slice(**row)` reads it.
     """
 
     index: int
@@ -53,12 +54,12 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
         raise InputError(f"slice_bytes={slice_bytes}: a slice needs at least one byte; 33554432 is usual")
     found: list[Slice] = []
     files = _files(inputs)
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
     for file in files:
         status = os.stat(file)
         if status.st_size == 0:
             continue
-        name = os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")
+        name = os.path.relpath(file, root).replace(os.sep, "/")
         for start, stop, unit in _cuts(file, status.st_size, slice_bytes):
             found.append(Slice(len(found), file, start, stop, unit, name, status.st_size, status.st_mtime_ns))
     return found
@@ -197,7 +198,7 @@ TEXT_UNITS = {"line": _text_lines, "paragraphs": _paragraphs}
 
 
 def _files(inputs: str | Sequence[str]) -> list[str]:
-    files = sorted(set(records.find(inputs)))
+    files = sorted({os.path.abspath(file) for file in records.find(inputs)})
     for file in files:
         if not file.endswith(ENDINGS):
             raise InputError(
@@ -212,23 +213,31 @@ def _cuts(file: str, size: int, slice_bytes: int) -> list[tuple[int, int, str]]:
         from data import tables
 
         return [(*cut, "row_groups") for cut in tables.cuts(file, slice_bytes)]
-    if not file.removesuffix(".gz").removesuffix(".zst").endswith(".txt"):
-        _refuse_array(file)
+    _check_start(file)
     if file.endswith((".gz", ".zst")):
         return [(0, -1, "file")]
     return [(start, min(start + slice_bytes, size), "bytes") for start in range(0, size, slice_bytes)]
 
 
-def _refuse_array(file: str, num_bytes: int = 4096) -> None:
-    """A JSON array, or one object over many lines, cannot be cut into lines."""
+def _check_start(file: str, num_bytes: int = 4096) -> None:
+    """Refuse a name that says another compression than there is, and JSON that cannot be cut into lines."""
+    try:
+        with open(file, "rb") as f:
+            start = f.read(4)
+    except OSError as e:
+        raise InputError(f"cannot read {file}: {e.strerror or e}. Check that it may be read") from e
+    magic = streams.MAGIC.get(os.path.splitext(file)[1], ())
+    if magic and len(start) == 4 and not start.startswith(magic):
+        raise InputError(f"{file} is not what its name says: it starts with {start.hex(' ')}. Pack it, or rename it")
     try:
         head = next(streams.chunks(file), b"")[:num_bytes]
     except streams.Damaged:
         return  # nothing of it can be read, which reading it will say
+    name = os.path.basename(file.removesuffix(".gz").removesuffix(".zst"))
     head = head.removeprefix(records.BOM).lstrip()
     rest = head[1:].lstrip(b" \t\r")
-    is_array = head[:1] == b"[" and rest[:1] in (b"{", b"\n")
-    is_object = head[:1] == b"{" and rest[:1] == b"\n" and ".json." in f"{os.path.basename(file)}."
+    is_array = head[:1] == b"[" and rest[:1] in (b"{", b"\n") and not name.endswith(".txt")
+    is_object = head[:1] == b"{" and rest[:1] == b"\n" and name.endswith(".json")
     if is_array or is_object:
         what = "an array" if is_array else "one object"
         raise InputError(f"{file} is {what} over many lines; give JSONL, one object a line: jq -c '.[]' does it")

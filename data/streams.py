@@ -11,6 +11,8 @@ import zstandard
 from alignment.errors import InputError
 
 CHUNK = 1 << 20  # bytes read, or decompressed, at a time
+SKIPPABLE = tuple(bytes([low, 0x2A, 0x4D, 0x18]) for low in range(0x50, 0x60))  # frames of zstandard that hold no data
+MAGIC = {".gz": (b"\x1f\x8b",), ".zst": (b"\x28\xb5\x2f\xfd", *SKIPPABLE)}
 
 
 class Damaged(Exception):
@@ -145,7 +147,7 @@ def _is_whole(f: BinaryIO) -> bool:
         return int.from_bytes(f.read(num_bytes), "little")
 
     while at + 5 <= size:
-        if number(4) & 0xFFFFFFF0 == 0x184D2A50:  # a skippable frame: its length follows
+        if number(4).to_bytes(4, "little") in SKIPPABLE:  # its length follows
             at += 4
             at += 4 + number(4)
             continue

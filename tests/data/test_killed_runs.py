@@ -38,7 +38,7 @@ def untouched(inputs, tmp_path_factory):
     return content(folder)
 
 
-@pytest.mark.parametrize(("executor", "num_kills"), [("local", 4), ("process", 6), ("ray", 1)])
+@pytest.mark.parametrize(("executor", "num_kills"), [("local", 4), ("process", 4), ("ray", 1)])
 def test_killed_at_random_moments_and_started_again_a_stage_leaves_the_same_bytes(
     tmp_path, inputs, untouched, executor, num_kills
 ):
@@ -46,20 +46,19 @@ def test_killed_at_random_moments_and_started_again_a_stage_leaves_the_same_byte
         pytest.importorskip("ray")
     script = "import sys; from tests.data import toy_tasks; toy_tasks.run_stage(*sys.argv[1:])"
     command = [sys.executable, "-c", script, inputs, str(tmp_path), executor]
-    moments, num_done, num_cut = random.Random(1), 0, 0
+    moments, num_cut = random.Random(1), 0
     for _ in range(num_kills):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as run:
             run.stdout.readline()
-            begun = len(content(tmp_path))
-            while executor == "ray" and len(content(tmp_path)) == begun:  # a cluster takes seconds to start
+            begun = set(content(tmp_path))
+            while set(content(tmp_path)) == begun and run.poll() is None:  # a cluster takes seconds to start
                 time.sleep(0.01)
-            time.sleep(moments.uniform(0.05, 0.25))
+            time.sleep(moments.uniform(0, 0.1))
             run.kill()
-        num_cut += 0 < len(content(tmp_path)) < len(untouched)
+        num_cut += run.returncode == -9 and content(tmp_path) != untouched
     assert num_cut, "no kill fell into the work"
-    num_done = len(shards.finished(tmp_path, "upper", "c0ffee"))
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    assert num_done > 0 and content(tmp_path) == untouched
+    assert content(tmp_path) == untouched
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -48,20 +48,25 @@ def test_two_nodes_share_the_tasks_and_leave_the_same_bytes_as_one_process(clust
 
 
 @pytest.mark.parametrize("actors", [False, True])
-def test_killed_workers_are_replaced_and_errors_arrive_as_raised(cluster, tmp_path, actors):
+def test_killed_workers_are_replaced(cluster, tmp_path, actors):
     fn = functools.partial(toy_tasks.killed_at_first, str(tmp_path))
     assert sorted(run(fn, range(2), workers=2, actors=actors)) == [(0, 0), (1, 1)]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_errors_arrive_as_raised_and_name_their_task(cluster):
     with pytest.raises(InputError, match="three is no") as caught:
-        run(toy_tasks.refuse_three, range(5), workers=2, actors=actors)
+        run(toy_tasks.refuse_three, range(5), workers=2)
     assert "in task 3: 3" in caught.value.__notes__[-1]
     with pytest.raises(executors.WorkerDied, match=r"task 1 \('c'\)"):
-        run(toy_tasks.exit_at_c, ["a", "c"], workers=1, retries=0, actors=actors)
+        run(toy_tasks.exit_at_c, ["a", "c"], workers=1, retries=0)
 
 
 def test_actors_keep_their_process_between_tasks(cluster):
-    found = run(toy_tasks.pid, range(6), workers=1, actors=True)
-    assert len({pid for _, pid in found}) == 1
+    results = executors.run(toy_tasks.pid_or_refuse, range(6), executor="ray", workers=1, actors=True)
+    assert len({next(results)[1] for _ in range(5)}) == 1
+    with pytest.raises(InputError, match="five"):
+        next(results)
 
 
 def test_more_than_the_cluster_has_is_refused(cluster):

@@ -258,6 +258,8 @@ def test_changed_and_missing_files_are_noticed(tmp_path):
         ("a.jsonl", b'[{"text": "t"}]', "an array over many lines; give JSONL"),
         ("a.json.gz", gzip.compress(b"[\n1]"), "an array over many lines; give JSONL"),
         ("a.json", b'{\n "text": "t"}', "one object over many lines"),
+        ("a.jsonl.gz", b'{"text": "t"}', "not what its name says: it starts with 7b 22"),
+        ("a.txt.zst", gzip.compress(b"text"), "not what its name says: it starts with 1f 8b"),
         ("a.parquet", b"PAR1", "not a readable parquet"),
         ("none*.jsonl", None, "no such file, folder or glob"),
     ],

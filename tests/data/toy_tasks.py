@@ -35,6 +35,12 @@ def say_and_sleep(task):
     time.sleep(task)
 
 
+def pid_or_refuse(task):
+    if task == 5:
+        raise InputError("five is one too many")
+    return os.getpid()
+
+
 def note_and_sleep(folder, task):
     pathlib.Path(folder, str(os.getpid())).touch()
     time.sleep(task)
@@ -98,7 +104,7 @@ def slowly(rows):
 
 def run_stage(inputs, folder, executor):
     """What is not done of the stage, resumable."""
-    plan = slices.plan(inputs, slice_bytes=4000)
+    plan = slices.plan(inputs, slice_bytes=3000)
     shards.sweep(folder)
     done = shards.finished(folder, "upper", "c0ffee")
     left = [part for part in plan if part.index not in done]
