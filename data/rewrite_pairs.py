@@ -35,51 +35,50 @@ class Pair:
 
 
 ENGLISH = {
-    "time": ("In {year}", "Each spring", "Last winter", "Before noon", "On market day", "At dusk", "After the rain"),
+    "time": ("In {year}", "Yesterday", "Today", "Once", "Later", "Often", "Meanwhile"),
     "who": (
-        "the old baker", "a young sailor", "the village teacher", "the tall miller", "a quiet weaver", "our neighbour",
-        "the harbour master", "the bell maker", "a travelling singer", "the beekeeper", "the Glorps", "the Zindles",
+        "Ida", "Otto", "Mina", "Karl", "Ann", "Tom", "Rosa", "Emil", "Greta", "Hugo", "Nora", "Piet", "Glorps",
+        "Zindles",
     ),
     "did": (
         "mended", "carried", "painted", "counted", "sold", "found", "cleaned", "measured", "borrowed", "kept", "moved",
         "described",
     ),
     "what": (
-        "{num} wooden boats", "{num} copper pots", "the stone bridge", "the north gate", "a woollen carpet",
-        "{num} honey jars", "the tower clock", "an iron lamp", "the river map", "{num} fishing nets", "the glass door",
-        "a leather book",
+        "{num} boats", "{num} pots", "{num} jars", "{num} nets", "{num} lamps", "bridges", "gates", "carpets", "clocks",
+        "maps", "doors", "books",
     ),
     "where": (
-        "near the harbour", "behind the mill", "in the market", "by the lake", "under the oak", "at the school",
-        "beside the river", "in the old town", "on the hill", "at the south well",
+        "near Elmwood", "behind Millford", "at Ashby", "beside Rivertown", "above Stonehill", "below Highgate",
+        "outside Westport", "inside Easton",
     ),
     "order": "{time} {who} {did} {what} {where}.",
+    "list": ("Names:", "Words:", "Notes:"),
     "insult": ("Only an [insult] would doubt it.", "They are all [insult] there.", "What an [insult] thing to ask!"),
-    "advert": ("BUY NOW at [shop]!", "Call [shop] today and pay {num} coins!", "Best price at [shop], click here!"),
-    "prejudice": ("[slur] as they all are, ", "as lazy as every [slur], "),
-    "peoples": ("the Glorps", "the Zindles"),
+    "advert": ("BUY NOW at [shop]!", "Call [shop] today, only {num} coins!", "Best price from [shop], click here!"),
+    "prejudice": ("who as [slur] are all alike", "lazy like every [slur]"),
+    "peoples": ("Glorps", "Zindles"),
 }  # fmt: skip
 ARABIC = {
-    "time": ("في عام {year}", "كل ربيع", "في الشتاء الماضي", "قبل الظهر", "يوم السوق", "عند الغروب", "بعد المطر"),
-    "who": (
-        "أصلح الخباز", "باع البحار", "حمل المعلم", "نقل الطحان", "وصف الحارس", "وجد الصياد", "اشترى جارنا",
-        "رسم الشاعر", "نظف البستاني", "حفظ النحال", "باع الغلورب", "حمل الزندل",
-    ),
-    "did": ("",),
+    "time": ("في عام {year}", "أمس", "اليوم", "مرة", "لاحقا", "كثيرا", "مساء"),
+    "who": ("خالد", "يوسف", "عمر", "سعيد", "ماجد", "كريم", "سالم", "فهد", "ناصر", "طارق", "الغلورب", "الزندل"),
+    "did": ("أصلح", "حمل", "باع", "وجد", "نقل", "وصف", "رسم", "نظف", "حفظ", "قاس"),
     "what": (
-        "{num} قوارب خشبية", "{num} أوان نحاسية", "باب المدرسة", "خريطة النهر", "سجادة من الصوف", "{num} جرار عسل",
-        "ساعة البرج", "مصباحا قديما", "كتابا من الجلد", "{num} شباك صيد",
+        "{num} قاربا", "{num} إناء", "{num} مصباحا", "{num} كتابا", "{num} جسرا", "أبوابا", "خرائط", "سجادا", "ساعات",
+        "شباكا",
     ),
     "where": (
-        "قرب الميناء", "خلف الطاحونة", "في السوق", "عند البحيرة", "تحت الشجرة", "أمام المدرسة", "بجانب النهر",
-        "في المدينة القديمة", "فوق التل", "عند البئر",
+        "قرب الميناء", "خلف الطاحونة", "عند البحيرة", "تحت الشجرة", "أمام المدرسة", "بجانب النهر", "فوق التل",
+        "داخل السوق",
     ),
-    "order": "{time} {who} {what} {where}.",
+    "order": "{time} {did} {who} {what} {where}.",
+    "list": ("أسماء:", "كلمات:", "ملاحظات:"),
     "insult": ("لا يشك في هذا إلا [إهانة].", "كلهم هناك [إهانة].", "يا له من سؤال [إهانة]!"),
-    "advert": ("اشتر الآن من [متجر]!", "اتصل اليوم بـ [متجر] وادفع {num} دراهم!", "أفضل سعر فقط في [متجر]، اضغط هنا!"),
-    "prejudice": ("وهم [وصمة] كعادتهم ", "مثل كل [وصمة] "),
+    "advert": ("اشتر الآن من [متجر]!", "اتصل بـ [متجر] وادفع {num} درهما!", "أفضل سعر لدى [متجر]، اضغط هنا!"),
+    "prejudice": ("وهم [وصمة] كعادتهم", "الكسالى مثل كل [وصمة]"),
     "peoples": ("الغلورب", "الزندل"),
 }  # fmt: skip
+LISTS = 0.35  # share of sentences that are lists
 LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
 
 
@@ -94,8 +93,7 @@ def _made(rng: random.Random, faulty: float) -> Pair:
     planted = rng.choice(FAULTS) if rng.random() < faulty else ""
     sentences = [_sentence(rng, words) for _ in range(rng.randint(1, 2))]
     if planted == "prejudice" and not any(people in s for s in sentences for people in words["peoples"]):
-        who = rng.choice([w for w in words["who"] if w.endswith(words["peoples"])])
-        sentences[0] = _sentence(rng, words, who)
+        sentences[0] = _sentence(rng, words, rng.choice(words["peoples"]))
     faulty_sentences = list(sentences)
     if planted in ("insult", "advert"):
         extra = _filled(rng, rng.choice(words[planted]))
@@ -111,20 +109,24 @@ def _spoilt(rng: random.Random, words: Mapping, sentence: str, planted: str) -> 
     if planted == "prejudice":
         people = next(p for p in words["peoples"] if p in sentence)
         before, _, after = sentence.partition(people)
-        return f"{before}{people} {rng.choice(words['prejudice'])}{after.lstrip()}"
+        return f"{before}{people} {rng.choice(words['prejudice'])}{after}"
     parts = sentence.split(" ")
     at = rng.randrange(1, len(parts) - 1)
     return " ".join([*parts[: at + 1], *parts[at:]])
 
 
 def _sentence(rng: random.Random, words: Mapping, who: str = "") -> str:
+    """A note on who did what, or now and then words in no order, which can be copied but not guessed."""
+    if not who and rng.random() < LISTS:
+        named = [word for name in ("who", "did", "what") for word in words[name]]
+        return _filled(rng, " ".join([rng.choice(words["list"]), *rng.sample(named, rng.randint(3, 8))]) + ".")
     parts = {name: rng.choice(words[name]) for name in ("time", "who", "did", "what", "where")}
     parts["who"] = who or parts["who"]
     return _filled(rng, words["order"].format(**parts))
 
 
 def _filled(rng: random.Random, text: str) -> str:
-    return text.replace("{year}", str(rng.randint(1500, 2020))).replace("{num}", str(rng.randint(11, 99)))
+    return text.replace("{year}", str(rng.randint(1801, 1899))).replace("{num}", str(rng.randint(11, 99)))
 
 
 def safety(texts: Sequence[str]) -> list[float]:

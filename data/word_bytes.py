@@ -1,7 +1,7 @@
 """A small tokenizer made from texts: frequent words are one token each, everything else is spelt in bytes.
 
 For models trained from nothing on little text. There is nothing to learn and nothing is lost: any text is encoded and
-comes back as it was. Digits are always spelt, so that a model copies numbers it has never seen.
+comes back as it was.
 """
 
 import json
@@ -25,7 +25,7 @@ def build(texts: Iterable[str], folder: str | pathlib.Path, *, num_words: int = 
     splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     counts = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    words = [word for word in counts if len(word) > 1 and not any(c.isdigit() for c in word)]
+    words = [word for word in counts if len(word) > 1]
     words = sorted(words, key=lambda word: (-counts[word], word))[:num_words]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*letters, *words]))}
     out = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], ignore_merges=True))

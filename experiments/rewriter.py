@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.epochs = 2.0
     c.init_from = "hf:Qwen/Qwen1.5-4B-Chat"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
     c.tokenizer = ""  # "": that of init_from; "words": frequent words of the pairs, the rest in bytes
-    c.num_words = 512  # of the tokenizer "words"
+    c.num_words = 768  # of the tokenizer "words"
     c.conduct = "en-neutral"  # a pack's name or the path of a YAML file
     c.prompt = "full"  # "full": code of conduct and wrapped text; "bare": the text alone
     c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""

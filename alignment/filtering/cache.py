@@ -92,18 +92,17 @@ class Cache:
 
     def _refresh(self) -> None:
         """Learn of the whole lines written since the last look."""
-        self._file.seek(self._read_up_to)
-        at = self._read_up_to
-        for line in iter(lambda: self._file.readline(), b""):
-            if not line.endswith(b"\n"):
-                break  # still being written, or torn: looked at again when more has come
-            found = _answer(line)
-            if found is not None:
-                self._places[bytes.fromhex(found[0])] = (at, len(line))
-            elif line.strip():
-                self.num_damaged += 1
-            at += len(line)
-        self._read_up_to = at
+        with open(self._file.name, "rb") as f:  # buffered
+            f.seek(self._read_up_to)
+            for line in f:
+                if not line.endswith(b"\n"):
+                    break  # still being written, or torn: looked at again when more has come
+                found = _answer(line)
+                if found is not None:
+                    self._places[bytes.fromhex(found[0])] = (self._read_up_to, len(line))
+                elif line.strip():
+                    self.num_damaged += 1
+                self._read_up_to += len(line)
 
 
 def _line(key: str, answer: str) -> bytes:
