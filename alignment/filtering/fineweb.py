@@ -2,7 +2,6 @@
 
 from alignment.filtering.batch import Batch, Findings
 
-_LAST = operator.itemgetter(-1)
 
 def check(
     batch: Batch,
