@@ -4,6 +4,8 @@ A task whose worker dies (killed, out of memory) is given to another; an excepti
 task must leave the same behind however often it is begun, as the slices of `data/shards.py` do.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +18,9 @@ __all__ = ["WorkerDied", "run", "share"]
 EXECUTORS = ("local", "process", "ray")
 
 
-def run(
+@contextlib.contextmanager
+def opened(
     fn: Callable[[Any], Any],
-    tasks: Iterable[Any],
     *,
     executor: str = "local",
     workers: int = 0,
@@ -28,10 +30,11 @@ def run(
     num_gpus: float = 0.0,
     resources: Mapping[str, float] | None = None,
     actors: bool = False,
-) -> Iterator[tuple[int, Any]]:
-    """Yield (position, fn(task)) as tasks complete; `position` counts tasks from 0. A worker has one task at a time.
+) -> Iterator[Callable[[Iterable[Any]], Iterator[tuple[int, Any]]]]:
+    """A function `run_tasks(tasks)` that may be called again and again with the same workers; they end with the block.
 
-    Closing the iterator, or any exception, ends the workers at once.
+    `run_tasks` yields (position, fn(task)) as tasks complete; `position` counts tasks from 0. A worker has one task at
+    a time. Closing the iterator, or any exception, ends the workers that are at work at once.
 
     Args:
         fn: for `process` and `ray` a function of a module (not of the script that was started), or a
@@ -48,18 +51,40 @@ def run(
         WorkerDied: the workers of one task died more than `retries` times.
         Exception: what fn raised, with a note that names the task.
     """
+    _check(executor, workers, retries)
+    if executor == "local":
+        yield functools.partial(_local, fn)
+        return
+    if executor == "process":
+        number = workers or worker_processes.available_cpus()
+        pool = worker_processes.Pool(fn, workers=number, retries=retries)
+    else:
+        from data import on_ray  # imports Ray, which is an extra
+
+        needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": dict(resources or {})}
+        pool = on_ray.Pool(fn, workers=workers, retries=retries, address=address, needs=needs, actors=actors)
+    with contextlib.closing(pool):
+        yield pool.run
+
+
+def run(
+    fn: Callable[[Any], Any], tasks: Iterable[Any], *, executor: str = "local", workers: int = 0, **options: Any
+) -> Iterator[tuple[int, Any]]:
+    """`opened` for one list of tasks: yield (position, fn(task)) as tasks complete."""
+    _check(executor, workers, options.get("retries", 0))
+
+    def results() -> Iterator[tuple[int, Any]]:
+        with opened(fn, executor=executor, workers=workers, **options) as run_tasks:
+            yield from run_tasks(tasks)
+
+    return results()
+
+
+def _check(executor: str, workers: int, retries: int) -> None:
     if executor not in EXECUTORS:
         raise InputError(f"executor={executor!r}; executors are {', '.join(EXECUTORS)}")
     if workers < 0 or retries < 0:
         raise InputError(f"workers={workers}, retries={retries}: both are 0 or more")
-    if executor == "local":
-        return _local(fn, tasks)
-    if executor == "process":
-        return worker_processes.run(fn, tasks, workers=workers or worker_processes.available_cpus(), retries=retries)
-    from data import on_ray  # imports Ray, which is an extra
-
-    needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": dict(resources or {})}
-    return on_ray.run(fn, tasks, workers=workers, retries=retries, address=address, needs=needs, actors=actors)
 
 
 def share(tasks: Sequence[Any], index: int, count: int) -> list[Any]:

@@ -16,34 +16,44 @@ WAIT = 1.0  # seconds between looks at signals
 OBJECTS_BYTES = 128 << 20  # of shared memory on a cluster of our own; tasks and results are small
 
 
-def run(
-    fn: Callable[[Any], Any],
-    tasks: Iterable[Any],
-    *,
-    workers: int,
-    retries: int,
-    address: str,
-    needs: Mapping[str, Any],
-    actors: bool,
-) -> Iterator[tuple[int, Any]]:
-    """See `executors.run`; `needs` has num_cpus, num_gpus and resources of a task or actor."""
-    ray = _import_ray()
-    return _run(ray, fn, tasks, workers, retries, address, dict(needs), actors)
+class Pool:
+    """A connection to Ray, with actors that stay where they are wanted; see `executors.Pool`.
 
+    Args:
+        needs: num_cpus, num_gpus and resources of a task or actor.
+    """
 
-def _run(ray, fn, tasks, workers, retries, address, needs, actors) -> Iterator[tuple[int, Any]]:
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        _start(ray, address, workers, needs)
-    try:
-        most = workers or _room(ray, needs)
-        if actors:
-            yield from _in_flight(ray, tasks, _Actors(ray, fn, most, retries, needs), most)
-        else:
-            yield from _in_flight(ray, tasks, _Tasks(ray, fn, retries, needs), 2 * most)
-    finally:
-        if is_ours:
-            ray.shutdown()
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        workers: int,
+        retries: int,
+        address: str,
+        needs: Mapping[str, Any],
+        actors: bool,
+    ):
+        self._ray = ray = _import_ray()
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _start(ray, address, workers, needs)
+        try:
+            most = workers or _room(ray, needs)
+            make = _Actors if actors else _Tasks
+            self._most = most if actors else 2 * most
+            self._pool = make(ray, fn, most, retries, needs)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        return _in_flight(self._ray, tasks, self._pool, self._most)
+
+    def close(self) -> None:
+        if hasattr(self, "_pool"):
+            self._pool.close()
+        if self._is_ours:
+            self._ray.shutdown()
 
 
 def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int, Any]]:
@@ -70,13 +80,13 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
     finally:
         for reference in out:
             pool.cancel(reference)
-        pool.close()
 
 
 class _Tasks:
     """Ray tasks; Ray tries one again whose worker died."""
 
-    def __init__(self, ray, fn, retries: int, needs: Mapping[str, Any]):
+    def __init__(self, ray, fn, num: int, retries: int, needs: Mapping[str, Any]):
+        del num  # Ray decides
         self.ray, self.retries, self.fn = ray, retries, ray.put(fn)
         self.remote = ray.remote(**needs, max_retries=retries)(worker_processes.attempt)
 

@@ -63,41 +63,53 @@ def died(position: int, task: Any, how: str, times: int) -> WorkerDied:
     )
 
 
-def run(fn: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int, retries: int) -> Iterator[tuple[int, Any]]:
-    """See `executors.run`."""
-    payload = _pickled(fn)
-    waiting = enumerate(tasks)
-    again: collections.deque[tuple[int, Any]] = collections.deque()  # tasks whose worker died
-    deaths: collections.Counter[int] = collections.Counter()
-    busy: dict[connection.Connection, _Worker] = {}
-    idle: list[_Worker] = []
-    try:
-        while True:
-            while len(busy) < workers and (task := again.popleft() if again else next(waiting, None)) is not None:
-                worker = idle.pop() if idle else _Worker(payload)
-                busy[worker.link] = worker
-                worker.give(*task)
-            if not busy:
-                return
-            for link in connection.wait(list(busy)):
-                worker = busy.pop(link)
-                position, task = worker.task
-                try:
-                    result, error = pickle.loads(link.recv_bytes())
-                except (EOFError, OSError):
-                    how = worker.end()
-                    deaths[position] += 1
-                    if deaths[position] > retries:
-                        raise died(position, task, how, deaths[position]) from None
-                    again.append((position, task))
-                    continue
-                idle.append(worker)
-                if error is not None:
-                    raise failure(error, position, task)
-                yield position, result
-    finally:
-        for worker in [*busy.values(), *idle]:
-            worker.end()
+class Pool:
+    """Workers that stay between calls of `run`; see `executors.Pool`."""
+
+    def __init__(self, fn: Callable[[Any], Any], *, workers: int, retries: int):
+        self._payload, self._workers, self._retries = _pickled(fn), workers, retries
+        self._busy: dict[connection.Connection, _Worker] = {}
+        self._idle: list[_Worker] = []
+
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        waiting = enumerate(tasks)
+        again: collections.deque[tuple[int, Any]] = collections.deque()  # tasks whose worker died
+        deaths: collections.Counter[int] = collections.Counter()
+        busy = self._busy
+        try:
+            while True:
+                while (
+                    len(busy) < self._workers
+                    and (task := again.popleft() if again else next(waiting, None)) is not None
+                ):
+                    worker = self._idle.pop() if self._idle else _Worker(self._payload)
+                    busy[worker.link] = worker
+                    worker.give(*task)
+                if not busy:
+                    return
+                for link in connection.wait(list(busy)):
+                    worker = busy.pop(link)
+                    position, task = worker.task
+                    try:
+                        result, error = pickle.loads(link.recv_bytes())
+                    except (EOFError, OSError):
+                        how = worker.end()
+                        deaths[position] += 1
+                        if deaths[position] > self._retries:
+                            raise died(position, task, how, deaths[position]) from None
+                        again.append((position, task))
+                        continue
+                    self._idle.append(worker)
+                    if error is not None:
+                        raise failure(error, position, task)
+                    yield position, result
+        finally:  # those at work for a caller that went away
+            while busy:
+                busy.popitem()[1].end()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().end()
 
 
 def serve(descriptor: int) -> None:

@@ -23,7 +23,6 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
 
 import ml_collections
 import orjson
@@ -49,13 +48,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.outputs = ""  # folder of the clean shards; "" is clean/ in the workdir
     c.executor = "process"  # local, process or ray
     c.workers = 0  # processes or Ray tasks at once; 0 takes a core each
-    c.ray = dict(address="", num_cpus=1.0, num_gpus=0.0, resources="")  # resources: 'TPU=1,other=2' a task
+    c.ray = dict(address="", num_cpus=1.0, num_gpus=0.0, resources="", actors=False)  # a task's; "TPU=1,other=2"
     c.shard_index, c.shard_count = 0, 1  # this start's share of the slices, for array schedulers
     c.redo = ()  # stages whose outputs of other settings may be replaced, such as ("score.safety",)
     c.max_bad = 0.001  # share of records set aside above which the exit code is 3
     c.samples = 20  # documents shown an action
     c.compression = "zst"  # of the shards: zst, gz or ""
-    c.slice_mb = 32  # what one task reads
+    c.slice_mb = 32.0  # what one task reads
     c.read = dict(source="", max_document_mb=10, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
     c.read.columns = dict(text="text", id="id", url="url")  # id="": made from file name and offset
     c.packs = ("en", "ar")  # languages kept: packs by name or by path of a YAML file
@@ -75,7 +74,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.toyweb = dict(num=4_000, shards=4)  # documents; files they are written to
         c.scorers.safety = dict(kind="toyweb", path="")  # reads the planted marks
         c.rewriter.update(backend="toyweb")  # takes them out
-        c.slice_mb = 1
+        c.slice_mb = 1.0
     if arg == "tiny":
         c.toyweb = dict(num=200, shards=2)
         c.executor = "local"
@@ -96,9 +95,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     rerun(job, c.redo)
     shards.sweep(outputs)
     started, fresh = time.monotonic(), 0
-    for name, stage_fn, tasks in stages(settings, pieces):
-        done = through(c, job, name, stage_fn, tasks)
-        fresh += sum(row["num_docs"] for row in done) if name == "screen" else 0
+    options = dict(c.ray) | {"resources": resources(c.ray.resources), "executor": c.executor, "workers": c.workers}
+    with executors.opened(functools.partial(filter_stages.do, job), **options) as run_tasks:
+        for name, tasks in stages(settings, pieces).items():
+            rows = through(c, job, run_tasks, name, tasks)
+            fresh += sum(row["num_docs"] for row in rows) if name == "screen" else 0
     seconds = time.monotonic() - started
     shards.sweep(outputs)
     rows = shards.finished(outputs, "align", job.hashes["align"])
@@ -146,15 +147,12 @@ def toy_documents(c) -> list[dict]:
     return toyweb.documents(c.toyweb.num, seed=c.seed)
 
 
-def stages(settings, pieces) -> list[tuple[str, Callable, list]]:
-    """(name, function, tasks) in the order in which they depend on each other."""
+def stages(settings, pieces) -> dict[str, list]:
+    """{stage: its tasks}, in the order in which they depend on each other."""
     num_bands = filter_tools.num_bands(settings)
     bands = [(name, band) for name, num in num_bands.items() for band in range(num)]
-    found = [("screen", filter_stages.screen, pieces)]
-    found += [("band", filter_stages.band, bands), ("clusters", filter_stages.cluster, [num_bands])]
-    for name in settings["align"]["scorers"]:
-        found.append((f"score.{name}", functools.partial(filter_stages.score, name=name), pieces))
-    return [*found, ("align", filter_stages.align, pieces)]
+    scores = {f"score.{name}": pieces for name in settings["align"]["scorers"]}
+    return {"screen": pieces, "band": bands, "clusters": [num_bands], **scores, "align": pieces}
 
 
 def hashes(settings, pieces) -> dict[str, str]:
@@ -182,19 +180,15 @@ def rerun(job, redo) -> None:
             shards.forget(job.outputs, stage, job.hashes[stage])
 
 
-def through(c, job, name: str, stage_fn, tasks) -> list[dict]:
+def through(c, job, run_tasks, name: str, tasks) -> list[dict]:
     """This start's share of a stage's tasks; then, in an array, a wait for the others'. Returns the rows made now."""
     done = shards.finished(job.outputs, name, job.hashes[name])
     mine = executors.share(range(len(tasks)), c.shard_index, c.shard_count)
     todo = [i for i in mine if i not in done]
     sizes = [task.num_bytes if isinstance(task, slices.Slice) else 1 for task in tasks]
     bar = progress.Progress(name, sum(sizes[i] for i in todo))
-    work = functools.partial(filter_stages.do, name, stage_fn, job)
     made = []
-    options = {key: value for key, value in c.ray.items() if key != "resources"}
-    options["resources"] = resources(c.ray.resources)
-    numbered = [(i, tasks[i]) for i in todo]
-    for position, row in executors.run(work, numbered, executor=c.executor, workers=c.workers, **options):
+    for position, row in run_tasks([(name, i, tasks[i]) for i in todo]):
         made.append(row)
         bar.advance(sizes[todo[position]], row.get("num_docs", 0))
     if todo:

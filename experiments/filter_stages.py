@@ -11,6 +11,7 @@ on the task and the settings alone, and the note that it is done comes last: kil
 """
 
 import dataclasses
+import functools
 import hashlib
 import heapq
 import json
@@ -62,12 +63,18 @@ class Job:
         return {self.name(folder, index): writer.told for folder, writer in writers.items()}
 
 
-def do(stage: str, stage_fn: Callable, job: Job, numbered: tuple[int, Any]) -> dict[str, Any]:
+def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
     """One task of a stage, noted as done when all its files are written."""
-    index, task = numbered
-    row = {"config_hash": job.hashes[stage], **stage_fn(job, task)}
+    stage, index, task = numbered
+    row = {"config_hash": job.hashes[stage], **stage_fn(stage)(job, task)}
     shards.finish(job.outputs, stage, index, row)
     return row
+
+
+def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
+    if stage.startswith("score."):
+        return functools.partial(score, name=stage.removeprefix("score."))
+    return {"screen": screen, "band": band, "clusters": cluster, "align": align}[stage]
 
 
 def batches(rows: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
