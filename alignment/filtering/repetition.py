@@ -1,4 +1,4 @@
-"""Repeated lines, paragraphs and n-grams (Gopher, Rae et al. 2021, arXiv:2112.11446, table A1), defined as in datatrove.
+"""Repeated lines, paragraphs and n-grams: Gopher (Rae et al. 2021, arXiv:2112.11446, table A1) as datatrove counts.
 
 Dimensions: N documents, W words, G n-grams (one starts at each word that has n - 1 more after it), R repeated n-grams.
 
