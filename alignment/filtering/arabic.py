@@ -50,3 +50,15 @@ def normalise(text: str, *, alef: bool = True, ya: bool = False, ta_marbuta: boo
     if unicodedata.is_normalized("NFKC", plain):
         return plain
     return normalise(plain, alef=alef, ya=ya, ta_marbuta=ta_marbuta)
+
+
+_PREFIXES = ("وال", "فال", "بال", "كال", "لل", "ال", "و", "ف", "ب", "ل")  # and, so, by, like, for; the article
+
+
+def stems(word: str) -> list[str]:
+    """What may be left of a normalised word without the particles and the article that are written onto its front.
+
+    Three letters at least are left. No morphology: some results are not words, which does no harm where they are only
+    looked up in a list.
+    """
+    return [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and len(word) - len(prefix) >= 3]

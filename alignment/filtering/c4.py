@@ -3,7 +3,7 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from alignment.filtering import splitter
 from alignment.filtering.batch import Batch, Findings
@@ -99,20 +99,19 @@ class _Cleaner:
         has_citations = self.citations is not None and (not self.in_brackets or "[" in text)
         # A citation taken out may leave a phrase behind that the text did not have.
         is_suspect = has_citations or self._is_suspect(lowered)
-        is_long = len(text) > self.max_word_length
         removed: dict[str, int] = {}
         kept = []
         for line in lines:
             line = line.strip()
-            pieces = line.split()
-            if is_long and any(len(piece) > self.max_word_length for piece in pieces):
+            num_words = len(line.split(None, self.min_words))
+            if len(line) > self.max_word_length and max(map(len, line.split())) > self.max_word_length:
                 reason = "long_word"
             else:
                 if has_citations:
                     line = self.citations.sub("", line)
                 if self.ends is not None and (not line.endswith(self.ends) or line.endswith(ELLIPSIS)):
                     reason = "no_end_mark"
-                elif len(pieces) < self.min_words:
+                elif num_words < self.min_words:
                     reason = "few_words"
                 else:
                     reason = self._phrases(line) if is_suspect else ""
@@ -158,47 +157,49 @@ class _Sentences(dict):
         self.ends, self.english = frozenset(ends), english
 
     def __missing__(self, piece: str) -> tuple[tuple[int, int], tuple[int, int]]:
-        effects = []
-        for after_end in (0, 1):
-            begun = 0
-            for word in splitter.split(piece, english=self.english):
-                if word in self.ends:
-                    after_end = 1
-                elif after_end and not all(unicodedata.category(c)[0] == "P" for c in word):
-                    begun, after_end = begun + 1, 0
-            effects.append((begun, after_end))
-        self[piece] = effects = tuple(effects)
-        return effects
+        words = [piece] if piece.isalpha() or piece.isspace() else splitter.split(piece, english=self.english)
+        outside, after = (0, 0), (0, 1)
+        for word in words:
+            if word in self.ends:
+                outside, after = (outside[0], 1), (after[0], 1)
+            elif word.isalpha() or not all(unicodedata.category(c)[0] == "P" for c in word):
+                outside, after = (outside[0] + outside[1], 0), (after[0] + after[1], 0)
+        self[piece] = outside, after
+        return outside, after
 
     def count(self, lines: list[str], enough: int) -> int:
-        """Sentences in some lines, each of which has one at least; stops at `enough`."""
+        """Sentences in some lines, each of which has one at least; stops looking once there are enough."""
         if len(self) > MAX_PIECES:
             self.clear()
         total = 0
         for line in lines:
-            if total >= enough:
-                break
-            total += 1
-            pieces, state = line.split(), 0
-            if " ".join(pieces) == line:
-                for piece in pieces:
+            total, state = total + 1, 0
+            for chunk in _chunks(line):
+                if total >= enough:
+                    return total
+                pieces = chunk.split()
+                for piece in pieces if " ".join(pieces) == chunk else _spaced(chunk):
                     begun, state = self[piece][state]
                     total += begun
-            else:
-                total += self._spaced(line)
         return total
 
-    def _spaced(self, line: str) -> int:
-        """Sentences begun in a line with more than single spaces, where white space counts as a word of its own."""
-        total = state = 0
-        for position, run in enumerate(_RUNS.findall(line)):
-            if run.isspace():
-                if state and (run[1:] if run[0] == " " and position else run):
-                    total, state = total + 1, 0
-            else:
-                begun, state = self[run][state]
-                total += begun
-        return total
+
+def _chunks(line: str) -> Iterator[str]:
+    """A line in parts of some hundred characters, cut at spaces, since the first sentences often suffice."""
+    start = 0
+    while (end := line.find(" ", start + 400)) >= 0:
+        yield line[start:end]
+        start = end + 1
+    yield line[start:]
+
+
+def _spaced(chunk: str) -> Iterator[str]:
+    """Pieces of a text with more than single spaces; what white space is left after one space is a piece as well."""
+    for position, run in enumerate(_RUNS.findall(chunk)):
+        if position and run[0] == " ":
+            run = run[1:]
+        if run:
+            yield run
 
 
 @functools.cache

@@ -1,6 +1,11 @@
 """FineWeb's own quality rules (Penedo et al. 2024, arXiv:2406.17557, section 3.6) by datatrove's definitions."""
 
+import operator
+from collections.abc import Callable
+
 from alignment.filtering.batch import Batch, Findings
+
+_LAST = operator.itemgetter(-1)
 
 
 def check(
@@ -28,18 +33,18 @@ def check(
         Reasons `empty`, `line_punct_ratio`, `short_line_ratio`, `char_dup_ratio`, `list_ratio`, in this order.
     """
     findings = Findings.passing(len(batch))
-    ends = tuple(batch.pack.terminal_punctuation)
+    num_ending = _counter(tuple(batch.pack.terminal_punctuation))
     lists = []
     for position, text in enumerate(batch.texts):
-        lines = [line for line in text.split("\n") if line and not line.isspace()]
+        lines = list(filter(str.strip, text.split("\n")))
         if not lines:
             findings.fail(position, "empty")
             continue
-        share = sum(map(_ends_in(ends), lines)) / len(lines)
+        share = num_ending(lines) / len(lines)
         if min_punctuated_lines is not None and share < min_punctuated_lines and (share or not allow_no_punctuation):
             findings.fail(position, "line_punct_ratio", share, min_punctuated_lines)
             continue
-        share = sum(len(line) <= short_line_length for line in lines) / len(lines)
+        share = sum(map(short_line_length.__ge__, map(len, lines))) / len(lines)
         if max_short_lines is not None and share > max_short_lines:
             findings.fail(position, "short_line_ratio", share, max_short_lines)
             continue
@@ -50,8 +55,8 @@ def check(
             if share > max_duplicate_characters:
                 findings.fail(position, "char_dup_ratio", share, max_duplicate_characters)
                 continue
-        if max_newlines_per_word is not None and num_newlines > max_newlines_per_word * len(text.split()):
-            lists.append(position)  # a piece between spaces is one word or more, so only these can be over
+        if max_newlines_per_word is not None and _may_be_list(text, num_newlines, max_newlines_per_word):
+            lists.append(position)
     counts = batch.take(lists).words.counts_N.tolist() if lists else []
     for position, num_words in zip(lists, counts, strict=True):
         share = batch.texts[position].count("\n") / num_words
@@ -60,9 +65,17 @@ def check(
     return findings
 
 
-def _ends_in(ends: tuple[str, ...]):
-    """A function that says whether a line ends in one of these marks."""
+def _may_be_list(text: str, num_newlines: int, limit: float) -> bool:
+    """Whether line breaks over words can exceed the limit; a piece between white space is one word or more."""
+    if limit <= 0:
+        return True
+    enough = int(num_newlines / limit) + 1
+    return len(text.split(None, enough)) < enough
+
+
+def _counter(ends: tuple[str, ...]) -> Callable[[list[str]], int]:
+    """A function that counts the lines that end in one of these marks."""
     if all(len(end) == 1 for end in ends):
-        single = frozenset(ends)
-        return lambda line: line[-1] in single
-    return lambda line: line.endswith(ends)
+        is_end = frozenset(ends).__contains__
+        return lambda lines: sum(map(is_end, map(_LAST, lines)))
+    return lambda lines: sum(line.endswith(ends) for line in lines)

@@ -59,20 +59,20 @@ _GROUPS = (  # letters in Arabic script that Arabic does not use; a later group'
 _FIRST_SCRIPT = 3
 _FIRST_GROUP = _FIRST_SCRIPT + len(_SCRIPTS)
 _NUM_KINDS = _FIRST_GROUP + len(_GROUPS)
-_CONFUSABLE = {  # what py3langid chooses from, beside the packs' own languages; "zxx": no language at all
-    "LATIN": "en de fr es it pt nl sv da no pl cs ro hu tr id vi fi sw tl zxx".split(),
-    "ARABIC": "ar fa ur ps ug".split(),
-    "CYRILLIC": "ru uk be bg sr mk kk ky mn tg".split(),
-    "DEVANAGARI": "hi mr ne sa".split(),
+_LATIN = "en de fr es it pt nl sv da no pl cs ro hu tr id vi fi sw tl zxx"  # "zxx": no language at all
+_CYRILLIC = "ru uk be bg sr mk kk ky mn tg"
+_CONFUSABLE = {  # what py3langid chooses from, beside the packs' own languages
+    "LATIN": frozenset(_LATIN.split()),
+    "ARABIC": frozenset(("ar", "fa", "ur", "ps", "ug")),
+    "CYRILLIC": frozenset(_CYRILLIC.split()),
+    "DEVANAGARI": frozenset(("hi", "mr", "ne", "sa")),
 }
-_SHORT = dict(  # ISO 639-3, GlotLID's and NLLB's, to 639-1
-    pair.split(":")
-    for pair in (
-        "eng:en arb:ar ara:ar ars:ar ary:ar arz:ar apc:ar ajp:ar acm:ar acq:ar aeb:ar afb:ar fra:fr deu:de spa:es ita:it "
-        "por:pt nld:nl swe:sv dan:da nob:no nor:no pol:pl ces:cs ron:ro hun:hu tur:tr ind:id vie:vi fin:fi rus:ru ukr:uk "
-        "pes:fa fas:fa prs:fa urd:ur pbt:ps pus:ps uig:ug ell:el heb:he hin:hi ben:bn cmn:zh zho:zh jpn:ja kor:ko tha:th"
-    ).split()
+_LONG_CODES = (  # ISO 639-3, as GlotLID and NLLB have them, and 639-1
+    "eng:en arb:ar ara:ar ars:ar ary:ar arz:ar apc:ar ajp:ar acm:ar acq:ar aeb:ar afb:ar fra:fr deu:de spa:es ita:it "
+    "por:pt nld:nl swe:sv dan:da nob:no nor:no pol:pl ces:cs ron:ro hun:hu tur:tr ind:id vie:vi fin:fi rus:ru ukr:uk "
+    "pes:fa fas:fa prs:fa urd:ur pbt:ps pus:ps uig:ug ell:el heb:he hin:hi ben:bn cmn:zh zho:zh jpn:ja kor:ko tha:th"
 )
+_SHORT_CODES = dict(pair.split(":") for pair in _LONG_CODES.split())
 _SAMPLE = 500  # characters, twice
 _LONGEST = 100_000  # characters of a text that are looked at
 
@@ -266,4 +266,4 @@ def from_fasttext(path: str | pathlib.Path) -> Callable[[Sequence[str]], list[tu
 
 def _short(label: str) -> str:
     code = label.removeprefix("__label__").split("_")[0].lower()
-    return UNDETERMINED if code in ("zxx", "und") else _SHORT.get(code, code)
+    return UNDETERMINED if code in ("zxx", "und") else _SHORT_CODES.get(code, code)

@@ -1,4 +1,4 @@
-"""Repeated lines, paragraphs and n-grams (Gopher, Rae et al. 2021, arXiv:2112.11446, table A1) as datatrove defines them.
+"""Repeated lines, paragraphs and n-grams: Gopher (Rae et al. 2021, arXiv:2112.11446, table A1) as datatrove counts.
 
 Dimensions: N documents, W words, G n-grams (one starts at each word that has n - 1 more after it), R repeated n-grams.
 
@@ -17,7 +17,7 @@ from alignment.filtering.batch import Batch, Findings
 
 TOP_N_GRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))
 DUPLICATE_N_GRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
-_LINES, _PARAGRAPHS = re.compile(r"\n+"), re.compile(r"\n{2,}")
+_PARAGRAPHS = re.compile(r"\n{2,}")
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number near 2 ** 64 over the golden ratio
 
 
@@ -56,9 +56,14 @@ def check(
         if "\n\n" in text and paragraph_limits != (None, None):
             _duplicates(findings, position, _PARAGRAPHS.split(text.strip()), len(text), "dup_para", paragraph_limits)
         if "\n" in text and line_limits != (None, None):
-            _duplicates(findings, position, _LINES.split(text), len(text), "dup_line", line_limits)
+            _duplicates(findings, position, _lines(text), len(text), "dup_line", line_limits)
     _n_grams(batch, findings, top_n_grams, duplicate_n_grams)
     return findings
+
+
+def _lines(text: str) -> list[str]:
+    """What stands between runs of line breaks; a break at the very start or end has "" before or after it."""
+    return [""] * text.startswith("\n") + list(filter(None, text.split("\n"))) + [""] * text.endswith("\n")
 
 
 def _duplicates(findings: Findings, position: int, units: list[str], num_characters: int, name: str, limits) -> None:

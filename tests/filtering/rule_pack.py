@@ -5,7 +5,9 @@ import types
 from alignment.filtering import words
 
 # Marks that end a sentence for the sentencizer: all of them but those that came to Unicode later.
-_LATE = "61d-61e 837 839 83d-83e 17d4-17d6 17d9-17da 1b7d-1b7e 2e53-2e54 10f55-10f59 10f86-10f89 11944 11946 11ef7-11ef8"
+_LATE = (
+    "61d-61e 837 839 83d-83e 17d4-17d6 17d9-17da 1b7d-1b7e 2e53-2e54 10f55-10f59 10f86-10f89 11944 11946 11ef7-11ef8"
+)
 _LATE += " 11f43-11f44 16e98"
 
 
