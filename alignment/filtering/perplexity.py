@@ -1,7 +1,7 @@
 """Perplexity of documents under a language model of the trunk, in windows of static shapes.
 
     score = perplexity.load("hf:Qwen/Qwen2.5-0.5B", encode_fn=lambda texts: [tok.encode(text) for text in texts])
-    score([{"text": "..."}])  # [{"perplexity.score": 41.7, "perplexity.tokens": 312.0, "perplexity.nats_per_byte": 0.9}]
+    score([{"text": "..."}])  # [{"perplexity.score": 41.7, "perplexity.tokens": 312.0, ...}]
 
 A long document is read in windows that overlap, and each token is counted once, in the first window that holds it.
 
