@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.piece = 512  # words (linear) or tokens (embedding) of a piece; texts are trained on by their first
     c.calibration = "platt"  # temperature, platt, isotonic, none
     c.batch_size = 256  # texts over all hosts
-    c.optimizer = dict(peak_lr=0.02, warmup_steps=100, total_steps=c.get_ref("steps"), schedule="cosine")
+    c.optimizer = dict(peak_lr=0.01, warmup_steps=100, total_steps=c.get_ref("steps"), schedule="cosine")
     c.optimizer.update(weight_decay=0.0, clip_norm=0.0)
     c.loop = dict(log_every=50, eval_every=1_000, save_every=2_000, keep=2)  # in steps; checkpoints kept
     c.samples = 10  # mistakes shown, the most certain first; 0 for none
@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def sweep():
-    for peak_lr, weight in itertools.product((0.005, 0.02, 0.05), (1.0, 10.0, 100.0)):
+    for peak_lr, weight in itertools.product((0.003, 0.01, 0.03), (1.0, 10.0, 100.0)):
         yield {"optimizer.peak_lr": peak_lr, "unsafe.weight": weight}
 
 
