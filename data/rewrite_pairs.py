@@ -11,6 +11,7 @@ text without the fault. Nothing in them is a real insult.
 
 import dataclasses
 import json
+import math
 import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -196,11 +197,11 @@ def with_identity(pairs: Sequence[Pair], *, share: float, seed: int) -> list[Pai
     if not 0 <= share < 1:
         raise InputError(f"identity_share={share} must be at least 0 and below 1; the default is 0.3")
     edits = [pair for pair in pairs if pair.origin != pair.rewritten]
-    missing = -(-len(edits) * share // (1 - share)) - (len(pairs) - len(edits))
+    missing = math.ceil(len(edits) * share / (1 - share) - 1e-9) - (len(pairs) - len(edits))
     rng = random.Random(f"{seed}/identity")
     drawn: list[Pair] = []
     while edits and len(drawn) < missing:
-        drawn += rng.sample(edits, min(len(edits), int(missing) - len(drawn)))
+        drawn += rng.sample(edits, min(len(edits), missing - len(drawn)))
     return [*pairs, *(dataclasses.replace(p, origin=p.rewritten, planted="") for p in drawn)]
 
 

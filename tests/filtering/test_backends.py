@@ -110,7 +110,8 @@ def test_requests_are_under_way_together():
 
 @pytest.mark.parametrize(
     "failure",
-    [(429, {}, b"slow down"), (429, {"Retry-After": "0.01"}, b""), (500, {}, b"oops"), (503, {}, b""), (200, {}, b"{not"),
+    [(429, {}, b"slow down"), (429, {"Retry-After": "0.01"}, b""), (500, {}, b"oops"), (503, {}, b""),
+     (200, {}, b"{not"),
      (200, {}, b"[]"), (200, {}, b'{"choices": []}'), (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
      (200, {"Content-Length": "500"}, b"torn"), (200, {}, b"\xff\xfe")],
 )  # fmt: skip

@@ -49,7 +49,8 @@ def test_an_identical_text_is_kept_and_no_model_is_asked():
     "lead",
     ["Analysis: it is fine.\n", "Rewritten text:\n", "**Revised version:** ", "Here is the rewritten text: ",
      "Sure! Here is it.\n", "As an AI language model, ", "I have removed the advert. ", "<think>hm</think>",
-     "التحليل: لا شيء.\n", "النص بعد إعادة الصياغة:\n", "إليك النص المعدل: ", "بصفتي نموذج لغوي، ", "لقد قمت بإعادة صياغة "],
+     "التحليل: لا شيء.\n", "النص بعد إعادة الصياغة:\n", "إليك النص المعدل: ", "بصفتي نموذج لغوي، ",
+     "لقد قمت بإعادة صياغة "],
 )  # fmt: skip
 def test_scaffold_around_the_text_is_rejected_unless_the_original_had_it(lead):
     gate = gates.check(SENTENCE, lead + SENTENCE)
