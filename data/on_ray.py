@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -147,6 +148,7 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
     options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     address = address or os.environ.get("RAY_ADDRESS", "")  # which Ray sets in jobs that it runs
     if address:
+        _check_answers(address)
         options["address"] = address
     else:
         options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -163,6 +165,19 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
     finally:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saying so
+
+
+def _check_answers(address: str, timeout: float = 10.0) -> None:
+    """Refuse an address at which nobody answers, on which Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or one that Ray refuses at once
+    try:
+        socket.create_connection((host, int(port)), timeout).close()
+    except OSError as e:
+        raise InputError(
+            f"no Ray cluster answers at address={address!r}: {e}. Start one with `ray start --head`, or leave it out"
+        ) from e
 
 
 def _room(ray, needs: Mapping[str, Any]) -> int:
