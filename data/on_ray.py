@@ -63,6 +63,8 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
                 pool.is_done(reference)
                 try:
                     result, error = ray.get(reference)
+                except ray.exceptions.RayTaskError as e:  # not of fn: the worker could not import it
+                    raise worker_processes.failure(getattr(e, "cause", None) or e, position, task) from e
                 except ray.exceptions.RayError as e:
                     raise worker_processes.died(position, task, _first_line(e), pool.retries + 1) from e
                 if error is not None:
