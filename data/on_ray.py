@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -72,6 +73,8 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
                 pool.is_done(reference)
                 try:
                     result, error = ray.get(reference)
+                except ray.exceptions.RayTaskError as e:  # not of fn: the worker could not import it
+                    raise worker_processes.failure(getattr(e, "cause", None) or e, position, task) from e
                 except ray.exceptions.RayError as e:
                     raise worker_processes.died(position, task, _first_line(e), pool.retries + 1) from e
                 if error is not None:
@@ -157,6 +160,7 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
     options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     address = address or os.environ.get("RAY_ADDRESS", "")  # which Ray sets in jobs that it runs
     if address:
+        _check_answers(address)
         options["address"] = address
     else:
         options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -173,6 +177,19 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
     finally:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saying so
+
+
+def _check_answers(address: str, timeout: float = 10.0) -> None:
+    """Refuse an address at which nobody answers, on which Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or one that Ray refuses at once
+    try:
+        socket.create_connection((host, int(port)), timeout).close()
+    except OSError as e:
+        raise InputError(
+            f"no Ray cluster answers at address={address!r}: {e}. Start one with `ray start --head`, or leave it out"
+        ) from e
 
 
 def _room(ray, needs: Mapping[str, Any]) -> int:

@@ -77,7 +77,10 @@ def lines(
                     at += len(line) + 1
                 parts, held = [], 0
             held += len(tail)
-            parts = [*parts, tail] if held <= limit and tail else parts if held <= limit else []
+            if held <= limit:
+                parts.append(tail)
+            else:
+                parts.clear()
             if at >= stop or (at < start and at + held >= stop):  # nothing more can start here
                 return
     except Damaged as e:

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import socket
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from data import executors, shards
 from tests.data import toy_tasks
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,15 @@ def test_actors_keep_their_process_between_tasks(cluster):
 def test_more_than_the_cluster_has_is_refused(cluster):
     with pytest.raises(InputError, match="ask for less"):
         run(toy_tasks.pid, [0], num_gpus=1)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(InputError, match="no Ray cluster answers"):
+            list(executors.run(toy_tasks.pid, [0], executor="ray", address=address))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

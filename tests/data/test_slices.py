@@ -310,3 +310,15 @@ def test_gzip_whose_checksum_is_wrong_is_recorded_as_damaged(tmp_path):
     content[-8:-4] = zlib.crc32(b"other").to_bytes(4, "little")
     found = read(save(tmp_path / "a.jsonl.gz", bytes(content)))
     assert reasons(found)[0].startswith("damaged gzip data")
+
+
+def test_real_text_is_read_whole_whatever_the_slices(shared_data):
+    inputs = [str(shared_data / f"text_*/*[!m].{ending}") for ending in ("jsonl", "txt")]
+    columns = {"text": "text", "id": ""}
+    whole, cut = (
+        [d for part in slices.plan(inputs, slice_bytes=size) for d in slices.read(part, columns=columns)]
+        for size in (1 << 30, 100_003)
+    )
+    assert whole == cut and len({d["id"] for d in whole}) == len(whole) > 10_000
+    assert not reasons(whole)
+    assert {d["source"] for d in whole} >= {"text_en_web", "text_ar_tashkeela", "text_ar_wikipedia_arcd"}
