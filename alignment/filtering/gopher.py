@@ -96,11 +96,13 @@ def _lines(batch: Batch, findings: Findings, max_bullets: float | None, max_elli
 
 def _stop_words(batch: Batch) -> np.ndarray:
     """How many different stop words each document has."""
-    columns = batch.words
-    known = columns.vocabulary.words
-    stop_words = [known[word] for word in batch.pack.stop_words if word in known]
-    column_V = np.full(len(columns.vocabulary), -1, dtype=np.int32)
-    column_V[stop_words] = np.arange(len(stop_words))
+    columns, pack = batch.words, batch.pack
+    stop_words = {word: i for i, word in enumerate(sorted(pack.stop_words))}
+    spelling = getattr(pack, "stop_key", str)
+    column_V = columns.vocabulary.mapped(
+        ("stop words", pack.stop_words, getattr(pack, "stop_normaliser", "")),
+        lambda word: stop_words.get(spelling(word), -1),
+    )
     column_W = column_V[columns.ids_W]
     is_stop_W = column_W >= 0
     occurs_NS = np.zeros((len(batch), max(1, len(stop_words))), dtype=bool)

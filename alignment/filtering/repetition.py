@@ -83,53 +83,57 @@ def _n_grams(batch: Batch, findings: Findings, top_n_grams, duplicate_n_grams) -
     if not top_n_grams and not duplicate_n_grams:
         return
     left = [i for i, reason in enumerate(findings.reasons) if not reason]
-    columns = batch.take(left).words
-    grams = _Grams(columns)
+    grams = _Grams(batch.words if len(left) == len(batch) else batch.words.take(left))
     num_characters_N = np.array([len(batch.texts[i]) for i in left], dtype=np.int64)
-    left_N = np.array(left, dtype=np.int64)
-    for n, limit in top_n_grams:
-        share_N = grams.top(n) / num_characters_N
-        _fail(findings, left_N, share_N > limit, f"top_{n}_gram", share_N, limit)
-    for n, limit in duplicate_n_grams:
-        is_left_N = np.array([not findings.reasons[i] for i in left], dtype=bool)
-        share_N = grams.duplicated(n, num_characters_N, limit, is_left_N) / num_characters_N
-        _fail(findings, left_N, share_N > limit, f"duplicated_{n}_n_grams", share_N, limit)
-
-
-def _fail(findings: Findings, left_N: np.ndarray, is_failing_N: np.ndarray, reason: str, share_N, limit: float) -> None:
-    for i in np.flatnonzero(is_failing_N).tolist():
-        findings.fail(int(left_N[i]), reason, share_N[i], limit)
+    for name, orders in (("top_{}_gram", top_n_grams), ("duplicated_{}_n_grams", duplicate_n_grams)):
+        for n, limit in orders:
+            if name.startswith("top"):
+                share_N = grams.top(n) / num_characters_N
+            else:
+                share_N = grams.duplicated(n, num_characters_N, limit) / num_characters_N
+            for i in np.flatnonzero((share_N > limit) & grams.is_left_N).tolist():
+                findings.fail(left[i], name.format(n), share_N[i], limit)
+                grams.is_left_N[i] = False
 
 
 class _Grams:
-    """The repeated n-grams of a batch, order by order."""
+    """The repeated n-grams of a batch, order by order; documents that are no longer `is_left_N` are passed over."""
 
     def __init__(self, columns: words.Columns):
         self.columns = columns
+        self.is_left_N = np.ones(columns.num_documents, dtype=bool)
         self.length_before_W1 = np.concatenate([[0], np.cumsum(columns.length_W, dtype=np.int64)])
-        self.end_W = columns.starts_N1[1:].repeat(columns.counts_N)
-        self._repeated: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._order, self._at_R, self._number_R = 0, None, None
 
     def repeated(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Where n-grams that occur more than once in their document start, ascending, and which one each is.
 
         N-grams of one document with the same words share a number; numbers are 0, 1, ... in the order of documents.
         """
-        if n not in self._repeated:
-            ids_W, size = self.columns.ids_W, len(self.columns.vocabulary)
-            if n > 2:
-                at_G, number_G = self.repeated(n - 1)
-            else:
-                at_G = np.arange(len(ids_W), dtype=np.int64)
-                number_G = (
-                    self.columns.document_W.astype(np.int64) * size + ids_W if n == 2 else self.columns.document_W
-                )
-            fits_G = at_G + n <= self.end_W[at_G]
-            at_G = at_G[fits_G]
-            key_G = number_G[fits_G].astype(np.uint64) * np.uint64(size) + ids_W[at_G + n - 1].astype(np.uint64)
-            kept, number_R = _repeats(key_G)
-            self._repeated[n] = at_G[kept], number_R
-        return self._repeated[n]
+        if n < self._order or not self._order:
+            self._order = min(n, 2)
+            at_W = np.arange(len(self.columns.ids_W), dtype=np.int32)
+            number_W = self.columns.document_W.astype(np.uint64)
+            if self._order == 2:
+                number_W = number_W * np.uint64(len(self.columns.vocabulary)) + self.columns.ids_W.astype(np.uint64)
+            self._extend(at_W, number_W, self._order)
+        while self._order < n:
+            self._order += 1
+            self._extend(self._at_R, self._number_R, self._order)
+        return self._at_R, self._number_R
+
+    def _extend(self, at_G: np.ndarray, number_G: np.ndarray, n: int) -> None:
+        """From numbered (n-1)-grams to the n-grams that begin with them, as far as those are repeated."""
+        ids_W, document_W = self.columns.ids_W, self.columns.document_W
+        last_G = np.minimum(at_G + (n - 1), len(ids_W) - 1)
+        document_G = document_W[at_G]
+        fits_G = (at_G + n <= len(ids_W)) & (document_W[last_G] == document_G) & self.is_left_N[document_G]
+        at_G = at_G[fits_G]
+        key_G = number_G[fits_G].astype(np.uint64)
+        key_G *= np.uint64(len(self.columns.vocabulary))
+        key_G += ids_W[last_G[fits_G]].astype(np.uint64)
+        kept, self._number_R = _repeats(key_G)
+        self._at_R = at_G[kept]
 
     def top(self, n: int) -> np.ndarray:
         """Length times count of each document's most frequent n-gram, the earliest of equals; spaces count."""
@@ -142,14 +146,14 @@ class _Grams:
             first = self._firsts(at_R, number_R)
             document = self.columns.document_W[first]
             begins = np.flatnonzero(np.concatenate([[True], document[1:] != document[:-1]]))
-            score = count * len(self.end_W) - first  # most frequent, then earliest
+            score = count * len(self.columns.ids_W) - first  # most frequent, then earliest
             best = np.maximum.reduceat(score, begins)
-            best_count = -(-best // len(self.end_W))
-            best_first = best_count * len(self.end_W) - best
+            best_count = -(-best // len(self.columns.ids_W))
+            best_first = best_count * len(self.columns.ids_W) - best
             result_N[document[begins]] = (self._characters(best_first, n) + n - 1) * best_count
         return result_N
 
-    def duplicated(self, n: int, num_characters_N: np.ndarray, limit: float, is_left_N: np.ndarray) -> np.ndarray:
+    def duplicated(self, n: int, num_characters_N: np.ndarray, limit: float) -> np.ndarray:
         """Characters of n-grams that occurred before, without overlap; 0 where their share cannot exceed the limit.
 
         Only documents whose repetitions together cover more than that are read from left to right.
@@ -159,11 +163,11 @@ class _Grams:
         if not len(at_R):
             return result_N
         again = at_R[self._firsts(at_R, number_R)[number_R] < at_R]
-        until = np.minimum(again + n, np.append(again[1:], len(self.end_W)))  # count what overlaps once
+        until = np.minimum(again + n, np.append(again[1:], len(self.columns.ids_W)))  # count what overlaps once
         covered = self.length_before_W1[until] - self.length_before_W1[again]
         bound_N = np.bincount(self.columns.document_W[again], weights=covered, minlength=len(result_N))
         border_N1 = np.searchsorted(at_R, self.columns.starts_N1)
-        for i in np.flatnonzero((bound_N / num_characters_N > limit) & is_left_N).tolist():
+        for i in np.flatnonzero((bound_N / num_characters_N > limit) & self.is_left_N).tolist():
             some = slice(border_N1[i], border_N1[i + 1])
             result_N[i] = self._read(at_R[some].tolist(), number_R[some].tolist(), n)
         return result_N
@@ -197,10 +201,14 @@ def _repeats(key_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A table of spread keys finds most of those that occur once, which spares them the sort.
     """
     bits = min(22, max(8, len(key_G).bit_length() + 2))
-    slot_G = ((key_G * _SPREAD) >> np.uint64(64 - bits)).astype(np.int64)
+    slot_G = key_G * _SPREAD
+    slot_G >>= np.uint64(64 - bits)
+    slot_G = slot_G.view(np.int64)
     maybe = np.flatnonzero((np.bincount(slot_G, minlength=1 << bits) > 1)[slot_G])
-    order = np.argsort(key_G[maybe])
-    key = key_G[maybe[order]]
+    del slot_G
+    key = key_G[maybe]
+    order = np.argsort(key)
+    key = key[order]
     is_new = np.concatenate([[True], key[1:] != key[:-1]])[: len(key)]
     is_last = np.concatenate([is_new[1:], [True]])[: len(key)]
     is_repeated = ~(is_new & is_last)

@@ -34,6 +34,7 @@ _UNITS = (
     "км/ч|км²|км³|км|м/с|м²|м³|м|дм²|дм³|дм|см²|см³|см|мм²|мм³|мм|нм|кг|г|мг|кПа|Па|мбар|Кб|КБ|кб|Мб|МБ|мб|Гб|ГБ|гб|Тб|ТБ|тб"
 )
 _LONGEST_EXCEPTION, _LONGEST_SUFFIX, _LONGEST_ADDRESS = 16, 8, 4096  # characters
+LONGEST_PIECE = 100_000  # characters; what is longer is damage, and is one word, so that it takes no time
 
 
 def _cased() -> tuple[str, str]:
@@ -150,13 +151,13 @@ def split(piece: str, *, english: bool = True) -> tuple[str, ...]:
     """The words of a piece of text that has no white space in it.
 
     Args:
-        piece: such as one element of `text.split()`.
+        piece: such as one element of `text.split()`; beyond `LONGEST_PIECE` it is taken for one word.
         english: also part English contractions and keep English abbreviations.
     """
     spelled, broken = _exceptions(english)
     if piece in spelled:
         return spelled[piece]
-    if piece.isalpha():
+    if piece.isalpha() or len(piece) > LONGEST_PIECE:
         return (piece,)
     body = piece[:-1]
     is_plain_end = piece[-1:] in _PLAIN_END or (piece[-1:] == "." and body[-1:].islower())

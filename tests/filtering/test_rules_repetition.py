@@ -1,5 +1,6 @@
 """Repeated lines, paragraphs and n-grams: the specification's worked numbers, and a slow twin on random texts."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,15 @@ def test_the_earliest_of_equally_frequent_pairs_is_the_top_one():
     text = "aa bb cc aa bb dd eeeeee ffffff gg eeeeee ffffff hh"
     top = repetition._Grams(words.columns([text, text + " eeeeee ffffff"])).top(2)
     assert top.tolist() == [2 * len("aa bb"), 3 * len("eeeeee ffffff")]
+
+
+def test_orders_may_come_in_any_order():
+    texts = ["a b c d e f g " * 3 + "h i j", "x y " + "a b c d e f g " * 2]
+    grams = repetition._Grams(words.columns(texts))
+    sizes = np.array([len(text) for text in texts])
+    found = {n: grams.duplicated(n, sizes, 0.0).tolist() for n in (7, 5, 6)}
+    assert found == {7: [14, 7], 5: [10, 5], 6: [12, 6]}
+    assert [grams.top(n).tolist() for n in (3, 1, 2)] == [[15, 10], [3, 2], [9, 6]]
 
 
 @pytest.mark.parametrize(
