@@ -54,6 +54,7 @@ def clean(
         citations=_citations(tuple(pack.citation_patterns)) if remove_citations else None,
         javascript=javascript,
         policy=tuple(pack.policy_phrases) if policy else (),
+        spelling=getattr(pack, "comparison_key", str.casefold),
         lorem_ipsum=lorem_ipsum,
         curly_bracket=curly_bracket,
     )
@@ -85,9 +86,11 @@ def _citations(patterns: tuple[str, ...]) -> re.Pattern | None:
 class _Cleaner:
     """The checks of a line, with what they need at hand."""
 
-    def __init__(self, *, ends, min_words, max_word_length, citations, javascript, policy, lorem_ipsum, curly_bracket):
+    def __init__(
+        self, *, ends, min_words, max_word_length, citations, javascript, policy, spelling, lorem_ipsum, curly_bracket
+    ):
         self.ends, self.min_words, self.max_word_length = ends, min_words, max_word_length
-        self.citations, self.javascript, self.policy = citations, javascript, policy
+        self.citations, self.javascript, self.policy, self.spelling = citations, javascript, policy, spelling
         self.in_brackets = citations is not None and all(
             part.startswith(r"\[") for part in citations.pattern.split("|")
         )
@@ -95,10 +98,9 @@ class _Cleaner:
 
     def lines(self, text: str, lines: list[str], findings: Findings) -> tuple[str, list[str]]:
         """The reason to drop the document, or "", and its lines as they stay."""
-        lowered = text.lower()
         has_citations = self.citations is not None and (not self.in_brackets or "[" in text)
         # A citation taken out may leave a phrase behind that the text did not have.
-        is_suspect = has_citations or self._is_suspect(lowered)
+        is_suspect = has_citations or self._is_suspect(text)
         removed: dict[str, int] = {}
         kept = []
         for line in lines:
@@ -125,14 +127,20 @@ class _Cleaner:
             findings.count(f"lines_{reason}", count)
         return "", kept
 
-    def _is_suspect(self, lowered: str) -> bool:
+    def _is_suspect(self, text: str) -> bool:
         """Whether any line can fail a check of its content."""
-        return (
-            (self.lorem_ipsum and "lorem ipsum" in lowered)
-            or (self.javascript and "javascript" in lowered)
-            or (self.curly_bracket and "{" in lowered)
-            or any(phrase in lowered for phrase in self.policy)
-        )
+        if self.curly_bracket and "{" in text:
+            return True
+        lowered = text.lower()
+        if (self.lorem_ipsum and "lorem ipsum" in lowered) or (self.javascript and "javascript" in lowered):
+            return True
+        return self._has_policy(text)
+
+    def _has_policy(self, text: str) -> bool:
+        if not self.policy:
+            return False
+        spelled = self.spelling(text)
+        return any(phrase in spelled for phrase in self.policy)
 
     def _phrases(self, line: str) -> str:
         lowered = line.lower()
@@ -142,7 +150,7 @@ class _Cleaner:
             return "javascript"
         if self.curly_bracket and "{" in line:
             return "curly_bracket"
-        return "policy" if any(phrase in lowered for phrase in self.policy) else ""
+        return "policy" if self._has_policy(line) else ""
 
 
 class _Sentences(dict):

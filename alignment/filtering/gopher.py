@@ -3,9 +3,6 @@
 Dimensions: N documents, W words, S stop words.
 """
 
-import itertools
-import weakref
-
 import numpy as np
 
 from alignment.filtering import words
@@ -13,7 +10,6 @@ from alignment.filtering.batch import Batch, Findings
 
 BULLETS = ("•", "-")
 ELLIPSES = ("...", "…")
-_NORMALISED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # vocabulary -> pack -> `_stop_columns` so far
 
 
 def quality(
@@ -100,27 +96,15 @@ def _lines(batch: Batch, findings: Findings, max_bullets: float | None, max_elli
 
 def _stop_words(batch: Batch) -> np.ndarray:
     """How many different stop words each document has."""
-    columns = batch.words
-    column_W = _stop_columns(columns.vocabulary, batch.pack)[columns.ids_W]
+    columns, pack = batch.words, batch.pack
+    stop_words = {word: i for i, word in enumerate(sorted(pack.stop_words))}
+    spelling = getattr(pack, "stop_key", str)
+    column_V = columns.vocabulary.mapped(
+        ("stop words", pack.stop_words, getattr(pack, "stop_normaliser", "")),
+        lambda word: stop_words.get(spelling(word), -1),
+    )
+    column_W = column_V[columns.ids_W]
     is_stop_W = column_W >= 0
-    occurs_NS = np.zeros((len(batch), max(1, len(batch.pack.stop_words))), dtype=bool)
+    occurs_NS = np.zeros((len(batch), max(1, len(stop_words))), dtype=bool)
     occurs_NS[columns.document_W[is_stop_W], column_W[is_stop_W]] = True
     return occurs_NS.sum(axis=1)
-
-
-def _stop_columns(vocabulary: words.Vocabulary, pack) -> np.ndarray:
-    """Which stop word each word of a vocabulary is, -1 for none; spellings of one stop word have one number."""
-    stop_words, known = sorted(pack.stop_words), vocabulary.words
-    normalise = getattr(pack, "normalise", None)
-    if normalise is None:
-        column_V = np.full(len(vocabulary), -1, dtype=np.int32)
-        pairs = [(known[word], i) for i, word in enumerate(stop_words) if word in known]
-        column_V[[number for number, _ in pairs]] = [i for _, i in pairs]
-        return column_V
-    grown = _NORMALISED.setdefault(vocabulary, {})
-    old_V = grown.get((pack.name, pack.sha256), np.zeros(0, np.int32))
-    if len(old_V) < len(vocabulary):  # only words that are new to it
-        numbers = {word: i for i, word in enumerate(stop_words)}
-        new = [numbers.get(normalise(word), -1) for word in itertools.islice(known, len(old_V), None)]
-        old_V = grown[pack.name, pack.sha256] = np.concatenate([old_V, np.array(new, np.int32)])
-    return old_V

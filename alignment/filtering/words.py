@@ -8,7 +8,7 @@ import array
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Vocabulary:
         self.num_characters = 0
         self._piece_starts, self._piece_counts, self._piece_words = _Column("q"), _Column("i"), _Column("i")
         self._lengths, self._kinds = _Column("i"), _Column("B")
+        self._mapped: dict[Hashable, _Column] = {}
 
     def __len__(self) -> int:
         return len(self.words)
@@ -103,6 +104,14 @@ class Vocabulary:
     def kind(self, ids_W: np.ndarray) -> np.ndarray:
         """IS_WORD where a word has more than marks, plus HAS_LETTER where it has a letter."""
         return self._kinds[ids_W]
+
+    def mapped(self, key: Hashable, number_fn: Callable[[str], int]) -> np.ndarray:
+        """`number_fn` of every word, `[V]` int32; asked once a word as long as the key is the same."""
+        column = self._mapped.setdefault(key, _Column("i"))
+        known = len(column.grown)
+        if known < len(self.words):
+            column.grown.extend(map(number_fn, itertools.islice(self.words, known, None)))
+        return column[:]
 
     def _add_piece(self, piece: str) -> None:
         parts = splitter.split(piece, english=self.english)

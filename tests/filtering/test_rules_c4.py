@@ -1,5 +1,7 @@
 """C4's cleaning: its traps one by one, and a slow twin."""
 
+import types
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,13 @@ def test_sentences_end_at_marks_and_not_at_abbreviations(end):
 
 def test_a_phrase_that_a_citation_hid_is_found():
     assert clean(f"{FIVE}\nplease enable java[1]script to go on.") == ("", FIVE)
+
+
+def test_phrases_are_compared_in_the_packs_spelling():
+    pack = types.SimpleNamespace(**vars(rule_pack.ENGLISH) | {"policy_phrases": ("notice",)})
+    pack.comparison_key = lambda text: text.lower().replace("0", "o")
+    found = c4.clean(Batch(rule_pack.records([f"{FIVE}\nA last N0TICE to all."]), pack))
+    assert found.texts == {0: FIVE}
 
 
 def test_every_check_can_be_switched_off():

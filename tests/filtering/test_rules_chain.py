@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import tracemalloc
 import types
 
 import pytest
@@ -199,8 +200,6 @@ def test_counters_add_up_over_calls():
 
 
 def test_a_long_document_gets_its_verdict_in_linear_memory():
-    import tracemalloc
-
     peaks = []
     for copies in (200, 800):
         text = "\n".join(good(seed) for seed in range(copies))

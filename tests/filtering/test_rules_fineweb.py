@@ -1,5 +1,7 @@
 """FineWeb's rules: each reason alone, each switch, and a slow twin."""
 
+import types
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,8 +46,6 @@ def test_documents_without_any_end_mark_may_be_kept():
 
 
 def test_marks_of_another_script_come_from_the_pack():
-    import types
-
     pack = types.SimpleNamespace(name="ar", terminal_punctuation=("؟", "!?"))
     text = f"{LONG}؟\n{LONG} x؟\n{LONG} y!?"
     assert fineweb.check(Batch(rule_pack.records([text]), pack)).reasons == [""]

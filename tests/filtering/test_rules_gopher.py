@@ -1,5 +1,7 @@
 """Gopher's quality heuristics: each reason alone, each switch, and a slow twin."""
 
+import types
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +61,13 @@ def test_values_and_thresholds_are_reported():
 
 def test_stop_words_are_case_sensitive_and_counted_once():
     assert quality(["The Of And House " * 20 + "the the the " * 20]).reasons == ["gopher_enough_stop_words"]
+
+
+def test_stop_words_are_compared_in_the_packs_spelling():
+    pack = types.SimpleNamespace(**vars(rule_pack.ENGLISH), stop_key=str.lower, stop_normaliser="lower")
+    text = "The Of And House " * 20 + "the the the " * 20
+    assert gopher.quality(Batch(rule_pack.records([text]), pack)).reasons == [""]
+    assert quality([text]).reasons == ["gopher_enough_stop_words"]
 
 
 @pytest.mark.parametrize("text", ["", "\n", " \u2003 "])

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from alignment.filtering import rules, splitter
+from alignment.filtering import locales, rules, splitter
 from tests.filtering import rule_pack, rule_twins
 
 filters = pytest.importorskip("datatrove.pipeline.filters")
@@ -119,7 +119,7 @@ def their_chain(text, alone):
 def ours(texts, chain):
     settings = {"c4": {"terminal_punctuation": "c4_open" not in chain}}
     names = ["c4" if name == "c4_open" else name for name in chain]
-    verdicts = rules.apply(rule_pack.records(texts), chain=names, settings=settings, packs={"en": rule_pack.ENGLISH})
+    verdicts = rules.apply(rule_pack.records(texts), chain=names, settings=settings, packs={"en": locales.load("en")})
     return [(verdict.reason, None if verdict.reason else verdict.text) for verdict in verdicts]
 
 
@@ -127,7 +127,7 @@ def with_our_words(monkeypatch):
     """Let datatrove's filters take our words and sentences."""
     for module in (quality_filter, repetition_filter, fineweb_filter):
         monkeypatch.setattr(module, "split_into_words", lambda text, language: rule_twins.words_of(text))
-    ends = rule_pack.ENGLISH.sentence_end
+    ends = locales.load("en").sentence_end
     monkeypatch.setattr(
         c4_filters, "split_into_sentences", lambda text, language: [text] * rule_twins.sentences(text, ends)
     )
