@@ -40,9 +40,8 @@ class Pack:
         terminal_punctuation: what ends a line, for FineWeb; for `str.endswith`.
         end_punctuation: the same for C4.
         sentence_end: characters that end a sentence.
-        policy_phrases: notices of cookies, terms and privacy, as written in lower case and as `comparison_key` spells
-            them: C4 drops their lines.
-        boilerplate_phrases: further phrases of page furniture, for NeMo's rule; spelled the same two ways.
+        policy_phrases: notices of cookies, terms and privacy, in `comparison_key` spelling: C4 drops their lines.
+        boilerplate_phrases: further phrases of page furniture, for NeMo's rule; the same spelling.
         citation_patterns: regular expressions of reference marks that C4 takes out of a text.
         stop_normaliser, comparison_normaliser: keys of `NORMALISERS`, "" for the text as it is.
         overrides: rule to the settings of it that differ for the language; None: the rule is off.
@@ -148,15 +147,8 @@ def _pack(fields: object, source: str, sha256: str) -> Pack:
         pack,
         stop_words=frozenset(map(pack.stop_key, pack.stop_words)),
         common_words=frozenset(map(pack.comparison_key, pack.common_words)),
-        policy_phrases=_spellings(pack, pack.policy_phrases),
-        boilerplate_phrases=_spellings(pack, pack.boilerplate_phrases),
-    )
-
-
-def _spellings(pack: Pack, phrases: tuple[str, ...]) -> tuple[str, ...]:
-    """Phrases in lower case as the file has them, and as `comparison_key` writes them."""
-    return tuple(
-        dict.fromkeys(spelling for phrase in phrases for spelling in (phrase.lower(), pack.comparison_key(phrase)))
+        policy_phrases=tuple(map(pack.comparison_key, pack.policy_phrases)),
+        boilerplate_phrases=tuple(map(pack.comparison_key, pack.boilerplate_phrases)),
     )
 
 
