@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from alignment.filtering import locales, mojibake
 from alignment.filtering.batch import Batch
 
-GOOD = ["Café – naïve “quotes” … €", "السلام عليكم ورحمة الله", "日本語の文", "Привет, как дела?", "Ãrea e SÃO", "Ø 5 mm"]
+GOOD = [
+    "Café – naïve “quotes” … €",
+    "السلام عليكم ورحمة الله",
+    "日本語の文",
+    "Привет, как дела?",
+    "Ãrea e SÃO",
+    "Ø 5 mm",
+]
 
 
 def misread(text, encoding):
@@ -54,7 +61,11 @@ def test_the_rule_repairs_and_counts():
 
 
 def test_real_text_in_two_languages_is_left_alone(shared_data):
-    for path in ("text_en_web/c4_demo.jsonl", "text_xquad_ar_en/xquad_ar_a.jsonl", "text_ar_wikipedia_arcd/arcd_train.jsonl"):
+    for path in (
+        "text_en_web/c4_demo.jsonl",
+        "text_xquad_ar_en/xquad_ar_a.jsonl",
+        "text_ar_wikipedia_arcd/arcd_train.jsonl",
+    ):
         for line in (shared_data / path).read_text(encoding="utf-8").splitlines():
             text = json.loads(line)["text"]
             assert mojibake.repair(text) == text
