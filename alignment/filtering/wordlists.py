@@ -8,6 +8,7 @@ one is no hit; in Arabic the article and particles written onto a word are looke
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,13 @@ class WordList:
     entries: Mapping[tuple[int, ...], str]
     lengths: tuple[int, ...]
     firsts: frozenset[int]
+
+    @functools.cached_property
+    def is_start(self) -> np.ndarray:
+        """Whether an entry begins with the word of a number."""
+        is_start = np.zeros(len(self.tokens) + 1, bool)
+        is_start[[entry[0] for entry in self.entries]] = True
+        return is_start
 
     def number(self, word: str) -> int:
         """The number of a word of a text, -1 if no entry has it."""
@@ -90,7 +98,7 @@ def hits(batch: Batch, word_list: WordList) -> np.ndarray:
     if word_list.lengths == (1,):
         return columns.sums(number_W >= 0)
     count_N = np.zeros(len(batch), np.int64)
-    positions = np.flatnonzero(number_W >= 0)
+    positions = np.flatnonzero(word_list.is_start[number_W])  # the last place of it, number -1, is False
     ends = columns.starts_N1[1:]
     documents = np.searchsorted(ends, positions, side="right")
     free = 0
@@ -140,7 +148,7 @@ def rule(
         Reason `wordlist`; attributes `wordlist_hits` and `wordlist_share`.
     """
     findings = Findings.passing(len(batch))
-    chosen = paths.get(batch.pack.name, ()) if isinstance(paths, Mapping) else paths
+    chosen = paths.get(batch.pack.name, ()) if hasattr(paths, "get") else paths  # a config's mapping is no Mapping
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     if not chosen:
         findings.count("no_wordlist", len(batch))
