@@ -259,7 +259,8 @@ def from_fasttext(path: str | pathlib.Path) -> Callable[[Sequence[str]], list[tu
 
     def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
         found = model.predict([text[:_LONGEST] for text in texts])
-        return [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in found]
+        answers = [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in found]
+        return [answer if text.strip() else (UNDETERMINED, 0.0) for text, answer in zip(texts, answers, strict=True)]
 
     return identify
 

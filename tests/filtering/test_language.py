@@ -99,17 +99,18 @@ class FakeModel:
     labels = ("__label__eng_Latn", "__label__arz_Arab", "__label__zxx_Zxxx", "__label__gv")
 
     def predict(self, texts):
-        answers = {"a": 0, "b": 1, "c": 2, "d": 3}
+        answers = {"a": 0, "b": 1, "c": 2, "d": 3, " ": 0}  # fastText answers for nothing too
         return [[(self.labels[answers[text]], 1.00001)] if text in answers else [] for text in texts]
 
 
 def test_fasttext_labels_come_out_as_short_codes(monkeypatch, tmp_path):
     monkeypatch.setattr(fasttext, "load", lambda path: FakeModel())
-    assert language.from_fasttext("lid.bin")(["a", "b", "c", "d", "?"]) == [
+    assert language.from_fasttext("lid.bin")(["a", "b", "c", "d", "?", " "]) == [
         ("en", 1.0),
         ("ar", 1.0),
         ("und", 1.0),
         ("gv", 1.0),
+        ("und", 0.0),
         ("und", 0.0),
     ]
     monkeypatch.undo()
