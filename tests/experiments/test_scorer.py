@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alignment.filtering import calibration, scorers
-from data import labels
+from data import labels, tokenizer
 from experiments import scorer
 from tests.experiments.conftest import launch
 
@@ -77,6 +77,23 @@ def test_a_killed_run_ends_with_the_same_scorer(tiny, tmp_path):
 def test_bad_settings_are_refused_before_training(flags, words, tmp_path):
     ended = launch("scorer.py:tiny", tmp_path / "run", *flags)
     assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+def test_perplexity_of_a_run_is_that_of_its_export(tiny):
+    workdir = tiny("sft").workdir
+    tok = tokenizer.load(str(workdir / "tokenizer"))
+
+    def encode(texts):
+        return [ids for ids, _ in tok.encode_batch(texts)]
+
+    texts = [{"text": "Which way to the river? " * n} for n in (1, 9)]
+    options = dict(encode_fn=encode, max_len=64, bos_id=tok.bos_id, name="fluency")
+    ours, theirs = (
+        scorers.load("perplexity", path, **options)(texts) for path in (f"run:{workdir}", workdir / "export/hf")
+    )
+    for row, other in zip(ours, theirs):
+        assert row == pytest.approx(other, rel=1e-4)
+        assert 1 < row["fluency.score"] < 2 * tok.vocab_size and row["fluency.tokens"] > 20
 
 
 DAVIDSON = dict(path="toxicity_en_davidson/labeled_data_a.csv", columns=dict(text="tweet", label="class"))
