@@ -4,7 +4,7 @@ Dimensions: N texts, P pieces, C levels.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,18 +14,29 @@ POOLS = ("max", "mean")
 
 def split(text: str, words: int = 512, characters: int = 8_192) -> list[str]:
     """A text as pieces of at most so many words (runs without space) and characters; at least one piece."""
-    if len(text) <= words:  # no room for more words than that
-        return [text]
-    pieces, start, count = [], 0, 0
+    return list(_pieces(text, words, characters))
+
+
+def first(text: str, words: int, characters: int = 8_192) -> str:
+    """The first piece of `split`, without making the others; 0 words leaves the text whole."""
+    return next(_pieces(text, words, characters)) if words else text
+
+
+def _pieces(text: str, words: int, characters: int) -> Iterator[str]:
+    if len(text) <= words or (len(text) <= characters and len(text.split()) <= words):
+        yield text
+        return
+    start, count = 0, 0
     for found in WORD.finditer(text):
         if count == words or (found.end() - start > characters and count):
-            pieces.append(text[start : found.start()])
+            yield text[start : found.start()]
             start, count = found.start(), 0
         count += 1
         while found.end() - start > characters:  # one word longer than a piece
-            pieces.append(text[start : start + characters])
+            yield text[start : start + characters]
             start += characters
-    return [*pieces, text[start:]] if start < len(text) else pieces
+    if start < len(text):
+        yield text[start:]
 
 
 def of_texts(texts: Sequence[str], words: int) -> tuple[list[str], np.ndarray]:

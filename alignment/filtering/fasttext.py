@@ -30,6 +30,7 @@ SPACES = str.maketrans(dict.fromkeys("\n\r\t\v\f\0", " "))
 LOG_FLOOR = 1e-5  # fastText adds it before every logarithm, so its probabilities run up to 1.00001
 MAX_CACHED = 200_000  # words whose rows are remembered
 MAX_LABELS = 1_000_000
+MAX_ORDER = 1_000  # of n-grams
 CENTROIDS = 256  # of each part of a quantised row
 
 
@@ -137,8 +138,8 @@ class Model:
         ids = self.ids(text)
         if not ids:
             return None
-        hidden_D = self.rows(np.array(ids)).astype(np.float32).mean(axis=0)
         with np.errstate(all="ignore"):
+            hidden_D = self.rows(np.array(ids)).astype(np.float32).mean(axis=0)
             values_L = PROBABILITIES[self.settings["loss"]](self.output_LD @ hidden_D, self.tree)
         if not np.all(np.isfinite(values_L)):
             raise InputError("the fastText model holds numbers that are not finite; fetch the file again")
@@ -273,7 +274,9 @@ def _model(reader: _Reader) -> Model:
     settings = values | {"loss": LOSSES.get(values["loss"], ""), "maxn": 0 if version == 11 else values["maxn"]}
     if values["model"] != 3:
         raise InputError(f"{reader.path} holds word vectors, no classifier; give a model trained with `supervised`")
-    if not settings["loss"] or not 0 < values["dim"] <= 65_536 or values["bucket"] < 0 or values["maxn"] > 1_000:
+    if not settings["loss"] or not 0 < values["dim"] <= 65_536 or values["bucket"] < 0:
+        reader.refuse(f"settings {values}")
+    if not 0 <= values["word_n_grams"] <= MAX_ORDER or not 0 <= settings["maxn"] <= MAX_ORDER:
         reader.refuse(f"settings {values}")
     words, labels, counts, pruned = _dictionary(reader)
     num_words = len(words) - len(labels)

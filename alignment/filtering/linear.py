@@ -10,7 +10,6 @@ Dimensions: N texts, P pieces of texts, B buckets, O outputs, K entries of a row
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -45,7 +44,7 @@ def width(texts: Sequence[str], chosen: ngrams.Settings, *, piece: int, most: in
     """Entries that the longest text's row needs, rounded up to a multiple of 64; at most `most`."""
     longest = 1
     for start in range(0, len(texts), 1_024):
-        part = [first_piece(text, piece) for text in texts[start : start + 1_024]]
+        part = [chunks.first(text, piece) for text in texts[start : start + 1_024]]
         longest = max(longest, int(np.diff(ngrams.features(part, chosen).offsets).max()))
     return min(-(-longest // 64) * 64, most)
 
@@ -69,15 +68,10 @@ def batch_fn(
     """
 
     def make(index_N: np.ndarray, weight_N: np.ndarray) -> dict[str, np.ndarray]:
-        found = ngrams.features([first_piece(texts[i], piece) for i in index_N], chosen)
+        found = ngrams.features([chunks.first(texts[i], piece) for i in index_N], chosen)
         ids_NK, values_NK = ngrams.padded(found, width)
         weights = (weight_N * weights_N[index_N]).astype(np.float32)
         rest = {"labels": labels_N[index_N].astype(np.int32), "weights": weights, "index": index_N.astype(np.int32)}
         return {"ids": ids_NK, "values": values_NK, **rest}
 
     return make
-
-
-@functools.lru_cache(maxsize=4_096)
-def first_piece(text: str, piece: int) -> str:
-    return chunks.split(text, piece)[0] if piece else text

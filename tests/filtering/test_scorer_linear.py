@@ -125,9 +125,40 @@ def test_the_ordinal_loss_is_that_of_proportional_odds_and_its_gradient_is_finit
     losses, levels = fitting.losses("ordinal", jnp.asarray(outputs), jnp.asarray(thresholds), jnp.asarray(labels))
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
     np.testing.assert_array_equal(levels, (outputs > thresholds).sum(axis=1))
-    for level in range(4):
-        total = lambda x, k=level: jnp.sum(fitting.losses("ordinal", x, thresholds, jnp.full(2, k))[0])  # noqa: E731
-        assert np.all(np.isfinite(jax.grad(total)(jnp.array([[80.0], [-80.0]]))))
+
+    @jax.jit
+    def gradient(outputs, labels):
+        return jax.grad(lambda x: jnp.sum(fitting.losses("ordinal", x, jnp.asarray(thresholds), labels)[0]))(outputs)
+
+    far = jnp.tile(jnp.array([[80.0], [-80.0]]), (4, 1))
+    assert np.all(np.isfinite(gradient(far, jnp.repeat(jnp.arange(4), 2))))
+
+
+@pytest.mark.parametrize("objective", ["softmax", "ordinal", "regression"])
+def test_a_text_that_counts_three_times_is_as_three_such_texts(objective):
+    told = about(objective, tuple("abc"))
+    loss = fitting.loss_fn(fitting.network(told, num_inputs=1 << 10), objective)
+    tensors = drawn_weights(told)
+    params = {"kernel": tensors["kernel"], "bias": tensors["bias"]}
+    params |= {"thresholds_bias": jnp.zeros(2)} if objective == "ordinal" else {}
+    texts, labels = ["glorp bridge", "[insult]", "river"], np.array([0, 2, 1])
+    rest = dict(chosen=ngrams.settings(FEATURES), width=64, piece=512)
+    heavier = linear.batch_fn(texts, labels, np.array([1.0, 3.0, 1.0]), **rest)
+    plain = linear.batch_fn(texts, labels, np.ones(3), **rest)
+
+    def total(params, batch):
+        mean, metrics = loss(params, batch, rng=None, frozen=None)
+        return mean.total, (mean.count, metrics["accuracy"].count)
+
+    @jax.jit
+    def gradient(batch):
+        found, (count, num_texts) = jax.grad(total, has_aux=True)(params, batch)
+        return count, found["kernel"], num_texts
+
+    ours = gradient(heavier(np.arange(3), np.ones(3, np.float32)))
+    theirs = gradient(plain(np.array([0, 1, 1, 1, 2, 2]), np.array([1, 1, 1, 1, 1, 0], np.float32)))
+    assert ours[0] == theirs[0] == 5 and (ours[2], theirs[2]) == (3, 5)  # accuracy counts texts, filling never
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
 def test_two_levels_are_logistic_regression():

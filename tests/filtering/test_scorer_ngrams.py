@@ -177,6 +177,7 @@ def test_settings_that_make_no_sense_are_refused():
 def test_pieces_make_up_the_text_and_keep_to_their_lengths(text, words, characters):
     pieces = chunks.split(text, words, characters)
     assert "".join(pieces) == text and pieces
+    assert chunks.first(text, words, characters) == pieces[0]
     if len(text) > words:
         assert all(len(piece.split()) <= words for piece in pieces)
         assert all(len(piece.rstrip()) <= characters + len(piece) - len(piece.lstrip()) for piece in pieces)
