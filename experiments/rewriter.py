@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.filtering import cache, conduct, distance, gates, rewriting
+from alignment.filtering import cache, conduct, distance, gates, language, rewriting
 from alignment.train import files, loop, next_token, optimizer, sharding, start
 from data import rewrite_pairs, text, tokenizer, word_bytes
 from experiments import pictures, worker
@@ -51,7 +51,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
     c.heldout = dict(num=256, batch_size=32)  # held-out pairs rewritten at the end, half of them identity pairs
-    c.languages = ("en", "ar")  # of the texts, for the gate that an answer stays in its language
     c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
     if arg:
         c.export = "float32"
@@ -138,8 +137,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         count_tokens=lambda text: len(tok.encode(text)),
         batch_size=c.heldout.batch_size,
     )
-    is_made_up = c.data.path == "synthetic"
-    summary |= judged(workdir, shown, written, rewrite_pairs.safety if is_made_up else None)
+    if c.data.path == "synthetic":  # whose lists of words are of no language that could be told
+        models = {"safety": rewrite_pairs.safety}
+    else:
+        models = {"language": language.identify}
+    summary |= judged(workdir, shown, written, models)
     start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     if c.export:
         files.write(workdir / "export/hf" / worker.FILE, lambda f: f.write(worker.note(code, c.prompt)))
@@ -198,9 +200,9 @@ def chosen(pairs: Sequence[rewrite_pairs.Pair], num: int) -> list[rewrite_pairs.
     return edits[: num - num_same] + same[:num_same]
 
 
-def judged(workdir: pathlib.Path, pairs, written: Sequence[str | None], safety_fn) -> dict[str, float]:
+def judged(workdir: pathlib.Path, pairs, written: Sequence[str | None], models: dict) -> dict[str, float]:
     """What the worker wrote, beside what it should have: tables, a figure and the summary's numbers."""
-    found = gates.check_all([pair.origin for pair in pairs], written, safety=safety_fn)
+    found = gates.check_all([pair.origin for pair in pairs], written, **models)
     rows = [_row(pair, answer, gate) for pair, answer, gate in zip(pairs, written, found)]
     for row in rows:
         row["kind"] = row["kind"] or ("clean" if row["origin"] == row["wanted"] else "edited")
