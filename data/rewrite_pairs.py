@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import xxhash
@@ -127,7 +128,9 @@ def _sentence(rng: random.Random, words: Mapping, who: str = "") -> str:
 
 
 def _filled(rng: random.Random, text: str) -> str:
-    return text.replace("{year}", str(rng.randint(1801, 1899))).replace("{num}", str(rng.randint(11, 99)))
+    """The text with a number of its own in every place for one."""
+    text = re.sub(r"\{year\}", lambda _: str(rng.randint(1801, 1899)), text)
+    return re.sub(r"\{num\}", lambda _: str(rng.randint(11, 99)), text)
 
 
 def safety(texts: Sequence[str]) -> list[float]:

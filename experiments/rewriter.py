@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.filtering import cache, conduct, distance, gates, rewriting
+from alignment.filtering import cache, conduct, distance, gates, language, rewriting
 from alignment.train import files, loop, next_token, optimizer, sharding, start
 from data import rewrite_pairs, text, tokenizer, word_bytes
 from experiments import pictures, worker
@@ -69,12 +69,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.loop = dict(log_every=1, eval_every=2, save_every=2, keep=2)
         c.heldout = dict(num=4, batch_size=4)
     elif arg == "laptop":
-        c.steps = 600
-        c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=4, ffn_dim=256, qk_norm=False)
+        c.steps = 1_000
+        # A first layer that sees four tokens and a second that sees all: copying, hard for small models, is then learnt
+        # in a few hundred steps, because what came just before a token is what the second layer looks it up by.
+        c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=4, ffn_dim=256, qk_norm=True)
+        c.model.update(layer_types=("sliding_attention", "full_attention"), sliding_window=4, tie_embeddings=False)
         c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
-        c.data.update(limit=12_000, heldout_fraction=0.03)
-        c.rows.max_len = 256
-        c.batch_size = 8
+        c.data.update(limit=24_000, heldout_fraction=0.03)
+        c.rows.max_len = 128
+        c.batch_size = 16
         c.optimizer.update(peak_lr=3e-3)
         c.loop = dict(log_every=10, eval_every=100, save_every=200, keep=2)
     return c
@@ -134,8 +137,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         count_tokens=lambda text: len(tok.encode(text)),
         batch_size=c.heldout.batch_size,
     )
-    is_made_up = c.data.path == "synthetic"
-    summary |= judged(workdir, shown, written, rewrite_pairs.safety if is_made_up else None)
+    if c.data.path == "synthetic":  # whose lists of words are of no language that could be told
+        models = {"safety": rewrite_pairs.safety}
+    else:
+        models = {"language": language.identify}
+    summary |= judged(workdir, shown, written, models)
     start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     if c.export:
         files.write(workdir / "export/hf" / worker.FILE, lambda f: f.write(worker.note(code, c.prompt)))
@@ -194,9 +200,9 @@ def chosen(pairs: Sequence[rewrite_pairs.Pair], num: int) -> list[rewrite_pairs.
     return edits[: num - num_same] + same[:num_same]
 
 
-def judged(workdir: pathlib.Path, pairs, written: Sequence[str | None], safety_fn) -> dict[str, float]:
+def judged(workdir: pathlib.Path, pairs, written: Sequence[str | None], models: dict) -> dict[str, float]:
     """What the worker wrote, beside what it should have: tables, a figure and the summary's numbers."""
-    found = gates.check_all([pair.origin for pair in pairs], written, safety=safety_fn)
+    found = gates.check_all([pair.origin for pair in pairs], written, **models)
     rows = [_row(pair, answer, gate) for pair, answer, gate in zip(pairs, written, found)]
     for row in rows:
         row["kind"] = row["kind"] or ("clean" if row["origin"] == row["wanted"] else "edited")

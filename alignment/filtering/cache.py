@@ -74,7 +74,7 @@ class Cache:
         if where is None and os.fstat(self._file.fileno()).st_size > self._read_up_to:
             self._refresh()
             where = self._places.get(bytes.fromhex(key))
-        return None if where is None else _answer(os.pread(self._file.fileno(), where[1], where[0]))[1]
+        return None if where is None else _answer(self._part(*where))[1]
 
     def put(self, key: str, answer: str) -> None:
         """Store an answer; it is in the operating system's hands when this returns."""
@@ -84,11 +84,15 @@ class Cache:
         line = _line(key, answer)
         with _locked(self._file):
             end = self._file.seek(0, os.SEEK_END)
-            if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":  # what a killed writer left
+            if end and self._part(end - 1, 1) != b"\n":  # what a killed writer left
                 line = b"\n" + line
             view = memoryview(line)
             while view:  # one call, unless the disk is nearly full
                 view = view[self._file.write(view) :]
+
+    def _part(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)  # of no concern to writing, which is at the end always
+        return self._file.read(length)
 
     def _refresh(self) -> None:
         """Learn of the whole lines written since the last look."""

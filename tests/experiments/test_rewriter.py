@@ -14,16 +14,16 @@ from alignment.errors import InputError
 from alignment.filtering import cache, conduct, rewriting
 from alignment.models import decoder
 from alignment.train import next_token
-from data import rewrite_pairs, text, word_bytes
+from data import rewrite_pairs, text, tokenizer, word_bytes
+from data.rewrite_pairs import Pair
 from experiments import rewriter, worker
-from tests.experiments.conftest import launch
 
 SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=2, ffn_dim=64)
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """A batch of packed pairs, its tokenizer and its pairs; every text is asked under the whole code of conduct."""
+    """Pairs, their tokenizer and a batch of them, packed."""
     folder = tmp_path_factory.mktemp("pairs")
     pairs = rewrite_pairs.with_identity(rewrite_pairs.synthetic(8, faulty=1.0), share=0.5, seed=0)
     tok = word_bytes.build([f" {p.origin} {p.rewritten}" for p in pairs], folder, num_words=200)
@@ -79,13 +79,8 @@ def test_the_loss_of_identity_pairs_falls_on_a_toy_of_two_layers(rows):
 
 def test_the_default_is_the_sheet():
     c = rewriter.get_config()
-    assert (c.optimizer.peak_lr, c.optimizer.schedule, c.warmup, c.epochs, c.batch_size) == (
-        1e-5,
-        "cosine",
-        0.03,
-        2,
-        128,
-    )
+    assert (c.optimizer.peak_lr, c.optimizer.schedule, c.warmup) == (1e-5, "cosine", 0.03)
+    assert (c.epochs, c.batch_size, c.compute.dtype) == (2, 128, "bfloat16")
     assert (c.rows.max_len, c.max_origin, c.identity_share, c.data.heldout_fraction) == (4096, 1900, 0.3, 0.02)
 
 
@@ -110,19 +105,36 @@ def test_the_worker_a_run_leaves_answers_as_a_backend(tiny):
     assert [answer or "" for answer in answers] == [row["written"] for row in rows] and len(rows) == 4
 
 
-def test_pairs_of_a_file_train_a_worker_too(tmp_path):
-    pairs = rewrite_pairs.synthetic(40, seed=3)
+def test_pairs_of_a_file_are_asked_under_the_whole_code_of_conduct(tmp_path):
+    c = rewriter.get_config()
+    pairs = [Pair(f"text {i}", f"answer {i}") for i in range(7)] + [
+        Pair("x" * 2_000, "y"),
+        Pair("z" * 1_800, "z" * 900),
+    ]
     lines = [json.dumps({"origin": p.origin, "rewritten": p.rewritten}) for p in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    flags = (f"--config.data.path={tmp_path / 'pairs.jsonl'}", "--config.steps=1", "--config.sinks=()")
-    ended = launch("rewriter.py:tiny", tmp_path / "run", *flags)
-    assert ended.code == 0, ended.err
-    counts = {
-        r["what"]: r["count"] for r in map(json.loads, (tmp_path / "run/tables/data.jsonl").read_text().splitlines())
-    }
-    assert counts["records"] == 40 and counts["identity pairs"] >= 0.3 * counts["conversations"]
-    kinds = [json.loads(x)["kind"] for x in (tmp_path / "run/tables/heldout_by_kind.jsonl").read_text().splitlines()]
-    assert kinds == ["clean", "edited"]
+    c.data.path = str(tmp_path / "pairs.jsonl")
+    tok, code, counts = tokenizer.load("bytes"), conduct.load(c.conduct), {}
+    read = rewriter.fitting(rewriter.read(c, tmp_path, counts), tok, c.max_origin, counts)
+    assert read == [p for p in pairs if p.rewritten != "y"] and counts["originals of more than 1900 tokens"] == 1
+    c.rows.max_len = 4_000  # bytes; the longest pair does not fit, and is left out, not cut
+    train, heldout = rewriter.conversations(c, code, tok, read, read[:1], counts)
+    assert (train.num_texts, heldout.num_texts, counts["longer than a row, dropped"]) == (7, 1, 1)
+    asked, answer = (tok.decode(ids) for ids in heldout.first_answer(0))
+    assert code.notice in asked and conduct.wrap("text 0") in asked and answer.strip() == "answer 0"
+
+
+def test_answers_are_judged_by_kind_and_by_check(tmp_path):
+    pairs = [Pair("I was at the old mill and it was fine.", "I was at the old mill.")] * 2 + [
+        Pair("It is so.", "It is so.")
+    ]
+    answers = ["I was at the old mill.", "Analysis: it was at the mill and it was fine.", None]
+    found = rewriter.judged(tmp_path, pairs, answers, {"language": lambda texts: [("en", 1.0)] * len(texts)})
+    assert found["heldout/identity_rate"] == 0 and found["heldout/unanswered"] == pytest.approx(1 / 3)
+    assert found["heldout/edited/exact"] == found["heldout/edited/accepted"] == 0.5
+    rows = [json.loads(line) for line in (tmp_path / "tables/gates.jsonl").read_text().splitlines()]
+    failed = {row["check"]: (row["failed"], row["not measured"]) for row in rows}
+    assert failed == {"no_answer": (1, 0), "perplexity": (0, 2), "safety": (0, 2), "scaffold": (1, 0)}
 
 
 def test_a_prompt_of_another_kind_is_refused():
