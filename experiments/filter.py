@@ -30,7 +30,7 @@ import orjson
 from alignment.errors import InputError
 from alignment.train import files
 from data import executors, shards, slices, toyweb
-from experiments import filter_page, filter_stages, filter_tools, progress
+from experiments import filter_page, filter_stages, filter_tools, progress, toy_scorer
 
 SETTINGS = ("", "laptop", "tiny")
 TOO_MANY_BAD = 3  # exit code
@@ -58,9 +58,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.read = dict(source="", max_document_mb=10, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
     c.read.columns = dict(text="text", id="id", url="url")  # id="": made from file name and offset
     c.packs = ("en", "ar")  # languages kept: packs by name or by path of a YAML file
-    c.chain = ("url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii")
-    c.rules = dict(c4=dict(filter_no_terminal_punct=False))  # arguments of rules, over their defaults and the packs'
-    c.lists = dict(words=(), domains=(), substrings=())  # files, one entry a line, for the rules wordlist and url
+    c.chain = ("url", "mojibake", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii")
+    c.rules = filter_tools.knobs()  # every argument of every rule; "default" leaves it to the pack, or the rule
+    c.rules.c4.terminal_punctuation = "False"  # as FineWeb: lines may end without a mark
     c.dedup = dict(exact=True, minhash=True, n_grams=5, num_buckets=14, hashes_per_bucket=8, unit="word", mode="fast")
     c.scorers = dict(safety=dict(kind="linear", path=""))  # kinds: alignment/filtering/scorers.py
     c.skip = ()  # scorers to leave out; the report then says "not scored"
@@ -71,19 +71,25 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.gates = dict(perplexity="")  # a scorer of kind perplexity for the 1.2x gate; "": not measured, and said so
     if arg:
         c.inputs = "synthetic:toyweb"
-        c.toyweb = dict(num=4_000, shards=4)  # documents; files they are written to
-        c.scorers.safety = dict(kind="toyweb", path="")  # reads the planted marks
+        c.toyweb = dict(num=4_000, shards=4, num_train=4_000, steps=300)  # documents; files; what the scorer sees
+        c.scorers.safety = dict(kind="linear", path="toyweb")  # trained here, on another toy web
         c.rewriter.update(backend="toyweb")  # takes them out
         c.slice_mb = 1.0
     if arg == "tiny":
-        c.toyweb = dict(num=200, shards=2)
+        c.toyweb.update(num=200, shards=2)
         c.executor = "local"
+        c.scorers.safety = dict(kind="toyweb", path="")  # reads the planted marks
     return c
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     settings = filter_tools.stage_settings(c)
+    if settings.get("score.safety", {}).get("path") == "toyweb":
+        path = str(workdir / "scorer/export")
+        settings["score.safety"]["path"] = settings["align"]["safety"]["path"] = path
+        if not pathlib.Path(path, "scorer.json").exists():
+            toy_scorer.train(workdir / "scorer", path, seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
     filter_tools.check(settings, c.skip)
     executors.share([], c.shard_index, c.shard_count)
     outputs = pathlib.Path(c.outputs or workdir / "clean")
@@ -164,9 +170,10 @@ def hashes(settings, pieces) -> dict[str, str]:
     cut = [(piece.name, piece.start, piece.stop, piece.unit, piece.size) for piece in pieces]
     screened = digest(cut, settings["screen"])
     found = {"screen": screened, "band": digest(screened, "band"), "clusters": digest(screened, "clusters")}
-    scorers = {f"score.{name}": settings[f"score.{name}"] for name in settings["align"]["scorers"]}
-    found |= {stage: digest(found["clusters"], chosen) for stage, chosen in scorers.items()}
-    found["align"] = digest(found["clusters"], [found[stage] for stage in scorers], settings["align"])
+    scorers = [f"score.{name}" for name in settings["align"]["scorers"]]
+    found |= {stage: digest(found["clusters"], filter_tools.content_of(settings[stage])) for stage in scorers}
+    align = settings["align"] | {"safety": filter_tools.content_of(settings["align"]["safety"])}
+    found["align"] = digest(found["clusters"], [found[stage] for stage in scorers], align)
     return found
 
 

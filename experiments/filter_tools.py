@@ -3,7 +3,10 @@
 Workers call these with the settings as JSON text and keep what they get; making it twice is what a cache saves.
 """
 
+import ast
 import functools
+import hashlib
+import inspect
 import json
 import pathlib
 import re
@@ -14,6 +17,7 @@ from alignment import errors
 from alignment.errors import InputError
 from alignment.filtering import (
     backends,
+    batch,
     cache,
     conduct,
     language,
@@ -43,8 +47,7 @@ def stage_settings(c) -> dict[str, Any]:
             "read": read,
             "packs": list(c.packs),
             "chain": list(c.chain),
-            "rules": c.rules.to_dict(),
-            "lists": c.lists.to_dict(),
+            "rules": {name: chosen for name, of in c.rules.to_dict().items() if (chosen := _chosen(of))},
             "dedup": c.dedup.to_dict(),
             "ending": c.compression,
         },
@@ -60,6 +63,39 @@ def stage_settings(c) -> dict[str, Any]:
             "seed": c.seed,
         },
     }
+
+
+def knobs() -> dict[str, dict[str, str]]:
+    """Every argument of every rule as text, "default" where the pack and the rule decide; others are Python literals."""
+    found = {}
+    for name, rule in rules.RULES.items():
+        arguments = list(inspect.signature(getattr(rule, "target", lambda rule=rule: rule)()).parameters)[1:]
+        if arguments:
+            found[name] = dict.fromkeys(arguments, "default")
+    return found
+
+
+def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of a rule that are given: literals, or plain words where they are none."""
+    found = {}
+    for name, text in options.items():
+        if text != "default":
+            try:
+                found[name] = ast.literal_eval(text) if isinstance(text, str) else text
+            except (ValueError, SyntaxError):
+                found[name] = text
+    return found
+
+
+def content_of(scorer_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a scorer with what its files hold in the place of where they are."""
+    path = pathlib.Path(scorer_settings.get("path", ""))
+    names = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    digests = []
+    for name in names:
+        with open(name, "rb") as f:
+            digests.append([name.name, hashlib.file_digest(f, "sha256").hexdigest()])
+    return {**scorer_settings, "path": digests or str(path)}
 
 
 def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
@@ -89,15 +125,12 @@ def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
 def screening(settings: str) -> pipeline.Screening:
     s = json.loads(settings)
     packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
-    chosen = {name: dict(options) for name, options in s["rules"].items()}
-    lists = s["lists"]
-    if lists["words"]:
-        from alignment.filtering import wordlists
-
-        chosen.setdefault("wordlist", {})["words"] = wordlists.load(lists["words"])
+    chosen = s["rules"]
+    rules.validate(s["chain"], chosen, packs)
+    for name in s["chain"]:
+        rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
     dedup = dict(s["dedup"])
     exact, near = dedup.pop("exact"), dedup.pop("minhash")
-    rules.validate(s["chain"], chosen, packs)
     return pipeline.Screening(
         chain=tuple(s["chain"]),
         settings=chosen,
