@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.gates = dict(perplexity="")  # a scorer of kind perplexity for the 1.2x gate; "": not measured, and said so
     if arg:
         c.inputs = "synthetic:toyweb"
-        c.toyweb = dict(num=4_000, shards=4, num_train=4_000, steps=300)  # documents; files; what the scorer sees
+        c.toyweb = dict(num=4_000, shards=4, num_train=4_000, steps=600)  # documents; files; what the scorer sees
         c.scorers.safety = dict(kind="linear", path="toyweb")  # trained here, on another toy web
         c.rewriter.update(backend="toyweb")  # takes them out
         c.slice_mb = 1.0

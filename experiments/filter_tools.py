@@ -66,7 +66,7 @@ def stage_settings(c) -> dict[str, Any]:
 
 
 def knobs() -> dict[str, dict[str, str]]:
-    """Every argument of every rule as text, "default" where the pack and the rule decide; others are Python literals."""
+    """Every argument of every rule as text: a Python literal, or "default" where the pack and the rule decide."""
     found = {}
     for name, rule in rules.RULES.items():
         arguments = list(inspect.signature(getattr(rule, "target", lambda rule=rule: rule)()).parameters)[1:]
@@ -111,8 +111,8 @@ def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
         kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
         if kind in ("linear", "fasttext", "embedding", "perplexity") and not path:
             raise InputError(
-                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes one), or "
-                f"--config.skip=\"('{name}',)\" to go without, which the report will say"
+                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes it), "
+                f"or --config.skip=\"('{name}',)\" to go without, which the report will say"
             )
     router.check(align["router"]["keep_at"], align["router"]["drop_at"])
     if align["score"] and align["rewriter"]["backend"] not in BACKENDS:

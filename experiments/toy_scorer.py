@@ -8,19 +8,19 @@ import pathlib
 
 import numpy as np
 
-from alignment.filtering import fitting, heads, linear, ngrams
+from alignment.filtering import chunks, fitting, heads, linear, ngrams
 from alignment.train import optimizer, sharding
 from data import loader, toyweb
 
 LEVELS = ("0", "1", "2", "3", "4", "5")
 FEATURES = {"words": (1, 2), "characters": (3, 4), "buckets": 1 << 16}
-BATCH, PIECE = 64, 64  # texts; words
+BATCH, PIECE = 256, 24  # pieces a step; words of a piece
 
 
 def train(workdir: pathlib.Path, path: str, *, seed: int, num: int, steps: int) -> None:
     """Train on `num` toy documents and write the scorer to `path`; resumes like every run of `loop.fit`."""
     documents = toyweb.documents(num, seed=seed)
-    pieces = [piece for document in documents for piece in paragraphs(document["text"])]
+    pieces, _ = chunks.of_texts([document["text"] for document in documents], PIECE)  # as it will see them
     levels_N = np.array([toyweb.severity(piece) for piece in pieces])
     chosen = ngrams.settings(FEATURES)
     about = heads.About("linear", "safety", "softmax", LEVELS, FEATURES, piece=PIECE)
@@ -47,7 +47,3 @@ def train(workdir: pathlib.Path, path: str, *, seed: int, num: int, steps: int) 
         sinks=(),
     )
     heads.save(path, about, tensors)
-
-
-def paragraphs(text: str) -> list[str]:
-    return [part for part in text.split("\n\n") if part.strip()]
