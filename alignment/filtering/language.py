@@ -203,9 +203,9 @@ def _by_letters(groups: Sequence[int], num_letters: int) -> str:
     """A language in Arabic script by the letters that Arabic lacks; "" where they do not decide."""
     if sum(groups) <= 0.005 * num_letters:  # a foreign name; Persian in Arabic spelling still has 2 % of them
         return "ar"
-    special = max(range(1, len(groups)), key=groups.__getitem__)
-    if groups[special] > 0.015 * num_letters:
-        return _GROUPS[special][0]
+    for (language, _), count in reversed(list(zip(_GROUPS, groups, strict=True))[1:]):
+        if count > 0.015 * num_letters:
+            return language
     return "fa" if groups[0] > 0.08 * num_letters else ""
 
 
@@ -259,7 +259,8 @@ def from_fasttext(path: str | pathlib.Path) -> Callable[[Sequence[str]], list[tu
 
     def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
         found = model.predict([text[:_LONGEST] for text in texts])
-        return [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in found]
+        answers = [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in found]
+        return [answer if text.strip() else (UNDETERMINED, 0.0) for text, answer in zip(texts, answers, strict=True)]
 
     return identify
 

@@ -19,8 +19,9 @@ TAGS = {kind: f"<{kind.upper()}>" for kind in KINDS}
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
 _LONGEST_LOCAL, _LONGEST_DOMAIN = 64, 253  # RFC 5321
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9\-])")
-# Each pattern begins with a class of few characters and only then looks back at what stands before: a search then passes
-# over ordinary text quickly.
+_AT = re.compile(r"@(?=[A-Za-z0-9])")
+# Each pattern begins with a class of few characters and only then looks back at what stands before: a search then
+# passes over ordinary text quickly.
 _DIGIT = "[0-9\u0660-\u0669\u06f0-\u06f9]"  # ASCII, Arabic-Indic, Persian
 _IPV4 = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])(?!\w)")
 _IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])")  # 2000::/3, global unicast
@@ -118,15 +119,15 @@ def rule(
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
     """From each "@" outwards: a pattern that began with the local part would look at long words again and again."""
-    low, at = 0, text.find("@")
-    while at >= 0:
+    low = 0
+    for match in _AT.finditer(text):
+        at = match.start()
         before = text[max(low, at - _LONGEST_LOCAL) : at]
         local = before[len(before.rstrip(_LOCAL)) :].lstrip(".!#$%&'*+/=?^`{|}~-")
         domain = _DOMAIN.match(text, at + 1, at + 1 + _LONGEST_DOMAIN)
         if local and not local.endswith(".") and domain:
             yield at - len(local), domain.end()
             low = domain.end()
-        at = text.find("@", at + 1)
 
 
 def _ips(text: str) -> Iterator[tuple[int, int]]:

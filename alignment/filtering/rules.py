@@ -79,6 +79,7 @@ def _lazy(module: str, function: str) -> Callable[..., Findings]:
 
 RULES: dict[str, Callable[..., Findings]] = {
     "length": length,
+    "mojibake": _lazy("mojibake", "rule"),
     "url": _lazy("urls", "rule"),
     "language": language,
     "wordlist": _lazy("wordlists", "rule"),

@@ -1,6 +1,6 @@
 """Words and phrases of a list in documents: how many, where, and a limit.
 
-Dimensions: N documents, W words, V vocabulary.
+Dimensions: N documents, W words.
 
 Lists are files of the user's, one word or phrase a line, "#" before comments (the format of LDNOOBW's lists). They are
 compared word by word in the locale pack's spelling (case folded, Arabic normalised), so a listed word inside a longer
@@ -8,17 +8,15 @@ one is no hit; in Arabic the article and particles written onto a word are looke
 """
 
 import dataclasses
-import itertools
+import functools
 import pathlib
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from alignment import errors
 from alignment.filtering import arabic, locales, splitter
-from alignment.filtering import words as word_columns
 from alignment.filtering.batch import Batch, Findings
 
 _PIECE = re.compile(r"\S+")
@@ -42,6 +40,13 @@ class WordList:
     entries: Mapping[tuple[int, ...], str]
     lengths: tuple[int, ...]
     firsts: frozenset[int]
+
+    @functools.cached_property
+    def is_start(self) -> np.ndarray:
+        """Whether an entry begins with the word of a number."""
+        is_start = np.zeros(len(self.tokens) + 1, bool)
+        is_start[[entry[0] for entry in self.entries]] = True
+        return is_start
 
     def number(self, word: str) -> int:
         """The number of a word of a text, -1 if no entry has it."""
@@ -89,11 +94,11 @@ def load(paths: Sequence[str | pathlib.Path], pack: locales.Pack) -> WordList:
 def hits(batch: Batch, word_list: WordList) -> np.ndarray:
     """How many entries stand in each document, `[N]`; the longest at each place, without overlap."""
     columns = batch.words
-    number_W = _numbers(columns.vocabulary, word_list)[columns.ids_W]
+    number_W = columns.vocabulary.mapped(("word list", word_list), word_list.number)[columns.ids_W]
     if word_list.lengths == (1,):
         return columns.sums(number_W >= 0)
     count_N = np.zeros(len(batch), np.int64)
-    positions = np.flatnonzero(number_W >= 0)
+    positions = np.flatnonzero(word_list.is_start[number_W])  # the last place of it, number -1, is False
     ends = columns.starts_N1[1:]
     documents = np.searchsorted(ends, positions, side="right")
     free = 0
@@ -143,7 +148,7 @@ def rule(
         Reason `wordlist`; attributes `wordlist_hits` and `wordlist_share`.
     """
     findings = Findings.passing(len(batch))
-    chosen = paths.get(batch.pack.name, ()) if isinstance(paths, Mapping) else paths
+    chosen = paths.get(batch.pack.name, ()) if hasattr(paths, "get") else paths  # a config's mapping is no Mapping
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     if not chosen:
         findings.count("no_wordlist", len(batch))
@@ -169,16 +174,3 @@ def _longest(numbers, at: int, end: int, word_list: WordList) -> int:
         if at + length <= end and tuple(map(int, numbers[at : at + length])) in word_list.entries:
             return length
     return 0
-
-
-_NUMBERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # vocabulary -> list -> numbers of its words so far
-
-
-def _numbers(vocabulary: word_columns.Vocabulary, word_list: WordList) -> np.ndarray:
-    """The list's number of each word of a vocabulary, `[V]` int32; only words that are new to it are looked up."""
-    by_list = _NUMBERS.setdefault(vocabulary, weakref.WeakKeyDictionary())
-    known_V = by_list.get(word_list, np.zeros(0, np.int32))
-    if len(known_V) < len(vocabulary):
-        new = [word_list.number(word) for word in itertools.islice(vocabulary.words, len(known_V), None)]
-        known_V = by_list[word_list] = np.concatenate([known_V, np.array(new, np.int32)])
-    return known_V
