@@ -9,7 +9,7 @@ from alignment.filtering import splitter
 from alignment.filtering.batch import Batch, Findings
 
 ELLIPSIS = "..."
-MAX_PIECES = 100_000  # remembered for counting sentences; about 20 MB
+MAX_PIECES, MAX_LENGTH = 100_000, 100  # remembered for counting sentences, and their characters; about 20 MB
 _RUNS = re.compile(r"\s+|\S+")
 
 
@@ -172,7 +172,8 @@ class _Sentences(dict):
                 outside, after = (outside[0], 1), (after[0], 1)
             elif word.isalpha() or not all(unicodedata.category(c)[0] == "P" for c in word):
                 outside, after = (outside[0] + outside[1], 0), (after[0] + after[1], 0)
-        self[piece] = outside, after
+        if len(piece) < MAX_LENGTH:
+            self[piece] = outside, after
         return outside, after
 
     def count(self, lines: list[str], enough: int) -> int:

@@ -66,7 +66,7 @@ def test_splitter_loses_no_character_of_any_piece(text):
 @pytest.mark.parametrize(
     "piece", ["!" * 20_000, "..!" * 7_000, "a.@" * 7_000, "-" * 20_000, "a" * 100_000, ":)" * 9_000]
 )
-def test_splitter_is_quick_on_a_piece_without_end(piece):
+def test_splitter_loses_no_character_of_a_piece_without_end(piece):
     assert "".join(splitter.split(piece)) == piece
 
 
