@@ -3,7 +3,7 @@
 A file holds, band by band, the slice's keys in ascending order with each one's document number, little endian:
 
     header   8 bytes "PLBANDS1", then uint64: words a key, bands, rows
-    band     rows x words a key x uint64 (all first words, then all second words), rows x uint32
+    band     rows x words a key x uint64 (all first words, then all second words), rows x uint32, zeros up to 8 bytes
 
 14 bands of 64-bit keys cost 168 bytes a document. Pairs are found without a shuffle: whoever handles a band reads the
 same range of keys from every file, a range small enough for its memory.
@@ -12,6 +12,7 @@ Dimensions: N documents, B bands, K 64-bit words a key, P pairs, 4 = (slice, ind
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,7 @@ class _File:
 
     def columns(self, band: int) -> list[np.memmap | np.ndarray]:
         """Key words and document numbers of a band, mapped, so that only what is looked at is read."""
-        start = _HEADER_BYTES + band * self.rows * (8 * self.words + 4)
+        start = _HEADER_BYTES + band * _band_bytes(self.rows, self.words)
         kinds = ["<u8"] * self.words + ["<u4"]
         if not self.rows:
             return [np.empty(0, kind) for kind in kinds]
@@ -71,7 +72,7 @@ def write(path: str | os.PathLike, keys: np.ndarray, index_N: np.ndarray) -> Non
         for band in range(bands):
             order = np.lexsort((index_N, *keys_NBK[:, band, ::-1].T))
             yield keys_NBK[order, band].T.astype("<u8").tobytes()
-            yield index_N[order].astype("<u4").tobytes()
+            yield index_N[order].astype("<u4").tobytes() + bytes(4 * (rows % 2))
 
     replace(path, parts())
 
@@ -110,18 +111,22 @@ def pairs(
                 f"{file.path} has {file.bands} bands of {file.words}-word keys; band {band} of {files[0].bands} with "
                 f"{words}-word keys was asked for. Files of one run agree: remove those left by another configuration"
             )
-    todo = [key_range or (0, 1 << (64 * words))]
+    low, high = key_range or (0, 1 << (64 * words))
+    bytes_a_row = _BYTES_A_ROW * words
+    parts = 1 + 5 * sum(file.rows for file in files) * bytes_a_row // (4 * max_bytes)  # keys are spread evenly
+    edges = sorted({low + (high - low) * i // parts for i in range(parts + 1)})
+    todo = list(itertools.pairwise(edges))[::-1]
     while todo:
         low, high = todo.pop()
         spans = [_span(file, band, low, high) for file in files]
         num = sum(stop - start for start, stop in spans)
         if num < 2:
             continue
-        if num * _BYTES_A_ROW * words <= max_bytes:
+        if num * bytes_a_row <= max_bytes:
             yield from _pairs_in_range(files, spans, band)
-        elif high - low > 1:
-            middle = (low + high) // 2
-            todo += [(middle, high), (low, middle)]
+        elif high - low > 1:  # one key fills much of it, perhaps: that key apart, and what lies on either side
+            key = _middle_key(files, spans, band)
+            todo += [(key + 1, high), (key, key + 1), (low, key)]
         else:
             yield from _pairs_of_one_key(files, spans, band)
 
@@ -142,10 +147,14 @@ def _read_header(path, number):
             f"{path} does not start with {_MAGIC.decode()} like a file of keys; make its slice's keys again"
         )
     words, bands, rows = np.frombuffer(header[8:], "<u8").tolist()
-    expected = _HEADER_BYTES + bands * rows * (8 * words + 4)
+    expected = _HEADER_BYTES + bands * _band_bytes(rows, words)
     if size != expected:
         raise InputError(f"{path} has {size} bytes, its header promises {expected}; make its slice's keys again")
     return _File(path, number, words, bands, rows)
+
+
+def _band_bytes(rows, words):
+    return 8 * words * rows + 4 * (rows + rows % 2)  # so that keys lie on 8 bytes and are searched where they are
 
 
 def _span(file, band, low, high):
@@ -163,6 +172,15 @@ def _position(columns, key, file):
         found = column[start:stop]
         start, stop = start + int(np.searchsorted(found, word)), start + int(np.searchsorted(found, word, side="right"))
     return start
+
+
+def _middle_key(files, spans, band):
+    """The key in the middle of what the file with most of a range has there."""
+    file, (start, stop) = max(zip(files, spans), key=lambda item: item[1][1] - item[1][0])
+    key = 0
+    for column in file.columns(band)[:-1]:
+        key = key << 64 | int(column[(start + stop) // 2])
+    return key
 
 
 def _load(file, band, span):

@@ -16,6 +16,7 @@ PUNCTUATION = (
     "!/\u2014\u201d:\uff05\uff11\u3008&(\u3001\u2501\\\u3010#%\u300c\u300d\uff0c\u3011\uff1b+^]~\u201c\u300a\u201e';\u2019{|\u2236\xb4[=-`*"
     '\uff0e\uff08\u2013\uff1f\uff01\uff1a$\uff5e\xab\u3009,><\u300b)?\uff09\u3002\u2026@_."}\u25ba\xbb'
 )
+_MOST_PIECES = 1_000_000  # remembered words, a bound on memory: those of a language come back soon
 _CONTROLS = [*range(9), *range(11, 32), *range(127, 160)]
 _SPACES = frozenset(PUNCTUATION) | frozenset(map(chr, _CONTROLS))
 _ASCII_SPACES = bytes(32 if chr(i) in _SPACES else i for i in range(256))
@@ -76,8 +77,9 @@ def simplify(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a raw text, of which datatrove 0.10.1 makes shingles by default (its language: English)."""
     pieces = _Pieces.shared
-    if len(pieces) > 1_000_000:  # a bound on memory: the words of a language come back soon
+    if len(pieces) > _MOST_PIECES:
         pieces.clear()
+        pieces.update(_special())
     return " ".join([pieces[word] for word in simplify(text).split()]).split()
 
 

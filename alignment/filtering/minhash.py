@@ -116,9 +116,11 @@ def _datatrove(texts, settings):
     signatures_NH = np.full((len(texts), settings.num_hashes), EMPTY)
     for i, text in enumerate(texts):
         words = datatrove_words.words(text)
-        grams = [" ".join(words[j : j + settings.n_grams]).encode() for j in range(len(words) - settings.n_grams + 1)]
-        for start in range(0, len(grams), _BLOCK):
-            least_H = _datatrove_minima(hash_fn(grams[start : start + _BLOCK]), settings)
+        num = len(words) - settings.n_grams + 1
+        for start in range(0, num, _BLOCK):
+            grams = [" ".join(words[j : j + settings.n_grams]) for j in range(start, min(start + _BLOCK, num))]
+            grams = [gram.encode("utf-8", "surrogatepass") for gram in grams]
+            least_H = _datatrove_minima(hash_fn(grams), settings)
             np.minimum(signatures_NH[i], least_H, out=signatures_NH[i])
     return signatures_NH
 
