@@ -87,7 +87,7 @@ def test_perplexity_of_a_run_is_that_of_its_export(tiny):
         return [ids for ids, _ in tok.encode_batch(texts)]
 
     texts = [{"text": "Which way to the river? " * n} for n in (1, 9)]
-    options = dict(encode_fn=encode, max_len=64, bos_id=tok.bos_id, name="fluency")
+    options = dict(encode_fn=encode, max_len=32, bos_id=tok.bos_id, name="fluency")
     ours, theirs = (
         scorers.load("perplexity", path, **options)(texts) for path in (f"run:{workdir}", workdir / "export/hf")
     )
