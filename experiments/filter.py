@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.rules = filter_tools.knobs()  # every argument of every rule; "default" leaves it to the pack, or the rule
     c.rules.c4.terminal_punctuation = "False"  # as FineWeb: lines may end without a mark
     c.dedup = dict(exact=True, minhash=True, n_grams=5, num_buckets=14, hashes_per_bucket=8, unit="word", mode="fast")
+    c.paragraphs = dict(capacity=0, error=1e-3, min_words=8)  # of a Bloom filter of lines; 0 lines: none is used
     c.scorers = dict(safety=dict(kind="linear", path=""))  # kinds: alignment/filtering/scorers.py
     c.skip = ()  # scorers to leave out; the report then says "not scored"
     c.router = dict(score="safety.level", keep_at=0, drop_at=4, synthesise=False, tag_probability=0.0)
@@ -157,8 +158,9 @@ def stages(settings, pieces) -> dict[str, list]:
     """{stage: its tasks}, in the order in which they depend on each other."""
     num_bands = filter_tools.num_bands(settings)
     bands = [(name, band) for name, num in num_bands.items() for band in range(num)]
+    lines = {"paragraphs": [settings["paragraphs"]]} if "paragraphs" in settings else {}
     scores = {f"score.{name}": pieces for name in settings["align"]["scorers"]}
-    return {"screen": pieces, "band": bands, "clusters": [num_bands], **scores, "align": pieces}
+    return {"screen": pieces, "band": bands, "clusters": [num_bands], **lines, **scores, "align": pieces}
 
 
 def hashes(settings, pieces) -> dict[str, str]:
@@ -170,10 +172,13 @@ def hashes(settings, pieces) -> dict[str, str]:
     cut = [(piece.name, piece.start, piece.stop, piece.unit, piece.size) for piece in pieces]
     screened = digest(cut, settings["screen"])
     found = {"screen": screened, "band": digest(screened, "band"), "clusters": digest(screened, "clusters")}
+    text = found["clusters"]
+    if "paragraphs" in settings:
+        text = found["paragraphs"] = digest(text, settings["paragraphs"])
     scorers = [f"score.{name}" for name in settings["align"]["scorers"]]
-    found |= {stage: digest(found["clusters"], filter_tools.content_of(settings[stage])) for stage in scorers}
+    found |= {stage: digest(text, filter_tools.content_of(settings[stage])) for stage in scorers}
     align = settings["align"] | {"safety": filter_tools.content_of(settings["align"]["safety"])}
-    found["align"] = digest(found["clusters"], [found[stage] for stage in scorers], align)
+    found["align"] = digest(text, [found[stage] for stage in scorers], align)
     return found
 
 
@@ -242,7 +247,7 @@ def write_manifest(outputs: pathlib.Path, job, pieces) -> None:
         for piece in pieces:
             row = {"slice": piece.index, "file": piece.name, "start": piece.start, "stop": piece.stop}
             for stage in done:
-                if stage not in ("band", "clusters"):
+                if stage not in ("band", "clusters", "paragraphs"):
                     found = done[stage][piece.index]
                     row[stage] = {"config_hash": found["config_hash"], "outputs": found["outputs"]}
             yield row

@@ -3,6 +3,7 @@
     screen      slice -> documents that pass the rules, with the keys by which duplicates are found
     band        a band of keys over all slices -> pairs of duplicates
     clusters    all pairs -> which documents go, and for which they stand back
+    paragraphs  all slices in turn -> lines that stood in an earlier document (optional)
     score.NAME  slice -> an attribute file beside the text
     align       slice -> what is left: kept, rewritten or dropped by its scores, with every measurement
 
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.filtering import bands, clusters, pipeline, tally
+from alignment.filtering import bands, bloom, clusters, pipeline, tally
 from data import documents as readers
 from data import shards, slices
 from experiments import filter_tools
 
 BATCH = 512  # documents that go through a stage together
-DUPLICATE_ID, EXACT, NEAR = range(3)  # why a document goes for the sake of another
-REASONS = ("duplicate id", "duplicate_exact", "duplicate_near")
+DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
+REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
 def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
     if stage.startswith("score."):
         return functools.partial(score, name=stage.removeprefix("score."))
-    return {"screen": screen, "band": band, "clusters": cluster, "align": align}[stage]
+    return {"screen": screen, "band": band, "clusters": cluster, "paragraphs": paragraphs, "align": align}[stage]
 
 
 def batches(rows: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
@@ -222,10 +223,50 @@ def _told(path: pathlib.Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
+def paragraphs(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Lines that came up before, slice by slice: rows of {at, marks}; one worker, since a Bloom filter sees all."""
+    seen = bloom.Filter(options["capacity"], options["error"])
+    told = {}
+    for index in range(job.num_slices):
+        gone = gone_of(job, index)
+        with job.writing(index, ("stages/paragraphs",)) as put:
+            for rows in batches(row for row in _passed(job, index) if row["at"] not in gone):
+                texts = [row["document"]["text"] for row in rows]
+                for row, marks in zip(rows, bloom.paragraphs(seen, texts, min_words=options["min_words"])):
+                    if any(marks):
+                        put["stages/paragraphs"].add({"at": row["at"], "marks": [int(mark) for mark in marks]})
+        told |= job.told(index, put)
+    return {"outputs": told}
+
+
 def passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    """What the rules let pass of a slice, without the duplicates; with `at`, its place in the slice."""
+    """What the rules let pass of a slice, without duplicates and repeated lines; with `at`, its place in the slice."""
+    gone = all_gone(job, index)
+    return (row for row in _cut(job, index) if row["at"] not in gone)
+
+
+def all_gone(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
+    """`gone_of`, and documents of which repeated lines leave nothing."""
     gone = gone_of(job, index)
-    return (row for row in _passed(job, index) if row["at"] not in gone)
+    if "paragraphs" in job.settings:
+        blank = (row["at"] for row in _cut(job, index) if not row["document"]["text"].strip())
+        gone |= {at: (EMPTIED, index, at) for at in blank if at not in gone}
+    return gone
+
+
+def _cut(job: Job, index: int) -> Iterator[dict[str, Any]]:
+    """What passed, without the lines that other documents have; the text of a blank one is blank."""
+    if "paragraphs" not in job.settings:
+        yield from _passed(job, index)
+        return
+    found = shards.read(job.path("stages/paragraphs", index))
+    mark = next(found, None)
+    for row in _passed(job, index):
+        if mark is not None and row["at"] == mark["at"]:
+            text = bloom.without(row["document"]["text"], mark["marks"])
+            row["document"] = row["document"] | {"text": text}
+            mark = next(found, None)
+        yield row
 
 
 def _passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
@@ -271,7 +312,7 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
         for bad in shards.read(job.path("stages/bad", piece.index)):
             put["errors"].add(bad)
             tally.count(log.counts, source, "bad", 0, bad["reason"].split(":")[0])
-        gone = gone_of(job, piece.index)
+        gone = all_gone(job, piece.index)
         ways = [
             ((row["at"], log.dropped, row) for row in shards.read(job.path("stages/dropped", piece.index))),
             (

@@ -51,6 +51,7 @@ def stage_settings(c) -> dict[str, Any]:
             "dedup": c.dedup.to_dict(),
             "ending": c.compression,
         },
+        **({"paragraphs": c.paragraphs.to_dict()} if c.paragraphs.capacity else {}),
         **{f"score.{name}": c.scorers[name].to_dict() for name in named},
         "align": {
             "scorers": named,
