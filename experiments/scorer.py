@@ -242,7 +242,7 @@ def tell(c, workdir: pathlib.Path, part: labels.Labelled, counts_CC: np.ndarray,
     words += f"An unsafe text (from level {part.levels[c.unsafe.level]} on) is ranked above another with chance "
     words += f"{found['heldout_auc']:.3f} ({found['heldout_auc_low']:.3f} to {found['heldout_auc_high']:.3f}).\n"
     if "heldout_ece" in found:
-        words += f"Its probability is off by {found['heldout_ece']:.3f} on average, by "
+        words += f"The probability that it gives is off by {found['heldout_ece']:.3f} on average, by "
         words += f"{found['heldout_ece_uncalibrated']:.3f} before calibration ({c.calibration}).\n"
     files.write(workdir / "findings.txt", lambda f: f.write(words.encode()))
 

@@ -14,7 +14,7 @@ import dataclasses
 import mmap
 import pathlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ LABEL = b"__label__"
 EOS = b"</s>"
 SPACES = str.maketrans(dict.fromkeys("\n\r\t\v\f\0", " "))
 LOG_FLOOR = 1e-5  # fastText adds it before every logarithm, so its probabilities run up to 1.00001
-MAX_CACHED = 200_000  # words whose rows are remembered
+MAX_CACHED = 4_000_000  # numbers in the sums of words that are remembered
 MAX_LABELS = 1_000_000
 MAX_ORDER = 1_000  # of n-grams
 CENTROIDS = 256  # of each part of a quantised row
@@ -50,7 +50,7 @@ class Model:
     rows: Callable[[np.ndarray], np.ndarray]  # ids [E] -> rows of the input matrix [E,D]
     output_LD: np.ndarray
     tree: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # of `hs`: see `_tree`
-    remembered: dict[bytes, tuple[tuple[int, ...], int]] = dataclasses.field(default_factory=dict, repr=False)
+    remembered: dict[bytes, tuple[np.ndarray, int, int | None]] = dataclasses.field(default_factory=dict, repr=False)
 
     def predict(self, texts: Sequence[str], k: int = 1, threshold: float = 0.0) -> list[list[tuple[str, float]]]:
         """The `k` likeliest labels of each text with their probabilities, as fastText gives them.
@@ -76,16 +76,16 @@ class Model:
 
     def ids(self, text: str) -> list[int]:
         """Rows of the input matrix that a text averages: words, their n-grams of letters, n-grams of words."""
-        tokens = [*text.translate(SPACES).encode("utf-8", "replace").split(b" "), EOS]
         ids, hashes = [], []
-        for token in filter(None, tokens):
+        for token in _tokens(text):
             of_word, of_hash = self._word(token)
             ids += of_word
-            if of_hash is not None:
-                hashes.append(of_hash)
-            if token == EOS:  # written in a text, too, it ends the line
-                break
-        bucket, length = self.settings["bucket"], self.settings["word_n_grams"]
+            hashes += [] if of_hash is None else [of_hash]
+        return ids + self._of_words(hashes)
+
+    def _of_words(self, hashes: Sequence[int]) -> list[int]:
+        """The rows of n-grams of words."""
+        ids, bucket, length = [], self.settings["bucket"], self.settings["word_n_grams"]
         if bucket and length > 1:
             signed = [h - (1 << 32) if h >> 31 else h for h in hashes]
             for i in range(len(signed)):
@@ -95,23 +95,43 @@ class Model:
                     self._push(ids, h % bucket)
         return ids
 
-    def _word(self, token: bytes) -> tuple[tuple[int, ...], int | None]:
+    def _word(self, token: bytes) -> tuple[list[int], int | None]:
         """A token's own rows, and its hash where it counts in n-grams of words."""
-        found = self.remembered.get(token)
-        if found is not None:
-            return found
         number = self.words.get(token)
         if number is not None and number < 0:  # a label
-            return (), None
+            return [], None
         if number is None and token.startswith(LABEL):
-            return (), None
+            return [], None
         ids = [] if number is None else [number]
         if token != EOS and self.settings["maxn"] > 0:
             self._letters(ids, b"<" + token + b">")
-        if len(self.remembered) >= MAX_CACHED:
-            self.remembered.clear()
-        self.remembered[token] = found = tuple(ids), _hash(token)
-        return found
+        return ids, _hash(token)
+
+    def _hidden(self, text: str) -> np.ndarray | None:
+        """The mean of a text's rows [D], None where it has none; the sum of a word's rows is made once."""
+        vectors, hashes, count = [], [], 0
+        for token in _tokens(text):
+            found = self.remembered.get(token)
+            if found is None:
+                ids, of_hash = self._word(token)
+                found = self._sum(ids), len(ids), of_hash
+                if len(self.remembered) >= MAX_CACHED // self.output_LD.shape[1]:
+                    self.remembered.clear()
+                self.remembered[token] = found
+            vector_D, num, of_hash = found
+            if num:
+                vectors.append(vector_D)
+                count += num
+            if of_hash is not None:
+                hashes.append(of_hash)
+        ids = self._of_words(hashes)
+        if ids:
+            vectors.append(self._sum(ids))
+        count += len(ids)
+        return np.add.reduce(vectors) / np.float32(count) if count else None
+
+    def _sum(self, ids: Sequence[int]) -> np.ndarray:
+        return self.rows(np.array(ids, np.int64)).astype(np.float32).sum(axis=0)
 
     def _letters(self, ids: list[int], word: bytes) -> None:
         """Add the rows of a word's n-grams of letters, `minn` to `maxn` long; its marks < and > alone are none."""
@@ -135,11 +155,10 @@ class Model:
             ids.append(len(self.words) - len(self.labels) + number)
 
     def _values(self, text: str) -> np.ndarray | None:
-        ids = self.ids(text)
-        if not ids:
-            return None
         with np.errstate(all="ignore"):
-            hidden_D = self.rows(np.array(ids)).astype(np.float32).mean(axis=0)
+            hidden_D = self._hidden(text)
+            if hidden_D is None:
+                return None
             values_L = PROBABILITIES[self.settings["loss"]](self.output_LD @ hidden_D, self.tree)
         if not np.all(np.isfinite(values_L)):
             raise InputError("the fastText model holds numbers that are not finite; fetch the file again")
@@ -216,6 +235,16 @@ def _hierarchical(logits_L, tree):
 
 
 PROBABILITIES = {"softmax": _softmax, "ova": _one_by_one, "ns": _one_by_one, "hs": _hierarchical}
+
+
+def _tokens(text: str) -> Iterator[bytes]:
+    """What stands between spaces, and the end of the line; written in a text, too, that ends it."""
+    for token in text.translate(SPACES).encode("utf-8", "replace").split(b" "):
+        if token == EOS:
+            break
+        if token:
+            yield token
+    yield EOS
 
 
 def _hash(token: bytes) -> int:
