@@ -63,23 +63,24 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.rules.c4.terminal_punctuation = "False"  # as FineWeb: lines may end without a mark
     c.dedup = dict(exact=True, minhash=True, n_grams=5, num_buckets=14, hashes_per_bucket=8, unit="word", mode="fast")
     c.paragraphs = dict(capacity=0, error=1e-3, min_words=8)  # of a Bloom filter of lines; 0 lines: none is used
-    c.scorers = dict(safety=dict(kind="linear", path=""))  # kinds: alignment/filtering/scorers.py
-    c.skip = ()  # scorers to leave out; the report then says "not scored"
+    c.scorers = {name: dict(filter_tools.SCORER) for name in ("safety", "quality", "fluency", "judge")}
+    c.scorers.safety.kind = "linear"  # kinds: alignment/filtering/scorers.py; what has no path (judge: url) is off
+    c.skip = ()  # scorers to leave out; without the one that decides, the report says "not scored"
     c.router = dict(score="safety.level", keep_at=0, drop_at=4, synthesise=False, tag_probability=0.0)
     c.rewriter = dict(backend="openai", url="http://127.0.0.1:8000/v1", model="", api_key_env="OPENAI_API_KEY")
     c.rewriter.concurrency = 16  # requests at once; backends: openai, flax (model: a folder), echo, none
     c.rewriter.update(conduct="en-neutral", max_tokens=1_500, retries=3, timeout_seconds=120.0)  # tokens of a part
-    c.gates = dict(perplexity="")  # a scorer of kind perplexity for the 1.2x gate; "": not measured, and said so
+    c.gates = dict(perplexity="")  # "fluency.score", of kind perplexity, for the 1.2x gate; "": not measured, and said
     if arg:
         c.inputs = "synthetic:toyweb"
         c.toyweb = dict(num=4_000, shards=4, num_train=4_000, steps=600)  # documents; files; what the scorer sees
-        c.scorers.safety = dict(kind="linear", path="toyweb")  # trained here, on another toy web
+        c.scorers.safety.path = "toyweb"  # trained here, on another toy web
         c.rewriter.update(backend="toyweb")  # takes them out
         c.slice_mb = 1.0
     if arg == "tiny":
         c.toyweb.update(num=200, shards=2)
         c.executor = "local"
-        c.scorers.safety = dict(kind="toyweb", path="")  # reads the planted marks
+        c.scorers.safety.update(kind="toyweb", path="")  # reads the planted marks
     return c
 
 

@@ -88,7 +88,7 @@ def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -
 
 def funnel(chain: Sequence[str], settings, total: Mapping[str, Sequence[int]], num_in: int) -> list[dict[str, Any]]:
     """What each step took, in the order of the steps, and what was left after it."""
-    order = [*chain, "duplicates", "router", "gate"]
+    order = [*chain, "duplicates", "scores", "router", "gate"]
     taken = {name.removeprefix("drop/"): found for name, found in total.items() if name.startswith("drop/")}
     taken |= {f"bad/{name.removeprefix('bad/')}": found for name, found in total.items() if name.startswith("bad/")}
 

@@ -4,6 +4,7 @@ Workers call these with the settings as JSON text and keep what they get; making
 """
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -31,6 +32,15 @@ from alignment.filtering import (
 )
 from data import toyweb
 
+SCORER = {  # settings of a scorer
+    "kind": "",
+    "path": "",
+    "label": "",  # of a fastText model: whose probability is the score
+    "url": "",  # of a judge: an OpenAI-compatible endpoint
+    "model": "",  # that it knows
+    "min_score": "",  # numbers; documents with a score (NAME.score) outside are dropped
+    "max_score": "",
+}
 _SENTENCE = re.compile(r"[^.!?؟\n]+[.!?؟]* *")
 BACKENDS = ("openai", "flax", "echo", "toyweb", "none")
 
@@ -39,7 +49,8 @@ def stage_settings(c) -> dict[str, Any]:
     """The config by stage, as plain values: what a stage's output depends on, and nothing else."""
     read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
     read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
-    named = [name for name in c.scorers if name not in c.skip]
+    deciding = c.router.score.split(".")[0]
+    named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
     score = c.router.score if c.router.score.split(".")[0] in named else ""
     return {
         "ending": {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}.get(c.compression, c.compression),
@@ -59,7 +70,12 @@ def stage_settings(c) -> dict[str, Any]:
             "router": {k: v for k, v in c.router.to_dict().items() if k != "score"},
             "rewriter": c.rewriter.to_dict() if score else {},
             "gates": c.gates.to_dict(),
-            "safety": c.scorers[score.split(".")[0]].to_dict() if score else {},
+            "safety": c.scorers[deciding].to_dict() if score else {},
+            "perplexity": c.scorers[c.gates.perplexity.split(".")[0]].to_dict() if c.gates.perplexity else {},
+            "bounds": {
+                name: {k: float(c.scorers[name][k]) for k in ("min_score", "max_score") if c.scorers[name][k] != ""}
+                for name in named
+            },
             "samples": c.samples,
             "seed": c.seed,
         },
@@ -110,7 +126,7 @@ def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
     screening(json.dumps(settings["screen"], sort_keys=True))
     for name in align["scorers"]:
         kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
-        if kind in ("linear", "fasttext", "embedding", "perplexity") and not path:
+        if kind in ("linear", "fasttext", "embedding", "perplexity", "") and not path:
             raise InputError(
                 f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes it), "
                 f"or --config.skip=\"('{name}',)\" to go without, which the report will say"
@@ -158,8 +174,17 @@ def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str
     s = json.loads(settings)
     if s["kind"] == "toyweb":
         return lambda documents: [{f"{name}.level": float(toyweb.severity(d["text"]))} for d in documents]
-    options = {key: value for key, value in s.items() if key not in ("kind", "path")}
-    return scorers.load(s["kind"], s["path"], name=name, **options)
+    options = {"name": name}
+    if s["kind"] == "fasttext" and s["label"]:
+        options["label"] = s["label"]
+    elif s["kind"] == "perplexity":
+        from data import tokenizer  # a worker without a language model starts without it
+
+        tok = tokenizer.load(s["path"].removeprefix("hf:"))
+        options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
+    elif s["kind"] == "judge":
+        options["complete"] = backends.openai(s["url"], s["model"])
+    return scorers.load(s["kind"], s["path"], **options)
 
 
 @functools.lru_cache(maxsize=1)
@@ -167,8 +192,9 @@ def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
     """What slice `number` is aligned with; its answers are kept in a cache of its own, out of the way of others."""
     s = json.loads(settings)
     score, chosen = s["score"], s["rewriter"]
+    bounds = {f"{name}.score": tuple(of.get(k) for k in ("min_score", "max_score")) for name, of in s["bounds"].items()}
     if not score:
-        return pipeline.Aligning()
+        return pipeline.Aligning(bounds=bounds)
     code = conduct.load(chosen["conduct"])
     name = score.split(".")[0]
     safety = scorer(name, json.dumps(s["safety"], sort_keys=True))
@@ -176,41 +202,61 @@ def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
         "safety": lambda texts: [found[score] for found in safety([{"text": text} for text in texts])],
         "language": language.identify,
     }
-    rewrite = None
+    if s["perplexity"]:
+        kind = s["gates"]["perplexity"]
+        fluency = scorer(kind.split(".")[0], json.dumps(s["perplexity"], sort_keys=True))
+        measures["perplexity"] = lambda texts: [found.get(kind) for found in fluency([{"text": t} for t in texts])]
+    rewrite = asked = None
     if chosen["backend"] != "none":
         path = pathlib.Path(outputs, "stages/answers", f"{number:05d}.jsonl")
-        rewrite = functools.partial(_rewrite, complete(json.dumps(chosen)), code, cache.Cache(path), chosen)
+        asked = backend(json.dumps(chosen), code.sha256)
+        rewrite = functools.partial(_rewrite, asked, code, cache.Cache(path), chosen["max_tokens"])
     return pipeline.Aligning(
         score=score,
+        bounds=bounds,
         rewrite=rewrite,
         gates=measures,
-        worker_id=f"{chosen['backend']}:{chosen['model']}",
+        worker_id=f"{chosen['backend']}:{asked.name if asked else ''}",
         prompt_version=f"{code.name} {code.version} {code.sha256[:16]}",
         seed=s["seed"],
         **s["router"],
     )
 
 
-def _rewrite(complete_fn, code, kept, chosen, documents: Sequence[dict], kind: str) -> list[str | None]:
-    options = {"kind": kind, "max_tokens": chosen["max_tokens"], "model": chosen["model"]}
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What rewrites, how it counts tokens, and its name in the cache's keys and the decisions."""
+
+    complete: backends.Complete
+    count_tokens: Callable[[str], int] = rewriting.count_tokens
+    name: str = ""
+
+
+def _rewrite(asked: Backend, code, kept, max_tokens: int, documents: Sequence[dict], kind: str) -> list[str | None]:
+    options = {"kind": kind, "max_tokens": max_tokens, "model": asked.name, "count_tokens": asked.count_tokens}
     try:
-        return rewriting.rewrite(documents, complete_fn, code, kept, **options)
+        return rewriting.rewrite(documents, asked.complete, code, kept, **options)
     except backends.Down as e:
         raise errors.Stopped(f"the rewriter is down: {e}; its answers so far are kept") from e
 
 
 @functools.lru_cache(maxsize=1)
-def complete(settings: str) -> backends.Complete:
-    """The backend of the rewriter."""
+def backend(settings: str, conduct_sha256: str) -> Backend:
     s = json.loads(settings)
     if s["backend"] == "openai":
         options = {"concurrency": s["concurrency"], "retries": s["retries"], "timeout_seconds": s["timeout_seconds"]}
-        return backends.openai(s["url"], s["model"], api_key_env=s["api_key_env"], **options)
+        return Backend(backends.openai(s["url"], s["model"], api_key_env=s["api_key_env"], **options), name=s["model"])
     if s["backend"] == "flax":
         from experiments import worker  # imports JAX
 
-        return worker.load(s["model"]).complete
-    return backends.echo(_without_harm if s["backend"] == "toyweb" else str)
+        found = worker.load(s["model"])
+        if found.conduct_sha256 not in ("", conduct_sha256):
+            raise InputError(
+                f"rewriter {s['model']} was trained under another code of conduct (sha256 {found.conduct_sha256[:16]}) "
+                f"than {s['conduct']!r} ({conduct_sha256[:16]}); choose that pack, or train it anew"
+            )
+        return Backend(found.complete, found.count_tokens, found.name)
+    return Backend(backends.echo(_without_harm if s["backend"] == "toyweb" else str), name=s["backend"])
 
 
 def _without_harm(text: str) -> str:

@@ -45,6 +45,7 @@ class Aligning:
     Args:
         score: name of the score that decides; "" where nothing was scored, and then every document is kept.
         keep_at, drop_at, synthesise: see `router.route`.
+        bounds: {name of a score: (least, most)}; a document with a score outside is dropped; None lifts a bound.
         tag_probability, seed: see `router.tag`; 0 tags nothing.
         rewrite: (documents, kind) -> the new text of each, or None where there is none after all tries; None: no
             rewriter, and what it would have got is treated as if it had failed.
@@ -56,6 +57,7 @@ class Aligning:
     keep_at: int = 0
     drop_at: int = 4
     synthesise: bool = False
+    bounds: Mapping[str, tuple[float | None, float | None]] = dataclasses.field(default_factory=dict)
     tag_probability: float = 0.0
     seed: int = 0
     rewrite: Callable[[Sequence[dict], str], Sequence[str | None]] | None = None
@@ -115,11 +117,18 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
         documents: what is left after rules and duplicates.
         scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none.
     """
+    outside = [_outside(found, tools.bounds) for found in scores]
     if not tools.score:
-        return [_kept(document, "router", "not_scored", {}) for document in documents]
+        return [
+            _dropped(document, "scores", *found) if found else _kept(document, "router", "not_scored", {})
+            for document, found in zip(documents, outside, strict=True)
+        ]
     values = [found.get(tools.score) for found in scores]
     options = {"keep_at": tools.keep_at, "drop_at": tools.drop_at, "synthesise": tools.synthesise}
-    actions = ["drop" if value is None else router.route(value, **options) for value in values]
+    actions = [
+        "outside" if found else "drop" if value is None else router.route(value, **options)
+        for value, found in zip(values, outside, strict=True)
+    ]
     answers: dict[int, tuple[str | None, gates.Gate]] = {}
     for action, kind in KINDS.items():
         places = [i for i, found in enumerate(actions) if found == action]
@@ -131,7 +140,9 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
     outcomes = []
     for i, (document, value, action) in enumerate(zip(documents, values, actions, strict=True)):
         evidence = {tools.score: value}
-        if action == "keep":
+        if action == "outside":
+            outcomes.append(_dropped(document, "scores", *outside[i]))
+        elif action == "keep":
             outcomes.append(_kept(document, "router", "", evidence))
         elif action == "drop":
             reason = "not_judged" if value is None else "unsafe"
@@ -139,6 +150,17 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
         else:
             outcomes.append(_gated(document, action, *answers[i], evidence, tools))
     return [_tagged(outcome, value, tools) for outcome, value in zip(outcomes, values, strict=True)]
+
+
+def _outside(scores: Scores, bounds) -> tuple[str, dict[str, float]] | None:
+    """The first score that is out of bounds, as a reason and its evidence."""
+    for name, (least, most) in bounds.items():
+        value = scores.get(name)
+        if value is not None and least is not None and value < least:
+            return f"{name}_low", {name: value, "threshold": least}
+        if value is not None and most is not None and value > most:
+            return f"{name}_high", {name: value, "threshold": most}
+    return None
 
 
 def _kept(document, rule, reason, evidence, gate=None, **more) -> Outcome:
