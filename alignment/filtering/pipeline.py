@@ -82,7 +82,8 @@ def sha256(text: str) -> str:
 def decision(document: Mapping[str, Any], action: str, rule: str, reason: str, evidence: Mapping[str, Any], **more):
     """A row of the decision log: one of keep, rewrite, synthesise or drop, and what it rests on."""
     row = {"id": document["id"], "source": document["source"], "action": action, "rule": rule, "reason": reason}
-    return row | {"evidence": dict(evidence)} | more
+    none = {"text_sha256_in": "", "text_sha256_out": "", "worker_id": "", "prompt_version": ""}
+    return row | {"evidence": dict(evidence)} | none | more
 
 
 def screen(
@@ -259,5 +260,4 @@ def clean(
             kept.append(passed[at] | {"text": outcome.text})
     for document, row in zip(documents, rows, strict=True):
         row["text_sha256_in"] = sha256(document["text"])
-        row.setdefault("text_sha256_out", "")
     return kept, rows
