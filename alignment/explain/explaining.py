@@ -283,10 +283,13 @@ def build(
         static = tuple(sorted(settings.items()))
         arguments = (x_NYXC, targets_NK, ids_N, key, arrays)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arguments)))
-        if method in HOISTED and jax.default_backend() == "cpu" and not is_traced:
-            return _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
-        memory.compile_first(_compiled, seen, variables, *arguments, static=(method_fn, apply_fn, static))
-        return _compiled(method_fn, apply_fn, static, variables, *arguments)
+        is_on_cpu = jax.default_backend() == "cpu" and not is_traced
+        if method in HOISTED and is_on_cpu:
+            out = _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
+        else:
+            memory.compile_first(_compiled, seen, variables, *arguments, static=(method_fn, apply_fn, static))
+            out = _compiled(method_fn, apply_fn, static, variables, *arguments)
+        return jax.block_until_ready(out) if is_on_cpu else out  # batches that wait there would take host memory
 
     return fn
 
