@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignment import memory
 from alignment.errors import InputError
 from alignment.explain import (
     attention,
@@ -53,9 +54,9 @@ def relevance_maps(
     """Layer-wise relevance propagation, summed over the channels; the options are those of `lrp.relevance`."""
     del ids_N, key
     options = {"composite": composite, "rules": rules, "low": low, "high": high, "return_delta": return_delta}
-    out = lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, **options)
-    maps_NKYXC = out[0] if return_delta else out
-    maps_NKYX = maps_NKYXC.sum(-1).astype(jnp.float32)
+    out = lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, sum_channels=True, **options)
+    maps_NKYX = out[0] if return_delta else out
+    maps_NKYX = maps_NKYX.astype(jnp.float32)
     return (maps_NKYX, out[1]) if return_delta else maps_NKYX
 
 
@@ -231,26 +232,20 @@ def _parts(method_fn, apply_fn, settings, structure, leaves):
         return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
 
     variables, shown, targets_NK = jax.tree.unflatten(structure, leaves)
-    if targets_NK.shape[1] == 1:  # one program for images and target: XLA frees what it has used
-        return hoisting.split(lambda v, both: fn(v, *both), variables, (shown, targets_NK))
-    one_target = jax.ShapeDtypeStruct((len(targets_NK), 1), targets_NK.dtype)
-    return hoisting.split(fn, variables, shown, one_target)
+    # one program for images and targets: XLA frees what it has used
+    return hoisting.split(lambda variables, both: fn(variables, *both), variables, (shown, targets_NK))
 
 
 def _in_parts(method_fn, apply_fn, settings, variables, arguments, prepared):
-    """As `_compiled`, but work on weights is done once for all calls, and several targets go one after the other."""
+    """As `_compiled`, but work on weights is done once for all calls."""
     x_NYXC, targets_NK, *others = arguments
     shown, targets_NK = (jnp.asarray(x_NYXC), *others), jnp.asarray(targets_NK)
     leaves, structure = jax.tree.flatten((variables, shown, targets_NK))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
-    prepare, *forward, finish = _parts(method_fn, apply_fn, settings, structure, shapes)
+    prepare, finish = _parts(method_fn, apply_fn, settings, structure, shapes)
     if prepare not in prepared:
         prepared[prepare] = prepare(variables)
-    if not forward:
-        return finish(prepared[prepare], (shown, targets_NK))
-    kept = forward[0](prepared[prepare], shown)
-    found = [finish(kept, targets_NK[:, k : k + 1]) for k in range(targets_NK.shape[1])]
-    return jax.tree.map(lambda *one: jnp.concatenate(one, axis=1), *found)
+    return finish(prepared[prepare], (shown, targets_NK))
 
 
 def build(
@@ -278,7 +273,7 @@ def build(
     arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
     settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
 
-    prepared = {}
+    prepared, seen = {}, set()
 
     def fn(x_NYXC, targets_NK, ids_N=None, **own):
         ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
@@ -288,9 +283,13 @@ def build(
         static = tuple(sorted(settings.items()))
         arguments = (x_NYXC, targets_NK, ids_N, key, arrays)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arguments)))
-        if method in HOISTED and jax.default_backend() == "cpu" and not is_traced:
-            return _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
-        return _compiled(method_fn, apply_fn, static, variables, *arguments)
+        is_on_cpu = jax.default_backend() == "cpu" and not is_traced
+        if method in HOISTED and is_on_cpu:
+            out = _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
+        else:
+            memory.compile_first(_compiled, seen, variables, *arguments, static=(method_fn, apply_fn, static))
+            out = _compiled(method_fn, apply_fn, static, variables, *arguments)
+        return jax.block_until_ready(out) if is_on_cpu else out  # batches that wait there would take host memory
 
     return fn
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from alignment import memory
+
 GROWTH = 2  # an equation on weights is hoisted if its outputs have at most so many times the elements of its inputs
 
 
@@ -57,7 +59,10 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
                 return jax.tree.unflatten(treedef, [_value(values, atom) for atom in jaxpr.outvars])
             return [values[var] for var in kept[at] if var in made]
 
+        seen = set()
+
         def call(before, group):
+            memory.compile_first(compute, seen, before, group)
             found = compute(before, group)
             if at == last:
                 return found
@@ -68,6 +73,31 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
         return call if at else lambda group: call([], group)
 
     return tuple(part(at) for at in range(len(groups)))
+
+
+def map_in_turn(fn: Callable, items: Any) -> Any:
+    """As jax.lax.map, but what does not depend on the item is computed once, before the loop.
+
+    Args:
+        fn: an item -> a tree of arrays.
+        items: a tree of arrays, one item after the other along their first axes.
+    """
+    item = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), items)
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(item)
+    jaxpr, values = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    stage, equations = {**dict.fromkeys(jaxpr.constvars, 0), **dict.fromkeys(jaxpr.invars, 1)}, ([], [])
+    for equation in jaxpr.eqns:
+        at = _stage_of(equation, stage, 1)
+        equations[at].append(equation)
+        stage.update(dict.fromkeys(equation.outvars, at))
+    _run(equations[0], values)
+
+    def rest(item):
+        local = {**values, **dict(zip(jaxpr.invars, jax.tree.leaves(item), strict=True))}
+        _run(equations[1], local)
+        return jax.tree.unflatten(jax.tree.structure(out), [_value(local, atom) for atom in jaxpr.outvars])
+
+    return jax.lax.map(rest, items)
 
 
 def _stage_of(equation, stage, last) -> int:

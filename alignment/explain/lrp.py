@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment import errors
-from alignment.explain import composites, graph, layers, lrp_rules
+from alignment.explain import composites, graph, hoisting, layers, lrp_rules
 
 
 def relevance(
@@ -30,6 +30,7 @@ def relevance(
     rules: composites.Pairs = (),
     low=-1.0,
     high=1.0,
+    sum_channels: bool = False,
     return_delta: bool = False,
 ):
     """Relevance of each input for the logits of the target classes.
@@ -41,10 +42,12 @@ def relevance(
         rules: pairs that come before the composite's, for layers of your own.
         low: least value of a normalised input, for the box rule; number or array that broadcasts to x.
         high: largest value.
+        sum_channels: sum over the last axis of each target's relevance as soon as it is there.
         return_delta: also return |sum of relevance - logit| / |logit|, [N, K].
 
     Returns:
-        Relevance [N, K, *x.shape[1:]]; with return_delta a pair of it and the error of conservation.
+        Relevance [N, K, *x.shape[1:]], without the last axis where that is summed; with return_delta a pair of it and
+        the error of conservation.
 
     Raises:
         InputError: for layers without a rule, with the rule to give; for targets that are not classes.
@@ -53,10 +56,7 @@ def relevance(
     walked, logits_NC = _forward(plan.traced, plan.layers, variables, x_NYXC)
     start_KNC = _start(logits_NC, targets_NK)
 
-    def back(start_NC):
-        return _backward(plan, walked, start_NC)[0]
-
-    out_NKYXC = jnp.moveaxis(_each_target(back, start_KNC), 0, 1)
+    out_NKYXC = jnp.moveaxis(_all_targets(plan, walked, start_KNC, sum_channels), 0, 1)
     if not return_delta:
         return out_NKYXC
     logit_NK = jnp.sum(start_KNC, axis=2).T
@@ -147,11 +147,39 @@ def _start(logits_NC, targets_NK):
     return hot_KNC * logits_NC[None]
 
 
-def _each_target(back, start_KNC):
-    """vmap over targets; what does not depend on them is computed once."""
-    if start_KNC.shape[0] == 1:
-        return jax.tree.map(lambda out: out[None], back(start_KNC[0]))
-    return jax.vmap(back)(start_KNC)
+def _all_targets(plan: _Plan, walked, start_KNC, sum_channels: bool):
+    """Relevance of the image for each target.
+
+    On CPUs targets go together only through the last layers, down to the first whose weights are fewer than its
+    outputs: there they share the reading of the weights. Before that memory counts, and they go one after the other.
+    """
+    K, is_compiled = start_KNC.shape[0], isinstance(start_KNC, jax.core.Tracer)
+    cut = _first_together(walked) if K > 1 and is_compiled and jax.default_backend() == "cpu" else 0
+
+    def late(start_NC):
+        return _walk(plan, walked, {plan.traced.logits: start_NC}, cut, len(walked))[0]
+
+    def early(pending):
+        R = _walk(plan, walked, pending, 0, cut)[0][plan.traced.image]
+        return jnp.sum(R, axis=-1) if sum_channels else R
+
+    pending = _each_target(late, start_KNC)
+    return hoisting.map_in_turn(early, pending) if cut else _each_target(early, pending)
+
+
+def _first_together(walked) -> int:
+    """The first of the last layers through which targets go together."""
+    for i, step in reversed(list(enumerate(walked))):
+        if step.op is not None and step.weight.size < step.z.size:
+            return i + 1
+    return 0
+
+
+def _each_target(back, given):
+    """vmap over targets, the first axes of a tree; what does not depend on them is computed once."""
+    if jax.tree.leaves(given)[0].shape[0] == 1:
+        return jax.tree.map(lambda out: out[None], back(jax.tree.map(lambda array: array[0], given)))
+    return jax.vmap(back)(given)
 
 
 # --- the two walks ---------------------------------------------------------------------------------------------------
@@ -174,8 +202,14 @@ def _forward(traced, network, variables, x) -> tuple[list[lrp_rules.Step], jax.A
 
 def _backward(plan: _Plan, walked, start_NC, totals: bool = False):
     """Relevance of the image, and (asked for) the sums over all values behind each layer, last layer first."""
-    pending, sums = {plan.traced.logits: start_NC}, []
-    for step, rule in zip(reversed(walked), reversed(plan.rules)):
+    pending, sums = _walk(plan, walked, {plan.traced.logits: start_NC}, 0, len(walked), totals)
+    return pending[plan.traced.image], sums
+
+
+def _walk(plan: _Plan, walked, pending, first, last, totals: bool = False):
+    """Back through the steps from `last` (not itself) to `first`: the relevance then pending by value, and the sums."""
+    pending, sums = dict(pending), []
+    for step, rule in zip(reversed(walked[first:last]), reversed(plan.rules[first:last])):
         outputs = step.layer.outputs
         if any(value in pending for value in outputs):
             R = tuple(pending.pop(value, None) for value in outputs)
@@ -187,7 +221,7 @@ def _backward(plan: _Plan, walked, start_NC, totals: bool = False):
                     pending[value] = pending[value] + share if value in pending else share
         if totals:
             sums.append(sum(jnp.sum(r, axis=tuple(range(1, r.ndim))) for r in pending.values()))
-    return pending[plan.traced.image], sums
+    return pending, sums
 
 
 def _plain(traced, layer, values, inputs):

@@ -67,6 +67,15 @@ def divide(a, b):
     return jnp.where(is_zero, 0, a / jnp.where(is_zero, 1, b))
 
 
+def inverse(b):
+    """What to multiply with instead of dividing by b; 0 where b is 0 (or below the least normal number).
+
+    It serves all targets, and is one array to keep where `divide` takes two.
+    """
+    is_zero = jnp.abs(b) < jnp.finfo(b.dtype).tiny
+    return jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, b))
+
+
 def stabilise(z, eps: float):
     """z moved away from 0 by eps, to its own side (up where z is 0)."""
     return z + jnp.where(z < 0, -eps, eps).astype(z.dtype)
@@ -85,12 +94,12 @@ def negative(array):
 
 def zero(step: Step, R):
     """R_i = sum_j x_i w_ij R_j / z_j, with z of the forward pass (the bias keeps its share)."""
-    return step.x * step.transposed(step.weight, divide(R, step.z))
+    return step.x * step.transposed(step.weight, R * inverse(step.z))
 
 
 def epsilon(step: Step, R, *, eps: float = 1e-6):
     """LRP-0 with z pushed away from 0 by eps, which takes up relevance where z is small."""
-    return step.x * step.transposed(step.weight, R / stabilise(step.z, eps))
+    return step.x * step.transposed(step.weight, R * (1 / stabilise(step.z, eps)))
 
 
 def gamma(step: Step, R, *, gamma: float = 0.25, eps: float = 1e-6):
@@ -99,7 +108,7 @@ def gamma(step: Step, R, *, gamma: float = 0.25, eps: float = 1e-6):
     z = step.op(step.x, weight)
     if step.bias is not None:
         z = z + (step.bias + gamma * positive(step.bias)).astype(z.dtype)
-    return step.x * step.transposed(weight, R / stabilise(z, eps))
+    return step.x * step.transposed(weight, R * (1 / stabilise(z, eps)))
 
 
 def alpha_beta(step: Step, R, *, alpha: float = 2.0, beta: float = 1.0, bias: bool = True):
@@ -122,10 +131,10 @@ def z_plus(step: Step, R, *, bias: bool = True):
 def _share(step, R, w, w_of_negative, b):
     """x+ w and x- w_of_negative in proportion to their sum; half of the work where x is not negative."""
     if step.layer.is_nonnegative:
-        s = divide(R, _plus(step.op(step.x, w), b))
+        s = R * inverse(_plus(step.op(step.x, w), b))
         return step.x * step.transposed(w, s)
     up, down = positive(step.x), negative(step.x)
-    s = divide(R, _plus(step.op(up, w) + step.op(down, w_of_negative), b))
+    s = R * inverse(_plus(step.op(up, w) + step.op(down, w_of_negative), b))
     return up * step.transposed(w, s) + down * step.transposed(w_of_negative, s)
 
 
@@ -150,7 +159,7 @@ def z_box(step: Step, R, *, low=-1.0, high=1.0, eps: float = 1e-9):
             z = z - jnp.reshape(bound, (-1,) + (1,) * (z.ndim - 1)) * step.op(jnp.ones_like(x[:1]), weight)
         else:
             z = z - step.op(jnp.broadcast_to(bound, x.shape), weight)
-    s = divide(R, z + eps)
+    s = R * inverse(z + eps)
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in (low, high))
     to_up, to_down = _both(step, up, down, s)
     return (x - low) * to_up + (x - high) * to_down
@@ -179,21 +188,21 @@ def flat(step: Step, R):
         for axis in numbers.rhs_spec[:2]:
             weight = jax.lax.slice_in_dim(weight, 0, 1, axis=axis)
         R = jnp.sum(R, axis=channels[1], keepdims=True) / step.x.shape[channels[0]]
-    s = divide(R, step.op(like, weight))
+    s = R * inverse(step.op(like, weight))
     return jnp.broadcast_to(step.transposed(weight, s, like), step.x.shape)
 
 
 def w_square(step: Step, R):
     """Shares in proportion to the squared weights."""
     weight = jnp.square(step.weight)
-    return step.transposed(weight, divide(R, step.op(jnp.ones_like(step.x[:1]), weight)))
+    return step.transposed(weight, R * inverse(step.op(jnp.ones_like(step.x[:1]), weight)))
 
 
 def focus_dense(step: Step, R, *, stabiliser: float = 0.25):
     """The Focus authors' dense rule: no bias, z + stabiliser * rms(z) whatever the sign of z.  Does not conserve."""
     z = step.op(step.x, step.weight)
     rms = jnp.sqrt(jnp.mean(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True))
-    return step.x * step.transposed(step.weight, divide(R, z + stabiliser * rms))
+    return step.x * step.transposed(step.weight, R * inverse(z + stabiliser * rms))
 
 
 def focus_conv(step: Step, R):
@@ -203,10 +212,10 @@ def focus_conv(step: Step, R):
     """
     up, down = positive(step.weight), negative(step.weight)
     if step.layer.is_nonnegative:
-        return step.x * step.transposed(up, divide(R, step.op(step.x, up)))
+        return step.x * step.transposed(up, R * inverse(step.op(step.x, up)))
     x_up, x_down = positive(step.x), negative(step.x)
-    out = x_up * step.transposed(up, divide(R, step.op(x_up, up)))
-    return out + x_down * step.transposed(down, divide(R, step.op(x_down, down)))
+    out = x_up * step.transposed(up, R * inverse(step.op(x_up, up)))
+    return out + x_down * step.transposed(down, R * inverse(step.op(x_down, down)))
 
 
 # --- everything else -------------------------------------------------------------------------------------------------
@@ -229,7 +238,7 @@ def absorbing(step: Step, R):
 
 def proportional(step: Step, R, *, eps: float = 0.0):
     """x_k times the gradient of R / z, for each input: shares in proportion to first-order contributions."""
-    s = R / stabilise(step.z, eps) if eps else divide(R, step.z)
+    s = R * (1 / stabilise(step.z, eps) if eps else inverse(step.z))
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = tuple(x * share for x, share in zip(step.inputs, pullback((s.astype(step.z.dtype),))))
     return shares if len(shares) > 1 else shares[0]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignment import memory
 from alignment.errors import InputError
 from alignment.models import layouts, tensors, vision
 
@@ -83,6 +84,8 @@ def load(
     for name, entry in found.items():
         if name not in wrong:
             new |= _placed(tensors.view(name, stored[name]), entry, leaves)
+    jax.block_until_ready(new)  # until then it reads what it was made of
+    memory.give_back()
     report = Report(
         layout,
         tuple(name for name in found if name not in wrong),

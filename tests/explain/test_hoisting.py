@@ -49,3 +49,18 @@ def test_a_middle_part_serves_many_of_the_last():
         expected, got = program(weights, x_NC, scale), finish(kept, scale)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), expected, got)
     assert "dot_general" not in str(jax.make_jaxpr(finish)(kept, 2.0))
+
+
+def test_a_loop_over_items_holds_only_what_depends_on_them():
+    rng = np.random.default_rng(2)
+    w, items = jnp.asarray(rng.normal(size=(4, 4))), {"x": jnp.asarray(rng.normal(size=(3, 2, 4)))}
+
+    def one(item):
+        return {"out": item["x"] @ jnp.exp(w) + jnp.cos(item["x"]), "same": w.sum()}
+
+    def in_turn(items):
+        return hoisting.map_in_turn(one, items)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.lax.map(one, items), in_turn(items))
+    (loop,) = [e for e in jax.make_jaxpr(in_turn)(items).eqns if e.primitive.name == "scan"]
+    assert " exp " not in str(loop.params["jaxpr"]) and " cos " in str(loop.params["jaxpr"])

@@ -181,6 +181,7 @@ def test_attention_rules_equal_the_equation():
 
 def test_division_by_zero_is_zero_and_the_stabiliser_keeps_the_sign():
     np.testing.assert_array_equal(lrp_rules.divide(jnp.ones(2), jnp.asarray([0.0, 4.0])), [0.0, 0.25])
+    np.testing.assert_array_equal(lrp_rules.inverse(jnp.asarray([0.0, 4.0, 1e-45, -1e-38])), [0.0, 0.25, 0.0, 0.0])
     np.testing.assert_allclose(lrp_rules.stabilise(jnp.asarray([-1.0, 0.0, 1.0]), 0.5), [-1.5, 0.5, 1.5])
 
 
