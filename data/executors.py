@@ -85,6 +85,10 @@ def _check(executor: str, workers: int, retries: int) -> None:
         raise InputError(f"executor={executor!r}; executors are {', '.join(EXECUTORS)}")
     if workers < 0 or retries < 0:
         raise InputError(f"workers={workers}, retries={retries}: both are 0 or more")
+    if executor == "ray":
+        from data import on_ray
+
+        on_ray.import_ray()
 
 
 def share(tasks: Sequence[Any], index: int, count: int) -> list[Any]:

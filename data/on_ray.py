@@ -34,7 +34,7 @@ class Pool:
         needs: Mapping[str, Any],
         actors: bool,
     ):
-        self._ray = ray = _import_ray()
+        self._ray = ray = import_ray()
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _start(ray, address, workers, needs)
@@ -141,7 +141,7 @@ class _Actor:
         return worker_processes.attempt(self.fn, task)
 
 
-def _import_ray():
+def import_ray():
     """Ray, told to report nothing about its use to anybody."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # tasks that ask for no accelerator see none
