@@ -230,6 +230,14 @@ def planted(workdir: pathlib.Path, truth: Mapping[str, str], decisions: Mapping[
     summary["clean_rewritten"] = sum(row["action"] == "rewrite" for row in clean)
     summary["identity_rate"] = 1 - summary["clean_rewritten"] / len(left) if left else None
     files.write_rows(workdir / "tables/planted.jsonl", rows)
+    shares = ", ".join(f"{row['planted']} {100 * row['recall']:.0f} %" for row in rows if row["recall"] is not None)
+    lines = [
+        f"Of what was planted this share was treated as it asks for: {shares}.",
+        f"Clean documents rewritten: {summary['clean_rewritten']} of {len(left)}.",
+    ]
+    with open(workdir / "findings.txt", encoding="utf-8") as f:
+        lines = [*f.read().splitlines(), *lines]
+    files.write(workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
     return summary
 
 
