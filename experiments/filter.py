@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.read = dict(source="", max_document_mb=10, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
     c.read.columns = dict(text="text", id="id", url="url")  # id="": made from file name and offset
     c.packs = ("en", "ar")  # languages kept: packs by name or by path of a YAML file
+    c.language_model = ""  # a fastText identifier (.bin, .ftz); "": scripts, frequent words, py3langid
     c.chain = ("url", "mojibake", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii")
     c.rules = filter_tools.knobs()  # every argument of every rule; "default" leaves it to the pack, or the rule
     c.rules.c4.terminal_punctuation = "False"  # as FineWeb: lines may end without a mark
@@ -92,7 +93,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         settings["score.safety"]["path"] = settings["align"]["safety"]["path"] = path
         if not pathlib.Path(path, "scorer.json").exists():
             toy_scorer.train(workdir / "scorer", path, seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
-    filter_tools.check(settings, c.skip)
+    filter_tools.check(settings)
     executors.share([], c.shard_index, c.shard_count)
     outputs = pathlib.Path(c.outputs or workdir / "clean")
     pieces = plan(c, outputs, workdir)
@@ -171,15 +172,15 @@ def hashes(settings, pieces) -> dict[str, str]:
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
     cut = [(piece.name, piece.start, piece.stop, piece.unit, piece.size) for piece in pieces]
-    screened = digest(cut, settings["screen"])
+    content = functools.partial(filter_tools.content_of, settings=settings)
+    screened = digest(cut, content("screen"))
     found = {"screen": screened, "band": digest(screened, "band"), "clusters": digest(screened, "clusters")}
     text = found["clusters"]
     if "paragraphs" in settings:
         text = found["paragraphs"] = digest(text, settings["paragraphs"])
     scorers = [f"score.{name}" for name in settings["align"]["scorers"]]
-    found |= {stage: digest(text, filter_tools.content_of(settings[stage])) for stage in scorers}
-    align = settings["align"] | {"safety": filter_tools.content_of(settings["align"]["safety"])}
-    found["align"] = digest(text, [found[stage] for stage in scorers], align)
+    found |= {stage: digest(text, content(stage)) for stage in scorers}
+    found["align"] = digest(text, [found[stage] for stage in scorers], content("align"))
     return found
 
 

@@ -49,6 +49,8 @@ def stage_settings(c) -> dict[str, Any]:
     """The config by stage, as plain values: what a stage's output depends on, and nothing else."""
     read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
     read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
+    if unknown := [name for name in c.skip if name not in c.scorers]:
+        raise InputError(f"skip={unknown[0]!r} is no scorer of this run; it has {', '.join(c.scorers)}")
     deciding = c.router.score.split(".")[0]
     named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
     score = c.router.score if c.router.score.split(".")[0] in named else ""
@@ -57,6 +59,7 @@ def stage_settings(c) -> dict[str, Any]:
         "screen": {
             "read": read,
             "packs": list(c.packs),
+            "language_model": c.language_model,
             "chain": list(c.chain),
             "rules": {name: chosen for name, of in c.rules.to_dict().items() if (chosen := _chosen(of))},
             "dedup": c.dedup.to_dict(),
@@ -104,25 +107,55 @@ def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def content_of(scorer_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a scorer with what its files hold in the place of where they are."""
-    path = pathlib.Path(scorer_settings.get("path", ""))
-    names = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    digests = []
-    for name in names:
+def content_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's output depends on: its settings, with what files hold in the place of where they are."""
+    found = dict(settings[stage])
+    if stage == "screen":
+        found["packs"] = [locales.load(name).sha256 for name in found["packs"]]
+        found["language_model"] = _digests(found["language_model"])
+        lists = [found["rules"].get(name, {}) for name in ("url", "wordlist")]
+        found["lists"] = [_digests(path) for given in lists for path in _paths(given)]
+    elif stage == "align":
+        for name in ("safety", "perplexity"):
+            found[name] = {**found[name], "path": _digests(found[name].get("path", ""))}
+        rewriter = found["rewriter"]
+        if rewriter:
+            kept = {name: rewriter[name] for name in ("backend", "max_tokens")}
+            found["rewriter"] = kept | {
+                "model": _digests(rewriter["model"]),
+                "conduct": conduct.load(rewriter["conduct"]).sha256,
+            }
+    elif stage.startswith("score."):
+        found["path"] = _digests(found["path"])
+    return found
+
+
+def _paths(given: Any) -> list[str]:
+    """All texts in nested settings."""
+    if isinstance(given, Mapping):
+        return [path for value in given.values() for path in _paths(value)]
+    if isinstance(given, (list, tuple)):
+        return [path for value in given for path in _paths(value)]
+    return [given] if isinstance(given, str) else []
+
+
+def _digests(path: str) -> list[list[str]] | str:
+    """Names and hashes of a file, or of the files of a folder; the text itself where it is neither."""
+    where = pathlib.Path(path or ".")
+    if not path or not where.exists():
+        return path
+    found = []
+    for name in sorted(f for f in where.rglob("*") if f.is_file()) if where.is_dir() else [where]:
         with open(name, "rb") as f:
-            digests.append([name.name, hashlib.file_digest(f, "sha256").hexdigest()])
-    return {**scorer_settings, "path": digests or str(path)}
+            found.append([name.name, hashlib.file_digest(f, "sha256").hexdigest()])
+    return found
 
 
-def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
+def check(settings: Mapping[str, Any]) -> None:
     """Refuse what a worker would refuse, before any work is given out."""
     if settings["ending"] not in (".jsonl", ".jsonl.gz", ".jsonl.zst"):
         raise InputError(f'compression={settings["ending"]!r}; shards are "zst", "gz" or "" for plain JSONL')
     align = settings["align"]
-    unknown = [name for name in skip if f"score.{name}" in settings]
-    if unknown:
-        raise InputError(f"skip={unknown} and scorers name the same")
     screening(json.dumps(settings["screen"], sort_keys=True))
     for name in align["scorers"]:
         kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
@@ -152,7 +185,9 @@ def screening(settings: str) -> pipeline.Screening:
         chain=tuple(s["chain"]),
         settings=chosen,
         packs=packs,
-        language_fn=functools.partial(language.identify, packs=packs),
+        language_fn=language.from_fasttext(s["language_model"])
+        if s["language_model"]
+        else functools.partial(language.identify, packs=packs),
         minhash=minhash.Settings(**dedup) if near else None,
         exact=exact,
     )
