@@ -93,7 +93,14 @@ def finish(folder: str | os.PathLike, stage: str, index: int, row: Mapping[str, 
 def finished(
     folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
 ) -> dict[int, dict[str, Any]]:
-    """The slices a stage is through with: {index: row of `finish`}, in the order of the indices.
+    """The slices a stage is through with, all at once: {index: row of `finish`}; see `each_finished`."""
+    return dict(each_finished(folder, stage, config_hash, is_checked=is_checked))
+
+
+def each_finished(
+    folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index, row of `finish`) of each slice that a stage is through with, in the order of the indices.
 
     A slice whose files are gone or have another size is not among them, nor is one whose note cannot be read.
 
@@ -103,7 +110,6 @@ def finished(
     Raises:
         InputError: a slice was done under another config.
     """
-    rows = {}
     where = pathlib.Path(folder) / "done" / stage
     for note in sorted(where.glob("*.done")) if where.is_dir() else []:
         try:
@@ -117,8 +123,7 @@ def finished(
                 f"{config_hash}); choose another output folder, go back to that config, or remove that folder"
             )
         if all(_is_there(pathlib.Path(folder, name), told, is_checked) for name, told in outputs.items()):
-            rows[int(note.stem)] = row
-    return dict(sorted(rows.items()))
+            yield int(note.stem), row
 
 
 def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:

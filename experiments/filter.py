@@ -111,9 +111,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             fresh += sum(row["num_docs"] for row in rows) if name == "screen" else 0
     seconds = time.monotonic() - started
     shards.sweep(outputs)
-    rows = shards.finished(outputs, "align", job.hashes["align"])
     write_manifest(outputs, job, pieces)
-    summary = filter_page.write(c, workdir, settings, rows, (fresh, seconds))
+    summary = filter_page.write(c, workdir, settings, job, (fresh, seconds))
     if c.inputs == "synthetic:toyweb":
         truth = {row["id"]: row["metadata"]["planted"] for row in toy_documents(c)}
         summary |= filter_page.planted(workdir, truth, filter_page.decisions_of(job))
@@ -196,7 +195,7 @@ def rerun(job, redo) -> None:
 
 def through(c, job, run_tasks, name: str, tasks) -> list[dict]:
     """This start's share of a stage's tasks; then, in an array, a wait for the others'. Returns the rows made now."""
-    done = shards.finished(job.outputs, name, job.hashes[name])
+    done = finished(job, name)
     mine = executors.share(range(len(tasks)), c.shard_index, c.shard_count)
     todo = [i for i in mine if i not in done]
     sizes = [task.num_bytes if isinstance(task, slices.Slice) else 1 for task in tasks]
@@ -207,10 +206,15 @@ def through(c, job, run_tasks, name: str, tasks) -> list[dict]:
         bar.advance(sizes[todo[position]], row.get("num_docs", 0))
     if todo:
         bar.close()
-    while c.shard_count > 1 and len(shards.finished(job.outputs, name, job.hashes[name])) < len(tasks):
+    while c.shard_count > 1 and len(finished(job, name)) < len(tasks):
         print(f"{name}: waiting for the other shares of {c.shard_count}", flush=True)
         time.sleep(POLL_SECONDS)
     return made
+
+
+def finished(job, name: str) -> set[int]:
+    """Tasks that a stage is through with; rows are not held, since there may be very many."""
+    return {index for index, _ in shards.each_finished(job.outputs, name, job.hashes[name])}
 
 
 def resources(text: str) -> dict[str, float]:
@@ -245,13 +249,12 @@ def write_manifest(outputs: pathlib.Path, job, pieces) -> None:
     """One row a slice: where it lies, and what each stage made of it, with checksums."""
 
     def rows():
-        done = {stage: shards.finished(outputs, stage, key) for stage, key in job.hashes.items()}
-        for piece in pieces:
+        by_slice = [stage for stage in job.hashes if stage not in ("band", "clusters", "paragraphs")]
+        notes = [shards.each_finished(outputs, stage, job.hashes[stage]) for stage in by_slice]
+        for piece, *found in zip(pieces, *notes, strict=True):
             row = {"slice": piece.index, "file": piece.name, "start": piece.start, "stop": piece.stop}
-            for stage in done:
-                if stage not in ("band", "clusters", "paragraphs"):
-                    found = done[stage][piece.index]
-                    row[stage] = {"config_hash": found["config_hash"], "outputs": found["outputs"]}
+            for stage, (_, note) in zip(by_slice, found, strict=True):
+                row[stage] = {"config_hash": note["config_hash"], "outputs": note["outputs"]}
             yield row
 
     shards.write(outputs / "manifest.jsonl", rows())

@@ -38,15 +38,16 @@ HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
 MB = 1 << 20
 
 
-def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -> dict[str, float]:
+def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     """Tables, pictures and findings of a finished run; returns its summary.
 
     Args:
         settings: of the stages.
-        rows: the notes of the last stage, by slice.
+        job: of the stages; their notes hold the counts.
         speed: documents this start filtered, and seconds it took.
     """
-    counts = tally.merge((row["tally"] for row in rows.values()), c.samples)
+    notes = (row for stage in ("screen", "align") for _, row in each(job, stage))
+    counts = tally.merge((row["tally"] for row in notes), c.samples)
     total = tally.totals(counts)
     num = {name: total.get(name, (0, 0))[0] for name in ("keep", "rewrite", "synthesise", "drop", "bad")}
     num["in"] = sum(num.values())
@@ -67,7 +68,7 @@ def write(c, workdir: pathlib.Path, settings, rows: Mapping[int, dict], speed) -
         "max_bad": c.max_bad,
         "bytes_out": sum(
             shard["bytes"]
-            for row in rows.values()
+            for _, row in each(job, "align")
             for name, shard in row["outputs"].items()
             if name.startswith("documents/")
         ),
@@ -239,6 +240,11 @@ def planted(workdir: pathlib.Path, truth: Mapping[str, str], decisions: Mapping[
         lines = [*f.read().splitlines(), *lines]
     files.write(workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
     return summary
+
+
+def each(job, stage: str):
+    """(slice, note) of a stage."""
+    return shards.each_finished(job.outputs, stage, job.hashes[stage])
 
 
 def decisions_of(job) -> dict[str, dict]:
