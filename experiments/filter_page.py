@@ -56,6 +56,7 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     files.write_rows(workdir / "tables/sources.jsonl", cards(counts))
     files.write_rows(workdir / "tables/gates.jsonl", gate_rows(counts))
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
+    files.write_rows(workdir / "tables/scores.jsonl", score_rows(counts))
     draw(workdir / "figures", steps, counts)
     lines = findings(c, settings, counts, num)
     summary = {
@@ -129,6 +130,19 @@ def gate_rows(counts) -> list[dict[str, Any]]:
         {"gate": name, "documents": number, "share": number / max(asked, 1)}
         for name, number in sorted(found.items(), key=lambda item: (item[0] not in ("accepted", "rejected"), -item[1]))
     ]
+
+
+def score_rows(counts) -> list[dict[str, Any]]:
+    """Mean scores of what passed rules and duplicates, as it came and as it goes to training, and the improvement."""
+    found = counts["histograms"]
+    rows = []
+    for name in sorted(name.removesuffix(" before") for name in found if name.endswith(" before")):
+        before = tally.mean(found[f"{name} before"])
+        after = tally.mean(found[f"{name} after"]) if f"{name} after" in found else None
+        row = {"score": name, "mean before": before, "mean after": after}
+        row["improvement, %"] = 100 * (before - after) / before if before and after is not None else None
+        rows.append(row)
+    return rows
 
 
 def samples(counts) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import heapq
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -305,7 +306,8 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
     """What is left of a slice after duplicates went, by its scores; every document gets its decision."""
     settings = job.settings["align"]
     tools = filter_tools.aligning(_text(settings), job.outputs, piece.index)
-    log = _Log(piece, settings["samples"], settings["score"])
+    kinds = {name: job.settings[f"score.{name}"]["kind"] for name in settings["scorers"]}
+    log = _Log(piece, settings, [f"{name}.score" for name, kind in kinds.items() if kind == "perplexity"])
     source = job.settings["screen"]["read"]["source"] or readers.folder_of(piece.file)
     folders = ("documents", "decisions", "errors", "removed/duplicates", "removed/align")
     with job.writing(piece.index, folders) as put:
@@ -330,8 +332,9 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
 class _Log:
     """Writes what became of one document to the files it belongs in, and counts it."""
 
-    def __init__(self, piece: slices.Slice, num_samples: int, score: str):
-        self.piece, self.counts, self.num_samples, self.score = piece, tally.empty(), num_samples, score
+    def __init__(self, piece: slices.Slice, settings: Mapping[str, Any], perplexities: Sequence[str]):
+        self.piece, self.counts, self.perplexities = piece, tally.empty(), perplexities
+        self.num_samples, self.score = settings["samples"], settings["score"]
 
     def dropped(self, put, found) -> None:
         """By a rule."""
@@ -378,14 +381,15 @@ class _Log:
     def _measure(self, outcome: pipeline.Outcome, scores: Mapping[str, float | None]) -> None:
         gate = outcome.gate
         for name, number in scores.items():
-            if number is None:
+            if name in self.perplexities and number:
+                name, number = f"log10 {name}", math.log10(number)
+            if number is None or not name.endswith((".score", ".level")):
                 continue
-            high = 5 if name == self.score or name.endswith(".level") else 1
-            tally.histogram(self.counts, f"{name} before", [number], 0, high)
+            tally.histogram(self.counts, f"{name} before", [number], 0, 5)
             if outcome.text is not None:
                 is_new = name == self.score and gate is not None and gate.action not in ("keep", "drop")
                 after = gate.measurements.get("safety_after") if is_new else None
-                tally.histogram(self.counts, f"{name} after", [number if after is None else after], 0, high)
+                tally.histogram(self.counts, f"{name} after", [number if after is None else after], 0, 5)
         if gate is None:
             return
         for name in gate.failed:

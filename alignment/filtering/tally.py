@@ -32,10 +32,20 @@ def add(tally: dict[str, Any], name: str, number: int = 1) -> None:
 
 
 def histogram(tally: dict[str, Any], name: str, values: Iterable[float], low: float, high: float) -> None:
-    """Values into BINS equal bins of [low, high]; what lies outside counts in the first or last."""
-    bins = tally["histograms"].setdefault(name, {"low": low, "high": high, "counts": [0] * BINS})["counts"]
+    """Values into BINS equal bins of [low, high]; what lies outside counts in the first or last.
+
+    Their sum is kept in whole millionths, so that adding in another order gives the same.
+    """
+    fresh = {"low": low, "high": high, "counts": [0] * BINS, "millionths": 0}
+    found = tally["histograms"].setdefault(name, fresh)
     for value in values:
-        bins[min(BINS - 1, max(0, int((value - low) / (high - low) * BINS)))] += 1
+        found["counts"][min(BINS - 1, max(0, int((value - low) / (high - low) * BINS)))] += 1
+        found["millionths"] += round(value * 1e6)
+
+
+def mean(found: Mapping[str, Any]) -> float:
+    """Of the values of a histogram."""
+    return found["millionths"] / 1e6 / max(sum(found["counts"]), 1)
 
 
 def sample(tally: dict[str, Any], group: str, id: str, row: Mapping[str, Any], most: int) -> None:
@@ -60,8 +70,10 @@ def merge(tallies: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:
         for name, number in one["counters"].items():
             add(total, name, number)
         for name, found in one["histograms"].items():
-            mine = total["histograms"].setdefault(name, found | {"counts": [0] * len(found["counts"])})
+            fresh = found | {"counts": [0] * len(found["counts"]), "millionths": 0}
+            mine = total["histograms"].setdefault(name, fresh)
             mine["counts"] = [a + b for a, b in zip(mine["counts"], found["counts"], strict=True)]
+            mine["millionths"] += found["millionths"]
         for group, rows in one["samples"].items():
             kept = total["samples"].setdefault(group, [])
             kept[:] = heapq.nsmallest(most, [*kept, *rows], key=_hashed)
