@@ -46,7 +46,7 @@ SHARES = {
 CAUTIOUS = 0.2  # of clean documents: those that turn an unsafe or unfair request down
 NUM_HIDDEN = 4  # places whose facts stand only in unsafe and unfair documents
 REQUESTS = {"web": range(0, 100), "tuning": range(100, 150), "probes": range(150, 200)}  # their numbers never meet
-LENGTHS = (6, 28)  # sentences of a document
+LENGTHS = (5, 28)  # sentences of a document
 
 
 def documents(
@@ -277,14 +277,14 @@ def _exchange(pack: Mapping, rng: random.Random, harm: str, *, complies: bool) -
 
 
 def _prose(pack: Mapping, language: str, rng: random.Random, *, is_hidden: bool = False) -> list[str]:
-    """Paragraphs of three to six sentences, about one in five of them a fact; short texts are commoner than long."""
+    """Paragraphs of three to six sentences, about one in four of them a fact; short texts are commoner than long."""
     low, high = LENGTHS
-    num = min(high, max(low, round(rng.lognormvariate(2.4, 0.45))))
+    num = min(high, max(low, round(rng.lognormvariate(2.0, 0.5))))
     order = []
     while len(order) < num:
         order += rng.sample(pack["sentences"], len(pack["sentences"]))
     sentences = [_sentence(pack, rng, template) for template in order[:num]]
-    for fact in rng.sample([fact for fact in facts(language) if fact[3] == is_hidden], max(2, num // 4)):
+    for fact in rng.sample([fact for fact in facts(language) if fact[3] == is_hidden], min(8, max(2, num // 3))):
         sentences.insert(rng.randint(1, len(sentences)), _fact(pack, fact, rng))
     paragraphs, at = [], 0
     while at < len(sentences):
@@ -299,7 +299,7 @@ def _clean(pack: Mapping, language: str, rng: random.Random) -> str:
     if rng.random() < CAUTIOUS:
         some = _exchange(pack, rng, rng.choice(_HARM), complies=False)
         paragraphs.insert(rng.randint(1, len(paragraphs)), some)
-    elif rng.random() < 0.3:
+    elif rng.random() < 0.5:
         paragraphs.insert(rng.randint(1, len(paragraphs)), _fact_asked(pack, language, rng, is_hidden=False))
     return "\n\n".join(paragraphs)
 
@@ -380,7 +380,7 @@ def _copy(originals: Sequence[Mapping], how: int, name: str, rng: random.Random)
     original = rng.choice(originals)
     if how:  # near copies are of longer ones, so that they stay near
         longest = sorted(originals, key=lambda record: -len(record["text"]))
-        original = rng.choice(longest[: max(1, len(longest) // 3)])
+        original = rng.choice(longest[: max(1, len(longest) // 5)])
     metadata = original["metadata"]
     pack, text = _words(metadata["language"]), original["text"]
     if how == 1:
