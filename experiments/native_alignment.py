@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.dpo.beta = 0.1  # larger stays nearer the reference
     c.benign = stage(steps=60, batch_size=128, accumulate=4, peak_lr=1e-5, warmup_steps=2, save_every=60)
     c.post = True  # whether arms get post-alignment too
-    c.post_arms = "raw,rules,aligned,both"  # those that do
+    c.post_arms = "raw,aligned,both"  # those that do
     c.score_batch = 64  # sequences scored at a time, over all hosts
     c.samples = dict(num=200, max_new_tokens=128, temperature=1.0)  # harmlessness prompts answered; 0: none
     c.resamples = 2_000  # of the bootstrap over seeds and probes
@@ -88,11 +88,11 @@ def stage(**settings: Any) -> ml_collections.ConfigDict:
 
 
 def small(c: ml_collections.ConfigDict, arg: str) -> None:
-    c.seeds, c.arms, c.init_from, c.tokenizer = 3, ",".join(ARMS), "", "learn:1500"
-    c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=2)
-    c.model = dict(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192, qk_norm=False)
+    c.seeds, c.arms, c.init_from, c.tokenizer = 3, ",".join(ARMS), "", "learn:2000"
+    c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
+    c.model = dict(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192, qk_norm=False)
     c.data.update(path=TOY, max_len=128)
-    c.pretrain = stage(steps=150, batch_size=16, peak_lr=6e-3, warmup_steps=15, save_every=0)
+    c.pretrain = stage(steps=800, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
     c.sft = stage(steps=20, batch_size=8, peak_lr=1e-3, warmup_steps=2, save_every=0)
     c.dpo.update(stage(steps=15, batch_size=16, peak_lr=3e-4, warmup_steps=2, save_every=0), beta=0.3)
     c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
@@ -142,7 +142,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     kind, _, size = c.tokenizer.partition(":")
     if kind == "learn" and not (size.isdigit() and int(size) > 300):
-        raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:1500")
+        raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:2000")
     if c.data.path != TOY:
         folder = pathlib.Path(c.data.path)
         needed = {corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"}
