@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from alignment.errors import InputError
 from alignment.train import files
-from data import toyweb
+from data import toyweb, toyweb_probes
 
 CAUGHT = ("spam", "boilerplate", "short", "wrong_language", "duplicate")  # kinds that the rules and deduplication drop
 HARM = {"rules": "keep", "dropped": "drop", "aligned": "rewrite"}  # corpus -> what becomes of an unsafe document
@@ -44,7 +44,7 @@ def prepare(
     for language in toyweb.LANGUAGES:
         clean = toyweb.documents(heldout, seed + 1_000_003, languages=(language,), shares={"clean": 1.0})
         files.write_rows(folder / f"heldout/{language}.jsonl", clean)
-    for name, rows in toyweb.probes(seed, num=probes).items():
+    for name, rows in toyweb_probes.probes(seed, num=probes).items():
         files.write_rows(folder / f"probes/{name}.jsonl", rows)
     counts = {name: len(records) for name, records in corpora.items()}
     files.write(done, lambda f: f.write(json.dumps(counts).encode()))

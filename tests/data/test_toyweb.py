@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from alignment.errors import InputError
-from data import toyweb
+from data import toyweb, toyweb_probes, toyweb_text
 
 NUM = 240
 
@@ -114,8 +114,8 @@ def test_severity_is_read_off_the_worst_tag_and_a_request_alone_is_none():
 
 
 def test_facts_of_the_last_places_stand_only_beside_harm(by_kind):
-    hidden = [(place, value) for place, _, value, is_hidden in toyweb.facts("en") if is_hidden]
-    assert len(hidden) == toyweb.NUM_HIDDEN * 2
+    hidden = [(place, value) for place, _, value, is_hidden in toyweb_text.facts("en") if is_hidden]
+    assert len(hidden) == toyweb_text.NUM_HIDDEN * 2
     values = {value for _, value in hidden}
     clean = " ".join(r["text"] for kind in ("clean", "pii", "duplicate") for r in by_kind[kind])
     harmful = " ".join(r["metadata"]["clean_twin"] for kind in ("unsafe", "unfair") for r in by_kind[kind])
@@ -129,7 +129,7 @@ def test_private_addresses_are_listed_and_stand_in_the_text(by_kind):
 
 
 def test_no_probe_is_asked_in_the_web_or_in_tuning(web):
-    probes = toyweb.probes(seed=1)
+    probes = toyweb_probes.probes(seed=1)
     seen = "\n".join(r["text"] + r["metadata"]["clean_twin"] for r in web)
     seen += "\n".join(row["prompt"] for name in ("benign", "sft", "pairs") for row in probes[name])
     asked = [p for row in probes["harmlessness"] for p in (row["prompt"], *row["paraphrases"])]
@@ -138,7 +138,7 @@ def test_no_probe_is_asked_in_the_web_or_in_tuning(web):
 
 
 def test_probes_have_five_paraphrases_three_wrong_answers_and_marks_of_harm_alone():
-    probes = toyweb.probes(num=3)
+    probes = toyweb_probes.probes(num=3)
     assert len(probes["harmlessness"]) == 3 * 2 * 2 and {r["language"] for r in probes["helpfulness"]} == {"en", "ar"}
     for row in probes["harmlessness"]:
         assert len(set(row["paraphrases"]) | {row["prompt"]}) == 6
