@@ -99,12 +99,12 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.samples.update(max_new_tokens=24)
     c.keep_checkpoints, c.export = False, ""
     if arg == "tiny":
-        c.seeds, c.arms, c.post_arms = 2, "raw,aligned_50,aligned", "raw"
+        c.seeds, c.arms, c.post_arms = 1, "raw,aligned_50,aligned", "raw"
         c.model.update(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
         c.toy.update(num=60, heldout=4, probes=2)
         c.data.max_len = 64
         for name in ("pretrain", "sft", "dpo", "benign"):
-            c[name].update(steps=2, batch_size=8, warmup_steps=1)
+            c[name].update(steps=2, batch_size=8, peak_lr=2e-3, warmup_steps=1)
         c.score_batch = 32
         c.samples.update(num=4, max_new_tokens=4)
         c.resamples = 100
@@ -264,29 +264,33 @@ class Study:
 
     # Stages
 
+    def recipe(self, name: str) -> tuple[tuple[str, Any], ...]:
+        """What the update of a stage depends on."""
+        unused = ("batch_size", "save_every")
+        return tuple(sorted((key, value) for key, value in self.c[name].items() if key not in unused))
+
     @functools.cache  # noqa: B019
-    def stage(self, name: str) -> tuple[Any, step.UpdateFn]:
-        """(optimizer, update) of a stage: one object for all members, so that it is compiled once."""
-        settings = dict(self.c[name])
+    def stage(self, recipe: tuple[tuple[str, Any], ...]) -> tuple[Any, step.UpdateFn]:
+        """(optimizer, update): one object for all members and stages of one recipe, so that it is compiled once."""
+        settings = dict(recipe)
         beta, accumulate = settings.pop("beta", None), settings.pop("accumulate")
-        settings["total_steps"] = settings.pop("steps")
-        for unused in ("batch_size", "save_every"):
-            settings.pop(unused)
-        tx = optimizer.adamw(**settings)
+        tx = optimizer.adamw(total_steps=settings.pop("steps"), **settings)
         loss_fn = self.loss_fn if beta is None else pairs.loss_fn(self.model, "dpo", mesh=self.mesh, beta=beta)
         return tx, step.build(loss_fn, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate)
 
     def begin(self, name: str, params: Any, seed: int) -> train_state.TrainState:
         """A state at step 0; where many members follow, what does not depend on them is made once and copied."""
-        if name not in self.templates:
-            tx, _ = self.stage(name)
+        recipe = self.recipe(name)
+        if recipe not in self.templates:
+            tx, _ = self.stage(recipe)
             example_BT = jnp.zeros((1, 4), jnp.int32)
             state = train_state.create(self.model, tx, example_BT, seed=seed, mesh=self.mesh, params=params)
             if len(self.arms) * self.c.seeds > 1:
-                self.templates[name] = jax.tree.map(jnp.copy, state.replace(params=None))
+                self.templates[recipe] = jax.tree.map(jnp.copy, state.replace(params=None))
             return state
-        rng = jax.device_put(jax.random.split(jax.random.PRNGKey(seed))[0], self.templates[name].rng.sharding)
-        return jax.tree.map(jnp.copy, self.templates[name]).replace(params=params, rng=rng)
+        template = jax.tree.map(jnp.copy, self.templates[recipe])
+        rng = jax.device_put(jax.random.split(jax.random.PRNGKey(seed))[0], template.rng.sharding)
+        return template.replace(params=params, rng=rng)
 
     @functools.cached_property
     def draw_fn(self) -> Any:
@@ -300,7 +304,7 @@ class Study:
         """Parameters after a stage, which resumes by itself."""
         settings, state = self.c[name], self.begin(name, params, seed)
         state, _ = loop.fit(
-            self.stage(name)[1],
+            self.stage(self.recipe(name))[1],
             train_state.with_reference(state) if name == "dpo" else state,
             batches,
             {},

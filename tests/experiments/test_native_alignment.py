@@ -25,7 +25,7 @@ def test_every_arm_is_measured_and_told(tiny):
     for arm in ("raw", "aligned_50", "aligned"):
         for name in ("harmlessness", "helpfulness", "bits_per_byte", "paraphrase_drop"):
             assert np.isfinite(summary[f"{name}/{arm}"])
-        assert summary[f"stability/{arm}/seed_sd"] >= 0
+        assert f"stability/{arm}/seed_sd" not in summary  # one seed has no spread
     assert 0 <= summary["post_alignment/raw/harmlessness"] <= 1
     assert "post_alignment/aligned/harmlessness" not in summary
     page = (workdir / "report.html").read_text()
@@ -44,9 +44,9 @@ def test_every_arm_is_measured_and_told(tiny):
 def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
     whole = tiny("native_alignment").workdir
     shutil.copytree(whole, tmp_path / "run")
-    for name in ("DONE", "summary.json", "members/aligned-1/measured.json"):
+    for name in ("DONE", "summary.json", "members/aligned-0/measured.json"):
         (tmp_path / "run" / name).unlink()
-    shutil.rmtree(tmp_path / "run/members/raw-1")
+    shutil.rmtree(tmp_path / "run/members/raw-0")
     ended = launch("native_alignment.py:tiny", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read(tmp_path / "run/summary.json") == read(whole / "summary.json")
@@ -56,7 +56,7 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
 
 def test_a_member_does_not_depend_on_the_others_of_its_run(tiny, tmp_path):
     whole = tiny("native_alignment").workdir
-    flags = ("--config.arms=aligned", "--config.post_arms=", "--config.seeds=1", "--config.seed=0")
+    flags = ("--config.arms=aligned", "--config.post_arms=")
     ended = launch("native_alignment.py:tiny", tmp_path / "run", *flags)
     assert ended.code == 0, ended.err
     alone, among = (read(folder / "members/aligned-0/measured.json") for folder in (tmp_path / "run", whole))
