@@ -1,4 +1,4 @@
-"""The one exception that speaks to a person."""
+"""The exceptions that speak to a person."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names the value, the need and a way out. The launcher prints it without a traceback and exits with
     code 2; any other exception is a crash (exit code 1).
     """
+
+
+class Stopped(Exception):
+    """Work that ended early with all it had done saved: the same command goes on from there (exit code 75)."""

@@ -128,7 +128,7 @@ def read_file(file: str) -> Iterator[Record | BadRecord]:
             yield from _array(file, b"\n".join([raw, *lines]), line)
             return
         is_first = False
-        value, reason = _parse(raw)
+        value, reason = parse(raw)
         if name.endswith(".json") and reason and raw.strip() == b"{":
             raise InputError(
                 f"{file} is one JSON object over many lines; give JSONL (one object a line) or a JSON array"
@@ -155,7 +155,8 @@ def _array(file: str, content: bytes, first_line: int) -> Iterator[Record | BadR
         yield Record(item, file, i) if reason is None else BadRecord(file, i, reason)
 
 
-def _parse(raw: bytes) -> tuple[dict | None, str | None]:
+def parse(raw: bytes) -> tuple[dict | None, str | None]:
+    """The object of one line of JSON, or None and the reason why there is none."""
     is_checked = True
     try:
         value = orjson.loads(raw)

@@ -163,6 +163,44 @@ def curves(
     _save(figure, path, caption)
 
 
+def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str = "", label: str = "") -> None:
+    """Horizontal bars by name, the first on top, with their numbers."""
+    if not lengths:
+        return
+    figure = Figure(figsize=(5.6, 0.32 * len(lengths) + 0.9), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(range(len(lengths)), list(lengths.values()), color="#4c78a8")
+    shown = [f"{int(x):,}" if x == int(x) else f"{x:,.3g}" for x in lengths.values()]
+    axes.bar_label(drawn, shown, padding=3, fontsize=8)
+    axes.set_yticks(range(len(lengths)), list(lengths), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, caption)
+
+
+def histograms(
+    path: str | pathlib.Path, groups: Mapping[str, Mapping[str, object]], *, caption: str = "", label: str = ""
+) -> None:
+    """Counts in equal bins, a colour a group.
+
+    Args:
+        groups: name -> {"low", "high", "counts"}.
+    """
+    figure = Figure(figsize=(4.8, 3.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for name, found in groups.items():
+        edges = np.linspace(found["low"], found["high"], len(found["counts"]) + 1)
+        axes.stairs(found["counts"], edges, fill=True, alpha=0.45, label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel("documents")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
 def outlined(
     image_YXC: np.ndarray, box: tuple[int, int, int, int], colour: Sequence[int] = (255, 215, 0)
 ) -> np.ndarray:

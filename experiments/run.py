@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from alignment import errors
 from alignment.errors import InputError
 from experiments import charts, emit, full_disk, report, sweeps
 from experiments import workdir as workdirs
@@ -54,7 +55,8 @@ The workdir gets config.json, environment.json, metrics.jsonl, TensorBoard event
 report.html and, last of all, DONE. `python -m experiments.report DIR` builds the page of an unfinished run.
 
 exit codes: 0 done; 2 something to put right (config, file, checkpoint, mesh, full disk), said in one message;
-            1 crash (traceback here and in error.txt); 75 stopped by SIGTERM after saving, start it again to go on.
+            1 crash (traceback here and in error.txt); 3 done, but more bad records than the experiment allows;
+            75 stopped with all work saved (SIGTERM, a service that is down), start it again to go on.
 
 Compiled programs are kept in ~/.cache/plumbline/jax; PLUMBLINE_JAX_CACHE=DIR moves that, PLUMBLINE_JAX_CACHE=off
 turns it off, and JAX_COMPILATION_CACHE_DIR, where set, is left alone.
@@ -176,7 +178,7 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
     resolved = workdirs.plain(config)
     workdirs.check(workdir, resolved, name)
     if is_finished(workdir):
-        return OK
+        return finished_verdict(module, workdir)
     start_distributed(distributed)
     seed = int(config.get("seed", 0))
     random.seed(seed)
@@ -190,7 +192,7 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
             held = workdirs.lock(workdir)
             workdirs.check(workdir, resolved, name)  # again: another start may have ended since
             if is_finished(workdir):
-                return OK
+                return finished_verdict(module, workdir)
         return guarded_run(module, name, config, resolved, workdir, argv)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -205,6 +207,15 @@ def is_finished(workdir: str) -> bool:
     say(f"{workdir} is finished already")
     show_summary(workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
     return True
+
+
+def verdict(module, summary: dict[str, float | None]) -> int:
+    """The exit code of a finished run: what the experiment's `exit_code(summary)` says, where it has one."""
+    return module.exit_code(summary) if hasattr(module, "exit_code") else OK
+
+
+def finished_verdict(module, workdir: str) -> int:
+    return verdict(module, workdirs.read_json(os.path.join(workdir, "summary.json")) or {})
 
 
 def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
@@ -233,7 +244,7 @@ def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
             workdirs.write_text(os.path.join(workdir, "DONE"), workdirs.now() + "\n")
             show_summary(summary)
             say(f"report: {page}")
-        return OK
+        return verdict(module, summary)
     except (Terminated, KeyboardInterrupt) as e:
         close("stopped" if isinstance(e, Terminated) else "interrupted")
         raise
@@ -243,7 +254,8 @@ def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
     except Exception as e:
         if is_stop(e):
             close("stopped")
-            say(f"stopped and saved in {workdir}; start the same command again to go on")
+            said = f"{e}; " if str(e) else ""
+            say(f"{said}stopped and saved in {workdir}; start the same command again to go on")
             return STOPPED
         if full_disk.is_full_disk(e):
             close("full disk")
@@ -253,9 +265,8 @@ def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
 
 
 def is_stop(error: BaseException) -> bool:
-    """Whether the training loop ended because it was asked to, after saving."""
-    stopped = getattr(sys.modules.get("alignment.train.loop"), "Stopped", None)
-    return stopped is not None and isinstance(error, stopped)
+    """Whether the work ended early, because it was asked to or could not go on, after saving."""
+    return isinstance(error, errors.Stopped)
 
 
 def on_sigterm(number: int, frame: types.FrameType | None) -> None:

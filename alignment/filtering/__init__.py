@@ -1,1 +1,1 @@
-"""Which documents enter pretraining, and in which words: rules, duplicates, scores, rewriting under a code of conduct."""
+"""Which documents enter pretraining, and in which words: rules, duplicates, scores, rewriting under a code."""

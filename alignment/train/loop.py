@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from alignment import errors
 from alignment.errors import InputError
 from alignment.train import checkpoint, sharding, step, writers
 from alignment.train.train_state import TrainState
@@ -25,7 +26,7 @@ STOP = threading.Event()  # set it (from a signal handler, say) and the running 
 ACTIVE = threading.Event()  # set while a loop runs, and so while STOP will be heard
 
 
-class Stopped(Exception):
+class Stopped(errors.Stopped):
     """The loop was asked to stop; it has saved, and the same command goes on from there."""
 
 

@@ -13,6 +13,7 @@ import types
 import ml_collections
 import numpy as np
 
+from alignment import errors
 from alignment.errors import InputError
 
 
@@ -84,7 +85,7 @@ def wait(folder):
 def train(folder):
     """A loop that saves when asked to stop, under the names of alignment/train/loop.py."""
     loop = types.ModuleType("alignment.train.loop")
-    loop.STOP, loop.ACTIVE, loop.Stopped = threading.Event(), True, type("Stopped", (Exception,), {})
+    loop.STOP, loop.ACTIVE, loop.Stopped = threading.Event(), True, errors.Stopped
     sys.modules["alignment.train.loop"] = loop
     (folder / "ready").touch()
     if not loop.STOP.wait(30):

@@ -1,0 +1,64 @@
+"""Arabic text in one spelling: what rules, word lists and duplicate search compare.
+
+Arabic is written with optional vowel signs, an optional stretching stroke and several spellings of the same letter, so
+equal words differ as strings. `normalise` is for comparing; documents keep the spelling that they came with.
+"""
+
+import functools
+import unicodedata
+
+TATWEEL = "\u0640"  # stretches a word in print
+MARKS = "".join(map(chr, (*range(0x064B, 0x0653), 0x0670)))  # vowel signs, doubling, silence, superscript alef
+_INVISIBLE = (
+    0x061C,
+    *range(0x200B, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2065),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+)
+_ALEF = dict.fromkeys((0x0622, 0x0623, 0x0625, 0x0671), "\u0627")  # with madda, hamza above, hamza below, wasla
+_YA = dict.fromkeys((0x0649, 0x06CC), "\u064a")  # alef maksura, Persian ya
+_TA_MARBUTA = {0x0629: "\u0647"}
+
+
+@functools.cache
+def _table(alef: bool, ya: bool, ta_marbuta: bool) -> dict[int, str | None]:
+    table: dict[int, str | None] = dict.fromkeys((*map(ord, TATWEEL + MARKS), *_INVISIBLE))
+    for wanted, letters in ((alef, _ALEF), (ya, _YA), (ta_marbuta, _TA_MARBUTA)):
+        table |= letters if wanted else {}
+    return table
+
+
+def normalise(text: str, *, alef: bool = True, ya: bool = False, ta_marbuta: bool = False) -> str:
+    """The text in one spelling; doing it twice changes nothing more.
+
+    Unicode's compatibility form (NFKC: presentation forms and ligatures become letters, wide digits narrow), without
+    tatweel, vowel signs (U+064B to U+0652, U+0670) and invisible direction and joining marks.
+
+    Args:
+        text: any text; other scripts only see NFKC.
+        alef: alefs with madda, hamza or wasla become bare alef.
+        ya: final alef maksura and Persian ya become ya; off by default, since it merges words (على and علي).
+        ta_marbuta: ta marbuta becomes ha; off by default for the same reason.
+    """
+    if text.isascii():
+        return text
+    table = _table(alef, ya, ta_marbuta)
+    # A mark taken away can let letters around it compose (alef, tatweel, hamza), hence NFKC once more.
+    plain = unicodedata.normalize("NFKC", text).translate(table)
+    if unicodedata.is_normalized("NFKC", plain):
+        return plain
+    return normalise(plain, alef=alef, ya=ya, ta_marbuta=ta_marbuta)
+
+
+_PREFIXES = ("وال", "فال", "بال", "كال", "لل", "ال", "و", "ف", "ب", "ل")  # and, so, by, like, for; the article
+
+
+def stems(word: str) -> list[str]:
+    """What may be left of a normalised word without the particles and the article that are written onto its front.
+
+    Three letters at least are left. No morphology: some results are not words, which does no harm where they are only
+    looked up in a list.
+    """
+    return [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and len(word) - len(prefix) >= 3]

@@ -1,0 +1,266 @@
+"""What the stages of a filter run work with, made from plain settings: rules and packs, scorers, the rewriter.
+
+Workers call these with the settings as JSON text and keep what they get; making it twice is what a cache saves.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from alignment import errors
+from alignment.errors import InputError
+from alignment.filtering import (
+    backends,
+    batch,
+    cache,
+    conduct,
+    language,
+    locales,
+    minhash,
+    pipeline,
+    rewriting,
+    router,
+    rules,
+    scorers,
+)
+from data import toyweb
+
+SCORER = {  # settings of a scorer
+    "kind": "",
+    "path": "",
+    "label": "",  # of a fastText model: whose probability is the score
+    "url": "",  # of a judge: an OpenAI-compatible endpoint
+    "model": "",  # that it knows
+    "min_score": "",  # numbers; documents with a score (NAME.score) outside are dropped
+    "max_score": "",
+}
+_SENTENCE = re.compile(r"[^.!?؟\n]+[.!?؟]* *")
+BACKENDS = ("openai", "flax", "echo", "toyweb", "none")
+
+
+def stage_settings(c) -> dict[str, Any]:
+    """The config by stage, as plain values: what a stage's output depends on, and nothing else."""
+    read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
+    read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
+    deciding = c.router.score.split(".")[0]
+    named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
+    score = c.router.score if c.router.score.split(".")[0] in named else ""
+    return {
+        "ending": {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}.get(c.compression, c.compression),
+        "screen": {
+            "read": read,
+            "packs": list(c.packs),
+            "chain": list(c.chain),
+            "rules": {name: chosen for name, of in c.rules.to_dict().items() if (chosen := _chosen(of))},
+            "dedup": c.dedup.to_dict(),
+            "ending": c.compression,
+        },
+        **({"paragraphs": c.paragraphs.to_dict()} if c.paragraphs.capacity else {}),
+        **{f"score.{name}": c.scorers[name].to_dict() for name in named},
+        "align": {
+            "scorers": named,
+            "score": score,
+            "router": {k: v for k, v in c.router.to_dict().items() if k != "score"},
+            "rewriter": c.rewriter.to_dict() if score else {},
+            "gates": c.gates.to_dict(),
+            "safety": c.scorers[deciding].to_dict() if score else {},
+            "perplexity": c.scorers[c.gates.perplexity.split(".")[0]].to_dict() if c.gates.perplexity else {},
+            "bounds": {
+                name: {k: float(c.scorers[name][k]) for k in ("min_score", "max_score") if c.scorers[name][k] != ""}
+                for name in named
+            },
+            "samples": c.samples,
+            "seed": c.seed,
+        },
+    }
+
+
+def knobs() -> dict[str, dict[str, str]]:
+    """Every argument of every rule as text: a Python literal, or "default" where the pack and the rule decide."""
+    found = {}
+    for name, rule in rules.RULES.items():
+        arguments = list(inspect.signature(getattr(rule, "target", lambda rule=rule: rule)()).parameters)[1:]
+        if arguments:
+            found[name] = dict.fromkeys(arguments, "default")
+    return found
+
+
+def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of a rule that are given: literals, or plain words where they are none."""
+    found = {}
+    for name, text in options.items():
+        if text != "default":
+            try:
+                found[name] = ast.literal_eval(text) if isinstance(text, str) else text
+            except (ValueError, SyntaxError):
+                found[name] = text
+    return found
+
+
+def content_of(scorer_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a scorer with what its files hold in the place of where they are."""
+    path = pathlib.Path(scorer_settings.get("path", ""))
+    names = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    digests = []
+    for name in names:
+        with open(name, "rb") as f:
+            digests.append([name.name, hashlib.file_digest(f, "sha256").hexdigest()])
+    return {**scorer_settings, "path": digests or str(path)}
+
+
+def check(settings: Mapping[str, Any], skip: Sequence[str]) -> None:
+    """Refuse what a worker would refuse, before any work is given out."""
+    if settings["ending"] not in (".jsonl", ".jsonl.gz", ".jsonl.zst"):
+        raise InputError(f'compression={settings["ending"]!r}; shards are "zst", "gz" or "" for plain JSONL')
+    align = settings["align"]
+    unknown = [name for name in skip if f"score.{name}" in settings]
+    if unknown:
+        raise InputError(f"skip={unknown} and scorers name the same")
+    screening(json.dumps(settings["screen"], sort_keys=True))
+    for name in align["scorers"]:
+        kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
+        if kind in ("linear", "fasttext", "embedding", "perplexity", "") and not path:
+            raise InputError(
+                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes it), "
+                f"or --config.skip=\"('{name}',)\" to go without, which the report will say"
+            )
+    router.check(align["router"]["keep_at"], align["router"]["drop_at"])
+    if align["score"] and align["rewriter"]["backend"] not in BACKENDS:
+        raise InputError(f"rewriter.backend={align['rewriter']['backend']!r} is none of {', '.join(BACKENDS)}")
+    if align["score"]:
+        conduct.load(align["rewriter"]["conduct"])
+
+
+@functools.lru_cache(maxsize=2)
+def screening(settings: str) -> pipeline.Screening:
+    s = json.loads(settings)
+    packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
+    chosen = s["rules"]
+    rules.validate(s["chain"], chosen, packs)
+    for name in s["chain"]:
+        rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
+    dedup = dict(s["dedup"])
+    exact, near = dedup.pop("exact"), dedup.pop("minhash")
+    return pipeline.Screening(
+        chain=tuple(s["chain"]),
+        settings=chosen,
+        packs=packs,
+        language_fn=functools.partial(language.identify, packs=packs),
+        minhash=minhash.Settings(**dedup) if near else None,
+        exact=exact,
+    )
+
+
+def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:
+    """{kind of key: bands of it}: ids always, texts and near-duplicates as the config says."""
+    dedup = settings["screen"]["dedup"]
+    found = {"id": 1}
+    if dedup["exact"]:
+        found["exact"] = 1
+    if dedup["minhash"]:
+        found["minhash"] = dedup["num_buckets"]
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
+    s = json.loads(settings)
+    if s["kind"] == "toyweb":
+        return lambda documents: [{f"{name}.level": float(toyweb.severity(d["text"]))} for d in documents]
+    options = {"name": name}
+    if s["kind"] == "fasttext" and s["label"]:
+        options["label"] = s["label"]
+    elif s["kind"] == "perplexity":
+        from data import tokenizer  # a worker without a language model starts without it
+
+        tok = tokenizer.load(s["path"].removeprefix("hf:"))
+        options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
+    elif s["kind"] == "judge":
+        options["complete"] = backends.openai(s["url"], s["model"])
+    return scorers.load(s["kind"], s["path"], **options)
+
+
+@functools.lru_cache(maxsize=1)
+def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
+    """What slice `number` is aligned with; its answers are kept in a cache of its own, out of the way of others."""
+    s = json.loads(settings)
+    score, chosen = s["score"], s["rewriter"]
+    bounds = {f"{name}.score": tuple(of.get(k) for k in ("min_score", "max_score")) for name, of in s["bounds"].items()}
+    if not score:
+        return pipeline.Aligning(bounds=bounds)
+    code = conduct.load(chosen["conduct"])
+    name = score.split(".")[0]
+    safety = scorer(name, json.dumps(s["safety"], sort_keys=True))
+    measures = {
+        "safety": lambda texts: [found[score] for found in safety([{"text": text} for text in texts])],
+        "language": language.identify,
+    }
+    if s["perplexity"]:
+        kind = s["gates"]["perplexity"]
+        fluency = scorer(kind.split(".")[0], json.dumps(s["perplexity"], sort_keys=True))
+        measures["perplexity"] = lambda texts: [found.get(kind) for found in fluency([{"text": t} for t in texts])]
+    rewrite = asked = None
+    if chosen["backend"] != "none":
+        path = pathlib.Path(outputs, "stages/answers", f"{number:05d}.jsonl")
+        asked = backend(json.dumps(chosen), code.sha256)
+        rewrite = functools.partial(_rewrite, asked, code, cache.Cache(path), chosen["max_tokens"])
+    return pipeline.Aligning(
+        score=score,
+        bounds=bounds,
+        rewrite=rewrite,
+        gates=measures,
+        worker_id=f"{chosen['backend']}:{asked.name if asked else ''}",
+        prompt_version=f"{code.name} {code.version} {code.sha256[:16]}",
+        seed=s["seed"],
+        **s["router"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What rewrites, how it counts tokens, and its name in the cache's keys and the decisions."""
+
+    complete: backends.Complete
+    count_tokens: Callable[[str], int] = rewriting.count_tokens
+    name: str = ""
+
+
+def _rewrite(asked: Backend, code, kept, max_tokens: int, documents: Sequence[dict], kind: str) -> list[str | None]:
+    options = {"kind": kind, "max_tokens": max_tokens, "model": asked.name, "count_tokens": asked.count_tokens}
+    try:
+        return rewriting.rewrite(documents, asked.complete, code, kept, **options)
+    except backends.Down as e:
+        raise errors.Stopped(f"the rewriter is down: {e}; its answers so far are kept") from e
+
+
+@functools.lru_cache(maxsize=1)
+def backend(settings: str, conduct_sha256: str) -> Backend:
+    s = json.loads(settings)
+    if s["backend"] == "openai":
+        options = {"concurrency": s["concurrency"], "retries": s["retries"], "timeout_seconds": s["timeout_seconds"]}
+        return Backend(backends.openai(s["url"], s["model"], api_key_env=s["api_key_env"], **options), name=s["model"])
+    if s["backend"] == "flax":
+        from experiments import worker  # imports JAX
+
+        found = worker.load(s["model"])
+        if found.conduct_sha256 not in ("", conduct_sha256):
+            raise InputError(
+                f"rewriter {s['model']} was trained under another code of conduct (sha256 {found.conduct_sha256[:16]}) "
+                f"than {s['conduct']!r} ({conduct_sha256[:16]}); choose that pack, or train it anew"
+            )
+        return Backend(found.complete, found.count_tokens, found.name)
+    return Backend(backends.echo(_without_harm if s["backend"] == "toyweb" else str), name=s["backend"])
+
+
+def _without_harm(text: str) -> str:
+    """A toy document without the sentences that hold its planted harm."""
+    spans = toyweb.harmful_spans(text)
+    is_harmful = lambda found: any(found.start() < stop and start < found.end() for start, stop in spans)  # noqa: E731
+    return _SENTENCE.sub(lambda found: "" if is_harmful(found) else found[0], text)

@@ -1,0 +1,251 @@
+"""Training the worker of native alignment: a model that rewrites texts under a code of conduct, or leaves them alone.
+
+Paper:   Liang et al. 2024, arXiv:2412.03253 (96,000 pairs of an expert model, a worker of 4B parameters)
+Run:     python -m experiments.run --config experiments/rewriter.py --config.data.path=rewrite_seed_data.json
+Laptop:  python -m experiments.run --config experiments/rewriter.py:laptop      (CPU, minutes; `tiny`: seconds)
+Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
+"""
+
+import functools
+import pathlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import ml_collections
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.filtering import cache, conduct, distance, gates, language, rewriting
+from alignment.train import files, loop, next_token, optimizer, sharding, start
+from data import rewrite_pairs, text, tokenizer, word_bytes
+from experiments import pictures, worker
+
+SETTINGS = ("", "laptop", "tiny")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    if arg not in SETTINGS:
+        raise ValueError(f"rewriter.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.steps = 0  # 0: as many as `epochs` need
+    c.epochs = 2.0
+    c.init_from = "hf:Qwen/Qwen1.5-4B-Chat"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
+    c.tokenizer = ""  # "": that of init_from; "words": frequent words of the pairs, the rest in bytes
+    c.num_words = 768  # of the tokenizer "words"
+    c.conduct = "en-neutral"  # a pack's name or the path of a YAML file
+    c.prompt = "full"  # "full": code of conduct and wrapped text; "bare": the text alone
+    c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
+    c.compute = dict(dtype="bfloat16", remat="full", attention="auto", unroll=1)
+    c.data = dict(path="rewrite_seed_data.json", heldout_fraction=0.02, limit=0)  # limit: records, 0 takes all
+    c.data.columns = dict(origin="origin", rewritten="rewritten")
+    c.identity_share = 0.3  # of the training pairs, texts that are to be left alone
+    c.max_origin = 1_900  # tokens of an original; pairs of longer ones are left out
+    c.rows = dict(max_len=4_096, packed=True)  # tokens of a row
+    c.batch_size = 128  # rows over all hosts
+    c.accumulate = 1  # parts that a batch is taken in
+    c.optimizer = dict(peak_lr=1e-5, schedule="cosine", weight_decay=0.0, clip_norm=1.0, b1=0.9, b2=0.95)
+    c.warmup = 0.03  # share of the steps
+    c.loop = dict(log_every=10, eval_every=200, save_every=200, keep=2)  # in steps; checkpoints kept
+    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.heldout = dict(num=256, batch_size=32)  # held-out pairs rewritten at the end, half of them identity pairs
+    c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
+    if arg:
+        c.export = "float32"
+        c.init_from = ""
+        c.tokenizer = "words"
+        c.prompt = "bare"
+        c.data.update(path="synthetic", heldout_fraction=0.05)
+        c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
+    if arg == "tiny":
+        c.steps = 4
+        c.model = dict(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64, qk_norm=False)
+        c.data.update(limit=64, heldout_fraction=0.2)
+        c.rows.max_len = 256
+        c.batch_size = 8
+        c.optimizer.update(peak_lr=1e-2)
+        c.loop = dict(log_every=1, eval_every=2, save_every=2, keep=2)
+        c.heldout = dict(num=4, batch_size=4)
+    elif arg == "laptop":
+        c.steps = 1_000
+        # A first layer that sees four tokens and a second that sees all: copying, hard for small models, is then learnt
+        # in a few hundred steps, because what came just before a token is what the second layer looks it up by.
+        c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=4, ffn_dim=256, qk_norm=True)
+        c.model.update(layer_types=("sliding_attention", "full_attention"), sliding_window=4, tie_embeddings=False)
+        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
+        c.data.update(limit=24_000, heldout_fraction=0.03)
+        c.rows.max_len = 128
+        c.batch_size = 16
+        c.optimizer.update(peak_lr=3e-3)
+        c.loop = dict(log_every=10, eval_every=100, save_every=200, keep=2)
+    return c
+
+
+def sweep():
+    for identity_share in (0.0, 0.3, 0.5):
+        yield {"identity_share": identity_share}
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    workdir = pathlib.Path(workdir)
+    worker.check_prompt(c.prompt)
+    code = conduct.load(c.conduct)
+    counts: dict[str, int] = {}
+    pairs = read(c, workdir, counts)
+    train_pairs, heldout_pairs = rewrite_pairs.split(pairs, fraction=c.data.heldout_fraction, seed=c.seed)
+    tok = tokenizer_of(c, train_pairs)
+    identity = functools.partial(rewrite_pairs.with_identity, share=c.identity_share, seed=c.seed)
+    train_pairs, heldout_pairs = (identity(fitting(p, tok, c.max_origin, counts)) for p in (train_pairs, heldout_pairs))
+    train, heldout = conversations(c, code, tok, train_pairs, heldout_pairs, counts)
+    files.report_counts(workdir, counts)
+
+    steps = c.steps or max(1, round(c.epochs * len(train) / c.batch_size))
+    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
+    tokenizer.check_vocab(tok, settings["vocab_size"])
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch_size, mesh, c.accumulate)
+    model = start.network(settings, rows_are_plain=not c.rows.packed)
+    start.check_export(model, c.export)
+    start.remember(workdir, model, tok)
+
+    batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
+    state, summary = next_token.fit(
+        model,
+        start.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
+        batches_fn(train),
+        batches_fn(heldout, endless=False),
+        mesh,
+        workdir,
+        tx=optimizer.adamw(**c.optimizer, total_steps=steps, warmup_steps=max(1, round(c.warmup * steps))),
+        seed=c.seed,
+        steps=steps,
+        batch_size=c.batch_size,
+        accumulate=c.accumulate,
+        sinks=c.sinks,
+        **c.loop,
+    )
+    options = dict(prompt=c.prompt, batch_size=c.heldout.batch_size, max_prompt=c.rows.max_len)
+    complete = worker.backend(model, state.params, tok, **options)
+    shown = chosen(heldout_pairs, c.heldout.num)
+    written = rewriting.rewrite(
+        [{"text": pair.origin} for pair in shown],
+        complete,
+        code,
+        cache.Cache(),
+        count_tokens=lambda text: len(tok.encode(text)),
+        batch_size=c.heldout.batch_size,
+    )
+    if c.data.path == "synthetic":  # whose lists of words are of no language that could be told
+        models = {"safety": rewrite_pairs.safety}
+    else:
+        models = {"language": language.identify}
+    summary |= judged(workdir, shown, written, models)
+    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    if c.export:
+        files.write(workdir / "export/hf" / worker.FILE, lambda f: f.write(worker.note(code, c.prompt)))
+    return summary
+
+
+def read(c, workdir: pathlib.Path, counts: dict[str, int]) -> list[rewrite_pairs.Pair]:
+    if c.data.path == "synthetic":
+        pairs = rewrite_pairs.synthetic(c.data.limit or 12_000, c.seed)
+        counts["records"] = len(pairs)
+        return pairs
+    options = dict(columns=c.data.columns, limit=c.data.limit, bad_path=str(workdir / "bad_records.jsonl"))
+    return rewrite_pairs.read(c.data.path, counts=counts, **options)
+
+
+def tokenizer_of(c, pairs: Sequence[rewrite_pairs.Pair]) -> tokenizer.Tokenizer:
+    if c.tokenizer != "words":
+        return tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
+    if c.init_from:
+        raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
+    with tempfile.TemporaryDirectory() as folder:
+        texts = (f" {side}" for pair in pairs for side in (pair.origin, pair.rewritten))
+        return word_bytes.build(texts, folder, num_words=c.num_words)
+
+
+def fitting(pairs, tok, max_origin: int, counts: dict[str, int]) -> list[rewrite_pairs.Pair]:
+    """The pairs whose original is not too long."""
+    lengths = [len(ids) for ids, _ in tok.encode_batch([pair.origin for pair in pairs])]
+    kept = [pair for pair, length in zip(pairs, lengths) if length <= max_origin]
+    if len(kept) < len(pairs):
+        what = f"originals of more than {max_origin} tokens"
+        counts[what] = counts.get(what, 0) + len(pairs) - len(kept)
+    return kept
+
+
+def conversations(c, code, tok, train_pairs, heldout_pairs, counts) -> tuple[text.Texts, text.Texts]:
+    """The pairs as rows in which only the rewritten tokens count; a pair longer than a row is left out."""
+    ask: Callable = worker.bare if c.prompt == "bare" else functools.partial(conduct.prompt, code)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{name}.jsonl" for name in ("train", "heldout")]
+        for path, pairs in zip(paths, (train_pairs, heldout_pairs)):
+            rewrite_pairs.write(path, pairs, ask)
+        options = dict(kind="answers", truncation="drop", tokenizer=tok, seed=c.seed, **c.rows)
+        train, heldout, found = text.load(path=paths[0], heldout_path=paths[1], **options)
+    counts |= {"conversations" if name == "records" else name: number for name, number in found.items()}
+    counts["identity pairs"] = sum(pair.origin == pair.rewritten for pair in [*train_pairs, *heldout_pairs])
+    return train, heldout
+
+
+def chosen(pairs: Sequence[rewrite_pairs.Pair], num: int) -> list[rewrite_pairs.Pair]:
+    """So many held-out pairs, half of them to be left alone where there are enough."""
+    edits, same = [], []
+    for pair in dict.fromkeys(pairs):
+        (same if pair.origin == pair.rewritten else edits).append(pair)
+    num_same = min(len(same), max(num // 2, num - len(edits)))
+    return edits[: num - num_same] + same[:num_same]
+
+
+def judged(workdir: pathlib.Path, pairs, written: Sequence[str | None], models: dict) -> dict[str, float]:
+    """What the worker wrote, beside what it should have: tables, a figure and the summary's numbers."""
+    found = gates.check_all([pair.origin for pair in pairs], written, **models)
+    rows = [_row(pair, answer, gate) for pair, answer, gate in zip(pairs, written, found)]
+    for row in rows:
+        row["kind"] = row["kind"] or ("clean" if row["origin"] == row["wanted"] else "edited")
+    kinds = sorted({row["kind"] for row in rows})
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in kinds}
+    table = [{"kind": kind, "texts": len(some), **_means(some)} for kind, some in by_kind.items()]
+    files.write_rows(workdir / "tables/heldout_by_kind.jsonl", table)
+    failures = Counter(name for gate in found for name in gate.failed)
+    missing = Counter(name for gate in found for name in gate.not_measured)
+    checks = [{"check": name, "failed": n, "not measured": missing[name]} for name, n in (failures | missing).items()]
+    checks = [{**row, "failed": failures[row["check"]]} for row in checks]
+    files.write_rows(workdir / "tables/gates.jsonl", sorted(checks, key=lambda row: row["check"]))
+    shown = [row for some in by_kind.values() for row in sorted(some, key=lambda row: row["exact"])[:4]]
+    files.write_rows(workdir / "tables/rewritten.jsonl", shown)
+    pictures.boxes(
+        workdir / "figures/similarity.png",
+        {kind: {"to what is wanted": [row["similarity"] for row in some]} for kind, some in by_kind.items()},
+        label="edit similarity",
+        caption="Edit similarity (1 - Levenshtein distance over the longer length, in characters) of what the worker "
+        "wrote to what it should have written, by what was wrong with the text. An unanswered text counts as 0.",
+    )
+    is_clean = [row["origin"] == row["wanted"] for row in rows]
+    clean, edits = ([row for row, same in zip(rows, is_clean) if same is kind] for kind in (True, False))
+    summary = {"heldout/identity_rate": _means(clean)["exact"], "heldout/unanswered": written.count(None) / len(rows)}
+    summary |= {f"heldout/edited/{name}": value for name, value in _means(edits).items()}
+    return {name: value for name, value in summary.items() if np.isfinite(value)}
+
+
+def _row(pair: rewrite_pairs.Pair, answer: str | None, gate: gates.Gate) -> dict:
+    similarity = distance.similarity(answer or "", pair.rewritten)
+    return {
+        "kind": pair.planted,
+        "origin": pair.origin,
+        "written": answer or "",
+        "wanted": pair.rewritten,
+        "exact": float(answer == pair.rewritten),
+        "similarity": float("nan") if similarity is None else similarity,
+        "accepted": float(gate.accepted),
+        "failed": ", ".join(gate.failed),
+    }
+
+
+def _means(rows: Sequence[dict]) -> dict[str, float]:
+    """Shares of exact and of accepted answers, and mean similarity; not-a-numbers where there are no rows."""
+    names = ("exact", "accepted", "similarity")
+    return {name: float(np.nanmean([row[name] for row in rows])) if rows else float("nan") for name in names}

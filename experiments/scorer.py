@@ -1,0 +1,293 @@
+"""Training a scorer of documents: levels of safety or quality, off n-grams or off an embedding.
+
+Paper:   Maini et al. 2025, arXiv:2504.16980 (safety from 0 to 5); Penedo et al. 2024, arXiv:2406.17557 (FineWeb-Edu)
+Run:     python -m experiments.run --config experiments/scorer.py --config.data.path=labelled.jsonl
+Laptop:  python -m experiments.run --config experiments/scorer.py:laptop   (CPU, a minute; `tiny`: seconds)
+Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
+
+Texts fall in three parts: the first trains, the second calibrates, the third is held out, and every number named
+`heldout` is of it. What is measured is the exported scorer, as a filter loads it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.filtering import calibration, embedding, fitting, heads, linear, ngrams
+from alignment.train import files, optimizer, sharding
+from data import labels, loader
+from experiments import pictures
+
+SETTINGS = ("", "laptop", "tiny")
+KINDS = ("linear", "embedding")
+BINS = 15
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    if arg not in SETTINGS:
+        raise ValueError(f"scorer.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.steps = 20_000
+    c.kind = "linear"  # or "embedding"
+    c.name = "safety"  # of the scores: safety.score, safety.level
+    c.objective = "auto"  # softmax, ordinal or regression; auto: ordinal for two levels (logistic), softmax for more
+    c.data = dict(path="labels.jsonl", limit=0)  # also chosen/rejected pairs; records, 0 takes all
+    c.data.update(levels=())  # labels of each level, the mildest first: ("2", "0,1"); () takes them as they are
+    c.data.columns = dict(text="", label="")  # "": text, label
+    c.split = dict(calibration=0.1, heldout=0.1)  # shares of the texts
+    c.unsafe = dict(level=1, weight=1.0)  # from this level on; how many times such a text counts in training
+    c.features = dict(words=(1, 2), characters=(3, 5), buckets=1 << 20, lower=True)  # of linear
+    c.embedding = dict(model="embedding", hidden=0)  # model2vec folder; width of a hidden layer, 0: none
+    c.pool = "max"  # a document is as its worst piece; "mean": as its average one
+    c.piece = 512  # words (linear) or tokens (embedding) of a piece; texts are trained on by their first
+    c.calibration = "platt"  # temperature, platt, isotonic, none
+    c.batch_size = 256  # texts over all hosts
+    c.optimizer = dict(peak_lr=0.01, warmup_steps=100, total_steps=c.get_ref("steps"), schedule="cosine")
+    c.optimizer.update(weight_decay=0.0, clip_norm=0.0)
+    c.loop = dict(log_every=50, eval_every=1_000, save_every=2_000, keep=2)  # in steps; checkpoints kept
+    c.samples = 10  # mistakes shown, the most certain first; 0 for none
+    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    if arg:
+        c.data.path = "synthetic"
+        c.split.update(calibration=0.2, heldout=0.2)
+        c.features.buckets = 1 << 16
+        c.batch_size = 64
+        c.optimizer.warmup_steps = 10
+    if arg == "tiny":
+        c.steps = 6
+        c.data.limit = 200
+        c.features.update(buckets=1 << 12, characters=(3, 3))
+        c.batch_size = 16
+        c.optimizer.update(peak_lr=0.1, warmup_steps=1)
+        c.loop = dict(log_every=1, eval_every=3, save_every=3, keep=2)
+    elif arg == "laptop":
+        c.steps = 400
+        c.data.limit = 4_000
+        c.loop = dict(log_every=10, eval_every=50, save_every=100, keep=2)
+    return c
+
+
+def sweep():
+    for peak_lr, weight in itertools.product((0.003, 0.01, 0.03), (1.0, 10.0, 100.0)):
+        yield {"optimizer.peak_lr": peak_lr, "unsafe.weight": weight}
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    workdir = pathlib.Path(workdir)
+    check(c)
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch_size, mesh)
+    found, counts = labels.load(
+        c.data.path,
+        columns=dict(c.data.columns),
+        levels=c.data.levels,
+        limit=c.data.limit,
+        seed=c.seed,
+        bad_records_path=str(workdir / "bad_records.jsonl"),
+    )
+    parts = labels.split(found, fractions=(c.split.calibration, c.split.heldout), seed=c.seed)
+    names = ("train", "calibration", "heldout")
+    counts |= {
+        f"{name}: {level}": int(np.sum(part.labels_N == i))
+        for name, part in zip(names, parts)
+        for i, level in enumerate(found.levels)
+    }
+    files.report_counts(workdir, counts)
+    about, make_fn, build_fn, options = KIND_FNS[c.kind](c, found, parts)
+    heads.check(about)
+    if not 0 < c.unsafe.level < len(found.levels):
+        raise InputError(f"unsafe.level={c.unsafe.level}; with {len(found.levels)} levels 1 to {len(found.levels) - 1}")
+    batches_fn = functools.partial(loader.build, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
+    tensors, summary = fitting.fit(
+        about,
+        batches_fn(make_fn(parts[0]), num_examples=len(parts[0])),
+        batches_fn(make_fn(parts[2]), num_examples=len(parts[2]), endless=False),
+        mesh,
+        workdir,
+        tx=optimizer.adamw(**c.optimizer),
+        seed=c.seed,
+        steps=c.steps,
+        batch_size=c.batch_size,
+        sinks=c.sinks,
+        **options,
+        **c.loop,
+    )
+    if jax.process_index() == 0:
+        about = calibrated(c, about, build_fn(about, tensors), parts[1])
+        heads.save(workdir / "export/scorer", about, tensors)
+        summary |= judge(c, workdir, build_fn(about, tensors), parts[2])
+    return summary
+
+
+# What goes in
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what can be seen to be wrong before anything is read."""
+    if c.kind not in KINDS:
+        raise InputError(f"kind={c.kind!r}; it is one of {', '.join(KINDS)}")
+    if c.calibration not in calibration.METHODS:
+        raise InputError(f"calibration={c.calibration!r}; it is one of {', '.join(calibration.METHODS)}")
+    if c.unsafe.weight <= 0:
+        raise InputError(f"unsafe.weight={c.unsafe.weight} must be above 0")
+    if c.calibration != "none" and c.objective == "regression":
+        raise InputError("a regression has no probabilities to calibrate; set calibration=none")
+
+
+def about_of(c: ml_collections.ConfigDict, found: labels.Labelled, features: dict) -> heads.About:
+    objective = c.objective
+    if objective == "auto":
+        objective = "ordinal" if len(found.levels) == 2 else "softmax"
+    return heads.About(c.kind, c.name, objective, found.levels, features, pool=c.pool, piece=c.piece)
+
+
+def weights_of(c: ml_collections.ConfigDict, part: labels.Labelled) -> np.ndarray:
+    """How often each text counts."""
+    return np.where(part.labels_N >= c.unsafe.level, c.unsafe.weight, 1.0)
+
+
+def linear_kind(c: ml_collections.ConfigDict, found: labels.Labelled, parts: list[labels.Labelled]):
+    """What a head on n-grams is, its batches, the scorer of its weights, and what `fitting.fit` is told."""
+    chosen = ngrams.settings(dict(c.features))
+    about = about_of(c, found, {**c.features})
+    width = linear.width(parts[0].texts, chosen, piece=c.piece)
+
+    def make_fn(part):
+        shape = dict(chosen=chosen, width=width, piece=c.piece)
+        return linear.batch_fn(part.texts, part.labels_N, weights_of(c, part), **shape)
+
+    return about, make_fn, linear.build, dict(num_inputs=chosen.buckets)
+
+
+def embedding_kind(c: ml_collections.ConfigDict, found: labels.Labelled, parts: list[labels.Labelled]):
+    """The same for a head on a static embedding."""
+    static = embedding.static(c.embedding.model)
+    features = dict(model=static.folder, sha256=static.sha256, width=static.width)
+
+    def make_fn(part):
+        inputs_ND, _ = static.pieces(part.texts, c.piece, first=True)
+        return embedding.batch_fn(inputs_ND, part.labels_N, weights_of(c, part))
+
+    def build_fn(about, tensors):
+        return embedding.build(about, tensors, lambda texts: static.pieces(texts, about.piece))
+
+    return about_of(c, found, features), make_fn, build_fn, dict(num_inputs=static.width, hidden=c.embedding.hidden)
+
+
+KIND_FNS = {"linear": linear_kind, "embedding": embedding_kind}
+
+
+# What comes out
+
+
+def calibrated(c, about: heads.About, scorer: heads.Scorer, part: labels.Labelled) -> heads.About:
+    if c.calibration == "none":
+        return about
+    fitted = calibration.fit(c.calibration, scorer.logits(part.texts), part.labels_N)
+    return dataclasses.replace(about, calibration=fitted)
+
+
+def judge(c, workdir: pathlib.Path, scorer: heads.Scorer, part: labels.Labelled) -> dict[str, float]:
+    """Tables, figures and findings of the held-out texts; the numbers of the summary."""
+    started = time.perf_counter()
+    logits_NC = scorer.logits(part.texts)
+    seconds = time.perf_counter() - started
+    scores_N, levels_N = heads.values(scorer.about, logits_NC)
+    is_unsafe_N = part.labels_N >= c.unsafe.level
+    # what ranks texts: the probability of being unsafe, or a regression's level
+    ranks_N, before_N = scores_N, None
+    if scorer.about.objective != "regression":
+        plain = calibration.Calibration()
+        kinds = (scorer.about.calibration, plain)
+        ranks_N, before_N = (calibration.apply(kind, logits_NC)[:, c.unsafe.level :].sum(axis=1) for kind in kinds)
+    counts_CC = calibration.confusion(part.labels_N, levels_N.astype(np.int64), len(part.levels))
+    groups = [group or f"text {i}" for i, group in enumerate(part.groups)]
+    low, high = calibration.auc_interval(ranks_N, is_unsafe_N, groups_N=groups, seed=c.seed)
+    found = {"heldout_auc": calibration.auc(ranks_N, is_unsafe_N), "heldout_auc_low": low, "heldout_auc_high": high}
+    if before_N is not None:
+        rows = calibration.reliability(ranks_N, is_unsafe_N, BINS)
+        rows_before = calibration.reliability(before_N, is_unsafe_N, BINS)
+        found["heldout_ece"] = calibration.expected_error(rows)
+        found["heldout_ece_uncalibrated"] = calibration.expected_error(rows_before)
+        files.write_rows(workdir / "tables/reliability.jsonl", rows)
+        draw_reliability(workdir, rows, rows_before)
+    found |= {"accuracy": calibration.accuracy(counts_CC), "macro_f1": calibration.macro_f1(counts_CC)}
+    found["most_frequent_level"] = float(np.max(np.sum(counts_CC, axis=1)) / np.sum(counts_CC))
+    found |= {f"recall_at_{k}": calibration.recall_at(counts_CC, k) for k in range(1, len(part.levels))}
+    found["texts_scored_per_second"] = len(part) / max(seconds, 1e-9)
+    tell(c, workdir, part, counts_CC, found)
+    draw(c, workdir, part, ranks_N, is_unsafe_N, counts_CC)
+    files.write_rows(workdir / "tables/mistakes.jsonl", mistakes(part, scores_N, levels_N, c.samples))
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def tell(c, workdir: pathlib.Path, part: labels.Labelled, counts_CC: np.ndarray, found: dict[str, float]) -> None:
+    f1_C = calibration.f1(counts_CC)
+    rows = [
+        {"level": name, "texts": int(counts_CC[i].sum()), "found": int(counts_CC[i, i]), "f1": _number(f1_C[i])}
+        for i, name in enumerate(part.levels)
+    ]
+    files.write_rows(workdir / "tables/levels.jsonl", rows)
+    words = f"Of {len(part)} held-out texts, {found['accuracy']:.3f} are given their level (always naming the most "
+    words += f"frequent one: {found['most_frequent_level']:.3f}); macro-F1 {found['macro_f1']:.3f}.\n"
+    words += f"An unsafe text (from level {part.levels[c.unsafe.level]} on) is ranked above another with chance "
+    words += f"{found['heldout_auc']:.3f} ({found['heldout_auc_low']:.3f} to {found['heldout_auc_high']:.3f}).\n"
+    if "heldout_ece" in found:
+        words += f"The probability that it gives is off by {found['heldout_ece']:.3f} on average, by "
+        words += f"{found['heldout_ece_uncalibrated']:.3f} before calibration ({c.calibration}).\n"
+    files.write(workdir / "findings.txt", lambda f: f.write(words.encode()))
+
+
+def draw_reliability(workdir: pathlib.Path, rows, rows_before) -> None:
+    lines = {"perfect": [(0.0, 0.0), (1.0, 1.0)]}
+    for name, kind in (("calibrated", rows), ("before", rows_before)):
+        lines[name] = [(row["confidence"], row["share"]) for row in kind]
+    axes = dict(x_label="probability of being unsafe", y_label="share that is")
+    caption = "Held-out texts in parts of equal width by their probability of being unsafe."
+    pictures.curves(workdir / "figures/reliability.png", lines, caption=caption, **axes)
+
+
+def draw(c, workdir, part: labels.Labelled, ranks_N, is_unsafe_N, counts_CC) -> None:
+    """ROC, histograms of the levels' scores, and the confusion of three levels and more."""
+    points = calibration.roc(ranks_N, is_unsafe_N)
+    points = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, 60).astype(int))]
+    axes = dict(x_label="share of safe texts above the threshold", y_label="share of unsafe texts above it")
+    lines = {"scorer": points, "chance": [(0.0, 0.0), (1.0, 1.0)]}
+    caption = "Held-out texts: what each threshold finds, and what it takes with it."
+    pictures.curves(workdir / "figures/roc.png", lines, caption=caption, **axes)
+    edges = np.linspace(np.min(ranks_N), max(np.max(ranks_N), np.min(ranks_N) + 1e-6), 21)
+    lines = {}
+    for i, name in enumerate(part.levels):
+        counts = np.histogram(ranks_N[part.labels_N == i], edges)[0]
+        shares = counts / max(counts.sum(), 1)
+        lines[f"level {name}"] = list(zip(((edges[1:] + edges[:-1]) / 2).tolist(), shares.tolist()))
+    caption = "How the scores of each level's held-out texts are spread."
+    axes = dict(x_label="score", y_label="share of the level's texts")
+    pictures.curves(workdir / "figures/scores.png", lines, caption=caption, **axes)
+    if len(part.levels) > 2:
+        shares_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
+        kwargs = dict(caption="Of each true level, the share given each level.", rows="true level", columns="given")
+        pictures.matrix(workdir / "figures/confusion.png", shares_CC, list(part.levels), **kwargs)
+
+
+def mistakes(part: labels.Labelled, scores_N, levels_N, num: int) -> list[dict]:
+    """The texts placed furthest from their level."""
+    distance_N = np.where(levels_N != part.labels_N, np.abs(scores_N - part.labels_N), -1.0)
+    order = [i for i in np.argsort(-distance_N, kind="stable")[:num] if distance_N[i] >= 0]
+    return [
+        {"level": part.levels[part.labels_N[i]], "score": float(scores_N[i]), "text": part.texts[i][:300]}
+        for i in order
+    ]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
