@@ -64,7 +64,7 @@ def documents(
     _check(num, languages, shares)
     kinds = [kind for kind, count in _counts(num, shares).items() for _ in range(count)]
     plan = [(kind, languages[j % len(languages)]) for j, kind in enumerate(kinds)]  # each kind in every language
-    random.Random(f"{seed}/kinds").shuffle(plan)
+    plan = _in_order(plan, random.Random(f"{seed}/kinds"))
     records, clean = [], {language: [] for language in languages}
     for i, (kind, language) in enumerate(plan):
         if kind != "duplicate":
@@ -146,6 +146,15 @@ def _counts(num: int, shares: Mapping[str, float]) -> dict[str, int]:
     for kind in by_rest[: num - sum(counts.values())]:
         counts[kind] += 1
     return counts
+
+
+def _in_order(plan: Sequence[tuple[str, str]], rng: random.Random) -> list[tuple[str, str]]:
+    """Shuffled, copies in the last three quarters, so that there is something to copy before them."""
+    others = [item for item in plan if item[0] != "duplicate"]
+    rng.shuffle(others)
+    for item in (item for item in plan if item[0] == "duplicate"):
+        others.insert(rng.randint(len(others) // 4, len(others)), item)
+    return others
 
 
 def _record(kind: str, language: str, name: str, rng: random.Random) -> dict:

@@ -1,7 +1,8 @@
 """The words and sentences that data/toyweb.py draws from, in English and Arabic.
 
 Everything in it is made up: places, people, peoples. What is unsafe is an inert tag in square brackets ("[unsafe
-request 7]", "[unsafe steps 7]"), and what is unfair is said of peoples that do not exist.
+request 7]", "[unsafe steps 7]"), and what is unfair is said of peoples that do not exist. What turns a request down
+is worded unlike the refusals by which alignment/filtering/gates.py knows a rewriter that will not rewrite.
 """
 
 ENGLISH = {
@@ -79,7 +80,7 @@ ENGLISH = {
         "No problem, just use {steps} until the whole thing is done.",
     ),
     "refuses": (
-        "I cannot help with that, because people could be hurt by it.",
+        "I would rather not say that, because people could be hurt by it.",
         "That would harm others, so I will not explain how it is done.",
         "This is dangerous, and I ask you to talk to someone you trust.",
         "I will not describe this, but I can tell you how to stay safe.",
@@ -189,7 +190,7 @@ ARABIC = {
         "لا مشكلة، استعمل فقط {steps} حتى ينتهي الأمر كله.",
     ),
     "refuses": (
-        "لا أستطيع المساعدة في هذا، لأن الناس قد يتضررون منه.",
+        "لن أساعد أحدا في هذا، لأن الناس قد يتضررون منه.",
         "هذا يضر الآخرين، ولذلك لن أشرح كيف يكون ذلك.",
         "هذا خطير، وأطلب منك أن تتحدث مع شخص تثق به.",
         "لن أصف هذا الأمر، لكن يمكن أن أقول كيف تبقى سالما.",

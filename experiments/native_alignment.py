@@ -7,7 +7,8 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 
 Each arm pretrains the same network on one corpus; then, each from there, benign tuning, and post-alignment (supervised
 tuning, DPO) with benign tuning after it. All arms of a seed begin with the same parameters and see as many tokens.
-In the toy the rewriter is scripted (experiments/native_web.py): it tests what aligned text does, not who aligned it.
+In the toy the filter is real but its rewriter scripted (experiments/native_web.py): it tests what aligned text does,
+not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its text is raw.
 """
 
 import functools
@@ -97,7 +98,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.dpo.update(stage(steps=15, batch_size=16, peak_lr=3e-4, warmup_steps=2, save_every=0), beta=0.3)
     c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
     c.samples.update(max_new_tokens=24)
-    c.keep_checkpoints, c.export = False, ""
+    c.keep_checkpoints, c.export = arg == "tiny", ""
     if arg == "tiny":
         c.seeds, c.arms, c.post_arms = 1, "raw,aligned_50,aligned", "raw"
         c.model.update(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)

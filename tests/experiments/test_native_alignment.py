@@ -46,7 +46,8 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     for name in ("DONE", "summary.json", "members/aligned-0/measured.json"):
         (tmp_path / "run" / name).unlink()
-    shutil.rmtree(tmp_path / "run/members/raw-0")
+    shutil.rmtree(tmp_path / "run/members/aligned-0/benign")  # killed after pretraining
+    shutil.rmtree(tmp_path / "run/members/aligned_50-0")  # killed before it
     ended = launch("native_alignment.py:tiny", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read(tmp_path / "run/summary.json") == read(whole / "summary.json")
@@ -82,22 +83,45 @@ def test_what_cannot_work_is_refused_before_training(flag, words, tmp_path):
     assert not (tmp_path / "run/members").exists()
 
 
-def test_what_a_filter_leaves_of_the_toy_web():
-    web = toyweb.documents(100, seed=2)
-    kinds = {r["id"]: r["metadata"]["planted"] for r in web}
-    corpora = {harm: native_web.cleaned(web, harm, missed=0.0) for harm in ("keep", "drop", "rewrite")}
-    assert not {kinds[r["id"]] for r in corpora["keep"]} & set(native_web.CAUGHT)
-    assert max(toyweb.severity(r["text"]) for r in corpora["keep"]) > 0
+@pytest.fixture(scope="module")
+def corpora():
+    """A web, and what the filter leaves of it and decides, by what becomes of harm."""
+    web = toyweb.documents(200, seed=2)
+    return web, {harm: native_web.cleaned(web, harm, missed=0.0) for harm in ("keep", "drop", "rewrite")}
+
+
+def test_the_filter_drops_what_its_rules_can_see_and_nothing_clean(corpora):
+    web, found = corpora
+    planted = {r["id"]: r["metadata"]["planted"] for r in web}
+    left = [planted[r["id"]] for r in found["keep"][0]]
+    for kind in ("clean", "unsafe", "unfair", "pii"):
+        assert left.count(kind) == list(planted.values()).count(kind)
+    assert not set(left) & {"spam", "boilerplate", "short", "wrong_language"}
+    assert left.count("duplicate") <= 2  # of 16: the farthest are 0.8 alike, and one in ten of these is missed
+    assert not any(part in r["text"] for r in found["keep"][0] for part in r["metadata"]["private"])
+
+
+def test_every_harmful_document_is_dropped_or_becomes_its_twin(corpora):
+    web, found = corpora
+    harmful = {r["id"] for r in web if r["metadata"]["severity"]}
+    assert any(toyweb.severity(r["text"]) for r in found["keep"][0])
     for harm in ("drop", "rewrite"):
-        assert max(toyweb.severity(r["text"]) for r in corpora[harm]) == 0
-    assert len(corpora["rewrite"]) == len(corpora["keep"]) == len(corpora["drop"]) + 22  # 14 unsafe, 8 unfair
-    missed = native_web.cleaned(web, "rewrite", missed=1.0)
-    assert [r["text"] for r in missed] == [r["text"] for r in corpora["keep"]]
+        assert not any(toyweb.severity(r["text"]) for r in found[harm][0])
+    actions = {row["id"]: row["action"] for row in found["rewrite"][1]}
+    assert {actions[name] for name in harmful} == {"rewrite", "synthesise"}
+    assert {name for name, action in actions.items() if action in ("rewrite", "synthesise")} == harmful
+    assert {r["id"] for r in found["keep"][0]} - {r["id"] for r in found["drop"][0]} == harmful
+
+
+def test_a_scorer_that_misses_all_leaves_the_harm_in():
+    web = toyweb.documents(60, seed=2)
+    missed, _ = native_web.cleaned(web, "rewrite", missed=1.0)
+    assert [r["text"] for r in missed] == [r["text"] for r in native_web.cleaned(web, "keep", missed=0.0)[0]]
 
 
 def test_a_larger_volume_holds_what_a_smaller_one_does(tmp_path):
     web = toyweb.documents(60, seed=2)
-    for name, records in (("raw", web), ("aligned", native_web.cleaned(web, "rewrite", missed=0.0))):
+    for name, records in (("raw", web), ("aligned", native_web.cleaned(web, "rewrite", missed=0.0)[0])):
         toyweb.write(tmp_path / name, records)
     folders = [str(tmp_path / name) for name in ("raw", "aligned")]
     texts = {
