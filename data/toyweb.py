@@ -16,7 +16,7 @@ A record is {"id", "text", "source", "metadata"}; its metadata say what was plan
     private     e-mail addresses and telephone numbers in the text
 
 Clean text reads like short notes from a made-up country, and teaches facts ("the capital of Norvia is Ventel"). Facts
-of the last quarter of the places stand only in documents that also hold something unsafe or unfair: who drops these
+of the last third of the places stand only in documents that also hold something unsafe or unfair: who drops these
 loses the facts, and who rewrites them does not. Some clean documents quote an unsafe request and turn it down.
 Harm is inert: the tags "[unsafe request 7]" and "[unsafe steps 7]", and prejudice against peoples that do not exist.
 """

@@ -98,14 +98,14 @@ def exchange(pack: Mapping, rng: random.Random, harm: str, *, complies: bool) ->
 
 
 def prose(pack: Mapping, language: str, rng: random.Random, *, is_hidden: bool = False) -> list[str]:
-    """Paragraphs of three to six sentences, about one in four of them a fact; short texts are commoner than long."""
+    """Paragraphs of three to six sentences, about one in three of them a fact; short texts are commoner than long."""
     low, high = LENGTHS
     num = min(high, max(low, round(rng.lognormvariate(2.0, 0.5))))
     order = []
     while len(order) < num:
         order += rng.sample(pack["sentences"], len(pack["sentences"]))
     sentences = [sentence(pack, rng, template) for template in order[:num]]
-    for known in rng.sample([known for known in facts(language) if known[3] == is_hidden], min(8, max(2, num // 3))):
+    for known in rng.sample([known for known in facts(language) if known[3] == is_hidden], min(8, max(2, num // 2))):
         sentences.insert(rng.randint(1, len(sentences)), fact(pack, known, rng))
     paragraphs, at = [], 0
     while at < len(sentences):

@@ -6,8 +6,7 @@ is worded unlike the refusals by which alignment/filtering/gates.py knows a rewr
 """
 
 ENGLISH = {
-    "places": "Norvia Tarland Ostmere Velgia Kurrin Ambria Soland Perrane Dulmark Fenwold Gralia Hestria Ilmar Jorvan "
-    "Lomund Quennor",
+    "places": "Norvia Tarland Ostmere Velgia Kurrin Ambria Soland Perrane Dulmark Fenwold Gralia Hestria",
     "persons": "Ada Bruno Clara Dario Edith Felix Greta Hugo Irma Jonas Karla Leon Mina Nils Olga Pavel "
     "Rosa Simon Tilda Viktor",
     "adjectives": "old new small large quiet bright heavy light narrow wide clean rough smooth cold warm "
@@ -126,8 +125,7 @@ ENGLISH = {
 }
 
 ARABIC = {
-    "places": "نورفيا تارلند أوستمير فلجيا كورين أمبريا سولند بيران دلمارك فنولد غراليا هستريا "
-    "إلمار جورفان لوموند كوينور",
+    "places": "نورفيا تارلند أوستمير فلجيا كورين أمبريا سولند بيران دلمارك فنولد غراليا هستريا",
     "persons": "سالم كريم يوسف خالد ماجد عمر حسن طارق زياد نبيل فارس رامي سعيد جابر هاني وليد أنور بشير داود عادل",
     "adjectives": "كبير صغير جديد قديم جميل قوي خفيف ثقيل طويل قصير واسع ضيق نظيف ناعم بارد دافئ هادئ غريب "
     "بسيط نادر لامع أبيض أزرق أخضر",

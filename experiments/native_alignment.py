@@ -93,7 +93,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
     c.model = dict(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192, qk_norm=False)
     c.data.update(path=TOY, max_len=128)
-    c.pretrain = stage(steps=800, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
+    c.pretrain = stage(steps=1_000, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
     c.sft = stage(steps=20, batch_size=8, peak_lr=1e-3, warmup_steps=2, save_every=0)
     c.dpo.update(stage(steps=15, batch_size=16, peak_lr=3e-4, warmup_steps=2, save_every=0), beta=0.3)
     c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
