@@ -156,6 +156,11 @@ def test_the_numbers_of_an_arm_are_those_of_its_members():
     assert mean == 0.75 and low <= 0.75 <= high
     lines = native_page.findings(results, table)
     assert any(line.startswith("aligned is the most harmless arm, +0.75") for line in lines)
+    measured[("both", 0)], measured[("both", 1)] = (made_up([1, 1], [1, 1], [0, 0]), made_up([1, 0], [1, 0], [0, 0]))
+    results = native_page.Results(measured, 100)
+    table = [native_page.row_of(results, arm, "base", np.array([False, True])) for arm in results.arms]
+    told = " ".join(native_page.findings(results, table))
+    assert "aligned is the most harmless arm, +0.00 (+0.00 to +0.00) above both, a tie in which it knows more" in told
 
 
 def test_probes_that_lack_a_column_are_named(tmp_path):
