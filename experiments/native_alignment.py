@@ -151,7 +151,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         if missing:
             raise InputError(
                 f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
-                f"{', '.join(sorted(needed))} in it, as experiments/filter.py leaves them; or take {TOY!r}"
+                f"{', '.join(sorted(needed))} in it: shards as experiments/filter.py leaves them, heldout/ and probes/ as "
+                f"experiments/native_web.py writes them; or take {TOY!r}"
             )
 
 
