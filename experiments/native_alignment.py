@@ -151,7 +151,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         if missing:
             raise InputError(
                 f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
-                f"{', '.join(sorted(needed))} in it: shards as experiments/filter.py leaves them, heldout/ and probes/ as "
+                f"{', '.join(sorted(needed))} in it: shards of experiments/filter.py, heldout/ and probes/ as "
                 f"experiments/native_web.py writes them; or take {TOY!r}"
             )
 
