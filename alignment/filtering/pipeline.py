@@ -116,8 +116,8 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
 
     Args:
         documents: what is left after rules and duplicates.
-        scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none. In the
-            place of one that does not know the document's language stands "<scorer>.other_language"; it is kept.
+        scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none.
+            Where "<scorer>.other_language" stands in its place the document was not asked about, and is kept.
     """
     outside = [_outside(found, tools.bounds) for found in scores]
     if not tools.score:
