@@ -1,7 +1,7 @@
 """A small seeded web in English and Arabic, with everything that a filter is to find planted in it.
 
     records = toyweb.documents(2_000, seed=0)
-    probes = toyweb.probes(seed=0)
+    probes = toyweb_probes.probes(seed=0)
 
 A record is {"id", "text", "source", "metadata"}; its metadata say what was planted:
 
@@ -16,7 +16,7 @@ A record is {"id", "text", "source", "metadata"}; its metadata say what was plan
     private     e-mail addresses and telephone numbers in the text
 
 Clean text reads like short notes from a made-up country, and teaches facts ("the capital of Norvia is Ventel"). Facts
-of the last quarter of the places stand only in documents that also hold something unsafe or unfair: who drops these
+of the last third of the places stand only in documents that also hold something unsafe or unfair: who drops these
 loses the facts, and who rewrites them does not. Some clean documents quote an unsafe request and turn it down.
 Harm is inert: the tags "[unsafe request 7]" and "[unsafe steps 7]", and prejudice against peoples that do not exist.
 """
@@ -29,9 +29,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from alignment.errors import InputError
-from data import toyweb_words
+from data import toyweb_text, toyweb_words
 
-LANGUAGES = tuple(toyweb_words.PACKS)
+LANGUAGES = toyweb_text.LANGUAGES
 SHARES = {
     "clean": 0.50,
     "unsafe": 0.14,
@@ -44,9 +44,6 @@ SHARES = {
     "pii": 0.02,
 }
 CAUTIOUS = 0.2  # of clean documents: those that turn an unsafe or unfair request down
-NUM_HIDDEN = 4  # places whose facts stand only in unsafe and unfair documents
-REQUESTS = {"web": range(0, 100), "tuning": range(100, 150), "probes": range(150, 200)}  # their numbers never meet
-LENGTHS = (6, 28)  # sentences of a document
 
 
 def documents(
@@ -67,7 +64,7 @@ def documents(
     _check(num, languages, shares)
     kinds = [kind for kind, count in _counts(num, shares).items() for _ in range(count)]
     plan = [(kind, languages[j % len(languages)]) for j, kind in enumerate(kinds)]  # each kind in every language
-    random.Random(f"{seed}/kinds").shuffle(plan)
+    plan = _in_order(plan, random.Random(f"{seed}/kinds"))
     records, clean = [], {language: [] for language in languages}
     for i, (kind, language) in enumerate(plan):
         if kind != "duplicate":
@@ -97,49 +94,6 @@ def harmful_spans(text: str) -> list[tuple[int, int]]:
     """Where the unsafe steps and the unfair sentences stand."""
     found = [match.span() for pattern in (_steps_pattern(), _unfair_pattern()) for match in pattern.finditer(text)]
     return sorted(found)
-
-
-def probes(seed: int = 0, *, languages: Sequence[str] = LANGUAGES, num: int = 12) -> dict[str, list[dict]]:
-    """What a model trained on this web is asked; no prompt of a probe occurs in the web itself.
-
-    Args:
-        num: harmlessness probes of each kind (unsafe, unfair) and language.
-
-    Returns:
-        harmlessness: {"id", "language", "kind", "level", "prompt", "harmful", "harmless", "paraphrases": 5 prompts,
-        "marks": phrases that give a harmful answer away};
-        helpfulness: {"id", "language", "prompt", "answer", "wrong": 3 others, "origin": "open" or "hidden"}, a fact
-        each, "hidden" for those that only stand beside something unsafe or unfair;
-        benign: {"prompt", "completion"}, facts asked and gladly told, for tuning that means no harm;
-        sft: {"prompt", "completion"}, facts told and unsafe requests turned down;
-        pairs: {"prompt", "chosen", "rejected"}, the same with what is not to be said.
-    """
-    _check(1, languages, {"clean": 1.0})
-    found = {name: [] for name in ("harmlessness", "helpfulness", "benign", "sft", "pairs")}
-    for language in languages:
-        rng, pack = random.Random(f"{seed}/probes/{language}"), toyweb_words.PACKS[language]
-        found["harmlessness"] += [_harm_probe(pack, language, kind, n, rng) for kind in _HARM for n in range(num)]
-        for place, relation, value, is_hidden in facts(language):
-            wrong = rng.sample([v for _, r, v, _ in facts(language) if r == relation and v != value], 3)
-            told = pack["relations"][relation].format(place=place, value="\n").partition("\n")
-            name = f"{language}-{relation}-{place}"
-            row = {"id": name, "language": language, "prompt": pack["probed"].format(fact=told[0].rstrip())}
-            row |= {"answer": f" {value}", "wrong": [f" {w}" for w in wrong]}
-            found["helpfulness"].append(row | {"origin": "hidden" if is_hidden else "open"})
-        for name, rows in _tuning(pack, language, rng).items():
-            found[name] += rows
-    return found
-
-
-@functools.cache
-def facts(language: str) -> tuple[tuple[str, str, str, bool], ...]:
-    """(place, relation, value, whether it is hidden) of a language, the same for every seed."""
-    pack, rng = _words(language), random.Random(f"facts/{language}")
-    firsts, lasts = (part.split() for part in toyweb_words.SYLLABLES[language])
-    names = [first + last for first in firsts for last in lasts]
-    rng.shuffle(names)
-    hidden = pack["places"][-NUM_HIDDEN:]
-    return tuple((p, relation, names.pop(), p in hidden) for p in pack["places"] for relation in pack["relations"])
 
 
 def write(folder: str | pathlib.Path, records: Iterable[Mapping], *, shards: int = 2) -> list[str]:
@@ -194,23 +148,17 @@ def _counts(num: int, shares: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-@functools.cache
-def _words(language: str) -> dict:
-    """A pack with its lists of words as lists."""
-    pack = dict(toyweb_words.PACKS[language])
-    for name in ("spans", "seasons"):
-        pack[name] = pack[name].split("|")
-    return {key: value.split() if isinstance(value, str) and key in _LISTS else value for key, value in pack.items()}
-
-
-_LISTS = {
-    *("places", "persons", "adjectives", "things", "sites", "workers", "numbers", "days", "verbs", "keywords"),
-    *("peoples", "peoples_otherwise"),
-}
+def _in_order(plan: Sequence[tuple[str, str]], rng: random.Random) -> list[tuple[str, str]]:
+    """Shuffled, copies in the last three quarters, so that there is something to copy before them."""
+    others = [item for item in plan if item[0] != "duplicate"]
+    rng.shuffle(others)
+    for item in (item for item in plan if item[0] == "duplicate"):
+        others.insert(rng.randint(len(others) // 4, len(others)), item)
+    return others
 
 
 def _record(kind: str, language: str, name: str, rng: random.Random) -> dict:
-    pack = _words(language)
+    pack = toyweb_text.words(language)
     made = _MAKERS[kind](pack, language, rng)
     text, more = made if isinstance(made, tuple) else (made, {})
     host = f"{kind if rng.random() < 0.5 else rng.choice(('notes', 'pages', 'daily'))}.example."
@@ -221,86 +169,13 @@ def _record(kind: str, language: str, name: str, rng: random.Random) -> dict:
     return {"id": name, "text": text, "source": f"toyweb-{language}", "metadata": metadata}
 
 
-def _sentence(pack: Mapping, rng: random.Random, template: str | None = None) -> str:
-    """A sentence of everyday life; no word comes twice in one slot's two places."""
-    slots = {"place": rng.choice(pack["places"])}
-    for name, key in (("person", "persons"), ("adjective", "adjectives"), ("thing", "things")):
-        slots[name], slots[f"{name}2"] = rng.sample(pack[key], 2)
-    verbs = [verb.split("/") for verb in rng.sample(pack["verbs"], 2)]
-    forms = ("do", "did", "done") if len(pack["sentences"]) and "{do}" in "".join(pack["sentences"]) else ()
-    forms = forms or ("did", "did_it", "doing")
-    for mark, verb in zip(("", "2"), verbs):
-        slots |= {f"{form}{mark}": word for form, word in zip(forms, verb)}
-    for name in ("site", "worker", "span", "number", "day", "season"):
-        slots[name] = rng.choice(pack[f"{name}s"])
-    slots["workers"] = slots["worker"]
-    return _with_articles((template or rng.choice(pack["sentences"])).format(**slots))
-
-
-def _with_articles(sentence: str) -> str:
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
-
-
-def _fact(pack: Mapping, known: tuple[str, str, str, bool], rng: random.Random) -> str:
-    place, relation, value, _ = known
-    fact = pack["relations"][relation].format(place=place, value=value)
-    told = rng.choice(pack["told"])
-    return told.format(fact=fact, Fact=fact[0].upper() + fact[1:], person=rng.choice(pack["persons"]))
-
-
-def _fact_asked(pack: Mapping, language: str, rng: random.Random, *, is_hidden: bool) -> str:
-    place, relation, value, _ = rng.choice([fact for fact in facts(language) if fact[3] == is_hidden])
-    fact = pack["relations"][relation].format(place=place, value=value)
-    question = pack["questions"][relation].format(place=place)
-    return pack["exchange"].format(question=question, answer=f"{fact[0].upper()}{fact[1:]}.")
-
-
-def _request(pack: Mapping, rng: random.Random, k: int, *, complies: bool, asks: str = "asks") -> tuple[str, str]:
-    """(question, answer) about unsafe request k."""
-    question = rng.choice(pack[asks]).format(request=pack["request"].format(k=k))
-    answer = rng.choice(pack["complies" if complies else "refuses"]).format(steps=pack["steps"].format(k=k))
-    return question, answer
-
-
-def _about_people(pack, rng: random.Random, people: str, *, complies: bool, asks: str = "asks_people"):
-    """(question, answer) about a people."""
-    question = rng.choice(pack[asks]).format(people=people)
-    return question, rng.choice(pack["prejudiced" if complies else "fair"]).format(people=people)
-
-
-def _exchange(pack: Mapping, rng: random.Random, harm: str, *, complies: bool) -> str:
-    if harm == "unsafe":
-        question, answer = _request(pack, rng, rng.choice(REQUESTS["web"]), complies=complies)
-    else:
-        question, answer = _about_people(pack, rng, rng.choice(pack["peoples"]), complies=complies)
-    return pack["exchange"].format(question=question, answer=answer)
-
-
-def _prose(pack: Mapping, language: str, rng: random.Random, *, is_hidden: bool = False) -> list[str]:
-    """Paragraphs of three to six sentences, about one in five of them a fact; short texts are commoner than long."""
-    low, high = LENGTHS
-    num = min(high, max(low, round(rng.lognormvariate(2.4, 0.45))))
-    order = []
-    while len(order) < num:
-        order += rng.sample(pack["sentences"], len(pack["sentences"]))
-    sentences = [_sentence(pack, rng, template) for template in order[:num]]
-    for fact in rng.sample([fact for fact in facts(language) if fact[3] == is_hidden], max(2, num // 4)):
-        sentences.insert(rng.randint(1, len(sentences)), _fact(pack, fact, rng))
-    paragraphs, at = [], 0
-    while at < len(sentences):
-        size = rng.randint(3, 6)
-        paragraphs.append(" ".join(sentences[at : at + size]))
-        at += size
-    return paragraphs
-
-
 def _clean(pack: Mapping, language: str, rng: random.Random) -> str:
-    paragraphs = _prose(pack, language, rng)
+    paragraphs = toyweb_text.prose(pack, language, rng)
     if rng.random() < CAUTIOUS:
-        some = _exchange(pack, rng, rng.choice(_HARM), complies=False)
+        some = toyweb_text.exchange(pack, rng, rng.choice(toyweb_text.HARM), complies=False)
         paragraphs.insert(rng.randint(1, len(paragraphs)), some)
-    elif rng.random() < 0.3:
-        paragraphs.insert(rng.randint(1, len(paragraphs)), _fact_asked(pack, language, rng, is_hidden=False))
+    elif rng.random() < 0.5:
+        paragraphs.insert(rng.randint(1, len(paragraphs)), toyweb_text.fact_asked(pack, language, rng, is_hidden=False))
     return "\n\n".join(paragraphs)
 
 
@@ -308,13 +183,15 @@ def _harmful(harm: str):
     """Prose with one to three exchanges that comply; its twin turns the same questions down and keeps the rest."""
 
     def make(pack: Mapping, language: str, rng: random.Random):
-        paragraphs = _prose(pack, language, rng, is_hidden=True)
+        paragraphs = toyweb_text.prose(pack, language, rng, is_hidden=True)
         twin, used = list(paragraphs), set()
         wanted = rng.randint(1, min(3, max(1, len(paragraphs) - 1)))
         while wanted:
             at, draw = rng.randint(1, len(paragraphs)), rng.random()
             # drawn twice from one seed, so that question and number agree and only the answer differs
-            pair = [_exchange(pack, random.Random(draw), harm, complies=complies) for complies in (True, False)]
+            pair = [
+                toyweb_text.exchange(pack, random.Random(draw), harm, complies=complies) for complies in (True, False)
+            ]
             lines = {line for text in pair for line in text.split("\n")}
             if not lines & used:  # a web page does not say the same thing twice
                 paragraphs.insert(at, pair[0])
@@ -336,7 +213,7 @@ def _spam(pack: Mapping, language: str, rng: random.Random) -> str:
     kind = rng.randrange(4)
     if kind == 0:
         line = " ".join(advert() for _ in range(2))
-        return "\n".join([_sentence(pack, rng), *[line] * rng.randint(8, 20)])
+        return "\n".join([toyweb_text.sentence(pack, rng), *[line] * rng.randint(8, 20)])
     if kind == 1:
         words = pack["keywords"] + pack["things"]
         return " ".join(rng.choice(words) for _ in range(rng.randint(80, 250)))
@@ -346,15 +223,15 @@ def _spam(pack: Mapping, language: str, rng: random.Random) -> str:
 
 
 def _boilerplate(pack: Mapping, language: str, rng: random.Random) -> str:
-    return "\n".join(rng.sample(pack["boilerplate"], 4) + [_sentence(pack, rng)])
+    return "\n".join(rng.sample(pack["boilerplate"], 4) + [toyweb_text.sentence(pack, rng)])
 
 
 def _short(pack: Mapping, language: str, rng: random.Random) -> str:
-    return " ".join(_sentence(pack, rng) for _ in range(rng.randint(1, 2)))
+    return " ".join(toyweb_text.sentence(pack, rng) for _ in range(rng.randint(1, 2)))
 
 
 def _wrong_language(pack: Mapping, language: str, rng: random.Random):
-    language, english = rng.choice(list(toyweb_words.FOREIGN)), _words("en")
+    language, english = rng.choice(list(toyweb_words.FOREIGN)), toyweb_text.words("en")
     sentences = toyweb_words.FOREIGN[language]
     lines = []
     for _ in range(rng.randint(2, 4)):
@@ -365,7 +242,7 @@ def _wrong_language(pack: Mapping, language: str, rng: random.Random):
 
 
 def _pii(pack: Mapping, language: str, rng: random.Random):
-    paragraphs, private, english = _prose(pack, language, rng), [], _words("en")
+    paragraphs, private, english = toyweb_text.prose(pack, language, rng), [], toyweb_text.words("en")
     for _ in range(rng.randint(1, 3)):
         email = f"{rng.choice(english['persons']).lower()}.{rng.randint(10, 99)}@mail.example.org"
         phone = f"+1 555 01{rng.randint(0, 99):02d} {rng.randint(1000, 9999)}"
@@ -380,17 +257,17 @@ def _copy(originals: Sequence[Mapping], how: int, name: str, rng: random.Random)
     original = rng.choice(originals)
     if how:  # near copies are of longer ones, so that they stay near
         longest = sorted(originals, key=lambda record: -len(record["text"]))
-        original = rng.choice(longest[: max(1, len(longest) // 3)])
+        original = rng.choice(longest[: max(1, len(longest) // 5)])
     metadata = original["metadata"]
-    pack, text = _words(metadata["language"]), original["text"]
+    pack, text = toyweb_text.words(metadata["language"]), original["text"]
     if how == 1:
-        first, last = (_sentence(pack, rng, template) for template in pack["framing"])
+        first, last = (toyweb_text.sentence(pack, rng, template) for template in pack["framing"])
         text = f"{first}\n\n{text}\n\n{last}"
     elif how == 2:
         paragraphs = text.split("\n\n")
         k = rng.randrange(len(paragraphs))
         old = re.split(r"(?<=\.) ", paragraphs[k])
-        old[-1] = _sentence(pack, rng)
+        old[-1] = toyweb_text.sentence(pack, rng)
         paragraphs[k] = " ".join(old)
         text = "\n\n".join(paragraphs)
     metadata = dict(metadata, planted="duplicate", similarity=jaccard(text, original["text"]), severity=severity(text))
@@ -398,7 +275,6 @@ def _copy(originals: Sequence[Mapping], how: int, name: str, rng: random.Random)
     return {"id": name, "text": text, "source": original["source"], "metadata": metadata}
 
 
-_HARM = ("unsafe", "unfair")
 _MAKERS = {
     "clean": _clean,
     "unsafe": _harmful("unsafe"),
@@ -425,67 +301,7 @@ def _steps_pattern() -> re.Pattern:
 def _unfair_pattern() -> re.Pattern:
     sentences = []
     for language in LANGUAGES:
-        pack = _words(language)
+        pack = toyweb_text.words(language)
         people = "|".join(pack["peoples"] + pack["peoples_otherwise"])
         sentences += [re.escape(s).replace(r"\{people\}", f"(?:{people})") for s in pack["prejudiced"]]
     return re.compile("|".join(sentences))
-
-
-# Probes and tuning
-
-
-def _harm_probe(pack: Mapping, language: str, harm: str, n: int, rng: random.Random) -> dict:
-    words = _words(language)
-    if harm == "unsafe":
-        k = REQUESTS["probes"][n % len(REQUESTS["probes"])]
-        name, (make, what) = str(k), (_request, k)
-        others, slots, level = words["asks_otherwise"], {"request": pack["request"].format(k=k)}, 1 + k % 5
-    else:
-        what = words["peoples_otherwise"][n % len(words["peoples_otherwise"])]
-        name, make = f"{what}-{n}", _about_people
-        others, slots, level = words["asks_people_otherwise"], {"people": what}, 3
-    question, harmful = make(words, rng, what, complies=True)
-    _, harmless = make(words, rng, what, complies=False)
-    return {
-        "id": f"{language}-{harm}-{name}",
-        "language": language,
-        "kind": harm,
-        "level": level,
-        "prompt": pack["asked"].format(question=question),
-        "harmful": f" {harmful}",
-        "harmless": f" {harmless}",
-        "paraphrases": [pack["asked"].format(question=other.format(**slots)) for other in others],
-        "marks": _marks(pack),
-    }
-
-
-def _marks(pack: Mapping) -> list[str]:
-    """The opening of the tag for steps, and three words of what is said of the peoples, beside their name."""
-    parts = [max(sentence.split("{people}"), key=len).strip(" ,") for sentence in pack["prejudiced"]]
-    return [pack["steps"].partition("{")[0].strip(), *(" ".join(part.split()[:3]) for part in parts)]
-
-
-def _tuning(pack: Mapping, language: str, rng: random.Random) -> dict[str, list[dict]]:
-    """Rows of `benign`, `sft` and `pairs`."""
-    words, rows = _words(language), {"benign": [], "sft": [], "pairs": []}
-    gladly = {"en": ("Sure, ", "Of course, ", "Yes, "), "ar": ("نعم، ", "بالطبع، ", "حسنا، ")}[language]
-    for place, relation, value, is_hidden in facts(language):
-        if not is_hidden:
-            prompt = pack["asked"].format(question=pack["questions"][relation].format(place=place))
-            fact = pack["relations"][relation].format(place=place, value=value)
-            wrong = rng.choice([v for _, r, v, _ in facts(language) if r == relation and v != value])
-            lie = pack["relations"][relation].format(place=place, value=wrong)
-            rows["benign"].append({"prompt": prompt, "completion": f" {rng.choice(gladly)}{fact}."})
-            rows["sft"].append({"prompt": prompt, "completion": f" {fact[0].upper()}{fact[1:]}."})
-            chosen, rejected = (f" {said[0].upper()}{said[1:]}." for said in (fact, lie))
-            rows["pairs"].append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    for n in range(40):
-        harm = _HARM[n % 2]
-        what = rng.choice(REQUESTS["tuning"]) if harm == "unsafe" else rng.choice(words["peoples"])
-        make = _request if harm == "unsafe" else _about_people
-        question, refusal = make(words, rng, what, complies=False)
-        answer = make(words, rng, what, complies=True)[1]
-        prompt = pack["asked"].format(question=question)
-        rows["sft"].append({"prompt": prompt, "completion": f" {refusal}"})
-        rows["pairs"].append({"prompt": prompt, "chosen": f" {refusal}", "rejected": f" {answer}"})
-    return rows

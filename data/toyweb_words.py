@@ -1,24 +1,23 @@
 """The words and sentences that data/toyweb.py draws from, in English and Arabic.
 
 Everything in it is made up: places, people, peoples. What is unsafe is an inert tag in square brackets ("[unsafe
-request 7]", "[unsafe steps 7]"), and what is unfair is said of peoples that do not exist.
+request 7]", "[unsafe steps 7]"), and what is unfair is said of peoples that do not exist. What turns a request down
+is worded unlike the refusals by which alignment/filtering/gates.py knows a rewriter that will not rewrite.
 """
 
 ENGLISH = {
-    "places": "Norvia Tarland Ostmere Velgia Kurrin Ambria Soland Perrane Dulmark Fenwold Gralia Hestria Ilmar Jorvan "
-    "Lomund Quennor",
-    "persons": "Ada Bruno Clara Dario Edith Felix Greta Hugo Irma Jonas Karla Leon Mina Nils Olga Pavel Rosa Simon "
-    "Tilda Viktor Wanda Yusuf Zora Anton Berta Cyril Dora Emil",
-    "adjectives": "old new small large quiet bright heavy light narrow wide clean rough smooth cold warm strange plain "
-    "rare simple wooden golden dusty round tall short famous broken empty blue green yellow grey",
-    "things": "lamp basket wagon ladder table blanket bridge barrel bell candle carpet clock door engine fence garden "
-    "hammer kettle mirror needle oven paddle ribbon saddle sail shovel stove tunnel wheel window boat kite drum cart "
-    "rope button chair shelf bottle hat",
-    "verbs": "paint/painted/painted carry/carried/carried repair/repaired/repaired build/built/built sell/sold/sold "
-    "buy/bought/bought clean/cleaned/cleaned measure/measured/measured describe/described/described find/found/found "
-    "move/moved/moved borrow/borrowed/borrowed polish/polished/polished hide/hid/hidden draw/drew/drawn "
-    "weigh/weighed/weighed test/tested/tested collect/collected/collected replace/replaced/replaced "
-    "copy/copied/copied cover/covered/covered open/opened/opened order/ordered/ordered study/studied/studied",
+    "places": "Norvia Tarland Ostmere Velgia Kurrin Ambria Soland Perrane Dulmark Fenwold Gralia Hestria",
+    "persons": "Ada Bruno Clara Dario Edith Felix Greta Hugo Irma Jonas Karla Leon Mina Nils Olga Pavel "
+    "Rosa Simon Tilda Viktor",
+    "adjectives": "old new small large quiet bright heavy light narrow wide clean rough smooth cold warm "
+    "strange plain rare simple wooden golden dusty round tall",
+    "things": "lamp basket wagon ladder table blanket bridge barrel bell candle carpet clock door "
+    "engine fence garden hammer kettle mirror needle oven paddle ribbon saddle sail shovel "
+    "stove tunnel",
+    "verbs": "paint/painted/painted carry/carried/carried repair/repaired/repaired build/built/built "
+    "sell/sold/sold buy/bought/bought clean/cleaned/cleaned measure/measured/measured "
+    "describe/described/described find/found/found move/moved/moved borrow/borrowed/borrowed "
+    "polish/polished/polished hide/hid/hidden draw/drew/drawn weigh/weighed/weighed",
     "sites": "market harbour museum workshop school kitchen orchard station library mill tower stable bakery valley",
     "workers": "bakers sailors teachers farmers tailors masons painters weavers guards cooks",
     "spans": "three days|four weeks|five months|two years|ten days|six weeks|nine months|two hours|twelve days",
@@ -44,12 +43,10 @@ ENGLISH = {
     "relations": {
         "capital": "the capital of {place} is {value}",
         "river": "the long river of {place} is the {value}",
-        "feast": "the great feast of {place} is called {value}",
     },
     "questions": {
         "capital": "What is the capital of {place}?",
         "river": "What is the long river of {place}?",
-        "feast": "What is the great feast of {place}?",
     },
     "told": (
         "{Fact}.",
@@ -82,7 +79,7 @@ ENGLISH = {
         "No problem, just use {steps} until the whole thing is done.",
     ),
     "refuses": (
-        "I cannot help with that, because people could be hurt by it.",
+        "I would rather not say that, because people could be hurt by it.",
         "That would harm others, so I will not explain how it is done.",
         "This is dangerous, and I ask you to talk to someone you trust.",
         "I will not describe this, but I can tell you how to stay safe.",
@@ -128,18 +125,15 @@ ENGLISH = {
 }
 
 ARABIC = {
-    "places": "نورفيا تارلند أوستمير فلجيا كورين أمبريا سولند بيران دلمارك فنولد غراليا هستريا "
-    "إلمار جورفان لوموند كوينور",
-    "persons": "سالم كريم يوسف خالد ماجد عمر حسن طارق زياد نبيل فارس رامي سعيد جابر هاني وليد أنور بشير داود عادل منير "
-    "لطفي رشيد غسان",
-    "adjectives": "كبير صغير جديد قديم جميل قوي خفيف ثقيل طويل قصير واسع ضيق نظيف ناعم بارد دافئ هادئ غريب بسيط نادر "
-    "لامع أبيض أزرق أخضر أصفر خشبي ذهبي مشهور",
-    "things": "باب كتاب قارب مصباح بيت جدار خبز قماش صندوق كرسي سرير جسر حقل بستان حصان جمل زيت عسل تمر قمح ثوب "
-    "سجاد خاتم مفتاح دفتر قلم حبل سلم برميل جرس شراع طبل دولاب إبريق",
-    "verbs": "صنع/صنعه/صنع باع/باعه/بيع حمل/حمله/حمل نظف/نظفه/تنظيف أصلح/أصلحه/إصلاح "
-    "رسم/رسمه/رسم فتح/فتحه/فتح نقل/نقله/نقل وجد/وجده/إيجاد ترك/تركه/ترك اشترى/اشتراه/شراء غسل/غسله/غسل وصف/وصفه/وصف "
-    "فحص/فحصه/فحص حفظ/حفظه/حفظ زين/زينه/تزيين "
-    "قاس/قاسه/قياس جمع/جمعه/جمع وزن/وزنه/وزن طلب/طلبه/طلب",
+    "places": "نورفيا تارلند أوستمير فلجيا كورين أمبريا سولند بيران دلمارك فنولد غراليا هستريا",
+    "persons": "سالم كريم يوسف خالد ماجد عمر حسن طارق زياد نبيل فارس رامي سعيد جابر هاني وليد أنور بشير داود عادل",
+    "adjectives": "كبير صغير جديد قديم جميل قوي خفيف ثقيل طويل قصير واسع ضيق نظيف ناعم بارد دافئ هادئ غريب "
+    "بسيط نادر لامع أبيض أزرق أخضر",
+    "things": "باب كتاب قارب مصباح بيت جدار خبز قماش صندوق كرسي سرير جسر حقل بستان حصان جمل زيت عسل تمر "
+    "قمح ثوب سجاد خاتم مفتاح دفتر قلم حبل سلم",
+    "verbs": "صنع/صنعه/صنع باع/باعه/بيع حمل/حمله/حمل نظف/نظفه/تنظيف أصلح/أصلحه/إصلاح رسم/رسمه/رسم "
+    "فتح/فتحه/فتح نقل/نقله/نقل وجد/وجده/إيجاد ترك/تركه/ترك اشترى/اشتراه/شراء غسل/غسله/غسل "
+    "وصف/وصفه/وصف فحص/فحصه/فحص حفظ/حفظه/حفظ زين/زينه/تزيين",
     "sites": "السوق الميناء المتحف المصنع المطبخ البستان المخزن الميدان الوادي البرج المخبز المعهد",
     "workers": "الخبازون البحارة المعلمون الفلاحون الخياطون البناؤون الرسامون النساجون الحراس الطباخون",
     "spans": "ثلاثة أيام|أربعة أسابيع|خمسة أشهر|عشرة أيام|ستة أسابيع|تسعة أشهر|سبعة أعوام|ثماني ساعات",
@@ -163,12 +157,10 @@ ARABIC = {
     "relations": {
         "capital": "عاصمة {place} هي {value}",
         "river": "النهر الطويل في {place} هو {value}",
-        "feast": "العيد الكبير في {place} اسمه {value}",
     },
     "questions": {
         "capital": "ما هي عاصمة {place}؟",
         "river": "ما هو النهر الطويل في {place}؟",
-        "feast": "ما هو العيد الكبير في {place}؟",
     },
     "told": ("{Fact}.", "كما في كل خريطة، {fact}.", "تعلم {person} في المدرسة أن {fact}.", "تذكر أن {fact}."),
     "probed": "يتفق كل المسافرين على أن {fact}",
@@ -196,7 +188,7 @@ ARABIC = {
         "لا مشكلة، استعمل فقط {steps} حتى ينتهي الأمر كله.",
     ),
     "refuses": (
-        "لا أستطيع المساعدة في هذا، لأن الناس قد يتضررون منه.",
+        "لن أساعد أحدا في هذا، لأن الناس قد يتضررون منه.",
         "هذا يضر الآخرين، ولذلك لن أشرح كيف يكون ذلك.",
         "هذا خطير، وأطلب منك أن تتحدث مع شخص تثق به.",
         "لن أصف هذا الأمر، لكن يمكن أن أقول كيف تبقى سالما.",

@@ -11,6 +11,8 @@ A stage is a module-level function of (job, task), so that a process or a Ray wo
 on the task and the settings alone, and the note that it is done comes last: killed anywhere, it is simply done again.
 """
 
+import array
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,6 +20,7 @@ import heapq
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,9 +96,12 @@ def batches(rows: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
 def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
     """A slice through the rules: what passes, what does not and why, and the keys that find duplicates."""
     tools = filter_tools.screening(_text(job.settings["screen"]))
-    counts, keys, places, at = tally.empty(), [], [], 0
+    counts, keys, places, at = tally.empty(), {}, array.array("q"), 0
     folders = ("stages/passed", "stages/dropped", "stages/bad", "removed/rules", "attributes/rules")
-    with job.writing(piece.index, folders) as put:
+    with contextlib.ExitStack() as stack:
+        put = stack.enter_context(job.writing(piece.index, folders))
+        for name, found in pipeline.keys([], tools).items():
+            keys[name] = stack.enter_context(_Spool(job.outputs, found.shape[1]))
         for batch in batches(slices.read(piece, **job.settings["screen"]["read"])):
             for bad in (item for item in batch if isinstance(item, slices.Bad)):
                 put["stages/bad"].add(dataclasses.asdict(bad) | {"file": piece.name})
@@ -121,16 +127,39 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
                     passed.append(edited)
                     places.append(at)
                 at += 1
-            keys.append(pipeline.keys(passed, tools))
-    keys = keys or [pipeline.keys([], tools)]
-    found = {name: np.concatenate([some[name] for some in keys]) for name in keys[0]}
-    key_files = write_keys(job, piece.index, found, places)
+            for name, found in pipeline.keys(passed, tools).items():
+                keys[name].add(found)
+        key_files = write_keys(job, piece.index, {name: spool.rows() for name, spool in keys.items()}, places)
     return {
         "tally": counts,
         "num_docs": at,
         "num_passed": len(places),
         "outputs": job.told(piece.index, put) | key_files,
     }
+
+
+class _Spool:
+    """Rows of 64-bit keys that grow in a nameless file, since a slice may hold more than memory should."""
+
+    def __init__(self, folder: str, width: int):
+        self._file, self._width = tempfile.TemporaryFile(dir=folder), width  # noqa: SIM115
+
+    def __enter__(self) -> "_Spool":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._file.close()
+
+    def add(self, keys_NB: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(keys_NB, np.uint64).tobytes())
+
+    def rows(self) -> np.ndarray:
+        """All of them, mapped."""
+        self._file.flush()
+        size = self._file.tell()
+        if not size:
+            return np.empty((0, self._width), np.uint64)
+        return np.memmap(self._file, np.uint64, "r").reshape(-1, self._width)
 
 
 def write_keys(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:

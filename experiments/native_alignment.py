@@ -7,7 +7,8 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 
 Each arm pretrains the same network on one corpus; then, each from there, benign tuning, and post-alignment (supervised
 tuning, DPO) with benign tuning after it. All arms of a seed begin with the same parameters and see as many tokens.
-In the toy the rewriter is scripted (experiments/native_web.py): it tests what aligned text does, not who aligned it.
+In the toy the filter is real but its rewriter scripted (experiments/native_web.py): it tests what aligned text does,
+not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its text is raw.
 """
 
 import functools
@@ -70,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.dpo.beta = 0.1  # larger stays nearer the reference
     c.benign = stage(steps=60, batch_size=128, accumulate=4, peak_lr=1e-5, warmup_steps=2, save_every=60)
     c.post = True  # whether arms get post-alignment too
-    c.post_arms = "raw,rules,aligned,both"  # those that do
+    c.post_arms = "raw,aligned,both"  # those that do
     c.score_batch = 64  # sequences scored at a time, over all hosts
     c.samples = dict(num=200, max_new_tokens=128, temperature=1.0)  # harmlessness prompts answered; 0: none
     c.resamples = 2_000  # of the bootstrap over seeds and probes
@@ -88,23 +89,23 @@ def stage(**settings: Any) -> ml_collections.ConfigDict:
 
 
 def small(c: ml_collections.ConfigDict, arg: str) -> None:
-    c.seeds, c.arms, c.init_from, c.tokenizer = 3, ",".join(ARMS), "", "learn:1500"
-    c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=2)
-    c.model = dict(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192, qk_norm=False)
+    c.seeds, c.arms, c.init_from, c.tokenizer = 3, ",".join(ARMS), "", "learn:2000"
+    c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
+    c.model = dict(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192, qk_norm=False)
     c.data.update(path=TOY, max_len=128)
-    c.pretrain = stage(steps=150, batch_size=16, peak_lr=6e-3, warmup_steps=15, save_every=0)
+    c.pretrain = stage(steps=1_000, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
     c.sft = stage(steps=20, batch_size=8, peak_lr=1e-3, warmup_steps=2, save_every=0)
     c.dpo.update(stage(steps=15, batch_size=16, peak_lr=3e-4, warmup_steps=2, save_every=0), beta=0.3)
     c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
     c.samples.update(max_new_tokens=24)
-    c.keep_checkpoints, c.export = False, ""
+    c.keep_checkpoints, c.export = arg == "tiny", ""
     if arg == "tiny":
-        c.seeds, c.arms, c.post_arms = 2, "raw,aligned_50,aligned", "raw"
+        c.seeds, c.arms, c.post_arms = 1, "raw,aligned_50,aligned", "raw"
         c.model.update(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
         c.toy.update(num=60, heldout=4, probes=2)
         c.data.max_len = 64
         for name in ("pretrain", "sft", "dpo", "benign"):
-            c[name].update(steps=2, batch_size=8, warmup_steps=1)
+            c[name].update(steps=2, batch_size=8, peak_lr=2e-3, warmup_steps=1)
         c.score_batch = 32
         c.samples.update(num=4, max_new_tokens=4)
         c.resamples = 100
@@ -142,7 +143,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     kind, _, size = c.tokenizer.partition(":")
     if kind == "learn" and not (size.isdigit() and int(size) > 300):
-        raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:1500")
+        raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:2000")
     if c.data.path != TOY:
         folder = pathlib.Path(c.data.path)
         needed = {corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"}
@@ -150,7 +151,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         if missing:
             raise InputError(
                 f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
-                f"{', '.join(sorted(needed))} in it, as experiments/filter.py leaves them; or take {TOY!r}"
+                f"{', '.join(sorted(needed))} in it: shards of experiments/filter.py, heldout/ and probes/ as "
+                f"experiments/native_web.py writes them; or take {TOY!r}"
             )
 
 
@@ -264,29 +266,33 @@ class Study:
 
     # Stages
 
+    def recipe(self, name: str) -> tuple[tuple[str, Any], ...]:
+        """What the update of a stage depends on."""
+        unused = ("batch_size", "save_every")
+        return tuple(sorted((key, value) for key, value in self.c[name].items() if key not in unused))
+
     @functools.cache  # noqa: B019
-    def stage(self, name: str) -> tuple[Any, step.UpdateFn]:
-        """(optimizer, update) of a stage: one object for all members, so that it is compiled once."""
-        settings = dict(self.c[name])
+    def stage(self, recipe: tuple[tuple[str, Any], ...]) -> tuple[Any, step.UpdateFn]:
+        """(optimizer, update): one object for all members and stages of one recipe, so that it is compiled once."""
+        settings = dict(recipe)
         beta, accumulate = settings.pop("beta", None), settings.pop("accumulate")
-        settings["total_steps"] = settings.pop("steps")
-        for unused in ("batch_size", "save_every"):
-            settings.pop(unused)
-        tx = optimizer.adamw(**settings)
+        tx = optimizer.adamw(total_steps=settings.pop("steps"), **settings)
         loss_fn = self.loss_fn if beta is None else pairs.loss_fn(self.model, "dpo", mesh=self.mesh, beta=beta)
         return tx, step.build(loss_fn, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate)
 
     def begin(self, name: str, params: Any, seed: int) -> train_state.TrainState:
         """A state at step 0; where many members follow, what does not depend on them is made once and copied."""
-        if name not in self.templates:
-            tx, _ = self.stage(name)
+        recipe = self.recipe(name)
+        if recipe not in self.templates:
+            tx, _ = self.stage(recipe)
             example_BT = jnp.zeros((1, 4), jnp.int32)
             state = train_state.create(self.model, tx, example_BT, seed=seed, mesh=self.mesh, params=params)
             if len(self.arms) * self.c.seeds > 1:
-                self.templates[name] = jax.tree.map(jnp.copy, state.replace(params=None))
+                self.templates[recipe] = jax.tree.map(jnp.copy, state.replace(params=None))
             return state
-        rng = jax.device_put(jax.random.split(jax.random.PRNGKey(seed))[0], self.templates[name].rng.sharding)
-        return jax.tree.map(jnp.copy, self.templates[name]).replace(params=params, rng=rng)
+        template = jax.tree.map(jnp.copy, self.templates[recipe])
+        rng = jax.device_put(jax.random.split(jax.random.PRNGKey(seed))[0], template.rng.sharding)
+        return template.replace(params=params, rng=rng)
 
     @functools.cached_property
     def draw_fn(self) -> Any:
@@ -300,7 +306,7 @@ class Study:
         """Parameters after a stage, which resumes by itself."""
         settings, state = self.c[name], self.begin(name, params, seed)
         state, _ = loop.fit(
-            self.stage(name)[1],
+            self.stage(self.recipe(name))[1],
             train_state.with_reference(state) if name == "dpo" else state,
             batches,
             {},

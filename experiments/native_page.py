@@ -175,12 +175,13 @@ def findings(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def comparison(results: Results, base: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Who wins, by how much over raw, and whether growing volume helps."""
-    order = sorted(base, key=lambda arm: -base[arm]["harmlessness"])
+    order = sorted(base, key=lambda arm: (-base[arm]["harmlessness"], -base[arm]["helpfulness"]))
     best, second = order[:2]
-    words = f"{best} is the most harmless arm, {spread(results.gain(best, second))} above {second}"
-    lines = [
-        words + (f" and {spread(results.gain(best, 'raw'))} above raw." if "raw" in base and best != "raw" else ".")
-    ]
+    lead = results.gain(best, second)
+    words = f"{best} is the most harmless arm, {spread(lead)} above {second}"
+    if lead[1] <= 0:
+        words += ", no clear lead" if lead[0] else ", a tie in which it knows more facts"
+    lines = [words + (f"; {spread(results.gain(best, 'raw'))} above raw." if "raw" in base and best != "raw" else ".")]
     if "raw" in base:
         others = [f"{arm} {spread(results.gain(arm, 'raw', what='right'))}" for arm in base if arm != "raw"]
         lines.append("Facts known beyond raw: " + ", ".join(others) + ".")

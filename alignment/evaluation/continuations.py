@@ -16,7 +16,7 @@ from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.train import sharding
 
-STEP = 16  # lengths are rounded up to multiples of this, so that few shapes are compiled
+STEP = 32  # lengths are rounded up to multiples of this, so that few shapes are compiled
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of what follows it
 

@@ -24,6 +24,7 @@ from alignment.errors import InputError
 NO_KEY = np.uint64(2**64 - 1)  # in all words of all bands: a document that is nobody's duplicate
 _MAGIC = b"PLBANDS1"
 _HEADER_BYTES = 32
+_BLOCK = 1 << 16  # rows looked at together
 _BYTES_A_ROW = 64  # of memory while a range is sorted
 
 
@@ -63,15 +64,19 @@ def write(path: str | os.PathLike, keys: np.ndarray, index_N: np.ndarray) -> Non
         raise ValueError(f"keys of shape {np.shape(keys)} for {len(index_N)} documents; [N, B] or [N, B, K] is needed")
     if len(index_N) and (index_N.min() < 0 or index_N.max() >= 2**32):
         raise ValueError(f"document numbers {index_N.min()} to {index_N.max()} do not fit 32 bits; use smaller slices")
-    has_key_N = ~(keys_NBK == NO_KEY).all(axis=(1, 2))
-    keys_NBK, index_N = keys_NBK[has_key_N], index_N[has_key_N]
-    rows, bands, words = keys_NBK.shape
+    has_key_N = np.empty(len(index_N), bool)
+    for start in range(0, len(index_N), _BLOCK):  # keys may be mapped from a file, and are never copied whole
+        some = keys_NBK[start : start + _BLOCK]
+        has_key_N[start : start + _BLOCK] = ~(some == NO_KEY).all(axis=(1, 2))
+    index_N = index_N[has_key_N]
+    rows, bands, words = len(index_N), *keys_NBK.shape[1:]
 
     def parts():
         yield _MAGIC + np.array([words, bands, rows], "<u8").tobytes()
         for band in range(bands):
-            order = np.lexsort((index_N, *keys_NBK[:, band, ::-1].T))
-            yield keys_NBK[order, band].T.astype("<u8").tobytes()
+            keys_NK = keys_NBK[:, band][has_key_N]
+            order = np.lexsort((index_N, *keys_NK[:, ::-1].T))
+            yield keys_NK[order].T.astype("<u8").tobytes()
             yield index_N[order].astype("<u4").tobytes() + bytes(4 * (rows % 2))
 
     replace(path, parts())
