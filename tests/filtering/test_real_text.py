@@ -19,7 +19,7 @@ SHARES = {  # of documents kept, by source: at least, at most
     "xquad_en": (0.35, 0.6),  # C4 asks for five sentences, and half of the paragraphs have fewer
     "tashkeela": (0.9, 1.0),
     "tashkeela_bare": (0.9, 1.0),
-    "tweets": (0.0, 0.3),  # ten tweets are no page: half of their words are marks, names and tags
+    "tweets": (0.0, 0.3),  # ten tweets are no page, and many of their words are tags and marks
 }
 ASKED_FOR = ("free", "war")  # in the place of a scorer, words that send a document to the rewriter
 
