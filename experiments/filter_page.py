@@ -10,7 +10,7 @@ from typing import Any
 from alignment.filtering import tally
 from alignment.train import files
 from data import shards
-from experiments import pictures
+from experiments import filter_tools, pictures
 
 TREATMENTS = {  # of a decision: whether it is this
     "kept": lambda row: row["action"] == "keep" and row["rule"] != "gate",
@@ -35,6 +35,7 @@ ASKED = {  # by what the toy web plants
     "short": "dropped by another rule",
 }
 HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
+FINE = ("not_scored", "tagged")  # reasons of documents kept without a rewriter having been asked
 MB = 1 << 20
 
 
@@ -58,7 +59,7 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
     files.write_rows(workdir / "tables/scores.jsonl", score_rows(counts))
     draw(workdir / "figures", steps, counts)
-    lines = findings(c, settings, counts, num)
+    lines = findings(settings, counts, total, num)
     summary = {
         "docs_in": num["in"],
         "docs_kept": num["in"] - num["drop"] - num["bad"],
@@ -183,7 +184,7 @@ def draw(folder: pathlib.Path, steps, counts) -> None:
         pictures.bars(folder / "gates.png", gates, label="share of rewritings", caption="Gates that rewritings failed.")
 
 
-def findings(c, settings, counts, num) -> list[str]:
+def findings(settings, counts, total, num) -> list[str]:
     """What a reader should know first; warnings before numbers."""
     lines = [
         f"Warning: {rule} takes {100 * share:.0f} % of source {source} ({docs} of {whole} documents)."
@@ -191,6 +192,8 @@ def findings(c, settings, counts, num) -> list[str]:
     ]
     if settings["align"]["score"] == "":
         lines.append("Warning: safety was not scored (skip); every document that the rules let pass was kept.")
+    else:
+        lines += about_scores(settings, total)
     whole = max(num["in"], 1)
     kept = num["keep"] + num["rewrite"] + num["synthesise"]
     lines.append(
@@ -202,6 +205,33 @@ def findings(c, settings, counts, num) -> list[str]:
     ]
     if failed:
         lines.append(f"Gates that rewritings failed: {', '.join(failed)}.")
+    return lines
+
+
+def about_scores(settings, total: Mapping[str, Sequence[int]]) -> list[str]:
+    """What the deciding scorer could not say, and what stays although it called for a change."""
+    lines, safety, align = [], settings["align"]["safety"], settings["align"]
+    if unscored := total.get("keep/not_scored", (0, 0))[0]:
+        known = safety.get("languages", "")
+        lines.append(f"Warning: {unscored:,} documents are not in the scorer's languages ({known}); kept, not scored.")
+    elif not safety.get("languages"):
+        lines.append(
+            "Every language was scored. Where the scorer was trained on one alone, name it by --config.scorers."
+            f"{align['score'].split('.')[0]}.languages: what it says of others is noise."
+        )
+    num_levels = filter_tools.num_levels(safety)
+    if num_levels and num_levels <= align["router"]["drop_at"]:
+        lines.append(
+            f"The scorer knows the levels 0 to {num_levels - 1}, and documents are dropped from "
+            f"{align['router']['drop_at']} on: what it calls unsafe goes to the rewriter, and none is dropped."
+        )
+    stays = sum(docs for name, (docs, _) in total.items() if name.startswith("keep/") and name[5:] not in FINE)
+    if stays:
+        unchanged = total.get("keep/unchanged", (0, 0))[0]
+        lines.append(
+            f"Warning: {stays:,} documents were sent to the rewriter and stay as they were: {unchanged:,} came back "
+            f"unchanged, {stays - unchanged:,} had no answer that passed the gates (mild ones are kept then)."
+        )
     return lines
 
 

@@ -35,6 +35,7 @@ from data import toyweb
 SCORER = {  # settings of a scorer
     "kind": "",
     "path": "",
+    "languages": "",  # that it was trained on, such as "en,ar"; documents in others go unscored; "": it takes all
     "label": "",  # of a fastText model: whose probability is the score
     "url": "",  # of a judge: an OpenAI-compatible endpoint
     "model": "",  # that it knows
@@ -130,6 +131,12 @@ def content_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def num_levels(scorer_settings: Mapping[str, Any]) -> int:
+    """Levels that a scorer of ours tells apart; 0 where that is not known."""
+    about = pathlib.Path(scorer_settings.get("path", ""), "scorer.json")
+    return len(json.loads(about.read_text("utf-8"))["levels"]) if about.is_file() else 0
+
+
 def _paths(given: Any) -> list[str]:
     """All texts in nested settings."""
     if isinstance(given, Mapping):
@@ -204,6 +211,21 @@ def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def in_languages(
+    score_fn: Callable[[Sequence[dict]], list[dict[str, float]]], name: str, languages: str
+) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
+    """A scorer that is asked about documents in these languages alone; others have NAME.other_language and no score."""
+    known = {part.strip() for part in languages.split(",")}
+
+    def score(documents: Sequence[dict]) -> list[dict[str, float]]:
+        is_known = [found in known for found, _ in language.identify([d["text"] for d in documents])]
+        asked = [document for document, take in zip(documents, is_known, strict=True) if take]
+        rows = iter(score_fn(asked) if asked else [])
+        return [next(rows) if take else {f"{name}.other_language": 1.0} for take in is_known]
+
+    return score
+
+
 @functools.lru_cache(maxsize=8)
 def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
     s = json.loads(settings)
@@ -219,7 +241,8 @@ def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str
         options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
     elif s["kind"] == "judge":
         options["complete"] = backends.openai(s["url"], s["model"])
-    return scorers.load(s["kind"], s["path"], **options)
+    score_fn = scorers.load(s["kind"], s["path"], **options)
+    return in_languages(score_fn, name, s["languages"]) if s.get("languages") else score_fn
 
 
 @functools.lru_cache(maxsize=1)
@@ -234,7 +257,7 @@ def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
     name = score.split(".")[0]
     safety = scorer(name, json.dumps(s["safety"], sort_keys=True))
     measures = {
-        "safety": lambda texts: [found[score] for found in safety([{"text": text} for text in texts])],
+        "safety": lambda texts: [found.get(score) for found in safety([{"text": text} for text in texts])],
         "language": language.identify,
     }
     if s["perplexity"]:

@@ -117,6 +117,7 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
     Args:
         documents: what is left after rules and duplicates.
         scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none.
+            Where "<scorer>.other_language" stands in its place the document was not asked about, and is kept.
     """
     outside = [_outside(found, tools.bounds) for found in scores]
     if not tools.score:
@@ -126,9 +127,16 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
         ]
     values = [found.get(tools.score) for found in scores]
     options = {"keep_at": tools.keep_at, "drop_at": tools.drop_at, "synthesise": tools.synthesise}
+    foreign = f"{tools.score.split('.')[0]}.other_language"
     actions = [
-        "outside" if found else "drop" if value is None else router.route(value, **options)
-        for value, found in zip(values, outside, strict=True)
+        "outside"
+        if out
+        else "unscored"
+        if foreign in found
+        else "drop"
+        if value is None
+        else router.route(value, **options)
+        for value, out, found in zip(values, outside, scores, strict=True)
     ]
     answers: dict[int, tuple[str | None, gates.Gate]] = {}
     for action, kind in KINDS.items():
@@ -143,6 +151,8 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
         evidence = {tools.score: value}
         if action == "outside":
             outcomes.append(_dropped(document, "scores", *outside[i]))
+        elif action == "unscored":
+            outcomes.append(_kept(document, "router", "not_scored", {}))
         elif action == "keep":
             outcomes.append(_kept(document, "router", "", evidence))
         elif action == "drop":
