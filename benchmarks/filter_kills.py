@@ -28,7 +28,14 @@ from data import toyweb  # noqa: E402
 
 DONE, TOO_MANY_BAD = 0, 3
 DAMAGE = (b'{"id": "cut', b'{"id": "no text"}', b'{"id": "x", "text": "\xff\xfe"}')
-ENDS = (DONE, TOO_MANY_BAD, -signal.SIGKILL, 75, -signal.SIGTERM)  # the last while Python still starts
+ENDS = (
+    DONE,
+    TOO_MANY_BAD,
+    -signal.SIGKILL,
+    75,
+    -signal.SIGTERM,
+    signal.SIGTERM,
+)  # the last two as Python or Ray starts
 
 
 def write_inputs(folder: pathlib.Path, num: int) -> None:
@@ -89,7 +96,8 @@ def workers_of(pid: int) -> list[int]:
             words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"workers.serve" in words or words.startswith(b"ray::"):
+        is_rays = words.startswith(b"ray::") and b"Agent" not in words  # a node ends with its agents
+        if b"workers.serve" in words or is_rays:
             found.append(child)
     return found
 

@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.samples = 20  # documents shown an action
     c.compression = "zst"  # of the shards: zst, gz or ""
     c.slice_mb = 32.0  # what one task reads
-    c.read = dict(source="", max_document_mb=10, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
+    c.read = dict(source="", max_document_mb=10.0, text_unit="paragraphs")  # "": the folder's name; of .txt, or "line"
     c.read.columns = dict(text="text", id="id", url="url")  # id="": made from file name and offset
     c.packs = ("en", "ar")  # languages kept: packs by name or by path of a YAML file
     c.language_model = ""  # a fastText identifier (.bin, .ftz); "": scripts, frequent words, py3langid
@@ -87,6 +87,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
+    filter_tools.check_numbers(c)
     settings = filter_tools.stage_settings(c)
     if settings.get("score.safety", {}).get("path") == "toyweb":
         path = str(workdir / "scorer/export")
@@ -214,7 +215,10 @@ def through(c, job, run_tasks, name: str, tasks) -> list[dict]:
 
 def finished(job, name: str) -> set[int]:
     """Tasks that a stage is through with; rows are not held, since there may be very many."""
-    return {index for index, _ in shards.each_finished(job.outputs, name, job.hashes[name])}
+    try:
+        return {index for index, _ in shards.each_finished(job.outputs, name, job.hashes[name])}
+    except InputError as e:
+        raise InputError(f"{e}; where it may be replaced, --config.redo=\"('{name}',)\" does that") from e
 
 
 def resources(text: str) -> dict[str, float]:

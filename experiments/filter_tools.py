@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,18 @@ def knobs() -> dict[str, dict[str, str]]:
     return found
 
 
+def check_numbers(c) -> None:
+    """Refuse sizes and shares that are none."""
+    least = {"samples": 0, "read.max_document_mb": 1e-6, "slice_mb": 2**-20, "workers": 0}
+    least |= {"paragraphs.capacity": 0, "rewriter.concurrency": 1, "rewriter.max_tokens": 1, "rewriter.retries": 0}
+    shares = ("max_bad", "router.tag_probability")
+    for name in (*least, *shares):
+        value, most = functools.reduce(getattr, name.split("."), c), 1 if name in shares else math.inf
+        if not least.get(name, 0) <= value <= most:
+            need = "a share from 0 to 1" if name in shares else f"at least {least[name]:g}"
+            raise InputError(f"{name}={value}: it is {need}; set --config.{name}")
+
+
 def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of a rule that are given: literals, or plain words where they are none."""
     found = {}
@@ -165,6 +178,8 @@ def check(settings: Mapping[str, Any]) -> None:
     align = settings["align"]
     screening(json.dumps(settings["screen"], sort_keys=True))
     for name in align["scorers"]:
+        if settings[f"score.{name}"]["kind"] not in ("", "toyweb", *scorers.KINDS):
+            scorer(name, json.dumps(settings[f"score.{name}"], sort_keys=True))  # which says what kinds there are
         kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
         if kind in ("linear", "fasttext", "embedding", "perplexity", "") and not path:
             raise InputError(
@@ -178,12 +193,27 @@ def check(settings: Mapping[str, Any]) -> None:
         conduct.load(align["rewriter"]["conduct"])
 
 
+def _check_kinds(chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a word where a rule takes a number, and one path where it takes several."""
+    for name, options in chosen.items():
+        rule = getattr(rules.RULES[name], "target", lambda rule=rules.RULES[name]: rule)()
+        for key, value in options.items():
+            usual = inspect.signature(rule).parameters[key].default
+            is_number = isinstance(usual, (int, float))
+            if (is_number and not isinstance(value, (int, float, type(None)))) or (
+                isinstance(usual, (tuple, list)) and isinstance(value, str)
+            ):
+                need = "a number" if is_number else f"a tuple such as \"('{value}',)\""
+                raise InputError(f"rules.{name}.{key}={value!r}: it takes {need}, or default ({usual!r})")
+
+
 @functools.lru_cache(maxsize=2)
 def screening(settings: str) -> pipeline.Screening:
     s = json.loads(settings)
     packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
     chosen = s["rules"]
     rules.validate(s["chain"], chosen, packs)
+    _check_kinds(chosen)
     for name in s["chain"]:
         rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
     dedup = dict(s["dedup"])

@@ -172,6 +172,7 @@ def openai(
         try:
             for done in concurrent.futures.as_completed([pool.submit(one, i) for i in range(len(messages))]):
                 done.result()
+            health.check_last()
         except Down as e:
             pool.shutdown(cancel_futures=True)  # those under way may still answer
             health.revive()
@@ -207,6 +208,14 @@ class _Health:
                     f"{self.shown} is down: {num} requests in a row had no {what} ({self.last}). Start it again and "
                     "run the same command: answers so far are in the cache"
                 )
+
+    def check_last(self) -> None:
+        """At the end of a call nobody is left to show that the endpoint answers again: what it missed waits."""
+        if self.failures["connection"]:
+            raise Down(
+                f"{self.shown} is down: the last requests had no connection ({self.last}). Start it again and run the "
+                "same command: answers so far are in the cache"
+            )
 
 
 class _Endpoint:
