@@ -1,0 +1,326 @@
+"""Filtering text beside datatrove's local executor: same rules, same files, one run; and memory, time and executors.
+
+Run:    python benchmarks/filter.py                              (about ten minutes on two cores, plus installing)
+Look:   python benchmarks/filter.py --documents 200 --rounds 1 --megabytes 5
+Keep:   python benchmarks/filter.py --output benchmarks/results/filter.md
+Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000
+
+Documents are those of --data (JSONL files with a `text`, plain text by paragraphs; default: the toy web's English),
+joined or cut to about 2.5 kB and varied by a few words each, so that none is another's copy. datatrove runs in an
+environment of its own (about 600 MB under ~/.cache/plumbline/bench, or --env-dir). Each side is a fresh process; they
+take turns, and only one works at any moment. The clock starts when all is imported.
+
+Parts: `rules`, Gopher repetition and quality, C4 without the end-mark rule and FineWeb, with decisions compared one by
+one; `signatures`, MinHash of 14 x 8; `executors`, processes against Ray, warm; `memory`, peak memory and time of the
+default chain against the size of the input.
+"""
+
+import argparse
+import datetime
+import functools
+import gzip
+import json
+import pathlib
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import machine
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+PACKAGES = [("datatrove[io,processing]==0.10.1 spacy>=3.8",)]
+PARTS = ("rules", "signatures", "executors", "memory")
+SIZE = 2_500  # characters of a document
+VARIED = 8  # words changed in a document
+
+
+# Documents ----------------------------------------------------------------------------------------------------------
+
+
+def texts(data: str) -> list[str]:
+    """About SIZE characters each: long ones cut between lines, short ones joined."""
+    if not data:
+        from data import toyweb
+
+        found = [d["text"] for d in toyweb.documents(4_000, seed=0, languages=("en",))]
+    else:
+        found = []
+        for path in sorted(pathlib.Path(p) for part in data.split(",") for p in part.split()):
+            content = path.read_text("utf-8")
+            if path.suffix == ".jsonl":
+                found += [row["text"] for row in map(json.loads, content.splitlines()) if row.get("text")]
+            else:
+                found += [part for part in content.split("\n\n") if part.strip()]
+    whole, held = [], ""
+    for text in found:
+        for line in text.split("\n"):
+            held += line + "\n"
+            if len(held) >= SIZE:
+                whole.append(held.strip())
+                held = ""
+        held += "\n"
+    return whole
+
+
+def write(path: pathlib.Path, originals: list[str], num: int, seed: int = 0) -> None:
+    """`num` documents as JSONL (.gz): the originals in turn, some words of each exchanged for others of the corpus."""
+    rng = random.Random(seed)
+    words = [word for text in originals for word in text.split(" ")]
+    make = functools.partial(gzip.open, compresslevel=1) if path.suffix == ".gz" else open
+    with make(path, "wt", encoding="utf-8") as f:
+        for i in range(num):
+            varied = originals[i % len(originals)].split(" ")
+            for _ in range(VARIED if i >= len(originals) else 0):
+                varied[rng.randrange(len(varied))] = rng.choice(words)
+            f.write(json.dumps({"id": f"d{i}", "text": " ".join(varied)}, ensure_ascii=False) + "\n")
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def measured(python: str, script: str, part: str, inputs: pathlib.Path, out: pathlib.Path) -> dict:
+    command = [python, str(HERE / "peers" / script), "--part", part, "--inputs", str(inputs), "--out", str(out)]
+    before, start = machine.busy_cpu_seconds(), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{script} --part {part} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    used = told["cpu_seconds"] + 0.0
+    wall = time.perf_counter() - start
+    told["others"] = max(0.0, (machine.busy_cpu_seconds() - before - used) / wall)
+    return told
+
+
+def side_by_side(contestants: dict, inputs: pathlib.Path, folder: pathlib.Path, args) -> dict[str, list[dict]]:
+    """Rounds in turns: {contestant: a row a round}."""
+    rows = {name: [] for name in contestants}
+    for turn in range(args.rounds):
+        for name, (python, script, part) in contestants.items():
+            machine.wait_until_quiet(args.patience)
+            rows[name].append(measured(python, script, part, inputs, folder / f"{name}-{turn}"))
+            print(f"  {name}: {rows[name][-1]['cpu_seconds']:.2f} CPU seconds", flush=True)
+    return rows
+
+
+def speeds(part: str, rows: dict[str, list[dict]], num: int) -> list[dict]:
+    """A row a contestant: documents a second of one core, and how many times datatrove's, round by round."""
+    peer = [row["cpu_seconds"] for row in rows["datatrove"]]
+    found = []
+    for name, own in rows.items():
+        ratios = [theirs / row["cpu_seconds"] for theirs, row in zip(peer, own)]
+        found.append(
+            {
+                "part": part,
+                "contestant": name,
+                "docs_per_core_second": num / statistics.median(row["cpu_seconds"] for row in own),
+                "docs_per_second": num / statistics.median(row["seconds"] for row in own),
+                "ratio": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "peak_mb": max(row["peak_mb"] for row in own),
+                "others": max(row["others"] for row in own),
+                "versions": own[0]["versions"],
+            }
+        )
+    return found
+
+
+def decisions(ours: pathlib.Path, theirs: pathlib.Path, num: int) -> dict:
+    """Shares of the documents with equal decisions, and with equal reasons, and which documents differ."""
+    from data import shards
+
+    own = {row["row"]["id"]: row["row"]["reason"] for row in shards.read(ours / "stages/dropped/00000.jsonl.zst")}
+    peer = {}
+    for path in theirs.glob("removed/*/*.jsonl"):
+        for line in path.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            peer[row["id"]] = row["metadata"]["filter_reason"]
+    names = [f"d{i}" for i in range(num)]
+    differ = [[name, own.get(name, ""), peer.get(name, "")] for name in names if own.get(name) != peer.get(name)]
+    same = sum((name in own) == (name in peer) for name in names) / num
+    return {"equal_decisions": same, "equal_reasons": 1 - len(differ) / num, "dropped": len(own), "differ": differ[:20]}
+
+
+def executors(folder: pathlib.Path, originals: list[str], args) -> list[dict]:
+    """Documents a second of the default chain by two processes and by Ray with two CPUs, workers warm, in turns."""
+    sys.path.append(str(HERE / "peers"))
+    import filter_ours
+
+    from data import executors as engine
+    from experiments import filter_stages
+
+    num = 4 * args.documents
+    path = folder / "executors.jsonl"
+    write(path, originals, num)
+    size = path.stat().st_size / 2**20
+    rates, digests = {"process": [], "ray": []}, set()
+    for turn in range(args.rounds):
+        for name in rates:
+            out = folder / f"{name}-{turn}"
+            job, pieces = filter_ours.job_of(str(path), str(out), size / 16)
+            with engine.opened(
+                functools.partial(filter_stages.do, job), executor=name, workers=2, retries=0
+            ) as run_tasks:
+                tasks = [("screen", piece.index, piece) for piece in pieces]
+                list(run_tasks(tasks))  # workers start, words are met
+                start = time.perf_counter()
+                rows = dict(run_tasks(tasks))
+                rates[name].append(num / (time.perf_counter() - start))
+            digests.add(json.dumps([rows[i]["outputs"] for i in sorted(rows)], sort_keys=True))
+            print(f"  {name}: {rates[name][-1]:.0f} documents a second", flush=True)
+    ratios = [ray / process for ray, process in zip(rates["ray"], rates["process"])]
+    shown = {name: statistics.median(found) for name, found in rates.items()}
+    return [
+        {"part": "executors", **shown, "ratio": statistics.median(ratios), "ratios": ratios, "same": len(digests) == 1}
+    ]
+
+
+def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> list[dict]:
+    """Peak memory and seconds of one worker against the size of its input; one file of JSONL, and the same packed."""
+    rows = []
+    for megabytes in map(float, args.megabytes.split(",")):
+        num = max(1, int(megabytes * 2**20 / (SIZE + 60)))
+        for ending in (".jsonl", ".jsonl.gz"):
+            path = folder / f"size{ending}"
+            write(path, originals, num)
+            told = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
+            row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num}
+            rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb")})
+            print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {told['seconds']:.1f} s", flush=True)
+            subprocess.run(["rm", "-rf", str(folder / "size-out"), str(path)], check=True)
+    return rows
+
+
+# Reporting ----------------------------------------------------------------------------------------------------------
+
+
+def report(rows: list[dict], facts: dict) -> str:
+    lines = []
+    for part in ("rules", "signatures"):
+        found = [row for row in rows if row["part"] == part]
+        if found:
+            lines += [
+                f"### {part}",
+                "",
+                "| contestant | documents per core and second | x datatrove (range) |",
+            ]
+            lines.append("| --- | --- | --- |")
+            for row in found:
+                cells = [row["contestant"], f"{row['docs_per_core_second']:,.0f}"]
+                cells.append(f"{row['ratio']:.1f} ({row['low']:.1f}-{row['high']:.1f})")
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
+    for row in rows:
+        if row["part"] == "decisions":
+            lines.append(
+                f"Decisions equal on {100 * row['equal_decisions']:.2f} % of {facts['documents']} documents, reasons "
+                f"on {100 * row['equal_reasons']:.2f} %; {row['dropped']} dropped. Where they differ: {row['differ']}."
+            )
+        if row["part"] == "executors":
+            same = "the same bytes" if row["same"] else "**other bytes**"
+            lines.append(
+                f"Ray with two CPUs does {row['ray']:,.0f} documents a second, two processes {row['process']:,.0f}: "
+                f"{row['ratio']:.2f} times as many, with {same}."
+            )
+    found = [row for row in rows if row["part"] == "memory"]
+    if found:
+        lines += ["", "### memory", "", "| input, MB | file | documents | seconds | peak memory, MiB |"]
+        lines.append("| --- | --- | --- | --- | --- |")
+        for row in found:
+            cells = [f"{row['megabytes']:g}", row["file"], f"{row['documents']:,}"]
+            lines.append("| " + " | ".join([*cells, f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}"]) + " |")
+    others = max((row["others"] for row in rows if "others" in row), default=0.0)
+    quiet = "" if others <= machine.QUIET else "; **not a quiet machine, so not a measurement to keep**"
+    versions = {row["contestant"]: row["versions"] for row in rows if "versions" in row}
+    notes = {
+        "Command": f"`{facts['command']}`",
+        "Documents": f"{facts['documents']} of about {SIZE} characters, from {facts['data']}; {facts['rounds']} rounds",
+        "Hardware": f"{facts['hardware']}; others kept at most {others:.2f} cores busy while a side ran{quiet}",
+        "Versions": "; ".join(f"{who}: {of}" for who, of in versions.items()),
+        "When": f"{facts['date']}, commit {facts['commit']}",
+    }
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
+
+
+def draw(path: pathlib.Path, rows: list[dict]) -> None:
+    """Memory and time against size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for ending in sorted({row["file"] for row in rows}):
+        own = [row for row in rows if row["file"] == ending]
+        left.plot([row["megabytes"] for row in own], [row["peak_mb"] for row in own], "o-", label=ending)
+        right.plot([row["megabytes"] for row in own], [row["seconds"] for row in own], "o-", label=ending)
+    left.axhline(500, color="grey", linestyle="--", linewidth=1)
+    for axes, name in ((left, "peak memory of a worker, MiB"), (right, "seconds, one core")):
+        axes.set_xscale("log")
+        axes.set_xlabel("input, MB")
+        axes.set_ylabel(name)
+    left.set_ylim(0)
+    right.set_yscale("log")
+    left.legend(frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--data", default="", help="files of text, .jsonl or .txt, with commas between")
+    parser.add_argument("--documents", type=int, default=2_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", default="10,100,1000", help="sizes of the part `memory`")
+    parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
+    parser.add_argument("--output", type=pathlib.Path, help="Markdown file to write; JSON and picture go beside it")
+    parser.add_argument("--env-dir", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "plumbline" / "bench")
+    parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environment with")
+    args = parser.parse_args()
+    parts = args.parts.split(",")
+    if wrong := [part for part in parts if part not in PARTS]:
+        raise SystemExit(f"{wrong[0]!r} is none of the parts {', '.join(PARTS)}")
+    originals = texts(args.data)
+    facts = {"command": shlex.join(["python", *sys.argv]), "hardware": machine.hardware(), "commit": machine.commit()}
+    facts |= {"date": datetime.date.today().isoformat(), "documents": args.documents, "rounds": args.rounds}
+    facts["data"] = ", ".join(pathlib.Path(p).name for p in args.data.split(",")) if args.data else "the toy web"
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="filter_") as folder:
+        folder = pathlib.Path(folder)
+        inputs = folder / "inputs"
+        inputs.mkdir()
+        write(inputs / "documents.jsonl", originals, args.documents)
+        peer = ""
+        if {"rules", "signatures"} & set(parts):
+            peer = machine.environment("datatrove", PACKAGES, args.env_dir, args.python or machine.find_python())
+        if "rules" in parts:
+            sides = {"ours": (sys.executable, "filter_ours.py", "rules")}
+            sides["datatrove"] = (peer, "filter_datatrove.py", "rules")
+            rows += speeds("rules", side_by_side(sides, inputs, folder, args), args.documents)
+            rows.append({"part": "decisions", **decisions(folder / "ours-0", folder / "datatrove-0", args.documents)})
+        if "signatures" in parts:
+            sides = {"ours": (sys.executable, "filter_ours.py", "signatures")}
+            sides["ours, datatrove's hashes"] = (sys.executable, "filter_ours.py", "signatures-datatrove")
+            sides["datatrove"] = (peer, "filter_datatrove.py", "signatures")
+            (folder / "signatures").mkdir()
+            rows += speeds("signatures", side_by_side(sides, inputs, folder / "signatures", args), args.documents)
+        if "executors" in parts:
+            rows += executors(folder, originals, args)
+        if "memory" in parts:
+            rows += memory(folder, originals, args, sys.executable)
+    text = report(rows, facts)
+    print("\n" + text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text)
+        args.output.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        if sizes := [row for row in rows if row["part"] == "memory"]:
+            draw(args.output.with_suffix(".png"), sizes)
+
+
+if __name__ == "__main__":
+    main()
