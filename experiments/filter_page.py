@@ -54,6 +54,8 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     num["in"] = sum(num.values())
     steps = funnel(c.chain, settings, total, num["in"])
     files.write_rows(workdir / "tables/funnel.jsonl", steps)
+    left = [{"step": i, "documents_left": row["left"]} for i, row in enumerate(steps)]
+    files.write_rows(workdir / "metrics.jsonl", left)  # a step of the funnel is one of the run
     files.write_rows(workdir / "tables/sources.jsonl", cards(counts))
     files.write_rows(workdir / "tables/gates.jsonl", gate_rows(counts))
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
