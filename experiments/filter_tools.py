@@ -96,6 +96,18 @@ def knobs() -> dict[str, dict[str, str]]:
     return found
 
 
+def _check_values(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse a word where a rule takes a number."""
+    rule = rules.RULES[name]
+    known = inspect.signature(getattr(rule, "target", lambda: rule)()).parameters
+    for key, value in given.items():
+        takes_number = isinstance(known[key].default, (int, float)) or known[key].default is None
+        if takes_number and not (value is None or isinstance(value, (int, float))):
+            raise InputError(
+                f"rules.{name}.{key}={value!r} is no number; its default is {known[key].default}, None is off"
+            )
+
+
 def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of a rule that are given: literals, or plain words where they are none."""
     found = {}
@@ -175,7 +187,15 @@ def check(settings: Mapping[str, Any]) -> None:
     if align["score"] and align["rewriter"]["backend"] not in BACKENDS:
         raise InputError(f"rewriter.backend={align['rewriter']['backend']!r} is none of {', '.join(BACKENDS)}")
     if align["score"]:
-        conduct.load(align["rewriter"]["conduct"])
+        code = conduct.load(align["rewriter"]["conduct"])
+        if align["rewriter"]["backend"] == "openai":
+            if not align["rewriter"]["model"]:
+                raise InputError(
+                    "there is no model to rewrite: give --config.rewriter.url and --config.rewriter.model of an "
+                    "OpenAI-compatible endpoint, --config.rewriter.backend=flax with the folder of a model trained by "
+                    "experiments/rewriter.py, or --config.rewriter.backend=none (mild texts stay, others go)"
+                )
+            backend(json.dumps(align["rewriter"]), code.sha256)
 
 
 @functools.lru_cache(maxsize=2)
@@ -185,6 +205,7 @@ def screening(settings: str) -> pipeline.Screening:
     chosen = s["rules"]
     rules.validate(s["chain"], chosen, packs)
     for name in s["chain"]:
+        _check_values(name, chosen.get(name, {}))
         rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
     dedup = dict(s["dedup"])
     exact, near = dedup.pop("exact"), dedup.pop("minhash")
