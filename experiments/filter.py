@@ -153,7 +153,8 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
         raise InputError(f"outputs={str(outputs)!r} cannot be made: {e.strerror}; choose a folder to write in") from e
     frozen = {"inputs": inputs, "slice_mb": c.slice_mb, "empty_files": slices.empty_files(inputs)}
     frozen["slices"] = [dataclasses.asdict(piece) for piece in pieces]
-    files.write(path, lambda f: f.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2)))
+    with shards.whole_file(path) as sink:  # all shares of an array write it, and the same
+        sink.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2))
     return pieces
 
 

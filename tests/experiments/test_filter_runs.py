@@ -70,7 +70,7 @@ def test_each_document_has_one_decision_and_lies_in_one_place(whole):
 @pytest.mark.parametrize("count", [2, 5])
 def test_shares_of_an_array_leave_the_same_bytes(whole, tmp_path, monkeypatch, count):
     monkeypatch.setattr(experiment, "POLL_SECONDS", 0.02)
-    summaries = [None] * count
+    summaries, errors = [None] * count, []
 
     def share(index):
         c = experiment.get_config("tiny")
@@ -78,13 +78,18 @@ def test_shares_of_an_array_leave_the_same_bytes(whole, tmp_path, monkeypatch, c
         c.inputs, c.outputs = str(whole / "toyweb"), str(tmp_path / "clean")
         c.shard_index, c.shard_count = index, count
         (tmp_path / str(index)).mkdir()
-        summaries[index] = experiment.run(c, str(tmp_path / str(index)))
+        try:
+            summaries[index] = experiment.run(c, str(tmp_path / str(index)))
+        except Exception as e:
+            errors.append(e)
 
-    threads = [threading.Thread(target=share, args=(index,)) for index in range(count)]
+    threads = [threading.Thread(target=share, args=(index,), daemon=True) for index in range(count)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(120)
+    while any(thread.is_alive() for thread in threads) and not errors:
+        time.sleep(0.05)
+    if errors:
+        raise errors[0]
     assert digests(tmp_path / "clean") == digests(whole / "clean")
     timed = ("seconds", "docs_per_second")
     plain = [{k: v for k, v in found.items() if k not in timed} for found in summaries]
@@ -232,6 +237,7 @@ def test_without_a_scorer_the_report_says_so_and_a_heavy_rule_is_named_first(tmp
 
 def test_a_rewriter_that_is_down_stops_the_run_with_its_work_saved(whole, tmp_path):
     flags = (*SMALL, "--config.rewriter.backend=openai", "--config.rewriter.url=http://127.0.0.1:9/v1")
+    flags += ("--config.rewriter.model=any",)
     ended = launch("filter.py:tiny", tmp_path / "run", *flags, "--config.rewriter.retries=0")
     assert ended.code == 75, ended.err
     assert "down" in ended.out + ended.err
