@@ -52,7 +52,7 @@ def sample(tally: dict[str, Any], group: str, id: str, row: Mapping[str, Any], m
     """Keep `row` as an example of `group` if its id is among the `most` with the smallest hash."""
     kept = tally["samples"].setdefault(group, [])
     key = xxhash.xxh64_hexdigest(id)
-    if len(kept) == most and key >= kept[-1][0]:
+    if most < 1 or (len(kept) == most and key >= kept[-1][0]):
         return
     short = {k: v[:TEXT_SHOWN] if isinstance(v, str) else v for k, v in row.items()}
     kept[:] = heapq.nsmallest(most, [*kept, [key, short]], key=_hashed)
