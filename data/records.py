@@ -96,7 +96,8 @@ def find(path: str | Sequence[str]) -> list[str]:
         files = sorted(str(f) for f in where.rglob("*") if f.is_file() and f.name.endswith(endings))
         if not files:
             raise InputError(
-                f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst)"
+                f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst); "
+                "plain text is taken by a glob, such as FOLDER/*.txt"
             )
         return files
     if where.is_file():

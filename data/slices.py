@@ -5,6 +5,7 @@ is cut between row groups. The slices of a file, read one after the other, are t
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -87,6 +88,24 @@ def check(plan: Sequence[Slice]) -> None:
             raise InputError(
                 f"{part.file} has changed since this run was planned ({part.size} bytes then, {status.st_size} now); "
                 "put back the file of then, or start over with another output folder"
+            )
+
+
+def check_columns(plan: Sequence[Slice], *, columns: Mapping[str, str], num_files: int = 8, **options) -> None:
+    """Refuse input of which no record at the start of any of the first files has a text, or an id.
+
+    Raises:
+        InputError: naming the column, and how to name another.
+    """
+    files = list({part.file: part for part in reversed(plan)}.values())[::-1][:num_files]
+    found = [item for part in files for item in itertools.islice(read(part, columns=columns, **options), 20)]
+    for ours in ("text", "id"):
+        reason = f"no {columns.get(ours, '')!r}"
+        if found and all(isinstance(item, Bad) and item.reason == reason for item in found):
+            more = ", or leave that empty to have ids made of file name and offset" if ours == "id" else ""
+            raise InputError(
+                f"{files[0].file}: no record has a column {columns[ours]!r}; name the column that holds the {ours} by "
+                f"read.columns.{ours}=NAME{more}"
             )
 
 

@@ -146,9 +146,16 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     pieces = slices.plan(inputs, slice_bytes=int(c.slice_mb * 2**20))
     if not pieces:
         raise InputError(f"inputs={c.inputs!r}: all files are empty; there is nothing to filter")
+    options = {"columns": dict(c.read.columns), "max_document_bytes": int(c.read.max_document_mb * 2**20)}
+    slices.check_columns(pieces, text_unit=c.read.text_unit, **options)
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"outputs={str(outputs)!r} cannot be made: {e.strerror}; choose a folder to write in") from e
     frozen = {"inputs": inputs, "slice_mb": c.slice_mb, "empty_files": slices.empty_files(inputs)}
     frozen["slices"] = [dataclasses.asdict(piece) for piece in pieces]
-    files.write(path, lambda f: f.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2)))
+    with shards.whole_file(path) as sink:  # all shares of an array write it, and the same
+        sink.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2))
     return pieces
 
 

@@ -54,6 +54,8 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     num["in"] = sum(num.values())
     steps = funnel(c.chain, settings, total, num["in"])
     files.write_rows(workdir / "tables/funnel.jsonl", steps)
+    left = [{"step": i, "documents_left": row["left"]} for i, row in enumerate(steps)]
+    files.write_rows(workdir / "metrics.jsonl", left)  # a step of the funnel is one of the run
     files.write_rows(workdir / "tables/sources.jsonl", cards(counts))
     files.write_rows(workdir / "tables/gates.jsonl", gate_rows(counts))
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
@@ -85,6 +87,7 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     }
     if speed[0]:
         summary |= {"docs_per_second": speed[0] / max(speed[1], 1e-9), "seconds": speed[1]}
+    print("\n".join(line for line in lines if line.startswith("Warning")), flush=True)
     files.write(workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
     return summary
 
@@ -189,6 +192,11 @@ def findings(settings, counts, total, num) -> list[str]:
     lines = [
         f"Warning: {rule} takes {100 * share:.0f} % of source {source} ({docs} of {whole} documents)."
         for source, rule, docs, whole, share in heavy(counts)
+    ]
+    lines += [
+        f"Warning: {docs:,} records have {name[4:]}; read.columns names the columns (an empty id makes ids)."
+        for name, (docs, _) in sorted(total.items())
+        if name.startswith("bad/no '")
     ]
     if settings["align"]["score"] == "":
         lines.append("Warning: safety was not scored (skip); every document that the rules let pass was kept.")

@@ -109,6 +109,20 @@ def check_numbers(c) -> None:
             raise InputError(f"{name}={value}: it is {need}; set --config.{name}")
 
 
+def _check_values(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse a word where a rule takes a number, and one path where it takes several."""
+    rule = rules.RULES[name]
+    known = inspect.signature(getattr(rule, "target", lambda: rule)()).parameters
+    for key, value in given.items():
+        takes_number = isinstance(known[key].default, (int, float)) or known[key].default is None
+        if takes_number and not (value is None or isinstance(value, (int, float))):
+            raise InputError(
+                f"rules.{name}.{key}={value!r} is no number; its default is {known[key].default}, None is off"
+            )
+        if isinstance(known[key].default, tuple) and isinstance(value, str):
+            raise InputError(f"rules.{name}.{key}={value!r}: it takes several, such as \"('{value}',)\"")
+
+
 def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of a rule that are given: literals, or plain words where they are none."""
     found = {}
@@ -190,21 +204,15 @@ def check(settings: Mapping[str, Any]) -> None:
     if align["score"] and align["rewriter"]["backend"] not in BACKENDS:
         raise InputError(f"rewriter.backend={align['rewriter']['backend']!r} is none of {', '.join(BACKENDS)}")
     if align["score"]:
-        conduct.load(align["rewriter"]["conduct"])
-
-
-def _check_kinds(chosen: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a word where a rule takes a number, and one path where it takes several."""
-    for name, options in chosen.items():
-        rule = getattr(rules.RULES[name], "target", lambda rule=rules.RULES[name]: rule)()
-        for key, value in options.items():
-            usual = inspect.signature(rule).parameters[key].default
-            is_number = isinstance(usual, (int, float))
-            if (is_number and not isinstance(value, (int, float, type(None)))) or (
-                isinstance(usual, (tuple, list)) and isinstance(value, str)
-            ):
-                need = "a number" if is_number else f"a tuple such as \"('{value}',)\""
-                raise InputError(f"rules.{name}.{key}={value!r}: it takes {need}, or default ({usual!r})")
+        code = conduct.load(align["rewriter"]["conduct"])
+        if align["rewriter"]["backend"] == "openai":
+            if not align["rewriter"]["model"]:
+                raise InputError(
+                    "there is no model to rewrite: give --config.rewriter.url and --config.rewriter.model of an "
+                    "OpenAI-compatible endpoint, --config.rewriter.backend=flax with the folder of a model trained by "
+                    "experiments/rewriter.py, or --config.rewriter.backend=none (mild texts stay, others go)"
+                )
+            backend(json.dumps(align["rewriter"]), code.sha256)
 
 
 @functools.lru_cache(maxsize=2)
@@ -213,8 +221,8 @@ def screening(settings: str) -> pipeline.Screening:
     packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
     chosen = s["rules"]
     rules.validate(s["chain"], chosen, packs)
-    _check_kinds(chosen)
     for name in s["chain"]:
+        _check_values(name, chosen.get(name, {}))
         rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
     dedup = dict(s["dedup"])
     exact, near = dedup.pop("exact"), dedup.pop("minhash")

@@ -322,3 +322,15 @@ def test_real_text_is_read_whole_whatever_the_slices(shared_data):
     assert whole == cut and len({d["id"] for d in whole}) == len(whole) > 10_000
     assert not reasons(whole)
     assert {d["source"] for d in whole} >= {"text_en_web", "text_ar_tashkeela", "text_ar_wikipedia_arcd"}
+
+
+def test_a_column_that_no_record_has_is_refused_before_any_work(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"content": "one", "key": 1}\n' * 3, "utf-8")
+    plan = slices.plan(str(tmp_path))
+    with pytest.raises(InputError, match=r"'text'.*read\.columns\.text=NAME"):
+        slices.check_columns(plan, columns={"text": "text", "id": "key"})
+    with pytest.raises(InputError, match=r"'id'.*read\.columns\.id=NAME.*empty"):
+        slices.check_columns(plan, columns={"text": "content", "id": "id"})
+    slices.check_columns(plan, columns={"text": "content", "id": ""})
+    (tmp_path / "b.jsonl").write_text('{"text": "two", "id": "b"}\n', "utf-8")
+    slices.check_columns(slices.plan(str(tmp_path)), columns={"text": "text", "id": "id"})  # some have it: set aside

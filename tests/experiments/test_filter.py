@@ -129,7 +129,7 @@ sys.exit(codes != [0] * len(codes))
 """
 
 
-@pytest.mark.parametrize("count", [3, 7])
+@pytest.mark.parametrize("count", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_shares_of_an_array_leave_what_one_start_leaves(raw, whole, tmp_path, count):
     config = ["--config", str(ROOT / "experiments/filter.py:tiny"), *flags(raw[0])]
     command = [sys.executable, "-c", SHARES, str(count), str(tmp_path), *config]
@@ -149,6 +149,7 @@ def test_executors_leave_the_same_bytes(raw, whole, tmp_path, executor):
     assert content(tmp_path / "run/clean") == content(whole / "clean") and numbers(tmp_path / "run") == numbers(whole)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_leaves_the_same_bytes(raw, whole, tmp_path):
     """benchmarks/filter_kills.py does it twenty times on each executor."""
     command = [sys.executable, "-m", "experiments.run", "--config", str(ROOT / "experiments/filter.py:tiny")]
