@@ -149,7 +149,6 @@ def test_executors_leave_the_same_bytes(raw, whole, tmp_path, executor):
     assert content(tmp_path / "run/clean") == content(whole / "clean") and numbers(tmp_path / "run") == numbers(whole)
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_leaves_the_same_bytes(raw, whole, tmp_path):
     """benchmarks/filter_kills.py does it twenty times on each executor."""
     command = [sys.executable, "-m", "experiments.run", "--config", str(ROOT / "experiments/filter.py:tiny")]

@@ -3,12 +3,7 @@
 import gzip
 import hashlib
 import json
-import os
 import pathlib
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,7 +11,7 @@ import pytest
 
 from data import shards, toyweb
 from experiments import filter as experiment
-from tests.experiments.conftest import ROOT, launch
+from tests.experiments.conftest import launch
 
 SMALL = ("--config.toyweb.num=120", "--config.slice_mb=0.03")
 QUIET = ("--config.skip=('safety',)", "--config.executor=local")
@@ -95,39 +90,6 @@ def test_shares_of_an_array_leave_the_same_bytes(whole, tmp_path, monkeypatch, c
     plain = [{k: v for k, v in found.items() if k not in timed} for found in summaries]
     assert all(found == plain[0] for found in plain)
     assert plain[0].items() <= summary(whole).items()
-
-
-def start(workdir, *flags):
-    command = [sys.executable, "-m", "experiments.run", "--config", "experiments/filter.py:tiny"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir), *SMALL, *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def test_killed_at_random_moments_with_its_workers_it_leaves_the_same_bytes(whole, tmp_path):
-    rng, flags = random.Random(7), ("--config.executor=process", "--config.workers=2")
-    kills = 0
-    for attempt in range(12):
-        process = start(tmp_path / "run", *flags)
-        deadline = time.monotonic() + (3.0 + rng.uniform(0, 2.5) if attempt < 3 else 120)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.stderr.read().decode()
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills
-    assert digests(tmp_path / "run/clean") == digests(whole / "clean")
-    assert not list((tmp_path / "run").rglob("*.tmp")) + list((tmp_path / "run").rglob("*.unfinished"))
 
 
 def write(path, values):
