@@ -51,7 +51,7 @@ def mean(found: Mapping[str, Any]) -> float:
 def sample(tally: dict[str, Any], group: str, id: str, row: Mapping[str, Any], most: int) -> None:
     """Keep `row` as an example of `group` if its id is among the `most` with the smallest hash."""
     kept = tally["samples"].setdefault(group, [])
-    key = xxhash.xxh64_hexdigest(id)
+    key = xxhash.xxh64_hexdigest(id.encode("utf-8", "surrogatepass"))
     if most < 1 or (len(kept) == most and key >= kept[-1][0]):
         return
     short = {k: v[:TEXT_SHOWN] if isinstance(v, str) else v for k, v in row.items()}
