@@ -67,7 +67,10 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
                 out[pool.submit(numbered[1])] = numbered
             if not out:
                 return
-            done, _ = ray.wait(list(out), num_returns=1, timeout=WAIT)
+            try:
+                done, _ = ray.wait(list(out), num_returns=1, timeout=WAIT)
+            except SystemError as e:  # Ray's compiled code wraps what a signal's handler raised inside it
+                raise e.__cause__ or e from None
             for reference in done:
                 position, task = out.pop(reference)
                 pool.is_done(reference)
