@@ -49,6 +49,8 @@ def main() -> None:
     tiles_IYXC, tile_index_M4, tile_label_M4, targets_MK = jax.device_put(
         (task.tiles_IYXC, task.tile_index_M4, task.tile_label_M4, task.targets_MK.astype(np.int32))
     )
+    tiles_IYXC.block_until_ready()
+    del task.tiles_IYXC  # the device has them
 
     def mosaics(tiles_IYXC, tile_index_M4):
         return focus.assemble(tiles_IYXC, tile_index_M4).astype(jnp.float32) / 127.5 - 1
