@@ -96,6 +96,16 @@ def _phases(window, stride, before):
     return front, -(-(window + front) // stride), (before + front) // stride
 
 
+def channel_sum(x: jax.Array) -> jax.Array:
+    """The sum over the last axis. An image's few channels are added one by one: XLA's reduction over so short an axis is
+    slow on CPUs (448 pixels, 3 channels, two cores: 8.7 ms, against 0.5 ms in one pass with what comes before).
+    """
+    if not 0 < x.shape[-1] <= 4:
+        return jnp.sum(x, axis=-1)
+    first, *others = (x[..., c] for c in range(x.shape[-1]))
+    return sum(others, first)
+
+
 # --- max-pooling -----------------------------------------------------------------------------------------------------
 
 

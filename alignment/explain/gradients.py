@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import graph, steps
+from alignment.explain import convolutions, graph, steps
 
 CHANNELS = {
-    "sum": lambda maps_NKYXC: maps_NKYXC.sum(-1),
+    "sum": convolutions.channel_sum,
     "max_abs": lambda maps_NKYXC: jnp.abs(maps_NKYXC).max(-1),
     "keep": lambda maps_NKYXC: maps_NKYXC,
 }

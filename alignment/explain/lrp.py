@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment import errors
-from alignment.explain import composites, graph, hoisting, layers, lrp_rules
+from alignment.explain import composites, convolutions, graph, hoisting, layers, lrp_rules
 
 
 def relevance(
@@ -161,7 +161,7 @@ def _all_targets(plan: _Plan, walked, start_KNC, sum_channels: bool):
 
     def early(pending):
         R = _walk(plan, walked, pending, 0, cut)[0][plan.traced.image]
-        return jnp.sum(R, axis=-1) if sum_channels else R
+        return convolutions.channel_sum(R) if sum_channels else R
 
     pending = _each_target(late, start_KNC)
     return hoisting.map_in_turn(early, pending) if cut else _each_target(early, pending)
