@@ -3,7 +3,7 @@
 Run:    python benchmarks/filter.py                              (about ten minutes on two cores, plus installing)
 Look:   python benchmarks/filter.py --documents 200 --rounds 1 --megabytes 5
 Keep:   python benchmarks/filter.py --output benchmarks/results/filter.md
-Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000
+Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000       (about an hour and a half)
 
 Documents are those of --data (JSONL files with a `text`, plain text by paragraphs; default: the toy web's English),
 joined or cut to about 2.5 kB and varied by a few words each, so that none is another's copy. datatrove runs in an
@@ -184,15 +184,18 @@ def executors(folder: pathlib.Path, originals: list[str], args) -> list[dict]:
 def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> list[dict]:
     """Peak memory and seconds of one worker against the size of its input; one file of JSONL, and the same packed."""
     rows = []
+    packed = set(map(float, args.packed.split(",")))
     for megabytes in map(float, args.megabytes.split(",")):
         num = max(1, int(megabytes * 2**20 / (SIZE + 60)))
-        for ending in (".jsonl", ".jsonl.gz"):
+        for ending in (".jsonl", ".jsonl.gz") if megabytes in packed else (".jsonl",):
             path = folder / f"size{ending}"
             write(path, originals, num)
             told = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
-            row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num}
+            size = path.stat().st_size
+            row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num, "bytes": size}
             rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb")})
-            print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {told['seconds']:.1f} s", flush=True)
+            times = f"{told['seconds']:.1f} s, {told['cpu_seconds']:.1f} CPU seconds"
+            print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {times}", flush=True)
             subprocess.run(["rm", "-rf", str(folder / "size-out"), str(path)], check=True)
     return rows
 
@@ -230,11 +233,12 @@ def report(rows: list[dict], facts: dict) -> str:
             )
     found = [row for row in rows if row["part"] == "memory"]
     if found:
-        lines += ["", "### memory", "", "| input, MB | file | documents | seconds | peak memory, MiB |"]
-        lines.append("| --- | --- | --- | --- | --- |")
+        lines += ["", "### memory", "", "| input, MB | file | documents | seconds | CPU seconds | peak memory, MiB |"]
+        lines.append("| --- | --- | --- | --- | --- | --- |")
         for row in found:
             cells = [f"{row['megabytes']:g}", row["file"], f"{row['documents']:,}"]
-            lines.append("| " + " | ".join([*cells, f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}"]) + " |")
+            cells += [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['peak_mb']:.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
     others = max((row["others"] for row in rows if "others" in row), default=0.0)
     quiet = "" if others <= machine.QUIET else "; **not a quiet machine, so not a measurement to keep**"
     versions = {row["contestant"]: row["versions"] for row in rows if "versions" in row}
@@ -257,9 +261,9 @@ def draw(path: pathlib.Path, rows: list[dict]) -> None:
     for ending in sorted({row["file"] for row in rows}):
         own = [row for row in rows if row["file"] == ending]
         left.plot([row["megabytes"] for row in own], [row["peak_mb"] for row in own], "o-", label=ending)
-        right.plot([row["megabytes"] for row in own], [row["seconds"] for row in own], "o-", label=ending)
+        right.plot([row["megabytes"] for row in own], [row["cpu_seconds"] for row in own], "o-", label=ending)
     left.axhline(500, color="grey", linestyle="--", linewidth=1)
-    for axes, name in ((left, "peak memory of a worker, MiB"), (right, "seconds, one core")):
+    for axes, name in ((left, "peak memory of a worker, MiB"), (right, "CPU seconds")):
         axes.set_xscale("log")
         axes.set_xlabel("input, MB")
         axes.set_ylabel(name)
@@ -276,6 +280,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", default="10,100,1000", help="sizes of the part `memory`")
+    parser.add_argument("--packed", default="10,100,1000", help="which of these sizes also as .gz")
     parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file to write; JSON and picture go beside it")
     parser.add_argument("--env-dir", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "plumbline" / "bench")

@@ -230,12 +230,19 @@ def screening(settings: str) -> pipeline.Screening:
         chain=tuple(s["chain"]),
         settings=chosen,
         packs=packs,
-        language_fn=language.from_fasttext(s["language_model"])
-        if s["language_model"]
-        else functools.partial(language.identify, packs=packs),
+        language_fn=_identifier(s, packs),
         minhash=minhash.Settings(**dedup) if near else None,
         exact=exact,
     )
+
+
+def _identifier(s: Mapping[str, Any], packs: Mapping[str, locales.Pack]) -> Callable | None:
+    """What tells documents apart by language; nothing where one pack serves all and no rule asks."""
+    if "language" not in s["chain"] and len(packs) == 1:
+        return None
+    if s["language_model"]:
+        return language.from_fasttext(s["language_model"])
+    return functools.partial(language.identify, packs=packs)
 
 
 def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:

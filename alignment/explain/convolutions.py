@@ -97,8 +97,8 @@ def _phases(window, stride, before):
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
-    """The sum over the last axis. An image's few channels are added one by one: XLA's reduction over so short an axis is
-    slow on CPUs (448 pixels, 3 channels, two cores: 8.7 ms, against 0.5 ms in one pass with what comes before).
+    """The sum over the last axis. An image's few channels are added one by one: XLA's reduction over so short an axis
+    is slow on CPUs (relevance for four classes, ResNet-18, 448 pixels, two cores: 293 ms so, 348 ms with it).
     """
     if not 0 < x.shape[-1] <= 4:
         return jnp.sum(x, axis=-1)

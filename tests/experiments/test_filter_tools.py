@@ -1,9 +1,12 @@
 """What a filter run is made of: scorers of some languages, and settings that are refused before any work."""
 
+import json
+
 import pytest
 
 from alignment.errors import InputError
 from alignment.filtering import language, pipeline
+from experiments import filter as experiment
 from experiments import filter_page, filter_tools
 
 ENGLISH = "The river is the longest of them all, and it has been this way for more than a hundred years."
@@ -47,3 +50,20 @@ def test_the_report_says_what_a_scorer_of_two_levels_cannot_do(tmp_path):
     assert "7 documents are not in the scorer's languages (en)" in lines
     assert "levels 0 to 1" in lines and "none is dropped" in lines
     assert "5 documents were sent to the rewriter and stay" in lines and "3 came back unchanged" in lines
+
+
+def test_languages_are_told_apart_where_the_chain_asks_or_packs_must_be_chosen():
+    texts = [ENGLISH, ENGLISH]
+    texts += ["Der schnelle braune Fuchs springt über den faulen Hund und die Katze, die mit ihm im Haus war."]
+    documents = [{"id": str(i), "text": text, "source": "s", "metadata": {}} for i, text in enumerate(texts)]
+
+    def kept(**changes):
+        c = experiment.get_config()
+        c.skip = ("safety",)
+        c.update(changes)
+        tools = filter_tools.screening(json.dumps(filter_tools.stage_settings(c)["screen"]))
+        return [verdict.reason == "" for verdict in pipeline.screen(documents, tools)]
+
+    assert kept(chain=("mojibake",), packs=("en",)) == [True, True, True]
+    assert kept(chain=("mojibake",), packs=("en", "ar")) == [True, True, False]
+    assert kept(chain=("language", "mojibake"), packs=("en",)) == [True, True, False]
