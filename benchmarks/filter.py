@@ -290,7 +290,8 @@ def main() -> None:
     if wrong := [part for part in parts if part not in PARTS]:
         raise SystemExit(f"{wrong[0]!r} is none of the parts {', '.join(PARTS)}")
     originals = texts(args.data)
-    facts = {"command": shlex.join(["python", *sys.argv]), "hardware": machine.hardware(), "commit": machine.commit()}
+    command = shlex.join(["python", *sys.argv]).replace(args.data or " ", "FILES" if args.data else " ")
+    facts = {"command": command, "hardware": machine.hardware(), "commit": machine.commit()}
     facts |= {"date": datetime.date.today().isoformat(), "documents": args.documents, "rounds": args.rounds}
     facts["data"] = ", ".join(pathlib.Path(p).name for p in args.data.split(",")) if args.data else "the toy web"
     rows = []
