@@ -22,6 +22,7 @@ import gzip
 import json
 import pathlib
 import random
+import resource
 import shlex
 import statistics
 import subprocess
@@ -86,15 +87,20 @@ def write(path: pathlib.Path, originals: list[str], num: int, seed: int = 0) -> 
 
 def measured(python: str, script: str, part: str, inputs: pathlib.Path, out: pathlib.Path) -> dict:
     command = [python, str(HERE / "peers" / script), "--part", part, "--inputs", str(inputs), "--out", str(out)]
-    before, start = machine.busy_cpu_seconds(), time.perf_counter()
+    before, start, own = machine.busy_cpu_seconds(), time.perf_counter(), _children()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{script} --part {part} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     told = json.loads(done.stdout.strip().splitlines()[-1])
-    used = told["cpu_seconds"] + 0.0
-    wall = time.perf_counter() - start
+    wall, used = time.perf_counter() - start, _children() - own  # starting included
     told["others"] = max(0.0, (machine.busy_cpu_seconds() - before - used) / wall)
     return told
+
+
+def _children() -> float:
+    """CPU seconds of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def side_by_side(contestants: dict, inputs: pathlib.Path, folder: pathlib.Path, args) -> dict[str, list[dict]]:
@@ -193,7 +199,7 @@ def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> lis
             told = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
             size = path.stat().st_size
             row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num, "bytes": size}
-            rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb")})
+            rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb", "others")})
             times = f"{told['seconds']:.1f} s, {told['cpu_seconds']:.1f} CPU seconds"
             print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {times}", flush=True)
             subprocess.run(["rm", "-rf", str(folder / "size-out"), str(path)], check=True)
