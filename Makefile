@@ -1,13 +1,15 @@
 # Each target sets up what it needs in .venv; nothing outside this folder is touched.
 #   make laptop              train a small policy here, and open runs/laptop/report.html
 #   make test PYTHON=...     with a Python of your choice (3.11 or 3.12)
-# Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), TORCH_INDEX (see parity).
+# Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), JOBS (tests at once: a core each, four at
+# most; 0: in one process, as --pdb needs), TORCH_INDEX (see parity).
 
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
+JOBS ?= auto --maxprocesses=4
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 
@@ -27,7 +29,7 @@ laptop: $(VENV)/core
 	$(BIN)/python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/laptop $(ARGS)
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest --ignore=tests/parity $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/parity -n $(JOBS) --dist loadfile $(ARGS)
 
 parity: $(VENV)/parity
 	$(BIN)/python -m pytest tests/parity $(ARGS)

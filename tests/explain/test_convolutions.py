@@ -117,3 +117,9 @@ def test_no_first_gradient_of_a_max_pool_changes_the_others(first):
     want = convolutions.unpool(gradient, winner, params, (1, 4, 4, 1))
     np.testing.assert_array_equal(got[:, 2:], want[:, 2:])
     assert float(jnp.nansum(jnp.abs(got[:, 2:]))) > 0
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4, 5])
+def test_the_sum_over_channels_is_numpys_however_many_there_are(num_channels):
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, num_channels)).astype(np.float32)
+    np.testing.assert_allclose(convolutions.channel_sum(jnp.asarray(x)), x.sum(-1), rtol=1e-6, atol=1e-6)
