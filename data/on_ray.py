@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from alignment.errors import InputError
+from alignment.errors import InputError, Stopped
 from data import workers as worker_processes
 
 WAIT = 1.0  # seconds between looks at signals
@@ -177,6 +177,8 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
         raise InputError(
             f"{where}: {_first_line(e)}. Start one with `ray start --head`, or leave the address out"
         ) from e
+    except SystemExit as e:  # what Ray makes of a SIGTERM while it starts
+        raise Stopped("stopped while Ray was starting") from e
     finally:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saying so

@@ -89,6 +89,7 @@ class Terminated(BaseException):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; the only place that turns exceptions into codes."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    before = signal.signal(signal.SIGTERM, on_sigterm)  # before the experiment and what it needs is imported
     try:
         return launch(argv)
     except InputError as e:
@@ -106,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
             return BAD_INPUT
         traceback.print_exc()
         return CRASHED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def launch(argv: list[str]) -> int:
@@ -184,7 +187,6 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
     random.seed(seed)
     np.random.seed(seed % 2**32)
     full_disk.say_once()
-    before = signal.signal(signal.SIGTERM, on_sigterm)
     held = None
     try:
         if process_index() == 0:
@@ -195,7 +197,6 @@ def run_once(module, name: str, config: ml_collections.ConfigDict, workdir: str,
                 return finished_verdict(module, workdir)
         return guarded_run(module, name, config, resolved, workdir, argv)
     finally:
-        signal.signal(signal.SIGTERM, before)
         if held is not None:
             held.close()
 

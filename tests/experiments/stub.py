@@ -36,6 +36,10 @@ def sweep():
         yield {"objective.beta": beta, "seed": 1}
 
 
+def exit_code(summary):
+    return 3 if summary["steps"] == 9 else 0
+
+
 def run(c, workdir):
     folder = pathlib.Path(workdir)
     with open(folder / "calls.txt", "a") as f:
@@ -82,6 +86,10 @@ def wait(folder):
     signal.pause()
 
 
+def stop(folder):
+    raise errors.Stopped("the service is down")
+
+
 def train(folder):
     """A loop that saves when asked to stop, under the names of alignment/train/loop.py."""
     loop = types.ModuleType("alignment.train.loop")
@@ -102,6 +110,7 @@ BEHAVIOURS = {
     "fill_disk": fill_disk,
     "fill_disk_in_words": fill_disk_in_words,
     "wait": wait,
+    "stop": stop,
     "train": train,
     "crash_at_large_beta": lambda folder: 1 / 0 if "beta=0.5" in os.fspath(folder) else None,
 }

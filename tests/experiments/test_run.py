@@ -226,6 +226,30 @@ def test_sigterm_during_training_lets_the_loop_save_and_exits_75(tmp_path):
     assert json.loads((tmp_path / "environment.json").read_text())["starts"][0]["outcome"] == "stopped"
 
 
+def test_sigterm_while_an_experiment_is_imported_exits_75(tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(f"import pathlib, time\npathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(30)\n")
+    command = [sys.executable, "-m", "experiments.run", "--config", str(slow)]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, message = child.communicate(timeout=20)
+    assert child.returncode == 75 and "stopped by SIGTERM" in message and "Traceback" not in message
+
+
+def test_work_that_cannot_go_on_exits_75_and_says_why(tmp_path, capsys):
+    assert launch(tmp_path, "--config.behaviour=stop") == 75
+    assert "the service is down" in capsys.readouterr().out and not (tmp_path / "DONE").exists()
+    assert json.loads((tmp_path / "environment.json").read_text())["starts"][0]["outcome"] == "stopped"
+
+
+def test_an_experiment_says_with_what_code_a_finished_run_exits_also_the_second_time(tmp_path):
+    assert launch(tmp_path, "--config.steps=9") == 3 and (tmp_path / "DONE").exists()
+    assert launch(tmp_path, "--config.steps=9") == 3 and calls(tmp_path) == 1
+
+
 def test_a_folder_in_use_is_refused_until_its_owner_is_gone_and_sigterm_without_a_loop_exits_75(tmp_path, capsys):
     child = start(tmp_path, "wait")
     assert launch(tmp_path, "--config.behaviour=wait") == 2
