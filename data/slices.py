@@ -7,6 +7,7 @@ is cut between row groups. The slices of a file, read one after the other, are t
 import dataclasses
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignment.errors import InputError
@@ -14,6 +15,7 @@ from data import documents, records, streams
 from data.documents import Bad
 
 ENDINGS = tuple(s + p for s in records.SUFFIXES for p in records.PACKED if s != ".parquet" or not p)
+MANY, TOO_MANY = 20_000, 200_000  # slices: each is a task of every stage, with some fifteen files
 BLANK_BYTES = 1024  # white space longer than this is no blank line, so that a look back of as many bytes finds them all
 
 
@@ -49,12 +51,14 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
         slice_bytes: of a slice; a parquet slice holds as many row groups as fit, at least one.
 
     Raises:
-        InputError: no such file; a name of an unknown kind; a JSON array; a table that cannot be read.
+        InputError: no such file; a name of an unknown kind; a JSON array; a table that cannot be read; more slices than
+            TOO_MANY.
     """
     if slice_bytes < 1:
         raise InputError(f"slice_bytes={slice_bytes}: a slice needs at least one byte; 33554432 is usual")
     found: list[Slice] = []
     files = _files(inputs)
+    _check_number(files, slice_bytes)
     root = os.path.commonpath([os.path.dirname(file) for file in files])
     for file in files:
         status = os.stat(file)
@@ -64,6 +68,26 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
         for start, stop, unit in _cuts(file, status.st_size, slice_bytes):
             found.append(Slice(len(found), file, start, stop, unit, name, status.st_size, status.st_mtime_ns))
     return found
+
+
+def _check_number(files: Sequence[str], slice_bytes: int) -> None:
+    """Refuse slices so small that their number costs more than the work, before any is cut."""
+    cut = [os.path.getsize(file) for file in files if not file.endswith((".gz", ".zst", ".parquet"))]
+    number = len(files) - len(cut) + sum(-(-size // slice_bytes) for size in cut)
+    if number > TOO_MANY and number > 2 * len(files):
+        raise InputError(
+            f"slices of {slice_bytes:,} bytes would be {number:,} of them, each with files of its own; "
+            f"{max(slice_bytes + 1, -(-sum(cut) // 10_000)):,} bytes would make about 10,000"
+        )
+
+
+def passed_over(inputs: str | Sequence[str]) -> list[str]:
+    """Files of plain text in the folders among the inputs: a folder is read for its other files alone."""
+    parts = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    parts = [one.strip() for part in parts for one in ([part] if os.path.exists(part) else str(part).split(","))]
+    endings = tuple(f".txt{packed}" for packed in records.PACKED)
+    folders = [pathlib.Path(part).expanduser() for part in parts if part and pathlib.Path(part).expanduser().is_dir()]
+    return sorted({str(file) for folder in folders for file in folder.rglob("*") if file.name.endswith(endings)})
 
 
 def empty_files(inputs: str | Sequence[str]) -> list[str]:

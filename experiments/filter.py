@@ -98,6 +98,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     executors.share([], c.shard_index, c.shard_count)
     outputs = pathlib.Path(c.outputs or workdir / "clean")
     pieces = plan(c, outputs, workdir)
+    warnings = about_inputs(c, pieces)
+    print("".join(f"  {line}\n" for line in warnings), end="", flush=True)
     job = filter_stages.Job(str(outputs), settings, hashes(settings, pieces), len(pieces))
     cost = cost_sheet(c, settings, pieces)
     files.write_rows(workdir / "tables/cost.jsonl", cost)
@@ -113,7 +115,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     seconds = time.monotonic() - started
     shards.sweep(outputs)
     write_manifest(outputs, job, pieces)
-    summary = filter_page.write(c, workdir, settings, job, (fresh, seconds))
+    summary = filter_page.write(c, workdir, settings, job, (fresh, seconds), warnings)
     if c.inputs == "synthetic:toyweb":
         truth = {row["id"]: row["metadata"]["planted"] for row in toy_documents(c)}
         summary |= filter_page.planted(workdir, truth, filter_page.decisions_of(job))
@@ -157,6 +159,22 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     with shards.whole_file(path) as sink:  # all shares of an array write it, and the same
         sink.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2))
     return pieces
+
+
+def about_inputs(c, pieces) -> list[str]:
+    """What of the input is not as a reader would think."""
+    lines = []
+    if left := slices.passed_over(c.inputs):
+        lines.append(
+            f"Warning: {len(left):,} files of plain text are not read, such as {left[0]}: a folder is read for JSONL "
+            f"and parquet. To read them too: --config.inputs='{c.inputs},{pathlib.Path(left[0]).parent}/*.txt*'"
+        )
+    if len(pieces) > slices.MANY:
+        lines.append(
+            f"Warning: {len(pieces):,} slices of {c.slice_mb:g} MB; each is a task of every stage, with files of its "
+            "own. Where files are not packed, a larger slice_mb makes fewer."
+        )
+    return lines
 
 
 def toy_documents(c) -> list[dict]:

@@ -34,18 +34,20 @@ ASKED = {  # by what the toy web plants
     "boilerplate": "dropped by another rule",
     "short": "dropped by another rule",
 }
+ANSWERS = ("accepted", "unchanged", "rejected")  # what becomes of a rewriting; other rows of `gates` say why
 HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
 FINE = ("not_scored", "tagged")  # reasons of documents kept without a rewriter having been asked
 MB = 1 << 20
 
 
-def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
+def write(c, workdir: pathlib.Path, settings, job, speed, warnings: Sequence[str] = ()) -> dict[str, float]:
     """Tables, pictures and findings of a finished run; returns its summary.
 
     Args:
         settings: of the stages.
         job: of the stages; their notes hold the counts.
         speed: documents this start filtered, and seconds it took.
+        warnings: lines that come before all other findings.
     """
     notes = (row for stage in ("screen", "align") for _, row in each(job, stage))
     counts = tally.merge((row["tally"] for row in notes), c.samples)
@@ -61,7 +63,7 @@ def write(c, workdir: pathlib.Path, settings, job, speed) -> dict[str, float]:
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
     files.write_rows(workdir / "tables/scores.jsonl", score_rows(counts))
     draw(workdir / "figures", steps, counts)
-    lines = findings(settings, counts, total, num)
+    lines = [*warnings, *findings(settings, counts, total, num)]
     summary = {
         "docs_in": num["in"],
         "docs_kept": num["in"] - num["drop"] - num["bad"],
@@ -129,10 +131,10 @@ def cards(counts) -> list[dict[str, Any]]:
 
 def gate_rows(counts) -> list[dict[str, Any]]:
     found = {name[5:]: number for name, number in counts["counters"].items() if name.startswith("gate/")}
-    asked = found.get("accepted", 0) + found.get("rejected", 0)
+    asked = sum(found.get(name, 0) for name in ANSWERS)
     return [
         {"gate": name, "documents": number, "share": number / max(asked, 1)}
-        for name, number in sorted(found.items(), key=lambda item: (item[0] not in ("accepted", "rejected"), -item[1]))
+        for name, number in sorted(found.items(), key=lambda item: (item[0] not in ANSWERS, -item[1]))
     ]
 
 
@@ -208,9 +210,7 @@ def findings(settings, counts, total, num) -> list[str]:
         f"{num['in']:,} documents in: {kept:,} go to training ({100 * kept / whole:.1f} %), {num['rewrite']:,} of them "
         f"rewritten; {num['drop']:,} dropped ({100 * num['drop'] / whole:.1f} %), {num['bad']:,} records set aside."
     )
-    failed = [
-        f"{row['gate']} {row['documents']}" for row in gate_rows(counts) if row["gate"] not in ("accepted", "rejected")
-    ]
+    failed = [f"{row['gate']} {row['documents']}" for row in gate_rows(counts) if row["gate"] not in ANSWERS]
     if failed:
         lines.append(f"Gates that rewritings failed: {', '.join(failed)}.")
     return lines

@@ -423,7 +423,8 @@ class _Log:
             return
         for name in gate.failed:
             tally.add(self.counts, f"gate/{name}")
-        tally.add(self.counts, "gate/accepted" if gate.accepted else "gate/rejected")
+        is_same = gate.accepted and outcome.decision["reason"] == "unchanged"
+        tally.add(self.counts, "gate/unchanged" if is_same else "gate/accepted" if gate.accepted else "gate/rejected")
         if "edit_similarity" in gate.measurements:
             tally.histogram(self.counts, "edit similarity", [gate.measurements["edit_similarity"]], 0, 1)
 

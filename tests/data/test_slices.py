@@ -334,3 +334,12 @@ def test_a_column_that_no_record_has_is_refused_before_any_work(tmp_path):
     slices.check_columns(plan, columns={"text": "content", "id": ""})
     (tmp_path / "b.jsonl").write_text('{"text": "two", "id": "b"}\n', "utf-8")
     slices.check_columns(slices.plan(str(tmp_path)), columns={"text": "text", "id": "id"})  # some have it: set aside
+
+
+def test_slices_too_small_for_the_input_are_refused_with_a_size_that_works(tmp_path):
+    file = save(tmp_path / "a.jsonl", jsonl(ROWS) * 100)
+    size = file.stat().st_size
+    with pytest.raises(InputError, match=rf"slices of 2 bytes would be {-(-size // 2):,} of them.*about 10,000") as e:
+        slices.plan(str(file), slice_bytes=2)
+    advised = int(str(e.value).split("; ")[1].split(" bytes")[0].replace(",", ""))
+    assert 5_000 < len(slices.plan(str(file), slice_bytes=advised)) <= 10_001

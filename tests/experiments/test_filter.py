@@ -309,6 +309,27 @@ def test_a_rule_that_takes_most_of_a_source_is_named_at_the_top(raw, tmp_path):
     assert first.startswith("Warning: gopher_quality takes")
 
 
+def test_text_files_that_a_folder_holds_beside_others_are_named_as_not_read(tmp_path):
+    write(tmp_path / "toy", 20)
+    (tmp_path / "toy/more").mkdir()
+    (tmp_path / "toy/more/book.txt").write_text("A book of its own.\n")
+    ended = start(tmp_path / "run", tmp_path / "toy", skip="('safety',)")
+    first = (tmp_path / "run/findings.txt").read_text().splitlines()[0]
+    assert "1 files of plain text are not read" in first and "book.txt" in first and first in ended.out
+    assert numbers(tmp_path / "run")["docs_in"] == 20
+    both = f"{tmp_path}/toy,{tmp_path}/toy/more/*.txt*"  # what the line says to give
+    assert both in first
+    ended = start(tmp_path / "both", both, skip="('safety',)")
+    assert ended.code == 0 and numbers(tmp_path / "both")["docs_in"] == 21, ended.err
+
+
+def test_texts_that_come_back_as_they_were_are_counted_apart_from_rewritings(raw, tmp_path):
+    ended = start(tmp_path / "run", raw[0], rewriter__backend="echo")
+    assert ended.code == 0, ended.err
+    found = numbers(tmp_path / "run")
+    assert found["gate/unchanged"] > 0 and "gate/accepted" not in found and found["docs_rewritten"] == 0
+
+
 class Rewriter(http.server.BaseHTTPRequestHandler):
     """Answers a chat with what `answer` makes of its last message."""
 
