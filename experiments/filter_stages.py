@@ -34,6 +34,9 @@ from experiments import filter_tools
 
 BATCH = 512  # documents that go through a stage together
 DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
+CHUNKS = ".chunks"  # how an attribute ends that holds a span a chunk; the others have one over the whole document
+PASSAGE_SHOWN = 200  # characters
+ROUTED = ("router", "rewriter", "gate")  # rules by which a safety score decides
 REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
 
 
@@ -304,31 +307,47 @@ def _passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
 
 
 def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
-    """One scorer's attributes of a slice, beside the text."""
-    score_fn = filter_tools.scorer(name, _text(job.settings[f"score.{name}"]))
+    """One scorer's attributes of a slice, beside the text: a document's values, and those of its chunks."""
+    score_fn = filter_tools.scorer(name, _text(job.settings[f"score.{name}"]), with_chunks=True)
     folder = f"attributes/{name}"
     with job.writing(piece.index, (folder,)) as put:
         for batch in batches(passed(job, piece.index)):
             documents = [row["document"] for row in batch]
             for document, found in zip(documents, score_fn(documents), strict=True):
-                spans = {key: [[0, len(document["text"]), number]] for key, number in found.items()}
+                size = len(document["text"])
+                spans = {key: of if key.endswith(CHUNKS) else [[0, size, of]] for key, of in found.items()}
                 put[folder].add({"id": document["id"], "attributes": spans})
     return {"outputs": job.told(piece.index, put)}
 
 
-def aligned(job: Job, piece: slices.Slice, tools: pipeline.Aligning) -> Iterator[tuple[dict, pipeline.Outcome, dict]]:
-    """What passed a slice's rules, in order: its row, what became of it, its scores."""
+def aligned(
+    job: Job, piece: slices.Slice, tools: pipeline.Aligning
+) -> Iterator[tuple[dict, pipeline.Outcome, dict, dict]]:
+    """What passed a slice's rules, in order: its row, what became of it, its scores, the spans of its chunks."""
     names = job.settings["align"]["scorers"]
     scored = [shards.read(job.path(f"attributes/{name}", piece.index)) for name in names]
     for batch in batches(passed(job, piece.index)):
-        scores = [{} for _ in batch]
+        scores, chunks = [{} for _ in batch], [{} for _ in batch]
         for rows in scored:
-            for row, into, found in zip(batch, scores, rows):
+            for row, numbers, spans_of, found in zip(batch, scores, chunks, rows):
                 if row["document"]["id"] != found["id"]:
                     raise InputError(f"attributes of slice {piece.index} are of another text; remove {job.outputs}")
-                into |= {key: spans[0][2] for key, spans in found["attributes"].items()}
+                for key, spans in found["attributes"].items():
+                    if key.endswith(CHUNKS):
+                        spans_of[key] = spans
+                    else:
+                        numbers[key] = spans[0][2]
         outcomes = pipeline.align([row["document"] for row in batch], scores, tools)
-        yield from zip(batch, outcomes, scores, strict=True)
+        yield from zip(batch, outcomes, scores, chunks, strict=True)
+
+
+def passage(text: str, spans: Sequence[tuple[int, int, float | None]]) -> str:
+    """How the chunk with the highest value begins (the first of these); "" where there is but one chunk."""
+    known = [span for span in spans if span[2] is not None]
+    if len(spans) < 2 or not known:
+        return ""
+    start, end, _ = max(known, key=lambda span: span[2])
+    return text[start : min(end, start + PASSAGE_SHOWN)]
 
 
 def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
@@ -389,7 +408,7 @@ class _Log:
 
     def outcome(self, put, found) -> None:
         """Of scores, rewriting and gates."""
-        row, outcome, scores = found
+        row, outcome, scores, chunks = found
         document, decision = row["document"], outcome.decision
         decision = decision | {"text_sha256_in": row["sha256"]}
         put["decisions"].add(decision)
@@ -398,7 +417,11 @@ class _Log:
             put["removed/align"].add(document | reason)
         else:
             put["documents"].add(document | {"text": outcome.text})
-        self._count(decision, row["bytes"], {"before": document["text"], "after": outcome.text or ""})
+        shown = {"before": document["text"], "after": outcome.text or ""}
+        if decision["rule"] in ROUTED and (decision["rule"], decision["action"]) != ("router", "keep"):
+            highest = passage(document["text"], chunks.get(self.score.split(".")[0] + CHUNKS, ()))
+            shown |= {"highest passage": highest} if highest else {}
+        self._count(decision, row["bytes"], shown)
         self._measure(outcome, scores)
 
     def _count(self, row, num_bytes: int, shown: Mapping[str, str]) -> None:

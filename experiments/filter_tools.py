@@ -271,8 +271,17 @@ def in_languages(
     return score
 
 
+def scorer(name: str, settings: str, *, with_chunks: bool = False) -> Callable[[Sequence[dict]], list[dict[str, Any]]]:
+    """Scores by name; `with_chunks`: and NAME.chunks of a scorer that has them, see `scorers`."""
+    score_fn, s = _scorer(name, settings), json.loads(settings)
+    if with_chunks:
+        score_fn = getattr(score_fn, "with_chunks", score_fn)
+    is_asked_all = s["kind"] == "toyweb" or not s.get("languages")
+    return score_fn if is_asked_all else in_languages(score_fn, name, s["languages"])
+
+
 @functools.lru_cache(maxsize=8)
-def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
+def _scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
     s = json.loads(settings)
     if s["kind"] == "toyweb":
         return lambda documents: [{f"{name}.level": float(toyweb.severity(d["text"]))} for d in documents]
@@ -286,8 +295,7 @@ def scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str
         options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
     elif s["kind"] == "judge":
         options["complete"] = backends.openai(s["url"], s["model"])
-    score_fn = scorers.load(s["kind"], s["path"], **options)
-    return in_languages(score_fn, name, s["languages"]) if s.get("languages") else score_fn
+    return scorers.load(s["kind"], s["path"], **options)
 
 
 @functools.lru_cache(maxsize=1)

@@ -174,7 +174,7 @@ def embedding_kind(c: ml_collections.ConfigDict, found: labels.Labelled, parts: 
     features = dict(model=static.folder, sha256=static.sha256, width=static.width)
 
     def make_fn(part):
-        inputs_ND, _ = static.pieces(part.texts, c.piece, first=True)
+        inputs_ND, *_ = static.pieces(part.texts, c.piece, first=True)
         return embedding.batch_fn(inputs_ND, part.labels_N, weights_of(c, part))
 
     def build_fn(about, tensors):

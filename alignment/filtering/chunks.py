@@ -47,6 +47,25 @@ def of_texts(texts: Sequence[str], words: int) -> tuple[list[str], np.ndarray]:
     return [piece for part in parts for piece in part], np.repeat(np.arange(len(parts)), list(map(len, parts)))
 
 
+def starts(pieces: Sequence[str], owners_P: np.ndarray) -> np.ndarray:
+    """Where each piece of `of_texts` begins in its text, [P], in characters."""
+    lengths_P = np.array([len(piece) for piece in pieces], np.int64)
+    ends_P = np.cumsum(lengths_P)
+    is_first_P = np.diff(owners_P, prepend=-1) > 0
+    before_P = np.maximum.accumulate(np.where(is_first_P, ends_P - lengths_P, 0))  # characters of the texts before
+    return ends_P - lengths_P - before_P
+
+
+def spans(texts: Sequence[str], owners_P: np.ndarray, starts_P: np.ndarray, values_P: Sequence) -> list[list[list]]:
+    """Of each text, its pieces as [start, end, value] in order: `text[start:end]` of all of them make up the text."""
+    found: list[list[list]] = [[] for _ in texts]
+    for owner, start, value in zip(owners_P.tolist(), starts_P.tolist(), values_P, strict=True):
+        if found[owner]:
+            found[owner][-1][1] = start
+        found[owner].append([start, len(texts[owner]), value])
+    return found
+
+
 def pool(values_PC: np.ndarray, owners_P: np.ndarray, num_texts: int, how: str, by_P: np.ndarray) -> np.ndarray:
     """A row a text, [N,C]; each text has a piece, and `owners_P` rises.
 

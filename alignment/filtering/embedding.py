@@ -49,35 +49,47 @@ class Static:
     def width(self) -> int:
         return self.embeddings_VD.shape[1]
 
-    def pieces(self, texts: Sequence[str], piece: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings [P,D] float32 of pieces of so many tokens, and whose each is; 0: texts whole.
+    def pieces(
+        self, texts: Sequence[str], piece: int, *, first: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings [P,D] float32 of pieces of so many tokens, whose each is, and where it begins; 0: texts whole.
+
+        A text's first piece begins at character 0, another one at that of its first known token.
 
         Args:
             first: only each text's first piece.
         """
-        vectors, owners = [], []
+        vectors, owners, starts = [], [], []
         for start, stop in _groups(texts):
-            for i, ids in enumerate(self._ids(texts[start:stop]), start):
+            for i, (ids, places) in enumerate(self._tokens(texts[start:stop]), start):
                 size = piece or max(len(ids), 1)
                 cuts = range(0, max(len(ids), 1), size)
                 for cut in cuts[:1] if first else cuts:
                     vectors.append(self._mean(ids[cut : cut + size]))
                     owners.append(i)
+                    starts.append(places[cut] if cut else 0)
         stacked = np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
-        return stacked, np.array(owners, np.int64)
+        return stacked, np.array(owners, np.int64), np.array(starts, np.int64)
 
-    def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text; a long one is tokenised block by block."""
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Known tokens of each text, and the character at which each begins; a long one is tokenised block by block."""
         blocks, owners = [], []
         for i, text in enumerate(texts):
             parts = chunks.split(text, BLOCK, BLOCK) if len(text) > BLOCK else [text]
             blocks += parts
             owners += [i] * len(parts)
-        found = [[] for _ in texts]
-        for owner, encoding in zip(owners, self.tokenizer.encode_batch(blocks, add_special_tokens=False)):
-            found[owner] += encoding.ids
-        known = [np.array(ids, np.int64) for ids in found]
-        return [ids[(ids != self.unknown_id) & (ids < len(self.embeddings_VD))] for ids in known]
+        ids, places = [[] for _ in texts], [[] for _ in texts]
+        begins = chunks.starts(blocks, np.array(owners, np.int64)).tolist()
+        encoded = self.tokenizer.encode_batch(blocks, add_special_tokens=False)
+        for owner, begin, encoding in zip(owners, begins, encoded, strict=True):
+            ids[owner] += encoding.ids
+            places[owner] += [begin + offset for offset, _ in encoding.offsets]
+        return [self._known(*pair) for pair in zip(ids, places, strict=True)]
+
+    def _known(self, ids: Sequence[int], places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        ids_T, places_T = np.array(ids, np.int64), np.array(places, np.int64)
+        is_known_T = (ids_T != self.unknown_id) & (ids_T < len(self.embeddings_VD))
+        return ids_T[is_known_T], np.maximum.accumulate(places_T[is_known_T])
 
     def _mean(self, ids: np.ndarray) -> np.ndarray:
         if not len(ids):
@@ -151,11 +163,11 @@ def load(
 
 
 def of_function(embed_fn: EmbedFn, piece: int) -> heads.Outputs:
-    """Any embedding as what `build` takes: (embeddings of pieces, whose each is)."""
+    """Any embedding as what `build` takes: (embeddings of pieces, whose each is, where it begins)."""
 
-    def pieces(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def pieces(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts, owners_P = chunks.of_texts(texts, piece)
-        return np.asarray(embed_fn(parts), np.float32), owners_P
+        return np.asarray(embed_fn(parts), np.float32), owners_P, chunks.starts(parts, owners_P)
 
     return pieces
 
@@ -169,13 +181,13 @@ def build(about: heads.About, tensors: Mapping[str, np.ndarray], pieces_fn: head
         wanted |= {"hidden_kernel": (width, hidden[-1]), "hidden_bias": (hidden[-1],)}
     heads.check_shapes(about, tensors, wanted)
 
-    def outputs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        x_PD, owners_P = pieces_fn(texts)
+    def outputs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x_PD, owners_P, starts_P = pieces_fn(texts)
         if x_PD.shape[1:] != (width,):
             raise InputError(f"the embedding is {x_PD.shape[1:]} wide, and the head was trained on {width}")
         if hidden:
             x_PD = gelu(x_PD @ tensors["hidden_kernel"] + tensors["hidden_bias"])
-        return x_PD @ tensors["kernel"] + tensors["bias"], owners_P
+        return x_PD @ tensors["kernel"] + tensors["bias"], owners_P, starts_P
 
     return heads.Scorer(about, tensors, outputs)
 

@@ -27,7 +27,8 @@ OBJECTIVES = ("softmax", "ordinal", "regression")
 WEIGHTS, ABOUT = "scorer.safetensors", "scorer.json"
 FORMAT = 1
 
-Outputs = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # texts -> outputs [P,O], and whose piece each is
+# texts -> outputs [P,O], whose piece each is [P], and the character at which it begins [P]
+Outputs = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +81,25 @@ class Scorer:
     outputs_fn: Outputs
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-        scores_N, levels_N = self.values([record["text"] for record in batch])
+        return self._rows(self.logits([record["text"] for record in batch]))
+
+    def with_chunks(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same scores, and `<name>.chunks`: [start, end, score] of each piece, in characters, in order.
+
+        With `max` a text's score is that of its most severe piece (before calibration), with `mean` of them all.
+        """
+        texts = [record["text"] for record in batch]
+        logits_PC, owners_P, starts_P = self._of_pieces(texts)
+        rows = self._rows(self._pooled(logits_PC, owners_P, len(texts)))
+        scores_P, _ = values(self.about, logits_PC)
+        spans = chunks.spans(texts, owners_P, starts_P, scores_P.tolist())
+        return [row | {f"{self.about.name}.chunks": found} for row, found in zip(rows, spans, strict=True)]
+
+    def _rows(self, logits_NC: np.ndarray) -> list[dict[str, float]]:
         name = self.about.name
         return [
-            {f"{name}.score": float(score), f"{name}.level": float(level)} for score, level in zip(scores_N, levels_N)
+            {f"{name}.score": float(score), f"{name}.level": float(level)}
+            for score, level in zip(*values(self.about, logits_NC))
         ]
 
     def values(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,10 +108,16 @@ class Scorer:
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Of each text, before calibration, [N,C] float64; of a regression, the level [N,1]."""
-        outputs_PO, owners_P = self.outputs_fn(texts)
-        logits_PC = logits(self.about, outputs_PO.astype(np.float64), self.tensors)
+        logits_PC, owners_P, _ = self._of_pieces(texts)
+        return self._pooled(logits_PC, owners_P, len(texts))
+
+    def _of_pieces(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        outputs_PO, owners_P, starts_P = self.outputs_fn(texts)
+        return logits(self.about, outputs_PO.astype(np.float64), self.tensors), owners_P, starts_P
+
+    def _pooled(self, logits_PC: np.ndarray, owners_P: np.ndarray, num_texts: int) -> np.ndarray:
         severity_P = logits_PC[:, 0] if self.about.objective == "regression" else expected(_probabilities(logits_PC))
-        return chunks.pool(logits_PC, owners_P, len(texts), self.about.pool, severity_P)
+        return chunks.pool(logits_PC, owners_P, num_texts, self.about.pool, severity_P)
 
 
 def logits(about: About, outputs_PO: np.ndarray, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

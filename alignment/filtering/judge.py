@@ -59,17 +59,30 @@ class Judge:
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-        rows = []
-        for found in self.judge([record["text"] for record in batch]):
-            row = {f"{self.name}.judged": float(found is not None)}
-            if found is not None:
-                row |= {f"{self.name}.score": float(found[0]), f"{self.name}.level": float(found[0])}
-            rows.append(row)
-        return rows
+        return [self._row(found) for found in self.judge([record["text"] for record in batch])]
+
+    def with_chunks(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same scores, and `<name>.chunks`: [start, end, level] of each piece, in characters; None: not judged."""
+        texts = [record["text"] for record in batch]
+        pieces, owners_P = chunks.of_texts(texts, self.words)
+        found = self._of_pieces(pieces)
+        levels = [None if one is None else float(one[0]) for one in found]
+        spans = chunks.spans(texts, owners_P, chunks.starts(pieces, owners_P), levels)
+        rows = map(self._row, self._most_severe(found, owners_P, len(texts)))
+        return [row | {f"{self.name}.chunks": of_text} for row, of_text in zip(rows, spans, strict=True)]
+
+    def _row(self, found: tuple[int, str] | None) -> dict[str, float]:
+        row = {f"{self.name}.judged": float(found is not None)}
+        if found is not None:
+            row |= {f"{self.name}.score": float(found[0]), f"{self.name}.level": float(found[0])}
+        return row
 
     def judge(self, texts: Sequence[str]) -> list[tuple[int, str] | None]:
         """(level, reason) of each text, those of its most severe piece; None where a piece was left unjudged."""
         pieces, owners_P = chunks.of_texts(texts, self.words)
+        return self._most_severe(self._of_pieces(pieces), owners_P, len(texts))
+
+    def _of_pieces(self, pieces: Sequence[str]) -> list[tuple[int, str] | None]:
         found: list[tuple[int, str] | None] = [None] * len(pieces)
         left = list(range(len(pieces)))
         for attempt in range(1 + self.retries):
@@ -84,7 +97,10 @@ class Judge:
                 if found[p] is None:
                     self.counts["missing" if answer is None else "unreadable"] += 1
             left = [p for p in left if found[p] is None]
-        grouped: list[list] = [[] for _ in texts]
+        return found
+
+    def _most_severe(self, found, owners_P, num_texts: int) -> list[tuple[int, str] | None]:
+        grouped: list[list] = [[] for _ in range(num_texts)]
         for p, owner in enumerate(owners_P.tolist()):
             grouped[owner].append(found[p])
         best = [None if None in own else max(own, key=lambda pair: pair[0]) for own in grouped]

@@ -33,9 +33,10 @@ def build(about: heads.About, tensors: Mapping[str, np.ndarray], *, name: str = 
     num = heads.num_outputs(about.objective, len(about.levels))
     heads.check_shapes(about, tensors, {"kernel": (chosen.buckets, num), "bias": (num,)})
 
-    def outputs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pieces, owners_P = chunks.of_texts(texts, about.piece)
-        return ngrams.dot(ngrams.features(pieces, chosen), tensors["kernel"]) + tensors["bias"], owners_P
+        outputs_PO = ngrams.dot(ngrams.features(pieces, chosen), tensors["kernel"]) + tensors["bias"]
+        return outputs_PO, owners_P, chunks.starts(pieces, owners_P)
 
     return heads.Scorer(about, tensors, outputs)
 

@@ -32,8 +32,9 @@ def check(
     max_parentheses: float | None = 0.1,
     max_no_end_mark: float | None = 0.85,
     max_boilerplate: float | None = 0.4,
+    boilerplate_at_ends: bool = False,
 ) -> Findings:
-    """Drop tables, link lists, code and page furniture. None switches a check off.
+    """Drop tables, link lists, code and page furniture. None (or False) switches a check off.
 
     Args:
         batch: documents of one language; the pack names end marks and phrases of policies and page furniture.
@@ -45,10 +46,12 @@ def check(
         max_parentheses: share of characters that are brackets of some shape.
         max_no_end_mark: share of lines with text that end in none of the pack's end marks.
         max_boilerplate: share of paragraphs (blank lines between) with such a phrase.
+        boilerplate_at_ends: whether one such phrase in the first or last paragraph is enough; NeMo Curator's default,
+            and off here, since many a good page ends in a notice.
 
     Returns:
         Reasons `empty`, then `nemo_non_alphanumeric`, `nemo_numbers`, `nemo_urls`, `nemo_white_space`,
-        `nemo_parentheses`, `nemo_no_end_mark`, `nemo_boilerplate`, in this order.
+        `nemo_parentheses`, `nemo_no_end_mark`, `nemo_boilerplate`, `nemo_boilerplate_at_ends`, in this order.
     """
     findings = Findings.passing(len(batch))
     pack = batch.pack
@@ -75,8 +78,13 @@ def check(
             share = sum(not line.endswith(ends) for line in lines) / len(lines)
             if share > max_no_end_mark:
                 findings.fail(position, "nemo_no_end_mark", share, max_no_end_mark)
-        if max_boilerplate is not None and (share := boilerplate(pack.comparison_key(text), phrases)) > max_boilerplate:
+        if max_boilerplate is None and not boilerplate_at_ends:
+            continue
+        marks = boilerplate(pack.comparison_key(text), phrases)
+        if max_boilerplate is not None and (share := sum(marks) / max(1, len(marks))) > max_boilerplate:
             findings.fail(position, "nemo_boilerplate", share, max_boilerplate)
+        elif boilerplate_at_ends and any(at_ends := marks[:1] + marks[-1:]):
+            findings.fail(position, "nemo_boilerplate_at_ends", sum(at_ends), 0)
     return findings
 
 
@@ -96,20 +104,20 @@ def shares(text: str) -> dict[str, float]:
     }
 
 
-def boilerplate(text: str, phrases: tuple[str, ...]) -> float:
-    """Share of paragraphs with one of the phrases; text and phrases in one spelling (`Pack.comparison_key`).
+def boilerplate(text: str, phrases: tuple[str, ...]) -> list[bool]:
+    """Of each paragraph, whether it has one of the phrases; text and phrases in one spelling (`Pack.comparison_key`).
 
-    Lines count as paragraphs where the text has no blank line; the share is 0 for a single paragraph, of which it would
-    say nothing.
+    Lines count as paragraphs where the text has no blank line; empty where no phrase is found, and for a single
+    paragraph, of which it would say nothing.
     """
     if not any(phrase in text for phrase in phrases):
-        return 0.0
+        return []
     paragraphs = [paragraph for paragraph in _PARAGRAPHS.split(text) if paragraph.strip()]
     if len(paragraphs) == 1:
         paragraphs = [line for line in text.splitlines() if line.strip()]
     if len(paragraphs) == 1:
-        return 0.0
-    return sum(any(phrase in paragraph for phrase in phrases) for paragraph in paragraphs) / len(paragraphs)
+        return []
+    return [any(phrase in paragraph for phrase in phrases) for paragraph in paragraphs]
 
 
 @functools.cache

@@ -1,4 +1,8 @@
-"""All kinds of scorers behind one call: `scorers.load("linear", path)` gives `score(batch) -> [{name: number}]`."""
+"""All kinds of scorers behind one call: `scorers.load("linear", path)` gives `score(batch) -> [{name: number}]`.
+
+Kinds that cut a long text in chunks (linear, embedding, judge) also have `score.with_chunks(batch)`: the same rows and
+`<name>.chunks`, [start, end, value] of every chunk in characters, so that a reader finds the passage that decided.
+"""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -68,9 +68,9 @@ def test_each_check_drops_its_text_and_only_while_it_is_on(reason, text, setting
 
 def test_lines_count_as_paragraphs_without_blank_lines_and_a_single_one_says_nothing():
     phrases = ("click here",)
-    assert nemo.boilerplate("click here\nprose\nprose\nprose", phrases) == 1 / 4
-    assert nemo.boilerplate("click here\nprose\n\nprose", phrases) == 1 / 2
-    assert nemo.boilerplate("click here for prose", phrases) == 0
+    assert nemo.boilerplate("click here\nprose\nprose\nprose", phrases) == [True, False, False, False]
+    assert nemo.boilerplate("click here\nprose\n\nprose", phrases) == [True, False]
+    assert nemo.boilerplate("click here for prose", phrases) == []
 
 
 def test_empty_texts_are_dropped_without_a_division():
@@ -80,3 +80,28 @@ def test_empty_texts_are_dropped_without_a_division():
 def test_arabic_page_furniture_is_known_in_any_spelling():
     text = "ذهب الرجل إلى السوق.\n\nجَميع الحقوق محفوظة.\n\nالشروط والاحكام."
     assert check([text], AR).reasons == ["nemo_boilerplate"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{PROSE}\n\n{PROSE}\n\n{PROSE}\n\nAll rights reserved.", "nemo_boilerplate_at_ends"),
+        (f"Click here.\n{PROSE}\n{PROSE}\n{PROSE}", "nemo_boilerplate_at_ends"),  # lines, as there is no blank one
+        (f"{PROSE}\n\nAll rights reserved.\n\n{PROSE}", ""),  # in the middle
+        (f"{PROSE} All rights reserved.", ""),  # a single paragraph
+        (f"Click here.\n\n{PROSE}\n\nAll rights reserved.", "nemo_boilerplate"),  # the share comes first
+    ],
+)
+def test_a_phrase_at_either_end_drops_only_where_that_is_asked_for(text, reason):
+    assert check([text], boilerplate_at_ends=True).reasons == [reason]
+    assert check([text]).reasons == [reason if reason == "nemo_boilerplate" else ""]
+
+
+def test_ends_are_looked_at_without_the_share_and_by_the_packs_phrases():
+    at_both = f"Click here.\n\n{PROSE}\n\nAll rights reserved."
+    findings = check([at_both, PROSE], max_boilerplate=None, boilerplate_at_ends=True)
+    assert findings.reasons == ["nemo_boilerplate_at_ends", ""]
+    assert (findings.values[0], findings.thresholds[0]) == (2, 0)
+    arabic = "ذهب الرجل إلى السوق.\n\nثم عاد إلى البيت.\n\nجَميع الحقوق محفوظة."
+    assert check([arabic], AR, boilerplate_at_ends=True).reasons == ["nemo_boilerplate_at_ends"]
+    assert check([arabic], AR).reasons == [""]

@@ -46,13 +46,13 @@ TEXTS = ["glorp bridge", "river glorp unseen words bad", "", "unseen", "جسر "
 
 def test_a_text_is_the_mean_of_its_tokens(folder):
     static = embedding.static(folder)
-    found, owners = static.pieces(TEXTS, 512)
+    found, owners, _ = static.pieces(TEXTS, 512)
     vectors = safetensors.load_file(folder / "model.safetensors")["embeddings"]
     assert owners.tolist() == [0, 1, 2, 3, 4] and static.width == 5
     np.testing.assert_allclose(found, [slow(vectors, text) for text in TEXTS], atol=1e-6)
     assert not found[2:4].any()
     (folder / "config.json").unlink()
-    plain, _ = embedding.static(folder).pieces(TEXTS, 512)
+    plain, *_ = embedding.static(folder).pieces(TEXTS, 512)
     np.testing.assert_allclose(plain, [slow(vectors, text, normalize=False) for text in TEXTS], rtol=1e-6)
 
 
@@ -62,20 +62,23 @@ def test_weights_and_shared_vectors_of_newer_models_are_read(folder):
     tensors = {"embeddings": vectors, "weights": weights, "mapping": mapping}
     safetensors.save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
-    found, _ = embedding.static(folder).pieces(["glorp bad"], 0)
+    found, *_ = embedding.static(folder).pieces(["glorp bad"], 0)
     np.testing.assert_allclose(found[0], (2 * vectors[1] + 6 * vectors[0]) / 2, rtol=1e-6)
 
 
 def test_long_texts_are_cut_by_tokens_and_blocks_change_nothing(folder, monkeypatch):
     static = embedding.static(folder)
     text = "glorp bridge river unseen bad " * 10
-    pieces, owners = static.pieces([text, "bad"], 8)
+    pieces, owners, starts = static.pieces([text, "bad"], 8)
     assert owners.tolist() == [0] * 5 + [1]  # forty known words
-    first, _ = static.pieces([text, "bad"], 8, first=True)
+    assert starts.tolist() == [60 * i for i in range(5)] + [0]  # eight of them in ten words, which are 60 characters
+    first, *_ = static.pieces([text, "bad"], 8, first=True)
     np.testing.assert_array_equal(first, pieces[[0, 5]])
     monkeypatch.setattr(embedding, "BLOCK", 23)
     monkeypatch.setattr(embedding, "GROUP", 50)
-    np.testing.assert_array_equal(static.pieces([text, "bad"], 8)[0], pieces)
+    again, _, again_starts = static.pieces([text, "bad"], 8)
+    np.testing.assert_array_equal(again, pieces)
+    np.testing.assert_array_equal(again_starts, starts)
 
 
 @pytest.mark.parametrize("hidden", [0, 7])
@@ -86,7 +89,7 @@ def test_a_trained_head_is_the_same_in_jax_and_numpy(hidden, folder, tmp_path):
     shapes = {"kernel": (hidden or 5, 6), "bias": (6,)}
     shapes |= {"hidden_kernel": (5, hidden), "hidden_bias": (hidden,)} if hidden else {}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    inputs, _ = static.pieces(TEXTS, 512)
+    inputs, *_ = static.pieces(TEXTS, 512)
     wanted, _ = model.apply({"params": tensors}, {"inputs": inputs})
     heads.save(tmp_path / "scorer", told, tensors)
     scorer = scorers.load("embedding", tmp_path / "scorer")
@@ -149,8 +152,24 @@ def test_the_shared_embedding_tells_alike_from_unlike(shared_data):
     folder = shared_data / "embedding_static_model2vec"
     if not folder.is_dir():
         pytest.skip("no static embedding beside this checkout")
-    found, _ = embedding.static(folder).pieces(
+    found, *_ = embedding.static(folder).pieces(
         ["The cat sat on the mat.", "A kitten is lying on a rug.", "Interest rates rose in March."], 512
     )
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     assert found[0] @ found[1] > found[0] @ found[2] + 0.2
+
+
+def test_chunks_of_a_static_embedding_are_spans_that_score_as_they_do_alone(folder):
+    static = embedding.static(folder)
+    told = about(static, piece=2)
+    tensors = {"kernel": np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32), "bias": np.zeros(6)}
+    scorer = embedding.build(told, tensors, lambda texts: static.pieces(texts, 2))
+    texts = ["جسر glorp, unseen 𝄞 bad river bridge", "", "unseen", "bad"]
+    rows = scorer.with_chunks([{"text": text} for text in texts])
+    assert [len(row["safety.chunks"]) for row in rows] == [3, 1, 1, 1]
+    for text, row, plain in zip(texts, rows, scorer([{"text": text} for text in texts])):
+        spans = row.pop("safety.chunks")
+        assert row == plain and "".join(text[start:end] for start, end, _ in spans) == text
+        alone = scorer([{"text": text[start:end]} for start, end, _ in spans])
+        assert [value for *_, value in spans] == pytest.approx([found["safety.score"] for found in alone])
+        assert row["safety.score"] == pytest.approx(max(value for *_, value in spans))

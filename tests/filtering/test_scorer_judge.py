@@ -33,6 +33,18 @@ def test_a_document_gets_the_level_of_its_most_severe_piece():
     assert score.judge(["[unsafe request 3]"]) == [(5, "a marker")]
 
 
+def test_chunks_tell_which_piece_gave_a_document_its_level_and_which_was_not_judged():
+    batch = [{"text": "a b c d e f [unsafe request 3] g"}, {"text": "plain"}, {"text": ""}]
+    score = judge.load(Model(level), words=4, name="safety")
+    rows = score.with_chunks(batch)
+    spans = [row.pop("safety.chunks") for row in rows]
+    assert rows == score(batch)
+    assert spans == [[[0, 8, 0.0], [8, 28, 5.0], [28, 32, 0.0]], [[0, 5, 0.0]], [[0, 0, 0.0]]]
+    unread = judge.load(Model(lambda text: "no" if "plain" in text else level(text)), retries=0, words=1)
+    row = unread.with_chunks([{"text": "a plain"}])[0]
+    assert row == {"judge.judged": 0.0, "judge.chunks": [[0, 2, 0.0], [2, 7, None]]}
+
+
 def test_answers_that_cannot_be_read_are_asked_for_again_and_counted():
     model = Model(lambda text: "Sure! Level 0." if "plain" in text else level(text), lambda text: None, level)
     score = judge.load(model)

@@ -105,7 +105,7 @@ def test_jax_and_numpy_give_the_same_outputs():
     params = {"kernel": tensors["kernel"], "bias": tensors["bias"], "thresholds_bias": raw}
     outputs, thresholds = model.apply({"params": params}, {k: jnp.asarray(batch[k]) for k in ("ids", "values")})
     np.testing.assert_allclose(thresholds, tensors["thresholds"], atol=1e-6)
-    found, owners = linear.build(told, tensors).outputs_fn(texts)
+    found, owners, _ = linear.build(told, tensors).outputs_fn(texts)
     np.testing.assert_allclose(found, outputs, atol=1e-4)
     assert owners.tolist() == [0, 1, 2]
     for labels in np.indices((3,)).T:
@@ -165,7 +165,7 @@ def test_two_levels_are_logistic_regression():
     told = about(levels=("a", "b"))
     tensors = drawn_weights(told)
     scorer = linear.build(told, tensors)
-    outputs, _ = scorer.outputs_fn(["a bridge"])
+    outputs, *_ = scorer.outputs_fn(["a bridge"])
     scores, levels = scorer.values(["a bridge"])
     assert scores[0] == pytest.approx(1 / (1 + np.exp(-(outputs[0, 0] - tensors["thresholds"][0]))))
     assert levels[0] == (scores[0] > 0.5)
@@ -186,6 +186,23 @@ def test_a_document_is_as_its_worst_piece_and_scored_alike_in_any_company():
     parts = [mean.values([" ".join(texts[4].split(" "))])[0][0], mean.values([texts[0]])[0][0]]
     joined = mean.values([f"{texts[4]} {texts[0]}"])[0][0]
     assert joined == pytest.approx(np.mean(parts), abs=1e-5)
+
+
+@pytest.mark.parametrize(("objective", "pool"), [("softmax", "max"), ("ordinal", "max"), ("regression", "mean")])
+def test_chunks_tell_which_piece_gave_a_document_its_score(objective, pool):
+    told = about(objective, tuple("abc"), piece=8, pool=pool)
+    scorer = linear.build(told, drawn_weights(told))
+    rng = np.random.default_rng(1)
+    batch = [{"text": " ".join(rng.choice(["glorp", "bridge", "river"], n))} for n in (3, 40, 0, 17, 8)]
+    rows = scorer.with_chunks(batch)
+    assert [len(row["safety.chunks"]) for row in rows] == [1, 5, 1, 3, 1]
+    for record, row, plain in zip(batch, rows, scorer(batch)):
+        spans = row.pop("safety.chunks")
+        assert row == plain  # to the bit
+        values = [value for *_, value in spans]
+        wanted, _ = scorer.values([record["text"][start:end] for start, end, _ in spans])
+        assert values == pytest.approx(wanted.tolist())
+        assert row["safety.score"] == pytest.approx(max(values) if pool == "max" else np.mean(values), abs=1e-6)
 
 
 def test_regressions_are_rounded_as_fineweb_edu_does():

@@ -1,4 +1,5 @@
 import collections
+import itertools
 import math
 import random
 import unicodedata
@@ -181,6 +182,17 @@ def test_pieces_make_up_the_text_and_keep_to_their_lengths(text, words, characte
     if len(text) > words:
         assert all(len(piece.split()) <= words for piece in pieces)
         assert all(len(piece.rstrip()) <= characters + len(piece) - len(piece.lstrip()) for piece in pieces)
+
+
+@hypothesis.given(st.lists(st.text(alphabet="ab \n\u00a0𝄞ج", max_size=60), max_size=6), st.integers(0, 5))
+def test_spans_cut_each_text_exactly_into_its_pieces(texts, words):
+    pieces, owners = chunks.of_texts(texts, words)
+    found = chunks.spans(texts, owners, chunks.starts(pieces, owners), range(len(pieces)))
+    cut = [text[start:end] for text, spans in zip(texts, found, strict=True) for start, end, _ in spans]
+    assert cut == pieces and [value for spans in found for *_, value in spans] == list(range(len(pieces)))
+    for text, spans in zip(texts, found):
+        assert spans[0][0] == 0 and spans[-1][1] == len(text)
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
 
 
 def test_a_texts_pieces_are_pooled_in_one_pass():
