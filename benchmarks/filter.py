@@ -62,24 +62,32 @@ def texts(data: str) -> list[str]:
     for text in found:
         for line in text.split("\n"):
             held += line + "\n"
-            if len(held) >= SIZE:
-                whole.append(held.strip())
-                held = ""
+            while len(held) >= SIZE:
+                cut = held.find("\n" if "\n" in held[SIZE - 1 : SIZE + 500] else " ", SIZE - 1) + 1 or len(held)
+                whole.append(held[:cut].strip())
+                held = held[cut:]
         held += "\n"
     return whole
 
 
-def write(path: pathlib.Path, originals: list[str], num: int, seed: int = 0) -> None:
-    """`num` documents as JSONL (.gz): the originals in turn, some words of each exchanged for others of the corpus."""
+def write(path: pathlib.Path, originals: list[str], *, num: int = 1 << 62, size: float = 1e30, seed: int = 0) -> int:
+    """Documents as JSONL (.gz), until there are `num` or, unpacked, `size` bytes; returns how many there are.
+
+    They are the originals in turn, some words of each exchanged for others of the corpus.
+    """
     rng = random.Random(seed)
     words = [word for text in originals for word in text.split(" ")]
     make = functools.partial(gzip.open, compresslevel=1) if path.suffix == ".gz" else open
-    with make(path, "wt", encoding="utf-8") as f:
-        for i in range(num):
-            varied = originals[i % len(originals)].split(" ")
-            for _ in range(VARIED if i >= len(originals) else 0):
+    written, total = 0, 0
+    with make(path, "wb") as f:
+        while written < num and total < size:
+            varied = originals[written % len(originals)].split(" ")
+            for _ in range(VARIED if written >= len(originals) else 0):
                 varied[rng.randrange(len(varied))] = rng.choice(words)
-            f.write(json.dumps({"id": f"d{i}", "text": " ".join(varied)}, ensure_ascii=False) + "\n")
+            row = json.dumps({"id": f"d{written}", "text": " ".join(varied)}, ensure_ascii=False)
+            total += f.write(f"{row}\n".encode())
+            written += 1
+    return written
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -163,7 +171,7 @@ def executors(folder: pathlib.Path, originals: list[str], args) -> list[dict]:
 
     num = 4 * args.documents
     path = folder / "executors.jsonl"
-    write(path, originals, num)
+    write(path, originals, num=num)
     size = path.stat().st_size / 2**20
     rates, digests = {"process": [], "ray": []}, set()
     for turn in range(args.rounds):
@@ -192,13 +200,11 @@ def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> lis
     rows = []
     packed = set(map(float, args.packed.split(",")))
     for megabytes in map(float, args.megabytes.split(",")):
-        num = max(1, int(megabytes * 2**20 / (SIZE + 60)))
         for ending in (".jsonl", ".jsonl.gz") if megabytes in packed else (".jsonl",):
             path = folder / f"size{ending}"
-            write(path, originals, num)
+            num = write(path, originals, size=megabytes * 1e6)
             told = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
-            size = path.stat().st_size
-            row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num, "bytes": size}
+            row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num}
             rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb", "others")})
             times = f"{told['seconds']:.1f} s, {told['cpu_seconds']:.1f} CPU seconds"
             print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {times}", flush=True)
@@ -250,7 +256,8 @@ def report(rows: list[dict], facts: dict) -> str:
     versions = {row["contestant"]: row["versions"] for row in rows if "versions" in row}
     notes = {
         "Command": f"`{facts['command']}`",
-        "Documents": f"{facts['documents']} of about {SIZE} characters, from {facts['data']}; {facts['rounds']} rounds",
+        "Documents": f"{facts['documents']} of {facts['characters']:,} characters on average, from {facts['data']}; "
+        f"{facts['rounds']} rounds",
         "Hardware": f"{facts['hardware']}; others kept at most {others:.2f} cores busy while a side ran{quiet}",
         "Versions": "; ".join(f"{who}: {of}" for who, of in versions.items()),
         "When": f"{facts['date']}, commit {facts['commit']}",
@@ -299,13 +306,14 @@ def main() -> None:
     command = shlex.join(["python", *sys.argv]).replace(args.data or " ", "FILES" if args.data else " ")
     facts = {"command": command, "hardware": machine.hardware(), "commit": machine.commit()}
     facts |= {"date": datetime.date.today().isoformat(), "documents": args.documents, "rounds": args.rounds}
+    facts["characters"] = round(statistics.mean(map(len, originals)))
     facts["data"] = ", ".join(pathlib.Path(p).name for p in args.data.split(",")) if args.data else "the toy web"
     rows = []
     with tempfile.TemporaryDirectory(prefix="filter_") as folder:
         folder = pathlib.Path(folder)
         inputs = folder / "inputs"
         inputs.mkdir()
-        write(inputs / "documents.jsonl", originals, args.documents)
+        write(inputs / "documents.jsonl", originals, num=args.documents)
         peer = ""
         if {"rules", "signatures"} & set(parts):
             peer = machine.environment("datatrove", PACKAGES, args.env_dir, args.python or machine.find_python())
