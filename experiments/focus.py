@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.dtype = "float32"  # of the network's computation
     c.random = dict(methods=PAPER, limit=0)  # R1: all weights redrawn; R3: classes that are not there
     c.cascade = dict(methods=("lrp", "gradcam"), points=9, limit=400)  # R2: layers redrawn from the top
-    c.bias = dict(method="", min_count=10, num_samples=1_000, pairs=3, tiles=6)  # "": that of the highest median
+    c.bias = dict(method="", min_count=10, min_share=0.02, num_samples=1_000, pairs=3, tiles=6)  # "": highest median
     c.pictures = 4  # mosaics shown with every method's map
     c.save_maps = False  # float16 shards of every map
     c.save_mosaics = False  # PNG files and a table
@@ -91,7 +91,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
         c.random.methods = ("gradcam",)
         c.batch_size = 8
         c.cascade.update(methods=("gradcam",), points=2, limit=8)
-        c.bias.update(min_count=1, num_samples=50, pairs=1, tiles=2)
+        c.bias.update(min_count=1, min_share=0.0, num_samples=50, pairs=1, tiles=2)
         c.pictures = 1
         c.baseline.update(steps=4, batch_size=8, eval_every=4)
 

@@ -170,12 +170,17 @@ def biases(study, trained, predicted_N: np.ndarray) -> tuple[list[str], dict[str
     c, folder = study.c.bias, study.workdir / "figures"
     method = c.method or max(trained, key=lambda m: np.nan_to_num(_median(trained[m]), nan=-1))
     found = trained[method]
-    labels_M4, target_M = study.plan.tile_label[found["mosaic"]], study.plan.target[found["mosaic"]]
-    num_classes = study.net.num_classes
+    ids, num_classes = found["mosaic"], study.net.num_classes
     matrix = bias.matrix(
-        found["share"], labels_M4, target_M, num_classes=num_classes, num_samples=c.num_samples, seed=study.c.seed
+        found["share"],
+        study.plan.tile_label[ids],
+        study.plan.target[ids],
+        picture_M4=study.plan.tile_index[ids],
+        num_classes=num_classes,
+        num_samples=c.num_samples,
+        seed=study.c.seed,
     )
-    pairs = bias.ranking(matrix, min_count=c.min_count)
+    pairs = bias.ranking(matrix, min_count=c.min_count, min_share=c.min_share)
     counts = classification.confusion(study.labels_N, predicted_N, num_classes)
     write_pairs(study, pairs, counts)
     class_names = [study.class_name(k) for k in range(num_classes)]
@@ -192,6 +197,11 @@ def biases(study, trained, predicted_N: np.ndarray) -> tuple[list[str], dict[str
     lines = [pair_line(study, method, pair, counts) for pair in named]
     if not named:
         lines = [f"No pair of classes draws clearly more relevance than chance ({method}, {len(pairs)} pairs)."]
+        if faint := [pair for pair in pairs if pair.kind == "faint"]:
+            lines[0] += (
+                f" {len(faint)} draw more than no bias gives, but less than {100 * c.min_share:g} % a tile, which "
+                "spill over the tiles' edges explains as well."
+            )
     else:
         lines.append(
             f"{len(pairs)} pairs were compared at 95 % each, so about {math.ceil(0.025 * len(pairs))} would look "
@@ -208,7 +218,9 @@ def write_pairs(study, pairs, counts) -> None:
         {
             "explained": study.class_name(p.target),
             "tiles_of": study.class_name(p.other),
-            **{name: getattr(p, name) for name in ("lift", "low", "high", "share", "count", "back", "kind")},
+            **{
+                name: getattr(p, name) for name in ("lift", "low", "high", "share", "count", "pictures", "back", "kind")
+            },
             "taken_for_it": int(counts[p.other, p.target]),
         }
         for p in pairs
@@ -227,8 +239,9 @@ def pair_line(study, method: str, pair: bias.Pair, counts) -> str:
     }
     wrong, all_tiles = counts[pair.other, pair.target], max(counts[pair.other].sum(), 1)
     return (
-        f"Bias: where {explained} is explained, tiles of {tiles} draw {pair.lift:.2f} times the relevance of no bias "
-        f"({method}; 95 % interval {pair.low:.2f} to {pair.high:.2f}, {pair.count} tiles); {kinds[pair.kind]}. "
+        f"Bias: where {explained} is explained, a tile of {tiles} draws {100 * pair.share:.1f} % of the relevance, "
+        f"{pair.lift:.2f} times what it would without a bias ({method}; 95 % interval {pair.low:.2f} to "
+        f"{pair.high:.2f}, {pair.count} tiles of {pair.pictures} pictures); {kinds[pair.kind]}. "
         f"Alone, {100 * wrong / all_tiles:.0f} % of {tiles} tiles are taken for {explained}."
     )
 
@@ -253,7 +266,13 @@ def draw_pairs(study, method: str, found, pairs) -> None:
     labels_M4, target_M = study.plan.tile_label[found["mosaic"]], study.plan.target[found["mosaic"]]
     tops = {
         pair: bias.top_tiles(
-            found["share"], labels_M4, target_M, target=pair.target, other=pair.other, num=study.c.bias.tiles
+            found["share"],
+            labels_M4,
+            target_M,
+            target=pair.target,
+            other=pair.other,
+            picture_M4=study.plan.tile_index[found["mosaic"]],
+            num=study.c.bias.tiles,
         )
         for pair in pairs
     }

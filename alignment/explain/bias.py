@@ -4,7 +4,8 @@ Idea of Arias-Duart et al. 2022 (arXiv:2109.15035); the procedure is ours. Use m
 where the method is reliable, relevance off the target is the model's doing. The same authors later looked for biases
 without attributions (Electronics 12(14):3066, 2023), which makes a good control.
 
-Dimensions: M mosaics, 4 tiles, C classes (rows: explained, columns: of the tile), R bootstrap samples, Y X pixels.
+Dimensions: M mosaics, 4 tiles, C classes (rows: explained, columns: of the tile), R bootstrap samples, P pictures, Y X
+pixels.
 """
 
 import dataclasses
@@ -21,13 +22,15 @@ class Matrix:
     Attributes:
         share: [C, C] B[t, o], the mean share of positive relevance on a tile of class o when t is explained.
         count: [C, C] tiles that mean is over.
+        pictures: [C, C] different pictures among these.
         lift: [C, C] B[t, o] over what a tile off the target expects under no bias, (1 - mean Focus of t) / 2.
-        low, high: [C, C] ends of the lift's 95 % bootstrap interval, over mosaics.
+        low, high: [C, C] ends of the lift's 95 % bootstrap interval, over pictures and mosaics.
         focus: [C] mean Focus of t.
     """
 
     share: np.ndarray
     count: np.ndarray
+    pictures: np.ndarray
     lift: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -39,7 +42,8 @@ class Pair:
     """One entry of the ranking: tiles of `other` when `target` is explained.
 
     `kind` is 'shortcut' when relevance flows one way only (the model reads something on the other class's pictures as
-    the target), 'confusion' when it flows both ways, 'unclear' when the interval holds 1.
+    the target), 'confusion' when it flows both ways, 'unclear' when the interval holds 1, 'faint' when it does not but
+    the tiles draw so little that spill over their edges may be all of it.
     """
 
     target: int
@@ -49,6 +53,7 @@ class Pair:
     high: float
     share: float
     count: int
+    pictures: int
     back: float  # lift of the reverse pair; NaN where that has no tile
     kind: str
 
@@ -64,6 +69,7 @@ def matrix(
     target_M: np.ndarray,
     *,
     num_classes: int,
+    picture_M4: np.ndarray | None = None,
     num_samples: int = 1_000,
     seed: int = 0,
 ) -> Matrix:
@@ -71,61 +77,95 @@ def matrix(
 
     Args:
         share_M4: the share of positive relevance on each tile (`focus.measure`); mosaics with NaN are left out.
-        num_samples: R; each resamples the mosaics of a target, with what they do to its mean Focus.
+        picture_M4: which picture each tile is. Many tiles of few pictures say little more than these pictures, so the
+            samples of B are of pictures; those of mean Focus are of mosaics. None: every tile is another picture.
+        num_samples: R.
     """
     share_M4, tile_label_M4, target_M = (np.asarray(a) for a in (share_M4, tile_label_M4, target_M))
-    if share_M4.shape != tile_label_M4.shape or share_M4.shape != (len(target_M), 4):
+    picture_M4 = np.arange(share_M4.size).reshape(share_M4.shape) if picture_M4 is None else np.asarray(picture_M4)
+    if not share_M4.shape == tile_label_M4.shape == picture_M4.shape == (len(target_M), 4):
         raise InputError(
-            f"shares {share_M4.shape}, labels {tile_label_M4.shape}, targets {target_M.shape}: [M, 4], [M]"
+            f"shares {share_M4.shape}, labels {tile_label_M4.shape}, pictures {picture_M4.shape}, targets "
+            f"{target_M.shape}: need [M, 4] three times, and [M]"
         )
-    found = {name: np.full((num_classes, num_classes), np.nan) for name in ("share", "lift", "low", "high")}
-    count, focus = np.zeros((num_classes, num_classes), int), np.full(num_classes, np.nan)
+    shape = (num_classes, num_classes)
+    found = {name: np.full(shape, np.nan) for name in ("share", "lift", "low", "high")}
+    numbers = {name: np.zeros(shape, int) for name in ("count", "pictures")}
+    focus = np.full(num_classes, np.nan)
     rng = np.random.default_rng(seed)
     for t in range(num_classes):
         rows = np.flatnonzero((target_M == t) & np.isfinite(share_M4).all(1))
         if not len(rows):
             continue
-        sums_mC, tiles_mC = _by_class(share_M4[rows], tile_label_M4[rows], num_classes)
-        draws_Rm = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=num_samples)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            focus[t] = sums_mC[:, t].mean()
-            found["share"][t] = sums_mC.sum(0) / tiles_mC.sum(0)
-            found["lift"][t] = 2 * found["share"][t] / (1 - focus[t])
-            focus_R1 = (draws_Rm @ sums_mC[:, t : t + 1]) / len(rows)
-            lift_RC = 2 * (draws_Rm @ sums_mC) / (draws_Rm @ tiles_mC) / (1 - focus_R1)
-        for o in np.flatnonzero(tiles_mC.sum(0)):
-            finite_R = lift_RC[np.isfinite(lift_RC[:, o]), o]  # a sample may hold no tile of a rare class
-            found["low"][t, o], found["high"][t, o] = (
-                np.percentile(finite_R, [2.5, 97.5]) if len(finite_R) else 2 * [np.nan]
-            )
-        count[t] = tiles_mC.sum(0)
-        for values in found.values():
-            values[t, t] = np.nan
-    return Matrix(count=count, focus=focus, **found)
+        share_m4, label_m4, picture_m4 = share_M4[rows], tile_label_M4[rows], picture_M4[rows]
+        focus_m = (share_m4 * (label_m4 == t)).sum(1)
+        focus[t] = focus_m.mean()
+        fair_R = (1 - _means(rng, focus_m, np.arange(len(rows)), num_samples)) / 2
+        numbers["count"][t, t] = (label_m4 == t).sum()
+        for o in set(np.unique(label_m4).tolist()) - {t}:
+            is_of = label_m4 == o
+            numbers["count"][t, o], numbers["pictures"][t, o] = is_of.sum(), len(np.unique(picture_m4[is_of]))
+            found["share"][t, o] = share_m4[is_of].mean()
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found["lift"][t, o] = 2 * found["share"][t, o] / (1 - focus[t])
+                lift_R = _means(rng, share_m4[is_of], picture_m4[is_of], num_samples) / fair_R
+            finite_R = lift_R[np.isfinite(lift_R)]
+            if len(finite_R):
+                found["low"][t, o], found["high"][t, o] = np.percentile(finite_R, [2.5, 97.5])
+    return Matrix(focus=focus, **found, **numbers)
 
 
-def ranking(found: Matrix, *, min_count: int = 10) -> list[Pair]:
-    """Pairs by falling lift; without those of fewer than `min_count` tiles."""
+def _means(rng: np.random.Generator, values: np.ndarray, group: np.ndarray, num_samples: int) -> np.ndarray:
+    """Bootstrap samples [R] of the mean of values, drawn by whole groups."""
+    _, group = np.unique(group, return_inverse=True)
+    sums_P, counts_P = np.bincount(group, values), np.bincount(group)
+    draws_RP = rng.multinomial(len(sums_P), np.full(len(sums_P), 1 / len(sums_P)), size=num_samples)
+    return (draws_RP @ sums_P) / (draws_RP @ counts_P)
+
+
+def ranking(found: Matrix, *, min_count: int = 10, min_share: float = 0.0) -> list[Pair]:
+    """Pairs by falling lift.
+
+    Args:
+        min_count: of tiles; pairs of fewer are left out.
+        min_share: of relevance that a tile draws on average; lifted pairs below are 'faint'. Where mean Focus is nearly
+            1 no bias expects next to nothing of a tile, and any spill over its edges is a large lift.
+    """
     with np.errstate(invalid="ignore"):
-        is_lifted = found.low > 1
+        is_lifted = (found.low > 1) & (found.count >= min_count)
+        is_faint = is_lifted & (found.share < min_share)
     pairs = []
     for t, o in zip(*np.nonzero(np.isfinite(found.lift) & (found.count >= min_count))):
-        is_mutual = is_lifted[o, t] and found.count[o, t] >= min_count
-        kind = "unclear" if not is_lifted[t, o] else "confusion" if is_mutual else "shortcut"
+        is_mutual = is_lifted[o, t] and not is_faint[o, t]
+        kind = "confusion" if is_mutual else "shortcut"
+        kind = "unclear" if not is_lifted[t, o] else "faint" if is_faint[t, o] else kind
         numbers = {name: float(getattr(found, name)[t, o]) for name in ("lift", "low", "high", "share")}
-        back = float(found.lift[o, t])
-        pairs.append(Pair(int(t), int(o), **numbers, count=int(found.count[t, o]), back=back, kind=kind))
+        counts = {name: int(getattr(found, name)[t, o]) for name in ("count", "pictures")}
+        pairs.append(Pair(int(t), int(o), **numbers, **counts, back=float(found.lift[o, t]), kind=kind))
     return sorted(pairs, key=lambda pair: (-pair.lift, pair.target, pair.other))
 
 
 def top_tiles(
-    share_M4: np.ndarray, tile_label_M4: np.ndarray, target_M: np.ndarray, *, target: int, other: int, num: int = 8
+    share_M4: np.ndarray,
+    tile_label_M4: np.ndarray,
+    target_M: np.ndarray,
+    *,
+    target: int,
+    other: int,
+    picture_M4: np.ndarray | None = None,
+    num: int = 8,
 ) -> list[tuple[int, int]]:
-    """(mosaic, position) of the tiles of class `other` that draw most when `target` is explained, largest first."""
+    """(mosaic, position) of the tiles of class `other` that draw most when `target` is explained, largest first.
+
+    With `picture_M4` each picture once, where it draws most.
+    """
     is_pair_M4 = (np.asarray(tile_label_M4) == other) & (np.asarray(target_M) == target)[:, None]
-    places = np.argwhere(is_pair_M4 & np.isfinite(share_M4))
-    order = np.argsort([-share_M4[m, i] for m, i in places], kind="stable")[:num]
-    return [(int(places[k][0]), int(places[k][1])) for k in order]
+    places = [(int(m), int(i)) for m, i in np.argwhere(is_pair_M4 & np.isfinite(share_M4))]
+    places = sorted(places, key=lambda place: -share_M4[place])
+    if picture_M4 is not None:
+        places = list({int(picture_M4[place]): place for place in reversed(places)}.values())[::-1]
+        places = sorted(places, key=lambda place: -share_M4[place])
+    return places[:num]
 
 
 def tile_of(map_YX: np.ndarray, position: int) -> np.ndarray:
@@ -155,12 +195,3 @@ def crop_box(map_YX: np.ndarray, *, percentile: float = 90.0, num_cells: int = 1
     masses = np.bincount(groups.ravel(), weights=(cells * is_high).ravel())
     rows, columns = np.nonzero(groups == masses[1:].argmax() + 1)
     return int(ys[rows.min()]), int(ys[rows.max() + 1]), int(xs[columns.min()]), int(xs[columns.max() + 1])
-
-
-def _by_class(share_m4: np.ndarray, label_m4: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each mosaic, the relevance on the tiles of each class, and their number: two arrays [m, C]."""
-    sums, tiles = np.zeros((len(share_m4), num_classes)), np.zeros((len(share_m4), num_classes), int)
-    rows = np.arange(len(share_m4))[:, None]
-    np.add.at(sums, (rows, label_m4), share_m4)
-    np.add.at(tiles, (rows, label_m4), 1)
-    return sums, tiles

@@ -62,6 +62,43 @@ def test_a_planted_bias_tops_the_ranking_and_is_told_from_a_confusion(plan):
     assert first.back == pytest.approx(next(p.lift for p in pairs if (p.target, p.other) == (1, 3)))
 
 
+def test_the_interval_is_that_of_the_pictures_and_not_of_their_many_tiles():
+    rng = np.random.default_rng(0)
+    held = {True: 0, False: 0}
+    for _ in range(200):
+        own = rng.lognormal(0, 1.0, 12)  # what each of 12 pictures of class 1 draws, whatever is explained
+        picture = np.stack([np.zeros(60, int), np.full(60, 100), rng.integers(0, 12, 60) + 1, np.full(60, 100)], 1)
+        labels = np.where(picture == 100, 2, (picture > 0).astype(int))
+        share = np.where(labels == 0, 0.6, 0.0)
+        share[:, 2] = 0.2 * own[picture[:, 2] - 1] / np.exp(0.5)  # 0.2 on average over all pictures there could be
+        for is_by_picture in held:
+            by = {"picture_M4": picture} if is_by_picture else {}
+            found = bias.matrix(share, labels, np.zeros(60, int), num_classes=3, num_samples=200, **by)
+            held[is_by_picture] += found.low[0, 1] <= 1 <= found.high[0, 1]
+    assert held[True] > 155 and held[False] < 130  # of 200 at 95 %; a dozen skewed pictures are few for a bootstrap
+    assert found.pictures[0, 1] <= 60 and found.count[0, 1] == 60
+
+
+def test_a_large_lift_of_next_to_nothing_is_faint():
+    labels = np.tile([0, 0, 1, 2], (40, 1))
+    share = np.tile([0.494, 0.494, 0.01, 0.002], (40, 1))
+    found = bias.matrix(share, labels, np.zeros(40, int), num_classes=3)
+    assert found.lift[0, 1] == pytest.approx(0.01 / 0.006)
+    assert [p.kind for p in bias.ranking(found)] == ["shortcut", "unclear"]
+    assert [p.kind for p in bias.ranking(found, min_share=0.02)] == ["faint", "unclear"]
+
+
+def test_top_tiles_hold_each_picture_once_where_it_draws_most(plan):
+    shares = shares_with(plan.tile_label, plan.target, {})
+    found = bias.top_tiles(shares, plan.tile_label, plan.target, target=2, other=4, num=99, picture_M4=plan.tile_index)
+    pictures = [plan.tile_index[place] for place in found]
+    assert len(set(pictures)) == len(pictures) > 5
+    values = [shares[place] for place in found]
+    assert values == sorted(values, reverse=True)
+    is_pair = (plan.target == 2)[:, None] & (plan.tile_label == 4)
+    assert values[3] == shares[is_pair & (plan.tile_index == pictures[3])].max()
+
+
 def test_pairs_of_fewer_tiles_than_the_minimum_are_not_ranked(plan):
     found = matrix_of(plan, {})
     assert len(bias.ranking(found, min_count=30)) == 20  # every pair has 2 * 60 / 4 tiles
