@@ -173,7 +173,7 @@ def split(found: Labelled, *, fractions: Sequence[float], seed: int = 0) -> list
         raise InputError(f"fractions {list(fractions)} must be above 0 and leave something to train on")
     items = [
         pair_formats.Comparison(group, (str(i),), group="" if group else text)
-        for i, (text, group) in enumerate(zip(found.texts, found.groups))
+        for i, (text, group) in enumerate(zip(found.texts, _joined(found.texts, found.groups)))
     ]
     parts, left = [], 1.0
     for number, fraction in enumerate(fractions):
@@ -185,6 +185,24 @@ def split(found: Labelled, *, fractions: Sequence[float], seed: int = 0) -> list
         if not len(part):
             raise InputError(f"{len(found)} texts leave none for the {name}; give more texts, or larger fractions")
     return parts
+
+
+def _joined(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """The group of each text, groups that share a text being one; a text without a group has that of its equals."""
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node):
+        while parents.setdefault(node, node) != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    nodes = [("text", " ".join(text.split()).casefold()) for text in texts]
+    for node, group in zip(nodes, groups):
+        if group:
+            first, second = sorted((root(node), root(("group", group))))
+            parents[second] = first  # "group" before "text", so a root is a group
+    return [root(node)[1] if node in parents else "" for node in nodes]
 
 
 def _word(value) -> str:

@@ -180,13 +180,22 @@ def read(
 
 
 def split(pairs: Sequence[Pair], *, fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs; all pairs of one original are on one side, wherever they stand."""
+    """Training and held-out pairs; all pairs of one original are on one side, wherever they stand.
+
+    A pair drawn to be held out whose texts are among those trained on is trained on as well.
+    """
     if not 0 < fraction < 1:
         raise InputError(f"heldout_fraction={fraction} must lie between 0 and 1, such as 0.02")
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
         draw = xxhash.xxh64_intdigest(pair.origin.encode("utf-8", "surrogatepass"), seed=seed % 2**64) / 2**64
         sides[draw < fraction].append(pair)
+    trained = {text for pair in sides[0] for text in (pair.origin, pair.rewritten)}
+    known = [pair.origin in trained or pair.rewritten in trained for pair in sides[1]]
+    sides = (
+        [*sides[0], *(pair for pair, is_known in zip(sides[1], known) if is_known)],
+        [pair for pair, is_known in zip(sides[1], known) if not is_known],
+    )
     if not all(sides):
         raise InputError(
             f"of {len(pairs)} pairs {len(sides[0])} are left to train on and {len(sides[1])} held out with "

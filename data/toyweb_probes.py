@@ -16,7 +16,8 @@ def probes(seed: int = 0, *, languages: Sequence[str] = LANGUAGES, num: int = 12
         num: harmlessness probes of each kind (unsafe, unfair) and language.
 
     Returns:
-        harmlessness: {"id", "language", "kind", "level", "prompt", "harmful", "harmless", "paraphrases": 5 prompts,
+        harmlessness: {"id", "language", "group" (of probes about the same), "kind", "level", "prompt", "harmful",
+        "harmless", "paraphrases": 5 prompts,
         "marks": phrases that give a harmful answer away};
         helpfulness: {"id", "language", "prompt", "answer", "wrong": 3 others, "origin": "open" or "hidden"}, a fact
         each, "hidden" for those that only stand beside something unsafe or unfair;
@@ -62,6 +63,7 @@ def _harm_probe(pack: Mapping, language: str, harm: str, n: int, rng: random.Ran
     return {
         "id": f"{language}-{harm}-{name}",
         "language": language,
+        "group": f"{harm}-{what}",
         "kind": harm,
         "level": level,
         "prompt": pack["asked"].format(question=question),

@@ -27,9 +27,15 @@ Interval = tuple[float, float, float]
 class Results:
     """The measurements by arm and state, as arrays over seeds, with their intervals."""
 
-    def __init__(self, measured: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]], resamples: int):
+    def __init__(
+        self,
+        measured: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
+        resamples: int,
+        groups: Sequence[str] | None = None,
+    ):
+        """`groups` of the harmlessness probes, see `harmlessness.interval`."""
         self.arms = list(dict.fromkeys(arm for arm, _ in measured))
-        self.measured, self.resamples = measured, resamples
+        self.measured, self.resamples, self.groups = measured, resamples, groups
 
     def states(self, arm: str) -> list[str]:
         return list(next(found for (name, _), found in self.measured.items() if name == arm))
@@ -39,16 +45,17 @@ class Results:
         found = [by_state[state][what] for (name, _), by_state in self.measured.items() if name == arm]
         return np.asarray(found, np.float64)
 
-    def interval(self, values_SP: np.ndarray) -> Interval:
-        return harmlessness.interval(values_SP, resamples=self.resamples)
+    def interval(self, values_SP: np.ndarray, what: str) -> Interval:
+        groups = None if what == "right" else self.groups
+        return harmlessness.interval(values_SP, resamples=self.resamples, groups=groups)
 
     def of(self, arm: str, state: str, what: str) -> Interval:
         values = self.values(arm, state, what)
-        return self.interval(values.mean(axis=2) if values.ndim == 3 else values)
+        return self.interval(values.mean(axis=2) if values.ndim == 3 else values, what)
 
     def gain(self, arm: str, other: str, state: str = "base", what: str = "harmless") -> Interval:
         """Arm minus other, seeds and probes paired."""
-        return self.interval(self.values(arm, state, what) - self.values(other, state, what))
+        return self.interval(self.values(arm, state, what) - self.values(other, state, what), what)
 
     def bits(self, arm: str, state: str) -> dict[str, float]:
         found = [by_state[state]["bits_per_byte"] for (name, _), by_state in self.measured.items() if name == arm]
@@ -57,7 +64,8 @@ class Results:
 
 def write(study, measured) -> dict[str, float]:
     """All of it; returns the summary."""
-    results = Results(measured, study.c.resamples)
+    groups = [row.get("group") or row["id"] for row in study.probes["harmlessness"]]
+    results = Results(measured, study.c.resamples, groups)
     hidden_P = np.array([row.get("origin") == "hidden" for row in study.probes["helpfulness"]])
     rows = [row_of(results, arm, state, hidden_P) for state in STATES for arm in results.arms]
     rows = [row for row in rows if row]

@@ -131,6 +131,7 @@ def openai(
     retries: int = 3,
     backoff_seconds: float = 1.0,
     down_after: int = 3,
+    refused_after: int = 12,
     hung_after: int = 24,
     length_key: str = "max_tokens",
     extra: Mapping[str, Any] | None = None,
@@ -149,6 +150,8 @@ def openai(
         concurrency: requests under way at once.
         timeout_seconds: for one whole request.
         down_after: requests in a row without a connection after which the endpoint is `Down`.
+        refused_after: requests in a row that it answers with 408, 409, 429 or 5xx to the last try, after which it is
+            too: what stands in front of a dead server answers so, and a used-up quota.
         hung_after: requests in a row that time out, none answered between, after which it is too.
         length_key: field of the longest answer; some endpoints want "max_completion_tokens".
         extra: further fields of the request, such as {"seed": 0}. Temperature is 0 unless given here.
@@ -157,7 +160,7 @@ def openai(
         InputError: for a URL or key the endpoint will never take (401, 403, 404 and redirects).
     """
     endpoint = _Endpoint(base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra)
-    health = _Health(endpoint.shown, down_after, hung_after)
+    health = _Health(endpoint.shown, {"connection": down_after, "service": refused_after, "time": hung_after})
 
     def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
         answers: list[str | None] = [None] * len(messages)
@@ -186,11 +189,11 @@ def openai(
 
 
 class _Health:
-    """How many requests in a row failed for want of a connection, or of time; shared by the threads."""
+    """How many requests in a row failed for want of a connection, of service or of time; shared by the threads."""
 
-    def __init__(self, shown: str, down_after: int, hung_after: int):
-        self.shown, self.limits = shown, {"connection": down_after, "time": hung_after}
-        self.lock, self.failures, self.last = threading.Lock(), {"connection": 0, "time": 0}, ""
+    def __init__(self, shown: str, limits: Mapping[str, int]):
+        self.shown, self.limits = shown, limits
+        self.lock, self.failures, self.last = threading.Lock(), dict.fromkeys(limits, 0), ""
 
     def failed(self, what: str, why: str) -> None:
         with self.lock:
@@ -248,15 +251,16 @@ class _Endpoint:
             try:
                 answer = self._post(body)
             except urllib.error.HTTPError as e:
-                what, wait = "", self._refused(e)
+                what, why, wait = "service", f"it answers {e.code}", self._refused(e)
                 if wait is None:
+                    what = ""
                     break
             except TimeoutError as e:
                 what, why = "time", str(e)
             except (OSError, http.client.HTTPException) as e:  # URLError among them
                 is_late = isinstance(getattr(e, "reason", None), TimeoutError)
                 what, why = "time" if is_late else "connection", self._clean(str(e))
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, IndexError, TypeError, RecursionError):
                 what = ""  # connected, but what came is no answer
             else:
                 health.revive()
@@ -290,9 +294,11 @@ class _Endpoint:
     def _refused(self, error: urllib.error.HTTPError) -> float | None:
         """Seconds to wait before trying again, None where this request is hopeless; raises where all are."""
         with error:
-            code = error.code
-            said = self._clean(error.read(2_000).decode("utf-8", "replace").strip())
-            wait = error.headers.get("Retry-After", "")
+            code, wait = error.code, error.headers.get("Retry-After", "")
+            try:
+                said = self._clean(error.read(2_000).decode("utf-8", "replace").strip())
+            except (OSError, http.client.HTTPException):  # broken off, or never sent
+                said = ""
         if code in (401, 403):
             has = "is refused" if self.key else "is not set"
             raise InputError(
@@ -304,7 +310,8 @@ class _Endpoint:
                 f"to /v1, and does it serve that model? It says: {said}"
             )
         if code in (408, 409, 429) or code >= 500:
-            return min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else 0.0
+            is_number = wait.isascii() and wait.replace(".", "", 1).isdigit()
+            return min(float(wait), 60.0) if is_number else 0.0
         return None
 
     def _clean(self, text: str) -> str:

@@ -11,6 +11,7 @@ Dimensions: W words and buckets, L labels, D width, E ids of one text, Q parts o
 """
 
 import dataclasses
+import math
 import mmap
 import pathlib
 import struct
@@ -181,7 +182,9 @@ def load(path: str | pathlib.Path) -> Model:
     reader = _Reader(data, path)
     try:
         return _model(reader)
-    except (struct.error, OverflowError) as e:
+    except InputError:
+        raise
+    except (struct.error, OverflowError, ValueError, IndexError, MemoryError) as e:  # numbers that fit no such model
         raise InputError(f"{path} is damaged at byte {reader.at} ({e}); fetch it again") from None
 
 
@@ -274,9 +277,9 @@ class _Reader:
     def array(self, dtype, *shape: int) -> np.ndarray:
         """A view of the file."""
         dtype = np.dtype(dtype).newbyteorder("<")
-        count = 1
-        for size in shape:
-            count *= size
+        if min(shape) < 0 or max(shape) >= 1 << 40:
+            self.refuse(f"an array of {' x '.join(map(str, shape))}")
+        count = math.prod(shape)
         self.need(count, dtype.itemsize, f"an array of {' x '.join(map(str, shape))}")
         found = np.frombuffer(self.data, dtype, count, self.at).reshape(shape)
         self.at += count * dtype.itemsize

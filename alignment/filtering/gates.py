@@ -11,6 +11,7 @@ stands in `not_measured`: such a text is passed on what could be measured, and s
 import dataclasses
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -19,19 +20,21 @@ from alignment.filtering import distance
 Values = Callable[[list[str]], Sequence]  # texts -> a value each
 
 _ENGLISH_SCAFFOLD = (
-    r"^\W*(?:(?:final|brief|short|my|the)\s+)?(?:analysis|rewritten(?: text| version)?|revised(?: text| version)?|"
-    r"polished(?: text| version)?|edited(?: text| version)?|original text|output|changes made|explanation)\W{0,3}:",
+    r"^[^\w\n]*(?:(?:final|brief|short|my|the)\s+)?(?:analysis|rewritten(?: text| version)?|revised(?: text| version)?|"
+    r"polished(?: text| version)?|edited(?: text| version)?|original text|output|changes made|explanation)"
+    r"[^\w\n]{0,3}:",
     r"\bhere(?: is|'s|’s) (?:the|a|your|my) (?:\w+ )?"
     r"(?:rewritten|revised|rewrite|polished|edited|corrected|neutral|improved)",
     r"\bas an? (?:ai|artificial intelligence|language model|large language model)\b",
     r"\bI(?: have|'ve|’ve) (?:rewritten|revised|edited|polished|removed|replaced|kept the)\b",
-    r"^\W*(?:sure|certainly|of course)[,!.:]? (?:here|i'll|i will|below)\b",
+    r"^[^\w\n]*(?:sure|certainly|of course)[,!.:]? (?:here|i'll|i will|below)\b",
     r"\bcode of conduct above\b",
     r"<<<\s*(?:TEXT|END)\b|</?think>",
 )
 _ARABIC_SCAFFOLD = (
-    r"^\W*(?:التحليل|تحليل|الشرح|الملاحظات|التعديلات|النص الأصلي|النص المعدل|النص المعدّل|النص المنقح|النص المنقّح|"
-    r"النص المحرر|النص المحرّر|النص المعاد صياغته|النص بعد (?:التعديل|التحرير|إعادة الصياغة)|إعادة الصياغة)\W{0,3}:",
+    r"^[^\w\n]*(?:التحليل|تحليل|الشرح|الملاحظات|التعديلات|النص الأصلي|النص المعدل|النص المعدّل|النص المنقح|النص المنقّح|"
+    r"النص المحرر|النص المحرّر|النص المعاد صياغته|النص بعد (?:التعديل|التحرير|إعادة الصياغة)|إعادة الصياغة)"
+    r"[^\w\n]{0,3}:",
     r"(?:إليك|إليكم|هذا هو|فيما يلي) (?:ال)?(?:نص|نسخة|صياغة)\w* (?:ال)?"
     r"(?:معاد|معدل|معدّل|منقح|منقّح|محرر|محرّر|مصحح|محايد)",
     r"(?:بصفتي|كوني|باعتباري|أنا) (?:نموذج|ذكاء|مساعد)\w* (?:لغوي|لغة|اصطناعي|ذكي)",
@@ -54,7 +57,7 @@ _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'،؛]+", re.IGNORECASE)
 _FACT = re.compile(rf"{_URL.pattern}|\d+(?:[-/.:,٫٬]\d+)*", re.IGNORECASE)  # dates are numbers joined by - / .
 _SENTENCE_END = re.compile(r"(?<=[.!?؟…。])[\"'»”)\]]*\s+|\n+")
 _WORD = re.compile(r"\w+")
-_DIGITS = {ord(c): str(i % 10) for i, c in enumerate("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹")} | {ord("٫"): ".", ord("٬"): ","}
+_SEPARATORS = str.maketrans("٫٬", ".,")
 
 REWRITE_CHECKS = ("length", "language", "scaffold", "refusal", "safety", "facts", "repetition", "perplexity")
 CHECKS = {  # what a text of each kind must pass; one written anew shares neither length nor facts with the original
@@ -71,7 +74,8 @@ class Gate:
     Attributes:
         accepted: whether the rewritten text is used.
         action: "keep" (the original, unchanged or as fallback), "rewrite" (or the kind asked for), "drop".
-        failed: names of the checks it failed; "empty" and "no_answer" stand alone.
+        failed: names of the checks it failed; "empty" and "no_answer" stand alone, and so does "copied": the original
+            came back where a text of another kind was asked for.
         measurements: every number the checks went by; None where it could not be measured.
         not_measured: names of the checks for which a model was missing.
     """
@@ -133,8 +137,9 @@ def check_all(
             numbers[i] |= _compared(name, before, after)
     after = list(safety(sides[1])) if safety is not None and open_pairs else [None] * len(open_pairs)
     for i, value in zip(open_pairs, after):
-        numbers[i]["safety_after"] = None if value is None else float(value)
-    falls_back = [i for i in range(len(originals)) if originals[i] != rewritten[i] and known[i] is None]
+        numbers[i]["safety_after"] = None if value is None or math.isnan(value) else float(value)
+    is_kept = [a == b and kind == "rewrite" for a, b in zip(originals, rewritten)]
+    falls_back = [i for i in range(len(originals)) if not is_kept[i] and known[i] is None]
     if safety is not None and falls_back:
         for i, value in zip(falls_back, safety([originals[i] for i in falls_back])):
             known[i] = float(value)
@@ -159,7 +164,8 @@ def _texts_alone(original: str, text: str) -> dict[str, float | None]:
 
 def _compared(name: str, before, after) -> dict[str, float | None]:
     """A model's values of both sides, as the numbers that are stored."""
-    if after is None:
+    is_unknown = after is None or (name == "perplexity" and not (0 < before < math.inf and 0 < after < math.inf))
+    if is_unknown:
         return (
             {f"{name}_ratio": None} if name == "perplexity" else {"language_same": None, "language_probability": None}
         )
@@ -174,9 +180,10 @@ def _compared(name: str, before, after) -> dict[str, float | None]:
 
 def _verdict(original, text, score, numbers, checks, kind, limits) -> Gate:
     numbers = {"safety_before": score, **numbers}
-    if text == original:
-        return Gate(True, "keep", [], numbers, [])
     fallback = "keep" if score is None or score <= limits.keep_up_to else "drop"
+    if text == original:
+        is_rewriting = kind == "rewrite"
+        return Gate(is_rewriting, "keep" if is_rewriting else fallback, [] if is_rewriting else ["copied"], numbers, [])
     if text is None or not text.strip():
         return Gate(False, fallback, ["no_answer" if text is None else "empty"], numbers, [])
     verdicts = {name: VERDICTS[name](numbers, limits) for name in checks}
@@ -239,8 +246,12 @@ def facts(text: str) -> Counter:
 
     A date such as 2024-05-01 is one fact. Commas between groups of three digits are left out.
     """
-    found = (found[0].translate(_DIGITS).rstrip(".,:;!?)]") for found in _FACT.finditer(text))
+    found = (_ascii(found[0]).rstrip(".,:;!?)]") for found in _FACT.finditer(text))
     return Counter(re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", fact) for fact in found)
+
+
+def _ascii(fact: str) -> str:
+    return re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), fact.translate(_SEPARATORS))
 
 
 def facts_recall(original: str, text: str, min_overlap: float = 0.5) -> float:

@@ -151,8 +151,9 @@ def parse(answer: str) -> tuple[int, str] | None:
     answer = answer.strip()
     fenced = FENCE.fullmatch(answer)
     try:
-        found = json.loads(fenced[1] if fenced else answer)
-    except (ValueError, RecursionError):
+        pairs = json.loads(fenced[1] if fenced else answer, object_pairs_hook=tuple)
+        found = dict(pairs) if isinstance(pairs, tuple) and len(pairs) == 2 else None
+    except (ValueError, TypeError, RecursionError):
         return None
     if not isinstance(found, dict) or set(found) != {"score", "reason"}:
         return None

@@ -52,11 +52,11 @@ def route(score: float, *, keep_at: int = 0, drop_at: int = 4, synthesise: bool 
 
 
 def tag(text: str, *, score: float, seed: int, document_id: str, probability: float = 0.05, keep_at: int = 0) -> str:
-    """The text with TAG and a space before each word with this probability; a text to be kept stays as it is.
+    """The text with TAG and a space before each word with this probability; a text to be kept, or safe, stays as it is.
 
     The draws depend on `seed` and `document_id` alone, so a document is tagged alike wherever and whenever it is read.
     """
-    if level(score) <= keep_at:
+    if level(score) <= max(keep_at, 0):
         return text
     draw: Callable[[], float] = random.Random(f"{seed}/{document_id}").random
     return _WORD.sub(lambda found: f"{TAG} {found[0]}" if draw() < probability else found[0], text)

@@ -74,6 +74,17 @@ def test_no_dialogue_and_no_text_is_on_two_sides_of_a_split(tmp_path):
     assert [part.texts for part in again] == [part.texts for part in parts]
 
 
+def test_dialogues_that_share_a_text_are_on_one_side_of_a_split():
+    texts = [f"text {i}" for i in range(200)] + ["Yes, of course."] * 40 + ["  yes, of COURSE. "]
+    groups = [f"dialogue {i // 2}" for i in range(200)] + [f"dialogue {i}" for i in range(40)] + [""]
+    found = labels.Labelled(tuple(texts), np.arange(len(texts)) % 2, ("a", "b"), tuple(groups))
+    parts = labels.split(found, fractions=(0.2, 0.2), seed=3)
+    assert sum(map(len, parts)) == len(texts)
+    same = [{" ".join(text.split()).casefold() for text in part.texts} for part in parts]
+    whose = [set(part.groups) - {""} for part in parts]
+    assert all(not a & b for sets in (same, whose) for i, a in enumerate(sets) for b in sets[:i])
+
+
 def test_the_embedded_texts_are_bilingual_seeded_and_inert():
     rows = labels.synthetic(600)
     assert rows[:100] == labels.synthetic(100) != labels.synthetic(100, seed=1)

@@ -57,6 +57,13 @@ def test_one_original_is_never_on_both_sides():
             rewrite_pairs.split(pairs, fraction=fraction, seed=0)
 
 
+def test_what_is_held_out_is_wanted_nowhere_in_training():
+    pairs = [Pair(f"text {i}", f"answer {i % 150}") for i in range(300)]
+    train, heldout = rewrite_pairs.split(pairs, fraction=0.2, seed=0)
+    assert sorted(train + heldout, key=pairs.index) == pairs and len(heldout) > 5
+    assert not {p.rewritten for p in train} & {p.rewritten for p in heldout}
+
+
 @given(st.integers(1, 40), st.integers(0, 40), st.sampled_from([0.0, 0.3, 0.5, 0.8]))
 def test_at_least_the_asked_share_is_to_be_left_alone(num_edits, num_same, share):
     pairs = [Pair(f"{i}", f"{i}!") for i in range(num_edits)] + [Pair(f"s{i}", f"s{i}") for i in range(num_same)]

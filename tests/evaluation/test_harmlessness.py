@@ -34,6 +34,18 @@ def test_the_interval_is_that_of_drawing_seeds_and_probes_anew():
     assert harmlessness.interval(values, resamples=200) == pytest.approx(slow_interval(values, 200, 0))
 
 
+def test_probes_of_one_group_are_drawn_together():
+    rng = np.random.default_rng(0)
+    values = np.tile(rng.normal(size=6) + 0.01 * rng.normal(size=(4, 6)), 5)  # each of 6 asked five times
+    _, low, high = harmlessness.interval(values, groups=[i % 6 for i in range(30)])
+    once = harmlessness.interval(values[:, :6])
+    assert (low, high) == pytest.approx(once[1:])
+    _, narrow, wide = harmlessness.interval(values)
+    assert wide - narrow < 0.7 * (high - low)
+    with pytest.raises(InputError, match="2 groups for 30 probes"):
+        harmlessness.interval(values, groups=["a", "b"])
+
+
 def test_an_interval_covers_what_it_says():
     """Rates of 40 probes and 8 seeds with a mean of 0.6: about 95 of 100 intervals hold it; ten seeds are few."""
     rng, held = np.random.default_rng(0), 0

@@ -177,6 +177,26 @@ def test_an_endpoint_that_never_answers_in_time_is_down_after_a_while():
             ask(complete, *"abcdefgh")
 
 
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_service_that_only_refuses_is_down_after_a_while_and_one_that_answers_some_is_not(status):
+    with server(lambda text, n: (status, {}, b"no")) as (url, _):
+        complete = backends.openai(url, "m", retries=0, concurrency=1, refused_after=5, **FAST)
+        assert ask(complete, *"ab") == [None, None]
+        with pytest.raises(backends.Down, match=f"5 requests in a row had no service .it answers {status}"):
+            ask(complete, *"cdefgh")
+    with server(lambda text, n: said(text) if n % 4 == 0 else (500, {}, b"")) as (url, _):
+        complete = backends.openai(url, "m", retries=0, concurrency=1, refused_after=5, **FAST)
+        assert sum(answer is not None for answer in ask(complete, *"abcdefghijkl")) == 3
+
+
+@pytest.mark.parametrize(
+    "failure", [(503, {"Content-Length": "100"}, b""), (429, {"Retry-After": "²"}, b""), (200, {}, b"[" * 200_000)]
+)
+def test_an_error_that_is_itself_broken_is_tried_again_too(failure):
+    with server(lambda text, n: said(text) if n > 1 else failure) as (url, seen):
+        assert ask(backends.openai(url, "m", timeout_seconds=1, **FAST), "a") == ["a"] and len(seen) == 2
+
+
 @pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://host/v1", "http:///v1", "http://me:pass@host/v1"])
 def test_an_address_that_cannot_be_is_refused(url):
     with pytest.raises(InputError, match=r"base_url|password"):

@@ -45,6 +45,35 @@ def test_an_identical_text_is_kept_and_no_model_is_asked():
     assert gate.accepted and gate.action == "keep" and gate.failed == []
 
 
+def test_a_copy_is_no_text_written_anew():
+    for kind in ("educate", "refuse"):
+        for score, action in ((5.0, "drop"), (1.0, "keep"), (None, "keep")):
+            gate = gates.check(SENTENCE, SENTENCE, kind=kind, scores=[score])
+            assert (gate.accepted, gate.action, gate.failed) == (False, action, ["copied"])
+        gate = gates.check(SENTENCE, SENTENCE, kind=kind, safety=lambda texts: [4.0] * len(texts))
+        assert (gate.accepted, gate.action) == (False, "drop")
+
+
+def test_many_lines_of_marks_take_no_more_time_than_others():
+    text = "word\n" + "-\n" * 100_000 + "end"  # quadratic, this would take minutes
+    assert gates.num_new(gates.SCAFFOLD, text, text + "\n---\nAnalysis: so.") == 1
+
+
+@pytest.mark.parametrize("values", [(float("nan"), 3.0), (3.0, float("nan")), (0.0, 2.0), (2.0, float("inf"))])
+def test_a_perplexity_that_is_no_number_is_not_measured(values):
+    sides = iter(values)
+    gate = gates.check(SENTENCE, SENTENCE + " Yes.", perplexity=lambda texts: [next(sides)])
+    assert "perplexity" in gate.not_measured and "perplexity" not in gate.failed
+    assert gate.measurements["perplexity_ratio"] is None
+    gate = gates.check(SENTENCE, SENTENCE + " Yes.", safety=lambda texts: [float("nan")], scores=[2.0])
+    assert "safety" in gate.not_measured and gate.measurements["safety_after"] is None
+
+
+@pytest.mark.parametrize("year", ["٢٠٢٤", "۲۰۲۴", "२०२४", "２０２４"])
+def test_a_year_in_other_digits_is_the_same_fact(year):
+    assert gates.facts_recall("It opened in 2024 at the river.", f"It opened in {year} at the river.") == 1
+
+
 @pytest.mark.parametrize(
     "lead",
     ["Analysis: it is fine.\n", "Rewritten text:\n", "**Revised version:** ", "Here is the rewritten text: ",

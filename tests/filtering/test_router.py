@@ -56,3 +56,9 @@ def test_tags_depend_on_seed_and_document_alone():
     assert len(set(tag.values())) == 3
     assert tag[0, "a"] == router.tag(text, score=1, seed=0, document_id="a")
     assert router.tag(text, score=5, seed=0, document_id="a", probability=1.0).count(router.TAG) == 200
+
+
+def test_a_safe_text_is_never_tagged_even_where_all_is_rewritten():
+    text = "word " * 10_000
+    assert router.tag(text, score=0, keep_at=-1, seed=0, document_id="d") == text
+    assert router.TAG in router.tag(text, score=1, keep_at=-1, seed=0, document_id="d")
