@@ -24,7 +24,7 @@ class Matrix:
         count: [C, C] tiles that mean is over.
         pictures: [C, C] different pictures among these.
         lift: [C, C] B[t, o] over what a tile off the target expects under no bias, (1 - mean Focus of t) / 2.
-        low, high: [C, C] ends of the lift's 95 % bootstrap interval, over pictures and mosaics.
+        low, high: [C, C] ends of the lift's 95 % bootstrap interval, over mosaics by their pictures of o.
         focus: [C] mean Focus of t.
     """
 
@@ -77,8 +77,8 @@ def matrix(
 
     Args:
         share_M4: the share of positive relevance on each tile (`focus.measure`); mosaics with NaN are left out.
-        picture_M4: which picture each tile is. Many tiles of few pictures say little more than these pictures, so the
-            samples of B are of pictures; those of mean Focus are of mosaics. None: every tile is another picture.
+        picture_M4: which picture each tile is. Many tiles of few pictures say little more than these pictures, so
+            mosaics with the same picture of a class are drawn together. None: every tile is another picture.
         num_samples: R.
     """
     share_M4, tile_label_M4, target_M = (np.asarray(a) for a in (share_M4, tile_label_M4, target_M))
@@ -99,28 +99,35 @@ def matrix(
             continue
         share_m4, label_m4, picture_m4 = share_M4[rows], tile_label_M4[rows], picture_M4[rows]
         focus_m = (share_m4 * (label_m4 == t)).sum(1)
-        focus[t] = focus_m.mean()
-        fair_R = (1 - _means(rng, focus_m, np.arange(len(rows)), num_samples)) / 2
-        numbers["count"][t, t] = (label_m4 == t).sum()
+        focus[t], numbers["count"][t, t] = focus_m.mean(), (label_m4 == t).sum()
         for o in set(np.unique(label_m4).tolist()) - {t}:
-            is_of = label_m4 == o
-            numbers["count"][t, o], numbers["pictures"][t, o] = is_of.sum(), len(np.unique(picture_m4[is_of]))
-            found["share"][t, o] = share_m4[is_of].mean()
+            is_of_m4 = label_m4 == o
+            numbers["count"][t, o], numbers["pictures"][t, o] = is_of_m4.sum(), len(np.unique(picture_m4[is_of_m4]))
+            found["share"][t, o] = share_m4[is_of_m4].mean()
+            group_m = _groups(is_of_m4, picture_m4)
+            sums = (share_m4 * is_of_m4).sum(1), is_of_m4.sum(1), 1 - focus_m, np.ones(len(rows))
+            share_R, tiles_R, off_R, mosaics_R = _drawn(rng, sums, group_m, num_samples)
             with np.errstate(invalid="ignore", divide="ignore"):
                 found["lift"][t, o] = 2 * found["share"][t, o] / (1 - focus[t])
-                lift_R = _means(rng, share_m4[is_of], picture_m4[is_of], num_samples) / fair_R
-            finite_R = lift_R[np.isfinite(lift_R)]
+                lift_R = 2 * (share_R / tiles_R) / (off_R / mosaics_R)
+            finite_R = lift_R[np.isfinite(lift_R)]  # a sample may hold no tile of a rare class
             if len(finite_R):
                 found["low"][t, o], found["high"][t, o] = np.percentile(finite_R, [2.5, 97.5])
     return Matrix(focus=focus, **found, **numbers)
 
 
-def _means(rng: np.random.Generator, values: np.ndarray, group: np.ndarray, num_samples: int) -> np.ndarray:
-    """Bootstrap samples [R] of the mean of values, drawn by whole groups."""
-    _, group = np.unique(group, return_inverse=True)
-    sums_P, counts_P = np.bincount(group, values), np.bincount(group)
-    draws_RP = rng.multinomial(len(sums_P), np.full(len(sums_P), 1 / len(sums_P)), size=num_samples)
-    return (draws_RP @ sums_P) / (draws_RP @ counts_P)
+def _groups(is_of_m4: np.ndarray, picture_m4: np.ndarray) -> np.ndarray:
+    """Which mosaics are drawn together: those that show the same picture of the class; each of the others alone."""
+    first_m = picture_m4[np.arange(len(is_of_m4)), is_of_m4.argmax(1)]
+    alone_m = picture_m4.max() + 1 + np.arange(len(is_of_m4))
+    return np.unique(np.where(is_of_m4.any(1), first_m, alone_m), return_inverse=True)[1]
+
+
+def _drawn(rng: np.random.Generator, columns, group_m: np.ndarray, num_samples: int) -> list[np.ndarray]:
+    """Sums of each column over bootstrap samples of whole groups, [R] each."""
+    num_groups = group_m.max() + 1
+    draws_RG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_samples)
+    return [draws_RG @ np.bincount(group_m, column, num_groups) for column in columns]
 
 
 def ranking(found: Matrix, *, min_count: int = 10, min_share: float = 0.0) -> list[Pair]:
