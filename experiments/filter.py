@@ -122,9 +122,16 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     return summary
 
 
-def exit_code(summary: dict[str, float | None]) -> int:
-    """3 where more records were set aside than `max_bad`."""
-    return TOO_MANY_BAD if (summary.get("bad_share") or 0) > (summary.get("max_bad") or 0) else 0
+def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
+    """3 where more records were set aside than `max_bad`, and a sentence about it."""
+    share, most = (summary.get(name) or 0 for name in ("bad_share", "max_bad"))
+    if share <= most:
+        return 0, ""
+    return TOO_MANY_BAD, (
+        f"exit code {TOO_MANY_BAD}: {summary.get('bad_records') or 0:,.0f} records ({100 * share:.3g} %) were set "
+        f"aside, more than max_bad={most:g} allows; the outputs are complete without them. errors/ beside the documents names "
+        "file, line and reason of each; --config.max_bad raises the limit"
+    )
 
 
 def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:

@@ -211,8 +211,11 @@ def is_finished(workdir: str) -> bool:
 
 
 def verdict(module, summary: dict[str, float | None]) -> int:
-    """The exit code of a finished run: what the experiment's `exit_code(summary)` says, where it has one."""
-    return module.exit_code(summary) if hasattr(module, "exit_code") else OK
+    """The exit code of a finished run: what the experiment's `exit_code(summary)` says, where it has one, and why."""
+    code, why = module.exit_code(summary) if hasattr(module, "exit_code") else (OK, "")
+    if why:
+        say(why)
+    return code
 
 
 def finished_verdict(module, workdir: str) -> int:
@@ -255,8 +258,7 @@ def guarded_run(module, name, config, resolved, workdir: str, argv) -> int:
     except Exception as e:
         if is_stop(e):
             close("stopped")
-            said = f"{e}; " if str(e) else ""
-            say(f"{said}stopped and saved in {workdir}; start the same command again to go on")
+            say(f"{str(e) or 'stopped'}; all work is saved in {workdir}, start the same command again to go on")
             return STOPPED
         if full_disk.is_full_disk(e):
             close("full disk")

@@ -100,8 +100,11 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} cannot be read ({e}); use another --workdir, or remove this one to start over") from e
 
 
+REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl"}  # files of a start that was refused
+
+
 def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
-    """Refuse a folder that holds another run; reads only.
+    """Refuse a folder that holds another run; reads only. What was refused before any work holds none.
 
     Raises:
         InputError: with the keys that differ, when the folder was started with another config or experiment.
@@ -109,7 +112,7 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise InputError(f"--workdir={workdir} is a file; a run needs a folder of its own")
     there = read_json(os.path.join(workdir, "config.json"))
-    if there is None:
+    if there is None or _was_refused(workdir):
         return
     lines = diff(there, config)
     before = (read_json(os.path.join(workdir, "environment.json")) or {}).get("experiment", experiment)
@@ -121,6 +124,13 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
             f"{workdir} already holds a run with another config:\n{changes}\n"
             "Give this run a --workdir of its own, go back to the values there, or remove that folder to start over."
         )
+
+
+def _was_refused(workdir: str) -> bool:
+    """Whether every start here ended with something to put right, and left nothing but what says so."""
+    starts = (read_json(os.path.join(workdir, "environment.json")) or {}).get("starts", [])
+    is_refused = bool(starts) and all(start.get("outcome") == "refused" for start in starts)
+    return is_refused and REFUSED_LEAVES.issuperset(os.listdir(workdir))
 
 
 def is_done(workdir: str | os.PathLike) -> bool:
@@ -206,7 +216,7 @@ def devices() -> list[str]:
 def begin(workdir: str, experiment: str, argv: list[str]) -> dict[str, Any]:
     """Append this start to environment.json; `finish` completes the record. One without `finished` was killed."""
     path = os.path.join(workdir, "environment.json")
-    record = read_json(path) or {"experiment": experiment, "starts": []}
+    record = (read_json(path) or {"starts": []}) | {"experiment": experiment}
     start = {
         "started": now(),
         "command": ["python", "-m", "experiments.run", *argv],

@@ -251,7 +251,7 @@ def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: i
             run.save()
         if stops and not is_last:
             checkpoint.wait(run.manager)
-            raise Stopped(f"stopped after step {number} of {steps}; saved, start the same command again to go on")
+            raise Stopped(f"stopped after step {number} of {steps}")
     if not heldout:
         heldout = run.evaluate()
     summary = {**heldout, "steps": float(steps)}

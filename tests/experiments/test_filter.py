@@ -469,6 +469,7 @@ def test_documents_without_an_address_pass_the_url_rule_and_are_counted(tmp_path
 
 
 def test_the_exit_code_of_an_experiment_is_the_launchers(tmp_path):
-    assert experiment.exit_code({"bad_share": 0.002, "max_bad": 0.001}) == 3
-    assert experiment.exit_code({"bad_share": 0.001, "max_bad": 0.001}) == experiment.exit_code({}) == 0
+    code, why = experiment.exit_code({"bad_share": 0.002, "max_bad": 0.001, "bad_records": 2})
+    assert code == 3 and "2 records (0.2 %)" in why and "errors/" in why
+    assert experiment.exit_code({"bad_share": 0.001, "max_bad": 0.001}) == experiment.exit_code({}) == (0, "")
     assert launcher.verdict(experiment, {"bad_share": 1.0, "max_bad": 0.1}) == 3

@@ -245,9 +245,26 @@ def test_work_that_cannot_go_on_exits_75_and_says_why(tmp_path, capsys):
     assert json.loads((tmp_path / "environment.json").read_text())["starts"][0]["outcome"] == "stopped"
 
 
-def test_an_experiment_says_with_what_code_a_finished_run_exits_also_the_second_time(tmp_path):
+def test_an_experiment_says_with_what_code_a_finished_run_exits_and_why_also_the_second_time(tmp_path, capsys):
     assert launch(tmp_path, "--config.steps=9") == 3 and (tmp_path / "DONE").exists()
+    assert "nine steps are too many" in capsys.readouterr().out
     assert launch(tmp_path, "--config.steps=9") == 3 and calls(tmp_path) == 1
+    assert "nine steps are too many" in capsys.readouterr().out
+
+
+def test_a_refused_run_may_be_corrected_in_its_folder_and_one_that_did_work_may_not(tmp_path, capsys):
+    for seed in (1, 4):
+        assert launch(tmp_path, "--config.behaviour=refuse", f"--config.seed={seed}") == 2
+        assert "already holds" not in capsys.readouterr().err
+        (tmp_path / "calls.txt").unlink()  # else there would be work of the stub's
+    assert launch(tmp_path, "--config.seed=3") == 0
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 3
+    outcomes = [s["outcome"] for s in json.loads((tmp_path / "environment.json").read_text())["starts"]]
+    assert outcomes == ["refused", "refused", "done"]
+    (tmp_path / "other").mkdir()
+    assert launch(tmp_path / "other", "--config.behaviour=refuse") == 2
+    (tmp_path / "other/calls.txt").rename(tmp_path / "other/metrics.jsonl")
+    assert launch(tmp_path / "other") == 2 and "already holds a run" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused_until_its_owner_is_gone_and_sigterm_without_a_loop_exits_75(tmp_path, capsys):
