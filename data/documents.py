@@ -69,6 +69,8 @@ def from_object(value: dict, *, columns: Mapping[str, str], name: str, source: s
         if type(name) is not str:
             if name is not None and type(name) not in (int, float):
                 return f"{key!r} is neither text nor number: {type(name).__name__}"
+            if type(name) is float and not abs(name) < 2**53:
+                return f"{key!r} is a number of more digits than JSON readers keep, {name!r}: write it as text"
             name = "" if name is None else str(name)
         if not name:
             return f"no {key!r}"

@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import gzip
 import json
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,7 @@ def find(path: str | Sequence[str]) -> list[str]:
     where = pathlib.Path(path).expanduser()
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
-        files = sorted(str(f) for f in where.rglob("*") if f.is_file() and f.name.endswith(endings))
+        files = sorted(file for file in below(where) if file.endswith(endings))
         if not files:
             raise InputError(
                 f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst); "
@@ -108,6 +109,14 @@ def find(path: str | Sequence[str]) -> list[str]:
     if not files:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return files
+
+
+def below(folder: str | os.PathLike) -> Iterator[str]:
+    """All files in a folder and its folders, linked ones too; a link that leads back up is not followed."""
+    for at, names, found in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(at), *map(str, pathlib.Path(os.path.realpath(at)).parents)}
+        names[:] = [name for name in names if os.path.realpath(os.path.join(at, name)) not in above]
+        yield from (path for name in found if os.path.isfile(path := os.path.join(at, name)))
 
 
 def read_file(file: str) -> Iterator[Record | BadRecord]:

@@ -127,12 +127,19 @@ def each_finished(
 
 
 def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
-    """Take back the notes of slices that a stage was done with under another config; returns how many those were."""
-    num_notes = 0
+    """Take back the notes of slices that a stage was done with under another config; returns how many those were.
+
+    Their files go too: under other names, such as those of another compression, they would lie beside the new ones.
+    """
+    num_notes, root = 0, pathlib.Path(folder).resolve()
     for note in (pathlib.Path(folder) / "done" / stage).glob("*.done"):
         with contextlib.suppress(orjson.JSONDecodeError):
-            if orjson.loads(note.read_bytes()).get("config_hash") == config_hash:
+            row = orjson.loads(note.read_bytes())
+            if row.get("config_hash") == config_hash:
                 continue
+            for name in row.get("outputs", ()):
+                if root in (path := root / name).resolve().parents:
+                    path.unlink(missing_ok=True)
         note.unlink()
         num_notes += 1
     return num_notes

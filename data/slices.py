@@ -70,6 +70,11 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
     return found
 
 
+def files(inputs: str | Sequence[str]) -> list[str]:
+    """The input's files, empty ones too, as absolute paths in their order."""
+    return _files(inputs)
+
+
 def _check_number(files: Sequence[str], slice_bytes: int) -> None:
     """Refuse slices so small that their number costs more than the work, before any is cut."""
     cut = [os.path.getsize(file) for file in files if not file.endswith((".gz", ".zst", ".parquet"))]
@@ -87,7 +92,7 @@ def passed_over(inputs: str | Sequence[str]) -> list[str]:
     parts = [one.strip() for part in parts for one in ([part] if os.path.exists(part) else str(part).split(","))]
     endings = tuple(f".txt{packed}" for packed in records.PACKED)
     folders = [pathlib.Path(part).expanduser() for part in parts if part and pathlib.Path(part).expanduser().is_dir()]
-    return sorted({str(file) for folder in folders for file in folder.rglob("*") if file.name.endswith(endings)})
+    return sorted({file for folder in folders for file in records.below(folder) if file.endswith(endings)})
 
 
 def empty_files(inputs: str | Sequence[str]) -> list[str]:

@@ -131,7 +131,8 @@ def _until_it_breaks(member, raw: bytes, num_bytes: int = 64) -> Iterator[bytes]
 
 def _zstandard(f: BinaryIO) -> Iterator[bytes]:
     """All frames of a zstandard file; the reader takes a cut frame for a whole one, so their headers are walked."""
-    reader = zstandard.ZstdDecompressor().stream_reader(f, read_across_frames=True, closefd=False)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as zstd --long=31 packs; taken only where needed
+    reader = unpacker.stream_reader(f, read_across_frames=True, closefd=False)
     try:
         while out := reader.read1(CHUNK):
             yield out

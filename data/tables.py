@@ -61,7 +61,11 @@ def _rows(parquet, groups: list[int]) -> Iterator[dict | str]:
         for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, use_threads=False):
             try:
                 yield from batch.to_pylist()
-            except UnicodeDecodeError:
+            except (
+                ValueError,
+                OverflowError,
+                LookupError,
+            ):  # such as text that is not UTF-8, or a date beyond Python's
                 for i in range(batch.num_rows):
                     yield _row(batch.slice(i, 1))
     except (pyarrow.ArrowException, OSError) as e:
@@ -73,6 +77,8 @@ def _row(one) -> dict | str:
         return one.to_pylist()[0]
     except UnicodeDecodeError as e:
         return f"not UTF-8: {e}"
+    except (ValueError, OverflowError, LookupError) as e:
+        return f"a value that Python cannot hold: {e}"
 
 
 def _open(file: str):

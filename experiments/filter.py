@@ -23,6 +23,7 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import ml_collections
 import orjson
@@ -96,7 +97,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             toy_scorer.train(workdir / "scorer", path, seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
     filter_tools.check(settings)
     executors.share([], c.shard_index, c.shard_count)
-    outputs = pathlib.Path(c.outputs or workdir / "clean")
+    outputs = pathlib.Path(c.outputs or workdir / "clean").absolute()  # a Ray worker may stand elsewhere
     pieces = plan(c, outputs, workdir)
     warnings = about_inputs(c, pieces)
     print("".join(f"  {line}\n" for line in warnings), end="", flush=True)
@@ -129,8 +130,8 @@ def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
         return 0, ""
     return TOO_MANY_BAD, (
         f"exit code {TOO_MANY_BAD}: {summary.get('bad_records') or 0:,.0f} records ({100 * share:.3g} %) were set "
-        f"aside, more than max_bad={most:g} allows; the outputs are complete without them. errors/ beside the documents names "
-        "file, line and reason of each; --config.max_bad raises the limit"
+        f"aside, more than max_bad={most:g} allows; the outputs are complete without them. errors/ beside the "
+        "documents names file, line and reason of each; --config.max_bad raises the limit"
     )
 
 
@@ -151,7 +152,10 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
                 f"{inputs!r} in {c.slice_mb} MB; choose another outputs folder, or remove this one"
             )
         slices.check(pieces)
+        check_new_files(frozen, slices.files(inputs), outputs, workdir)
         return pieces
+    if c.inputs != "synthetic:toyweb":
+        check_own_files(slices.files(inputs), outputs, workdir)
     pieces = slices.plan(inputs, slice_bytes=int(c.slice_mb * 2**20))
     if not pieces:
         raise InputError(f"inputs={c.inputs!r}: all files are empty; there is nothing to filter")
@@ -166,6 +170,31 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     with shards.whole_file(path) as sink:  # all shares of an array write it, and the same
         sink.write(orjson.dumps(frozen, option=orjson.OPT_INDENT_2))
     return pieces
+
+
+def check_own_files(files: Sequence[str], outputs: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Refuse to filter what a run of the filter wrote: this one's folders, and others that lie in the input."""
+    for file in files:
+        folders = pathlib.Path(file).parents
+        written = [at for at in (outputs, workdir.absolute()) if at in folders]
+        written += [at for at in folders if (at / "plan.json").exists() and (at / "done").is_dir()]
+        if written:
+            raise InputError(
+                f"inputs hold {file}, which a run of this filter wrote into {written[0]}; give --config.outputs and "
+                "--workdir outside the input's folders, or inputs that leave theirs out"
+            )
+
+
+def check_new_files(frozen, files: Sequence[str], outputs: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Refuse files that were not there when the run was planned; its own do not count."""
+    known = {row["file"] for row in frozen["slices"]} | set(frozen["empty_files"])
+    own = (outputs, workdir.absolute())
+    fresh = [f for f in files if f not in known and not any(at in pathlib.Path(f).parents for at in own)]
+    if fresh:
+        raise InputError(
+            f"{len(fresh):,} files were added since this run was planned, such as {fresh[0]}; give other inputs and "
+            "outputs for them, or start over with another outputs folder"
+        )
 
 
 def about_inputs(c, pieces) -> list[str]:

@@ -35,6 +35,7 @@ ASKED = {  # by what the toy web plants
     "short": "dropped by another rule",
 }
 ANSWERS = ("accepted", "unchanged", "rejected")  # what becomes of a rewriting; other rows of `gates` say why
+BROKEN = ("bad/truncated", "bad/damaged")  # reasons that stand for the rest of a file
 HEAVY = 0.5  # a rule that takes more of a source than this is named at the top
 FINE = ("not_scored", "tagged")  # reasons of documents kept without a rewriter having been asked
 MB = 1 << 20
@@ -200,6 +201,18 @@ def findings(settings, counts, total, num) -> list[str]:
         for name, (docs, _) in sorted(total.items())
         if name.startswith("bad/no '")
     ]
+    broken = [f"{docs:,} ({name[4:]})" for name, (docs, _) in sorted(total.items()) if name.startswith(BROKEN)]
+    if broken:
+        lines.append(
+            f"Warning: files break off, what comes after is lost: {', '.join(broken)}. errors/ names them and where."
+        )
+    if repeated := total.get("bad/duplicate id", (0, 0))[0]:
+        lines.append(
+            f"Warning: {repeated:,} records repeat an id of their source and are set aside; where ids are not unique, "
+            "--config.read.columns.id= makes them of file name and offset."
+        )
+    if unjudged := total.get("drop/router/not_judged", (0, 0))[0]:
+        lines.append(f"Warning: {unjudged:,} documents were dropped because the scorer gave them no score.")
     if settings["align"]["score"] == "":
         lines.append("Warning: safety was not scored (skip); every document that the rules let pass was kept.")
     else:

@@ -32,7 +32,7 @@ from data import documents as readers
 from data import shards, slices
 from experiments import filter_tools
 
-BATCH = 512  # documents that go through a stage together
+BATCH, BATCH_CHARACTERS = 512, 4 << 20  # documents that go through a stage together, and of their texts; at least one
 DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
 CHUNKS = ".chunks"  # how an attribute ends that holds a span a chunk; the others have one over the whole document
 PASSAGE_SHOWN = 200  # characters
@@ -85,13 +85,16 @@ def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
     return {"screen": screen, "band": band, "clusters": cluster, "paragraphs": paragraphs, "align": align}[stage]
 
 
-def batches(rows: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
-    batch = []
+def batches(rows: Iterable[Any], size: int = BATCH, most: int = BATCH_CHARACTERS) -> Iterator[list[Any]]:
+    """Rows in lists of so many, fewer where texts are long: what rules and hashes hold grows with characters."""
+    batch, length = [], 0
     for row in rows:
+        if isinstance(row, dict):
+            length += len(row.get("document", row).get("text", ""))
         batch.append(row)
-        if len(batch) == size:
+        if len(batch) == size or length >= most:
             yield batch
-            batch = []
+            batch, length = [], 0
     if batch:
         yield batch
 

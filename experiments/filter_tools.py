@@ -54,6 +54,10 @@ def stage_settings(c) -> dict[str, Any]:
     if unknown := [name for name in c.skip if name not in c.scorers]:
         raise InputError(f"skip={unknown[0]!r} is no scorer of this run; it has {', '.join(c.scorers)}")
     deciding = c.router.score.split(".")[0]
+    levels = {"toyweb": ("level",), "fasttext": ("score",), "perplexity": ("score",)}
+    known = [f"{name}.{one}" for name, s in c.scorers.items() for one in levels.get(s.kind, ("level", "score"))]
+    if c.router.score not in known:
+        raise InputError(f"router.score={c.router.score!r} is no score of this run; it has {', '.join(known)}")
     named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
     score = c.router.score if c.router.score.split(".")[0] in named else ""
     return {

@@ -343,3 +343,39 @@ def test_slices_too_small_for_the_input_are_refused_with_a_size_that_works(tmp_p
         slices.plan(str(file), slice_bytes=2)
     advised = int(str(e.value).split("; ")[1].split(" bytes")[0].replace(",", ""))
     assert 5_000 < len(slices.plan(str(file), slice_bytes=advised)) <= 10_001
+
+
+def test_folders_that_are_links_are_read_and_links_that_lead_back_are_not_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "raw/deep").mkdir(parents=True)
+    save(tmp_path / "real/a.jsonl", jsonl(ROWS[:3]))
+    save(tmp_path / "raw/b.jsonl", jsonl(ROWS[3:5]))
+    (tmp_path / "raw/linked").symlink_to(tmp_path / "real")
+    (tmp_path / "raw/deep/back").symlink_to(tmp_path / "raw")
+    assert sorted(row["id"] for row in read(tmp_path / "raw")) == ["d0", "d1", "d2", "d3", "d4"]
+
+
+@pytest.mark.parametrize("log", [27, 31])
+def test_zstandard_with_a_long_window_is_read(tmp_path, log):
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=log, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()  # knows no size beforehand
+    packed = compressor.compress(jsonl(ROWS)) + compressor.flush()
+    assert read(save(tmp_path / "a.jsonl.zst", packed)) == ROWS
+
+
+def test_ids_that_lost_digits_as_numbers_are_set_aside(tmp_path):
+    lines = [b'{"id": 12345678901234567890121, "text": "a"}', b'{"id": 9007199254740993.0, "text": "b"}']
+    lines += [b'{"id": 9007199254740993, "text": "c"}', b'{"id": 1.5, "text": "d"}']
+    found = read(save(tmp_path / "a.jsonl", b"\n".join(lines)), columns={"text": "text", "id": "id"})
+    assert [item["id"] for item in found if isinstance(item, dict)] == ["9007199254740993", "1.5"]
+    assert len(reasons(found)) == 2 and all("write it as text" in reason for reason in reasons(found))
+
+
+def test_a_date_that_no_calendar_has_costs_its_row_alone(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
+    table = pyarrow.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], "at": times})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert [item["id"] for item in found if isinstance(item, dict)] == ["a", "c"]
+    assert [reason.split(":")[0] for reason in reasons(found)] == ["a value that Python cannot hold"]

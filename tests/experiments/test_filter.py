@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -373,6 +374,59 @@ def test_texts_that_come_back_as_they_were_are_counted_apart_from_rewritings(raw
     assert ended.code == 0, ended.err
     found = numbers(tmp_path / "run")
     assert found["gate/unchanged"] > 0 and "gate/accepted" not in found and found["docs_rewritten"] == 0
+
+
+def test_stages_done_again_with_another_compression_leave_each_document_once(tmp_path):
+    documents = write(tmp_path / "toy", 40)
+    told = {"skip": "('safety',)", "outputs": tmp_path / "clean"}
+    assert start(tmp_path / "a", tmp_path / "toy", **told).code == 0
+    before = [row["id"] for row in rows(tmp_path / "clean/documents")]
+    ended = start(tmp_path / "b", tmp_path / "toy", **told, compression="gz", redo="('screen',)")
+    assert ended.code == 0, ended.err
+    assert [row["id"] for row in rows(tmp_path / "clean/documents")] == before
+    assert not list((tmp_path / "clean").rglob("*.zst")) and len(before) < len(documents)
+
+
+@pytest.mark.parametrize("score", ["safety", "safety.score", "foo.level", ""])
+def test_a_score_that_no_scorer_gives_is_refused(raw, tmp_path, score):
+    ended = start(tmp_path / "run", raw[0], router__score=score)  # the toy's scorer gives levels alone
+    assert ended.code == 2 and f"router.score={score!r} is no score" in ended.err and "safety.level" in ended.err
+
+
+def test_a_file_that_breaks_off_is_named_at_the_top_however_many_others_there_are(tmp_path):
+    write(tmp_path / "toy", 60)
+    packed = gzip.compress((tmp_path / "toy/part-0.jsonl").read_bytes())
+    (tmp_path / "toy/torn.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    ended = start(tmp_path / "run", tmp_path / "toy", skip="('safety',)", max_bad=1)
+    assert ended.code == 0, ended.err
+    found = (tmp_path / "run/findings.txt").read_text()
+    assert "Warning: files break off" in found and "1 (truncated gzip data)" in found
+    assert "repeat an id of their source" in found  # the torn file's documents are part-0's
+
+
+def test_what_a_run_wrote_is_no_input_and_files_that_came_later_are_refused(tmp_path):
+    write(tmp_path / "raw", 20)
+    told = {"skip": "('safety',)"}
+    ended = start(tmp_path / "raw/run", tmp_path / "raw", **told)
+    assert ended.code == 2 and "which a run of this filter wrote into" in ended.err
+    shutil.rmtree(tmp_path / "raw/run")
+    assert start(tmp_path / "run", tmp_path / "raw", **told, outputs=tmp_path / "raw/clean").code == 0
+    again = {"outputs": tmp_path / "raw/clean"} | told
+    (tmp_path / "run/DONE").unlink()
+    assert start(tmp_path / "run", tmp_path / "raw", **again).code == 0  # its own folder does not count as new
+    ended = start(tmp_path / "second", f"{tmp_path}/raw/**/*.jsonl*", **told)
+    assert ended.code == 2 and "raw/clean" in ended.err
+    (tmp_path / "raw/later.jsonl").write_bytes((tmp_path / "raw/part-0.jsonl").read_bytes())
+    (tmp_path / "run/DONE").unlink()
+    ended = start(tmp_path / "run", tmp_path / "raw", **again)
+    assert ended.code == 2 and "1 files were added" in ended.err and "later.jsonl" in ended.err
+
+
+def test_long_texts_go_through_in_smaller_batches():
+    rows = [{"document": {"text": "x" * n}} for n in (10, 60, 10, 10, 10, 500)] + [{"text": "y" * 99}, object()]
+    sizes = [len(batch) for batch in filter_stages.batches(rows, 3, 70)]
+    assert sizes == [2, 3, 1, 1, 1] and sum(sizes) == len(rows)
+    assert [row for batch in filter_stages.batches(rows, 3, 70) for row in batch] == rows
 
 
 class Rewriter(http.server.BaseHTTPRequestHandler):
