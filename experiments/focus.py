@@ -39,9 +39,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "run:runs/mame"  # run:<workdir of mame.py>; checkpoint:<file.safetensors>; "" trains `baseline`
     c.network = dict(name="resnet18", num_classes=0, fields=ml_collections.ConfigDict())  # of checkpoint: and baseline
     c.data = dict(source="", split="val")  # as images.open takes it, or mosaics:<path>; "" as the run was trained on
+    c.fallback = dict(source="", resize=256, crop=224)  # where neither `data` and `tile` nor a run say it
     c.data.options = ml_collections.ConfigDict()  # of images.open
-    c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained, or the paper's 256 and 224. A network of one
-    # fixed size needs tiles of half of it
+    c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained. A network of one fixed size needs tiles of half
+    # of it
     c.per_class = 100  # mosaics with each class as the target
     c.outer = "balanced"  # as the paper draws the other tiles, or with_replacement, as Quantus does
     c.methods = PAPER  # keys of explaining.METHODS
@@ -64,12 +65,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def small(c: ml_collections.ConfigDict, arg: str) -> None:
-    """The settings that train a small network on what lies at hand."""
+    """The settings that train a small network on what lies at hand, or rate a small one that `init_from` names."""
     c.init_from = ""
-    c.data.update(source="museum", split="test")
+    c.data.split = "test"
+    c.fallback.update(source="museum", resize=48, crop=48)
     c.data.options.planted_share = 0.6  # of the borrower's pictures, so that a few mosaics suffice to find it
     c.network.update(name="resnet_small")
-    c.tile = dict(resize=48, crop=48)
     c.per_class = 60
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
@@ -78,14 +79,14 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.cascade.update(points=6, limit=80)
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
     if arg == "mnist":
-        c.data.source = "npz:mnist.npz"
-        c.tile = dict(resize=32, crop=32)  # not 28: no cell of the last map may lie across two tiles
+        # not 28 pixels: no cell of the last map may lie across two tiles
+        c.fallback.update(source="npz:mnist.npz", resize=32, crop=32)
         c.per_class = 100
         c.baseline.update(steps=700, eval_every=175, rotate=10.0, flip=False)
     elif arg == "tiny":
         c.network.update(name="cnn")
         c.network.fields.widths = (4, 8)
-        c.tile = dict(resize=16, crop=16)
+        c.fallback.update(resize=16, crop=16)
         c.per_class = 2
         c.methods = ("lrp", "gradcam")
         c.random.methods = ("gradcam",)
@@ -161,8 +162,13 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"init_from={c.init_from!r}; it is run:<workdir of mame.py>, checkpoint:<file.safetensors>, or '' to train"
         )
-    if not c.data.source and kind != "run":
+    if not source_of(c) and kind != "run":
         raise InputError("data.source is empty; only run:<workdir> knows its own. Name one, such as folder:<path>")
+
+
+def source_of(c: ml_collections.ConfigDict) -> str:
+    """The pictures that a network which does not know its own is trained on and rated with."""
+    return c.data.source or c.fallback.source
 
 
 def options(c: ml_collections.ConfigDict, method: str) -> dict[str, Any]:
@@ -182,7 +188,8 @@ def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh) -> Cla
 
 
 def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
-    names = () if c.data.source.startswith("mosaics:") else tuple(open_images(c, c.data.source).class_names)
+    source = source_of(c)
+    names = () if source.startswith("mosaics:") else tuple(open_images(c, source).class_names)
     num_classes = c.network.num_classes or len(names)
     if not num_classes:
         raise InputError("network.num_classes=0; ready-made mosaics do not say how many classes there are: give it")
@@ -199,19 +206,17 @@ def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
 
 
 def tile_of(c: ml_collections.ConfigDict, told: dict[str, Any]) -> dict[str, int]:
-    """Resize and crop of a tile: the config's, else the run's, else the paper's."""
-    if told.get("resize"):
-        told = dict(resize=int(told["resize"]), crop=int(told["crop"]))
-    else:
-        told = dict(resize=256, crop=224)
-    return {name: c.tile[name] or told[name] for name in told}
+    """Resize and crop of a tile: the config's, else the run's, else the setting's."""
+    told = told if told.get("resize") else c.fallback
+    return {name: c.tile[name] or int(told[name]) for name in ("resize", "crop")}
 
 
 def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> None:
     """A small network on the same source, in a folder of its own; nothing is done where an earlier start has ended."""
     if (folder / "summary.json").is_file():
         return
-    train, val = open_images(c, c.data.source, "train"), open_images(c, c.data.source, "val")
+    source = source_of(c)
+    train, val = open_images(c, source, "train"), open_images(c, source, "val")
     fields = dict(c.network.fields)
     model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
     tile = tile_of(c, {})
@@ -219,7 +224,7 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     batches = functools.partial(
         images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
     )
-    told = {"source": c.data.source, **tile}
+    told = {"source": source, **tile}
     classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=told)
     _, summary = classify.fit(
         model,
@@ -250,7 +255,7 @@ def open_images(c: ml_collections.ConfigDict, source: str, split: str = "", trai
 
 def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path):
     """Tiles of bytes [N, Y, X, 3], their labels, which mosaics they make, and what else is known of each."""
-    source = c.data.source or net.source
+    source = c.data.source or net.source or c.fallback.source
     counts = {}
     if source.startswith("mosaics:"):
         ready = mosaic_files.read(source.removeprefix("mosaics:"), num_classes=net.num_classes)
@@ -264,7 +269,7 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     else:
         tile = tile_of(c, net.images)
         vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
-        found = open_images(c, source, trained_with=None if c.data.source else net.images.get("options"))
+        found = open_images(c, source, trained_with=net.images.get("options") if source == net.source else None)
         check_classes(net, found.class_names, source)
         plan = mosaics.plan(found.labels_N, c.per_class, c.seed, num_classes=net.num_classes, outer=c.outer)
         used = np.unique(plan.tile_index)
@@ -337,7 +342,7 @@ class Study:
 
     @property
     def dataset(self) -> str:
-        return self.c.data.source or self.net.source
+        return self.c.data.source or self.net.source or self.c.fallback.source
 
     def class_name(self, label: int) -> str:
         return self.net.class_names[label] if self.net.class_names else f"class {label}"

@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from alignment.explain import rating
@@ -116,12 +117,36 @@ def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp
 
 def test_a_run_of_the_image_baselines_is_rated_on_its_own_pictures(tiny, tmp_path):
     flags = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
-    flags += ("--config.data.source=", "--config.tile.resize=0", "--config.tile.crop=0")
     ended = launch("focus.py:tiny", tmp_path, f"--config.init_from=run:{tiny('mame').workdir}", *flags)
     assert ended.code == 0, ended.err
     rows = table(tmp_path / "scores.csv")
     assert len(rows) == 16 and {(row["dataset"], row["arch"]) for row in rows} == {("museum", "cnn")}
     assert read(tmp_path / "manifest.json")["mosaic_size"] == [32, 32]
+
+
+def save_pictures(folder, classes=("dots", "lines", "waves"), num=10):
+    """A folder of 16 x 16 pictures a class, each class of one tone."""
+    for tone, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(num):
+            noise = np.random.default_rng([tone, i]).integers(80 * tone, 80 * tone + 60, (16, 16, 3), dtype=np.uint8)
+            PIL.Image.fromarray(noise).save(folder / name / f"{i}.png")
+
+
+RATE = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
+
+
+def test_a_small_setting_rates_a_run_on_the_pictures_that_it_was_trained_on(tmp_path):
+    save_pictures(tmp_path / "own")
+    source = f"folder:{tmp_path / 'own'}"
+    trained = launch("mame.py:tiny", tmp_path / "m", f"--config.data.source={source}", "--config.view.crop=8")
+    assert trained.code == 0, trained.err
+    ended = launch("focus.py:tiny", tmp_path / "f", f"--config.init_from=run:{tmp_path / 'm'}", *RATE)
+    assert ended.code == 0, ended.err
+    rows = table(tmp_path / "f" / "scores.csv")
+    assert len(rows) == 2 * 3 and {row["dataset"] for row in rows} == {source}
+    manifest = read(tmp_path / "f" / "manifest.json")
+    assert manifest["class_names"] == ["dots", "lines", "waves"] and manifest["mosaic_size"] == [16, 16]
 
 
 def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
@@ -149,7 +174,7 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
         (["--config.bias.method=lime"], "bias.method='lime' is none of"),
         (["--config.init_from=there"], "init_from='there'"),
         (["--config.init_from=run:nowhere"], "is not there"),
-        (["--config.data.source="], "data.source is empty"),
+        (["--config.fallback.source="], "data.source is empty"),
         (["--config.batch_size=12"], "batch"),
         (["--config.data.source=museums"], "'museums' is no source of pictures"),
     ],
