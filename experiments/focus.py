@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.data = dict(source="", split="val")  # as images.open takes it, or mosaics:<path>; "" as the run was trained on
     c.fallback = dict(source="", resize=256, crop=224)  # where neither `data` and `tile` nor a run say it
     c.data.options = ml_collections.ConfigDict()  # of images.open
+    c.data.columns = dict(filename="", label="", subset="")  # of csv: what the table calls them; "" as the run, or so
     c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained. A network of one fixed size needs tiles of half
     # of it
     c.per_class = 100  # mosaics with each class as the target
@@ -224,7 +225,7 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     batches = functools.partial(
         images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
     )
-    told = {"source": source, **tile}
+    told = {"source": source, "options": {"columns": columns_of(c)} if source.startswith("csv:") else {}, **tile}
     classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=told)
     _, summary = classify.fit(
         model,
@@ -245,9 +246,17 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     files.write(folder / "summary.json", lambda f: f.write(json.dumps(summary).encode()))
 
 
+def columns_of(c: ml_collections.ConfigDict) -> dict[str, str]:
+    return {ours: theirs for ours, theirs in c.data.columns.items() if theirs}
+
+
 def open_images(c: ml_collections.ConfigDict, source: str, split: str = "", trained_with=None) -> images.Images:
     """A split of the source; where it is the run's own, with the options that the run opened it with."""
     options = {**(trained_with or {}), **c.data.options}
+    if source.startswith("csv:"):
+        options["columns"] = {**options.get("columns", {}), **columns_of(c)}
+    elif columns_of(c):
+        raise InputError(f"data.columns={columns_of(c)} is of csv:<file.csv>, and these pictures are {source}")
     if source.split(":")[0] != "museum":
         options.pop("planted_share", None)
     return images.open(source, split=split or c.data.split, **options)

@@ -149,6 +149,26 @@ def test_a_small_setting_rates_a_run_on_the_pictures_that_it_was_trained_on(tmp_
     assert manifest["class_names"] == ["dots", "lines", "waves"] and manifest["mosaic_size"] == [16, 16]
 
 
+def test_a_run_of_a_table_is_rated_by_the_names_that_its_columns_had_there(tmp_path):
+    save_pictures(tmp_path / "own")
+    files = [path.relative_to(tmp_path) for path in sorted((tmp_path / "own").rglob("*.png"))]
+    lines = ["picture,texture", *(f"{file},{file.parent.name}" for file in files)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    source = f"--config.data.source=csv:{tmp_path / 'labels.csv'}"
+    columns = ("--config.data.columns.filename=picture", "--config.data.columns.label=texture")
+    trained = launch("mame.py:tiny", tmp_path / "m", source, *columns)
+    assert trained.code == 0, trained.err
+    rated = launch("focus.py:tiny", tmp_path / "f", f"--config.init_from=run:{tmp_path / 'm'}", *RATE)
+    assert rated.code == 0, rated.err
+    alone = launch("focus.py:tiny", tmp_path / "g", source, *columns, *RATE)
+    assert alone.code == 0, alone.err
+    again = launch("focus.py:tiny", tmp_path / "h", f"--config.init_from=run:{tmp_path / 'g' / 'baseline'}", *RATE)
+    assert again.code == 0, again.err
+    names = [read(tmp_path / run / "manifest.json")["class_names"] for run in "fgh"]
+    assert names == [["dots", "lines", "waves"]] * 3
+    assert numbers(tmp_path / "g" / "scores.csv") == numbers(tmp_path / "h" / "scores.csv")
+
+
 def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
     fields = dict(width=4, stage_sizes=(1,))
     model = vision.network("resnet_small", num_classes=8, **fields)
@@ -176,6 +196,7 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
         (["--config.init_from=run:nowhere"], "is not there"),
         (["--config.fallback.source="], "data.source is empty"),
         (["--config.batch_size=12"], "batch"),
+        (["--config.data.columns.label=texture"], "is of csv:"),
         (["--config.data.source=museums"], "'museums' is no source of pictures"),
     ],
 )
