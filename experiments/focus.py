@@ -21,13 +21,14 @@ import ml_collections
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import explaining, focus, randomize, rating
+from alignment.explain import explaining, focus, randomize, rating, steps
 from alignment.models import pretrained, vision
 from alignment.train import classify, files, optimizer, sharding
 from data import images, mosaic_files, mosaics, records
-from experiments import focus_page
+from experiments import focus_page, progress
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
+SMALL_TILE = 100  # pixels; quickshift takes a smaller tile for one super-pixel
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
 
 
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.outer = "balanced"  # as the paper draws the other tiles, or with_replacement, as Quantus does
     c.methods = PAPER  # keys of explaining.METHODS
     c.options = {method: ml_collections.ConfigDict() for method in explaining.METHODS}  # of each method
+    c.options.lime.update(num_samples=1_000, segmenter="")  # "": quickshift, as the paper; slic for small tiles
     c.limit = dict.fromkeys(explaining.METHODS, 0)  # mosaics, spread over the targets; 0 takes all
     c.batch_size = 16  # mosaics over all devices
     c.dtype = "float32"  # of the network's computation
@@ -76,7 +78,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
     c.limit.update(lime=8, smoothgrad=48, integrated_gradients=32)
-    c.options.lime.update(num_samples=200, segmenter="slic")  # quickshift takes a small tile for one super-pixel
+    c.options.lime.num_samples = 200
     c.cascade.update(points=6, limit=80)
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
     if arg == "mnist":
@@ -111,6 +113,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     net = classifier(c, workdir, mesh)
     study = Study(c, workdir, mesh, net, *mosaics_for(c, net, workdir))
     predicted_N = study.predict()
+    announce(study)
     trained = {method: study.scored("trained", method) for method in c.methods}
     randomised = {"R1": {}, "R3": {}}
     fresh = randomize.fully(net.variables, study.key("R1"))
@@ -356,16 +359,28 @@ class Study:
     def class_name(self, label: int) -> str:
         return self.net.class_names[label] if self.net.class_names else f"class {label}"
 
+    def options(self, method: str) -> dict[str, Any]:
+        """The config's, with what it leaves open."""
+        own = options(self.c, method)
+        if method == "lime" and not own.get("segmenter"):
+            own["segmenter"] = "slic" if max(self.tiles_NYXC.shape[1:3]) < SMALL_TILE else "quickshift"
+        return own
+
+    def num_explained(self, method: str, limit: int = 0) -> int:
+        """Mosaics that a test with this limit explains."""
+        return min(filter(None, (limit, self.c.limit[method], len(self.plan))))
+
     def explain_fn(self, method: str, variables=None):
         found = self.net.variables if variables is None else variables
-        own = options(self.c, method)
+        own = self.options(method)
         return explaining.build(self.net.model.apply, found, method=method, key=self.key("noise"), **own)
 
-    def rate(self, method: str, ids: np.ndarray, *, variables=None, explained_M=None, **more):
-        """`rating.rate` of these mosaics."""
+    def rate(self, method: str, ids: np.ndarray, *, variables=None, explained_M=None, label: str = "", **more):
+        """`rating.rate` of these mosaics, with a line now and then of how far it is."""
         explained_M = self.plan.target if explained_M is None else explained_M
-        return rating.rate(
-            self.explain_fn(method, variables),
+        bar = progress.Progress(label or method, len(ids), items="mosaics")
+        found = rating.rate(
+            watched(self.explain_fn(method, variables), bar, len(ids), self.c.batch_size),
             self.tiles_NYXC,
             self.plan.tile_index[ids],
             self.plan.tile_label[ids] == self.plan.target[ids, None],
@@ -375,6 +390,8 @@ class Study:
             ids_M=ids,
             **more,
         )
+        bar.erase()
+        return found
 
     def scored(self, test: str, method: str, *, limit=0, variables=None, explained_M=None) -> dict[str, np.ndarray]:
         """All that was measured of a method; kept in the workdir, so that a later start does not make it again."""
@@ -382,18 +399,19 @@ class Study:
         if path.is_file():
             with np.load(path) as kept:
                 return dict(kept)
-        ids = rating.spread(len(self.plan), min(filter(None, (limit, self.c.limit[method])), default=0))
+        ids = rating.spread(len(self.plan), self.num_explained(method, limit))
         is_plain = test == "trained"
         more = {"keep": self.shown} if is_plain else {}
         if is_plain and self.c.save_maps:
             more["on_maps_fn"] = functools.partial(self.save_maps, method)
         started = time.perf_counter()
-        found, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, **more)
+        label = f"{test} {method}"
+        found, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, label=label, **more)
         found["rate"] = np.float64(rate)
         files.write(path, lambda f: np.savez_compressed(f, **found))
         median = focus.summary(found["focus"])["median"]
         seconds = time.perf_counter() - started
-        print(f"{test} {method}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
+        print(f"{label}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
         return found
 
     def save_maps(self, method: str, ids: np.ndarray, maps_BYX: np.ndarray) -> None:
@@ -421,16 +439,61 @@ class Study:
         return mosaics.assemble(self.tiles_NYXC, self.plan.tile_index[m : m + 1])[0]
 
 
+def watched(explain_fn, bar: progress.Progress, num: int, batch_size: int):
+    """`explain_fn`, called for batches of `num` mosaics one after another, that moves the bar."""
+    left = num
+
+    def fn(x_BYXC, targets_BK, ids_B):
+        nonlocal left
+        count, told = min(batch_size, left), 0.0
+        left -= count
+
+        def advance(share: float) -> None:
+            nonlocal told
+            share = min(share, 1 - told)
+            told += share
+            bar.advance(share * count, items=share * count)
+
+        with steps.listening(advance):
+            maps_BKYX = explain_fn(x_BYXC, targets_BK, ids_B)
+        advance(1.0)
+        return maps_BKYX
+
+    return fn
+
+
+def announce(study: Study) -> None:
+    """A line a method of how many mosaics it will explain, in all tests."""
+    c = study.c
+    absent = c.random.methods if study.absent_M is not None else ()
+    tests = [("", c.methods, 0, 1), ("with random weights", c.random.methods, c.random.limit, 1)]
+    tests += [("for absent classes", absent, c.random.limit, 1)]
+    tests += [("in the cascade", c.cascade.methods, c.cascade.limit, len(cascade_counts(study)))]
+    for method in dict.fromkeys((*c.methods, *c.random.methods, *c.cascade.methods)):
+        parts = [
+            f"{f'{times} x ' if times > 1 else ''}{study.num_explained(method, limit):,} {words}".strip()
+            for words, methods, limit, times in tests
+            if method in methods
+        ]
+        own = study.options(method)
+        extra = f" ({own['segmenter']}, {own['num_samples']:,} perturbations of each)" if method == "lime" else ""
+        print(f"{method} explains {', '.join(parts)} mosaics{extra}; limit.{method} takes fewer", flush=True)
+
+
+def cascade_counts(study: Study) -> list[int]:
+    """How many layers from the top are redrawn at each point."""
+    num_layers = randomize.num_weight_layers(study.net.variables)
+    return sorted({round(k) for k in np.linspace(0, num_layers, max(study.c.cascade.points, 2))})
+
+
 def cascade(study: Study) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """R2: {method: {layers redrawn from the top: what was measured}}."""
     c = study.c.cascade
     if not c.methods:
         return {}
     order = study.layers
-    num_layers = randomize.num_weight_layers(study.net.variables)
-    counts = sorted({round(k) for k in np.linspace(0, num_layers, max(c.points, 2))})
     found = {method: {} for method in c.methods}
-    for k in counts:
+    for k in cascade_counts(study):
         variables = randomize.cascade(study.net.variables, k, study.key("R2"), order=order)
         for method in c.methods:
             found[method][k] = study.scored(f"R2_{k:03d}", method, variables=variables, limit=c.limit)

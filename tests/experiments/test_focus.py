@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alignment.explain import rating
+from alignment.explain import explaining, rating
 from alignment.models import pretrained, vision
 from experiments import focus, report
 from tests.experiments.conftest import ROOT, launch
@@ -94,6 +95,47 @@ def test_a_start_after_a_kill_rates_no_method_twice(tiny, tmp_path, monkeypatch)
     assert (tmp_path / "scores_randomised.csv").read_text() == (
         tiny("focus").workdir / "scores_randomised.csv"
     ).read_text()
+
+
+def test_each_method_says_before_its_start_how_many_mosaics_it_will_explain(tiny):
+    lines = tiny("focus").out.splitlines()
+    lrp = lines.index("lrp explains 16 mosaics; limit.lrp takes fewer")
+    assert lrp < next(i for i, line in enumerate(lines) if line.startswith("trained lrp"))
+    cascade = "gradcam explains 16, 16 with random weights, 16 for absent classes, 2 x 8 in the cascade mosaics"
+    assert f"{cascade}; limit.gradcam takes fewer" in lines
+
+
+def test_small_tiles_have_superpixels_by_slic_unless_the_config_names_another():
+    c = focus.get_config()
+    study = focus.Study(c, None, None, None, np.zeros((1, 56, 56, 3), np.uint8), None, None, (), {})
+    assert study.options("lime")["segmenter"] == "slic"
+    large = dataclasses.replace(study, tiles_NYXC=np.zeros((1, 224, 224, 3), np.uint8))
+    assert large.options("lime") == dict(num_samples=1_000, segmenter="quickshift")
+    c.options.lime.segmenter = "quickshift"
+    assert study.options("lime")["segmenter"] == "quickshift" and study.options("lrp") == {}
+
+
+class Told:
+    """Stands for a progress bar."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def advance(self, size, items):
+        self.sizes.append(size)
+
+
+@pytest.mark.parametrize(("driver", "parts"), [("host", [1.0] * 4 + [0.25] * 4), ("scan", [4.0, 1.0])])
+def test_the_bar_moves_within_a_batch_where_the_host_loops(driver, parts):
+    apply_fn = lambda variables, x: x.mean((1, 2)) * variables  # noqa: E731
+    options = dict(method="integrated_gradients", num_steps=4, per_pass=1, driver=driver)
+    explain_fn, bar = explaining.build(apply_fn, jnp.ones((1, 3)), **options), Told()
+    fn = focus.watched(explain_fn, bar, 5, batch_size=4)
+    x, targets = jnp.ones((4, 8, 8, 3)), jnp.zeros((4, 1), int)
+    for _ in range(2):
+        maps = fn(x, targets, jnp.arange(4))
+    np.testing.assert_allclose(maps, explain_fn(x, targets, jnp.arange(4)))
+    assert [size for size in bar.sizes if size] == pytest.approx(parts) and sum(bar.sizes) == pytest.approx(5)
 
 
 def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp_path):
