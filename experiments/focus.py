@@ -3,6 +3,8 @@
 Paper:   Arias-Duart et al. 2022, arXiv:2109.15035
 Run:     python -m experiments.run --config experiments/focus.py --config.init_from=run:runs/mame --workdir runs/focus
 Laptop:  python -m experiments.run --config experiments/focus.py:laptop     (CPU, minutes; `tiny`: seconds)
+Own:     python -m experiments.run --config experiments/focus.py:laptop --config.init_from=run:runs/mine, of a run of
+         mame.py:laptop --config.data.source=folder:pictures
 Digits:  python -m experiments.run --config experiments/focus.py:mnist --config.data.source=npz:mnist.npz
 Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
 """
