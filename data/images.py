@@ -38,8 +38,8 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
 
     Args:
         source: `museum` (embedded), `folder:<path>` (a folder a class, perhaps below train/ val/ test/),
-            `csv:<file.csv>` (columns filename, label, subset), `npz:<file>` (arrays of pictures and labels),
-            `tfds:<builder>`, `mame:<folder of the download>`.
+            `csv:<file.csv>` (columns filename, label, and subset where it has splits), `npz:<file>` (arrays of pictures
+            and labels), `tfds:<builder>`, `mame:<folder of the download>`.
         split: train, val or test; a source without splits is split by class, from a seed.
         max_bad: share of pictures that may be unreadable.
         options: of the source; see `image_sources`.

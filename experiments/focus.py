@@ -3,6 +3,8 @@
 Paper:   Arias-Duart et al. 2022, arXiv:2109.15035
 Run:     python -m experiments.run --config experiments/focus.py --config.init_from=run:runs/mame --workdir runs/focus
 Laptop:  python -m experiments.run --config experiments/focus.py:laptop     (CPU, minutes; `tiny`: seconds)
+Own:     python -m experiments.run --config experiments/focus.py:laptop --config.init_from=run:runs/mine, of a run of
+         mame.py:laptop --config.data.source=folder:pictures
 Digits:  python -m experiments.run --config experiments/focus.py:mnist --config.data.source=npz:mnist.npz
 Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
 """
@@ -21,13 +23,14 @@ import ml_collections
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.explain import explaining, focus, randomize, rating
+from alignment.explain import explaining, focus, randomize, rating, steps
 from alignment.models import pretrained, vision
 from alignment.train import classify, files, optimizer, sharding
 from data import images, mosaic_files, mosaics, records
-from experiments import focus_page
+from experiments import focus_page, progress
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
+SMALL_TILE = 100  # pixels; quickshift takes a smaller tile for one super-pixel
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
 
 
@@ -39,13 +42,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "run:runs/mame"  # run:<workdir of mame.py>; checkpoint:<file.safetensors>; "" trains `baseline`
     c.network = dict(name="resnet18", num_classes=0, fields=ml_collections.ConfigDict())  # of checkpoint: and baseline
     c.data = dict(source="", split="val")  # as images.open takes it, or mosaics:<path>; "" as the run was trained on
+    c.fallback = dict(source="", resize=256, crop=224)  # where neither `data` and `tile` nor a run say it
     c.data.options = ml_collections.ConfigDict()  # of images.open
-    c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained, or the paper's 256 and 224. A network of one
-    # fixed size needs tiles of half of it
+    c.data.columns = dict(filename="", label="", subset="")  # of csv: what the table calls them; "" as the run, or so
+    c.tile = dict(resize=0, crop=0)  # pixels; 0 as the run was trained. A network of one fixed size needs tiles of half
+    # of it
     c.per_class = 100  # mosaics with each class as the target
     c.outer = "balanced"  # as the paper draws the other tiles, or with_replacement, as Quantus does
     c.methods = PAPER  # keys of explaining.METHODS
     c.options = {method: ml_collections.ConfigDict() for method in explaining.METHODS}  # of each method
+    c.options.lime.update(num_samples=1_000, segmenter="")  # "": quickshift, as the paper; slic for small tiles
     c.limit = dict.fromkeys(explaining.METHODS, 0)  # mosaics, spread over the targets; 0 takes all
     c.batch_size = 16  # mosaics over all devices
     c.dtype = "float32"  # of the network's computation
@@ -64,28 +70,28 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def small(c: ml_collections.ConfigDict, arg: str) -> None:
-    """The settings that train a small network on what lies at hand."""
+    """The settings that train a small network on what lies at hand, or rate a small one that `init_from` names."""
     c.init_from = ""
-    c.data.update(source="museum", split="test")
+    c.data.split = "test"
+    c.fallback.update(source="museum", resize=48, crop=48)
     c.data.options.planted_share = 0.6  # of the borrower's pictures, so that a few mosaics suffice to find it
     c.network.update(name="resnet_small")
-    c.tile = dict(resize=48, crop=48)
     c.per_class = 60
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
     c.limit.update(lime=8, smoothgrad=48, integrated_gradients=32)
-    c.options.lime.update(num_samples=200, segmenter="slic")  # quickshift takes a small tile for one super-pixel
+    c.options.lime.num_samples = 200
     c.cascade.update(points=6, limit=80)
     c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
     if arg == "mnist":
-        c.data.source = "npz:mnist.npz"
-        c.tile = dict(resize=32, crop=32)  # not 28: no cell of the last map may lie across two tiles
+        # not 28 pixels: no cell of the last map may lie across two tiles
+        c.fallback.update(source="npz:mnist.npz", resize=32, crop=32)
         c.per_class = 100
         c.baseline.update(steps=700, eval_every=175, rotate=10.0, flip=False)
     elif arg == "tiny":
         c.network.update(name="cnn")
         c.network.fields.widths = (4, 8)
-        c.tile = dict(resize=16, crop=16)
+        c.fallback.update(resize=16, crop=16)
         c.per_class = 2
         c.methods = ("lrp", "gradcam")
         c.random.methods = ("gradcam",)
@@ -109,6 +115,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     net = classifier(c, workdir, mesh)
     study = Study(c, workdir, mesh, net, *mosaics_for(c, net, workdir))
     predicted_N = study.predict()
+    announce(study)
     trained = {method: study.scored("trained", method) for method in c.methods}
     randomised = {"R1": {}, "R3": {}}
     fresh = randomize.fully(net.variables, study.key("R1"))
@@ -161,8 +168,13 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"init_from={c.init_from!r}; it is run:<workdir of mame.py>, checkpoint:<file.safetensors>, or '' to train"
         )
-    if not c.data.source and kind != "run":
+    if not source_of(c) and kind != "run":
         raise InputError("data.source is empty; only run:<workdir> knows its own. Name one, such as folder:<path>")
+
+
+def source_of(c: ml_collections.ConfigDict) -> str:
+    """The pictures that a network which does not know its own is trained on and rated with."""
+    return c.data.source or c.fallback.source
 
 
 def options(c: ml_collections.ConfigDict, method: str) -> dict[str, Any]:
@@ -182,7 +194,8 @@ def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh) -> Cla
 
 
 def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
-    names = () if c.data.source.startswith("mosaics:") else tuple(open_images(c, c.data.source).class_names)
+    source = source_of(c)
+    names = () if source.startswith("mosaics:") else tuple(open_images(c, source).class_names)
     num_classes = c.network.num_classes or len(names)
     if not num_classes:
         raise InputError("network.num_classes=0; ready-made mosaics do not say how many classes there are: give it")
@@ -199,19 +212,17 @@ def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
 
 
 def tile_of(c: ml_collections.ConfigDict, told: dict[str, Any]) -> dict[str, int]:
-    """Resize and crop of a tile: the config's, else the run's, else the paper's."""
-    if told.get("resize"):
-        told = dict(resize=int(told["resize"]), crop=int(told["crop"]))
-    else:
-        told = dict(resize=256, crop=224)
-    return {name: c.tile[name] or told[name] for name in told}
+    """Resize and crop of a tile: the config's, else the run's, else the setting's."""
+    told = told if told.get("resize") else c.fallback
+    return {name: c.tile[name] or int(told[name]) for name in ("resize", "crop")}
 
 
 def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> None:
     """A small network on the same source, in a folder of its own; nothing is done where an earlier start has ended."""
     if (folder / "summary.json").is_file():
         return
-    train, val = open_images(c, c.data.source, "train"), open_images(c, c.data.source, "val")
+    source = source_of(c)
+    train, val = open_images(c, source, "train"), open_images(c, source, "val")
     fields = dict(c.network.fields)
     model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
     tile = tile_of(c, {})
@@ -219,7 +230,7 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     batches = functools.partial(
         images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
     )
-    told = {"source": c.data.source, **tile}
+    told = {"source": source, "options": {"columns": columns_of(c)} if source.startswith("csv:") else {}, **tile}
     classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=told)
     _, summary = classify.fit(
         model,
@@ -240,9 +251,17 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh) -> 
     files.write(folder / "summary.json", lambda f: f.write(json.dumps(summary).encode()))
 
 
+def columns_of(c: ml_collections.ConfigDict) -> dict[str, str]:
+    return {ours: theirs for ours, theirs in c.data.columns.items() if theirs}
+
+
 def open_images(c: ml_collections.ConfigDict, source: str, split: str = "", trained_with=None) -> images.Images:
     """A split of the source; where it is the run's own, with the options that the run opened it with."""
     options = {**(trained_with or {}), **c.data.options}
+    if source.startswith("csv:"):
+        options["columns"] = {**options.get("columns", {}), **columns_of(c)}
+    elif columns_of(c):
+        raise InputError(f"data.columns={columns_of(c)} is of csv:<file.csv>, and these pictures are {source}")
     if source.split(":")[0] != "museum":
         options.pop("planted_share", None)
     return images.open(source, split=split or c.data.split, **options)
@@ -250,7 +269,7 @@ def open_images(c: ml_collections.ConfigDict, source: str, split: str = "", trai
 
 def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path):
     """Tiles of bytes [N, Y, X, 3], their labels, which mosaics they make, and what else is known of each."""
-    source = c.data.source or net.source
+    source = c.data.source or net.source or c.fallback.source
     counts = {}
     if source.startswith("mosaics:"):
         ready = mosaic_files.read(source.removeprefix("mosaics:"), num_classes=net.num_classes)
@@ -264,7 +283,7 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     else:
         tile = tile_of(c, net.images)
         vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
-        found = open_images(c, source, trained_with=None if c.data.source else net.images.get("options"))
+        found = open_images(c, source, trained_with=net.images.get("options") if source == net.source else None)
         check_classes(net, found.class_names, source)
         plan = mosaics.plan(found.labels_N, c.per_class, c.seed, num_classes=net.num_classes, outer=c.outer)
         used = np.unique(plan.tile_index)
@@ -337,21 +356,33 @@ class Study:
 
     @property
     def dataset(self) -> str:
-        return self.c.data.source or self.net.source
+        return self.c.data.source or self.net.source or self.c.fallback.source
 
     def class_name(self, label: int) -> str:
         return self.net.class_names[label] if self.net.class_names else f"class {label}"
 
+    def options(self, method: str) -> dict[str, Any]:
+        """The config's, with what it leaves open."""
+        own = options(self.c, method)
+        if method == "lime" and not own.get("segmenter"):
+            own["segmenter"] = "slic" if max(self.tiles_NYXC.shape[1:3]) < SMALL_TILE else "quickshift"
+        return own
+
+    def num_explained(self, method: str, limit: int = 0) -> int:
+        """Mosaics that a test with this limit explains."""
+        return min(filter(None, (limit, self.c.limit[method], len(self.plan))))
+
     def explain_fn(self, method: str, variables=None):
         found = self.net.variables if variables is None else variables
-        own = options(self.c, method)
+        own = self.options(method)
         return explaining.build(self.net.model.apply, found, method=method, key=self.key("noise"), **own)
 
-    def rate(self, method: str, ids: np.ndarray, *, variables=None, explained_M=None, **more):
-        """`rating.rate` of these mosaics."""
+    def rate(self, method: str, ids: np.ndarray, *, variables=None, explained_M=None, label: str = "", **more):
+        """`rating.rate` of these mosaics, with a line now and then of how far it is."""
         explained_M = self.plan.target if explained_M is None else explained_M
-        return rating.rate(
-            self.explain_fn(method, variables),
+        bar = progress.Progress(label or method, len(ids), items="mosaics")
+        found = rating.rate(
+            watched(self.explain_fn(method, variables), bar, len(ids), self.c.batch_size),
             self.tiles_NYXC,
             self.plan.tile_index[ids],
             self.plan.tile_label[ids] == self.plan.target[ids, None],
@@ -361,6 +392,8 @@ class Study:
             ids_M=ids,
             **more,
         )
+        bar.erase()
+        return found
 
     def scored(self, test: str, method: str, *, limit=0, variables=None, explained_M=None) -> dict[str, np.ndarray]:
         """All that was measured of a method; kept in the workdir, so that a later start does not make it again."""
@@ -368,18 +401,19 @@ class Study:
         if path.is_file():
             with np.load(path) as kept:
                 return dict(kept)
-        ids = rating.spread(len(self.plan), min(filter(None, (limit, self.c.limit[method])), default=0))
+        ids = rating.spread(len(self.plan), self.num_explained(method, limit))
         is_plain = test == "trained"
         more = {"keep": self.shown} if is_plain else {}
         if is_plain and self.c.save_maps:
             more["on_maps_fn"] = functools.partial(self.save_maps, method)
         started = time.perf_counter()
-        found, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, **more)
+        label = f"{test} {method}"
+        found, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, label=label, **more)
         found["rate"] = np.float64(rate)
         files.write(path, lambda f: np.savez_compressed(f, **found))
         median = focus.summary(found["focus"])["median"]
         seconds = time.perf_counter() - started
-        print(f"{test} {method}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
+        print(f"{label}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
         return found
 
     def save_maps(self, method: str, ids: np.ndarray, maps_BYX: np.ndarray) -> None:
@@ -407,16 +441,61 @@ class Study:
         return mosaics.assemble(self.tiles_NYXC, self.plan.tile_index[m : m + 1])[0]
 
 
+def watched(explain_fn, bar: progress.Progress, num: int, batch_size: int):
+    """`explain_fn`, called for batches of `num` mosaics one after another, that moves the bar."""
+    left = num
+
+    def fn(x_BYXC, targets_BK, ids_B):
+        nonlocal left
+        count, told = min(batch_size, left), 0.0
+        left -= count
+
+        def advance(share: float) -> None:
+            nonlocal told
+            share = min(share, 1 - told)
+            told += share
+            bar.advance(share * count, items=share * count)
+
+        with steps.listening(advance):
+            maps_BKYX = explain_fn(x_BYXC, targets_BK, ids_B)
+        advance(1.0)
+        return maps_BKYX
+
+    return fn
+
+
+def announce(study: Study) -> None:
+    """A line a method of how many mosaics it will explain, in all tests."""
+    c = study.c
+    absent = c.random.methods if study.absent_M is not None else ()
+    tests = [("", c.methods, 0, 1), ("with random weights", c.random.methods, c.random.limit, 1)]
+    tests += [("for absent classes", absent, c.random.limit, 1)]
+    tests += [("in the cascade", c.cascade.methods, c.cascade.limit, len(cascade_counts(study)))]
+    for method in dict.fromkeys((*c.methods, *c.random.methods, *c.cascade.methods)):
+        parts = [
+            f"{f'{times} x ' if times > 1 else ''}{study.num_explained(method, limit):,} {words}".strip()
+            for words, methods, limit, times in tests
+            if method in methods
+        ]
+        own = study.options(method)
+        extra = f" ({own['segmenter']}, {own['num_samples']:,} perturbations of each)" if method == "lime" else ""
+        print(f"{method} explains {', '.join(parts)} mosaics{extra}; limit.{method} takes fewer", flush=True)
+
+
+def cascade_counts(study: Study) -> list[int]:
+    """How many layers from the top are redrawn at each point."""
+    num_layers = randomize.num_weight_layers(study.net.variables)
+    return sorted({round(k) for k in np.linspace(0, num_layers, max(study.c.cascade.points, 2))})
+
+
 def cascade(study: Study) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """R2: {method: {layers redrawn from the top: what was measured}}."""
     c = study.c.cascade
     if not c.methods:
         return {}
     order = study.layers
-    num_layers = randomize.num_weight_layers(study.net.variables)
-    counts = sorted({round(k) for k in np.linspace(0, num_layers, max(c.points, 2))})
     found = {method: {} for method in c.methods}
-    for k in counts:
+    for k in cascade_counts(study):
         variables = randomize.cascade(study.net.variables, k, study.key("R2"), order=order)
         for method in c.methods:
             found[method][k] = study.scored(f"R2_{k:03d}", method, variables=variables, limit=c.limit)

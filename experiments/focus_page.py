@@ -104,7 +104,7 @@ def write_manifest(study) -> None:
         "class_names": list(study.net.class_names),
         "mosaic_size": list(study.example.shape[1:3]),
         "mosaics": len(study.plan),
-        "methods": {method: dict(study.c.options[method]) for method in study.c.methods},
+        "methods": {method: study.options(method) for method in study.c.methods},
         "gradcam_layer": gradcam.default_layer(forward),
         "layers": ["/".join(path) for path in study.layers],
         "weights_sha256": weights,

@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.data = dict(source="mame:data/mame")  # any source of data/images.py
     c.data.update(toy=False, allow_missing=False)  # of mame: its smaller table; go on without pictures not there
     c.data.update(per_class=0)  # of museum: pictures of each class; 0: 100 for train, 40 for val and test
+    c.data.columns = dict(filename="", label="", subset="")  # of csv: what the table calls them; "": so
     c.version = "R65k-FS"  # R65k or R360k pixels; FS squeezed to a square, VS in their own shape; "" goes by `view`
     c.replicate_release_bug = False  # R360k-VS at 65,536 pixels, as the released code has it
     c.view = dict(resize=0, pixels=0, crop=0.875, eval_resize=0, rotate=30.0, flip=True)  # for version ""
@@ -174,6 +175,8 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"loop.{name}={c.loop[name]} must be at least 1, in epochs")
     if min(c.floor.trees, c.floor.seeds) < 1:
         raise InputError(f"floor={dict(c.floor)}: trees and seeds must be at least 1")
+    if any(c.data.columns.values()) and not c.data.source.startswith("csv:"):
+        raise InputError(f"data.columns={dict(c.data.columns)} is of csv:<file.csv>, and data.source={c.data.source!r}")
     for method in c.explain.methods:
         explaining.check_options(method, {}, key=0)
         if method == "attention_rollout" and not c.network.name.startswith("vit"):
@@ -193,6 +196,8 @@ def source_options(c: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `images.open` is told beside the source and the split."""
     if c.data.source == "museum":
         return {"per_class": c.data.per_class}
+    if c.data.source.startswith("csv:"):
+        return {"columns": {ours: theirs for ours, theirs in c.data.columns.items() if theirs}}
     if not c.data.source.startswith("mame:"):
         return {}
     is_small = not c.view.pixels and max(c.view.resize, c.view.eval_resize) <= 256

@@ -13,6 +13,7 @@ class Progress:
     Args:
         label: what is going on, in front.
         total: size of the whole, in any unit, such as bytes.
+        items: what is counted beside it.
         every_seconds: between two lines where the stream is no terminal.
     """
 
@@ -21,19 +22,20 @@ class Progress:
         label: str,
         total: float,
         *,
+        items: str = "documents",
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._label, self._total, self._done = label, max(total, 1), 0.0
-        self._items, self._clock, self._start = 0, clock, clock()
+        self._items, self._items_name, self._clock, self._start = 0, items, clock, clock()
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._every = 0.1 if self._is_terminal else every_seconds
         self._drawn = -math.inf if self._is_terminal else self._start
 
-    def advance(self, size: float, items: int = 0, said: str = "") -> None:
-        """So much more of the whole, with so many items (documents, say), and a word about how it stands."""
+    def advance(self, size: float, items: float = 0, said: str = "") -> None:
+        """So much more of the whole, with so many items, and a word about how it stands."""
         self._done += size
         self._items += items
         if self._clock() - self._drawn >= self._every:
@@ -45,12 +47,18 @@ class Progress:
         if self._is_terminal:
             print(file=self._stream, flush=True)
 
+    def erase(self) -> None:
+        """Instead of `close`, where a line of another kind says how it ended."""
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
     def _show(self, said: str) -> None:
         seconds = max(self._clock() - self._start, 1e-9)
         share = min(1.0, self._done / self._total)
         text = f"{self._label} {100 * share:.0f} %"
         if self._items:
-            text += f"  {self._items:,} documents, {self._items / seconds:,.0f}/s"
+            rate = self._items / seconds
+            text += f"  {self._items:,.0f} {self._items_name}, {rate:{',.0f' if rate >= 1 else '.2g'}}/s"
         if 0 < share < 1:
             text += f"  {_duration(seconds * (1 - share) / share)} left"
         text += f"  {said}" if said else ""

@@ -1,8 +1,9 @@
 """Which rule each layer gets: composites by name.
 
 A composite is a list of (predicate, rule) pairs; the first predicate that holds decides.  A predicate is a function of
-a `layers.Layer`, or a glob on its name ("block1/*"); a rule is a function of `lrp_rules`.  What no pair takes gets the
-rule of its kind from `DEFAULTS`.
+a `layers.Layer`, or a glob on its name ("block1/*"), or a module's path ("block1"): that holds for the conv and dense
+layers below it, and where it has none, for all.  A rule is a function of `lrp_rules`.  What no pair takes gets the rule
+of its kind from `DEFAULTS`.
 """
 
 import dataclasses
@@ -157,12 +158,14 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
             _no_pairs(pair)
-        if isinstance(pair[0], str) and not any(_holds(pair[0], layer) for layer in layers):
+        if isinstance(pair[0], str) and not _called(pair[0], layers):
             names = [layer.name for layer in layers]
-            near = difflib.get_close_matches(pair[0], names, n=3)
+            modules = {name.rpartition("/")[0] for name in names} - {""}
+            near = difflib.get_close_matches(pair[0], [*names, *sorted(modules)], n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise errors.InputError(f"no layer is called {pair[0]!r}{hint} There are {', '.join(names)}")
-    rules = [next((rule for test, rule in pairs if _holds(test, layer)), DEFAULTS.get(layer.kind)) for layer in layers]
+    pairs = [(_called(test, layers).__contains__ if isinstance(test, str) else test, rule) for test, rule in pairs]
+    rules = [next((rule for holds, rule in pairs if holds(layer)), DEFAULTS.get(layer.kind)) for layer in layers]
     missing = [layer for layer, rule in zip(layers, rules) if rule is None]
     if missing:
         listed = "; ".join(
@@ -185,5 +188,8 @@ def _no_pairs(found):
     )
 
 
-def _holds(test: Predicate, layer: Layer) -> bool:
-    return fnmatch.fnmatchcase(layer.name, test) if isinstance(test, str) else bool(test(layer))
+def _called(name: str, layers: Sequence[Layer]) -> list[Layer]:
+    """Layers of that name, or those below the module of that name that have weights, or all below it."""
+    below = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, f"{name}/*")]
+    weighted = [layer for layer in below if layer.kind in ("conv", "dense")]
+    return [layer for layer in layers if fnmatch.fnmatchcase(layer.name, name)] or weighted or below

@@ -9,8 +9,10 @@ steps in one pass, which needs the memory for all of them. Convolutions inside X
 "host" there, and "scan" elsewhere and inside a trace.  Dimensions: S steps in one pass, P passes.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +22,25 @@ import numpy as np
 from alignment.errors import InputError
 
 DRIVERS = ("host", "scan", "flat")
+_listener = contextvars.ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listening(on_pass_fn: Callable[[float], None]) -> Iterator[None]:
+    """Calls `on_pass_fn(share of all passes)` as each pass of the "host" driver ends; the others say nothing."""
+    token = _listener.set(on_pass_fn)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _passed(out: Any, num_passes: int) -> Any:
+    """Tells who listens that one more pass is done, once it is."""
+    if (on_pass_fn := _listener.get()) is not None:
+        jax.block_until_ready(out)
+        on_pass_fn(1 / num_passes)
+    return out
 
 
 def choose(driver: str | None, arrays: Any = ()) -> str:
@@ -93,9 +114,9 @@ def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: st
     step_PS, valid_PS = passes(count, max(count, 1) if driver == "flat" else min(per_pass, max(count, 1)))
     if driver == "scan":
         return _scan_total(step_fn, static, arrays, step_PS, valid_PS)
-    sums = _one(step_fn, static, arrays, step_PS[0], valid_PS[0])
+    sums = _passed(_one(step_fn, static, arrays, step_PS[0], valid_PS[0]), len(step_PS))
     for step_S, valid_S in zip(step_PS[1:], valid_PS[1:]):
-        sums = _add(step_fn, static, arrays, sums, step_S, valid_S)
+        sums = _passed(_add(step_fn, static, arrays, sums, step_S, valid_S), len(step_PS))
     return sums
 
 
@@ -106,6 +127,6 @@ def stacked(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: 
     if driver == "scan":
         rows = _scan_stacked(step_fn, static, arrays, step_PS, valid_PS)
     else:
-        rows = [_one(step_fn, static, arrays, *row) for row in zip(step_PS, valid_PS)]
+        rows = [_passed(_one(step_fn, static, arrays, *row), len(step_PS)) for row in zip(step_PS, valid_PS)]
         rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], rows)

@@ -89,6 +89,41 @@ def test_a_table_names_pictures_labels_and_subsets(tmp_path):
         images.open(f"csv:{tmp_path}/set.csv", split="val")
 
 
+def test_a_table_calls_its_columns_what_it_likes_and_is_split_by_class_without_subsets(tmp_path):
+    rows = [["texture", "picture", "subset of ten"]]
+    for i in range(20):
+        save(tmp_path / f"{i}.png", NOISE[: 10 + i])
+        rows.append(["ab"[i % 2], f"{i}.png", "x"])
+    with open(tmp_path / "set.csv", "w", newline="") as f:
+        csv.writer(f).writerows(rows)
+    options = dict(columns={"filename": "picture", "label": "texture", "subset": ""})
+    open_all = {
+        split: images.open(f"csv:{tmp_path}/set.csv", split=split, **options) for split in ("train", "val", "test")
+    }
+    assert {split: np.bincount(found.labels_N).tolist() for split, found in open_all.items()} == dict(
+        train=[7] * 2, val=[1] * 2, test=[2] * 2
+    )
+    assert len({file for found in open_all.values() for file in found.files}) == 20
+    for found in open_all.values():
+        assert [int(pathlib.Path(file).stem) % 2 for file in found.files] == found.labels_N.tolist()
+    with pytest.raises(
+        InputError, match=r"lacks the column filename, label; .*data.columns.filename and data.columns.lab"
+    ):
+        images.open(f"csv:{tmp_path}/set.csv", split="val")
+    with pytest.raises(InputError, match="lacks the column part; it has texture, picture"):
+        images.open(f"csv:{tmp_path}/set.csv", split="val", columns=options["columns"] | {"subset": "part"})
+    with pytest.raises(InputError, match="columns has 'file'; pictures from csv have the columns filename"):
+        images.open(f"csv:{tmp_path}/set.csv", split="val", columns={"file": "picture"})
+
+
+def test_a_folder_in_the_place_of_a_table_is_refused_with_the_tables_in_it(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder; .* write folder:<path>"):
+        images.open(f"csv:{tmp_path}", split="val")
+    (tmp_path / "set.csv").touch()
+    with pytest.raises(InputError, match=r"is a folder; .*such as .*set.csv"):
+        images.open(f"csv:{tmp_path}", split="val")
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a\0b.png"])
 def test_a_table_cannot_point_outside(tmp_path, name):
     (tmp_path / "set.csv").write_text(f"filename,label,subset\n{name},a,test\n")

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,9 +8,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from alignment.explain import rating
+from alignment.explain import explaining, rating
 from alignment.models import pretrained, vision
 from experiments import focus, report
 from tests.experiments.conftest import ROOT, launch
@@ -95,6 +97,47 @@ def test_a_start_after_a_kill_rates_no_method_twice(tiny, tmp_path, monkeypatch)
     ).read_text()
 
 
+def test_each_method_says_before_its_start_how_many_mosaics_it_will_explain(tiny):
+    lines = tiny("focus").out.splitlines()
+    lrp = lines.index("lrp explains 16 mosaics; limit.lrp takes fewer")
+    assert lrp < next(i for i, line in enumerate(lines) if line.startswith("trained lrp"))
+    cascade = "gradcam explains 16, 16 with random weights, 16 for absent classes, 2 x 8 in the cascade mosaics"
+    assert f"{cascade}; limit.gradcam takes fewer" in lines
+
+
+def test_small_tiles_have_superpixels_by_slic_unless_the_config_names_another():
+    c = focus.get_config()
+    study = focus.Study(c, None, None, None, np.zeros((1, 56, 56, 3), np.uint8), None, None, (), {})
+    assert study.options("lime")["segmenter"] == "slic"
+    large = dataclasses.replace(study, tiles_NYXC=np.zeros((1, 224, 224, 3), np.uint8))
+    assert large.options("lime") == dict(num_samples=1_000, segmenter="quickshift")
+    c.options.lime.segmenter = "quickshift"
+    assert study.options("lime")["segmenter"] == "quickshift" and study.options("lrp") == {}
+
+
+class Told:
+    """Stands for a progress bar."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def advance(self, size, items):
+        self.sizes.append(size)
+
+
+@pytest.mark.parametrize(("driver", "parts"), [("host", [1.0] * 4 + [0.25] * 4), ("scan", [4.0, 1.0])])
+def test_the_bar_moves_within_a_batch_where_the_host_loops(driver, parts):
+    apply_fn = lambda variables, x: x.mean((1, 2)) * variables  # noqa: E731
+    options = dict(method="integrated_gradients", num_steps=4, per_pass=1, driver=driver)
+    explain_fn, bar = explaining.build(apply_fn, jnp.ones((1, 3)), **options), Told()
+    fn = focus.watched(explain_fn, bar, 5, batch_size=4)
+    x, targets = jnp.ones((4, 8, 8, 3)), jnp.zeros((4, 1), int)
+    for _ in range(2):
+        maps = fn(x, targets, jnp.arange(4))
+    np.testing.assert_allclose(maps, explain_fn(x, targets, jnp.arange(4)))
+    assert [size for size in bar.sizes if size] == pytest.approx(parts) and sum(bar.sizes) == pytest.approx(5)
+
+
 def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp_path):
     earlier = tiny("focus").workdir
     only = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
@@ -116,12 +159,56 @@ def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp
 
 def test_a_run_of_the_image_baselines_is_rated_on_its_own_pictures(tiny, tmp_path):
     flags = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
-    flags += ("--config.data.source=", "--config.tile.resize=0", "--config.tile.crop=0")
     ended = launch("focus.py:tiny", tmp_path, f"--config.init_from=run:{tiny('mame').workdir}", *flags)
     assert ended.code == 0, ended.err
     rows = table(tmp_path / "scores.csv")
     assert len(rows) == 16 and {(row["dataset"], row["arch"]) for row in rows} == {("museum", "cnn")}
     assert read(tmp_path / "manifest.json")["mosaic_size"] == [32, 32]
+
+
+def save_pictures(folder, classes=("dots", "lines", "waves"), num=10):
+    """A folder of 16 x 16 pictures a class, each class of one tone."""
+    for tone, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(num):
+            noise = np.random.default_rng([tone, i]).integers(80 * tone, 80 * tone + 60, (16, 16, 3), dtype=np.uint8)
+            PIL.Image.fromarray(noise).save(folder / name / f"{i}.png")
+
+
+RATE = ("--config.methods=('gradcam',)", "--config.random.methods=()", "--config.cascade.methods=()")
+
+
+def test_a_small_setting_rates_a_run_on_the_pictures_that_it_was_trained_on(tmp_path):
+    save_pictures(tmp_path / "own")
+    source = f"folder:{tmp_path / 'own'}"
+    trained = launch("mame.py:tiny", tmp_path / "m", f"--config.data.source={source}", "--config.view.crop=8")
+    assert trained.code == 0, trained.err
+    ended = launch("focus.py:tiny", tmp_path / "f", f"--config.init_from=run:{tmp_path / 'm'}", *RATE)
+    assert ended.code == 0, ended.err
+    rows = table(tmp_path / "f" / "scores.csv")
+    assert len(rows) == 2 * 3 and {row["dataset"] for row in rows} == {source}
+    manifest = read(tmp_path / "f" / "manifest.json")
+    assert manifest["class_names"] == ["dots", "lines", "waves"] and manifest["mosaic_size"] == [16, 16]
+
+
+def test_a_run_of_a_table_is_rated_by_the_names_that_its_columns_had_there(tmp_path):
+    save_pictures(tmp_path / "own")
+    files = [path.relative_to(tmp_path) for path in sorted((tmp_path / "own").rglob("*.png"))]
+    lines = ["picture,texture", *(f"{file},{file.parent.name}" for file in files)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    source = f"--config.data.source=csv:{tmp_path / 'labels.csv'}"
+    columns = ("--config.data.columns.filename=picture", "--config.data.columns.label=texture")
+    trained = launch("mame.py:tiny", tmp_path / "m", source, *columns)
+    assert trained.code == 0, trained.err
+    rated = launch("focus.py:tiny", tmp_path / "f", f"--config.init_from=run:{tmp_path / 'm'}", *RATE)
+    assert rated.code == 0, rated.err
+    alone = launch("focus.py:tiny", tmp_path / "g", source, *columns, *RATE)
+    assert alone.code == 0, alone.err
+    again = launch("focus.py:tiny", tmp_path / "h", f"--config.init_from=run:{tmp_path / 'g' / 'baseline'}", *RATE)
+    assert again.code == 0, again.err
+    names = [read(tmp_path / run / "manifest.json")["class_names"] for run in "fgh"]
+    assert names == [["dots", "lines", "waves"]] * 3
+    assert numbers(tmp_path / "g" / "scores.csv") == numbers(tmp_path / "h" / "scores.csv")
 
 
 def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
@@ -149,8 +236,9 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
         (["--config.bias.method=lime"], "bias.method='lime' is none of"),
         (["--config.init_from=there"], "init_from='there'"),
         (["--config.init_from=run:nowhere"], "is not there"),
-        (["--config.data.source="], "data.source is empty"),
+        (["--config.fallback.source="], "data.source is empty"),
         (["--config.batch_size=12"], "batch"),
+        (["--config.data.columns.label=texture"], "is of csv:"),
         (["--config.data.source=museums"], "'museums' is no source of pictures"),
     ],
 )

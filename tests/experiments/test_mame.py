@@ -99,6 +99,7 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
         ("--config.data.source=mame:/nowhere", "/nowhere"),
         ("--config.explain.methods=('gradcan',)", "gradcam"),
         ("--config.explain.methods=('attention_rollout',)", "cnn has none"),
+        ("--config.data.columns.label=texture", "is of csv:"),
         ("--config.floor.trees=0", "trees and seeds"),
         ("--config.loop.save_epochs=0", "save_epochs=0"),
     ],

@@ -28,6 +28,15 @@ def test_lines_come_now_and_then_with_rate_and_time_left():
     ]
 
 
+def test_slow_work_has_a_rate_too_and_counts_what_it_is_told_to():
+    clock, stream = Clock(), io.StringIO()
+    bar = progress.Progress("lime", 40, items="mosaics", stream=stream, clock=clock)
+    clock.now = 100
+    bar.advance(2.5, items=2.5)
+    bar.erase()
+    assert stream.getvalue() == "lime 6 %  2 mosaics, 0.025/s  0:25:00 left\n"
+
+
 def test_a_terminal_has_a_bar_that_ends_full():
     clock, stream = Clock(), Terminal()
     bar = progress.Progress("align", 4, stream=stream, clock=clock)

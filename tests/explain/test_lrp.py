@@ -221,6 +221,54 @@ def test_the_first_pair_that_holds_decides(plain):
     assert (stem.kind, stem.is_first, stem.in_shape, stem.out_shape) == ("conv", True, (3, 8, 8, 3), (3, 8, 8, 6))
 
 
+class Wrapped(nn.Module):
+    """A module whose conv, norm and activation have names of their own."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(x)))
+        return nn.relu(nn.Conv(4, (3, 3), name="after")(x))
+
+
+class OfWrapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Conv(4, (3, 3), name="grain_first")(Wrapped(name="grain")(x)))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+def test_a_modules_path_holds_for_the_layers_with_weights_below_it():
+    model = OfWrapped()
+    net = model.apply, _shaken(jax.jit(model.init)(jax.random.key(0), X))
+    taken = []
+
+    def noted(step, R):
+        taken.append(step.layer.name)
+        return lrp_rules.flat(step, R)
+
+    by_path = _explain(net, composite=[("grain", noted)])
+    assert set(taken) == {"grain/Conv_0", "grain/after"}
+    by_name = _explain(net, composite=[("grain/Conv_0", lrp_rules.flat), ("grain/after", lrp_rules.flat)])
+    np.testing.assert_array_equal(by_path, by_name)
+    assert not np.allclose(by_path, _explain(net, composite="epsilon"))
+    taken.clear()
+    _explain(net, composite=[("grain/Conv_0", noted)])
+    assert set(taken) == {"grain/Conv_0"}
+    with pytest.raises(errors.InputError, match="no layer is called 'grai'; did you mean 'grain'"):
+        _explain(net, composite=[("grai", noted)])
+
+
+def test_a_modules_path_without_weights_below_it_holds_for_all_of_it():
+    def apply_fn(w, x):
+        with jax.named_scope("mixing"):
+            x = jnp.fft.fft2(x, axes=(1, 2)).real
+        return jnp.maximum(x, 0).mean((1, 2)) @ w
+
+    net = apply_fn, RNG.normal(size=(3, 3)).astype(np.float32)
+    rule = lambda step, R: R.real  # noqa: E731
+    np.testing.assert_array_equal(*(_explain(net, rules=[(name, rule)]) for name in ("mixing", "mixing/*")))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
