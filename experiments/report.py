@@ -21,6 +21,8 @@ from experiments import workdir as workdirs
 
 MAX_ROWS = 200  # of a table
 SHOWN = 6  # pictures before the fold
+HALF_PAGE = 640  # pixels; a figure wider than this could not be read at half the page's width
+LONG = 120  # characters of a cell from which on it gets room
 SKIPPED = {"checkpoints", "tables", "figures", "export"}
 
 CSS = """
@@ -49,7 +51,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 9rem; }
 td.best { color: var(--best); font-weight: 650; }
 .findings ul { margin: 0; padding-left: 1.2rem; } .findings li { margin: .25rem 0; overflow-wrap: anywhere; }
-.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); align-items: start;
+         grid-auto-flow: dense; }
+.full { grid-column: 1 / -1; } td.long div { min-width: 22rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 figcaption { color: var(--soft); font-size: .88rem; white-space: pre-wrap; }
 details { margin-top: .8rem; } details .grid { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
@@ -187,6 +191,7 @@ def cell(value: Any, css: str = "") -> str:
     if is_number(value):
         return f'<td class="number {css}">{escape(number(value))}</td>'
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    css = f"{css} long".strip() if len(text) >= LONG else css
     return f'<td class="{css}"><div>{escape(text)}</div></td>'
 
 
@@ -197,8 +202,15 @@ def figures(paths: list[pathlib.Path]) -> str:
         text = caption.read_text(encoding="utf-8", errors="replace").strip() if caption.is_file() else path.stem
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
-        cards.append(f'<figure class="card">{image}<figcaption>{escape(text)}</figcaption></figure>')
+        css = "card full" if png_width(path) > HALF_PAGE else "card"
+        cards.append(f'<figure class="{css}">{image}<figcaption>{escape(text)}</figcaption></figure>')
     return f"<h2>Figures</h2>{grid(cards, 'grid large')}" if cards else ""
+
+
+def png_width(path: pathlib.Path) -> int:
+    """In pixels, from the file's header."""
+    with open(path, "rb") as f:
+        return int.from_bytes(f.read(24)[16:20], "big")
 
 
 def folded(title: str, tree: Mapping[str, Any]) -> str:
