@@ -57,10 +57,10 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
         raise InputError(f"{source!r} names no file; write {kind}:<path>")
     found = image_sources.call(kind, SOURCES[kind], path, split=split, **options)
     if found.bad and len(found.bad) > max_bad * (len(found.bad) + len(found)):
-        first = "; ".join(f"{b.file}: {b.reason}" for b in found.bad[:5])
+        reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in found.bad]
         raise InputError(
             f"{len(found.bad)} of {len(found.bad) + len(found)} pictures of {source} are unreadable, more than "
-            f"{100 * max_bad:g} %: {first}. Repair or remove them"
+            f"{100 * max_bad:g} %: {_some(reasons)}. Repair or remove them"
         )
     if not len(found):
         raise InputError(f"{source} has no pictures in the split {split!r}")
@@ -98,9 +98,15 @@ class Read:
         if len(self.bad) > self.max_bad * len(self.images):
             raise InputError(
                 f"{len(self.bad)} of {len(self.images)} pictures of {self.images.source} cannot be decoded, more than "
-                f"{100 * self.max_bad:g} %: {'; '.join(list(self.bad.values())[:5])}"
+                f"{100 * self.max_bad:g} %: {_some(list(self.bad.values()))}"
             ) from e
         warnings.warn(f"{e}; it is left out", stacklevel=2)
+
+
+def _some(reasons: Sequence[str], most: int = 3) -> str:
+    """The first few of them, and how many more there are."""
+    more = f"; and {len(reasons) - most:,} more" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + more
 
 
 def batches(

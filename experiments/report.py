@@ -48,7 +48,7 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); } tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 9rem; }
+td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 4rem; }
 td.best { color: var(--best); font-weight: 650; }
 .findings ul { margin: 0; padding-left: 1.2rem; } .findings li { margin: .25rem 0; overflow-wrap: anywhere; }
 .large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); align-items: start;
