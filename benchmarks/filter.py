@@ -3,7 +3,7 @@
 Run:    python benchmarks/filter.py                              (about ten minutes on two cores, plus installing)
 Look:   python benchmarks/filter.py --documents 200 --rounds 1 --megabytes 5
 Keep:   python benchmarks/filter.py --output benchmarks/results/filter.md
-Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000       (about an hour and a half)
+Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000       (three quarters of an hour)
 
 Documents are those of --data (JSONL files with a `text`, plain text by paragraphs; default: the toy web's English),
 joined or cut to about 2.5 kB and varied by a few words each, so that none is another's copy. datatrove runs in an

@@ -19,13 +19,13 @@ import grain
 import numpy as np
 
 from alignment.errors import InputError
-from data import image_sources, loader, mame, records, transforms
+from data import image_sources, image_tables, loader, mame, records, transforms
 from data.image_sources import Images
 
 SOURCES: dict[str, Callable[..., Images]] = {
     "museum": image_sources.museum,
     "folder": image_sources.folder,
-    "csv": image_sources.csv_table,
+    "csv": image_tables.csv_table,
     "npz": image_sources.npz,
     "tfds": image_sources.tfds,
     "mame": mame.open_folder,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignment.errors import InputError
-from data import image_sources
+from data import image_sources, image_tables
 from data.image_sources import Images
 
 VERSIONS: dict[str, dict[str, Any]] = {  # what `images.batches` takes as shape
@@ -79,7 +79,7 @@ def catalogue(
     """
     root = pathlib.Path(path).expanduser()
     content, name = _metadata(root, TOY if toy else TABLE, checksums)
-    rows = image_sources.parse_table(content, name, COLUMNS)
+    rows = image_tables.parse_table(content, name, COLUMNS)
     class_names = _class_names(root, checksums, sorted({row["Medium"] for _, row in rows}))
     numbers = {known: i for i, known in enumerate(class_names)}
     cards, seen = [], {}
@@ -211,7 +211,7 @@ def _class_names(root: pathlib.Path, checksums: bool, mediums: list[str]) -> tup
             raise
         return tuple(mediums)
     named = {}
-    for line, row in image_sources.parse_table(b"index,name\n" + content.removeprefix(b"\xef\xbb\xbf"), name, ()):
+    for line, row in image_tables.parse_table(b"index,name\n" + content.removeprefix(b"\xef\xbb\xbf"), name, ()):
         if not row.get("index", "").isdigit() or not row.get("name") or int(row["index"]) in named:
             raise InputError(f"{name}:{line - 1}: {row} is no number and name of its own")
         named[int(row["index"])] = row["name"]

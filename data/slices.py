@@ -57,10 +57,10 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
     if slice_bytes < 1:
         raise InputError(f"slice_bytes={slice_bytes}: a slice needs at least one byte; 33554432 is usual")
     found: list[Slice] = []
-    files = _files(inputs)
-    _check_number(files, slice_bytes)
-    root = os.path.commonpath([os.path.dirname(file) for file in files])
-    for file in files:
+    names = files(inputs)
+    _check_number(names, slice_bytes)
+    root = os.path.commonpath([os.path.dirname(file) for file in names])
+    for file in names:
         status = os.stat(file)
         if status.st_size == 0:
             continue
@@ -70,16 +70,11 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
     return found
 
 
-def files(inputs: str | Sequence[str]) -> list[str]:
-    """The input's files, empty ones too, as absolute paths in their order."""
-    return _files(inputs)
-
-
-def _check_number(files: Sequence[str], slice_bytes: int) -> None:
+def _check_number(names: Sequence[str], slice_bytes: int) -> None:
     """Refuse slices so small that their number costs more than the work, before any is cut."""
-    cut = [os.path.getsize(file) for file in files if not file.endswith((".gz", ".zst", ".parquet"))]
-    number = len(files) - len(cut) + sum(-(-size // slice_bytes) for size in cut)
-    if number > TOO_MANY and number > 2 * len(files):
+    cut = [os.path.getsize(file) for file in names if not file.endswith((".gz", ".zst", ".parquet"))]
+    number = len(names) - len(cut) + sum(-(-size // slice_bytes) for size in cut)
+    if number > TOO_MANY and number > 2 * len(names):
         raise InputError(
             f"slices of {slice_bytes:,} bytes would be {number:,} of them, each with files of its own; "
             f"{max(slice_bytes + 1, -(-sum(cut) // 10_000)):,} bytes would make about 10,000"
@@ -97,7 +92,7 @@ def passed_over(inputs: str | Sequence[str]) -> list[str]:
 
 def empty_files(inputs: str | Sequence[str]) -> list[str]:
     """The files of no bytes among the inputs, which `plan` leaves out."""
-    return [file for file in _files(inputs) if os.path.getsize(file) == 0]
+    return [file for file in files(inputs) if os.path.getsize(file) == 0]
 
 
 def check(plan: Sequence[Slice]) -> None:
@@ -245,15 +240,20 @@ def _paragraphs(part: Slice, limit: int) -> Iterator[tuple[int, int, bytes | int
 TEXT_UNITS = {"line": _text_lines, "paragraphs": _paragraphs}
 
 
-def _files(inputs: str | Sequence[str]) -> list[str]:
-    files = sorted({os.path.abspath(file) for file in records.find(inputs)})
-    for file in files:
+def files(inputs: str | Sequence[str]) -> list[str]:
+    """The input's files, empty ones too, as absolute paths in their order.
+
+    Raises:
+        InputError: no such file; a name of an unknown kind.
+    """
+    found = sorted({os.path.abspath(file) for file in records.find(inputs)})
+    for file in found:
         if not file.endswith(ENDINGS):
             raise InputError(
                 f"input {file}: documents are read from {', '.join(records.SUFFIXES)} (all but parquet also as .gz "
                 "and .zst); leave the file out, or convert it to JSONL"
             )
-    return files
+    return found
 
 
 def _cuts(file: str, size: int, slice_bytes: int) -> list[tuple[int, int, str]]:

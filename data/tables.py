@@ -7,6 +7,7 @@ from data import documents, streams
 from data.documents import Bad
 
 ROWS = 256  # decoded at a time
+UNREADABLE = (ValueError, OverflowError, LookupError)  # text that is not UTF-8, a date beyond Python's, ...
 
 
 def cuts(file: str, slice_bytes: int) -> list[tuple[int, int]]:
@@ -61,11 +62,7 @@ def _rows(parquet, groups: list[int]) -> Iterator[dict | str]:
         for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, use_threads=False):
             try:
                 yield from batch.to_pylist()
-            except (
-                ValueError,
-                OverflowError,
-                LookupError,
-            ):  # such as text that is not UTF-8, or a date beyond Python's
+            except UNREADABLE:
                 for i in range(batch.num_rows):
                     yield _row(batch.slice(i, 1))
     except (pyarrow.ArrowException, OSError) as e:
@@ -77,7 +74,7 @@ def _row(one) -> dict | str:
         return one.to_pylist()[0]
     except UnicodeDecodeError as e:
         return f"not UTF-8: {e}"
-    except (ValueError, OverflowError, LookupError) as e:
+    except UNREADABLE as e:
         return f"a value that Python cannot hold: {e}"
 
 

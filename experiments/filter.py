@@ -174,14 +174,12 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
 
 def check_own_files(files: Sequence[str], outputs: pathlib.Path, workdir: pathlib.Path) -> None:
     """Refuse to filter what a run of the filter wrote: this one's folders, and others that lie in the input."""
-    for file in files:
-        folders = pathlib.Path(file).parents
-        written = [at for at in (outputs, workdir.absolute()) if at in folders]
-        written += [at for at in folders if (at / "plan.json").exists() and (at / "done").is_dir()]
-        if written:
+    own = (outputs, workdir.absolute())
+    for at in dict.fromkeys(folder for file in files for folder in pathlib.Path(file).parents):
+        if at in own or ((at / "plan.json").exists() and (at / "done").is_dir()):
             raise InputError(
-                f"inputs hold {file}, which a run of this filter wrote into {written[0]}; give --config.outputs and "
-                "--workdir outside the input's folders, or inputs that leave theirs out"
+                f"inputs hold files of {at}, which a run of this filter wrote into; give --config.outputs and --workdir "
+                "outside the input's folders, or inputs that leave theirs out"
             )
 
 

@@ -1,6 +1,6 @@
 """What a run of focus.py leaves behind: tables, pictures, and in words what was found.
 
-A `study` is focus.Study: a network, its mosaics, and what was measured of them. Scores by method are arrays of
+A `study` is focus_study.Study: a network, its mosaics, and what was measured of them. Scores by method are arrays of
 `focus.measure`, under the test they were made in: "trained", "R1", "R2" by layers redrawn, "R3".
 
 Dimensions: M mosaics, 4 tiles, N tiles, Y X rows and columns, C channels or classes.

@@ -170,8 +170,10 @@ def top_tiles(
     places = [(int(m), int(i)) for m, i in np.argwhere(is_pair_M4 & np.isfinite(share_M4))]
     places = sorted(places, key=lambda place: -share_M4[place])
     if picture_M4 is not None:
-        places = list({int(picture_M4[place]): place for place in reversed(places)}.values())[::-1]
-        places = sorted(places, key=lambda place: -share_M4[place])
+        most: dict[int, tuple[int, int]] = {}
+        for place in places:
+            most.setdefault(int(picture_M4[place]), place)
+        places = list(most.values())
     return places[:num]
 
 

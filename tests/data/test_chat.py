@@ -147,7 +147,7 @@ def test_hostile_templates_reach_nothing(template):
     ],
 )
 def test_hostile_templates_stop_within_seconds(template):
-    start = time.monotonic()
+    start = time.process_time()  # others may use the machine
     with pytest.raises(InputError):
         chat.render(template, TALK)
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 5

@@ -13,7 +13,7 @@ import pytest
 
 from alignment.explain import explaining, rating
 from alignment.models import pretrained, vision
-from experiments import focus, report
+from experiments import focus, focus_study, report
 from tests.experiments.conftest import ROOT, launch
 
 COLUMNS = "mosaic,dataset,arch,method,target_class,focus,tp,fp,tn,fn,pos_total"
@@ -107,7 +107,7 @@ def test_each_method_says_before_its_start_how_many_mosaics_it_will_explain(tiny
 
 def test_small_tiles_have_superpixels_by_slic_unless_the_config_names_another():
     c = focus.get_config()
-    study = focus.Study(c, None, None, None, np.zeros((1, 56, 56, 3), np.uint8), None, None, (), {})
+    study = focus_study.Study(c, None, None, None, np.zeros((1, 56, 56, 3), np.uint8), None, None, (), {})
     assert study.options("lime")["segmenter"] == "slic"
     large = dataclasses.replace(study, tiles_NYXC=np.zeros((1, 224, 224, 3), np.uint8))
     assert large.options("lime") == dict(num_samples=1_000, segmenter="quickshift")
