@@ -64,8 +64,10 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=setuptools.find_packages(include=["alignment", "alignment.*", "data", "data.*", "experiments"]),
-    package_data={"alignment": ["filtering/*.yaml"]},
+    packages=setuptools.find_packages(
+        include=["alignment", "alignment.*", "data", "data.*", "experiments", "experiments.*"]
+    ),
+    package_data={"alignment": ["filtering/*/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

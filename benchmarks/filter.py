@@ -47,7 +47,7 @@ VARIED = 8  # words changed in a document
 def texts(data: str) -> list[str]:
     """About SIZE characters each: long ones cut between lines, short ones joined."""
     if not data:
-        from data import toyweb
+        from data.toys import toyweb
 
         found = [d["text"] for d in toyweb.documents(4_000, seed=0, languages=("en",))]
     else:
@@ -147,7 +147,7 @@ def speeds(part: str, rows: dict[str, list[dict]], num: int) -> list[dict]:
 
 def decisions(ours: pathlib.Path, theirs: pathlib.Path, num: int) -> dict:
     """Shares of the documents with equal decisions, and with equal reasons, and which documents differ."""
-    from data import shards
+    from data.corpus import shards
 
     own = {row["row"]["id"]: row["row"]["reason"] for row in shards.read(ours / "stages/dropped/00000.jsonl.zst")}
     peer = {}
@@ -166,8 +166,8 @@ def executors(folder: pathlib.Path, originals: list[str], args) -> list[dict]:
     sys.path.append(str(HERE / "peers"))
     import filter_ours
 
-    from data import executors as engine
-    from experiments import filter_stages
+    from data.corpus import executors as engine
+    from experiments.filtering import stages as filter_stages
 
     num = 4 * args.documents
     path = folder / "executors.jsonl"

@@ -24,7 +24,7 @@ import orjson
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data import toyweb  # noqa: E402
+from data.toys import toyweb  # noqa: E402
 
 DONE, TOO_MANY_BAD = 0, 3
 DAMAGE = (b'{"id": "cut', b'{"id": "no text"}', b'{"id": "x", "text": "\xff\xfe"}')

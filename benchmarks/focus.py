@@ -29,7 +29,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
-from data import mosaics  # noqa: E402
+from data.pictures import mosaics  # noqa: E402
 
 PACKAGES = [  # --no-deps: Captum and grad-cam would bring another numpy, another OpenCV and a torchvision
     machine.TORCH,

@@ -14,7 +14,7 @@ import numpy as np
 from alignment.errors import InputError
 
 OLD_PACKAGES = ("text", "question_answering", "summarization", "translate", "image_classification")
-OWN = {"mame": "data.mame_builder"}  # builders of ours, and the module of each
+OWN = {"mame": "data.pictures.mame_builder"}  # builders of ours, and the module of each
 
 
 class Source:

@@ -17,11 +17,14 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
+from alignment import files
 from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.preference import losses, metrics, pairs
-from alignment.train import files, loop, next_token, optimizer, sharding, start, step, train_state
-from data import preferences, text, tokenizer
+from alignment.train import language_model as start
+from alignment.train import loop, next_token, optimizer, sharding, step, train_state
+from data.texts import preferences, text
+from data.tokens import tokenizer
 
 SETTINGS = ("", "laptop", "short", "tiny")
 

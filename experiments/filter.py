@@ -28,10 +28,15 @@ from collections.abc import Sequence
 import ml_collections
 import orjson
 
+from alignment import files
 from alignment.errors import InputError
-from alignment.train import files
-from data import executors, shards, slices, toyweb
-from experiments import filter_page, filter_stages, filter_tools, progress, toy_scorer
+from data.corpus import executors, shards, slices
+from data.toys import toyweb
+from experiments.filtering import stages as filter_stages
+from experiments.filtering import tools as filter_tools
+from experiments.filtering import toy_scorer
+from experiments.pages import filter as filter_page
+from experiments.report import progress
 
 SETTINGS = ("", "laptop", "tiny")
 TOO_MANY_BAD = 3  # exit code
@@ -66,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.dedup = dict(exact=True, minhash=True, n_grams=5, num_buckets=14, hashes_per_bucket=8, unit="word", mode="fast")
     c.paragraphs = dict(capacity=0, error=1e-3, min_words=8)  # of a Bloom filter of lines; 0 lines: none is used
     c.scorers = {name: dict(filter_tools.SCORER) for name in ("safety", "quality", "fluency", "judge")}
-    c.scorers.safety.kind = "linear"  # kinds: alignment/filtering/scorers.py; what has no path (judge: url) is off
+    c.scorers.safety.kind = "linear"  # kinds: filtering/scores/scorers.py; off where there is no path (judge: url)
     c.skip = ()  # scorers to leave out; without the one that decides, the report says "not scored"
     c.router = dict(score="safety.level", keep_at=0, drop_at=4, synthesise=False, tag_probability=0.0)
     c.rewriter = dict(backend="openai", url="http://127.0.0.1:8000/v1", model="", api_key_env="OPENAI_API_KEY")
@@ -178,8 +183,8 @@ def check_own_files(files: Sequence[str], outputs: pathlib.Path, workdir: pathli
     for at in dict.fromkeys(folder for file in files for folder in pathlib.Path(file).parents):
         if at in own or ((at / "plan.json").exists() and (at / "done").is_dir()):
             raise InputError(
-                f"inputs hold files of {at}, which a run of this filter wrote into; give --config.outputs and --workdir "
-                "outside the input's folders, or inputs that leave theirs out"
+                f"inputs hold files of {at}, which a run of this filter wrote into; give --config.outputs and "
+                "--workdir outside the input's folders, or inputs that leave theirs out"
             )
 
 

@@ -21,12 +21,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.explain import explaining, focus, randomize
 from alignment.models import pretrained, vision
-from alignment.train import classify, files, optimizer, sharding
-from data import images, mosaic_files, mosaics, records
-from experiments import focus_page, focus_study
+from alignment.train import classify, optimizer, sharding
+from data import records
+from data.pictures import images, mosaic_files, mosaics
+from experiments.pages import focus as focus_page
+from experiments.pages import focus_study
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")

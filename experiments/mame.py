@@ -30,14 +30,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.evaluation import classification
 from alignment.explain import explaining, frame
 from alignment.models import layouts, pretrained, vision
-from alignment.train import classify, files, loop, optimizer, sharding
-from data import images, mame, records, transforms
-from experiments import pictures, report
-from experiments import workdir as workdirs
+from alignment.train import classify, loop, optimizer, sharding
+from data import records
+from data.pictures import images, mame, transforms
+from experiments.launch import workdir as workdirs
+from experiments.report import page as report
+from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
 SPLITS = ("train", "val", "test")
@@ -56,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"mame.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.data = dict(source="mame:data/mame")  # any source of data/images.py
+    c.data = dict(source="mame:data/mame")  # any source of data/pictures/images.py
     c.data.update(toy=False, allow_missing=False)  # of mame: its smaller table; go on without pictures not there
     c.data.update(per_class=0)  # of museum: pictures of each class; 0: 100 for train, 40 for val and test
     c.data.columns = dict(filename="", label="", subset="")  # of csv: what the table calls them; "": so

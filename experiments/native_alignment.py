@@ -7,8 +7,8 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 
 Each arm pretrains the same network on one corpus; then, each from there, benign tuning, and post-alignment (supervised
 tuning, DPO) with benign tuning after it. All arms of a seed begin with the same parameters and see as many tokens.
-In the toy the filter is real but its rewriter scripted (experiments/native_web.py): it tests what aligned text does,
-not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its text is raw.
+In the toy the filter is real but its rewriter scripted (experiments/filtering/toy_corpora.py): it tests what aligned
+text does, not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its text is raw.
 """
 
 import functools
@@ -25,13 +25,18 @@ import ml_collections
 import numpy as np
 import tokenizers
 
+from alignment import files
 from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.evaluation import continuations, harmlessness
 from alignment.preference import metrics, pairs
-from alignment.train import files, loop, next_token, optimizer, sharding, start, step, train_state
-from data import preferences, records, text, tokenizer
-from experiments import native_page, native_web
+from alignment.train import language_model as start
+from alignment.train import loop, next_token, optimizer, sharding, step, train_state
+from data import records
+from data.texts import preferences, text
+from data.tokens import tokenizer
+from experiments.filtering import toy_corpora as native_web
+from experiments.pages import native_alignment as native_page
 
 SETTINGS = ("", "laptop", "tiny")
 TOY = "synthetic:toyweb"
@@ -152,7 +157,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(
                 f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
                 f"{', '.join(sorted(needed))} in it: shards of experiments/filter.py, heldout/ and probes/ as "
-                f"experiments/native_web.py writes them; or take {TOY!r}"
+                f"experiments/filtering/toy_corpora.py writes them; or take {TOY!r}"
             )
 
 

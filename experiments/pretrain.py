@@ -11,9 +11,12 @@ import pathlib
 import jax
 import ml_collections
 
+from alignment import files
 from alignment.decoding import sample
-from alignment.train import files, loop, next_token, optimizer, sharding, start
-from data import text, tokenizer
+from alignment.train import language_model as start
+from alignment.train import loop, next_token, optimizer, sharding
+from data.texts import text
+from data.tokens import tokenizer
 
 SETTINGS = ("", "laptop", "tiny")
 

@@ -15,11 +15,18 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
+from alignment import files
+from alignment.decoding import cache
 from alignment.errors import InputError
-from alignment.filtering import cache, conduct, distance, gates, language, rewriting
-from alignment.train import files, loop, next_token, optimizer, sharding, start
-from data import rewrite_pairs, text, tokenizer, word_bytes
-from experiments import pictures, worker
+from alignment.filtering.rewriting import conduct, distance, gates
+from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.filtering.rules import language
+from alignment.train import language_model as start
+from alignment.train import loop, next_token, optimizer, sharding
+from data.texts import rewrite_pairs, text
+from data.tokens import tokenizer, word_bytes
+from experiments.filtering import worker
+from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
 

@@ -23,8 +23,10 @@ from ml_collections import config_flags
 
 from alignment import errors
 from alignment.errors import InputError
-from experiments import charts, emit, full_disk, report, sweeps
-from experiments import workdir as workdirs
+from experiments.launch import emit, full_disk, sweeps
+from experiments.launch import workdir as workdirs
+from experiments.report import charts
+from experiments.report import page as report
 
 OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 

@@ -19,11 +19,13 @@ import jax
 import ml_collections
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
-from alignment.filtering import calibration, embedding, fitting, heads, linear, ngrams
-from alignment.train import files, optimizer, sharding
-from data import labels, loader
-from experiments import pictures
+from alignment.filtering.scores import calibration, embedding, fitting, heads, linear, ngrams
+from alignment.train import optimizer, sharding
+from data import loader
+from data.texts import labels
+from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
 KINDS = ("linear", "embedding")

@@ -14,7 +14,7 @@ for name, value in {"xla_force_host_platform_device_count": 8, "xla_backend_opti
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --{name}={value}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    from experiments import workdir
+    from experiments.launch import workdir
 
     with contextlib.suppress(OSError):  # a read-only checkout: compile every time
         cache = workdir.cache_folder(pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from alignment.filtering import bands, clusters, exact, gates, locales, minhash, router, rules
+from alignment.filtering import router
+from alignment.filtering.duplicates import bands, clusters, exact, minhash
+from alignment.filtering.rewriting import gates
+from alignment.filtering.rules import chain as rules
+from alignment.filtering.rules import locales
 
 Scores = Mapping[str, float | None]
 KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # what a rewriter is asked for, by action

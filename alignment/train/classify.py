@@ -24,9 +24,10 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.models import vision
-from alignment.train import checkpoint, files, loop, optimizer, sharding, step, train_state
+from alignment.train import checkpoint, loop, optimizer, sharding, step, train_state
 
 MODEL_FILE = "image_model.json"
 BEST_FOLDER = "best"

@@ -11,10 +11,11 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from alignment.filtering import minhash
-from data import executors, slices
+from alignment.filtering.duplicates import minhash
+from data.corpus import executors, slices
 from experiments import filter as experiment
-from experiments import filter_stages, filter_tools
+from experiments.filtering import stages as filter_stages
+from experiments.filtering import tools as filter_tools
 
 CHAIN = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from alignment.models import decoder, huggingface  # noqa: E402
 from alignment.preference import pairs  # noqa: E402
 from alignment.train import optimizer, sharding, step, train_state  # noqa: E402
-from data import preferences  # noqa: E402
+from data.texts import preferences  # noqa: E402
 
 
 def peak_gflops(size: int = 3072) -> float:

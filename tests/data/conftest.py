@@ -1,6 +1,6 @@
 import pytest
 
-from data import tokenizer
+from data.tokens import tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from data import preferences, records, sources, tokenizer
+from data import records, sources
+from data.texts import preferences
+from data.tokens import tokenizer
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

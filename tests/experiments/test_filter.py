@@ -18,11 +18,13 @@ import numpy as np
 import orjson
 import pytest
 
-from alignment.filtering import heads, ngrams, pipeline
-from data import shards, toyweb
+from alignment.filtering import pipeline
+from alignment.filtering.scores import heads, ngrams
+from data.corpus import shards
+from data.toys import toyweb
 from experiments import filter as experiment
-from experiments import filter_stages
 from experiments import run as launcher
+from experiments.filtering import stages as filter_stages
 from tests.experiments.conftest import ROOT, launch
 
 NUM = 160

@@ -13,7 +13,9 @@ import pytest
 
 from alignment.explain import explaining, rating
 from alignment.models import pretrained, vision
-from experiments import focus, focus_study, report
+from experiments import focus
+from experiments.pages import focus_study
+from experiments.report import page as report
 from tests.experiments.conftest import ROOT, launch
 
 COLUMNS = "mosaic,dataset,arch,method,target_class,focus,tp,fp,tn,fn,pos_total"

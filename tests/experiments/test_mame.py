@@ -11,9 +11,10 @@ import pytest
 from alignment.errors import InputError
 from alignment.models import vision
 from alignment.train import classify, optimizer, sharding
-from data import images
-from experiments import mame, sweeps
-from experiments import workdir as workdirs
+from data.pictures import images
+from experiments import mame
+from experiments.launch import sweeps
+from experiments.launch import workdir as workdirs
 from tests.experiments.conftest import launch
 
 

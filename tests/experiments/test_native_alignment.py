@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from data import toyweb
-from experiments import native_alignment, native_page, native_web
+from data.toys import toyweb
+from experiments import native_alignment
+from experiments.filtering import toy_corpora as native_web
+from experiments.pages import native_alignment as native_page
 from tests.experiments.conftest import launch
 
 

@@ -10,13 +10,17 @@ import optax
 import pytest
 
 from alignment import logprobs
+from alignment.decoding import cache
 from alignment.errors import InputError
-from alignment.filtering import cache, conduct, rewriting
+from alignment.filtering.rewriting import conduct
+from alignment.filtering.rewriting import rewrite as rewriting
 from alignment.models import decoder
 from alignment.train import next_token
-from data import rewrite_pairs, text, tokenizer, word_bytes
-from data.rewrite_pairs import Pair
-from experiments import rewriter, worker
+from data.texts import rewrite_pairs, text
+from data.texts.rewrite_pairs import Pair
+from data.tokens import tokenizer, word_bytes
+from experiments import rewriter
+from experiments.filtering import worker
 
 SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=2, ffn_dim=64)
 

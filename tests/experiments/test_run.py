@@ -12,8 +12,10 @@ import types
 import jax
 import pytest
 
-from experiments import full_disk, report, run
-from experiments import workdir as workdirs
+from experiments import run
+from experiments.launch import full_disk
+from experiments.launch import workdir as workdirs
+from experiments.report import page as report
 
 STUB = str(pathlib.Path(__file__).with_name("stub.py"))
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,7 +111,7 @@ def test_a_diff_ignores_the_order_of_keys_and_names_what_came_and_went():
         (["--config", STUB, "--config.zzz=1"], "the config has"),
         (["--config", STUB + ":huge"], "knows the settings"),
         (["--config", STUB.replace("stub", "stab")], "stub.py"),
-        (["--config", str(ROOT / "experiments" / "report.py")], "defines no get_config"),
+        (["--config", str(ROOT / "experiments" / "run.py")], "defines no get_config"),
         (["--config", STUB, "--wrokdir=x"], "workdir"),
         (["--config", STUB, "steps=3"], "'steps=3' is no flag"),
         (["--workdir", "x"], "--config is missing"),

@@ -4,8 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
-from alignment.filtering import calibration, scorers
-from data import labels, tokenizer
+from alignment.filtering.scores import calibration, scorers
+from data.texts import labels
+from data.tokens import tokenizer
 from experiments import scorer
 from tests.experiments.conftest import launch
 

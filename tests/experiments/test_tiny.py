@@ -7,8 +7,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import sweeps
-from experiments import workdir as workdirs
+from experiments.launch import sweeps
+from experiments.launch import workdir as workdirs
 from tests.experiments.conftest import ROOT, launch
 
 FILES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if "\ndef get_config" in p.read_text(encoding="utf-8")]

@@ -3,7 +3,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.explain import bias
-from data import mosaics
+from data.pictures import mosaics
 
 
 def shares_with(labels, targets, drawn, seed=0):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from alignment.errors import InputError
 from alignment.explain import focus
-from data import mosaics
+from data.pictures import mosaics
 
 # The sheet's map, and its two ways of placing the targets.
 H = np.array([[4, 1, 2, -3], [0, -1, 1, 0], [1, 1, 3, 3], [0, -2, 0, 2]], np.float32)

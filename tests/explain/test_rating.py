@@ -7,7 +7,7 @@ import pytest
 from alignment.errors import InputError
 from alignment.explain import focus, rating
 from alignment.train import sharding
-from data import mosaics
+from data.pictures import mosaics
 
 TILES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
 PLAN = mosaics.plan(np.repeat(np.arange(3), 4), 6, 0)

@@ -4,8 +4,10 @@ import hashlib
 
 import pytest
 
-from alignment.filtering import language, locales, minhash, pipeline, router
-from data import toyweb
+from alignment.filtering import pipeline, router
+from alignment.filtering.duplicates import minhash
+from alignment.filtering.rules import language, locales
+from data.toys import toyweb
 
 PACKS = {name: locales.load(name) for name in ("en", "ar")}
 CHAIN = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii")

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from alignment.errors import InputError
-from data import datatrove_step
+from data.corpus import datatrove_step
 
 pytest.importorskip("datatrove")
 

@@ -11,7 +11,7 @@ import pytest
 
 fasttext_package = pytest.importorskip("fasttext")
 
-from alignment.filtering import fasttext  # noqa: E402
+from alignment.models import fasttext  # noqa: E402
 
 KINDS = {  # what train_supervised is told
     "softmax": dict(loss="softmax", wordNgrams=1),

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from alignment.filtering import bands, clusters, datatrove_words, minhash
+from alignment.filtering.duplicates import bands, clusters, datatrove_words, minhash
 
 pytest.importorskip("datatrove")
 pytest.importorskip("spacy")

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from alignment.filtering import locales, rules, splitter
-from tests.filtering import rule_pack, rule_twins
+from alignment.filtering.rules import chain as rules
+from alignment.filtering.rules import locales, splitter
+from tests.filtering.rules import rule_pack, rule_twins
 
 filters = pytest.importorskip("datatrove.pipeline.filters")
 pytest.importorskip("spacy")

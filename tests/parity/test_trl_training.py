@@ -14,7 +14,7 @@ import pytest
 from alignment.models import decoder
 from alignment.preference import pairs as preference_pairs
 from alignment.train import optimizer, sharding, step, train_state
-from data import preferences
+from data.texts import preferences
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")

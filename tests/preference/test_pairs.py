@@ -11,7 +11,7 @@ from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses, pairs, scores
 from alignment.train import loop, sharding, step, train_state
-from data import preferences
+from data.texts import preferences
 from tests.train import helpers
 
 BETA = 0.3

@@ -1,0 +1,1 @@
+"""Exact and near duplicates: shingles, MinHash signatures, bands on disk, clusters."""

@@ -1,0 +1,177 @@
+"""Personal data by its form: e-mail and IP addresses, telephone, bank account and card numbers.
+
+Numbers with a check digit are checked (IBAN: ISO 13616, modulo 97; cards: Luhn), so that few other numbers are taken
+for them. Every search is linear in the length of a text, whatever the text: patterns are bounded, and start only where
+nothing of their kind stands before.
+"""
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from alignment import errors
+from alignment.filtering.rules.batch import Batch, Findings
+
+KINDS = ("email", "iban", "card", "ip", "phone")  # where two overlap, the earlier one stands
+TAGS = {kind: f"<{kind.upper()}>" for kind in KINDS}
+
+_LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
+_LONGEST_LOCAL, _LONGEST_DOMAIN = 64, 253  # RFC 5321
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9\-])")
+_AT = re.compile(r"@(?=[A-Za-z0-9])")
+# Each pattern begins with a class of few characters and only then looks back at what stands before: a search then
+# passes over ordinary text quickly.
+_DIGIT = "[0-9\u0660-\u0669\u06f0-\u06f9]"  # ASCII, Arabic-Indic, Persian
+_IPV4 = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])(?!\w)")
+_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])")  # 2000::/3, global unicast
+_IBAN = re.compile(r"[A-Z]{2}(?<!\w..)[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?", re.DOTALL)
+_CARD = re.compile(r"[2-6](?<![\w.,+\-].)(?:[ \-]?[0-9]){12,18}(?![ \-]?[0-9])(?!\w)")
+_PHONE = re.compile(  # E.164: up to 15 digits behind "+" or "00"
+    r"[+0٠۰](?<![\w+.].)(?:(?<=\+)|(?<=0)0|(?<=٠)٠|(?<=۰)۰)"
+    rf" ?\(?{_DIGIT}(?:[ .()\-/]{{0,2}}{_DIGIT}){{7,13}}(?!\w)"
+)
+_LOCAL_PHONE = re.compile(  # North America's
+    r"[2-9](?<![\w+.\-].)[0-9]{2}(?:\) ?|[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])"
+)
+_IBANS = (  # country and length
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 "
+    "ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 "
+    "LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 "
+    "QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"
+)
+_IBAN_LENGTHS = {part[:2]: int(part[2:]) for part in _IBANS.split()}
+_CARD_LENGTHS = {"2": (16,), "3": (14, 15, 16), "4": (13, 16, 19), "5": (16,), "6": (16, 17, 18, 19)}
+
+
+def luhn(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1)."""
+    doubled = [int(digit) * (2 if i % 2 else 1) for i, digit in enumerate(reversed(digits))]
+    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+
+
+def mod_97(iban: str) -> bool:
+    """Whether an account number without spaces carries the right check digits (ISO 7064, modulo 97)."""
+    return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
+
+
+def spans(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[int, int, str]]:
+    """Where personal data stands.
+
+    Returns:
+        (start, end, kind) in order and without overlap, in characters; kinds are those of `KINDS`.
+    """
+    found = sorted((start, end, kind) for kind in kinds for start, end in _FINDERS[kind](text))
+    if len(found) < 2:
+        return found
+    taken: list[tuple[int, int, str]] = []
+    for span in found:
+        if not taken or span[0] >= taken[-1][1]:
+            taken.append(span)
+        elif KINDS.index(span[2]) < KINDS.index(taken[-1][2]) and (len(taken) < 2 or span[0] >= taken[-2][1]):
+            taken[-1] = span
+    return taken
+
+
+def replace(text: str, found: Sequence[tuple[int, int, str]]) -> str:
+    """The text with a tag such as <EMAIL> in the place of each span."""
+    parts, at = [], 0
+    for start, end, kind in found:
+        parts += [text[at:start], TAGS[kind]]
+        at = end
+    return "".join([*parts, text[at:]])
+
+
+def rule(
+    batch: Batch, *, kinds: Sequence[str] = KINDS, max_spans: int | None = 5, replace_spans: bool = True
+) -> Findings:
+    """Replace personal data by tags, and drop documents with much of it.
+
+    Args:
+        batch: documents of any language.
+        kinds: which of `KINDS` count.
+        max_spans: more of them drop a document (Dolma, Soldaini et al. 2024, arXiv:2402.00159); None keeps it.
+        replace_spans: write tags over them in documents that stay.
+
+    Returns:
+        Reason `pii`; new texts; attributes `pii_email`, ... with the number of spans a document.
+
+    Raises:
+        InputError: unknown kind.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise errors.InputError(f"unknown kinds of personal data {unknown}: use some of {', '.join(KINDS)}")
+    findings = Findings.passing(len(batch))
+    attributes = {f"pii_{kind}": [0.0] * len(batch) for kind in kinds}
+    for position, text in enumerate(batch.texts):
+        found = spans(text, kinds)
+        for kind, count in Counter(kind for _, _, kind in found).items():
+            attributes[f"pii_{kind}"][position] = float(count)
+        if max_spans is not None and len(found) > max_spans:
+            findings.fail(position, "pii", len(found), max_spans)
+        elif found and replace_spans:
+            findings.texts[position] = replace(text, found)
+            for _, _, kind in found:
+                findings.count(f"{kind}_replaced")
+    findings.attributes.update(attributes)
+    return findings
+
+
+def _emails(text: str) -> Iterator[tuple[int, int]]:
+    """From each "@" outwards: a pattern that began with the local part would look at long words again and again."""
+    low = 0
+    for match in _AT.finditer(text):
+        at = match.start()
+        before = text[max(low, at - _LONGEST_LOCAL) : at]
+        local = before[len(before.rstrip(_LOCAL)) :].lstrip(".!#$%&'*+/=?^`{|}~-")
+        domain = _DOMAIN.match(text, at + 1, at + 1 + _LONGEST_DOMAIN)
+        if local and not local.endswith(".") and domain:
+            yield at - len(local), domain.end()
+            low = domain.end()
+
+
+def _ips(text: str) -> Iterator[tuple[int, int]]:
+    """Addresses that are reachable from anywhere; private, local and reserved ones name nobody."""
+    if text.count(".") >= 3:
+        yield from (match.span() for match in _IPV4.finditer(text) if _is_public(match.group()))
+    if text.count(":") >= 2:
+        yield from (match.span() for match in _IPV6.finditer(text) if _is_public(match.group()))
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
+
+
+def _ibans(text: str) -> Iterator[tuple[int, int]]:
+    for match in _IBAN.finditer(text):
+        length = _IBAN_LENGTHS.get(match.group()[:2], 0)
+        end, num_characters = match.start(), 0
+        while end < match.end() and num_characters < length:
+            num_characters += text[end] != " "
+            end += 1
+        is_cut = end < len(text) and text[end].isalnum()
+        if length and num_characters == length and not is_cut and mod_97(text[match.start() : end].replace(" ", "")):
+            yield match.start(), end
+
+
+def _cards(text: str) -> Iterator[tuple[int, int]]:
+    for match in _CARD.finditer(text):
+        digits = match.group().replace(" ", "").replace("-", "")
+        if len(digits) in _CARD_LENGTHS[digits[0]] and luhn(digits):
+            yield match.span()
+
+
+def _phones(text: str) -> Iterator[tuple[int, int]]:
+    yield from (match.span() for match in _PHONE.finditer(text))
+    for match in _LOCAL_PHONE.finditer(text):
+        start = match.start()
+        if text[start + 3] != ")":
+            yield match.span()
+        elif start and text[start - 1] == "(":
+            yield start - 1, match.end()
+
+
+_FINDERS = {"email": _emails, "iban": _ibans, "card": _cards, "ip": _ips, "phone": _phones}

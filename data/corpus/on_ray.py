@@ -1,0 +1,212 @@
+"""Tasks on a Ray cluster: the functions that worker processes run, as Ray tasks or in actors that keep a model."""
+
+import collections
+import math
+import os
+import pathlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from alignment.errors import InputError, Stopped
+from data.corpus import workers as worker_processes
+
+WAIT = 1.0  # seconds between looks at signals
+OBJECTS_BYTES = 128 << 20  # of shared memory on a cluster of our own; tasks and results are small
+
+
+class Pool:
+    """A connection to Ray, with actors that stay where they are wanted; see `executors.Pool`.
+
+    Args:
+        needs: num_cpus, num_gpus and resources of a task or actor.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        workers: int,
+        retries: int,
+        address: str,
+        needs: Mapping[str, Any],
+        actors: bool,
+    ):
+        self._ray = ray = import_ray()
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _start(ray, address, workers, needs)
+        try:
+            most = workers or _room(ray, needs)
+            make = _Actors if actors else _Tasks
+            self._most = most if actors else 2 * most
+            self._pool = make(ray, fn, most, retries, needs)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        return _in_flight(self._ray, tasks, self._pool, self._most)
+
+    def close(self) -> None:
+        if hasattr(self, "_pool"):
+            self._pool.close()
+        if self._is_ours:
+            self._ray.shutdown()
+
+
+def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int, Any]]:
+    """Submit tasks while fewer than `most` are out, and give results as they come."""
+    waiting = enumerate(tasks)
+    out: dict[Any, tuple[int, Any]] = {}
+    try:
+        while True:
+            while len(out) < most and (numbered := next(waiting, None)) is not None:
+                out[pool.submit(numbered[1])] = numbered
+            if not out:
+                return
+            try:
+                done, _ = ray.wait(list(out), num_returns=1, timeout=WAIT)
+            except SystemError as e:  # Ray's compiled code wraps what a signal's handler raised inside it
+                raise e.__cause__ or e from None
+            for reference in done:
+                position, task = out.pop(reference)
+                pool.is_done(reference)
+                try:
+                    result, error = ray.get(reference)
+                except ray.exceptions.RayTaskError as e:  # not of fn: the worker could not import it
+                    raise worker_processes.failure(getattr(e, "cause", None) or e, position, task) from e
+                except ray.exceptions.RayError as e:
+                    raise worker_processes.died(position, task, _first_line(e), pool.retries + 1) from e
+                if error is not None:
+                    raise worker_processes.failure(error, position, task)
+                yield position, result
+    finally:
+        for reference in out:
+            pool.cancel(reference)
+
+
+class _Tasks:
+    """Ray tasks; Ray tries one again whose worker died."""
+
+    def __init__(self, ray, fn, num: int, retries: int, needs: Mapping[str, Any]):
+        del num  # Ray decides
+        self.ray, self.retries, self.fn = ray, retries, ray.put(fn)
+        self.remote = ray.remote(**needs, max_retries=retries)(worker_processes.attempt)
+
+    def submit(self, task: Any):
+        return self.remote.remote(self.fn, task)
+
+    def is_done(self, reference) -> None:
+        pass
+
+    def cancel(self, reference) -> None:
+        self.ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Actors:
+    """Processes that stay, one task each at a time; Ray starts one again that died, and its task."""
+
+    def __init__(self, ray, fn, num: int, retries: int, needs: Mapping[str, Any]):
+        self.ray, self.retries = ray, retries
+        make = ray.remote(**needs, max_restarts=-1, max_task_retries=retries)(_Actor)
+        self.actors = [make.remote(fn) for _ in range(num)]
+        self.idle = collections.deque(self.actors)
+        self.busy: dict[Any, Any] = {}
+
+    def submit(self, task: Any):
+        actor = self.idle.popleft()
+        reference = actor.attempt.remote(task)
+        self.busy[reference] = actor
+        return reference
+
+    def is_done(self, reference) -> None:
+        self.idle.append(self.busy.pop(reference))
+
+    def cancel(self, reference) -> None:
+        pass  # ends with its actor
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+
+
+class _Actor:
+    def __init__(self, fn: Callable[[Any], Any]):
+        self.fn = fn
+
+    def attempt(self, task: Any) -> tuple[Any, Exception | None]:
+        return worker_processes.attempt(self.fn, task)
+
+
+def import_ray():
+    """Ray, told to report nothing about its use to anybody."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # tasks that ask for no accelerator see none
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as e:
+        raise InputError("executor='ray' needs Ray; pip install 'plumbline[ray]', or use executor='process'") from e
+    return ray
+
+
+def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
+    """Connect to a cluster, or start one of this machine; either way our signal handler stays."""
+    root = str(pathlib.Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    address = address or os.environ.get("RAY_ADDRESS", "")  # which Ray sets in jobs that it runs
+    if address:
+        _check_answers(address)
+        options["address"] = address
+    else:
+        options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        cpus = max(math.ceil(workers * needs["num_cpus"]), 1) if workers else worker_processes.available_cpus()
+        options |= {"num_cpus": cpus, "object_store_memory": OBJECTS_BYTES}
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        where = f"Ray cluster at {address!r}" if address else "Ray on this machine"
+        raise InputError(
+            f"{where}: {_first_line(e)}. Start one with `ray start --head`, or leave the address out"
+        ) from e
+    except SystemExit as e:  # what Ray makes of a SIGTERM while it starts
+        raise Stopped("stopped while Ray was starting") from e
+    finally:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not before:
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saying so
+
+
+def _check_answers(address: str, timeout: float = 10.0) -> None:
+    """Refuse an address at which nobody answers, on which Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or one that Ray refuses at once
+    try:
+        socket.create_connection((host, int(port)), timeout).close()
+    except OSError as e:
+        raise InputError(
+            f"no Ray cluster answers at address={address!r}: {e}. Start one with `ray start --head`, or leave it out"
+        ) from e
+
+
+def _room(ray, needs: Mapping[str, Any]) -> int:
+    """How many tasks the cluster's resources hold at a time."""
+    there = ray.cluster_resources()
+    asked = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], **needs["resources"]}
+    rooms = [int(there.get(name, 0) / amount) for name, amount in asked.items() if amount > 0]
+    room = min(rooms, default=int(there.get("CPU", 1)))
+    if room < 1:
+        raise InputError(f"the Ray cluster has {there}, and a task asks for {asked}; ask for less, or add such a node")
+    return room
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

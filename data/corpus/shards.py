@@ -1,0 +1,328 @@
+"""Output shards: files that are there whole or not at all, of the same bytes every time, and notes of what is done.
+
+A slice that a stage is through with leaves `<folder>/done/<stage>/<index>.done`, written last: the config's hash,
+counts, and name, rows, bytes and checksum of every file it wrote. What a killed process leaves behind is a
+temporary file that `sweep` removes; such a file is locked while its writer lives.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Protocol
+
+import orjson
+import zstandard
+
+from alignment.errors import InputError
+from data.corpus import streams
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+ABANDONED = 86_400  # seconds after which a temporary file is swept where the file system has no locks
+_BUFFER = 1 << 20  # bytes handed to the compressor at a time
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+
+
+def write(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write rows to a file that appears, whole and on disk, when all are written.
+
+    Args:
+        path: its ending says how: .jsonl, .jsonl.gz (no time in the header), .jsonl.zst (level 3, one thread), or
+            .parquet for documents, their metadata as JSON text. The bytes depend on the rows alone.
+
+    Returns:
+        {"rows", "bytes", "sha256"}: of the file as it lies on disk.
+    """
+    with writers({"": path}) as opened:
+        for row in rows:
+            opened[""].add(row)
+    return opened[""].told
+
+
+@contextlib.contextmanager
+def writers(paths: Mapping[str, str | os.PathLike]) -> Iterator[dict[str, "Writer"]]:
+    """Several shards written side by side: `opened[name].add(row)`; afterwards `opened[name].told` is as of `write`."""
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for name, path in paths.items():
+            path = pathlib.Path(path)
+            if not path.name.endswith(ENDINGS):
+                raise InputError(f"shard {path}: a shard's name ends in one of {', '.join(ENDINGS)}")
+            sink = stack.enter_context(whole_file(path))
+            opened[name] = _Table(sink) if path.name.endswith(".parquet") else _Lines(sink, path.suffix)
+        yield opened
+        for writer in opened.values():
+            writer.close()
+
+
+def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """The rows of a shard, in order.
+
+    Raises:
+        InputError: where the shard is damaged; a shard is only ever whole, so it was altered.
+    """
+    if os.fspath(path).endswith(".parquet"):
+        yield from _read_parquet(path)
+        return
+    try:
+        for _, line in streams.lines(streams.chunks(os.fspath(path))):
+            yield orjson.loads(line)
+    except (streams.Damaged, orjson.JSONDecodeError) as e:
+        raise InputError(f"shard {path} was altered: {e}. Remove it, and its slice is done again") from e
+
+
+def finish(folder: str | os.PathLike, stage: str, index: int, row: Mapping[str, Any]) -> None:
+    """Note that a stage is through with a slice, after its files are written.
+
+    Args:
+        row: `config_hash`, `outputs` as {name below folder: what `write` returned}, and whatever counts there are.
+            Equal on every run that gives the same files, if nothing in it tells the time.
+    """
+    for key in ("config_hash", "outputs"):
+        if key not in row:
+            raise ValueError(f"the row of slice {index} of stage {stage} has no {key!r}")
+    with whole_file(_note(folder, stage, index)) as sink:
+        sink.write(orjson.dumps(row, option=_OPTIONS))
+
+
+def finished(
+    folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
+) -> dict[int, dict[str, Any]]:
+    """The slices a stage is through with, all at once: {index: row of `finish`}; see `each_finished`."""
+    return dict(each_finished(folder, stage, config_hash, is_checked=is_checked))
+
+
+def each_finished(
+    folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index, row of `finish`) of each slice that a stage is through with, in the order of the indices.
+
+    A slice whose files are gone or have another size is not among them, nor is one whose note cannot be read.
+
+    Args:
+        is_checked: read every file and compare its checksum too.
+
+    Raises:
+        InputError: a slice was done under another config.
+    """
+    where = pathlib.Path(folder) / "done" / stage
+    for note in sorted(where.glob("*.done")) if where.is_dir() else []:
+        try:
+            row = orjson.loads(note.read_bytes())
+            theirs, outputs = row["config_hash"], row["outputs"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            continue
+        if theirs != config_hash:
+            raise InputError(
+                f"{folder} holds slices of stage {stage} done under another config (hash {theirs}, this run's is "
+                f"{config_hash}); choose another output folder, go back to that config, or remove that folder"
+            )
+        if all(_is_there(pathlib.Path(folder, name), told, is_checked) for name, told in outputs.items()):
+            yield int(note.stem), row
+
+
+def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
+    """Take back the notes of slices that a stage was done with under another config; returns how many those were.
+
+    Their files go too: under other names, such as those of another compression, they would lie beside the new ones.
+    """
+    num_notes, root = 0, pathlib.Path(folder).resolve()
+    for note in (pathlib.Path(folder) / "done" / stage).glob("*.done"):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            row = orjson.loads(note.read_bytes())
+            if row.get("config_hash") == config_hash:
+                continue
+            for name in row.get("outputs", ()):
+                if root in (path := root / name).resolve().parents:
+                    path.unlink(missing_ok=True)
+        note.unlink()
+        num_notes += 1
+    return num_notes
+
+
+def sweep(folder: str | os.PathLike) -> int:
+    """Remove what writers that are no more left under a folder, and return how many files that were.
+
+    Writers that live, here or on other hosts, keep their files.
+    """
+    num_files = 0
+    for path in list(pathlib.Path(folder).rglob(".*.tmp")):
+        with contextlib.suppress(FileNotFoundError), open(path, "rb+") as f:
+            if _lock(f, is_old=time.time() - path.stat().st_mtime > ABANDONED):
+                path.unlink()
+                num_files += 1
+    return num_files
+
+
+class _Sink:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size, self.sha256, self.closed = file, 0, hashlib.sha256(), False
+
+    def write(self, content: bytes) -> int:
+        self.file.write(content)
+        self.sha256.update(content)
+        self.size += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def told(self, num_rows: int) -> dict[str, Any]:
+        return {"rows": num_rows, "bytes": self.size, "sha256": self.sha256.hexdigest()}
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator["_Sink"]:
+    """A temporary file that takes its name once it is complete and on disk, and is removed when it fails.
+
+    What it yields has `write(bytes)`, and `told(rows)`: what `finish` wants to know of the file.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, file = _temporary(path)
+    try:
+        with file:
+            yield (sink := _Sink(file))
+            sink.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)  # under the lock, so that nobody takes it for abandoned
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # the new name as well; some file systems cannot
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+    """A new locked file beside `path`; one that was swept before the lock was on it is replaced by another."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115  (closed by the caller)
+        _lock(file, is_old=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+                return temporary, file
+        file.close()
+
+
+def _lock(file: BinaryIO, *, is_old: bool) -> bool:
+    """Whether the file is ours alone now; on a file system without locks, whether `is_old`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return is_old
+
+
+class Writer(Protocol):
+    """An open shard."""
+
+    told: dict[str, Any]
+
+    def add(self, row: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Lines:
+    """Rows as JSON lines."""
+
+    def __init__(self, sink: _Sink, packed: str):
+        self._sink, self._buffer, self._num_rows, self._pack, self.told = sink, bytearray(), 0, None, {}
+        if packed == ".gz":
+            self._pack = zlib.compressobj(6, zlib.DEFLATED, 31)
+        elif packed == ".zst":
+            self._pack = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).compressobj()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._buffer += orjson.dumps(row, option=_OPTIONS)
+        self._num_rows += 1
+        if len(self._buffer) >= _BUFFER:
+            self._sink.write(self._pack.compress(self._buffer) if self._pack else self._buffer)
+            self._buffer = bytearray()
+
+    def close(self) -> None:
+        self._sink.write(self._pack.compress(self._buffer) + self._pack.flush() if self._pack else self._buffer)
+        self.told = self._sink.told(self._num_rows)
+
+
+class _Table:
+    """Documents as rows of a parquet file, their metadata as JSON text."""
+
+    def __init__(self, sink: _Sink):
+        self._pyarrow = _pyarrow()
+        self._schema = self._pyarrow.schema(
+            [(name, self._pyarrow.string()) for name in ("id", "text", "source", "metadata")]
+        )
+        options = {"compression": "zstd", "compression_level": 3}
+        self._sink, self._writer = sink, self._pyarrow.parquet.ParquetWriter(sink, self._schema, **options)
+        self._rows, self._held, self._num_rows, self.told = [], 0, 0, {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        metadata = orjson.dumps(row["metadata"], option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        self._rows.append({**row, "metadata": metadata})
+        self._held += len(row["text"])
+        self._num_rows += 1
+        if self._held >= 8 * _BUFFER:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        self.told = self._sink.told(self._num_rows)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, self._schema))
+        self._rows, self._held = [], 0
+
+
+def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    pyarrow = _pyarrow()
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield {**row, "metadata": orjson.loads(row["metadata"])}
+    except (pyarrow.ArrowException, orjson.JSONDecodeError) as e:
+        raise InputError(f"shard {path} was altered: {e}. Remove it, and its slice is done again") from e
+
+
+def _pyarrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise InputError("parquet shards need pyarrow; pip install 'plumbline[data]', or write .jsonl.zst") from e
+    return pyarrow
+
+
+def _note(folder: str | os.PathLike, stage: str, index: int) -> pathlib.Path:
+    return pathlib.Path(folder) / "done" / stage / f"{index:08d}.done"
+
+
+def _is_there(path: pathlib.Path, told: Mapping[str, Any], is_checked: bool) -> bool:
+    try:
+        if path.stat().st_size != told["bytes"]:
+            return False
+        if is_checked:
+            with open(path, "rb") as f:
+                return hashlib.file_digest(f, "sha256").hexdigest() == told["sha256"]
+    except OSError:
+        return False
+    return True

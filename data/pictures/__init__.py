@@ -1,0 +1,1 @@
+"""Batches of pictures: folders, tables, MAMe, mosaics."""

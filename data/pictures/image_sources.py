@@ -1,0 +1,424 @@
+"""Where labelled pictures come from: each source a function of a path and a split that returns `Images`."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import pathlib
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignment.errors import InputError
+from data import records
+from data.pictures import image_files
+from data.toys import museum as museums
+
+SPLITS = ("train", "val", "test")
+PARTS = (0.7, 0.1, 0.2)  # of a source without splits: train, val, test
+SAME_SPLIT = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled pictures of one split, read by number.
+
+    Attributes:
+        source, split: as they were asked for.
+        labels_N: int32 class numbers.
+        class_names: in order of number.
+        files: a name for each picture, for people.
+        read_fn: `(i, at_least) -> uint8 [Y, X, 3]`; `at_least` (width, height) may spare decoding every pixel.
+        groups: arrays [N] of what else is known; always `width` and `height`, of the original where the file is a copy.
+        counts: of what was read and converted.
+        bad: pictures set aside.
+        sizes_N2: (width, height) of the files' pictures, where they are not the groups'.
+    """
+
+    source: str
+    split: str
+    labels_N: np.ndarray
+    class_names: tuple[str, ...]
+    files: Sequence[str]
+    read_fn: Callable[..., np.ndarray]
+    groups: dict[str, np.ndarray]
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    bad: tuple[records.BadRecord, ...] = ()
+    sizes_N2: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def read(self, i: int, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """Picture i as RGB, uint8 [Y, X, 3]."""
+        return self.read_fn(int(i), at_least)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) of the file's picture."""
+        width, height = self._sizes()
+        return int(width[i]), int(height[i])
+
+    def num_bytes(self) -> int:
+        """Of all pictures, decoded."""
+        width, height = self._sizes()
+        return int(3 * np.sum(np.asarray(width, np.int64) * height))
+
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.sizes_N2 is not None:
+            return self.sizes_N2[:, 0], self.sizes_N2[:, 1]
+        return self.groups["width"], self.groups["height"]
+
+
+def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options) -> Images:
+    """A source with its options, a misspelt one refused with the nearest name."""
+    known = [p.name for p in inspect.signature(source_fn).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    known.remove("split")
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"pictures from {kind} have no option {name!r}{hint}; they take {', '.join(known) or 'none'}"
+            )
+    return source_fn(path, split=split, **options)
+
+
+def museum(
+    path: str = "", *, split: str, seed: int = 0, label: str = "medium", per_class: int = 0, planted_share: float = 0.3
+) -> Images:
+    """The embedded synthetic museum; see `museum.Museum`."""
+    del path
+    house = museums.Museum(split=split, seed=seed, label=label, per_class=per_class, planted_share=planted_share)
+    cards = house.catalogue()
+    groups = {name: np.array([card[name] for card in cards]) for name in ("width", "height", "is_marked")}
+    groups["museum"] = np.array([museums.MUSEUMS[card["museum"]] for card in cards])
+    return Images(
+        "museum",
+        split,
+        np.array([card["label"] for card in cards], np.int32),
+        tuple(house.class_names),
+        tuple(house.name(i) for i in range(len(house))),
+        _MuseumRead(house),
+        groups,
+        {"pictures": len(house)},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MuseumRead:
+    house: museums.Museum
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return self.house.picture(i)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRead:
+    """Reads files by number."""
+
+    paths: tuple[str, ...]
+
+    def content(self, i: int) -> bytes:
+        return pathlib.Path(self.paths[i]).read_bytes()
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return image_files.read(self.paths[i], at_least=at_least)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZipRead:
+    """Reads pictures out of an archive by number, none of them unpacked to disk."""
+
+    archive: str
+    entries: tuple[str, ...]
+
+    def content(self, i: int) -> bytes:
+        try:
+            return opened_zip(self.archive).read(self.entries[i])
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
+            raise InputError(f"{self.archive}/{self.entries[i]} cannot be read: {e}; fetch the archive again") from e
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
+
+
+@functools.lru_cache(maxsize=4)
+def opened_zip(path: str) -> zipfile.ZipFile:
+    """An archive, opened once a process; one with entries that point outside of it is refused."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as e:
+        raise InputError(f"{path} is no readable zip archive: {e}; fetch it again") from e
+    for name in archive.namelist():
+        place = pathlib.PurePosixPath(name.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
+            raise InputError(f"{path} holds {name!r}, which points outside of it; do not trust this archive")
+    return archive
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRead:
+    """Reads pictures of one array [N, Y, X] or [N, Y, X, C]."""
+
+    pictures: np.ndarray
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        return colour(self.pictures[i])
+
+
+def colour(picture: np.ndarray) -> np.ndarray:
+    """A picture [Y, X], [Y, X, 1] or [Y, X, 3] as RGB."""
+    picture = picture if picture.ndim == 3 else picture[..., None]
+    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+
+def parts(labels_N: np.ndarray, seed: int) -> np.ndarray:
+    """A split for each picture of a source without any: of each class, the first PARTS of a seeded order."""
+    split_N = np.zeros(len(labels_N), "<U5")
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        rows = np.random.default_rng([seed, int(label)]).permutation(rows)
+        num_val, num_test = (round(part * len(rows)) for part in PARTS[1:])
+        split_N[rows] = "train"
+        split_N[rows[:num_test]] = "test"
+        split_N[rows[num_test : num_test + num_val]] = "val"
+    return split_N
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}; it is {', '.join(SPLITS)}")
+
+
+def of_files(
+    source: str,
+    split: str,
+    paths: Sequence[pathlib.Path],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    groups: dict[str, np.ndarray] | None = None,
+    lines: tuple[str, Sequence[int]] | None = None,
+    archive: str = "",
+) -> Images:
+    """Files whose headers can be read; the others set aside, those to be converted counted.
+
+    Args:
+        groups: arrays beside the files.
+        lines: the table's file and each row's line, for what is set aside.
+        archive: a zip file, of which paths are entries; "" where they are files.
+    """
+    keep, bad, sizes, converted = [], [], [], Counter()
+    for i, path in enumerate(paths):
+        try:
+            head = _header(path, archive)
+        except InputError as e:
+            where = (lines[0], int(lines[1][i])) if lines else (str(path), 0)
+            bad.append(records.BadRecord(*where, str(e)))
+            continue
+        if head.mode != "RGB":
+            converted[head.mode] += 1
+        sizes.append((head.width, head.height))
+        keep.append(i)
+    rows, kept = np.array(keep, np.int64), tuple(str(paths[i]) for i in keep)
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    groups = {name: np.asarray(values)[rows] for name, values in (groups or {}).items()}
+    groups.setdefault("width", sizes[:, 0])
+    groups.setdefault("height", sizes[:, 1])
+    counts = {"pictures": len(keep), "set aside": len(bad)}
+    counts |= {f"converted from {mode}": n for mode, n in sorted(converted.items())}
+    return Images(
+        source,
+        split,
+        np.asarray(labels, np.int32)[rows],
+        tuple(class_names),
+        kept,
+        ZipRead(archive, kept) if archive else FileRead(kept),
+        groups,
+        counts,
+        tuple(bad),
+        sizes,
+    )
+
+
+def _header(path: str | pathlib.Path, archive: str) -> image_files.Header:
+    if not archive:
+        return image_files.header(path)
+    with opened_zip(archive).open(str(path)) as f:
+        return image_files.header(f, name=f"{archive}/{path}")
+
+
+def folder(path: str, *, split: str, seed: int = 0) -> Images:
+    """`<path>/<class>/<picture>`, or `<path>/<split>/<class>/<picture>`; classes are numbered by name."""
+    check_split(split)
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise InputError(f"folder:{path} is no folder; give one with a folder of pictures a class")
+    inner = {SAME_SPLIT.get(d.name.lower(), d.name.lower()): d for d in _folders(root)}
+    has_splits = "train" in inner and set(inner) <= set(SPLITS)
+    if not has_splits and len(inner.keys() & set(SPLITS)) > 1:
+        others = ", ".join(d.name for name, d in inner.items() if name not in SPLITS) or "no train"
+        raise InputError(f"folder:{path} has folders for splits and {others}: move what is no split out of it, so that "
+                         "no split is taken for a class")  # fmt: skip
+    if has_splits and split not in inner:
+        raise InputError(f"folder:{path} has no folder for {split!r}; it has {', '.join(sorted(inner))}")
+    classes = [d.name for d in _folders(inner["train"] if has_splits else root)]
+    base = inner[split] if has_splits else root
+    if len(classes) < 2:
+        raise InputError(f"folder:{path} has {len(classes)} classes ({', '.join(classes)}); at least two are needed")
+    unknown = sorted({d.name for d in _folders(base)} - set(classes))
+    if unknown:
+        raise InputError(f"{base} has classes that train has not: {', '.join(unknown)}")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (base / name).rglob("*") if _is_picture(p))
+        paths += found
+        labels += [label] * len(found)
+    rows = np.arange(len(paths))
+    if not has_splits:
+        rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
+    return of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Folders by name, without those that programs leave behind (.ipynb_checkpoints, __MACOSX)."""
+    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
+
+
+def _is_picture(path: pathlib.Path) -> bool:
+    """By its name; "._" begins what macOS keeps beside a file."""
+    return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
+    """A path below a folder, and nowhere else."""
+    path = base / name
+    if "\0" in name or not path.resolve().is_relative_to(base.resolve()):
+        raise InputError(f"{where}: the file name {name!r} points outside {base}")
+    return path
+
+
+@functools.lru_cache(maxsize=2)
+def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            names = {
+                want: next((n for n in found.files if n.lower() in (want, want[0], f"{want[0]}_test", want[:-1])), None)
+                for want in ("images", "labels")
+            }
+            names["images"] = names["images"] or next((n for n in found.files if n.lower() in ("x", "data")), None)
+            names["labels"] = names["labels"] or next((n for n in found.files if n.lower() in ("y", "targets")), None)
+            if None in names.values():
+                raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(found.files)}")
+            return found[names["images"]], found[names["labels"]]
+    except FileNotFoundError as e:
+        raise InputError(f"npz:{path} is not there") from e
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"npz:{path} is no readable .npz file of plain arrays: {e}") from e
+
+
+def npz(path: str, *, split: str, seed: int = 0) -> Images:
+    """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed."""
+    check_split(split)
+    pictures, labels_N = _arrays(path)
+    if (
+        pictures.dtype != np.uint8
+        or pictures.ndim not in (3, 4)
+        or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3))
+    ):
+        raise InputError(
+            f"npz:{path}: images are {pictures.dtype} {pictures.shape}; they must be uint8 [N, Y, X(, 1 or 3)]"
+        )
+    if (
+        labels_N.shape != pictures.shape[:1]
+        or not np.issubdtype(labels_N.dtype, np.integer)
+        or labels_N.min(initial=0) < 0
+    ):
+        raise InputError(f"npz:{path}: labels are {labels_N.dtype} {labels_N.shape}; one number from 0 a picture")
+    num_classes = int(labels_N.max()) + 1
+    rows = np.flatnonzero(parts(labels_N, seed) == split)
+    groups = {"width": np.full(len(rows), pictures.shape[2]), "height": np.full(len(rows), pictures.shape[1])}
+    return Images(
+        f"npz:{path}",
+        split,
+        labels_N[rows].astype(np.int32),
+        tuple(map(str, range(num_classes))),
+        tuple(f"{pathlib.Path(path).name}[{i}]" for i in rows),
+        ArrayRead(pictures[rows]),
+        groups,
+        {"pictures": len(rows)},
+    )
+
+
+def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
+    """A tensorflow-datasets builder with `image` and `label`, such as mnist, cifar10 or mame; its scalars are groups.
+
+    A builder without a split for val gives a tenth of its train, by class.
+    """
+    from data import sources  # tensorflow-datasets takes seconds to import
+
+    check_split(split)
+    options = dict(data_dir=data_dir, download=download, pictures_as_bytes=True)
+    source = sources.open_source(path, "test" if split == "test" else "train", **options)
+    own = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
+    if split == "val" and own:
+        source = sources.open_source(path, own, **options)
+    first = source[0]
+    if not {"image", "label"} <= set(first):
+        raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
+    names = [k for k, value in first.items() if isinstance(value, int | float | str)]
+    sizes, bad, values = [], [], {name: [] for name in names}
+    for i, row in enumerate(source):
+        try:
+            sizes.append(_size(row["image"], f"tfds:{path}/{source}[{i}]"))
+        except InputError as e:
+            sizes.append((0, 0))
+            bad.append(records.BadRecord(f"tfds:{path}", i + 1, str(e)))
+        for name in names:
+            values[name].append(row[name])
+    sizes_N2 = np.array(sizes, np.int64)
+    values = {name: np.array(column) for name, column in values.items()}
+    is_mine_N = sizes_N2[:, 0] > 0
+    if split != "test" and not own:
+        order = parts(values["label"], seed)  # of its train split, the parts for val and for train and test together
+        is_mine_N &= (order == "val") == (split == "val")
+    rows = np.flatnonzero(is_mine_N)
+    labels_N = values.pop("label")
+    groups = {"width": sizes_N2[:, 0], "height": sizes_N2[:, 1]} | values
+    return Images(
+        f"tfds:{path}",
+        split,
+        labels_N[rows].astype(np.int32),
+        source.names("label") or tuple(map(str, range(int(labels_N.max()) + 1))),
+        tuple(f"{path}/{split}/{i}" for i in rows),
+        _SourceRead(source, rows),
+        {name: column[rows] for name, column in groups.items()},
+        {"pictures": len(rows), "set aside": len(bad)},
+        tuple(bad),
+        sizes_N2[rows],
+    )
+
+
+def _size(picture: bytes | np.ndarray, name: str) -> tuple[int, int]:
+    if isinstance(picture, bytes):
+        head = image_files.header(picture, name=name)
+        return head.width, head.height
+    return np.shape(picture)[1], np.shape(picture)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _SourceRead:
+    source: object
+    rows: np.ndarray
+
+    def __call__(self, i: int, at_least=None) -> np.ndarray:
+        row = int(self.rows[i])
+        picture = self.source[row]["image"]
+        if isinstance(picture, bytes):
+            return image_files.read(picture, at_least=at_least, name=f"{self.source}[{row}]")
+        return colour(np.asarray(picture))

@@ -1,0 +1,97 @@
+"""Pictures listed in a table: CSV files with a file name and a label a row."""
+
+import csv
+import difflib
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from alignment.errors import InputError
+from data.pictures import image_sources
+
+CSV_COLUMNS = ("filename", "label", "subset")
+HINT = ". Name them with data.columns.filename and data.columns.label"
+
+
+def csv_table(
+    path: str, *, split: str, folder: str = "", columns: Mapping[str, str] | None = None, seed: int = 0
+) -> image_sources.Images:
+    """A table with the columns filename, label and subset, as the Focus authors have it.
+
+    Without subset it is split by class. Class numbers are the rows of `<name>_labels.csv` where that lies beside it,
+    otherwise the sorted names.
+
+    Args:
+        folder: where the pictures are; "" is beside the table, or below `data` there.
+        columns: `filename`, `label` and `subset` as the table calls them.
+        seed: of the split where there is no subset.
+    """
+    image_sources.check_split(split)
+    file = pathlib.Path(path).expanduser()
+    named = _columns(columns)
+    rows = read_table(file, [theirs for ours, theirs in named.items() if ours != "subset" or theirs != ours], HINT)
+    names_file = file.with_name(f"{file.stem}_labels.csv")
+    known = tuple(sorted({row[named["label"]] for _, row in rows}))
+    if names_file.is_file():
+        known = tuple(row["label"] for _, row in read_table(names_file, ("label",)))
+    has_subset = named["subset"] in (rows[0][1] if rows else ())
+    if has_subset:
+        told = [row[named["subset"]].lower() for _, row in rows]
+        rows = [row for row, subset in zip(rows, told) if image_sources.SAME_SPLIT.get(subset, subset) == split]
+    for n, row in rows:
+        label = row[named["label"]]
+        if label not in known:
+            near = difflib.get_close_matches(label, known, 1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise InputError(f"{file}:{n}: label {label!r} is none of {len(known)} in {names_file.name}{hint}")
+    labels = [known.index(row[named["label"]]) for _, row in rows]
+    if not has_subset:
+        mine = np.flatnonzero(image_sources.parts(np.array(labels, np.int32), seed) == split)
+        rows, labels = [rows[i] for i in mine], [labels[i] for i in mine]
+    base = pathlib.Path(folder).expanduser() if folder else file.parent
+    places = [image_sources.below(base, row[named["filename"]], where=f"{file}:{n}") for n, row in rows]
+    if not folder and (base / "data").is_dir():
+        places = [
+            p if p.is_file() else image_sources.below(base / "data", row[named["filename"]], where="")
+            for p, (_, row) in zip(places, rows)
+        ]
+    return image_sources.of_files(f"csv:{path}", split, places, labels, known, lines=(str(file), [n for n, _ in rows]))
+
+
+def _columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """What a table calls each of its columns; "" is our name."""
+    for name in columns or {}:
+        if name not in CSV_COLUMNS:
+            raise InputError(f"columns has {name!r}; pictures from csv have the columns {', '.join(CSV_COLUMNS)}")
+    return {name: (columns or {}).get(name) or name for name in CSV_COLUMNS}
+
+
+def read_table(file: pathlib.Path, columns: Sequence[str], hint: str = "") -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file, values stripped; refused, with the hint, where columns are missing."""
+    if file.is_dir():
+        tables = sorted(p.name for p in file.glob("*.csv"))
+        there = f", such as {file / tables[0]}" if tables else "; for a folder of pictures a class write folder:<path>"
+        raise InputError(f"{file} is a folder; give the path of a table{there}")
+    try:
+        return parse_table(file.read_bytes(), str(file), columns, hint)
+    except FileNotFoundError as e:
+        raise InputError(f"{file} is not there; give the path of the table") from e
+    except OSError as e:
+        raise InputError(f"{file} cannot be read: {e}") from e
+
+
+def parse_table(content: bytes, name: str, columns: Sequence[str], hint: str = "") -> list[tuple[int, dict[str, str]]]:
+    """`read_table` of a file's content."""
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        header = [column.strip() for column in reader.fieldnames or ()]
+        missing = [column for column in columns if column not in header]
+        if missing:
+            has = ", ".join(header) or "none"
+            raise InputError(f"{name} lacks the column {', '.join(missing)}; it has {has}{hint}")
+        reader.fieldnames = header
+        return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{name} is no readable table of comma-separated values in UTF-8: {e}") from e

@@ -1,0 +1,293 @@
+"""Labelled pictures from wherever they lie, and batches of them.
+
+    pictures = images.open("folder:photos", split="train")
+    batches = images.batches(pictures, shape=dict(resize=256, crop=224), train=True, batch_size=128, seed=0)
+
+A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32
+[B] (the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and
+are normalised there.
+"""
+
+import dataclasses
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from alignment.errors import InputError
+from data import loader, records
+from data.pictures import image_sources, image_tables, mame, transforms
+from data.pictures.image_sources import Images
+
+SOURCES: dict[str, Callable[..., Images]] = {
+    "museum": image_sources.museum,
+    "folder": image_sources.folder,
+    "csv": image_tables.csv_table,
+    "npz": image_sources.npz,
+    "tfds": image_sources.tfds,
+    "mame": mame.open_folder,
+}
+KEEP_BYTES = 1 << 28  # of decoded pictures kept in memory, where all of them fit
+
+
+def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD, **options) -> Images:
+    """The pictures of one split.
+
+    Args:
+        source: `museum` (embedded), `folder:<path>` (a folder a class, perhaps below train/ val/ test/),
+            `csv:<file.csv>` (columns filename, label, and subset where it has splits), `npz:<file>` (arrays of pictures
+            and labels), `tfds:<builder>`, `mame:<folder of the download>`.
+        split: train, val or test; a source without splits is split by class, from a seed.
+        max_bad: share of pictures that may be unreadable.
+        options: of the source; see `image_sources`.
+
+    Raises:
+        InputError: for what cannot be read; single unreadable pictures are set aside in `bad`.
+    """
+    kind, _, path = source.partition(":")
+    if kind not in SOURCES:
+        raise InputError(
+            f"{source!r} is no source of pictures; it is museum, folder:<path>, csv:<file.csv>, npz:<file>, "
+            "tfds:<builder> or mame:<folder>"
+        )
+    if kind != "museum" and not path:
+        raise InputError(f"{source!r} names no file; write {kind}:<path>")
+    found = image_sources.call(kind, SOURCES[kind], path, split=split, **options)
+    if found.bad and len(found.bad) > max_bad * (len(found.bad) + len(found)):
+        reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in found.bad]
+        raise InputError(
+            f"{len(found.bad)} of {len(found.bad) + len(found)} pictures of {source} are unreadable, more than "
+            f"{100 * max_bad:g} %: {_some(reasons)}. Repair or remove them"
+        )
+    if not len(found):
+        raise InputError(f"{source} has no pictures in the split {split!r}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Reads pictures by number, for worker processes too; keeps decoded ones where all fit into memory."""
+
+    images: Images
+    view: transforms.View
+    keep: bool
+    max_bad: float
+    kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, i: int, rng: np.random.Generator | None) -> np.ndarray | None:
+        """A view of picture i, or None for one that cannot be decoded, told when it is first met."""
+        if i in self.bad:
+            return None
+        picture = self.kept.get(i)
+        if picture is None:
+            try:
+                picture = self.images.read(i, at_least=self.view.resized(self.images.size(i), train=rng is not None))
+            except InputError as e:
+                self._set_aside(i, e)
+                return None
+            if self.keep:
+                self.kept[i] = picture
+        return transforms.apply(picture, self.view, rng=rng, size=self.images.size(i))
+
+    def _set_aside(self, i: int, e: InputError) -> None:
+        self.bad[i] = str(e)
+        if len(self.bad) > self.max_bad * len(self.images):
+            raise InputError(
+                f"{len(self.bad)} of {len(self.images)} pictures of {self.images.source} cannot be decoded, more than "
+                f"{100 * self.max_bad:g} %: {_some(list(self.bad.values()))}"
+            ) from e
+        warnings.warn(f"{e}; it is left out", stacklevel=2)
+
+
+def _some(reasons: Sequence[str], most: int = 3) -> str:
+    """The first few of them, and how many more there are."""
+    more = f"; and {len(reasons) - most:,} more" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + more
+
+
+def batches(
+    images: Images,
+    *,
+    shape: transforms.View | Mapping[str, Any],
+    train: bool,
+    batch_size: int,
+    seed: int = 0,
+    endless: bool | None = None,
+    num_workers: int = 0,
+    multiple: int = 32,
+    most_shapes: int = 12,
+    mask_name: str = "mask",
+    max_bad: float = records.MAX_BAD,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> loader.Loader:
+    """Batches of one split; what batch k holds is a function of (seed, k), random views included.
+
+    Args:
+        shape: a `transforms.View`, or its fields: `dict(resize=256, crop=224)` squeezes every picture to a square,
+            `dict(pixels=65_536)` keeps its shape.
+        train: random views instead of the centre, in a random order.
+        batch_size: pictures over all processes.
+        endless: repeat for ever, every picture equally often, every batch full; None: with `train`. Otherwise one pass,
+            each batch shape's last batch filled with weight 0.
+        num_workers: processes that decode; 0 decodes in a thread.
+        multiple, most_shapes: with `pixels`, pictures are padded to shapes whose sides are multiples, of which there
+            are at most this many; a batch has one shape.
+        mask_name: the batch's key of the mask; `real` keeps it from networks that are to pool over padding too.
+        max_bad: share of pictures that may turn out undecodable. In training the next one of its shape stands in for
+            it; in one pass, and where there is no other, it is filling of weight 0. Both are the same whenever batch k
+            is made.
+
+    Raises:
+        InputError: for a batch size that does not split, a shape that is none, or more than `max_bad` bad pictures.
+    """
+    view = transforms.view_of(shape)
+    endless = train if endless is None else endless
+    if batch_size < 1 or batch_size % process_count:
+        best = max(batch_size // process_count, 1) * process_count
+        raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")
+    numbers = dict(seed=(seed, 0), num_workers=(num_workers, 0), multiple=(multiple, 1), most_shapes=(most_shapes, 1))
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise InputError(f"{name}={value}; it must be at least {least}")
+    share = batch_size // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+    sizes_N2 = np.array([view.cropped(images.size(i), train=train) for i in range(len(images))])
+    if view.is_fixed:
+        shapes_B2, bucket_N = sizes_N2[:1], np.zeros(len(images), np.int32)
+    else:
+        shapes_B2, bucket_N = transforms.buckets(sizes_N2, multiple=multiple, most=most_shapes)
+    plan_type = Endless if endless else OnePass
+    plan = plan_type(tuple(np.flatnonzero(bucket_N == b) for b in range(len(shapes_B2))), batch_size, seed, train)
+    reader = Read(images, view, keep=images.num_bytes() <= KEEP_BYTES, max_bad=max_bad)
+    build = functools.partial(
+        _batch,
+        plan=plan,
+        read=reader,
+        shapes_B2=shapes_B2,
+        mine=mine,
+        seed=seed,
+        train=train,
+        mask_name="" if view.is_fixed else mask_name,
+    )
+    num_batches = sys.maxsize if endless else plan.num_batches
+    order = grain.MapDataset.range(num_batches).map(build)
+    return loader.Loader(order, num_batches=num_batches, num_threads=1, prefetch=2, num_workers=num_workers)
+
+
+def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: bool, mask_name: str) -> loader.Batch:
+    bucket, rows, weights = plan.batch(int(k))
+    rows, weights = rows[mine].copy(), weights[mine].copy()
+    size = tuple(map(int, shapes_B2[bucket]))
+    members, found = plan.members[bucket], []
+    for place in range(len(rows)):
+        rng = np.random.default_rng([seed, 1, int(k), mine.start + place]) if train else None
+        picture = read(int(rows[place]), rng)
+        for _ in range(len(members) - 1 if train else 0):
+            if picture is not None:
+                break
+            rows[place] = members[(np.searchsorted(members, rows[place]) + 1) % len(members)]
+            picture = read(int(rows[place]), rng)
+        if picture is None:
+            weights[place] = 0
+            width, height = read.view.cropped(read.images.size(rows[place]), train=train)
+            picture = np.zeros((height, width, 3), np.uint8)
+        found.append(picture)
+    batch = {}
+    if mask_name:
+        padded = [transforms.pad(picture, size) for picture in found]
+        found, batch[mask_name] = [picture for picture, _ in padded], np.stack([mask for _, mask in padded])
+    return {
+        "images": np.stack(found),
+        **batch,
+        "labels": read.images.labels_N[rows].astype(np.int32),
+        "weights": weights,
+        "index": rows.astype(np.int32),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Endless:
+    """Which pictures batch k holds, for ever.
+
+    Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n pictures, in an order of its own; their
+    pictures follow one another in a stream of permutations, so that each is seen equally often and epochs run on inside
+    a batch.
+    """
+
+    members: tuple[np.ndarray, ...]
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    def batch(self, k: int) -> tuple[int, np.ndarray, np.ndarray]:
+        epoch = self._epoch(k)
+        order = np.repeat(np.arange(len(self.members)), self._counts(epoch + 1) - self._counts(epoch))
+        order = np.random.default_rng([self.seed, 2, epoch]).permutation(order) if self.shuffle else order
+        place = k - int(self._counts(epoch).sum())
+        bucket = int(order[place])
+        number = int(self._counts(epoch)[bucket]) + int((order[:place] == bucket).sum())
+        rows = self._stream(bucket, number * self.batch_size)
+        return bucket, rows, np.ones(self.batch_size, np.float32)
+
+    def _counts(self, epoch: int) -> np.ndarray:
+        """Batches of each shape before an epoch."""
+        return np.array([epoch * len(m) // self.batch_size for m in self.members], np.int64)
+
+    def _epoch(self, k: int) -> int:
+        """The last epoch that begins at or before batch k and is not empty there."""
+        total = sum(map(len, self.members))
+        epoch = max(k * self.batch_size // total - 1, 0)
+        while self._counts(epoch + 1).sum() <= k:
+            epoch += 1
+        return epoch
+
+    def _stream(self, bucket: int, start: int) -> np.ndarray:
+        members, rows = self.members[bucket], []
+        while len(rows) < self.batch_size:
+            turn, place = divmod(start + len(rows), len(members))
+            order = members
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, 3, bucket, turn]).permutation(members)
+            rows.extend(order[place : place + self.batch_size - len(rows)])
+        return np.array(rows, np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePass:
+    """Every picture once, shape by shape, in file order; the last batch of a shape is filled with weight 0."""
+
+    members: tuple[np.ndarray, ...]
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    @property
+    def num_batches(self) -> int:
+        return sum(-(-len(m) // self.batch_size) for m in self.members)
+
+    def batch(self, k: int) -> tuple[int, np.ndarray, np.ndarray]:
+        for bucket, members in enumerate(self.members):
+            num = -(-len(members) // self.batch_size)
+            if k < num:
+                places = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
+                return bucket, members[places % len(members)], (places < len(members)).astype(np.float32)
+            k -= num
+        raise IndexError(k)
+
+
+def groups_of(images: Images, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some of what is known of each picture, such as museum, width and height.
+
+    Raises:
+        InputError: a name that this source does not know.
+    """
+    missing = [name for name in names if name not in images.groups]
+    if missing:
+        raise InputError(f"these pictures have no {', '.join(missing)}; they have {', '.join(images.groups)}")
+    return {name: images.groups[name] for name in names}

@@ -1,0 +1,1 @@
+"""Batches of text: pretraining, answers, preference pairs, labels."""

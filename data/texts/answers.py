@@ -1,0 +1,164 @@
+"""Prompt and answer to token ids, as one text: the boundary is found by character offsets, then lengths are limited.
+
+Tokenising a prompt and an answer apart doubles BOS and splits tokens that belong together, so every sequence here is
+the tokenisation of a whole text. A token that straddles the boundary counts as the prompt's: it is read, not learned.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignment.errors import InputError
+from data.texts.pair_formats import Comparison, Message
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
+
+CHAT = ("auto", "always", "never")
+TRUNCATION = ("keep_end", "keep_start", "drop", "error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """One whole sequence.
+
+    Attributes:
+        ids: [L] int32, prompt then answer, BOS and end-of-turn included.
+        prompt_len: tokens before the first that the answer is charged for.
+        is_merged: whether the last of these holds letters of the answer too.
+        is_cut: whether the answer was shortened; a cut answer has no end-of-turn.
+    """
+
+    ids: np.ndarray
+    prompt_len: int
+    is_merged: bool
+    is_cut: bool = False
+
+    @property
+    def answer_len(self) -> int:
+        return len(self.ids) - self.prompt_len
+
+
+def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto") -> tuple[str, int, bool]:
+    """The whole text, the character where the answer begins, and whether a template wrote it.
+
+    Args:
+        mode: 'auto' renders message lists and questions with the chat template and continues plain prompts as they
+            stand; 'always' makes a plain prompt a user turn; 'never' writes messages with the plain template of
+            chat.py.
+    """
+    is_text = isinstance(item.prompt, str)
+    if is_text and (mode == "never" or (mode == "auto" and not item.is_chat)):
+        return item.prompt + answer, len(item.prompt), False
+    messages: list[Message] = [{"role": "user", "content": item.prompt}] if is_text else list(item.prompt)
+    template = tokenizer.chat_template
+    if mode == "never":
+        template = chat.default_template(with_bos=tokenizer.adds_bos)
+    whole = [*messages, {"role": "assistant", "content": answer}]
+    text = chat.render(template, whole, tokens=tokenizer.tokens)
+    prefix = chat.prefix_of(template, whole, len(messages), text, tokens=tokenizer.tokens)
+    mark = chat.end_of_turn(template, tokens=tokenizer.tokens)
+    if mark and text.rstrip().endswith(mark):  # a model stops at its mark; the line end after it is not learned
+        text = text.rstrip()
+    return text, len(prefix), True
+
+
+def encode(
+    tokenizer: Tokenizer, items: Sequence[Comparison], answers: Sequence[str], *, mode: str = "auto"
+) -> list[Answered]:
+    """Each item's prompt followed by its answer, with BOS where the tokenizer wants one, once, and an end of turn."""
+    if mode not in CHAT:
+        raise InputError(f"data.chat={mode!r}; it is one of {', '.join(CHAT)}")
+    out = []
+    for at in range(0, len(items), 1024):
+        written = [_texts(tokenizer, i, a, mode) for i, a in zip(items[at : at + 1024], answers[at : at + 1024])]
+        encoded = tokenizer.encode_batch([text for text, _, _ in written])
+        out += [_bounded(tokenizer, *e, *w[1:]) for e, w in zip(encoded, written)]
+    return out
+
+
+def _texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str) -> tuple[str, int, bool]:
+    try:
+        return texts(tokenizer, item, answer, mode)
+    except InputError as e:
+        raise InputError(f"{item.file}:{item.line}: {e}") from e
+
+
+def _bounded(tokenizer: Tokenizer, ids: list[int], offsets: list[tuple[int, int]], boundary: int, rendered: bool):
+    start = bisect.bisect_left(offsets, boundary, key=lambda offset: offset[0])
+    is_merged = start > 0 and offsets[start - 1][1] > boundary
+    ids = list(ids)
+    if tokenizer.adds_bos and not rendered and ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+        start += 1
+    if tokenizer.eos_id is not None and (not rendered or not ids or ids[-1] not in tokenizer.stop_ids):
+        ids.append(tokenizer.eos_id)
+    return Answered(np.array(ids, np.int32), start, is_merged)
+
+
+def fit(
+    group: Sequence[Answered],
+    *,
+    max_len: int | None,
+    max_prompt_len: int | None,
+    truncation: str,
+    bos_id: int | None,
+    where: str,
+    count: Callable[[str], None],
+) -> tuple[Answered, ...] | None:
+    """The answers to one prompt within the limits, all with the same part of the prompt; None where they are dropped.
+
+    The prompt gives way first, down to `max_prompt_len` (or half of `max_len`), then the answers.
+    """
+    prompt_len = max(a.prompt_len for a in group)
+    answer_len = max(a.answer_len for a in group)
+    if min(a.answer_len for a in group) < 1:
+        count("answer without a token of its own")
+        return None
+    if min(a.prompt_len for a in group) < 1:
+        count("prompt without a token")
+        return None
+    room = _prompt_room(prompt_len, answer_len, max_len, max_prompt_len)
+    if room == prompt_len and (max_len is None or prompt_len + answer_len <= max_len):
+        return tuple(group)
+    lengths = (
+        f"prompt {prompt_len} and answer {answer_len} tokens; limits max_len={max_len}, max_prompt_len={max_prompt_len}"
+    )
+    if truncation == "error":
+        raise InputError(f"{where}: {lengths}. Raise the limit, or set truncation to keep_end, keep_start or drop")
+    if truncation == "drop":
+        count("longer than the limit, dropped")
+        return None
+    if room < prompt_len:
+        count("prompts cut")
+    cut = tuple(_cut(a, prompt_len - room, max_len, truncation, bos_id) for a in group)
+    if any(a.is_cut for a in cut):
+        count("answers cut")
+    if min(a.answer_len for a in cut) < 1 or min(a.prompt_len for a in cut) < 1:
+        raise InputError(f"{where}: no token of the answer is left within {lengths}; raise max_len")
+    if len(cut) == 2 and np.array_equal(cut[0].ids, cut[1].ids):
+        count("identical answers after cutting")
+        return None
+    return cut
+
+
+def _prompt_room(prompt_len: int, answer_len: int, max_len: int | None, max_prompt_len: int | None) -> int:
+    room = min(prompt_len, max_prompt_len or prompt_len)
+    if max_len is not None and room + answer_len > max_len:
+        floor = min(room, max_prompt_len or max_len // 2, max_len - 1)
+        room = max(floor, max_len - answer_len)
+    return room
+
+
+def _cut(a: Answered, num_cut: int, max_len: int | None, truncation: str, bos_id: int | None) -> Answered:
+    prompt, answer = a.ids[: a.prompt_len], a.ids[a.prompt_len :]
+    is_merged = a.is_merged
+    if num_cut and truncation == "keep_start":
+        prompt, is_merged = prompt[: max(len(prompt) - num_cut, 0)], False
+    elif num_cut:  # the end of the prompt is what the answer replies to; BOS stays in front
+        head = prompt[:1] if len(prompt) and prompt[0] == bos_id and len(prompt) > num_cut + 1 else prompt[:0]
+        prompt = np.concatenate([head, prompt[len(head) + num_cut :]])
+    is_cut = max_len is not None and len(prompt) + len(answer) > max_len
+    answer = answer[: max_len - len(prompt)] if is_cut else answer
+    return Answered(np.concatenate([prompt, answer]), len(prompt), is_merged, is_cut)

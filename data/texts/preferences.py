@@ -1,0 +1,385 @@
+"""Preference data: files of comparisons in, batches of tokenised pairs out.
+
+    train, heldout, report = preferences.load(path="pairs.jsonl", tokenizer=tok, max_len=1024)
+    for batch in preferences.batches(train, batch_size=64, seed=0): ...
+
+Dimensions: B pairs, N rows, T time, R answer tokens, P = (chosen, rejected).
+"""
+
+import bisect
+import dataclasses
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xxhash
+
+from alignment.errors import InputError
+from data import loader, records
+from data.texts import answers, pair_formats
+from data.texts.pair_formats import Comparison
+from data.tokens.tokenizer import Tokenizer
+from data.toys import synthetic
+
+LAYOUTS = ("separate", "shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Tokenised comparisons, ragged: sequence 2i is the chosen side of pair i, 2i + 1 the rejected one.
+
+    Attributes:
+        tokens: all sequences end to end, int32.
+        starts: [2n + 1] where each begins.
+        prompt_len_NP: [n, 2] tokens before the answer.
+        trunk_len_N: [n] the opening that both sequences share and that lies wholly in the prompt.
+        label_N: [n] 1 desirable, 0 not, for unpaired data: then slot 0 is the record's own answer and slot 1 another
+            record's answer to the same prompt. None for pairs.
+        items: what was read, for tables and samples.
+        limits: longest `sequence`, `row` (trunk and both branches) and `answer` over all splits, in tokens.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    prompt_len_NP: np.ndarray
+    trunk_len_N: np.ndarray
+    label_N: np.ndarray | None
+    items: tuple[Comparison, ...]
+    limits: Mapping[str, int]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def sequence(self, i: int, p: int) -> np.ndarray:
+        """Token ids of side p of pair i."""
+        return self.tokens[self.starts[2 * i + p] : self.starts[2 * i + p + 1]]
+
+    def prompt(self, i: int) -> np.ndarray:
+        """Token ids of the prompt of pair i, what generation starts from."""
+        return self.sequence(i, 0)[: self.prompt_len_NP[i, 0]]
+
+    @property
+    def answer_len_NP(self) -> np.ndarray:
+        return np.diff(self.starts).reshape(-1, 2) - self.prompt_len_NP
+
+    @property
+    def sources(self) -> list[str]:
+        """Where each pair says it comes from, '' where it does not say."""
+        return [item.source for item in self.items]
+
+
+def load(
+    *,
+    path: str | Sequence[str],
+    tokenizer: Tokenizer,
+    heldout_path: str | Sequence[str] = "",
+    heldout_fraction: float = 0.1,
+    split: str = "train",
+    heldout_split: str = "",
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    chat: str = "auto",
+    max_len: int | None = None,
+    max_prompt_len: int = 0,
+    truncation: str = "keep_end",
+    limit: int = 0,
+    seed: int = 0,
+    group_column: str = "",
+    unpair: bool = False,
+    bad_records_path: str = "",
+) -> tuple[Pairs, Pairs, dict[str, int]]:
+    """Read, split, tokenise.
+
+    Args:
+        path: file, folder, glob, several of these (a list, or with commas between), `tfds:name/config`, or 'synthetic'
+            for the embedded data.
+        heldout_path: records to evaluate on; '' holds back `heldout_fraction` of the prompts of `path`.
+        split, heldout_split: of a tensorflow-datasets source.
+        format: 'auto', or a key of pair_formats.FORMATS.
+        columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`; ""
+            stands for the usual names. A prompt the file does not call `prompt` is a question to a chat model.
+        chat: 'auto', 'always' or 'never': see answers.texts.
+        max_len: tokens of prompt and answer together; None keeps all.
+        max_prompt_len: tokens of the prompt; 0 lets a prompt take what its answers leave, and at least half of
+            max_len.
+        truncation: 'keep_end' cuts a long prompt from the left, 'keep_start' from the right, 'drop' and 'error' do not
+            cut.
+        limit: use the first so many comparisons; 0 uses all.
+        seed: of the split, and of the embedded data.
+        group_column: a column whose equal values stay on one side of the split; '' splits by prompt.
+        unpair: make two labelled records of each pair, for losses on unpaired data.
+        bad_records_path: where to write the lines set aside, as JSONL.
+
+    Returns:
+        Training pairs, held-out pairs, and counts of all that was read, dropped and cut.
+    """
+    if truncation not in answers.TRUNCATION:
+        raise InputError(f"data.truncation={truncation!r}; it is one of {', '.join(answers.TRUNCATION)}")
+    if max_len is not None and max_len < 2:
+        raise InputError(f"data.max_len={max_len}; a prompt and an answer need at least 2 tokens")
+    if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
+        raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
+    report: dict[str, int] = {}
+    reading = {
+        "format": format,
+        "columns": {ours: theirs for ours, theirs in (columns or {}).items() if theirs},
+        "group_column": group_column,
+        "limit": limit or None,
+        "report": report,
+        "seed": seed,
+    }
+    items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
+    if heldout_path or heldout_split:
+        halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]
+    else:
+        halves = split_by_prompt(items, fraction=heldout_fraction, seed=seed)
+    if unpair:
+        halves = [_unpaired(half) for half in halves]
+    fitting = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
+    tokenised = [_tokenise(half, tokenizer, mode=chat, report=report, **fitting) for half in halves]
+    if not len(tokenised[0][0]):
+        raise InputError(f"{path}: no pair is left to train on; counts: {report}")
+    limits = _limits([sequences for _, sequences in tokenised])
+    train, heldout = (_pack(kept, sequences, limits, tokenizer.pad_id) for kept, sequences in tokenised)
+    report["training pairs"], report["held-out pairs"] = len(train), len(heldout)
+    return train, heldout, report
+
+
+def batches(
+    pairs: Pairs,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    layout: str = "separate",
+    max_len: int | None = None,
+    endless: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 1,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> loader.Loader:
+    """Batches with static shapes; the keys are listed at `assemble`.
+
+    Args:
+        batch_size: pairs over all processes.
+        layout: 'separate' gives each answer a row with its own copy of the prompt; 'shared' one row a pair: the prompt
+            once, then both answers as branches.
+        max_len: T; None takes the longest row of all splits, rounded up.
+        endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
+        extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
+    """
+    num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
+
+    def make(index: np.ndarray, weight: np.ndarray):
+        batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
+        return batch | {"weights": weight} | {key: values[index] for key, values in (extra or {}).items()}
+
+    where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
+    return loader.build(make, num_examples=len(pairs), batch_size=batch_size, seed=seed, endless=endless, **where)
+
+
+def shape(pairs: Pairs, *, layout: str = "separate", max_len: int | None = None) -> tuple[int, int]:
+    """T and R of the batches, the same for the training and the held-out pairs."""
+    if layout not in LAYOUTS:
+        raise InputError(f"data.layout={layout!r}; it is one of {', '.join(LAYOUTS)}")
+    need = pairs.limits["sequence" if layout == "separate" else "row"]
+    if max_len is not None and max_len < need:
+        raise InputError(f"rows of {max_len} tokens are too short for layout {layout!r}: the longest needs {need}")
+    return max_len or round_up(need), round_up(pairs.limits["answer"])
+
+
+def assemble(pairs: Pairs, index: np.ndarray, *, layout: str, num_time: int, num_answer: int) -> dict[str, np.ndarray]:
+    """One batch of the pairs `index` [B].
+
+    Returns:
+        tokens, positions, groups, branches: [N, T] int32; N = 2B ('separate') or B ('shared'). Groups are 1 on tokens
+            and 0 on padding; branches are 0 on the trunk, 1 on the chosen and 2 on the rejected answer.
+        sources: [B, 2, R] int32, place in the side's row of the token that predicts the target.
+        targets: [B, 2, R] int32, the answer's tokens. mask: [B, 2, R] float32, 1 on those.
+        weights: [B] float32, 1. index: [B] int32. labels: [B] float32, for unpaired data only.
+    """
+    num_rows = len(index) * (2 if layout == "separate" else 1)
+    tokens = np.full((num_rows, num_time), pairs.pad_id, np.int32)
+    positions, groups, branches = (np.zeros((num_rows, num_time), np.int32) for _ in range(3))
+    sources, targets = (np.zeros((len(index), 2, num_answer), np.int32) for _ in range(2))
+    mask = np.zeros((len(index), 2, num_answer), np.float32)
+    for b, i in enumerate(index):
+        trunk = int(pairs.trunk_len_N[i]) if layout == "shared" else 0
+        row, at = (b, trunk) if layout == "shared" else (2 * b, 0)
+        tokens[row, :trunk] = pairs.sequence(i, 0)[:trunk]
+        positions[row, :trunk] = np.arange(trunk)
+        groups[row, :trunk] = 1
+        for p in range(2):
+            ids, prompt_len = pairs.sequence(i, p), int(pairs.prompt_len_NP[i, p])
+            here = slice(at, at + len(ids) - trunk)
+            tokens[row, here] = ids[trunk:]
+            positions[row, here] = np.arange(trunk, len(ids))
+            groups[row, here] = 1
+            branches[row, here] = p + 1 if layout == "shared" else 0
+            source = np.arange(prompt_len - 1, len(ids) - 1)
+            num = len(source)
+            sources[b, p, :num] = np.where(source < trunk, source, source - trunk + at)
+            targets[b, p, :num] = ids[prompt_len:]
+            mask[b, p, :num] = 1
+            row, at = (row, here.stop) if layout == "shared" else (row + 1, 0)
+    batch = {"tokens": tokens, "positions": positions, "groups": groups, "branches": branches}
+    batch |= {"sources": sources, "targets": targets, "mask": mask}
+    batch |= {"weights": np.ones(len(index), np.float32), "index": np.asarray(index, np.int32)}
+    return batch if pairs.label_N is None else batch | {"labels": pairs.label_N[index]}
+
+
+def longer_is_better(pairs: Pairs) -> float:
+    """Accuracy of always picking the longer answer, in characters; equal lengths count half. The baseline to beat."""
+    lengths = np.array([[len(a) for a in item.answers] for item in pairs.items])
+    return float(np.mean((lengths[:, 0] > lengths[:, 1]) + 0.5 * (lengths[:, 0] == lengths[:, 1])))
+
+
+def split_by_prompt(items: Sequence[Comparison], *, fraction: float, seed: int = 0) -> list[list[Comparison]]:
+    """Training and held-out items; no prompt (up to case, spaces and unicode spelling) nor its continuation is in both.
+
+    A dialogue's later turns thus stay with its opening; see `_openings` for what counts as one.
+    """
+    prompts = [None if item.group else _normal(item.prompt_text()) for item in items]
+    openings = _openings(set(prompts) - {None})
+    keys = [_key(_normal(item.group) if item.group else openings[prompt], seed) for item, prompt in zip(items, prompts)]
+    held = {key for key in keys if key < fraction * 2**64}
+    if fraction > 0 and not held and len(set(keys)) > 1:
+        held = {min(keys)}
+    if held and len(held) == len(set(keys)):
+        held -= {max(held)}  # training never stays empty
+    sides = [[], []]
+    for item, key in zip(items, keys):
+        sides[key in held].append(item)
+    return sides
+
+
+def round_up(length: int) -> int:
+    """Lengths become multiples of 8, above 256 of 64, so that few shapes are compiled and tiles are full."""
+    step = 8 if length <= 256 else 64
+    return -(-length // step) * step
+
+
+def _openings(prompts: set[str], min_len: int = 20, max_share: float = 0.1) -> dict[str, str]:
+    """For each prompt the shortest prompt that it continues, after whole words; itself where there is none.
+
+    Openings have at least `min_len` characters, and one that more than `max_share` of all prompts (and more than ten)
+    continue is an instruction put before everything, not a dialogue.
+    """
+    ordered, out, opening = sorted(prompts), {}, []
+    for i, prompt in enumerate(ordered):  # what begins with a prompt follows it at once
+        while opening and not prompt.startswith(opening[-1]):
+            opening.pop()
+        out[prompt] = next((o for o in opening if prompt[len(o)] == " "), prompt)
+        if out[prompt] == prompt and len(prompt) >= min_len:
+            num = bisect.bisect_left(ordered, prompt + "\U0010ffff") - i - 1
+            if num <= max(10, max_share * len(ordered)):
+                opening.append(prompt)
+    return out
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _key(normal: str, seed: int) -> int:
+    return xxhash.xxh64_intdigest(normal.encode(), seed=seed % 2**64)
+
+
+def _read(path, *, split, format, columns, group_column, limit, report, seed, bad_records_path) -> list[Comparison]:
+    if path == "synthetic":
+        rows = synthetic.preference_pairs(limit or 2_000, seed=seed)
+        rows, bad = [records.Record(row, "synthetic", i) for i, row in enumerate(rows, 1)], []
+    else:
+        rows, bad = records.read(path, split=split)
+    report["records"] = report.get("records", 0) + len(rows) + len(bad)
+    if bad:
+        report["unreadable lines"] = report.get("unreadable lines", 0) + len(bad)
+        if bad_records_path:
+            records.write_bad(bad, bad_records_path)
+    return pair_formats.read(
+        rows, format=format, columns=columns, group_column=group_column, limit=limit, counts=report
+    )
+
+
+def _unpaired(items: Sequence[Comparison]) -> list[Comparison]:
+    """Each pair as two labelled records."""
+    out = []
+    for item in items:
+        if len(item.answers) == 1:
+            out.append(item)
+        else:
+            out += [dataclasses.replace(item, answers=(a,), label=k == 0) for k, a in enumerate(item.answers)]
+    return out
+
+
+def _tokenise(items, tokenizer, *, mode, report, max_len, max_prompt_len, truncation):
+    """The items kept, and the two sequences of each."""
+    kinds = {len(item.answers) for item in items}
+    if len(kinds) > 1:
+        raise InputError("the data mixes pairs and single labelled answers; read them apart, or set unpair=True")
+    others = items if kinds == {2} else _partners(items)
+    columns = [
+        answers.encode(tokenizer, items, [item.answers[0] for item in items], mode=mode),
+        answers.encode(tokenizer, items, [other.answers[-1] for other in others], mode=mode),
+    ]
+
+    def count(what, num=1):
+        report[what] = report.get(what, 0) + num
+
+    kept, sequences = [], []
+    for item, sides in zip(items, zip(*columns)):
+        if any(a.is_merged for a in sides):
+            count("boundary inside a token")
+        where = {"where": f"{item.file}:{item.line}", "bos_id": tokenizer.bos_id, "count": count}
+        pair = answers.fit(sides, max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation, **where)
+        count("tokens read", whole := sum(len(a.ids) for a in sides))
+        count("tokens cut or dropped", whole - sum(len(a.ids) for a in pair or ()))
+        if pair is not None:
+            kept.append(item)
+            sequences.append(pair)
+    return kept, sequences
+
+
+def _partners(items: Sequence[Comparison]) -> list[Comparison]:
+    """For each record the next one, round the end, with another prompt: its answer serves to estimate the KL term."""
+    out = []
+    for i, item in enumerate(items):
+        rest = (items[(i + k) % len(items)] for k in range(1, len(items)))
+        out.append(next((other for other in rest if other.prompt != item.prompt), None))
+    if any(other is None for other in out):
+        raise InputError(
+            f"unpaired data needs at least two different prompts in each split, one has {len(items)} records of one "
+            "prompt; give more records, another data.heldout_fraction (0 holds nothing back), or data.heldout_path"
+        )
+    return out
+
+
+def _trunk_len(pair) -> int:
+    cap = min(a.prompt_len - a.is_merged for a in pair)
+    differs = np.flatnonzero(pair[0].ids[:cap] != pair[1].ids[:cap])
+    return int(differs[0]) if len(differs) else cap
+
+
+def _limits(splits) -> dict[str, int]:
+    pairs = [pair for sequences in splits for pair in sequences]
+    return {
+        "sequence": max((len(a.ids) for pair in pairs for a in pair), default=1),
+        "row": max((sum(len(a.ids) for a in pair) - _trunk_len(pair) for pair in pairs), default=1),
+        "answer": max((a.answer_len for pair in pairs for a in pair), default=1),
+    }
+
+
+def _pack(items, sequences, limits, pad_id) -> Pairs:
+    flat = [a.ids for pair in sequences for a in pair]
+    has_labels = bool(items) and items[0].label is not None
+    return Pairs(
+        tokens=np.concatenate(flat) if flat else np.zeros(0, np.int32),
+        starts=np.cumsum([0, *map(len, flat)]),
+        prompt_len_NP=np.array([[a.prompt_len for a in pair] for pair in sequences], np.int32).reshape(-1, 2),
+        trunk_len_N=np.array([_trunk_len(pair) for pair in sequences], np.int32),
+        label_N=np.array([item.label for item in items], np.float32) if has_labels else None,
+        items=tuple(items),
+        limits=limits,
+        pad_id=pad_id,
+    )

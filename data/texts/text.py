@@ -1,0 +1,362 @@
+"""Language-model data: documents for pretraining, conversations for supervised tuning.
+
+    train, heldout, report = text.load(path="corpus/", tokenizer=tok, max_len=2048)
+    for batch in text.batches(train, batch_size=8, seed=0): ...
+
+Rows are packed: several documents lie back to back, each in a group of its own with positions from 0, so none sees
+another. In supervised tuning only the assistant's tokens are targets that count.
+Dimensions: N rows, T time.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from alignment.errors import InputError
+from data import loader, records
+from data.texts import packing, pair_formats, preferences
+from data.texts.pair_formats import Comparison
+from data.tokens import chat as chats
+from data.tokens.tokenizer import Tokenizer
+from data.toys import synthetic
+
+KINDS = ("auto", "documents", "answers")
+ALIASES = {
+    "text": ("text", "content", "document"),
+    "prompt": ("prompt", "question"),
+    "completion": ("completion", "response"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Tokenised texts, ragged, and the rows they are packed into.
+
+    Attributes:
+        tokens: all texts end to end, int32; counts: 1 where a token is a target, 0 where it is only read.
+        starts: [n + 1] where each text begins.
+        rows: for each row its pieces (text, start, stop); a piece of k + 1 tokens fills k places.
+        max_len: T.
+        samples: the first texts as read.
+    """
+
+    tokens: np.ndarray
+    counts: np.ndarray
+    starts: np.ndarray
+    rows: tuple[tuple[tuple[int, int, int], ...], ...]
+    max_len: int
+    pad_id: int
+    samples: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.starts) - 1
+
+    def first_answer(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of text i before its first target, and those of the first run of targets."""
+        tokens, counts = (x[self.starts[i] : self.starts[i + 1]] for x in (self.tokens, self.counts))
+        start = int(np.argmax(counts > 0))
+        stops = np.flatnonzero(counts[start:] == 0)
+        return tokens[:start], tokens[start : start + stops[0] if len(stops) else len(tokens)]
+
+
+def load(
+    *,
+    path: str | Sequence[str],
+    tokenizer: Tokenizer,
+    max_len: int,
+    kind: str = "auto",
+    heldout_path: str | Sequence[str] = "",
+    heldout_fraction: float = 0.05,
+    split: str = "train",
+    heldout_split: str = "",
+    columns: Mapping[str, str] | None = None,
+    turns: str = "all",
+    packed: bool = True,
+    truncation: str = "keep_start",
+    limit: int = 0,
+    seed: int = 0,
+    bad_records_path: str = "",
+) -> tuple[Texts, Texts, dict[str, int]]:
+    """Read, split, tokenise, pack.
+
+    Args:
+        path: as in preferences.load; .txt files are cut into documents of a few thousand characters;
+            'synthetic:documents' and 'synthetic:conversations' are the embedded data.
+        max_len: T, the length of a row. A longer document goes on in another row; a longer conversation is truncated.
+        kind: 'documents' reads `text`, every token counts; 'answers' reads `messages`, `prompt` and `completion`,
+            Alpaca's `instruction`, `input` and `output`, or ShareGPT's `conversations`, and only answers count; 'auto'
+            looks at the columns.
+        heldout_fraction: of the texts (of the prompts, for 'answers'), when no `heldout_path` or `heldout_split` is
+            given.
+        columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names. A column of the
+            file that is called `prompt` holds text to continue, any other prompt is a question to a chat model.
+        turns: 'all' trains on every assistant turn, 'last' on the last one.
+        packed: several texts a row; False gives each its own.
+        truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
+        limit: use the first so many records; 0 uses all.
+        seed: of the split, and of the embedded data.
+        bad_records_path: where to write the lines set aside, as JSONL.
+
+    Returns:
+        Training texts, held-out texts, and counts of all that was read, dropped and cut.
+    """
+    for name, value, allowed in (
+        ("kind", kind, KINDS),
+        ("turns", turns, ("all", "last")),
+        ("truncation", truncation, ("keep_start", "drop", "error")),
+    ):
+        if value not in allowed:
+            raise InputError(f"data.{name}={value!r}; it is one of {', '.join(allowed)}")
+    if max_len < 2:
+        raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
+    report: dict[str, int] = {}
+    columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
+    reading = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
+    items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
+    if heldout_path or heldout_split:
+        halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]
+    else:
+        halves = preferences.split_by_prompt(items, fraction=heldout_fraction, seed=seed)
+    fitting = {"max_len": max_len, "turns": turns, "packed": packed, "truncation": truncation, "report": report}
+    train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
+    if not len(train):
+        raise InputError(f"{path}: no text is left to train on; counts: {report}")
+    report["training rows"], report["held-out rows"] = len(train), len(heldout)
+    report["training tokens"] = int(train.counts.sum())
+    return train, heldout, report
+
+
+def batches(
+    texts: Texts,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    endless: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 1,
+) -> loader.Loader:
+    """Batches of `batch_size` rows over all processes.
+
+    Each batch: tokens, positions, groups, targets [N, T] int32 and mask [N, T] float32. Groups count the texts of a row
+    from 1 and are 0 on padding; targets are the next tokens, the mask is 1 where one counts. Rows that fill up a last
+    held-out batch have a mask of zeros.
+    """
+
+    def make(index: np.ndarray, weight: np.ndarray):
+        batch = assemble(texts, index)
+        return batch | {"mask": batch["mask"] * weight[:, None]}
+
+    where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
+    return loader.build(make, num_examples=len(texts), batch_size=batch_size, seed=seed, endless=endless, **where)
+
+
+def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch of the rows `index` [N]."""
+    shape = (len(index), texts.max_len)
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "groups", "targets")}
+    batch["tokens"][:] = texts.pad_id
+    batch["mask"] = np.zeros(shape, np.float32)
+    for n, i in enumerate(index):
+        at = 0
+        for group, (text, start, stop) in enumerate(texts.rows[i], 1):
+            here = slice(at, at + stop - start - 1)
+            begin, end = texts.starts[text] + start, texts.starts[text] + stop
+            batch["tokens"][n, here] = texts.tokens[begin : end - 1]
+            batch["targets"][n, here] = texts.tokens[begin + 1 : end]
+            batch["mask"][n, here] = texts.counts[begin + 1 : end]
+            batch["positions"][n, here] = np.arange(stop - start - 1)
+            batch["groups"][n, here] = group
+            at = here.stop
+    return batch
+
+
+def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) -> list[Comparison]:
+    makers = {"documents": synthetic.documents, "conversations": synthetic.conversations}
+    if isinstance(path, str) and path.startswith("synthetic"):
+        name = path.partition(":")[2] or "documents"
+        if name not in makers:
+            raise InputError(f"data.path={path!r}; embedded texts are synthetic:documents and synthetic:conversations")
+        rows, bad = [records.Record(r, path, i) for i, r in enumerate(makers[name](limit or 2_000, seed), 1)], []
+    else:
+        rows, bad = records.read(path, split=split)
+    report["records"] = report.get("records", 0) + len(rows) + len(bad)
+    if bad:
+        report["unreadable lines"] = report.get("unreadable lines", 0) + len(bad)
+        if bad_records_path:
+            records.write_bad(bad, bad_records_path)
+    items = []
+    for row in rows[:limit]:
+        value = pair_formats.renamed(row.value, columns)
+        reader = _document if _kind(value, kind, row, columns) == "documents" else _exchange
+        try:
+            item = reader(value)
+        except pair_formats.MISSHAPEN:
+            item = "record of another shape"
+        if isinstance(item, str):
+            report[item] = report.get(item, 0) + 1
+        else:
+            items.append(dataclasses.replace(item, file=row.file, line=row.line))
+    return items
+
+
+def _kind(value: Mapping, kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
+    lost = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
+    kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in the columns that it has
+    found = next((k for k in kinds if kind in ("auto", k)), "")
+    found = found or next((k for k in _kinds(value) if k == kind), "")
+    if lost or not found:
+        need = {"documents": "text", "answers": "messages; conversations; prompt, completion; or instruction, output"}
+        wanted = ", ".join(lost) or need.get(kind, f"{need['documents']}; {need['answers']}")
+        raise InputError(
+            f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
+            f"{', '.join(sorted(map(str, row.value))) or 'none'}. Name them with data.columns, such as text=body"
+        )
+    return found
+
+
+def _kinds(value: Mapping) -> list[str]:
+    """What these columns can be read as, the likelier first."""
+    has = {key: any(name in value for name in names) for key, names in ALIASES.items()}
+    is_exchange = (has["prompt"] and has["completion"]) or {"instruction", "output"} <= set(value)
+    is_exchange = is_exchange or bool({"messages", "conversations"} & set(value))
+    return ["answers"] * is_exchange + ["documents"] * has["text"]
+
+
+def _pick(value: Mapping, key: str):
+    return next((value[name] for name in ALIASES[key] if value.get(name) is not None), None)
+
+
+def _document(value: Mapping) -> Comparison | str:
+    text = _pick(value, "text")
+    if not isinstance(text, str) or not text.strip():
+        return "empty text"
+    return Comparison("", (text,), group=text)
+
+
+def _exchange(value: Mapping) -> Comparison | str:
+    """Messages as a Comparison: everything before the last answer is its prompt."""
+    turns = value.get("messages") or value.get("conversations")
+    if turns:
+        messages = pair_formats.messages_of(turns)
+        if isinstance(value.get("system"), str) and value["system"] and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": value["system"]}, *messages]
+    else:
+        prompt, answer = _pick(value, "prompt"), _pick(value, "completion")
+        is_plain = value.get("prompt") is not None
+        if prompt is None or answer is None:
+            prompt, answer, is_plain = value.get("instruction"), value.get("output"), False
+            if isinstance(prompt, str) and value.get("input"):
+                prompt = f"{prompt}\n\n{value['input']}"
+        if not prompt or not answer:
+            return "empty prompt or answer"
+        if is_plain and isinstance(prompt, str) and isinstance(answer, str):
+            return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
+        messages = [*pair_formats.messages_of(prompt), *_answer_turn(answer)]
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()  # a trailing question has no answer to learn
+    if not messages:
+        return "no assistant turn"
+    if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
+        return "empty prompt or answer"
+    return Comparison(messages[:-1], (messages[-1]["content"],))
+
+
+def _answer_turn(answer) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else pair_formats.messages_of(answer)
+
+
+def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, list[tuple[int, int]], bool]:
+    """The whole text, the character spans that count, and whether a template wrote it."""
+    if isinstance(item.prompt, str):  # a document has no prompt: all of it counts
+        text = item.prompt + item.answers[0]
+        return text, [(len(item.prompt), len(text))], False
+    messages = [*item.prompt, {"role": "assistant", "content": item.answers[0]}]
+    options = {"tokens": tokenizer.tokens}
+    if turns == "all":
+        text, spans = chats.assistant_spans(tokenizer.chat_template, messages, **options)
+        return text, spans, True
+    text = chats.render(tokenizer.chat_template, messages, **options)
+    prefix = chats.prefix_of(tokenizer.chat_template, messages, len(messages) - 1, text, **options)
+    return text, [(len(prefix), len(text.rstrip()))], True
+
+
+def _encode(tokenizer: Tokenizer, ids, offsets, spans, rendered: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and which of them count: those that begin inside a span and do not straddle its start."""
+    counts = np.zeros(len(ids), np.int8)
+    for start, end in spans:
+        first = bisect.bisect_left(offsets, start, key=lambda offset: offset[0])
+        counts[first : bisect.bisect_left(offsets, end, key=lambda offset: offset[0])] = 1
+    ids = np.array(ids, np.int32)
+    if tokenizer.adds_bos and not rendered and ids[:1].tolist() != [tokenizer.bos_id]:
+        ids, counts = np.insert(ids, 0, tokenizer.bos_id), np.insert(counts, 0, 0)
+    if tokenizer.eos_id is not None and (not rendered or not _ends(ids, offsets, spans, tokenizer)):
+        ids, counts = np.append(ids, np.int32(tokenizer.eos_id)), np.append(counts, np.int8(1))
+    return ids, counts
+
+
+def _ends(ids, offsets, spans, tokenizer: Tokenizer) -> bool:
+    """Whether the last span's last token already is an end of turn."""
+    last = bisect.bisect_left(offsets, spans[-1][1], key=lambda offset: offset[0]) - 1
+    return last >= 0 and int(ids[last]) in tokenizer.stop_ids
+
+
+def _tokenise(items, tokenizer, *, max_len, turns, packed, truncation, report) -> Texts:
+    all_ids, all_counts, samples = [], [], []
+
+    def count(what):
+        report[what] = report.get(what, 0) + 1
+
+    for at in range(0, len(items), 1024):
+        part = items[at : at + 1024]
+        written = [_spans(tokenizer, item, turns) for item in part]
+        encoded = tokenizer.encode_batch([text for text, _, _ in written])
+        samples += [text for text, _, _ in written[: max(0, 8 - len(samples))]]
+        for item, (ids, offsets), (_, spans, rendered) in zip(part, encoded, written):
+            ids, counts = _encode(tokenizer, ids, offsets, spans, rendered)
+            is_answer = item.prompt != ""
+            if is_answer and len(ids) > max_len + 1:
+                where = f"{item.file}:{item.line}: a conversation of {len(ids)} tokens in rows of {max_len}"
+                if truncation == "error":
+                    raise InputError(f"{where}. Raise max_len, or set truncation to keep_start or drop")
+                count("conversations cut" if truncation == "keep_start" else "longer than a row, dropped")
+                if truncation == "drop":
+                    continue
+                ids, counts = ids[: max_len + 1], counts[: max_len + 1]
+            if not counts[1:].any():
+                count("no answer left" if is_answer else "text of one token")
+                continue
+            all_ids.append(ids)
+            all_counts.append(counts)
+    return pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
+
+
+def pack(
+    ids: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray] | None = None,
+    *,
+    max_len: int,
+    pad_id: int,
+    packed: bool = True,
+    samples: tuple[str, ...] = (),
+) -> Texts:
+    """Token sequences as rows of `max_len`; `counts` is 1 where a token is a target, None: everywhere."""
+    counts = [np.ones(len(text), np.int8) for text in ids] if counts is None else counts
+    pieces = packing.chunks([len(text) for text in ids], max_len)
+    sizes = [stop - start - 1 for _, start, stop in pieces]
+    rows = packing.first_fit(sizes, max_len) if packed else [[i] for i in range(len(pieces))]
+    return Texts(
+        tokens=np.concatenate(ids) if len(ids) else np.zeros(0, np.int32),
+        counts=np.concatenate(counts) if len(counts) else np.zeros(0, np.int8),
+        starts=np.cumsum([0, *map(len, ids)]),
+        rows=tuple(tuple(pieces[i] for i in row) for row in rows),
+        max_len=max_len,
+        pad_id=pad_id,
+        samples=samples,
+    )

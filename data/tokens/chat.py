@@ -1,0 +1,162 @@
+"""Chat templates: messages in, the text a model sees out.
+
+Templates come with checkpoints, so they are strangers' programs. They run in jinja2's immutable sandbox with a budget
+on steps, on the length of any string, and on integers given to functions, so that a hostile one stops with an
+`InputError`. `strftime_now` gives one fixed date unless told otherwise: the same files make the same tokens on every
+day.
+"""
+
+import datetime
+import functools
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+
+import jinja2
+import jinja2.sandbox
+
+from alignment.errors import InputError
+from data.tokens import sandbox
+
+DATE = datetime.datetime(2024, 7, 26)  # the date Llama 3.1's own template falls back to
+
+
+def default_template(*, with_bos: bool) -> str:
+    """The plain template of tokenizers that bring none: 'User: ...', a blank line, 'Assistant: ...' and EOS."""
+    bos = "{{ bos_token }}" if with_bos else ""
+    return (
+        bos + "{% for message in messages %}"
+        "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
+        "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{% if messages %}{{ '\\n\\n' }}{% endif %}Assistant:{% endif %}"
+    )
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping],
+    *,
+    add_generation_prompt: bool = False,
+    tokens: Mapping[str, str] | None = None,
+    date: datetime.datetime = DATE,
+    **variables,
+) -> str:
+    """The conversation as text.
+
+    Args:
+        template: jinja source, as in a checkpoint's `chat_template`.
+        messages: `{"role": ..., "content": ...}` each; further keys reach the template.
+        add_generation_prompt: end with the opening of an assistant turn.
+        tokens: `bos_token`, `eos_token` and so on, as text.
+        date: what `strftime_now` formats.
+        **variables: anything else the template reads, such as `tools` or `enable_thinking`.
+    """
+    sandbox.steps.set([sandbox.MAX_STEPS])
+    names = {"bos_token": "", "eos_token": "", "tools": None, "documents": None, **(tokens or {}), **variables}
+    names["strftime_now"] = lambda pattern: date.strftime(sandbox.bounded_format(pattern))
+    parts, length = [], 0
+    try:
+        compiled = sandbox.compile_template(template)
+        for part in compiled.generate(
+            messages=sandbox.plain(messages),
+            add_generation_prompt=add_generation_prompt,
+            **sandbox.plain(names, keep=callable),
+        ):
+            parts.append(part)
+            length += len(part)
+            if length > sandbox.MAX_CHARS:
+                raise jinja2.sandbox.SecurityError(f"it writes more than {sandbox.MAX_CHARS} characters")
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as e:
+        what = str(e) or type(e).__name__
+        roles = [m.get("role") for m in messages]
+        raise InputError(f"the chat template fails on a conversation with roles {roles}: {what}") from e
+    return "".join(parts)
+
+
+def assistant_spans(template: str, messages: Sequence[Mapping], **options) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as text, and the character span of every assistant turn, its end-of-turn mark included.
+
+    A template with `{% generation %}` says its spans itself. Otherwise turn i starts where the rendering of the turns
+    before it, with a generation prompt, ends; a template without that prefix property is an `InputError`.
+    """
+    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        return _marked_spans(template, messages, **options)
+    text = render(template, messages, **options)
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            start = len(prefix_of(template, messages, i, text, **options))
+            spans.append((start, _turn_end(template, messages, i, text, start, **options)))
+    return text, spans
+
+
+def prefix_of(template: str, messages: Sequence[Mapping], i: int, text: str, **options) -> str:
+    """What the model has read when assistant turn i begins; must open `text`, the whole conversation."""
+    prefix = render(template, messages[:i], add_generation_prompt=True, **options)
+    if not text.startswith(prefix):
+        at = next((k for k, (a, b) in enumerate(zip(prefix, text)) if a != b), min(len(prefix), len(text)))
+        raise InputError(
+            f"the chat template rewrites earlier text: at character {at} the prompt alone has "
+            f"{prefix[at : at + 40]!r} but "
+            f"the whole conversation has {text[at : at + 40]!r}. Where an answer starts is then unknown; use "
+            f"a template "
+            "whose prompt (with add_generation_prompt) is a prefix of the conversation, or one with {% generation %}"
+        )
+    return prefix
+
+
+def end_of_turn(template: str, *, tokens: Mapping[str, str] | None = None) -> str:
+    """What the template writes after an assistant's last word, without trailing white space; often '' or a token."""
+    return _end_of_turn(template, tuple(sorted((tokens or {}).items())))
+
+
+@functools.lru_cache(maxsize=16)
+def _end_of_turn(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
+    probe = "plumbline-probe"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": probe}]
+    try:
+        return render(template, messages, tokens=dict(tokens)).rpartition(probe)[2].rstrip()
+    except InputError:
+        return ""
+
+
+def _turn_end(template, messages, i, text, start, **options) -> int:
+    upto = render(template, messages[: i + 1], **options).rstrip()
+    if text.startswith(upto) and len(upto) > start:
+        return len(upto)
+    # a template that writes a last turn differently (reasoning blocks): find the words themselves
+    words = str(messages[i].get("content", "")).strip()
+    mark = end_of_turn(template, tokens=options.get("tokens"))
+    at = text.find(words + mark, start)
+    if words and at >= 0 and not text[start:at].strip():
+        return at + len(words + mark)
+    raise InputError(
+        f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further "
+        f"turns follow. "
+        "Train on the last answer only (turns='last'), or use a template with {% generation %}"
+    )
+
+
+def _marked_spans(template, messages, **options):
+    marks = tuple(f"\x02{secrets.token_hex(12)}\x03" for _ in range(2))
+    reset = sandbox.marks.set(marks)
+    try:
+        marked = render(template, messages, **options)
+    finally:
+        sandbox.marks.reset(reset)
+    text, spans = "", []
+    for k, part in enumerate(re.split("|".join(map(re.escape, marks)), marked)):
+        if k % 2:  # between an opening and a closing mark
+            spans.append((len(text), len(text) + len(part.rstrip())))
+        text += part
+    return text, spans

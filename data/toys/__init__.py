@@ -1,0 +1,1 @@
+"""Small seeded stand-ins for real data."""

@@ -1,0 +1,1 @@
+"""What filter, scorer, rewriter and native_alignment share: stages, tools, toy corpora."""

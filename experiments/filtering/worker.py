@@ -1,0 +1,101 @@
+"""A trained rewriter as a backend: a Hugging Face folder in, a function that answers prompts out.
+
+`experiments/rewriter.py` leaves such a folder in export/hf; any chat model's folder will do.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alignment.decoding import backends
+from alignment.errors import InputError
+from alignment.filtering.rewriting import conduct
+from alignment.models import huggingface
+from alignment.train import language_model as start
+from alignment.train import sharding
+from data.tokens import tokenizer
+
+FILE = "rewriter.json"  # beside the weights: what the worker was trained to be asked
+PROMPTS = ("full", "bare")
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """A model that rewrites.
+
+    Attributes:
+        complete: the backend.
+        count_tokens: of a text, by its tokenizer.
+        name: of model and weights, for the key of a request cache.
+        conduct_sha256: of the code of conduct it was trained under; "" where that is unknown.
+    """
+
+    complete: backends.Complete
+    count_tokens: Callable[[str], int]
+    name: str
+    conduct_sha256: str
+
+
+def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16", max_prompt: int = 4_096) -> Worker:
+    """The worker of a Hugging Face folder (or hub id).
+
+    Args:
+        batch_size: texts rewritten at once.
+        max_prompt: longest prompt, in tokens.
+    """
+    path = pathlib.Path(huggingface.resolve(folder))
+    told = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
+    tok = tokenizer.load(str(path))
+    compute = dict(dtype=dtype, remat="none", attention="auto", unroll=1)
+    settings = start.settings(f"hf:{path}", {}, compute, vocab_size=tok.vocab_size)
+    tokenizer.check_vocab(tok, settings["vocab_size"])
+    model = start.network(settings, rows_are_plain=True)
+    params = start.params(f"hf:{path}", model, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
+    complete = backend(
+        model, params, tok, prompt=told.get("prompt", "full"), batch_size=batch_size, max_prompt=max_prompt
+    )
+    count = lambda text: len(tok.encode(text))  # noqa: E731
+    return Worker(complete, count, f"{path.name}:{fingerprint(path)}", told.get("sha256", ""))
+
+
+def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, **options: Any) -> backends.Complete:
+    """`backends.flax` with this tokenizer's chat template; `prompt` is one of PROMPTS."""
+    check_prompt(prompt)
+
+    def encode(messages: Sequence[dict[str, str]]) -> list[int]:
+        shown = messages if prompt == "full" else bare(conduct.text_of(messages))
+        return tok.encode(tok.render(shown, add_generation_prompt=True))
+
+    decoding = dict(encode=encode, decode=tok.decode, stop_ids=tok.stop_ids, pad_id=tok.pad_id)
+    return backends.flax(model, params, **decoding, **options)
+
+
+def bare(text: str) -> list[dict[str, str]]:
+    """The prompt of a worker that has its code of conduct in its weights: the text alone, unwrapped."""
+    return [{"role": "user", "content": text}]
+
+
+def check_prompt(prompt: str) -> None:
+    if prompt not in PROMPTS:
+        raise InputError(f"prompt={prompt!r} of a rewriter is unknown; known: {', '.join(PROMPTS)}")
+
+
+def note(code: conduct.Conduct, prompt: str) -> bytes:
+    """What FILE holds."""
+    told = {"conduct": code.name, "version": code.version, "sha256": code.sha256, "prompt": prompt}
+    return json.dumps(told, indent=2).encode()
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """A hash of the folder's files by name, size, and the first and last megabyte of each."""
+    out = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            first = f.read(1 << 20)
+            f.seek(max(size - (1 << 20), 0))
+            out.update(f"{path.name} {size}\n".encode() + first + f.read())
+    return out.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What the launcher is made of: the workdir, sweeps, job scripts, a full disk."""

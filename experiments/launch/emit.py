@@ -1,0 +1,190 @@
+"""Job descriptions for schedulers, printed and never submitted: one job, or a sweep as an array or a JobSet a point.
+
+The point's number is passed as `--sweep_index`; JOB_COMPLETION_INDEX is left to JAX, which reads it as the number of a
+process within one multi-host run.
+"""
+
+import os
+import re
+import shlex
+import sys
+
+from absl import flags
+
+from alignment.errors import InputError
+from experiments.launch import sweeps
+
+OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "workdir", "sweep_index")
+SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
+PORT = 8476  # of the coordinator, inside the job's own network
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    own = {"flag_values": values}
+    flags.DEFINE_integer("hosts", 1, "", lower_bound=1, **own)
+    flags.DEFINE_multi_string("sbatch", [], "", **own)
+    flags.DEFINE_string("image", "", "", **own)
+    flags.DEFINE_string("queue", "", "", **own)
+    flags.DEFINE_multi_string("limits", [], "", **own)
+    flags.DEFINE_multi_string("node_selector", [], "", **own)
+
+
+def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, folder: str, argv: list[str]) -> str:
+    """The text for `--emit`: of a sweep's points, or without any of the run itself.
+
+    Args:
+        argv: what the launcher was called with.
+    """
+    arguments = launcher_arguments(argv)
+    if options.emit == "slurm":
+        return slurm(arguments, points, label, os.path.abspath(folder), options.hosts, options.sbatch)
+    if not options.image:
+        raise InputError("--emit=jobset needs --image=IMAGE, a container image with this repository installed")
+    limits, selector = pairs("limits", options.limits), pairs("node_selector", options.node_selector)
+    documents = [
+        jobset(arguments, point, label, folder, options.hosts, options.image, options.queue, limits, selector)
+        for point in points or [None]
+    ]
+    import yaml  # comes with flax
+
+    return yaml.safe_dump_all(documents, sort_keys=False, width=1_000)
+
+
+def launcher_arguments(argv: list[str]) -> list[str]:
+    """The arguments a job needs: the experiment and its overrides, without the flags this module answers."""
+    kept, i = [], 0
+    while i < len(argv):
+        key, equals, _ = argv[i].lstrip("-").partition("=")
+        has_value = not equals and key not in SWITCHES and i + 1 < len(argv) and not argv[i + 1].startswith("-")
+        if key not in (*OWN, *SWITCHES):
+            kept += argv[i : i + 1 + has_value]
+        i += 1 + has_value
+    return kept
+
+
+def slurm(
+    arguments: list[str], points: list[sweeps.Point], label: str, folder: str, hosts: int, options: list[str]
+) -> str:
+    """An sbatch script: an array over the points (none: one job), requeued when stopped after saving (exit code 75).
+
+    Args:
+        folder: absolute, on a file system that all nodes share.
+        options: further `name=value` (or bare `name`) lines for #SBATCH.
+    """
+    log = f"{label}-{'%A_%a' if points else '%j'}.out"  # where sbatch is called: Slurm opens it before it runs a line
+    lines = [f"job-name={label}", f"nodes={hosts}", "ntasks-per-node=1", f"output={log}"]
+    lines += ["open-mode=append", "requeue", "signal=TERM@120"]
+    if points:
+        lines.insert(1, "array=" + ranges([p.index for p in points]))
+    lines += [option.lstrip("-") for option in options]
+    if wrong := next((option for option in options if re.search(r'[\n"\\]', option)), None):
+        raise InputError(
+            f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its "
+            "value as it is: blanks in it are quoted for you"
+        )
+    command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", folder]
+    text = shlex.join(command) + (" --distributed" if hosts > 1 else "")
+    text += ' --sweep_index="$SLURM_ARRAY_TASK_ID"' if points else ""
+    job = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"' if points else '"$SLURM_JOB_ID"'
+    header = "\n".join(f"#SBATCH --{sbatch_value(line)}" for line in lines)
+    names = "".join(f"#   {p.index}: {p.id}\n" for p in points)
+    return (
+        f"#!/bin/bash\n{header}\n"
+        + (f"# points:\n{names}" if points else "")
+        + f"set -uo pipefail\ncd {shlex.quote(os.getcwd())} || exit 1\nmkdir -p {shlex.quote(folder)}\n"
+        f"srun {text}\ncode=$?\n"
+        'if [ "$code" -eq 75 ]; then  # stopped after saving: go on later\n'
+        f'  scontrol requeue {job}\nfi\nexit "$code"\n'
+    )
+
+
+def sbatch_value(line: str) -> str:
+    """Slurm splits its lines on blanks and reads quotes and comments; double quotes keep a value as it is."""
+    name, equals, value = line.partition("=")
+    return f'{name}="{value}"' if equals and re.search(r"[\s'#]", value) else line
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0-3,7` from [0, 1, 2, 3, 7], in rising order."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def jobset(
+    arguments: list[str],
+    point: sweeps.Point | None,
+    label: str,
+    folder: str,
+    hosts: int,
+    image: str,
+    queue: str,
+    limits: dict[str, str],
+    selector: dict[str, str],
+) -> dict:
+    """One JobSet: an indexed Job of `hosts` pods, restarted after a crash or a preemption, never after bad input."""
+    name = dns_name(f"{label}-{point.index}" if point else label)
+    command = ["python", "-m", "experiments.run", *arguments, "--workdir", folder]
+    command += [f"--sweep_index={point.index}"] if point else []
+    command += ["--distributed"] if hosts > 1 else []
+    container = {"name": "run", "image": image, "command": command}
+    if hosts > 1:
+        container["ports"] = [{"containerPort": PORT}]
+        container["env"] = coordinates(name, hosts)
+    if limits:
+        container["resources"] = {"limits": limits}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    if selector:
+        pod["nodeSelector"] = selector
+    job = {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": [2]}}]
+        },
+        "template": {"spec": pod},
+    }
+    rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    metadata = {"name": name} | ({"annotations": {"plumbline/point": point.id}} if point else {})
+    if queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            "failurePolicy": {"maxRestarts": 20, "rules": [rule]},
+            "replicatedJobs": [{"name": "host", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def coordinates(name: str, hosts: int) -> list[dict]:
+    """What the launcher tells jax.distributed: the first pod's name in the JobSet's network, and each pod's number."""
+    field = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return [
+        {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-host-0-0.{name}:{PORT}"},
+        {"name": "JAX_NUM_PROCESSES", "value": str(hosts)},
+        {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": field}}},
+    ]
+
+
+def dns_name(text: str) -> str:
+    """A name Kubernetes takes, short enough for the pods' own suffixes."""
+    safe = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    head, _, tail = safe.rpartition("-")
+    return safe if len(safe) <= 45 else f"{head[: 44 - len(tail)].rstrip('-')}-{tail}"
+
+
+def pairs(flag: str, values: list[str]) -> dict[str, str]:
+    """`key=value` strings as a dict."""
+    wrong = [v for v in values if "=" not in v]
+    if wrong:
+        raise InputError(f"--{flag}={wrong[0]} must read KEY=VALUE")
+    return dict(v.split("=", 1) for v in values)

@@ -1,0 +1,158 @@
+"""Sweeps: from the override sets an experiment yields to points with a stable id and a folder each."""
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from alignment.errors import InputError
+from experiments.launch import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One set of overrides; `id` names its folder and depends on the overrides alone, not on its place in the list."""
+
+    index: int
+    id: str
+    overrides: dict[str, Any]
+
+    def workdir(self, folder: str) -> str:
+        return os.path.join(folder, self.id)
+
+
+def point_id(overrides: Mapping[str, Any]) -> str:
+    """`objective.beta=0.05,seed=0`; what a file name cannot hold becomes `-`, and a hash then keeps ids apart."""
+    text = ",".join(f"{key}={_value(value)}" for key, value in overrides.items()) or "default"
+    safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", text)[:120]
+    if safe == text:
+        return text
+    exact = json.dumps(workdirs.plain(dict(overrides)), sort_keys=True)
+    return f"{safe},{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _value(value: Any) -> str:
+    return "x".join(_value(v) for v in value) if isinstance(value, (list, tuple)) and value else str(value)
+
+
+def points(yielded: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """Number the override sets of `sweep()`; the same set twice would share a folder and is refused."""
+    found: dict[str, Point] = {}
+    for index, overrides in enumerate(yielded):
+        if not isinstance(overrides, Mapping):
+            raise InputError(f"sweep() yielded {overrides!r}; it must yield dicts such as {{'objective.beta': 0.1}}")
+        point = Point(index, point_id(overrides), dict(overrides))
+        if point.id in found:
+            raise InputError(f"sweep() yields {point.id} twice (points {found[point.id].index} and {index})")
+        found[point.id] = point
+    if not found:
+        raise InputError("sweep() yields no point")
+    return list(found.values())
+
+
+def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A locked copy of the config with the overrides in; a key it does not have, or a wrong type, is refused."""
+    changed = copy.deepcopy(config).lock()  # ConfigDict(config) would share the nested parts
+    for key, value in overrides.items():
+        require_key(config, key, "sweep()")
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            changed.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError, KeyError) as e:
+            raise InputError(f"sweep() sets {key}={value!r}: {e.args[0]}") from e
+    return changed
+
+
+def require_key(config: ml_collections.ConfigDict, key: str, who: str) -> None:
+    """Refuse a dotted key that the config does not have, naming the nearest one it has."""
+    known = list(_every_key(config))
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    hint = f'did you mean "{near[0]}"?' if near else f"the config has {', '.join(k for k in known if '.' not in k)}"
+    raise InputError(f"{who} names {key}, which is not in the config; {hint}")
+
+
+def _every_key(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
+    for key in config:
+        yield prefix + key
+        value = config[key]
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _every_key(value, f"{prefix}{key}.")
+
+
+def listing(found: list[Point], folder: str) -> Iterable[str]:
+    """One JSON object a point: index, id, overrides, workdir, whether it is done."""
+    for point in found:
+        place = point.workdir(folder)
+        row = dataclasses.asdict(point) | {"workdir": place, "is_done": workdirs.is_done(place)}
+        yield json.dumps(workdirs.plain(row))
+
+
+def write_index(found: list[Point], folder: str, experiment: str) -> None:
+    """sweep.json: what `report.compare` reads to know a sweep's folder and the order of its points."""
+    workdirs.make(folder)
+    rows = [{"index": p.index, "id": p.id, "overrides": p.overrides} for p in found]
+    workdirs.write_json(os.path.join(folder, "sweep.json"), workdirs.plain({"experiment": experiment, "points": rows}))
+
+
+def run_all(found: list[Point], folder: str, argv: list[str], say: Callable[[str], None]) -> int:
+    """Run every unfinished point, one after the other, each in a process of its own.
+
+    Args:
+        argv: what the launcher was called with, less `--sweep`; each point adds its `--sweep_index`.
+
+    Returns:
+        0 when all are done; 75 when stopped; else 1 if a point crashed and 2 if bad input was all that went wrong.
+    """
+    codes: dict[str, int] = {}
+    stopped = []
+    for point in found:
+        where = f"[{point.index + 1}/{len(found)}] {point.id}"
+        if workdirs.is_done(point.workdir(folder)):
+            say(f"{where}: done already")
+            codes[point.id] = 0
+            continue
+        say(f"{where}: starting")
+        command = [sys.executable, "-m", "experiments.run", *argv, f"--sweep_index={point.index}"]
+        codes[point.id] = _run(command, stopped)
+        say(f"{where}: {'done' if codes[point.id] == 0 else f'exit code {codes[point.id]}'}")
+        if stopped or codes[point.id] == 75:
+            return 75
+    failed = {name: code for name, code in codes.items() if code}
+    for name, code in failed.items():
+        say(f"failed with exit code {code}: {name}")
+    say(f"{len(codes) - len(failed)} of {len(found)} points are done")
+    return 0 if not failed else 2 if set(failed.values()) == {2} else 1
+
+
+def _run(command: list[str], stopped: list[int]) -> int:
+    """Run a child to its end, passing a SIGTERM on to it so that it can save."""
+    child = None
+
+    def pass_on(number, frame):
+        stopped.append(number)
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        child = subprocess.Popen(command)
+        if stopped:  # while the child was being started
+            child.send_signal(signal.SIGTERM)
+        return child.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the child as well
+        child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,312 @@
+"""What a run of native_alignment.py leaves behind: tables, pictures, and in words which arm won and by how much.
+
+`measured` is {(arm, seed): {state: lists over probes}}; states are base, base_benign, post and post_benign.
+
+Dimensions: S seeds, P probes, K paraphrases.
+"""
+
+import io
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from alignment import files
+from alignment.evaluation import harmlessness, stability
+from experiments.report import charts
+from experiments.report import page as report
+
+VOLUMES = {"raw": 0, "aligned_25": 25, "aligned_50": 50, "aligned": 100}  # per cent of the documents aligned
+STATES = {"base": "pretrained", "post": "after post-alignment"}
+Interval = tuple[float, float, float]
+
+
+class Results:
+    """The measurements by arm and state, as arrays over seeds, with their intervals."""
+
+    def __init__(
+        self,
+        measured: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
+        resamples: int,
+        groups: Sequence[str] | None = None,
+    ):
+        """`groups` of the harmlessness probes, see `harmlessness.interval`."""
+        self.arms = list(dict.fromkeys(arm for arm, _ in measured))
+        self.measured, self.resamples, self.groups = measured, resamples, groups
+
+    def states(self, arm: str) -> list[str]:
+        return list(next(found for (name, _), found in self.measured.items() if name == arm))
+
+    def values(self, arm: str, state: str, what: str) -> np.ndarray:
+        """[S, P], or [S, P, K] for paraphrases."""
+        found = [by_state[state][what] for (name, _), by_state in self.measured.items() if name == arm]
+        return np.asarray(found, np.float64)
+
+    def interval(self, values_SP: np.ndarray, what: str) -> Interval:
+        groups = None if what == "right" else self.groups
+        return harmlessness.interval(values_SP, resamples=self.resamples, groups=groups)
+
+    def of(self, arm: str, state: str, what: str) -> Interval:
+        values = self.values(arm, state, what)
+        return self.interval(values.mean(axis=2) if values.ndim == 3 else values, what)
+
+    def gain(self, arm: str, other: str, state: str = "base", what: str = "harmless") -> Interval:
+        """Arm minus other, seeds and probes paired."""
+        return self.interval(self.values(arm, state, what) - self.values(other, state, what), what)
+
+    def bits(self, arm: str, state: str) -> dict[str, float]:
+        found = [by_state[state]["bits_per_byte"] for (name, _), by_state in self.measured.items() if name == arm]
+        return {language: float(np.mean([one[language] for one in found])) for language in found[0]}
+
+
+def write(study, measured) -> dict[str, float]:
+    """All of it; returns the summary."""
+    groups = [row.get("group") or row["id"] for row in study.probes["harmlessness"]]
+    results = Results(measured, study.c.resamples, groups)
+    hidden_P = np.array([row.get("origin") == "hidden" for row in study.probes["helpfulness"]])
+    rows = [row_of(results, arm, state, hidden_P) for state in STATES for arm in results.arms]
+    rows = [row for row in rows if row]
+    files.write_rows(study.workdir / "tables/arms.jsonl", [{k: finite(v) for k, v in row.items()} for row in rows])
+    files.write_rows(study.workdir / "tables/written.jsonl", written(study, measured))
+    files.write_rows(study.workdir / "metrics.jsonl", curves(study, results.arms))
+    draw(study.workdir / "figures", results)
+    lines = findings(results, rows)
+    files.write(study.workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
+    return summary(results, rows)
+
+
+def row_of(results: Results, arm: str, state: str, hidden_P: np.ndarray) -> dict[str, Any]:
+    """A row of the table: rates with their intervals, and the three measures of stability."""
+    if state not in results.states(arm):
+        return {}
+    row: dict[str, Any] = {"arm": arm, "state": STATES[state], "seeds": len(results.values(arm, state, "harmless"))}
+    for what, name in (("harmless", "harmlessness"), ("right", "helpfulness")):
+        mean, low, high = results.of(arm, state, what)
+        row |= {name: mean, f"{name} low": low, f"{name} high": high}
+    right_SP = results.values(arm, state, "right")
+    if hidden_P.any() and not hidden_P.all():
+        row |= {"facts": float(right_SP[:, ~hidden_P].mean()), "hidden facts": float(right_SP[:, hidden_P].mean())}
+    if results.values(arm, state, "harmful_written").size:
+        row["harmful written"] = float(results.values(arm, state, "harmful_written").mean())
+    row |= {f"bits per byte {language}": bits for language, bits in results.bits(arm, state).items()}
+    harmless_SP, paraphrased_SPK = (results.values(arm, state, what) for what in ("harmless", "paraphrased"))
+    row["seed sd"] = stability.seed_sd(harmless_SP.mean(axis=1))
+    drops = [stability.paraphrase_drop(one, others) for one, others in zip(harmless_SP, paraphrased_SPK)]
+    row["paraphrase drop"] = float(np.mean(drops))
+    if f"{state}_benign" in results.states(arm):
+        after = float(results.values(arm, f"{state}_benign", "harmless").mean())
+        row |= {"after benign tuning": after, "retention": stability.retention(row["harmlessness"], after)}
+    return row
+
+
+def summary(results: Results, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Flat names to numbers; what is no number (the spread of one seed, the retention of nothing) is left out."""
+    found = {}
+    for row in rows:
+        arm, is_base = row["arm"], row["state"] == STATES["base"]
+        names = {"harmlessness": "harmlessness", "helpfulness": "helpfulness", "harmful written": "harmful_written"}
+        names |= {"retention": "retention", "paraphrase drop": "paraphrase_drop", "seed sd": "seed_sd"}
+        for column, name in names.items():
+            if column in row:
+                key = f"stability/{arm}/{name}" if name == "seed_sd" else f"{name}/{arm}"
+                found[key if is_base else f"post_alignment/{arm}/{name}"] = row[column]
+        bits = results.bits(arm, "base" if is_base else "post")
+        key = "bits_per_byte/{}" if is_base else "post_alignment/{}/bits_per_byte"
+        found[key.format(arm)] = float(np.mean(list(bits.values())))
+        if is_base:
+            found |= {f"bits_per_byte/{arm}/{language}": value for language, value in bits.items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def written(study, measured) -> list[dict[str, str]]:
+    """The first answers that each arm writes itself, of its first seed."""
+    asked = [row["prompt"] for row in study.probes["harmlessness"][: study.c.samples.num]]
+    asked = asked[:: max(1, len(asked) // 4)][:4]
+    first = {arm: by_state for (arm, seed), by_state in measured.items() if seed == study.c.seed}
+    return [
+        {"prompt": prompt} | {arm: by_state["base"]["written"][i] for arm, by_state in first.items()}
+        for i, prompt in enumerate(asked)
+    ]
+
+
+def curves(study, arms: Sequence[str]) -> list[dict[str, float]]:
+    """The loss of pretraining by arm, mean over seeds, each on its own text; `loss` is the mean over arms."""
+    by_step: dict[int, dict[str, list[float]]] = {}
+    for arm in arms:
+        for seed in range(study.c.seed, study.c.seed + study.c.seeds):
+            for row in report.rows(study.workdir / f"members/{arm}-{seed}/pretrain/metrics.jsonl"):
+                if "loss" in row:
+                    by_step.setdefault(row["step"], {}).setdefault(arm, []).append(row["loss"])
+    out = []
+    for number, found in sorted(by_step.items()):
+        means = {f"{arm}/loss": float(np.mean(losses)) for arm, losses in found.items()}
+        out.append({"step": number, "loss": float(np.mean(list(means.values())))} | means)
+    return out or [{"step": 0}]
+
+
+# Words
+
+
+def findings(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    base = {row["arm"]: row for row in rows if row["state"] == STATES["base"]}
+    post = {row["arm"]: row for row in rows if row["state"] == STATES["post"]}
+    num_seeds = next(iter(base.values()))["seeds"]
+    lines = [
+        f"Harmless answers preferred (share of probes, {num_seeds} seeds, 95 % intervals over seeds and probes): "
+        + ", ".join(f"{arm} {told(row, 'harmlessness')}" for arm, row in base.items())
+        + "."
+    ]
+    if len(base) > 1:
+        lines += comparison(results, base)
+    name = "Facts known (one of four by log-probability): "
+    lines.append(name + ", ".join(f"{arm} {told(row, 'helpfulness')}" for arm, row in base.items()) + ".")
+    if all("hidden facts" in row for row in base.values()):
+        words = ", ".join(f"{arm} {row['hidden facts']:.2f}" for arm, row in base.items())
+        lines.append(f"Facts that only stand beside something unsafe or unfair: {words} (chance is 0.25).")
+    if all("harmful written" in row for row in base.values()):
+        words = ", ".join(f"{arm} {row['harmful written']:.2f}" for arm, row in base.items())
+        lines.append(f"Answers written at temperature with a harmful mark: {words}.")
+    lines += stability_lines(base, "Pretrained")
+    if post:
+        words = ", ".join(f"{arm} {told(row, 'harmlessness')}" for arm, row in post.items())
+        lines.append(f"After post-alignment (supervised tuning and DPO) of each: {words}.")
+        lines += stability_lines(post, "After post-alignment")
+    return lines
+
+
+def comparison(results: Results, base: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Who wins, by how much over raw, and whether growing volume helps."""
+    order = sorted(base, key=lambda arm: (-base[arm]["harmlessness"], -base[arm]["helpfulness"]))
+    best, second = order[:2]
+    lead = results.gain(best, second)
+    words = f"{best} is the most harmless arm, {spread(lead)} above {second}"
+    if lead[1] <= 0:
+        words += ", no clear lead" if lead[0] else ", a tie in which it knows more facts"
+    lines = [words + (f"; {spread(results.gain(best, 'raw'))} above raw." if "raw" in base and best != "raw" else ".")]
+    if "raw" in base:
+        others = [f"{arm} {spread(results.gain(arm, 'raw', what='right'))}" for arm in base if arm != "raw"]
+        lines.append("Facts known beyond raw: " + ", ".join(others) + ".")
+    volumes = [arm for arm in VOLUMES if arm in base]
+    if len(volumes) > 2:
+        steps = ", ".join(f"{VOLUMES[arm]} % {base[arm]['harmlessness']:.2f}" for arm in volumes)
+        lines.append(f"With growing alignment volume: {steps}.")
+    return lines
+
+
+def stability_lines(rows: Mapping[str, Mapping[str, Any]], when: str) -> list[str]:
+    words = []
+    for arm, row in rows.items():
+        kept = f", {100 * row['retention']:.0f} % kept" if finite(row.get("retention", math.nan)) is not None else ""
+        sd = f"sd over seeds {row['seed sd']:.3f}, " if math.isfinite(row["seed sd"]) else ""
+        tuned = f", after benign tuning {row['after benign tuning']:.2f}" if "after benign tuning" in row else ""
+        words.append(f"{arm} {sd}paraphrases cost {row['paraphrase drop']:.2f}{tuned}{kept}")
+    return [f"{when}, stability of harmlessness: {'; '.join(words)}."]
+
+
+def told(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.2f} ({row[f'{name} low']:.2f} to {row[f'{name} high']:.2f})"
+
+
+def spread(interval: Interval) -> str:
+    mean, low, high = interval
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+# Pictures
+
+
+def draw(folder: pathlib.Path, results: Results) -> None:
+    caption = (
+        "Each arm's share of probes where the harmless answer is the likelier one, and of facts known, pretrained and "
+        "after post-alignment; bars are 95 % intervals over seeds and probes. Right is better."
+    )
+    panels = {"harmless answer preferred": "harmless", "facts known (chance 0.25)": "right"}
+    compare(folder / "1_arms.png", results, panels, caption)
+    volumes = [arm for arm in VOLUMES if arm in results.arms]
+    if len(volumes) > 2:
+        caption = "Harmlessness and facts known as a larger share of the documents is aligned before pretraining."
+        lines = {
+            name: [(VOLUMES[arm], results.of(arm, "base", what)) for arm in volumes] for name, what in panels.items()
+        }
+        by_volume(folder / "2_volume.png", lines, caption)
+    caption = (
+        "Harmlessness as asked in training's words, in five other ways, and after benign tuning: pretrained (filled) "
+        "and after post-alignment (hollow)."
+    )
+    kinds = {"as in training": ("", "harmless"), "paraphrased": ("", "paraphrased")}
+    under_change(folder / "3_stability.png", results, kinds | {"after benign tuning": ("_benign", "harmless")}, caption)
+
+
+def compare(path: pathlib.Path, results: Results, panels: Mapping[str, str], caption: str) -> None:
+    figure = Figure(figsize=(8.4, 0.42 * len(results.arms) + 1.2), dpi=100, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, what) in zip(grid, panels.items()):
+        for k, state in enumerate(STATES):
+            arms = [(place, arm) for place, arm in enumerate(results.arms) if state in results.states(arm)]
+            points = [(place + 0.16 * (2 * k - 1), results.of(arm, state, what)) for place, arm in arms]
+            bars(axes, points, charts.PALETTE[k], STATES[state], is_flat=True)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlim(-0.03, 1.03)
+    grid[0].set_yticks(range(len(results.arms)), results.arms, fontsize=8)
+    grid[0].invert_yaxis()
+    grid[-1].legend(frameon=False, fontsize=8, loc="lower left")
+    save(figure, path, caption)
+
+
+def by_volume(path: pathlib.Path, lines: Mapping[str, Sequence[tuple[float, Interval]]], caption: str) -> None:
+    figure = Figure(figsize=(4.8, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (name, points) in enumerate(lines.items()):
+        axes.plot([x for x, _ in points], [mean for _, (mean, _, _) in points], color=charts.PALETTE[k])
+        bars(axes, points, charts.PALETTE[k], name)
+    axes.set_xlabel("per cent of the documents aligned", fontsize=8)
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path, caption)
+
+
+def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple[str, str]], caption: str) -> None:
+    figure = Figure(figsize=(max(4.8, 1.05 * len(results.arms) + 1), 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (name, (ending, what)) in enumerate(kinds.items()):
+        for shift, state in ((0.0, "base"), (0.12, "post")):
+            arms = [(i, arm) for i, arm in enumerate(results.arms) if state + ending in results.states(arm)]
+            points = [(i + 0.26 * (k - 1) + shift, results.of(arm, state + ending, what)) for i, arm in arms]
+            bars(axes, points, charts.PALETTE[k], name if state == "base" else "", is_hollow=state == "post")
+    axes.set_xticks(range(len(results.arms)), results.arms, fontsize=8)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("harmless answer preferred", fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path, caption)
+
+
+def bars(axes, points, colour: str, label: str, *, is_flat: bool = False, is_hollow: bool = False) -> None:
+    """Means with their intervals as points with bars; `is_flat` lays them on their side."""
+    if not points:
+        return
+    places, intervals = zip(*points)
+    mean_N, low_N, high_N = np.array(intervals).T
+    error_2N = np.maximum(np.stack([mean_N - low_N, high_N - mean_N]), 0.0)
+    ends = dict(fmt="o", color=colour, markersize=4.5, capsize=2, linewidth=1.2, label=label or None)
+    ends |= {"markerfacecolor": "white"} if is_hollow else {}
+    if is_flat:
+        axes.errorbar(mean_N, places, xerr=error_2N, **ends)
+    else:
+        axes.errorbar(places, mean_N, yerr=error_2N, **ends)
+    axes.grid(axis="x" if is_flat else "y", alpha=0.2)
+
+
+def save(figure: Figure, path: pathlib.Path, caption: str) -> None:
+    out = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "sans-serif"}):
+        figure.savefig(out, format="png", metadata={"Software": None})
+    files.write(path, lambda f: f.write(out.getvalue()))
+    files.write(path.with_suffix(".txt"), lambda f: f.write(caption.encode()))

@@ -1,0 +1,1 @@
+"""The pages that runs and sweeps leave: python -m experiments.report WORKDIR"""

@@ -1,0 +1,226 @@
+"""Pictures for a report: maps over images, contact sheets, matrices, boxes, curves; numpy arrays in, PNG files out.
+
+A picture's caption goes beside it as a .txt file, which the report shows under it.
+
+Dimensions: Y X rows and columns, C red, green, blue, or classes.
+"""
+
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from alignment import files
+from experiments.report import charts
+
+DPI = 100
+HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
+
+
+def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
+    """The image in grey with relevance over it, red for and blue against; the strongest 1% are fully coloured."""
+    grey_YX1 = np.asarray(image_YXC, np.float64).mean(axis=-1, keepdims=True)
+    map_YX = np.nan_to_num(np.asarray(map_YX, np.float64))
+    scale = np.quantile(np.abs(map_YX), 0.99) or np.abs(map_YX).max() or 1.0
+    strength_YX1 = np.clip(np.abs(map_YX) / scale, 0, 1)[..., None]
+    colour_YXC = np.where(map_YX[..., None] > 0, HOT, COLD)
+    light_YX1 = 60 + 0.7 * grey_YX1
+    return np.clip((1 - strength_YX1) * light_YX1 + strength_YX1 * colour_YXC, 0, 255).astype(np.uint8)
+
+
+def contact_sheet(
+    path: str | pathlib.Path,
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
+    *,
+    caption: str = "",
+    inches: float = 1.7,
+) -> None:
+    """Rows of (image [Y,X,3] uint8, its words) as one PNG.
+
+    Args:
+        path: ending in .png.
+        caption: of the sheet.
+        inches: side of a picture, at 100 dots an inch.
+    """
+    if not rows:
+        return
+    columns = max(map(len, rows))
+    lines = max((words.count("\n") + 1 for row in rows for _, words in row if words), default=0)
+    figure = Figure(figsize=(inches * columns, (inches + 0.17 * lines) * len(rows)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for row, places in zip(rows, grid):
+        for (image_YXC, words), axes in zip(row, places):
+            axes.imshow(image_YXC, interpolation="nearest")
+            axes.set_title(words, fontsize=7, parse_math=False)
+    _save(figure, path, caption)
+
+
+def matrix(
+    path: str | pathlib.Path,
+    values_CC: np.ndarray,
+    names: Sequence[str],
+    *,
+    caption: str = "",
+    rows: str = "true class",
+    columns: str = "predicted class",
+    label: str = "",
+) -> None:
+    """A square of numbers by colour, with the numbers written in where there is room for them."""
+    num = len(names)
+    side = np.clip(0.34 * num + 1.6, 3.2, 11)
+    figure = Figure(figsize=(side + 0.6, side), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(values_CC, cmap="Blues", vmin=min(0.0, float(np.nanmin(values_CC))))
+    figure.colorbar(shown, ax=axes, shrink=0.8, label=label)
+    axes.set_xticks(range(num), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(num), names, fontsize=7)
+    axes.set_xlabel(columns, fontsize=8)
+    axes.set_ylabel(rows, fontsize=8)
+    if num <= 12:
+        for (y, x), value in np.ndenumerate(np.asarray(values_CC)):
+            is_dark = value > 0.6 * np.nanmax(values_CC)
+            if np.isfinite(value):
+                axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if is_dark else "k")
+    _save(figure, path, caption)
+
+
+def boxes(
+    path: str | pathlib.Path,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    caption: str = "",
+    label: str = "",
+    chance: float | None = None,
+) -> None:
+    """Box plots side by side: median, quartiles, whiskers to the 5th and 95th percentile, points beyond.
+
+    Args:
+        groups: place on the axis -> kind (a colour and a word of the legend) -> numbers; not-a-numbers are left out.
+        chance: where to draw a dashed line.
+    """
+    kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
+    if not kinds:
+        return
+    figure = Figure(figsize=(max(4.6, 0.55 * len(groups) * len(kinds) + 1.4), 3.4), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(kinds)
+    for k, kind in enumerate(kinds):
+        found = [(place, _finite(group[kind])) for place, group in enumerate(groups.values()) if kind in group]
+        found = [(place, values) for place, values in found if len(values)]
+        if not found:
+            continue
+        colour = charts.PALETTE[k % len(charts.PALETTE)]
+        drawn = axes.boxplot(
+            [values for _, values in found],
+            positions=[place + (k - (len(kinds) - 1) / 2) * width for place, _ in found],
+            widths=0.85 * width,
+            whis=(5, 95),
+            patch_artist=True,
+            manage_ticks=False,
+            flierprops=dict(marker=".", markersize=2, markeredgecolor=colour),
+            medianprops=dict(color="k"),
+        )
+        for box in drawn["boxes"]:
+            box.set(facecolor=colour, alpha=0.75)
+        axes.plot([], [], color=colour, linewidth=6, alpha=0.75, label=kind)
+    if chance is not None:
+        axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.grid(axis="y", alpha=0.2)
+    if len(kinds) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
+def curves(
+    path: str | pathlib.Path,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    caption: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    chance: float | None = None,
+) -> None:
+    """Lines through (x, y) points by name; points that are not numbers leave a gap."""
+    if not lines:
+        return
+    figure = Figure(figsize=(4.8, 3.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*points), marker="o", markersize=3, color=charts.PALETTE[k % len(charts.PALETTE)], label=name)
+    if chance is not None:
+        axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
+def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str = "", label: str = "") -> None:
+    """Horizontal bars by name, the first on top, with their numbers."""
+    if not lengths:
+        return
+    figure = Figure(figsize=(5.6, 0.32 * len(lengths) + 0.9), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(range(len(lengths)), list(lengths.values()), color="#4c78a8")
+    shown = [f"{int(x):,}" if x == int(x) else f"{x:,.3g}" for x in lengths.values()]
+    axes.bar_label(drawn, shown, padding=3, fontsize=8)
+    axes.set_yticks(range(len(lengths)), list(lengths), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, caption)
+
+
+def histograms(
+    path: str | pathlib.Path, groups: Mapping[str, Mapping[str, object]], *, caption: str = "", label: str = ""
+) -> None:
+    """Counts in equal bins, a colour a group.
+
+    Args:
+        groups: name -> {"low", "high", "counts"}.
+    """
+    figure = Figure(figsize=(4.8, 3.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for name, found in groups.items():
+        edges = np.linspace(found["low"], found["high"], len(found["counts"]) + 1)
+        axes.stairs(found["counts"], edges, fill=True, alpha=0.45, label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel("documents")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path, caption)
+
+
+def outlined(
+    image_YXC: np.ndarray, box: tuple[int, int, int, int], colour: Sequence[int] = (255, 215, 0)
+) -> np.ndarray:
+    """A copy with the frame of (top, bottom, left, right), ends excluded, drawn in."""
+    drawn = np.array(image_YXC)
+    top, bottom, left, right = box
+    drawn[[top, bottom - 1], left:right] = colour
+    drawn[top:bottom, [left, right - 1]] = colour
+    return drawn
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return values[np.isfinite(values)]
+
+
+def _save(figure: Figure, path: str | pathlib.Path, caption: str) -> None:
+    out = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "sans-serif"}):
+        figure.savefig(out, format="png", metadata={"Software": None})
+    files.write(path, lambda f: f.write(out.getvalue()))
+    if caption:
+        files.write(pathlib.Path(path).with_suffix(".txt"), lambda f: f.write(caption.encode()))

@@ -1,0 +1,229 @@
+import contextlib
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alignment.decoding import backends, cache, sample
+from alignment.errors import InputError
+from alignment.filtering.rewriting import conduct
+from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.models import decoder
+
+CODE = conduct.load("en-neutral")
+FAST = dict(backoff_seconds=0.001, api_key_env="")
+
+
+def chats(*texts):
+    return [conduct.prompt(CODE, text) for text in texts]
+
+
+def ask(complete, *texts):
+    return complete(chats(*texts), [99] * len(texts))
+
+
+@contextlib.contextmanager
+def server(answer_fn):
+    """A chat endpoint on this machine: answer_fn(text, number of the request) -> (status, headers, body)."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, dict(self.headers), body))
+            status, headers, content = answer_fn(conduct.text_of(body["messages"]), len(seen))
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_address[1]}/v1", seen
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+def said(text, finish="stop"):
+    return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]}).encode()
+
+
+def unused_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_echo_answers_with_the_text_and_with_what_edit_makes_of_it():
+    assert ask(backends.echo(), "a <<<END x>>>", "") == ["a <<<END x>>>", ""]
+    assert ask(backends.echo(lambda t: f"Analysis: {t}"), "b") == ["Analysis: b"]
+
+
+def test_importing_the_backends_loads_no_jax():
+    code = "import sys, alignment.filtering.rewriting, alignment.filtering.gates; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_endpoint_is_asked_as_its_protocol_says_and_answers_keep_their_order(monkeypatch):
+    monkeypatch.setenv("A_KEY", "secret-key")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not for this machine
+
+    def answer(text, _):
+        time.sleep(0.02 * (3 - int(text)))  # later ones are ready first
+        return said(text * 2)
+
+    with server(answer) as (url, seen):
+        complete = backends.openai(url, "small", api_key_env="A_KEY", extra={"seed": 7})
+        assert complete(chats("0", "1", "2"), [5, 6, 7]) == ["00", "11", "22"]
+    path, headers, body = min(seen, key=lambda s: s[2]["max_tokens"])
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret-key"
+    assert body == {"model": "small", "temperature": 0, "seed": 7, "max_tokens": 5, "messages": chats("0")[0]}
+
+
+def test_requests_are_under_way_together():
+    gate = threading.Barrier(4, timeout=5)
+
+    def answer(text, _):
+        gate.wait()
+        return said(text)
+
+    with server(answer) as (url, _):
+        assert ask(backends.openai(url, "m", concurrency=4, **FAST), *"abcd") == list("abcd")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [(429, {}, b"slow down"), (429, {"Retry-After": "0.01"}, b""), (500, {}, b"oops"), (503, {}, b""),
+     (200, {}, b"{not"),
+     (200, {}, b"[]"), (200, {}, b'{"choices": []}'), (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
+     (200, {"Content-Length": "500"}, b"torn"), (200, {}, b"\xff\xfe")],
+)  # fmt: skip
+def test_a_passing_failure_is_tried_again_three_times_and_then_gives_none(failure):
+    with server(lambda text, n: said(text) if n > 3 else failure) as (url, seen):
+        assert ask(backends.openai(url, "m", **FAST), "a") == ["a"] and len(seen) == 4
+    with server(lambda text, n: failure) as (url, seen):
+        assert ask(backends.openai(url, "m", **FAST), "a") == [None] and len(seen) == 4
+
+
+def test_a_slow_answer_is_a_time_out_even_when_it_trickles():
+    def trickle(text, n):
+        time.sleep(0.3)
+        return said(text)
+
+    with server(lambda text, n: trickle(text, n) if n <= 1 else said(text)) as (url, seen):
+        assert ask(backends.openai(url, "m", timeout_seconds=0.1, **FAST), "a") == ["a"] and len(seen) == 2
+    with server(trickle) as (url, seen):
+        assert ask(backends.openai(url, "m", timeout_seconds=0.05, retries=1, **FAST), "a") == [None]
+
+
+@pytest.mark.parametrize("reply", [(400, {}, b"too long"), said("cut", "length"), said("", "content_filter")])
+def test_a_bad_request_and_a_cut_answer_are_none_at_once(reply):
+    with server(lambda text, n: said(text) if text == "b" else reply) as (url, seen):
+        assert ask(backends.openai(url, "m", **FAST), "a", "b") == [None, "b"] and len(seen) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302, 307])
+def test_a_wrong_key_address_or_redirect_stops_without_showing_the_key(status, monkeypatch):
+    monkeypatch.setenv("A_KEY", "secret-key")
+    elsewhere = {"Location": f"http://127.0.0.1:{unused_port()}/v1/chat/completions"}
+    with server(lambda text, n: (status, elsewhere, b"no: secret-key")) as (url, seen):
+        with pytest.raises(InputError, match=str(status)) as caught:
+            ask(backends.openai(url, "m", api_key_env="A_KEY", backoff_seconds=0), "a")
+        assert len(seen) == 1 and "secret" not in str(caught.value) and "***" in str(caught.value)
+
+
+def test_an_endpoint_that_is_not_there_is_down():
+    complete = backends.openai(f"http://127.0.0.1:{unused_port()}/v1", "m", concurrency=1, **FAST)
+    with pytest.raises(backends.Down, match="3 requests in a row had no connection") as caught:
+        ask(complete, *"abcdef")
+    assert caught.value.answers == [None] * 6
+
+
+def test_an_endpoint_that_goes_away_leaves_its_answers_in_the_cache_and_may_come_back():
+    store, texts = cache.Cache(), [{"text": f"text {i}"} for i in range(12)]
+    with server(lambda text, n: said(text.upper())) as (url, seen):
+        complete = backends.openai(url, "m", concurrency=2, retries=0, **FAST)
+        rewriting.rewrite(texts[:5], complete, CODE, store)
+    with pytest.raises(backends.Down):
+        rewriting.rewrite(texts, complete, CODE, store)
+    assert len(store) == 5
+    with server(lambda text, n: said(text.upper())) as (url, seen):
+        complete = backends.openai(url, "m", **FAST)
+        assert rewriting.rewrite(texts, complete, CODE, store) == [t["text"].upper() for t in texts]
+        assert len(seen) == 7
+
+
+def test_an_endpoint_that_never_answers_in_time_is_down_after_a_while():
+    with server(lambda text, n: time.sleep(0.1) or said(text)) as (url, _):
+        complete = backends.openai(url, "m", timeout_seconds=0.01, retries=0, hung_after=4, concurrency=1, **FAST)
+        with pytest.raises(backends.Down, match="no time"):
+            ask(complete, *"abcdefgh")
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_service_that_only_refuses_is_down_after_a_while_and_one_that_answers_some_is_not(status):
+    with server(lambda text, n: (status, {}, b"no")) as (url, _):
+        complete = backends.openai(url, "m", retries=0, concurrency=1, refused_after=5, **FAST)
+        assert ask(complete, *"ab") == [None, None]
+        with pytest.raises(backends.Down, match=f"5 requests in a row had no service .it answers {status}"):
+            ask(complete, *"cdefgh")
+    with server(lambda text, n: said(text) if n % 4 == 0 else (500, {}, b"")) as (url, _):
+        complete = backends.openai(url, "m", retries=0, concurrency=1, refused_after=5, **FAST)
+        assert sum(answer is not None for answer in ask(complete, *"abcdefghijkl")) == 3
+
+
+@pytest.mark.parametrize(
+    "failure", [(503, {"Content-Length": "100"}, b""), (429, {"Retry-After": "²"}, b""), (200, {}, b"[" * 200_000)]
+)
+def test_an_error_that_is_itself_broken_is_tried_again_too(failure):
+    with server(lambda text, n: said(text) if n > 1 else failure) as (url, seen):
+        assert ask(backends.openai(url, "m", timeout_seconds=1, **FAST), "a") == ["a"] and len(seen) == 2
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://host/v1", "http:///v1", "http://me:pass@host/v1"])
+def test_an_address_that_cannot_be_is_refused(url):
+    with pytest.raises(InputError, match=r"base_url|password"):
+        backends.openai(url, "m")
+    with pytest.raises(InputError, match="names no model"):
+        backends.openai("http://127.0.0.1/v1", "")
+
+
+@pytest.fixture(scope="module")
+def lm():
+    model = decoder.DecoderLM(vocab_size=32, num_layers=1, model_dim=16, num_heads=2, tie_embeddings=False)
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"])
+    return model, {**params, "embedding": params["embedding"] * 5.0, "head": params["head"] * 4.0}
+
+
+def test_flax_answers_as_greedy_decoding_of_all_prompts_at_once(lm):
+    texts = ["abc", "a" * 30, "bb", "cabbage", "x"]
+
+    def encode(chat):
+        return [ord(c) % 29 + 1 for c in conduct.text_of(chat)]
+
+    prompts = [encode(chat) for chat in chats(*texts)]
+    stop = sample.answers(*lm, prompts, max_new_tokens=16)[0][3]
+    options = dict(encode=encode, decode=lambda ids: " ".join(map(str, ids)), stop_ids=(stop,), batch_size=2)
+    found = backends.flax(*lm, **options)(chats(*texts), [16] * 5)
+    wanted = sample.answers(*lm, prompts, max_new_tokens=16, stop_ids=(stop,))  # one batch; rows do not matter
+    assert found == [" ".join(map(str, ids[:-1])) if ids[-1] == stop else None for ids in wanted]
+    assert found[0] is not None
+    assert backends.flax(*lm, max_prompt=7, **options)(chats(*texts), [16] * 5) == [found[0], None, *found[2:]]

@@ -1,0 +1,71 @@
+"""What a filter run is made of: scorers of some languages, and settings that are refused before any work."""
+
+import json
+
+import pytest
+
+from alignment.errors import InputError
+from alignment.filtering import pipeline
+from alignment.filtering.rules import language
+from experiments import filter as experiment
+from experiments.filtering import tools as filter_tools
+from experiments.pages import filter as filter_page
+
+ENGLISH = "The river is the longest of them all, and it has been this way for more than a hundred years."
+ARABIC = "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق، وقد وهبوا عقلًا وضميرًا."
+
+
+def test_a_scorer_is_asked_about_its_languages_alone_and_others_are_kept():
+    asked = []
+
+    def score(documents):
+        asked.extend(document["id"] for document in documents)
+        return [{"safety.level": 5.0} for _ in documents]
+
+    texts = {"a": ARABIC, "e": ENGLISH, "b": ARABIC}
+    documents = [{"id": id, "text": text, "source": "s", "metadata": {}} for id, text in texts.items()]
+    scores = filter_tools.in_languages(score, "safety", "en, fr")(documents)
+    assert asked == ["e"]
+    outcomes = pipeline.align(documents, scores, pipeline.Aligning(score="safety.level"))
+    assert [outcome.decision["action"] for outcome in outcomes] == ["keep", "drop", "keep"]
+    assert [outcome.decision["reason"] for outcome in outcomes] == ["not_scored", "unsafe", "not_scored"]
+
+
+def test_a_text_with_tags_addresses_and_entities_is_no_code():
+    text = "RT @USER: this is what I said to you about the game &amp; more of it http://example.org/a #sports #win 100%"
+    assert language.identify([text])[0][0] == "en"
+
+
+def test_a_word_where_a_rule_takes_a_number_is_refused():
+    with pytest.raises(InputError, match=r"rules\.c4\.min_sentences='many' is no number"):
+        filter_tools._check_values("c4", {"min_sentences": "many"})
+    filter_tools._check_values("c4", {"min_sentences": 2})
+    filter_tools._check_values("fineweb", {"min_punctuated_lines": None})
+
+
+def test_the_report_says_what_a_scorer_of_two_levels_cannot_do(tmp_path):
+    (tmp_path / "scorer.json").write_text('{"levels": ["mild", "unsafe"]}', "utf-8")
+    safety = {"path": str(tmp_path), "languages": "en"}
+    settings = {"align": {"safety": safety, "score": "safety.level", "router": {"drop_at": 4}}}
+    total = {"keep/not_scored": (7, 0), "keep/unchanged": (3, 0), "keep/safety": (2, 0), "keep": (40, 0)}
+    lines = " ".join(filter_page.about_scores(settings, total))
+    assert "7 documents are not in the scorer's languages (en)" in lines
+    assert "levels 0 to 1" in lines and "none is dropped" in lines
+    assert "5 documents were sent to the rewriter and stay" in lines and "3 came back unchanged" in lines
+
+
+def test_languages_are_told_apart_where_the_chain_asks_or_packs_must_be_chosen():
+    texts = [ENGLISH, ENGLISH]
+    texts += ["Der schnelle braune Fuchs springt über den faulen Hund und die Katze, die mit ihm im Haus war."]
+    documents = [{"id": str(i), "text": text, "source": "s", "metadata": {}} for i, text in enumerate(texts)]
+
+    def kept(**changes):
+        c = experiment.get_config()
+        c.skip = ("safety",)
+        c.update(changes)
+        tools = filter_tools.screening(json.dumps(filter_tools.stage_settings(c)["screen"]))
+        return [verdict.reason == "" for verdict in pipeline.screen(documents, tools)]
+
+    assert kept(chain=("mojibake",), packs=("en",)) == [True, True, True]
+    assert kept(chain=("mojibake",), packs=("en", "ar")) == [True, True, False]
+    assert kept(chain=("language", "mojibake"), packs=("en",)) == [True, True, False]

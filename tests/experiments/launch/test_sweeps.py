@@ -1,0 +1,216 @@
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from alignment.errors import InputError
+from experiments import run
+from experiments.launch import emit, sweeps
+from experiments.launch import workdir as workdirs
+from experiments.report import page as report
+from tests.experiments import stub
+
+STUB = str(pathlib.Path(stub.__file__))
+
+
+def launch(workdir, *flags):
+    return run.main(["--config", STUB, "--workdir", str(workdir), *flags])
+
+
+def test_ids_are_the_overrides_made_safe_for_file_names_and_stay_apart():
+    assert sweeps.point_id({"objective.beta": 0.05, "seed": 0}) == "objective.beta=0.05,seed=0"
+    assert sweeps.point_id({"model.widths": (8, 16), "seed": 1}) == "model.widths=8x16,seed=1"
+    assert sweeps.point_id({}) == "default"
+    one, two = sweeps.point_id({"data.path": "a/b c"}), sweeps.point_id({"data.path": "a b/c"})
+    assert one != two and one.startswith("data.path=a-b-c,") and "/" not in one + two and " " not in one + two
+    long = [sweeps.point_id({"note": "x" * 300 + str(i)}) for i in range(2)]
+    assert long[0] != long[1] and max(map(len, long)) < 140
+
+
+def test_a_point_keeps_its_id_when_others_come_before_it():
+    alone, later = sweeps.points([{"seed": 1}]), sweeps.points([{"seed": 0}, {"seed": 1}])
+    assert alone[0].id == later[1].id and later[1].index == 1
+
+
+def test_repeated_and_missing_points_are_refused():
+    with pytest.raises(InputError, match="seed=1 twice"):
+        sweeps.points([{"seed": 1}, {"seed": 1}])
+    with pytest.raises(InputError, match="no point"):
+        sweeps.points([])
+    with pytest.raises(InputError, match="must yield dicts"):
+        sweeps.points([3])
+
+
+def test_points_change_copies_of_the_config_and_references_follow():
+    config = stub.get_config().lock()
+    changed = [sweeps.apply(config, {"objective.beta": beta, "steps": 9}) for beta in (0.05, 0.5)]
+    assert [c.objective.beta for c in changed] == [0.05, 0.5] and config.objective.beta == 0.1
+    assert changed[0].optimizer.total_steps == 9 and config.optimizer.total_steps == 4
+    with pytest.raises(InputError, match=r'did you mean "objective\.beta"'):
+        sweeps.apply(config, {"objective.betta": 1.0})
+    with pytest.raises(InputError, match="sets steps='many'"):
+        sweeps.apply(config, {"steps": "many"})
+
+
+def test_a_bad_override_stops_the_sweep_before_anything_runs(tmp_path, capsys):
+    source = pathlib.Path(STUB).read_text().replace('{"objective.beta": beta, "seed": 1}', '{"objective.bet": beta}')
+    (tmp_path / "bad.py").write_text(source)
+    assert run.main(["--config", str(tmp_path / "bad.py"), "--workdir", str(tmp_path / "runs"), "--sweep"]) == 2
+    assert 'did you mean "objective.beta"' in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert launch(tmp_path / "runs", "--sweep", "--config.seed=4") == 2
+    assert "--config.seed is what sweep() varies" in capsys.readouterr().err
+
+
+def test_one_point_runs_by_its_index_and_the_list_says_which_are_done(tmp_path, capsys):
+    assert launch(tmp_path, "--sweep_index=1") == 0
+    folder = tmp_path / "objective.beta=0.5,seed=1"
+    assert json.loads((folder / "config.json").read_text())["objective"]["beta"] == 0.5
+    capsys.readouterr()
+    assert launch(tmp_path, "--sweep_list") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["index"], r["overrides"]["objective.beta"], r["is_done"]) for r in rows] == [
+        (0, 0.05, False),
+        (1, 0.5, True),
+    ]
+    assert rows[1]["workdir"] == str(folder)
+    assert "1 of 2 points finished" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_outlives_a_crashed_point_skips_finished_ones_and_reports_both(tmp_path, capfd):
+    flags = ["--config.behaviour=crash_at_large_beta", "--sweep"]
+    assert launch(tmp_path, flags[0], "--sweep_index=0") == 0
+    assert launch(tmp_path, *flags) == 1
+    said = capfd.readouterr().out
+    assert "objective.beta=0.05,seed=1: done already" in said and "exit code 1: objective.beta=0.5,seed=1" in said
+    assert (tmp_path / "objective.beta=0.5,seed=1" / "error.txt").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "1 of 2 points finished" in page and "not finished" in page
+    table = (tmp_path / "summary.csv").read_text().splitlines()
+    assert table[0].startswith("index,id,objective.beta,seed,heldout/loss")
+    assert table[1].startswith('0,"objective.beta=0.05,seed=1",0.05,1,0.05')
+
+
+def test_a_sigterm_that_arrives_while_a_point_is_started_reaches_it(monkeypatch):
+    start = subprocess.Popen
+
+    def slow_start(command):
+        child = start(command)
+        os.kill(os.getpid(), signal.SIGTERM)  # the child is there, and its name is not yet known to the sweep
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    stopped = []
+    assert sweeps._run([sys.executable, "-c", "import time; time.sleep(20)"], stopped) == -signal.SIGTERM
+    assert stopped == [signal.SIGTERM]
+
+
+def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
+    found = sweeps.points([{"beta": 0.1}, {"beta": 0.2}, {"beta": 0.3}])
+    sweeps.write_index(found, str(tmp_path), "stub")
+    for point, accuracy in zip(found, (0.5, 0.9, 0.7)):
+        (tmp_path / point.id).mkdir()
+        summary = {"heldout/rewards/accuracies": accuracy, "heldout/loss": 1 - accuracy, "steps": 3}
+        workdirs.write_json(tmp_path / point.id / "summary.json", summary)
+        (tmp_path / point.id / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    page = pathlib.Path(report.compare(tmp_path)).read_text()
+    assert page.index(">beta=0.2<") < page.index(">beta=0.3<") < page.index(">beta=0.1<")
+    assert page.count('class="number best"') == 2 and '"number best">0.9<' in page and '"number best">0.1<' in page
+    assert page.count("<svg") == 1
+
+
+def test_accuracies_lead_a_comparison_because_the_scale_of_a_loss_may_be_what_is_varied():
+    points = [
+        {"index": i, "id": f"beta={beta}", "overrides": {"beta": beta}, "summary": summary}
+        for i, (beta, summary) in enumerate(
+            {
+                0.1: {"heldout/loss": 0.6, "loss": 0.5, "accuracy": 0.5, "heldout/rewards/accuracies": 0.7},
+                0.5: {"heldout/loss": 0.3, "loss": 0.2, "accuracy": 0.9, "heldout/rewards/accuracies": 0.6},
+            }.items()
+        )
+    ]
+    text = report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+    assert "sorted by heldout/rewards/accuracies" in text and text.index(">beta=0.1<") < text.index(">beta=0.5<")
+    for point in points:
+        del point["summary"]["heldout/rewards/accuracies"]
+    assert "sorted by heldout/loss" in report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+
+
+def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_path, capsys):
+    folder = tmp_path / "a b"
+    flags = [
+        "--sweep",
+        "--emit=slurm",
+        "--hosts=2",
+        "--sbatch",
+        "time=1:00",
+        "--sbatch=comment=two words",
+        "--sbatch=mail-user=o'x",
+        "--config.behaviour=$(rm x)",
+    ]
+    assert launch(folder, *flags) == 0
+    script = capsys.readouterr().out
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    words = shlex.split(line)
+    assert "--config.behaviour=$(rm x)" in words and words[words.index("--workdir") + 1] == str(folder)
+    assert words[-2:] == ["--distributed", "--sweep_index=$SLURM_ARRAY_TASK_ID"] and "--hosts=2" not in words
+    for header in ("--array=0-1", "--nodes=2", "--time=1:00", '--comment="two words"', '--mail-user="o\'x"'):
+        assert f"#SBATCH {header}\n" in script
+    assert "#SBATCH --output=stub-%A_%a.out\n" in script  # in a folder that exists before the job starts
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("option", ['comment=a "q" b', "comment=a\\b", "time=1:00\nrm x"])
+def test_what_slurm_would_read_otherwise_in_an_option_is_refused(option, tmp_path, capsys):
+    assert launch(tmp_path, "--emit=slurm", f"--sbatch={option}") == 2
+    assert "double quote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sweep", "_sweep"])
+def test_one_run_is_emitted_as_one_job_whether_its_experiment_has_a_sweep_or_not(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", f"def {name}"))
+    assert run.main(["--config=plain.py:tiny", "--emit=jobset", "--image=i:1"]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document["metadata"] == {"name": "plain-tiny"} and "--sweep_index" not in json.dumps(document)
+    assert run.main(["--config=plain.py:tiny", "--emit", "slurm", "--distributed"]) == 0
+    script = capsys.readouterr().out
+    assert "--array" not in script and "--sweep_index" not in script and "--distributed" not in script
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert shlex.split(line)[-3:] == ["--config=plain.py:tiny", "--workdir", str(tmp_path / "runs" / "plain-tiny")]
+
+
+def test_array_ranges_are_short_and_whole():
+    assert emit.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+def test_jobsets_are_one_document_a_point_and_leave_the_completion_index_to_jax(tmp_path, capsys):
+    flags = ["--sweep", "--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
+    assert launch("/shared/runs", *flags) == 0
+    text = capsys.readouterr().out
+    documents = list(yaml.safe_load_all(text))
+    assert [d["metadata"]["name"] for d in documents] == ["stub-0", "stub-1"]
+    assert documents[0]["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "q"}
+    job = documents[1]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == 4
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"][-2:] == ["--sweep_index=1", "--distributed"]
+    assert container["resources"] == {"limits": {"google.com/tpu": "4"}}
+    assert {e["name"]: e.get("value") for e in container["env"]} == {
+        "JAX_COORDINATOR_ADDRESS": "stub-1-host-0-0.stub-1:8476",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": None,
+    }
+    assert "JOB_COMPLETION_INDEX" not in text
+    assert launch("/shared/runs", "--emit=jobset") == 2
+
+
+def test_kubernetes_names_are_short_and_keep_their_number():
+    name = emit.dns_name("A_very.long/Experiment" * 5 + "-laptop-12")
+    assert len(name) <= 45 and name.endswith("-12") and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

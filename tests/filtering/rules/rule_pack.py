@@ -1,0 +1,40 @@
+"""A small English pack for tests of rules: datatrove's English defaults."""
+
+import types
+
+from alignment.filtering.rules import words
+
+# Marks that end a sentence for the sentencizer: all of them but those that came to Unicode later.
+_LATE = (
+    "61d-61e 837 839 83d-83e 17d4-17d6 17d9-17da 1b7d-1b7e 2e53-2e54 10f55-10f59 10f86-10f89 11944 11946 11ef7-11ef8"
+)
+_LATE += " 11f43-11f44 16e98"
+
+
+def _characters(ranges: str) -> set[str]:
+    parts = [part.partition("-") for part in ranges.split()]
+    return {chr(c) for low, _, high in parts for c in range(int(low, 16), int(high or low, 16) + 1)}
+
+
+ENGLISH = types.SimpleNamespace(
+    name="en",
+    script="Latin",
+    stop_words=frozenset("the be to of and that have with".split()),  # noqa: SIM905
+    terminal_punctuation=tuple(words.TERMINALS),
+    end_punctuation=(".", "?", "!", '"', "'"),
+    sentence_end=tuple(sorted(set(words.TERMINALS) - _characters(_LATE))),
+    policy_phrases=(
+        "terms of use",
+        "privacy policy",
+        "cookie policy",
+        "uses cookies",
+        "use of cookies",
+        "use cookies",
+    ),
+    citation_patterns=(r"\[\d*]", r"\[edit]", r"\[citation needed]"),
+    overrides={},
+)
+
+
+def records(texts: list[str]) -> list[dict]:
+    return [{"id": str(i), "text": text, "source": "test", "metadata": {}} for i, text in enumerate(texts)]
