@@ -1,5 +1,9 @@
 """The exceptions that speak to a person."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class InputError(ValueError):
     """Something a person can put right: a config value, a file, a checkpoint, a mesh.
@@ -11,3 +15,22 @@ class InputError(ValueError):
 
 class Stopped(Exception):
     """Work that ended early with all it had done saved: the same command goes on from there (exit code 75)."""
+
+
+def one_of(name: str, value: Any, known: Iterable[Any], *, hint: str = "") -> Any:
+    """Return `value` if it is among `known`; the project's one wording for unknown names.
+
+    Args:
+        name: what the message calls the value, such as "loss" or "data.source".
+        hint: a way out beyond the list, such as a flag; it follows after a semicolon.
+
+    Raises:
+        InputError: with the value, the nearest known name and the list.
+    """
+    known = list(known)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(str(value), [str(k) for k in known], 1)
+    listing = ", ".join(str(k) or "''" for k in known) or "nothing"
+    nearest = f"; the nearest is {near[0]!r}" if near else ""
+    raise InputError(f"{name}={value!r} is not one of: {listing}{nearest}{f'; {hint}' if hint else ''}")

@@ -1,38 +1,171 @@
-"""Files of a workdir: complete or absent, whenever the run is killed."""
+"""Files that are complete or absent, whenever the process is killed or the machine loses its power.
 
+This module imports no JAX: the workers of a filter start without it.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-import jax
+ABANDONED = 86_400.0  # seconds after which a temporary file is removed where the file system knows no locks
 
 
-def write(path: str | pathlib.Path, write_fn: Callable[[BinaryIO], Any]) -> None:
-    """A file written under a temporary name, then renamed; by process 0 alone."""
-    if jax.process_index() != 0:
-        return
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, which takes the name `path` once it is complete and on disk.
+
+    The temporary name is unique, so two writers never share one: the last to end wins, with a whole file. When the
+    body raises, the temporary file goes and the old file stays.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as f:
-        write_fn(f)
-    os.replace(unfinished, path)
+    temporary, file = _temporary(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)  # while the lock is held, so that `sweep` does not take it for abandoned
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
-def write_rows(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows as JSON lines, such as a table of the report."""
-    write(path, lambda f: f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()))
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Make an empty folder beside `folder`, which takes its name and its place once it is complete and on disk.
+
+    A kill between the two renames at the end leaves the old folder as `.NAME.*.old`; what a killed process left is
+    removed by the next call for the same folder once it is a day old.
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.unfinished")
+    old = unfinished.with_suffix(".old")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _sync_folder(path) if path.is_dir() else _sync_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def report_counts(workdir: str | pathlib.Path, counts: Mapping[str, int]) -> None:
-    """What was read, dropped and cut: printed, and a table of the report."""
-    if jax.process_index() == 0:
+def sweep(folder: str | os.PathLike) -> int:
+    """Remove the temporary files under a folder whose writers died, and return how many they were.
+
+    Writers that are alive, here or on other hosts, hold a lock and keep their files.
+    """
+    num_files = 0
+    for path in list(pathlib.Path(folder).rglob(".*.tmp")):
+        with contextlib.suppress(FileNotFoundError), open(path, "rb+") as f:
+            if _lock(f, is_old=time.time() - path.stat().st_mtime > ABANDONED):
+                path.unlink()
+                num_files += 1
+    return num_files
+
+
+def write(path: str | os.PathLike, write_fn: Callable[[BinaryIO], Any]) -> None:
+    """Write a whole file or nothing; in a run of several processes the first writes alone."""
+    if is_first_process():
+        with replacing(path) as file:
+            write_fn(file)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """`write` of a text in UTF-8; line ends stay as they are."""
+    write(path, lambda f: f.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """`write` of one JSON value, indented; a number that JSON has no word for (nan, inf) raises ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`write` of JSON lines, such as a table of the report."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """`write` of a comma-separated table with a line of column names."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, out.getvalue())
+
+
+def report_counts(workdir: str | os.PathLike, counts: Mapping[str, int]) -> None:
+    """Print what was read, dropped and cut, and leave it as a table of the report."""
+    if is_first_process():
         print("data: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
     write_rows(pathlib.Path(workdir) / "tables/data.jsonl", [{"count": n, "what": what} for what, n in counts.items()])
 
 
-def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
     with open(path, encoding="utf-8", newline="\n") as f:  # not splitlines: text may hold other line separators
         return [json.loads(line) for line in f]
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files of its run; without JAX there is only one."""
+    jax = sys.modules.get("jax")
+    return jax is None or jax.process_index() == 0
+
+
+def _temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+    """A new locked file beside `path`; where `sweep` removed it before the lock was on it, another is made."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115  (closed by the caller)
+        _lock(file, is_old=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+                return temporary, file
+        file.close()
+
+
+def _lock(file: BinaryIO, *, is_old: bool) -> bool:
+    """Whether the file is ours alone now; on a file system without locks, whether `is_old`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return is_old
+
+
+def _sync_file(path: pathlib.Path) -> None:
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    """A new name reaches the disk as well; some file systems cannot."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

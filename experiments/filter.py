@@ -111,7 +111,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     files.write_rows(workdir / "tables/cost.jsonl", cost)
     print("\n".join(f"  {row['what']:<56} {row['number']:>16,}" for row in cost), flush=True)
     rerun(job, c.redo)
-    shards.sweep(outputs)
+    files.sweep(outputs)
     started, fresh = time.monotonic(), 0
     options = dict(c.ray) | {"resources": resources(c.ray.resources), "executor": c.executor, "workers": c.workers}
     with executors.opened(functools.partial(filter_stages.do, job), **options) as run_tasks:
@@ -119,7 +119,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             rows = through(c, job, run_tasks, name, tasks)
             fresh += sum(row["num_docs"] for row in rows) if name == "screen" else 0
     seconds = time.monotonic() - started
-    shards.sweep(outputs)
+    files.sweep(outputs)
     write_manifest(outputs, job, pieces)
     summary = filter_page.write(c, workdir, settings, job, (fresh, seconds), warnings)
     if c.inputs == "synthetic:toyweb":
@@ -177,10 +177,10 @@ def plan(c, outputs: pathlib.Path, workdir: pathlib.Path) -> list[slices.Slice]:
     return pieces
 
 
-def check_own_files(files: Sequence[str], outputs: pathlib.Path, workdir: pathlib.Path) -> None:
+def check_own_files(names: Sequence[str], outputs: pathlib.Path, workdir: pathlib.Path) -> None:
     """Refuse to filter what a run of the filter wrote: this one's folders, and others that lie in the input."""
     own = (outputs, workdir.absolute())
-    for at in dict.fromkeys(folder for file in files for folder in pathlib.Path(file).parents):
+    for at in dict.fromkeys(folder for file in names for folder in pathlib.Path(file).parents):
         if at in own or ((at / "plan.json").exists() and (at / "done").is_dir()):
             raise InputError(
                 f"inputs hold files of {at}, which a run of this filter wrote into; give --config.outputs and "

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from alignment import files
+from alignment import files, intervals
 from alignment.errors import InputError
 from alignment.evaluation import classification
 from alignment.explain import explaining, frame
@@ -262,7 +262,7 @@ def judge(c: ml_collections.ConfigDict, workdir: pathlib.Path, found, seen: clas
     labels_N, predicted_N = seen.labels_N, seen.predicted_N
     counts_CC = classification.confusion(labels_N, predicted_N, len(names))
     overall, mean = classification.overall(counts_CC), classification.mean_per_class(counts_CC)
-    low, high = classification.wilson(int(np.trace(counts_CC)), int(counts_CC.sum()))
+    low, high = intervals.wilson(int(np.trace(counts_CC)), int(counts_CC.sum()))
     mean_low, mean_high = classification.bootstrap(counts_CC, seed=c.seed)
     floors = floors_of(c, found)
     rows = [{"what": c.network.name, "overall": overall, "low": low, "high": high}]

@@ -8,7 +8,8 @@ Expect:  README.md holds the numbers of the runs we keep as reference, with hard
 Each arm pretrains the same network on one corpus; then, each from there, benign tuning, and post-alignment (supervised
 tuning, DPO) with benign tuning after it. All arms of a seed begin with the same parameters and see as many tokens.
 In the toy the filter is real but its rewriter scripted (experiments/filtering/toy_corpora.py): it tests what aligned
-text does, not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its text is raw.
+text does, not who aligned it. The paper finds `both` best of all; the toy finds it behind `aligned`, as half of its
+text is raw.
 """
 
 import functools

@@ -5,15 +5,13 @@ Plain numpy on labels; everything that is drawn at random is drawn from a seed.
 Dimensions: N images, C classes, R resamples.
 """
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from alignment import intervals
 from alignment.errors import InputError
-
-Interval = tuple[float, float]
 
 
 def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
@@ -44,23 +42,14 @@ def mean_per_class(counts_CC: np.ndarray) -> float:
     return float(np.mean(found_C[np.isfinite(found_C)])) if np.any(np.isfinite(found_C)) else float("nan")
 
 
-def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval (1927) of a share; (0, 1) where nothing was tried."""
-    if trials == 0:
-        return 0.0, 1.0
-    z = _normal_quantile(confidence)
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def bootstrap(counts_CC: np.ndarray, *, resamples: int = 2_000, confidence: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap(
+    counts_CC: np.ndarray, *, resamples: int = 2_000, confidence: float = 0.95, seed: int = 0
+) -> intervals.Interval:
     """Percentile interval of the mean per-class accuracy, over test sets drawn from the images with replacement."""
     right_C, all_C = np.diagonal(counts_CC), np.sum(counts_CC, axis=1)
     drawn_R2C = _resampled(np.stack([right_C, all_C - right_C]), resamples, seed)
     means_R = _mean_recall(drawn_R2C[:, 0], drawn_R2C.sum(axis=1))
-    return _percentiles(means_R, confidence)
+    return intervals.percentiles(means_R, confidence)
 
 
 def paired_difference(
@@ -97,7 +86,7 @@ def paired_difference(
         first_RC, second_RC = cells_R4C[:, 2] + cells_R4C[:, 3], cells_R4C[:, 1] + cells_R4C[:, 3]
         return _mean_recall(second_RC, all_RC) - _mean_recall(first_RC, all_RC)
 
-    low, high = _percentiles(difference(_resampled(cells_4C, resamples, seed)), confidence)
+    low, high = intervals.percentiles(difference(_resampled(cells_4C, resamples, seed)), confidence)
     return {"difference": float(difference(cells_4C[None])[0]), "low": low, "high": high}
 
 
@@ -107,7 +96,7 @@ def per_class(counts_CC: np.ndarray, class_names: Sequence[str]) -> list[dict[st
     for k, name in enumerate(class_names):
         trials, right = int(np.sum(counts_CC[k])), int(counts_CC[k, k])
         wrong_C = np.where(np.arange(len(class_names)) == k, 0, counts_CC[k])
-        low, high = wilson(right, trials)
+        low, high = intervals.wilson(right, trials)
         row = {"class": name, "images": trials, "accuracy": _number(right, trials), "low": low, "high": high}
         row["precision"] = _number(right, int(np.sum(counts_CC[:, k])))
         row["most_often_taken_for"] = class_names[int(np.argmax(wrong_C))] if wrong_C.any() else ""
@@ -250,7 +239,7 @@ def _tables(features: Mapping[str, Sequence[Any]], train: Mapping[str, Sequence[
 def _part(labels_N, predicted_N, chosen_N, num_classes) -> dict[str, Any]:
     counts_CC = confusion(labels_N[chosen_N], predicted_N[chosen_N], num_classes)
     right, trials = int(np.trace(counts_CC)), int(np.sum(counts_CC))
-    low, high = wilson(right, trials)
+    low, high = intervals.wilson(right, trials)
     mean = mean_per_class(counts_CC)
     return {"images": trials, "accuracy": _number(right, trials), "low": low, "high": high, "mean_class_accuracy": mean}
 
@@ -268,15 +257,6 @@ def _mean_recall(right_RC: np.ndarray, all_RC: np.ndarray) -> np.ndarray:
     """Over the classes drawn at least once."""
     recalls_RC = right_RC / np.maximum(all_RC, 1)
     return recalls_RC.sum(axis=1) / np.maximum(np.count_nonzero(all_RC, axis=1), 1)
-
-
-def _percentiles(values_R: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def _normal_quantile(confidence: float) -> float:
-    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _ratio(part, whole) -> float:

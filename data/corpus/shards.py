@@ -2,16 +2,13 @@
 
 A slice that a stage is through with leaves `<folder>/done/<stage>/<index>.done`, written last: the config's hash,
 counts, and name, rows, bytes and checksum of every file it wrote. What a killed process leaves behind is a
-temporary file that `sweep` removes; such a file is locked while its writer lives.
+temporary file that `files.sweep` removes; such a file is locked while its writer lives.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
-import time
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
@@ -19,11 +16,11 @@ from typing import Any, BinaryIO, Protocol
 import orjson
 import zstandard
 
+from alignment import files
 from alignment.errors import InputError
 from data.corpus import streams
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-ABANDONED = 86_400  # seconds after which a temporary file is swept where the file system has no locks
 _BUFFER = 1 << 20  # bytes handed to the compressor at a time
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
@@ -145,20 +142,6 @@ def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
     return num_notes
 
 
-def sweep(folder: str | os.PathLike) -> int:
-    """Remove what writers that are no more left under a folder, and return how many files that were.
-
-    Writers that live, here or on other hosts, keep their files.
-    """
-    num_files = 0
-    for path in list(pathlib.Path(folder).rglob(".*.tmp")):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb+") as f:
-            if _lock(f, is_old=time.time() - path.stat().st_mtime > ABANDONED):
-                path.unlink()
-                num_files += 1
-    return num_files
-
-
 class _Sink:
     """A file that counts and hashes what is written to it."""
 
@@ -187,47 +170,8 @@ def whole_file(path: str | os.PathLike) -> Iterator["_Sink"]:
 
     What it yields has `write(bytes)`, and `told(rows)`: what `finish` wants to know of the file.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, file = _temporary(path)
-    try:
-        with file:
-            yield (sink := _Sink(file))
-            sink.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)  # under the lock, so that nobody takes it for abandoned
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # the new name as well; some file systems cannot
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
-    """A new locked file beside `path`; one that was swept before the lock was on it is replaced by another."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        file = open(temporary, "xb")  # noqa: SIM115  (closed by the caller)
-        _lock(file, is_old=True)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
-                return temporary, file
-        file.close()
-
-
-def _lock(file: BinaryIO, *, is_old: bool) -> bool:
-    """Whether the file is ours alone now; on a file system without locks, whether `is_old`."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return is_old
+    with files.replacing(path) as file:
+        yield _Sink(file)
 
 
 class Writer(Protocol):

@@ -22,7 +22,7 @@ from typing import Any
 from alignment.errors import InputError
 
 START = (
-    "import pickle, sys; sys.path[:] = pickle.loads(bytes.fromhex(sys.argv[2])); from data import workers; "
+    "import pickle, sys; sys.path[:] = pickle.loads(bytes.fromhex(sys.argv[2])); from data.corpus import workers; "
     "workers.serve(int(sys.argv[1]))"
 )
 

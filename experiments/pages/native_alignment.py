@@ -15,8 +15,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from alignment import files
-from alignment.evaluation import harmlessness, stability
+from alignment import files, intervals
+from alignment.evaluation import stability
 from experiments.report import charts
 from experiments.report import page as report
 
@@ -34,7 +34,7 @@ class Results:
         resamples: int,
         groups: Sequence[str] | None = None,
     ):
-        """`groups` of the harmlessness probes, see `harmlessness.interval`."""
+        """`groups` of the harmlessness probes, see `intervals.two_way`."""
         self.arms = list(dict.fromkeys(arm for arm, _ in measured))
         self.measured, self.resamples, self.groups = measured, resamples, groups
 
@@ -48,7 +48,7 @@ class Results:
 
     def interval(self, values_SP: np.ndarray, what: str) -> Interval:
         groups = None if what == "right" else self.groups
-        return harmlessness.interval(values_SP, resamples=self.resamples, groups=groups)
+        return intervals.two_way(values_SP, resamples=self.resamples, groups=groups)
 
     def of(self, arm: str, state: str, what: str) -> Interval:
         values = self.values(arm, state, what)

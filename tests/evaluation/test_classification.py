@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from alignment import intervals
 from alignment.errors import InputError
 from alignment.evaluation import classification
 
@@ -34,12 +35,12 @@ def test_a_class_without_images_is_left_out_of_the_mean():
 
 
 def test_wilson_intervals_have_their_closed_form():
-    low, high = classification.wilson(8, 10)
+    low, high = intervals.wilson(8, 10)
     np.testing.assert_allclose([low, high], [0.490162, 0.943318], atol=1e-5)
-    low, high = classification.wilson(0, 20)
+    low, high = intervals.wilson(0, 20)
     z2 = 1.959964**2
     np.testing.assert_allclose([low, high], [0, z2 / (20 + z2)], atol=1e-6)
-    assert classification.wilson(0, 0) == (0, 1)
+    assert intervals.wilson(0, 0) == (0, 1)
 
 
 def test_the_bootstrap_agrees_with_drawing_images_one_by_one_and_covers_the_truth():

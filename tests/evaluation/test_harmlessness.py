@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from alignment import intervals
 from alignment.errors import InputError
 from alignment.evaluation import harmlessness
 
@@ -31,19 +32,19 @@ def slow_interval(values, resamples, seed):
 
 def test_the_interval_is_that_of_drawing_seeds_and_probes_anew():
     values = np.random.default_rng(3).random((3, 7))
-    assert harmlessness.interval(values, resamples=200) == pytest.approx(slow_interval(values, 200, 0))
+    assert intervals.two_way(values, resamples=200) == pytest.approx(slow_interval(values, 200, 0))
 
 
 def test_probes_of_one_group_are_drawn_together():
     rng = np.random.default_rng(0)
     values = np.tile(rng.normal(size=6) + 0.01 * rng.normal(size=(4, 6)), 5)  # each of 6 asked five times
-    _, low, high = harmlessness.interval(values, groups=[i % 6 for i in range(30)])
-    once = harmlessness.interval(values[:, :6])
+    _, low, high = intervals.two_way(values, groups=[i % 6 for i in range(30)])
+    once = intervals.two_way(values[:, :6])
     assert (low, high) == pytest.approx(once[1:])
-    _, narrow, wide = harmlessness.interval(values)
+    _, narrow, wide = intervals.two_way(values)
     assert wide - narrow < 0.7 * (high - low)
     with pytest.raises(InputError, match="2 groups for 30 probes"):
-        harmlessness.interval(values, groups=["a", "b"])
+        intervals.two_way(values, groups=["a", "b"])
 
 
 def test_an_interval_covers_what_it_says():
@@ -52,13 +53,13 @@ def test_an_interval_covers_what_it_says():
     for _ in range(100):
         probes, seeds = rng.normal(0, 0.1, size=40), rng.normal(0, 0.1, size=8)
         values = 0.6 + seeds[:, None] + probes[None]
-        _, low, high = harmlessness.interval(values, resamples=400)
+        _, low, high = intervals.two_way(values, resamples=400)
         held += low <= 0.6 <= high
     assert held >= 82
 
 
 def test_an_interval_needs_seeds_and_probes():
     with pytest.raises(InputError, match=r"\[S,P\]"):
-        harmlessness.interval(np.ones(3))
+        intervals.two_way(np.ones(3))
     with pytest.raises(InputError, match="shape"):
-        harmlessness.interval(np.ones((0, 3)))
+        intervals.two_way(np.ones((0, 3)))

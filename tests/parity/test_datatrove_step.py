@@ -83,5 +83,5 @@ def test_a_step_of_nothing_is_refused():
 
 
 def test_importing_the_module_imports_no_datatrove():
-    code = "import sys; from data import datatrove_step; sys.exit('datatrove' in sys.modules)"
+    code = "import sys; from data.corpus import datatrove_step; sys.exit('datatrove' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

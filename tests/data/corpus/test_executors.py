@@ -82,8 +82,8 @@ def test_closing_the_iterator_ends_the_workers(tmp_path):
 
 SCRIPT = """
 import sys, signal
-from data import executors
-from tests.data import toy_tasks
+from data.corpus import executors
+from tests.data.corpus import toy_tasks
 class Terminated(BaseException): pass
 def stop(*_): raise Terminated
 signal.signal(signal.SIGTERM, stop)

@@ -46,7 +46,7 @@ def test_killed_at_random_moments_and_started_again_a_stage_leaves_the_same_byte
 ):
     if executor == "ray":
         pytest.importorskip("ray")
-    script = "import sys; from tests.data import toy_tasks; toy_tasks.run_stage(*sys.argv[1:])"
+    script = "import sys; from tests.data.corpus import toy_tasks; toy_tasks.run_stage(*sys.argv[1:])"
     command = [sys.executable, "-c", script, inputs, str(tmp_path), executor]
     moments, num_cut = random.Random(1), 0
     for _ in range(num_kills):

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import zstandard
 
+from alignment import files
 from alignment.errors import InputError
 from data.corpus import shards, slices
 
@@ -76,7 +77,7 @@ def test_a_name_that_says_no_format_is_refused(tmp_path):
 
 def test_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
     script = (
-        "import sys, time; from data import shards\n"
+        "import sys, time; from data.corpus import shards\n"
         "def rows():\n"
         "    yield {'a': 1}\n"
         "    print('writing', flush=True); time.sleep(60)\n"
@@ -85,11 +86,11 @@ def test_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
     root = pathlib.Path(__file__).resolve().parents[3]
     writer = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"writing\n"
-    num_swept = [shards.sweep(tmp_path)]
+    num_swept = [files.sweep(tmp_path)]
     writer.kill()
     writer.wait()
     writer.stdout.close()
-    num_swept += [shards.sweep(tmp_path), shards.sweep(tmp_path)]
+    num_swept += [files.sweep(tmp_path), shards.sweep(tmp_path)]
     assert num_swept == [0, 1, 0] and list((tmp_path / "deep").iterdir()) == []
 
 
@@ -97,11 +98,11 @@ def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError("not supported")
 
-    monkeypatch.setattr(shards.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     (tmp_path / ".a.jsonl.1.tmp").write_bytes(b"")
-    assert shards.sweep(tmp_path) == 0
-    os.utime(tmp_path / ".a.jsonl.1.tmp", (time.time() - 2 * shards.ABANDONED,) * 2)
-    assert shards.sweep(tmp_path) == 1
+    assert files.sweep(tmp_path) == 0
+    os.utime(tmp_path / ".a.jsonl.1.tmp", (time.time() - 2 * files.ABANDONED,) * 2)
+    assert files.sweep(tmp_path) == 1
     assert shards.write(tmp_path / "b.jsonl", ROWS)["rows"] == 3000
 
 

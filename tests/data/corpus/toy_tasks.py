@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+from alignment import files
 from alignment.errors import InputError
 from data.corpus import executors, shards, slices
 
@@ -105,10 +106,10 @@ def slowly(rows):
 def run_stage(inputs, folder, executor):
     """What is not done of the stage, resumable."""
     plan = slices.plan(inputs, slice_bytes=3000)
-    shards.sweep(folder)
+    files.sweep(folder)
     done = shards.finished(folder, "upper", "c0ffee")
     left = [part for part in plan if part.index not in done]
     os.write(1, b"started\n")
     for _ in executors.run(functools.partial(stage, folder), left, executor=executor, workers=2):
         pass
-    shards.sweep(folder)
+    files.sweep(folder)

@@ -370,7 +370,7 @@ def test_uneven_batches_are_refused(pictures):
 
 SCRIPT = """
 import hashlib, json
-from data import images
+from data.pictures import images
 if __name__ == "__main__":
     found = images.open("museum", split="train", per_class=2)
     loaders = [images.batches(found, shape=dict(pixels=400), train=True, batch_size=4, num_workers=n) for n in (0, 2)]

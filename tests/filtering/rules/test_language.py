@@ -82,7 +82,7 @@ def test_lone_surrogates_and_long_texts_are_no_trouble():
 
 def test_ordinary_english_and_arabic_never_reach_the_model():
     program = (
-        "import sys; from alignment.filtering import language, nemo, pii, urls, wordlists, mojibake, locales\n"
+        "import sys; from alignment.filtering.rules import language, nemo, pii, urls, wordlists, mojibake, locales\n"
         f"print(language.identify([{SENTENCES['en']!r} * 3, {SENTENCES['ar']!r}]))\n"
         "assert not {'jax', 'py3langid', 'datatrove', 'spacy'} & set(sys.modules), sorted(sys.modules)"
     )

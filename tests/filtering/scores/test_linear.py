@@ -277,7 +277,8 @@ def test_scoring_imports_no_jax(tmp_path):
     heads.save(tmp_path, about(), drawn_weights(about()))
     code = (
         "import sys\n"
-        "from alignment.filtering import embedding, fasttext, judge, perplexity, scorers\n"
+        "from alignment.filtering.scores import embedding, judge, perplexity, scorers\n"
+        "from alignment.models import fasttext\n"
         f"print(scorers.load('linear', {str(tmp_path)!r})([{{'text': 'a'}}]))\n"
         "print([name for name in ('jax', 'flax', 'torch', 'scipy', 'sklearn') if name in sys.modules])"
     )
