@@ -90,7 +90,7 @@ def test_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
     writer.kill()
     writer.wait()
     writer.stdout.close()
-    num_swept += [files.sweep(tmp_path), shards.sweep(tmp_path)]
+    num_swept += [files.sweep(tmp_path), files.sweep(tmp_path)]
     assert num_swept == [0, 1, 0] and list((tmp_path / "deep").iterdir()) == []
 
 
