@@ -13,7 +13,7 @@ JOBS ?= auto --maxprocesses=4
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help laptop test parity lint format bench clean
+.PHONY: help laptop test parity lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make parity   agreement with torch, transformers, trl, peft, captum and grad-cam, installed for this;"
 	@echo "              where a CPU-only torch is wanted: make parity TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "make lint     ruff's rules and format; make format applies them"
+	@echo "make docs     the pages of docs/ as a site, build/site/index.html"
 	@echo "make bench    one DPO step beside its peers"
 	@echo "make clean    remove $(VENV)"
 
@@ -41,6 +42,11 @@ lint: $(VENV)/test
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# --strict: a link to a page, a heading or a name that is not there stops the build.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/core
 	$(BIN)/python benchmarks/dpo_step.py $(ARGS)
@@ -69,6 +75,10 @@ $(VENV)/core: setup.py constraints.txt | $(VENV)/made
 $(VENV)/test: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/core
+
+$(VENV)/docs: setup.py constraints.txt | $(VENV)/made
+	$(INSTALL) -e '.[docs]'
+	@touch $@
 
 $(VENV)/parity: setup.py constraints.txt | $(VENV)/made
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'

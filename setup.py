@@ -46,6 +46,7 @@ EXTRAS = {
         "trl>=1.0",
         "ttach>=0.0.3",
     ],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
     "data": ["pyarrow>=18"],
     "ray": ["ray>=2.57"],
     "datatrove": ["datatrove>=0.10"],

@@ -1,6 +1,6 @@
 """A decoder-only language model: Llama 3, Qwen2.5, Qwen3 and Mistral are settings of it.
 
-The layers are one scanned module, so their parameters are stacked: params["layers"]["query"] is [L,D,H,K]. Parameters
+The layers are one scanned module, so their parameters are stacked: `params["layers"]["query"]` is [L,D,H,K]. Parameters
 carry logical axis names ("vocab", "embed", "heads", "kv_heads", "head", "mlp", "layers", "norm"), and activations are
 constrained by ("batch", "time", "heads", "kv_heads", "mlp"); both mean nothing until `nn.logical_axis_rules` is set.
 

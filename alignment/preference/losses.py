@@ -7,7 +7,7 @@ Every paired loss is `f(policy_BP, reference_BP, num_tokens_BP, *, beta, ...) ->
     beta                      pull towards the reference, > 0; a traced scalar will do, as will every other number
 
 No gradient reaches the reference. A loss that reads only policy - reference can be had under another f-divergence by
-calling it on (DIVERGENCES[...](ratios), zeros); length-desensitised sums (`scores.length_desensitised`), WPO weights
+calling it on `(DIVERGENCES[...](ratios), zeros)`; length-desensitised sums (`scores.length_desensitised`), WPO weights
 (`scores.wpo_weights`) and the anchor (`sft_anchor`) go with any of them.
 
 Conventions that differ between libraries: `ipo` is on means over tokens (TRL, and the IPO authors by TRL's account),
