@@ -18,8 +18,7 @@ import numpy as np
 from alignment import files
 from alignment.decoding import cache
 from alignment.errors import InputError
-from alignment.filtering.rewriting import conduct, distance, gates
-from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.filtering.rewriting import conduct, distance, gates, rewrite
 from alignment.filtering.rules import language
 from alignment.train import language_model as start
 from alignment.train import loop, next_token, optimizer, sharding
@@ -136,7 +135,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     options = dict(prompt=c.prompt, batch_size=c.heldout.batch_size, max_prompt=c.rows.max_len)
     complete = worker.backend(model, state.params, tok, **options)
     shown = chosen(heldout_pairs, c.heldout.num)
-    written = rewriting.rewrite(
+    written = rewrite.rewrite(
         [{"text": pair.origin} for pair in shown],
         complete,
         code,

@@ -1,4 +1,4 @@
-"""What answers a prompt: the prompt itself (echo), an endpoint (openai), a model of this process (flax).
+"""Ask a language model: one behind an endpoint (`openai`), or one in this process (`flax`).
 
 A backend is a function `complete(messages, max_new) -> answers`: a list of chats and the longest answer to each, in
 tokens; an answer each, None where one came too late, was cut off or could not be read. It raises `Down` when there is
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.filtering.rewriting import conduct
 
 Messages = list[dict[str, str]]
 Complete = Callable[[Sequence[Messages], Sequence[int]], list[str | None]]
@@ -34,33 +33,6 @@ class Down(RuntimeError):
     def __init__(self, message: str, answers: Sequence[str | None] = ()):
         super().__init__(message)
         self.answers = list(answers)
-
-
-def echo(edit: Callable[[str], str] = lambda text: text, *, retries: int = 3) -> Complete:
-    """Answers with the text that it is asked to work on, as `edit` changes it.
-
-    `edit` may raise TimeoutError (tried again, then None) and Down (stops, with the answers before it).
-    """
-
-    def one(text: str) -> str | None:
-        for _ in range(1 + retries):
-            try:
-                return edit(text)
-            except TimeoutError:
-                continue
-        return None
-
-    def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
-        del max_new
-        answers: list[str | None] = []
-        for chat in messages:
-            try:
-                answers.append(one(conduct.text_of(chat)))
-            except Down as e:
-                raise Down(str(e), answers) from e
-        return answers
-
-    return complete
 
 
 def flax(

@@ -14,8 +14,7 @@ import numpy as np
 from alignment.filtering import router
 from alignment.filtering.duplicates import bands, clusters, exact, minhash
 from alignment.filtering.rewriting import gates
-from alignment.filtering.rules import chain as rules
-from alignment.filtering.rules import locales
+from alignment.filtering.rules import chain, locales
 
 Scores = Mapping[str, float | None]
 KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # what a rewriter is asked for, by action
@@ -92,9 +91,9 @@ def decision(document: Mapping[str, Any], action: str, rule: str, reason: str, e
 
 def screen(
     documents: Sequence[dict], tools: Screening, counters: MutableMapping[str, int] | None = None
-) -> list[rules.Verdict]:
+) -> list[chain.Verdict]:
     """What the rules say of each document; its text may be edited, such as lines taken out by C4's rules."""
-    return rules.apply(
+    return chain.apply(
         documents,
         chain=tools.chain,
         settings=tools.settings,

@@ -20,8 +20,7 @@ from alignment.decoding import backends, cache
 from alignment.errors import InputError
 from alignment.filtering import pipeline, router
 from alignment.filtering.duplicates import minhash
-from alignment.filtering.rewriting import conduct
-from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.filtering.rewriting import conduct, rewrite
 from alignment.filtering.rules import batch, language, locales
 from alignment.filtering.rules import chain as rules
 from alignment.filtering.scores import scorers
@@ -337,14 +336,14 @@ class Backend:
     """What rewrites, how it counts tokens, and its name in the cache's keys and the decisions."""
 
     complete: backends.Complete
-    count_tokens: Callable[[str], int] = rewriting.count_tokens
+    count_tokens: Callable[[str], int] = rewrite.count_tokens
     name: str = ""
 
 
 def _rewrite(asked: Backend, code, kept, max_tokens: int, documents: Sequence[dict], kind: str) -> list[str | None]:
     options = {"kind": kind, "max_tokens": max_tokens, "model": asked.name, "count_tokens": asked.count_tokens}
     try:
-        return rewriting.rewrite(documents, asked.complete, code, kept, **options)
+        return rewrite.rewrite(documents, asked.complete, code, kept, **options)
     except backends.Down as e:
         raise errors.Stopped(f"the rewriter is down: {e}; its answers so far are kept") from e
 
@@ -365,7 +364,7 @@ def backend(settings: str, conduct_sha256: str) -> Backend:
                 f"than {s['conduct']!r} ({conduct_sha256[:16]}); choose that pack, or train it anew"
             )
         return Backend(found.complete, found.count_tokens, found.name)
-    return Backend(backends.echo(_without_harm if s["backend"] == "toyweb" else str), name=s["backend"])
+    return Backend(rewrite.echo(_without_harm if s["backend"] == "toyweb" else str), name=s["backend"])
 
 
 def _without_harm(text: str) -> str:

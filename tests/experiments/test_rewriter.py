@@ -12,8 +12,7 @@ import pytest
 from alignment import logprobs
 from alignment.decoding import cache
 from alignment.errors import InputError
-from alignment.filtering.rewriting import conduct
-from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.filtering.rewriting import conduct, rewrite
 from alignment.models import decoder
 from alignment.train import next_token
 from data.texts import rewrite_pairs, text
@@ -105,7 +104,7 @@ def test_the_worker_a_run_leaves_answers_as_a_backend(tiny):
     rows = [json.loads(line) for line in (folder / "tables/rewritten.jsonl").read_text().splitlines()]
     texts = [{"text": row["origin"]} for row in rows]
     options = dict(count_tokens=found.count_tokens, model=found.name)
-    answers = rewriting.rewrite(texts, found.complete, code, cache.Cache(), **options)
+    answers = rewrite.rewrite(texts, found.complete, code, cache.Cache(), **options)
     assert [answer or "" for answer in answers] == [row["written"] for row in rows] and len(rows) == 4
 
 

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from alignment.filtering.rules import chain as rules
 from alignment.filtering.rules import locales, splitter
 from tests.filtering.rules import rule_pack, rule_twins
 
@@ -120,7 +119,7 @@ def their_chain(text, alone):
 def ours(texts, chain):
     settings = {"c4": {"terminal_punctuation": "c4_open" not in chain}}
     names = ["c4" if name == "c4_open" else name for name in chain]
-    verdicts = rules.apply(rule_pack.records(texts), chain=names, settings=settings, packs={"en": locales.load("en")})
+    verdicts = chain.apply(rule_pack.records(texts), chain=names, settings=settings, packs={"en": locales.load("en")})
     return [(verdict.reason, None if verdict.reason else verdict.text) for verdict in verdicts]
 
 

@@ -73,6 +73,33 @@ def rewrite(
     return [_joined(gaps, [next(answers) for _ in document]) for gaps, document in documents]
 
 
+def echo(edit_fn: Callable[[str], str] = lambda text: text, *, retries: int = 3) -> backends.Complete:
+    """A backend without a model: it answers each prompt with the prompt's own text, changed by `edit_fn`.
+
+    `edit_fn` may raise TimeoutError (tried again, after the last try the answer is None) and `backends.Down` (raised
+    again with the answers before it).
+    """
+
+    def answer(text: str) -> str | None:
+        for _ in range(1 + retries):
+            try:
+                return edit_fn(text)
+            except TimeoutError:
+                continue
+        return None
+
+    def complete(chats: Sequence[backends.Messages], max_new: Sequence[int]) -> list[str | None]:
+        answers: list[str | None] = []
+        for chat in chats:
+            try:
+                answers.append(answer(conduct.text_of(chat)))
+            except backends.Down as e:
+                raise backends.Down(str(e), answers) from e
+        return answers
+
+    return complete
+
+
 def _ask(requests: Mapping[str, tuple[list, int]], complete, cache, batch_size) -> dict[str, str | None]:
     """An answer for each key, from the cache or from the backend; each request once."""
     answers = {key: cache.get(key) for key in requests}

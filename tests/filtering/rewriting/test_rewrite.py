@@ -4,17 +4,17 @@ from hypothesis import strategies as st
 
 from alignment.decoding import backends, cache
 from alignment.errors import InputError
-from alignment.filtering.rewriting import conduct
-from alignment.filtering.rewriting import rewrite as rewriting
+from alignment.filtering.rewriting import conduct, rewrite
+from tests.decoding.test_backends import FAST, said, server
 
 CODE = conduct.load("en-neutral")
 ODD = st.text(st.sampled_from(list("ab.!؟ \t\n\r\x0b\x0c\x1c\x85\u2028\u3000\u200bé漢")), max_size=120)
 
 
-def rewrite(texts, complete=None, **options):
+def rewritten(texts, complete=None, **options):
     records = [{"text": text} for text in texts]
     options = {"cache": cache.Cache(), "code": CODE, **options}
-    return rewriting.rewrite(records, complete or backends.echo(), **options)
+    return rewrite.rewrite(records, complete or rewrite.echo(), **options)
 
 
 def words(text):
@@ -23,39 +23,39 @@ def words(text):
 
 @given(st.lists(ODD | st.text(max_size=60), max_size=4), st.integers(1, 12))
 def test_a_rewriter_that_changes_nothing_gives_back_the_identical_texts(texts, max_tokens):
-    assert rewrite(texts, max_tokens=max_tokens) == texts
+    assert rewritten(texts, max_tokens=max_tokens) == texts
 
 
 @given(ODD | st.text(max_size=200), st.integers(2, 12))
 def test_chunks_and_gaps_make_up_the_text_and_no_chunk_is_too_long(text, max_tokens):
-    gaps, bodies = rewriting.split(text, max_tokens=max_tokens)
+    gaps, bodies = rewrite.split(text, max_tokens=max_tokens)
     assert "".join(part for pair in zip(gaps, [*bodies, ""]) for part in pair) == text
     assert all(gap.strip() == "" for gap in gaps) and len(gaps) == len(bodies) + 1
     assert all(body and body == body.strip() for body in bodies)
-    assert all(rewriting.count_tokens(body) <= max_tokens for body in bodies)
+    assert all(rewrite.count_tokens(body) <= max_tokens for body in bodies)
 
 
 def test_chunks_end_where_paragraphs_do_and_hold_as_many_as_fit():
     text = "one two\n\nthree four\n\nfive six seven\n\neight"
-    gaps, bodies = rewriting.split(text, count_tokens=words, max_tokens=4)
+    gaps, bodies = rewrite.split(text, count_tokens=words, max_tokens=4)
     assert bodies == ["one two\n\nthree four", "five six seven\n\neight"] and gaps == ["", "\n\n", ""]
 
 
 def test_a_long_paragraph_is_cut_at_sentences_then_words_then_letters():
-    _, bodies = rewriting.split("One two. Three four! خمسة ستة؟ seven", count_tokens=words, max_tokens=3)
+    _, bodies = rewrite.split("One two. Three four! خمسة ستة؟ seven", count_tokens=words, max_tokens=3)
     assert bodies == ["One two.", "Three four!", "خمسة ستة؟ seven"]
-    assert rewriting.split("a b c d e", count_tokens=words, max_tokens=2)[1] == ["a b", "c d", "e"]
-    assert rewriting.split("abcdefg", count_tokens=len, max_tokens=3)[1] == ["abc", "def", "g"]
+    assert rewrite.split("a b c d e", count_tokens=words, max_tokens=2)[1] == ["a b", "c d", "e"]
+    assert rewrite.split("abcdefg", count_tokens=len, max_tokens=3)[1] == ["abc", "def", "g"]
 
 
 def test_a_word_of_a_megabyte_is_cut_and_counted_as_more_than_one():
-    _, bodies = rewriting.split("x" * 1_000_000)
+    _, bodies = rewrite.split("x" * 1_000_000)
     assert len(bodies) > 80 and "".join(bodies) == "x" * 1_000_000
 
 
 def test_answers_replace_the_chunks_and_white_space_stays():
-    assert rewrite(
-        [" a b\n\n\nc d \n"], backends.echo(lambda t: f"\n{t.upper()} "), count_tokens=words, max_tokens=2
+    assert rewritten(
+        [" a b\n\n\nc d \n"], rewrite.echo(lambda t: f"\n{t.upper()} "), count_tokens=words, max_tokens=2
     ) == [" A B\n\n\nC D \n"]
 
 
@@ -66,7 +66,7 @@ def test_longest_answers_are_a_third_longer_than_the_chunk_plus_64():
         asked.extend(max_new)
         return ["x"] * len(messages)
 
-    rewrite(["one two three four five six seven eight nine ten"], complete, count_tokens=words)
+    rewritten(["one two three four five six seven eight nine ten"], complete, count_tokens=words)
     assert asked == [13 + 64]
 
 
@@ -78,7 +78,7 @@ def test_order_is_kept_and_a_text_that_comes_twice_is_asked_once():
         return text.upper()
 
     texts = [f"text {i % 7}" for i in range(20)]
-    assert rewrite(texts, backends.echo(edit), batch_size=3) == [text.upper() for text in texts]
+    assert rewritten(texts, rewrite.echo(edit), batch_size=3) == [text.upper() for text in texts]
     assert sorted(asked) == [f"text {i}" for i in range(7)]
 
 
@@ -92,7 +92,7 @@ def test_a_time_out_is_tried_three_times_more_and_then_the_document_has_no_answe
                 raise TimeoutError
         return text.upper()
 
-    assert rewrite(["slow", "dead\n\nfine", "ok"], backends.echo(edit), max_tokens=2) == ["SLOW", None, "OK"]
+    assert rewritten(["slow", "dead\n\nfine", "ok"], rewrite.echo(edit), max_tokens=2) == ["SLOW", None, "OK"]
     assert tries == {"slow": 4, "dead": 4}
 
 
@@ -110,10 +110,10 @@ def test_a_rewriter_that_goes_down_leaves_its_answers_and_the_next_start_asks_on
         return edit
 
     with cache.Cache(tmp_path / "a.jsonl") as store, pytest.raises(backends.Down):
-        rewrite(texts, backends.echo(edit_until("text 6")), cache=store, batch_size=4)
+        rewritten(texts, rewrite.echo(edit_until("text 6")), cache=store, batch_size=4)
     with cache.Cache(tmp_path / "a.jsonl") as store:
         assert len(store) == 6
-        assert rewrite(texts, backends.echo(edit_until("")), cache=store) == [text.upper() for text in texts]
+        assert rewritten(texts, rewrite.echo(edit_until("")), cache=store) == [text.upper() for text in texts]
     assert sorted(asked) == texts
 
 
@@ -127,21 +127,45 @@ def test_another_code_kind_model_or_sampling_is_another_request(tmp_path):
         {"sampling": {"seed": 1}},
     ):
         before = len(store)
-        rewrite(["a text"], cache=store, **options)
+        rewritten(["a text"], cache=store, **options)
         assert len(store) == before + 1
-        rewrite(["a text"], cache=store, **options)
+        rewritten(["a text"], cache=store, **options)
         assert len(store) == before + 1
 
 
 def test_a_text_written_anew_is_made_from_the_first_chunk_and_has_no_gaps():
     texts = ["\n one two\n\nthree four\n", "", "  "]
-    assert rewrite(texts, kind="refuse", count_tokens=words, max_tokens=2) == ["one two", "", ""]
+    assert rewritten(texts, kind="refuse", count_tokens=words, max_tokens=2) == ["one two", "", ""]
 
 
 def test_marks_repeated_by_the_model_are_taken_off():
-    assert rewrite(["a b"], lambda messages, _: [messages[0][1]["content"]]) == ["a b"]
+    assert rewritten(["a b"], lambda messages, _: [messages[0][1]["content"]]) == ["a b"]
 
 
 def test_limits_that_cannot_work_are_refused():
     with pytest.raises(InputError, match="max_tokens=0"):
-        rewrite(["a"], max_tokens=0)
+        rewritten(["a"], max_tokens=0)
+
+
+def test_echo_answers_with_the_text_and_with_what_edit_makes_of_it():
+    chats = [conduct.prompt(CODE, text) for text in ("a <<<END x>>>", "")]
+    assert rewrite.echo()(chats, [99, 99]) == ["a <<<END x>>>", ""]
+    assert rewrite.echo(lambda t: f"Analysis: {t}")(chats[1:], [99]) == ["Analysis: "]
+
+
+def test_an_endpoint_that_goes_away_leaves_its_answers_in_the_cache_and_may_come_back():
+    store, texts = cache.Cache(), [{"text": f"text {i}"} for i in range(12)]
+
+    def answer(prompt, _):
+        return said(conduct.text_of([{"content": prompt}]).upper())
+
+    with server(answer) as (url, seen):
+        complete = backends.openai(url, "m", concurrency=2, retries=0, **FAST)
+        rewrite.rewrite(texts[:5], complete, CODE, store)
+    with pytest.raises(backends.Down):
+        rewrite.rewrite(texts, complete, CODE, store)
+    assert len(store) == 5
+    with server(answer) as (url, seen):
+        complete = backends.openai(url, "m", **FAST)
+        assert rewrite.rewrite(texts, complete, CODE, store) == [t["text"].upper() for t in texts]
+        assert len(seen) == 7

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import errors
-from alignment.filtering.rules import chain as rules
+from alignment.filtering.rules import chain
 from tests.filtering.rules import rule_pack
 from tests.filtering.rules.test_c4 import FIVE
 from tests.filtering.rules.test_gopher import FAILING
@@ -32,8 +32,8 @@ DOCUMENT = st.lists(st.sampled_from(SENTENCES), max_size=14, unique=True).flatma
 )
 
 
-def apply(texts, chain=CHAIN, **named):
-    return rules.apply(rule_pack.records(texts), chain=chain, **{"settings": {}, "packs": PACKS} | named)
+def apply(texts, names=CHAIN, **named):
+    return chain.apply(rule_pack.records(texts), chain=names, **{"settings": {}, "packs": PACKS} | named)
 
 
 NOUNS = "river market teacher garden letter winter bridge doctor island kitchen window harbour forest summer ladder"
@@ -92,9 +92,9 @@ ODD += ["مرحبا بالعالم هذا نص قصير", "a\u0301" * 50, "- " *
 
 
 def test_odd_texts_are_dropped_without_an_error():
-    for chain in [CHAIN, *[(name,) for name in CHAIN]]:
-        together = apply(ODD, chain)
-        assert together == [apply([text], chain)[0] for text in ODD]
+    for names in [CHAIN, *[(name,) for name in CHAIN]]:
+        together = apply(ODD, names)
+        assert together == [apply([text], names)[0] for text in ODD]
     assert [bool(verdict.reason) for verdict in apply(ODD)] == [True] * len(ODD)
 
 
@@ -164,7 +164,7 @@ def test_language_chooses_the_pack_and_drops_what_has_none_or_is_unsure():
     verdicts = apply(["hello", "مرحبا", "what?"], ["language"], packs=packs, language_fn=identify)
     assert [(verdict.reason, verdict.language) for verdict in verdicts] == [
         ("", "en"),
-        (rules.UNKNOWN_LANGUAGE, "ar"),
+        (chain.UNKNOWN_LANGUAGE, "ar"),
         ("language_score", "en"),
     ]
     assert [verdict.attributes["language_probability"] for verdict in verdicts] == [1.0, 0.9, 0.5]
@@ -183,10 +183,10 @@ def test_language_is_asked_only_about_documents_still_there():
 
 def test_unknown_rules_and_settings_and_no_pack_are_refused_before_any_work():
     for named in (
-        {"chain": ["gopher"]},
-        {"chain": ["length"], "settings": {"nonsense": {}}},
-        {"chain": ["gopher_quality"], "settings": {"gopher_quality": {"min_word": 3}}},
-        {"chain": ["length"], "packs": {}},
+        {"names": ["gopher"]},
+        {"names": ["length"], "settings": {"nonsense": {}}},
+        {"names": ["gopher_quality"], "settings": {"gopher_quality": {"min_word": 3}}},
+        {"names": ["length"], "packs": {}},
     ):
         with pytest.raises(errors.InputError, match=r"use one of|name at least"):
             apply(["x"], **named)

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from alignment import errors
-from alignment.filtering.rules import arabic, language, locales
-from alignment.filtering.rules import chain as rules
+from alignment.filtering.rules import arabic, chain, language, locales
 
 CHAIN = ("length", "mojibake", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "nemo", "pii")
 PACKS = {name: locales.load(name) for name in ("en", "ar")}
@@ -22,7 +21,7 @@ def reasons(texts, **named):
     records = [{"id": str(i), "text": text, "source": "", "metadata": {}} for i, text in enumerate(texts)]
     settings = {"c4": {"terminal_punctuation": False}}  # as FineWeb runs it
     identify = functools.partial(language.identify, packs=PACKS)
-    found = rules.apply(records, chain=CHAIN, settings=settings, packs=PACKS, language_fn=identify, **named)
+    found = chain.apply(records, chain=CHAIN, settings=settings, packs=PACKS, language_fn=identify, **named)
     return collections.Counter(verdict.reason for verdict in found)
 
 
@@ -45,7 +44,7 @@ def test_a_pack_goes_to_a_worker_and_is_consistent(name):
     assert all(pack.word.fullmatch(word) for word in pack.stop_words)
     assert pack.script.upper() in {max(language.scripts(word)) for word in pack.stop_words}
     for rule, settings in pack.overrides.items():
-        fn = getattr(rules.RULES[rule], "target", lambda rule=rule: rules.RULES[rule])()
+        fn = getattr(chain.RULES[rule], "target", lambda rule=rule: chain.RULES[rule])()
         assert set(settings or {}) <= set(inspect.signature(fn).parameters)
 
 
@@ -136,7 +135,7 @@ def test_sensible_arabic_is_kept_and_bad_arabic_dropped():
 
 def test_notices_of_cookies_go_and_the_text_stays():
     record = {"id": "1", "text": PROSE + "\nنستخدم ملفات تعريف الارتباط على هذا الموقع.", "source": "", "metadata": {}}
-    verdict = rules.apply([record], chain=("c4",), settings={}, packs={"ar": PACKS["ar"]})[0]
+    verdict = chain.apply([record], chain=("c4",), settings={}, packs={"ar": PACKS["ar"]})[0]
     assert (verdict.reason, verdict.text) == ("", PROSE)
 
 
