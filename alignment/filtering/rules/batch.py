@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from alignment.filtering.rules import words
+from alignment.filtering.rules import locales, words
 
 
 @dataclasses.dataclass
@@ -67,7 +67,7 @@ class Batch:
     def __init__(
         self,
         records: Sequence[Mapping],
-        pack,
+        pack: locales.Pack,
         *,
         texts: Sequence[str] | None = None,
         languages: Sequence[str] | None = None,
@@ -95,7 +95,7 @@ class Batch:
     @functools.cached_property
     def words(self) -> words.Columns:
         """The words of all documents in flat arrays."""
-        return words.columns(self.texts, english=getattr(self.pack, "name", "en") == "en")
+        return words.columns(self.texts, english=self.pack.name == "en")
 
     def take(self, positions: Sequence[int]) -> "Batch":
         """The documents at these positions, with whatever was computed of them."""

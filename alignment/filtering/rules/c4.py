@@ -54,11 +54,11 @@ def clean(
         citations=_citations(tuple(pack.citation_patterns)) if remove_citations else None,
         javascript=javascript,
         policy=tuple(pack.policy_phrases) if policy else (),
-        spelling=getattr(pack, "comparison_key", str.casefold),
+        spelling=pack.comparison_key,
         lorem_ipsum=lorem_ipsum,
         curly_bracket=curly_bracket,
     )
-    sentences = _sentences(tuple(pack.sentence_end), getattr(pack, "name", "en") == "en")
+    sentences = _sentences(tuple(pack.sentence_end), pack.name == "en")
     for position, (text, lines) in enumerate(zip(batch.texts, batch.lines, strict=True)):
         if not text or text.isspace():
             findings.fail(position, "empty")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 import numpy as np
 
 from alignment import errors
-from alignment.filtering.rules import c4, fineweb, gopher, repetition
+from alignment.filtering.rules import c4, fineweb, gopher, locales, repetition
 from alignment.filtering.rules.batch import Batch, Findings
 
 UNKNOWN_LANGUAGE = "other_language"
@@ -92,7 +92,7 @@ RULES: dict[str, Callable[..., Findings]] = {
 }
 
 
-def validate(chain: Sequence[str], settings: Mapping[str, Mapping], packs: Mapping) -> None:
+def validate(chain: Sequence[str], settings: Mapping[str, Mapping], packs: Mapping[str, locales.Pack]) -> None:
     """Refuse unknown rules, unknown settings and an empty set of packs, before any work.
 
     Raises:
@@ -116,7 +116,7 @@ def apply(
     *,
     chain: Sequence[str],
     settings: Mapping[str, Mapping],
-    packs: Mapping,
+    packs: Mapping[str, locales.Pack],
     language_fn: Callable[[Sequence[str]], Sequence[tuple[str, float]]] | None = None,
     counters: MutableMapping[str, int] | None = None,
 ) -> list[Verdict]:
@@ -162,12 +162,12 @@ class _State:
     records: Sequence[Mapping]
     verdicts: list[Verdict]
     settings: Mapping[str, Mapping]
-    packs: Mapping
+    packs: Mapping[str, locales.Pack]
     counters: MutableMapping[str, int]
 
     def step(self, name: str, positions: list[int], batch: Batch) -> tuple[list[int], Batch]:
         """Run one rule over one language's documents; returns those that are left."""
-        overrides = getattr(batch.pack, "overrides", {}).get(name, {})
+        overrides = batch.pack.overrides.get(name, {})
         if overrides is None:
             self._add({f"{name}/off": len(batch)})
             return positions, batch

@@ -98,10 +98,9 @@ def _stop_words(batch: Batch) -> np.ndarray:
     """How many different stop words each document has."""
     columns, pack = batch.words, batch.pack
     stop_words = {word: i for i, word in enumerate(sorted(pack.stop_words))}
-    spelling = getattr(pack, "stop_key", str)
     column_V = columns.vocabulary.mapped(
-        ("stop words", pack.stop_words, getattr(pack, "stop_normaliser", "")),
-        lambda word: stop_words.get(spelling(word), -1),
+        ("stop words", pack.stop_words, pack.stop_normaliser),
+        lambda word: stop_words.get(pack.stop_key(word), -1),
     )
     column_W = column_V[columns.ids_W]
     is_stop_W = column_W >= 0

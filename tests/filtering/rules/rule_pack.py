@@ -1,8 +1,8 @@
-"""A small English pack for tests of rules: datatrove's English defaults."""
+"""The English pack with datatrove's marks at the ends of lines and sentences, which are those of every script."""
 
-import types
+import dataclasses
 
-from alignment.filtering.rules import words
+from alignment.filtering.rules import locales, words
 
 # Marks that end a sentence for the sentencizer: all of them but those that came to Unicode later.
 _LATE = (
@@ -16,23 +16,10 @@ def _characters(ranges: str) -> set[str]:
     return {chr(c) for low, _, high in parts for c in range(int(low, 16), int(high or low, 16) + 1)}
 
 
-ENGLISH = types.SimpleNamespace(
-    name="en",
-    script="Latin",
-    stop_words=frozenset("the be to of and that have with".split()),  # noqa: SIM905
+ENGLISH = dataclasses.replace(
+    locales.load("en"),
     terminal_punctuation=tuple(words.TERMINALS),
-    end_punctuation=(".", "?", "!", '"', "'"),
-    sentence_end=tuple(sorted(set(words.TERMINALS) - _characters(_LATE))),
-    policy_phrases=(
-        "terms of use",
-        "privacy policy",
-        "cookie policy",
-        "uses cookies",
-        "use of cookies",
-        "use cookies",
-    ),
-    citation_patterns=(r"\[\d*]", r"\[edit]", r"\[citation needed]"),
-    overrides={},
+    sentence_end="".join(sorted(set(words.TERMINALS) - _characters(_LATE))),
 )
 
 

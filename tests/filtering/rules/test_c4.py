@@ -1,6 +1,6 @@
 """C4's cleaning: its traps one by one, and a slow twin."""
 
-import types
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
@@ -69,10 +69,10 @@ def test_a_phrase_that_a_citation_hid_is_found():
 
 
 def test_phrases_are_compared_in_the_packs_spelling():
-    pack = types.SimpleNamespace(**vars(rule_pack.ENGLISH) | {"policy_phrases": ("notice",)})
-    pack.comparison_key = lambda text: text.lower().replace("0", "o")
-    found = c4.clean(Batch(rule_pack.records([f"{FIVE}\nA last N0TICE to all."]), pack))
-    assert found.texts == {0: FIVE}
+    records = rule_pack.records([f"{FIVE}\nA last NOTICE to all."])
+    for normaliser, texts in (("casefold", {0: FIVE}), ("", {})):
+        pack = dataclasses.replace(rule_pack.ENGLISH, policy_phrases=("notice",), comparison_normaliser=normaliser)
+        assert c4.clean(Batch(records, pack)).texts == texts
 
 
 def test_every_check_can_be_switched_off():

@@ -1,10 +1,10 @@
 """The chain: one verdict a document that depends on nothing but the document."""
 
+import dataclasses
 import random
 import subprocess
 import sys
 import tracemalloc
-import types
 
 import pytest
 from hypothesis import given, settings
@@ -140,14 +140,14 @@ def test_later_rules_see_the_text_that_earlier_ones_left():
 
 
 def test_settings_go_before_the_packs_and_the_packs_before_the_rules_own():
-    pack = types.SimpleNamespace(**vars(rule_pack.ENGLISH) | {"overrides": {"length": {"min_characters": 5}}})
+    pack = dataclasses.replace(rule_pack.ENGLISH, overrides={"length": {"min_characters": 5}})
     assert apply(["four"], ["length"], packs={"en": pack})[0].reason == "too_short"
     assert apply(["four"], ["length"], packs={"en": pack}, settings={"length": {"min_characters": 4}})[0].reason == ""
     assert apply(["four"], ["length"])[0].reason == ""
 
 
 def test_a_pack_can_switch_a_rule_off():
-    pack = types.SimpleNamespace(**vars(rule_pack.ENGLISH) | {"overrides": {"gopher_quality": None}})
+    pack = dataclasses.replace(rule_pack.ENGLISH, overrides={"gopher_quality": None})
     counters = {}
     assert apply(["short"], ["gopher_quality"], packs={"en": pack}, counters=counters)[0].reason == ""
     assert counters == {"gopher_quality/off": 1}
@@ -168,9 +168,7 @@ def test_language_chooses_the_pack_and_drops_what_has_none_or_is_unsure():
         ("language_score", "en"),
     ]
     assert [verdict.attributes["language_probability"] for verdict in verdicts] == [1.0, 0.9, 0.5]
-    arabic = types.SimpleNamespace(
-        **vars(rule_pack.ENGLISH) | {"name": "ar", "overrides": {"length": {"min_characters": 9}}}
-    )
+    arabic = dataclasses.replace(rule_pack.ENGLISH, name="ar", overrides={"length": {"min_characters": 9}})
     verdicts = apply(["hello", "مرحبا"], ["language", "length"], packs=packs | {"ar": arabic}, language_fn=identify)
     assert [verdict.reason for verdict in verdicts] == ["", "too_short"]
 

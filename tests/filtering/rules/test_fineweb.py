@@ -1,6 +1,6 @@
 """FineWeb's rules: each reason alone, each switch, and a slow twin."""
 
-import types
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +46,7 @@ def test_documents_without_any_end_mark_may_be_kept():
 
 
 def test_marks_of_another_script_come_from_the_pack():
-    pack = types.SimpleNamespace(name="ar", terminal_punctuation=("؟", "!?"))
+    pack = dataclasses.replace(rule_pack.ENGLISH, name="ar", terminal_punctuation=("؟", "!?"))
     text = f"{LONG}؟\n{LONG} x؟\n{LONG} y!?"
     assert fineweb.check(Batch(rule_pack.records([text]), pack)).reasons == [""]
 
