@@ -21,8 +21,7 @@ from alignment import files
 from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.preference import losses, metrics, pairs
-from alignment.train import language_model as start
-from alignment.train import loop, next_token, optimizer, sharding, step, train_state
+from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text
 from data.tokens import tokenizer
 
@@ -114,7 +113,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
-    tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
+    tok = tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
     train, heldout, counts = preferences.load(
         tokenizer=tok,
         seed=c.seed,
@@ -128,13 +127,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             f"{c.data.path} holds labelled single answers and loss={c.loss!r} compares two; take one of "
             f"{', '.join(losses.UNPAIRED)}, or a file of pairs"
         )
-    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
-    tokenizer.check_vocab(tok, settings["vocab_size"])
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
-    model = start.network(settings, rows_are_plain=c.batch.layout == "separate")
-    start.check_export(model, c.export)
-    start.remember(workdir, model, tok)
+    model = language_model.build(
+        c.init_from,
+        tok,
+        model=c.model,
+        compute=c.compute,
+        rows_are_plain=c.batch.layout == "separate",
+        export=c.export,
+        workdir=workdir,
+    )
 
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
@@ -166,7 +169,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
     ]
     files.write_rows(workdir / "tables/samples.jsonl", rows)
-    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     summary["heldout/pairs"] = len(heldout)
     if heldout.label_N is None:
         summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
@@ -179,7 +182,7 @@ def begin(c, model, tx, tok, splits, mesh, workdir, is_fresh):
     paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
     # a resumed run has its parameters in a checkpoint; only a reference still to be computed wants them from the start
     is_needed = is_fresh or (is_stored and not all(path.is_file() for path in paths))
-    params = start.params(c.init_from if is_needed else "", model, mesh)
+    params = language_model.params(c.init_from if is_needed else "", model, mesh)
     if c.pretrain.steps and is_needed:  # finished, it only brings back where DPO began
         params = pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)

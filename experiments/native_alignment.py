@@ -31,8 +31,7 @@ from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.evaluation import continuations, harmlessness
 from alignment.preference import metrics, pairs
-from alignment.train import language_model as start
-from alignment.train import loop, next_token, optimizer, sharding, step, train_state
+from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
 from data import records
 from data.texts import preferences, text
 from data.tokens import tokenizer
@@ -184,11 +183,15 @@ class Study:
             if c[name].steps:
                 sharding.check_batch(c[name].batch_size, self.mesh, c[name].accumulate)
         self.tok = self.load_tokenizer()
-        settings = start.settings(c.init_from, c.model, c.compute, vocab_size=self.tok.vocab_size)
-        tokenizer.check_vocab(self.tok, settings["vocab_size"])
-        self.model = start.network(settings, rows_are_plain=False)
-        start.check_export(self.model, c.export)
-        start.remember(workdir, self.model, self.tok)
+        self.model = language_model.build(
+            c.init_from,
+            self.tok,
+            model=c.model,
+            compute=c.compute,
+            rows_are_plain=False,
+            export=c.export,
+            workdir=workdir,
+        )
         self.probes = {name: self.read_probes(name, needed) for name, needed in PROBES.items()}
         self.pairs = {name: self.tokenise(name) for name in self.probes}
         self.templates = {}
@@ -196,7 +199,7 @@ class Study:
     def load_tokenizer(self) -> tokenizer.Tokenizer:
         kind, _, size = self.c.tokenizer.partition(":")
         if kind != "learn":
-            return tokenizer.load(self.c.tokenizer or start.tokenizer_of(self.c.init_from))
+            return tokenizer.load(self.c.tokenizer or language_model.tokenizer_of(self.c.init_from))
         path = self.workdir / "learned/tokenizer.json"
         if not path.is_file():
             found, _ = records.read(str(self.folder / "raw"))
@@ -353,14 +356,16 @@ class Study:
         c, folder = self.c, self.workdir / f"members/{arm}-{seed}"
         if (folder / "measured.json").is_file():
             return json.loads((folder / "measured.json").read_text())
-        fresh = (
-            start.params(c.init_from, self.model, self.mesh) if c.init_from else self.draw_fn(jax.random.PRNGKey(seed))
-        )
+        fresh = language_model.params(c.init_from, self.model, self.mesh)
+        if fresh is None:
+            fresh = self.draw_fn(jax.random.PRNGKey(seed))
         batches = self.batches(self.corpus(arm), c.pretrain.batch_size, seed=seed)
         base = self.train("pretrain", fresh, batches, folder, seed)
         found = {"base": self.measure(base, seed)}
         if c.export:
-            start.export(folder / "export/hf", base, self.model, self.tok, dtype=c.export, init_from=c.init_from)
+            language_model.export(
+                folder / "export/hf", base, self.model, self.tok, dtype=c.export, init_from=c.init_from
+            )
         found |= self.after_benign("base", base, folder, seed)
         if c.post and arm in names(c.post_arms) and (c.sft.steps or c.dpo.steps):
             post = folder / "post"

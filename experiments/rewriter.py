@@ -20,8 +20,7 @@ from alignment.decoding import cache
 from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct, distance, gates, rewrite
 from alignment.filtering.rules import language
-from alignment.train import language_model as start
-from alignment.train import loop, next_token, optimizer, sharding
+from alignment.train import language_model, loop, next_token, optimizer, sharding
 from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
 from experiments.filtering import worker
@@ -108,18 +107,22 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     files.report_counts(workdir, counts)
 
     steps = c.steps or max(1, round(c.epochs * len(train) / c.batch_size))
-    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
-    tokenizer.check_vocab(tok, settings["vocab_size"])
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
-    model = start.network(settings, rows_are_plain=not c.rows.packed)
-    start.check_export(model, c.export)
-    start.remember(workdir, model, tok)
+    model = language_model.build(
+        c.init_from,
+        tok,
+        model=c.model,
+        compute=c.compute,
+        rows_are_plain=not c.rows.packed,
+        export=c.export,
+        workdir=workdir,
+    )
 
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     state, summary = next_token.fit(
         model,
-        start.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
+        language_model.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
         batches_fn(train),
         batches_fn(heldout, endless=False),
         mesh,
@@ -148,7 +151,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     else:
         models = {"language": language.identify}
     summary |= judged(workdir, shown, written, models)
-    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     if c.export:
         files.write(workdir / "export/hf" / worker.FILE, lambda f: f.write(worker.note(code, c.prompt)))
     return summary
@@ -165,7 +168,7 @@ def read(c, workdir: pathlib.Path, counts: dict[str, int]) -> list[rewrite_pairs
 
 def tokenizer_of(c, pairs: Sequence[rewrite_pairs.Pair]) -> tokenizer.Tokenizer:
     if c.tokenizer != "words":
-        return tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
+        return tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
     if c.init_from:
         raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,7 @@ import ml_collections
 
 from alignment import files
 from alignment.decoding import sample
-from alignment.train import language_model as start
-from alignment.train import loop, next_token, optimizer, sharding
+from alignment.train import language_model, loop, next_token, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
 
@@ -76,23 +75,27 @@ def sweep():
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
-    tok = tokenizer.load(c.tokenizer or start.tokenizer_of(c.init_from))
+    tok = tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
     train, heldout, counts = text.load(
         kind="answers", tokenizer=tok, seed=c.seed, bad_records_path=str(workdir / "bad_records.jsonl"), **c.data
     )
     files.report_counts(workdir, counts)
-    settings = start.settings(c.init_from, c.model, c.compute, vocab_size=tok.vocab_size)
-    tokenizer.check_vocab(tok, settings["vocab_size"])
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
-    model = start.network(settings, rows_are_plain=not c.data.packed)
-    start.check_export(model, c.export)
-    start.remember(workdir, model, tok)
+    model = language_model.build(
+        c.init_from,
+        tok,
+        model=c.model,
+        compute=c.compute,
+        rows_are_plain=not c.data.packed,
+        export=c.export,
+        workdir=workdir,
+    )
 
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     state, summary = next_token.fit(
         model,
-        start.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
+        language_model.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
         batches_fn(train),
         batches_fn(heldout, endless=False),
         mesh,
@@ -106,7 +109,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         **c.loop,
     )
     files.write_rows(workdir / "tables/samples.jsonl", answers(c, model, tok, heldout, state.params))
-    start.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Where a run begins: from nothing, from a Hugging Face folder, or from an earlier run."""
+"""A run's language model: built from nothing, a Hugging Face folder or an earlier run, and exported at the end."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment import files
+from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import attention, decoder, huggingface
 from alignment.train import checkpoint, sharding, train_state
@@ -22,8 +22,9 @@ EXPORT_DTYPES = (*COMPUTE_DTYPES, "float16")
 
 
 class Tokenizer(Protocol):
-    """What a start needs of a tokenizer."""
+    """What this module reads of a tokenizer; data/tokens/tokenizer.py has one."""
 
+    name: str
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -32,17 +33,47 @@ class Tokenizer(Protocol):
     def save(self, folder: str) -> None: ...
 
 
+def build(
+    init_from: str,
+    tok: Tokenizer,
+    *,
+    model: Mapping[str, Any],
+    compute: Mapping[str, Any],
+    rows_are_plain: bool,
+    export: str = "",
+    workdir: str | pathlib.Path | None = None,
+) -> decoder.DecoderLM:
+    """The network of a run, checked against its tokenizer, its machine and its export before any training.
+
+    Args:
+        init_from: "" for a network from nothing with the architecture `model`; `hf:<folder or hub id>` and
+            `run:<workdir>` bring their own architecture. `params` reads the weights.
+        model: keyword arguments of `DecoderLM` but for `vocab_size`, which the tokenizer gives.
+        compute: how it is computed wherever it comes from: dtype, remat, attention, unroll.
+        rows_are_plain: see `network`.
+        export: the dtype that `export` will write at the end; "" for none.
+        workdir: where architecture and tokenizer are left, for a later `run:<workdir>`; None leaves nothing.
+
+    Raises:
+        InputError: the checkpoint is missing, its embedding has fewer rows than the tokenizer has ids, its
+            architecture cannot be exported, or a dtype is unknown.
+    """
+    model_settings = settings(init_from, model, compute, vocab_size=tok.vocab_size)
+    _check_vocab(tok, model_settings["vocab_size"])
+    net = network(model_settings, rows_are_plain=rows_are_plain)
+    if export:
+        errors.one_of("export", export, EXPORT_DTYPES)
+        huggingface.config_for(net, jnp.dtype(export))  # raises for what Hugging Face has no architecture for
+    if workdir is not None and jax.process_index() == 0:
+        _save_architecture(pathlib.Path(workdir), net)
+        tok.save(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
+    return net
+
+
 def settings(
     init_from: str, model: Mapping[str, Any], compute: Mapping[str, Any], *, vocab_size: int
 ) -> dict[str, Any]:
-    """Keyword arguments of `DecoderLM` for the network to train.
-
-    Args:
-        init_from: "" trains from nothing with the architecture `model`; `hf:<folder or hub id>` and `run:<workdir>`
-            bring their own.
-        compute: how it is computed (dtype, remat, attention), whatever the start.
-        vocab_size: of the tokenizer, for a model from nothing.
-    """
+    """Keyword arguments of `DecoderLM`; see `build`, of which this is the first step."""
     return {**_architecture(init_from, {"vocab_size": vocab_size, **model}), **compute}
 
 
@@ -56,35 +87,47 @@ def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
         path = pathlib.Path(name) / MODEL_FILE
         if not path.is_file():
             raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
-        found = json.loads(path.read_text())
-        if isinstance(found.get("layer_types"), list):
-            found["layer_types"] = tuple(found["layer_types"])
-        return found
+        return json.loads(path.read_text())
     raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id> or run:<workdir>")
 
 
+def _check_vocab(tok: Tokenizer, vocab_size: int) -> None:
+    if tok.vocab_size > vocab_size:
+        raise InputError(
+            f"tokenizer {tok.name!r} has token ids up to {tok.vocab_size - 1} but the model's vocabulary has "
+            f"{vocab_size} rows; use the tokenizer of that checkpoint, or a model with vocab_size >= {tok.vocab_size}"
+        )
+
+
+def _save_architecture(workdir: pathlib.Path, model: decoder.DecoderLM) -> None:
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}  # linen's own two
+    files.write_text(workdir / MODEL_FILE, json.dumps(fields, indent=2, sort_keys=True, default=dict))
+
+
 def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decoder.DecoderLM:
-    """The network, its attention kernel chosen and compared with plain attention on this machine.
+    """The network, with an attention kernel that was compared with plain attention on this machine.
 
     Args:
         model_settings: keyword arguments of `DecoderLM`; attention "auto" takes the fused kernel of a GPU where it is
             right and fits, and `blocked` elsewhere.
         rows_are_plain: whether every row of a batch is one sequence, padded on the right, as fused kernels want it.
     """
-    chosen = dict(model_settings)
-    _check_dtype("dtype", chosen.get("dtype", "float32"), COMPUTE_DTYPES)
-    is_free = chosen.get("attention") == "auto"
-    if is_free:
-        fits = rows_are_plain and chosen.get("dtype") == "bfloat16" and not chosen.get("sliding_window")
-        chosen["attention"] = "cudnn" if fits and jax.default_backend() == "gpu" else "blocked"
-    model = decoder.DecoderLM(**chosen)
+    model_settings = dict(model_settings)
+    errors.one_of("dtype", model_settings.get("dtype", "float32"), COMPUTE_DTYPES)
+    is_auto = model_settings.get("attention") == "auto"
+    if is_auto:
+        is_bf16, has_window = model_settings.get("dtype") == "bfloat16", bool(model_settings.get("sliding_window"))
+        fits = rows_are_plain and is_bf16 and not has_window and jax.default_backend() == "gpu"
+        model_settings["attention"] = "cudnn" if fits else "blocked"
+    model = decoder.DecoderLM(**model_settings)
     if model.attention == "cudnn":
         try:
             kv_heads = model.num_kv_heads or model.num_heads
             head_dim = model.head_dim or model.model_dim // model.num_heads
             attention.self_test("cudnn", num_heads=model.num_heads, num_kv_heads=kv_heads, head_dim=head_dim)
         except InputError as error:
-            if not is_free:
+            if not is_auto:
                 raise
             print(f"{error}, as this run now does", flush=True)
             model = model.clone(attention="blocked")
@@ -92,19 +135,9 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
 
 
 def tokenizer_of(init_from: str) -> str:
-    """Which tokenizer goes with a start, as `data.tokenizer.load` names them; bytes where there is nothing to go by."""
+    """The name under which `data.tokens.tokenizer.load` finds the tokenizer of `init_from`; bytes for no checkpoint."""
     kind, _, name = init_from.partition(":")
     return {"hf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
-
-
-def remember(workdir: str | pathlib.Path, model: decoder.DecoderLM, tok: Tokenizer) -> None:
-    """Leave architecture and tokenizer in the workdir, for `run:<workdir>`."""
-    if jax.process_index() == 0:
-        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        found = {name: value for name, value in fields.items() if name not in ("parent", "name")}
-        content = json.dumps(found, indent=2, sort_keys=True, default=dict).encode()
-        files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(content))
-        tok.save(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
 
 
 def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
@@ -117,18 +150,6 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     if kind == "hf":
         return huggingface.load(huggingface.resolve(name), model, shardings=shardings)
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
-
-
-def check_export(model: decoder.DecoderLM, dtype: str) -> None:
-    """Refuse before training what `export` would refuse after it."""
-    if dtype:
-        _check_dtype("export", dtype, EXPORT_DTYPES)
-        huggingface.config_for(model, jnp.dtype(dtype))
-
-
-def _check_dtype(name: str, dtype: str, known: tuple[str, ...]) -> None:
-    if dtype not in known:
-        raise InputError(f"{name}={dtype!r}; it is one of {', '.join(known)}")
 
 
 def export(
@@ -150,7 +171,7 @@ def export(
         return
     kind, _, name = init_from.partition(":")
     earlier = pathlib.Path(name) / "export/hf"
-    if kind == "run" and (earlier / "config.json").is_file():  # whose own start may have been a checkpoint
+    if kind == "run" and (earlier / "config.json").is_file():  # that run may itself have begun from a checkpoint
         kind, name = "hf", str(earlier)
     like, ids = None, {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
     if kind == "hf":

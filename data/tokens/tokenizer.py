@@ -122,17 +122,6 @@ def load(spec: str = "bytes") -> Tokenizer:
     return _build(backend, checkpoint_files.for_bare_file(backend, path.suffix, content), name=spec)
 
 
-def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that the checkpoint's embedding of `vocab_size` rows lacks."""
-    if tokenizer.vocab_size > vocab_size:
-        raise InputError(
-            f"tokenizer {tokenizer.name!r} has token ids up to {tokenizer.vocab_size - 1} but the model's "
-            f"vocabulary has "
-            f"{vocab_size} rows; use the tokenizer of that checkpoint, or a model with vocab_size >= "
-            f"{tokenizer.vocab_size}"
-        )
-
-
 def _build(backend, files, *, name: str) -> Tokenizer:
     def id_of(token):
         return None if token is None else backend.id_of(token)

@@ -14,8 +14,7 @@ from alignment.decoding import backends
 from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct
 from alignment.models import huggingface
-from alignment.train import language_model as start
-from alignment.train import sharding
+from alignment.train import language_model, sharding
 from data.tokens import tokenizer
 
 FILE = "rewriter.json"  # beside the weights: what the worker was trained to be asked
@@ -50,10 +49,8 @@ def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16", max_prom
     told = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
     tok = tokenizer.load(str(path))
     compute = dict(dtype=dtype, remat="none", attention="auto", unroll=1)
-    settings = start.settings(f"hf:{path}", {}, compute, vocab_size=tok.vocab_size)
-    tokenizer.check_vocab(tok, settings["vocab_size"])
-    model = start.network(settings, rows_are_plain=True)
-    params = start.params(f"hf:{path}", model, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
+    model = language_model.build(f"hf:{path}", tok, model={}, compute=compute, rows_are_plain=True)
+    params = language_model.params(f"hf:{path}", model, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
     complete = backend(
         model, params, tok, prompt=told.get("prompt", "full"), batch_size=batch_size, max_prompt=max_prompt
     )

@@ -173,16 +173,15 @@ def load(
         encode_fn: texts to token ids, of the checkpoint's own tokenizer.
         options: of `build`.
     """
-    from alignment.train import language_model as start
-    from alignment.train import sharding
+    from alignment.train import language_model, sharding
 
     if encode_fn is None:
         raise InputError("a perplexity scorer needs encode_fn, texts to token ids, of the model's own tokenizer")
     path = path if path.startswith(("hf:", "run:")) else f"hf:{path}"
     mesh = sharding.make_mesh() if mesh is None else mesh
     compute = dict(dtype=dtype, remat="none", attention="auto", unroll=1)
-    model = start.network(start.settings(path, {}, compute, vocab_size=0), rows_are_plain=True)
-    return build(model, start.params(path, model, mesh), encode_fn, mesh=mesh, **options)
+    model = language_model.network(language_model.settings(path, {}, compute, vocab_size=0), rows_are_plain=True)
+    return build(model, language_model.params(path, model, mesh), encode_fn, mesh=mesh, **options)
 
 
 @functools.cache

@@ -107,12 +107,6 @@ def test_bos_follows_the_config_key_then_the_post_processor(tmp_path, post, key,
     assert tokenizer.load(str(small_folder(tmp_path / "tok", adds_bos=post, **config))).adds_bos is expected
 
 
-def test_check_vocab_refuses_a_smaller_embedding():
-    tokenizer.check_vocab(BYTES, 264)
-    with pytest.raises(InputError, match=r"up to 263.*256 rows"):
-        tokenizer.check_vocab(BYTES, 256)
-
-
 @pytest.mark.parametrize("content", ["{", "{}", '{"model": {"type": "nope"}}'])
 def test_damaged_tokenizer_json_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
