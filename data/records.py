@@ -1,23 +1,26 @@
-"""Files to records: JSON lines and JSON arrays (plain, .gz, .zst), parquet, folders, globs, tensorflow-datasets.
+"""Files to records: JSON lines, JSON arrays, CSV, parquet, plain text; from folders, globs or tensorflow-datasets.
 
 A line that cannot be read is set aside with its file and number; more than one in a hundred stops the run.
 """
 
+import csv
 import dataclasses
 import glob
-import gzip
+import io
 import json
 import os
 import pathlib
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import orjson
-import zstandard
 
+from alignment import files
 from alignment.errors import InputError
+from data import lines
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
+TABLES = {".csv": ",", ".tsv": "\t"}  # read where they are named, never as a part of a folder; what parts the fields
 PACKED = ("", ".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
 MAX_BAD = 0.01  # share of lines that may be set aside
@@ -25,9 +28,9 @@ MAX_BAD = 0.01  # share of lines that may be set aside
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record, and where it stood (lines count from 1; in an array or a table, records do)."""
+    """One record and its place: `line` counts from 1; in an array or a parquet file it is the record's number."""
 
-    value: dict
+    value: dict[str, Any]
     file: str
     line: int
 
@@ -44,21 +47,28 @@ class BadRecord:
 def read(
     path: str | Sequence[str], *, split: str = "train", max_bad: float = MAX_BAD
 ) -> tuple[list[Record], list[BadRecord]]:
-    """All records of a path.
+    """All records of a path, and the lines set aside.
 
     Args:
         path: a file, a folder, a glob, several of these (a list, or with commas between), or `tfds:name/config`.
         split: of a tensorflow-datasets source; files have none.
-        max_bad: share of unreadable lines above which the whole reading is an `InputError`.
+        max_bad: share of unreadable lines, in [0, 1], above which nothing is returned.
+
+    Raises:
+        InputError: no such file; a damaged file; no record; more unreadable lines than `max_bad`.
     """
     if isinstance(path, str) and path.startswith("tfds:"):
         from data import sources  # tensorflow-datasets takes seconds to import
 
         return [Record(v, path, i) for i, v in enumerate(sources.open_source(path[5:], split), 1)], []
-    good, bad = [], []
+    good: list[Record] = []
+    bad: list[BadRecord] = []
     for file in find(path):
         for item in read_file(file):
-            (good if isinstance(item, Record) else bad).append(item)
+            if isinstance(item, Record):
+                good.append(item)
+            else:
+                bad.append(item)
     check_bad(bad, len(good) + len(bad), max_bad)
     if not good:
         raise InputError(
@@ -67,83 +77,116 @@ def read(
     return good, bad
 
 
+def read_counted(
+    path: str | Sequence[str], *, counts: dict[str, int], split: str = "train", bad_records_path: str = ""
+) -> list[Record]:
+    """The records of `read`.
+
+    Args:
+        counts: receives the numbers of "records" and "unreadable lines", added to those that are there.
+        bad_records_path: where to write the lines set aside, as JSONL; "" writes nothing.
+    """
+    good, bad = read(path, split=split)
+    counts["records"] = counts.get("records", 0) + len(good) + len(bad)
+    if bad:
+        counts["unreadable lines"] = counts.get("unreadable lines", 0) + len(bad)
+        if bad_records_path:
+            write_bad(bad, bad_records_path)
+    return good
+
+
+def numbered(rows: Sequence[Mapping[str, Any]], name: str, *, counts: dict[str, int]) -> list[Record]:
+    """Rows made in memory as the records of a file `name`, counted as `read_counted` counts."""
+    counts["records"] = counts.get("records", 0) + len(rows)
+    return [Record(dict(row), name, i) for i, row in enumerate(rows, 1)]
+
+
 def check_bad(bad: Sequence[BadRecord], total: int, max_bad: float = MAX_BAD) -> None:
-    """Stop when too many lines were set aside, with the first of them."""
+    """Stop when too many lines were set aside; the message names the first five."""
     if bad and len(bad) > max_bad * total:
         first = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:5])
         raise InputError(
             f"{len(bad)} of {total} lines ({100 * len(bad) / total:.1f} %) are unreadable, more than "
-            f"{100 * max_bad:g} %: "
-            f"{first}. Repair the file, or remove those lines"
+            f"{100 * max_bad:g} %: {first}. Repair the file, or remove those lines"
         )
 
 
-def write_bad(bad: Sequence[BadRecord], path: str) -> None:
-    """The lines set aside, as JSONL of file, line and reason."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(path).write_bytes(b"".join(orjson.dumps(dataclasses.asdict(b)) + b"\n" for b in bad))
+def write_bad(bad: Sequence[BadRecord], path: str | os.PathLike) -> None:
+    """Write the lines set aside as JSONL of file, line and reason."""
+    content = b"".join(orjson.dumps(dataclasses.asdict(b)) + b"\n" for b in bad)
+    files.write(path, lambda f: f.write(content))
 
 
 def find(path: str | Sequence[str]) -> list[str]:
     """The data files behind a file name, a folder, a glob, or several of these (a list, or one string with commas).
 
-    Each is in sorted order.
+    The files of a folder or glob come sorted by name.
+
+    Raises:
+        InputError: nothing lies there.
     """
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
     where = pathlib.Path(path).expanduser()
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
-        files = sorted(file for file in below(where) if file.endswith(endings))
-        if not files:
+        names = sorted(file for file in below(where) if file.endswith(endings))
+        if not names:
             raise InputError(
                 f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst); "
-                "plain text is taken by a glob, such as FOLDER/*.txt"
+                "a glob, such as FOLDER/*.txt, takes plain text"
             )
-        return files
+        return names
     if where.is_file():
         return [str(where)]
-    files = sorted(f for f in glob.glob(str(where), recursive=True) if pathlib.Path(f).is_file())
-    if not files and "," in str(path):
+    names = sorted(f for f in glob.glob(str(where), recursive=True) if pathlib.Path(f).is_file())
+    if not names and "," in str(path):  # last, since a file's name may hold a comma
         return [file for one in str(path).split(",") for file in find(one.strip())]
-    if not files:
+    if not names:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
-    return files
+    return names
 
 
 def below(folder: str | os.PathLike) -> Iterator[str]:
     """All files in a folder and its folders, linked ones too; a link that leads back up is not followed."""
-    for at, names, found in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(at), *map(str, pathlib.Path(os.path.realpath(at)).parents)}
-        names[:] = [name for name in names if os.path.realpath(os.path.join(at, name)) not in above]
-        yield from (path for name in found if os.path.isfile(path := os.path.join(at, name)))
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(parent), *map(str, pathlib.Path(os.path.realpath(parent)).parents)}
+        # os.walk goes on into what this list holds, so taking a folder out of it ends the circle.
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in above]
+        yield from (path for name in names if os.path.isfile(path := os.path.join(parent, name)))
 
 
 def read_file(file: str) -> Iterator[Record | BadRecord]:
-    """The records of one file, in order; what cannot be read comes as a `BadRecord`."""
+    """The records of one file, in order; a line that cannot be read comes as a `BadRecord`."""
     name = file.removesuffix(".gz").removesuffix(".zst")
     if name.endswith(".parquet"):
         yield from _parquet(file)
-        return
-    lines = _lines(file)
-    if name.endswith(".txt"):
-        yield from _plain_text(file, lines)
-        return
+    elif file.endswith(tuple(TABLES)):
+        yield from _csv(file)
+    elif name.endswith(".txt"):
+        yield from _plain_text(file, _lines(file))
+    else:
+        yield from _json(file, is_json=name.endswith(".json"))
+
+
+def _json(file: str, *, is_json: bool) -> Iterator[Record | BadRecord]:
+    """Objects, one a line, or the objects of an array; `is_json`: whether the name says that it is one value."""
+    raws = _lines(file)
     is_first = True
-    for line, raw in enumerate(lines, 1):
+    for line, raw in enumerate(raws, 1):
         raw = raw.removeprefix(BOM) if line == 1 else raw
         if not raw.strip():
             continue
         if is_first and raw.lstrip()[:1] == b"[":  # an array is one value, over as many lines as it likes
-            yield from _array(file, b"\n".join([raw, *lines]), line)
+            yield from _array(file, b"\n".join([raw, *raws]), line)
             return
         is_first = False
         value, reason = parse(raw)
-        if name.endswith(".json") and reason and raw.strip() == b"{":
+        if is_json and reason and raw.strip() == b"{":
             raise InputError(
                 f"{file} is one JSON object over many lines; give JSONL (one object a line) or a JSON array"
             )
-        yield Record(value, file, line) if reason is None else BadRecord(file, line, reason)
+        yield BadRecord(file, line, reason or "") if value is None else Record(value, file, line)
 
 
 def _array(file: str, content: bytes, first_line: int) -> Iterator[Record | BadRecord]:
@@ -165,8 +208,8 @@ def _array(file: str, content: bytes, first_line: int) -> Iterator[Record | BadR
         yield Record(item, file, i) if reason is None else BadRecord(file, i, reason)
 
 
-def parse(raw: bytes) -> tuple[dict | None, str | None]:
-    """The object of one line of JSON, or None and the reason why there is none."""
+def parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """The object of one line of JSON and None, or None and why the line is not one."""
     is_checked = True
     try:
         value = orjson.loads(raw)
@@ -184,8 +227,12 @@ def parse(raw: bytes) -> tuple[dict | None, str | None]:
     return (None, reason) if reason else (value, None)
 
 
-def _reason_against(value, *, is_checked: bool) -> str | None:
-    """Why this is no record; `is_checked` says that orjson has read it, which takes nothing that cannot be written."""
+def _reason_against(value: Any, *, is_checked: bool) -> str | None:
+    """Why this value cannot be a record.
+
+    Args:
+        is_checked: orjson has read the value. It refuses what could not be written again; Python's json does not.
+    """
     if not isinstance(value, dict):
         return f"a JSON {type(value).__name__}, not an object"
     try:
@@ -227,51 +274,69 @@ def _decode(raw: bytes) -> str | None:
 
 def _lines(file: str) -> Iterator[bytes]:
     """Lines without their ends, decompressed as they come; a file cut short is an `InputError`."""
-    parts, num_lines = [], 0  # parts: of the line whose end has not come yet
+    num_lines = 0
     try:
-        for chunk in _chunks(file):
-            first, *others = chunk.split(b"\n")
-            parts.append(first)
-            for other in others:
-                num_lines += 1
-                yield b"".join(parts).rstrip(b"\r")
-                parts = [other]
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as e:
+        for _, line in lines.split(lines.chunks(file)):
+            num_lines += 1
+            yield line.rstrip(b"\r")  # type: ignore[union-attr]  # without a limit no length stands for a line
+    except lines.Damaged as e:
         raise InputError(f"{file} is damaged or cut short after line {num_lines}: {e}. Fetch or pack it again") from e
-    except OSError as e:
-        raise InputError(f"cannot read {file}: {e.strerror or e}") from e
-    if rest := b"".join(parts).rstrip(b"\r"):
-        yield rest
 
 
-def _chunks(file: str, size: int = 1 << 20) -> Iterator[bytes]:
-    opener = gzip.open if file.endswith(".gz") else open
-    with opener(file, "rb") as f:
-        if not file.endswith(".zst"):
-            while chunk := f.read(size):
-                yield chunk
-            return
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        while raw := f.read(size):
-            while raw:
-                yield frame.decompress(raw)
-                raw = frame.unused_data if frame.eof else b""
-                if raw:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-        if not frame.eof:
-            raise EOFError("the last zstandard frame has no end")
+def _csv(file: str) -> Iterator[Record | BadRecord]:
+    """The rows below a row of column names."""
+    # surrogateescape keeps bytes that are not UTF-8 apart from all text, so that they cost their own row alone.
+    text = pathlib.Path(file).read_bytes().removeprefix(BOM).decode("utf-8", "surrogateescape")
+    csv.field_size_limit(1 << 24)  # Python's own limit, 131,072 characters, is less than a long document
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(file).suffix])
+    try:
+        names = next(reader, [])
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(names):
+                yield BadRecord(file, reader.line_num, f"{len(row)} fields under {len(names)} column names")
+            elif any("\udc80" <= character <= "\udcff" for field in row for character in field):
+                yield BadRecord(file, reader.line_num, "not UTF-8")
+            else:
+                yield Record(dict(zip(names, row)), file, reader.line_num)
+    except csv.Error as e:
+        raise InputError(f"{file}:{reader.line_num} is not CSV: {e}") from None
+
+
+def import_pyarrow(file: str | os.PathLike) -> Any:
+    """pyarrow with pyarrow.parquet; it is an extra, and takes a while to import.
+
+    Raises:
+        InputError: pyarrow is not installed; the message names the file that needs it.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise InputError(f"{file}: parquet needs pyarrow; pip install 'plumbline[data]', or use JSONL") from e
+    return pyarrow
+
+
+def open_parquet(file: str | os.PathLike, **options: Any) -> Any:
+    """A `pyarrow.parquet.ParquetFile`; see `import_pyarrow`.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file is not parquet.
+    """
+    pyarrow = import_pyarrow(file)
+    try:
+        return pyarrow.parquet.ParquetFile(file, **options)
+    except (pyarrow.ArrowException, OSError) as e:
+        raise InputError(f"{file} is not a readable parquet file: {e}. Fetch it again, or leave it out") from e
 
 
 def _parquet(file: str) -> Iterator[Record]:
+    table, line = open_parquet(file), 0
     try:
-        import pyarrow.parquet
-    except ImportError as e:
-        raise InputError(f"{file}: reading parquet needs pyarrow: pip install pyarrow") from e
-    try:
-        line = 0
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=4096):
+        for batch in table.iter_batches(batch_size=4096):
             for value in batch.to_pylist():
                 line += 1
                 yield Record(value, file, line)
-    except (pyarrow.ArrowException, OSError) as e:
-        raise InputError(f"{file} is not a readable parquet file: {e}") from e
+    except (import_pyarrow(file).ArrowException, OSError) as e:
+        raise InputError(f"{file} is damaged after record {line}: {e}. Fetch it again, or leave it out") from e

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from alignment.errors import InputError
-from data.corpus import workers as worker_processes
-from data.corpus.workers import WorkerDied
+from data.corpus import worker_processes
+from data.corpus.worker_processes import WorkerDied
 
 __all__ = ["WorkerDied", "run", "share"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from alignment.errors import InputError, Stopped
-from data.corpus import workers as worker_processes
+from data.corpus import worker_processes
 
 WAIT = 1.0  # seconds between looks at signals
 OBJECTS_BYTES = 128 << 20  # of shared memory on a cluster of our own; tasks and results are small

@@ -18,7 +18,7 @@ import zstandard
 
 from alignment import files
 from alignment.errors import InputError
-from data.corpus import streams
+from data import lines, records
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _BUFFER = 1 << 20  # bytes handed to the compressor at a time
@@ -67,9 +67,9 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         yield from _read_parquet(path)
         return
     try:
-        for _, line in streams.lines(streams.chunks(os.fspath(path))):
+        for _, line in lines.split(lines.chunks(os.fspath(path))):
             yield orjson.loads(line)
-    except (streams.Damaged, orjson.JSONDecodeError) as e:
+    except (lines.Damaged, orjson.JSONDecodeError) as e:
         raise InputError(f"shard {path} was altered: {e}. Remove it, and its slice is done again") from e
 
 
@@ -210,7 +210,7 @@ class _Table:
     """Documents as rows of a parquet file, their metadata as JSON text."""
 
     def __init__(self, sink: _Sink):
-        self._pyarrow = _pyarrow()
+        self._pyarrow = records.import_pyarrow("a .parquet shard")
         self._schema = self._pyarrow.schema(
             [(name, self._pyarrow.string()) for name in ("id", "text", "source", "metadata")]
         )
@@ -238,22 +238,13 @@ class _Table:
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    pyarrow = _pyarrow()
+    pyarrow = records.import_pyarrow(path)
     try:
         for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 yield {**row, "metadata": orjson.loads(row["metadata"])}
     except (pyarrow.ArrowException, orjson.JSONDecodeError) as e:
         raise InputError(f"shard {path} was altered: {e}. Remove it, and its slice is done again") from e
-
-
-def _pyarrow():
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise InputError("parquet shards need pyarrow; pip install 'plumbline[data]', or write .jsonl.zst") from e
-    return pyarrow
 
 
 def _note(folder: str | os.PathLike, stage: str, index: int) -> pathlib.Path:

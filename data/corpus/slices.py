@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignment.errors import InputError
-from data import records
-from data.corpus import documents, streams
+from data import lines, records
+from data.corpus import documents
 from data.corpus.documents import Bad
 
 ENDINGS = tuple(s + p for s in records.SUFFIXES for p in records.PACKED if s != ".parquet" or not p)
@@ -161,9 +161,9 @@ def read(
     source = source or documents.folder_of(part.file)
     options = {"source": source, "max_bytes": max_document_bytes}
     if part.unit == "row_groups":
-        from data.corpus import tables  # pyarrow is an extra
+        from data.corpus import parquet  # pyarrow is an extra
 
-        return tables.documents_of(part, columns=columns, **options)
+        return parquet.documents_of(part, columns=columns, **options)
     kind = os.path.splitext(part.file.removesuffix(".gz").removesuffix(".zst"))[1]
     if kind == ".txt":
         return _broken(part, TEXT_UNITS[text_unit](part, max_document_bytes), documents.from_text, options)
@@ -184,7 +184,7 @@ def _broken(part: Slice, found, make, options: Mapping) -> Iterator[dict | Bad]:
                 continue
             made = make(raw, name=f"{part.name}:{offset}", **options)
             yield made if type(made) is dict else Bad(part.file, offset, made, line)
-    except streams.Damaged as e:
+    except lines.Damaged as e:
         yield Bad(part.file, e.offset, str(e))
 
 
@@ -192,7 +192,7 @@ def _lines(part: Slice, limit: int) -> Iterator[tuple[int, int, bytes | int]]:
     """The lines that start in the slice: offset, number from 1 where the slice begins the file, content."""
     first = max(part.start - 1, 0)
     stop = part.stop if part.unit == "bytes" else None
-    found = streams.lines(streams.chunks(part.file, first), first=first, start=part.start, stop=stop, limit=limit)
+    found = lines.split(lines.chunks(part.file, first), first=first, start=part.start, stop=stop, limit=limit)
     if part.start:
         return ((offset, -1, raw) for offset, raw in found)
     return ((offset, line, raw) for line, (offset, raw) in enumerate(found, 1))
@@ -206,7 +206,7 @@ def _paragraphs(part: Slice, limit: int) -> Iterator[tuple[int, int, bytes | int
     """The paragraphs that start in the slice: after a blank line, or at the file's start; as `_lines` gives them."""
     first = max(part.start - BLANK_BYTES - 2, 0)
     stop = part.stop if part.unit == "bytes" else 1 << 62
-    found = streams.lines(streams.chunks(part.file, first), first=first, start=first and first + 1, limit=limit)
+    found = lines.split(lines.chunks(part.file, first), first=first, start=first and first + 1, limit=limit)
     is_open, was_blank = False, first == 0
     start, line_start, parts, held = 0, -1, [], 0
     number = 0 if part.start == 0 else -(1 << 62)  # of the line; negative: not counted
@@ -259,9 +259,9 @@ def files(inputs: str | Sequence[str]) -> list[str]:
 
 def _cuts(file: str, size: int, slice_bytes: int) -> list[tuple[int, int, str]]:
     if file.endswith(".parquet"):
-        from data.corpus import tables
+        from data.corpus import parquet
 
-        return [(*cut, "row_groups") for cut in tables.cuts(file, slice_bytes)]
+        return [(*cut, "row_groups") for cut in parquet.cuts(file, slice_bytes)]
     _check_start(file)
     if file.endswith((".gz", ".zst")):
         return [(0, -1, "file")]
@@ -275,12 +275,12 @@ def _check_start(file: str, num_bytes: int = 4096) -> None:
             start = f.read(4)
     except OSError as e:
         raise InputError(f"cannot read {file}: {e.strerror or e}. Check that it may be read") from e
-    magic = streams.MAGIC.get(os.path.splitext(file)[1], ())
+    magic = lines.MAGIC.get(os.path.splitext(file)[1], ())
     if magic and len(start) == 4 and not start.startswith(magic):
         raise InputError(f"{file} is not what its name says: it starts with {start.hex(' ')}. Pack it, or rename it")
     try:
-        head = next(streams.chunks(file), b"")[:num_bytes]
-    except streams.Damaged:
+        head = next(lines.chunks(file), b"")[:num_bytes]
+    except lines.Damaged:
         return  # nothing of it can be read, which reading it will say
     name = os.path.basename(file.removesuffix(".gz").removesuffix(".zst"))
     head = head.removeprefix(records.BOM).lstrip()

@@ -4,10 +4,7 @@ found, counts = labels.load("reviews.csv", columns={"text": "body", "label": "st
 train, calibration, heldout = labels.split(found, fractions=(0.1, 0.2), seed=0)
 """
 
-import csv
 import dataclasses
-import io
-import pathlib
 import random
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +14,6 @@ from alignment.errors import InputError
 from data import records
 from data.texts import pair_formats, preferences
 
-SUFFIXES = (".csv", ".tsv")
 MAX_LEVELS = 100
 
 
@@ -68,16 +64,11 @@ def load(
     Returns:
         The texts, and counts of what was read and set aside.
     """
+    counts: dict[str, int] = {}
     if path == "synthetic":
-        rows, bad = [records.Record(value, path, i) for i, value in enumerate(synthetic(limit or 2_000, seed), 1)], []
+        rows = records.numbered(synthetic(limit or 2_000, seed), path, counts=counts)
     else:
-        rows, bad = read(path)
-        rows = rows[: limit or None]
-    counts = {"records": len(rows) + len(bad)}
-    if bad:
-        counts["unreadable lines"] = len(bad)
-        if bad_records_path:
-            records.write_bad(bad, bad_records_path)
+        rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)[: limit or None]
     named = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     if "text" not in named and {"chosen", "rejected"} & set(rows[0].value):
         found = _of_pairs(rows, counts)
@@ -86,40 +77,6 @@ def load(
     if len(found) == 0:
         raise InputError(f"{path} leaves no text to learn from; counts: {counts}")
     return found, counts | {"texts": len(found)}
-
-
-def read(path: str) -> tuple[list[records.Record], list[records.BadRecord]]:
-    """`records.read`, and CSV and TSV with a row of column names."""
-    files = [path] if pathlib.Path(path).name.endswith(SUFFIXES) else []
-    if not files:
-        return records.read(path)
-    good, bad = [], []
-    for file in records.find(files):
-        for item in _csv(file):
-            (good if isinstance(item, records.Record) else bad).append(item)
-    records.check_bad(bad, len(good) + len(bad))
-    if not good:
-        raise InputError(f"{path} has no rows below its column names")
-    return good, bad
-
-
-def _csv(file: str):
-    text = pathlib.Path(file).read_bytes().removeprefix(records.BOM).decode("utf-8", "surrogateescape")
-    csv.field_size_limit(1 << 24)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if file.endswith(".tsv") else ",")
-    try:
-        names = next(reader, [])
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(names):
-                yield records.BadRecord(file, reader.line_num, f"{len(row)} fields under {len(names)} column names")
-            elif any("\udc80" <= character <= "\udcff" for field in row for character in field):
-                yield records.BadRecord(file, reader.line_num, "not UTF-8")
-            else:
-                yield records.Record(dict(zip(names, row)), file, reader.line_num)
-    except csv.Error as e:
-        raise InputError(f"{file}:{reader.line_num} is not CSV: {e}") from None
 
 
 def _of_texts(rows, text_name: str, label_name: str, levels: tuple[str, ...], counts: dict[str, int]) -> Labelled:

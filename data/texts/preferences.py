@@ -288,15 +288,9 @@ def _key(normal: str, seed: int) -> int:
 
 def _read(path, *, split, format, columns, group_column, limit, report, seed, bad_records_path) -> list[Comparison]:
     if path == "synthetic":
-        rows = synthetic.preference_pairs(limit or 2_000, seed=seed)
-        rows, bad = [records.Record(row, "synthetic", i) for i, row in enumerate(rows, 1)], []
+        rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
     else:
-        rows, bad = records.read(path, split=split)
-    report["records"] = report.get("records", 0) + len(rows) + len(bad)
-    if bad:
-        report["unreadable lines"] = report.get("unreadable lines", 0) + len(bad)
-        if bad_records_path:
-            records.write_bad(bad, bad_records_path)
+        rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
     return pair_formats.read(
         rows, format=format, columns=columns, group_column=group_column, limit=limit, counts=report
     )

@@ -23,6 +23,7 @@ from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
 
 KINDS = ("auto", "documents", "answers")
+EMBEDDED = {"documents": synthetic.documents, "conversations": synthetic.conversations}
 ALIASES = {
     "text": ("text", "content", "document"),
     "prompt": ("prompt", "question"),
@@ -178,19 +179,13 @@ def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) -> list[Comparison]:
-    makers = {"documents": synthetic.documents, "conversations": synthetic.conversations}
     if isinstance(path, str) and path.startswith("synthetic"):
         name = path.partition(":")[2] or "documents"
-        if name not in makers:
+        if name not in EMBEDDED:
             raise InputError(f"data.path={path!r}; embedded texts are synthetic:documents and synthetic:conversations")
-        rows, bad = [records.Record(r, path, i) for i, r in enumerate(makers[name](limit or 2_000, seed), 1)], []
+        rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
     else:
-        rows, bad = records.read(path, split=split)
-    report["records"] = report.get("records", 0) + len(rows) + len(bad)
-    if bad:
-        report["unreadable lines"] = report.get("unreadable lines", 0) + len(bad)
-        if bad_records_path:
-            records.write_bad(bad, bad_records_path)
+        rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
     items = []
     for row in rows[:limit]:
         value = pair_formats.renamed(row.value, columns)

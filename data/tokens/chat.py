@@ -16,7 +16,7 @@ import jinja2
 import jinja2.sandbox
 
 from alignment.errors import InputError
-from data.tokens import sandbox
+from data.tokens import template_sandbox
 
 DATE = datetime.datetime(2024, 7, 26)  # the date Llama 3.1's own template falls back to
 
@@ -53,21 +53,21 @@ def render(
         date: what `strftime_now` formats.
         **variables: anything else the template reads, such as `tools` or `enable_thinking`.
     """
-    sandbox.steps.set([sandbox.MAX_STEPS])
+    template_sandbox.steps.set([template_sandbox.MAX_STEPS])
     names = {"bos_token": "", "eos_token": "", "tools": None, "documents": None, **(tokens or {}), **variables}
-    names["strftime_now"] = lambda pattern: date.strftime(sandbox.bounded_format(pattern))
+    names["strftime_now"] = lambda pattern: date.strftime(template_sandbox.bounded_format(pattern))
     parts, length = [], 0
     try:
-        compiled = sandbox.compile_template(template)
+        compiled = template_sandbox.compile_template(template)
         for part in compiled.generate(
-            messages=sandbox.plain(messages),
+            messages=template_sandbox.plain(messages),
             add_generation_prompt=add_generation_prompt,
-            **sandbox.plain(names, keep=callable),
+            **template_sandbox.plain(names, keep=callable),
         ):
             parts.append(part)
             length += len(part)
-            if length > sandbox.MAX_CHARS:
-                raise jinja2.sandbox.SecurityError(f"it writes more than {sandbox.MAX_CHARS} characters")
+            if length > template_sandbox.MAX_CHARS:
+                raise jinja2.sandbox.SecurityError(f"it writes more than {template_sandbox.MAX_CHARS} characters")
     except (
         jinja2.TemplateError,
         ArithmeticError,
@@ -149,11 +149,11 @@ def _turn_end(template, messages, i, text, start, **options) -> int:
 
 def _marked_spans(template, messages, **options):
     marks = tuple(f"\x02{secrets.token_hex(12)}\x03" for _ in range(2))
-    reset = sandbox.marks.set(marks)
+    reset = template_sandbox.marks.set(marks)
     try:
         marked = render(template, messages, **options)
     finally:
-        sandbox.marks.reset(reset)
+        template_sandbox.marks.reset(reset)
     text, spans = "", []
     for k, part in enumerate(re.split("|".join(map(re.escape, marks)), marked)):
         if k % 2:  # between an opening and a closing mark

@@ -7,7 +7,7 @@ import pathlib
 import tokenizers
 
 from alignment.errors import InputError
-from data.tokens import backends
+from data.tokens import encoders
 
 SAVED = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE = "chat_template.jinja"
@@ -43,12 +43,12 @@ class Files:
         ids = self.generation.get("eos_token_id")
         return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
-    def adds_bos(self, backend, bos_id: int) -> bool:
+    def adds_bos(self, encoder, bos_id: int) -> bool:
         """The configuration's word if it has one, then the file's own post-processor, then sentencepiece's custom."""
         if isinstance(self.config.get("add_bos_token"), bool):
             return self.config["add_bos_token"]
-        if isinstance(backend, backends.Json):
-            return backend.first_ids[:1] == [bos_id]
+        if isinstance(encoder, encoders.Json):
+            return encoder.first_ids[:1] == [bos_id]
         return True
 
     def added_tokens(self) -> dict[int, str]:
@@ -103,8 +103,8 @@ def for_bytes() -> Files:
     out = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     out.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     out.decoder = tokenizers.decoders.ByteLevel()
-    out.add_special_tokens(list(backends.BYTE_SPECIALS))
-    bos = backends.BYTE_SPECIALS[1]
+    out.add_special_tokens(list(encoders.BYTE_SPECIALS))
+    bos = encoders.BYTE_SPECIALS[1]
     out.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, out.token_to_id(bos))]
     )
@@ -113,15 +113,15 @@ def for_bytes() -> Files:
     return Files(content, {**tokens, "add_bos_token": True}, {}, None, {})
 
 
-def for_bare_file(backend, suffix: str, content: bytes) -> Files:
+def for_bare_file(encoder, suffix: str, content: bytes) -> Files:
     """A tokenizer.json or a .model alone: special tokens are known by their usual names."""
     tokens = {}
     for key, names in GUESSES.items():
-        found = next((name for name in names if name in backend.special_tokens), None)
+        found = next((name for name in names if name in encoder.special_tokens), None)
         tokens |= {key: found} if found else {}
     if suffix == ".json":
         return Files({"tokenizer.json": content, "tokenizer_config.json": _config(tokens)}, tokens, {}, None, {})
-    processor = backend.processor
+    processor = encoder.processor
     for key, i in {
         "bos_token": processor.bos_id(),
         "eos_token": processor.eos_id(),
@@ -145,10 +145,10 @@ def _guess_missing(content, config) -> dict[str, str]:
     if "tokenizer_config.json" in content or "special_tokens_map.json" in content:
         return {}
     if "tokenizer.json" in content:
-        return for_bare_file(backends.Json(content["tokenizer.json"], "tokenizer.json"), ".json", b"").special_tokens()
+        return for_bare_file(encoders.Json(content["tokenizer.json"], "tokenizer.json"), ".json", b"").special_tokens()
     if "tokenizer.model" in content:
-        backend = backends.SentencePiece(content["tokenizer.model"], "tokenizer.model")
-        return for_bare_file(backend, ".model", b"").special_tokens()
+        encoder = encoders.SentencePiece(content["tokenizer.model"], "tokenizer.model")
+        return for_bare_file(encoder, ".model", b"").special_tokens()
     return {}
 
 

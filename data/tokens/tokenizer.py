@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from alignment.errors import InputError
-from data.tokens import backends, chat, checkpoint_files
+from data.tokens import chat, checkpoint_files, encoders
 
 
-class Backend(Protocol):
-    """What reads one kind of file; see backends.py."""
+class Encoder(Protocol):
+    """What reads one kind of file; see encoders.py."""
 
     num_ids: int  # largest id + 1
     special_ids: frozenset[int]
@@ -41,7 +41,7 @@ class Tokenizer:
         files: name to content of what `save` writes.
     """
 
-    backend: Backend
+    encoder: Encoder
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -56,20 +56,20 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool = False, add_eos: bool = False) -> list[int]:
         """Token ids of a text; `add_bos` does not double a BOS that the text already has."""
-        ids = self.backend.encode_batch([text])[0][0]
+        ids = self.encoder.encode_batch([text])[0][0]
         bos = [self.bos_id] if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else []
         return bos + ids + ([self.eos_id] if add_eos and self.eos_id is not None else [])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and for each the characters [start, end) of `text` that it stands for."""
-        return self.backend.encode_batch([text])[0]
+        return self.encoder.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """`encode_with_offsets` of many texts, in parallel where the library can."""
-        return self.backend.encode_batch(list(texts))
+        return self.encoder.encode_batch(list(texts))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return self.backend.decode([int(i) for i in ids], skip_special)
+        return self.encoder.decode([int(i) for i in ids], skip_special)
 
     def render(self, messages, *, add_generation_prompt: bool = False, **variables) -> str:
         """A conversation as text, through the chat template."""
@@ -81,10 +81,10 @@ class Tokenizer:
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         files = dict(self.files)
-        if isinstance(self.backend, backends.SentencePiece) and not self.backend.is_legacy:
-            from data.tokens import convert  # protobuf, only where it is needed
+        if isinstance(self.encoder, encoders.SentencePiece) and not self.encoder.is_legacy:
+            from data.tokens import sentencepiece_json  # protobuf, only where it is needed
 
-            written = convert.tokenizer_json(
+            written = sentencepiece_json.tokenizer_json(
                 files["tokenizer.model"], bos=self.tokens.get("bos_token") if self.adds_bos else None
             )
             files |= {"tokenizer.json": written} if written else {}
@@ -102,33 +102,33 @@ def load(spec: str = "bytes") -> Tokenizer:
             or a hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'.
     """
     if spec == "bytes":
-        return _build(backends.Bytes(), checkpoint_files.for_bytes(), name=spec)
+        return _build(encoders.Bytes(), checkpoint_files.for_bytes(), name=spec)
     path = pathlib.Path(checkpoint_files.locate(spec)).expanduser()
     if path.is_dir():
         files = checkpoint_files.read(path)
         if "tokenizer.json" in files.content:
-            backend = backends.Json(files.content["tokenizer.json"], str(path / "tokenizer.json"), files.added_tokens())
+            encoder = encoders.Json(files.content["tokenizer.json"], str(path / "tokenizer.json"), files.added_tokens())
         elif "tokenizer.model" in files.content:
-            backend = backends.SentencePiece(
+            encoder = encoders.SentencePiece(
                 files.content["tokenizer.model"], str(path / "tokenizer.model"), files.added_tokens(), files.legacy()
             )
         else:
             raise InputError(f"{path} has no tokenizer.json and no tokenizer.model; it has {sorted(files.seen)}")
-        return _build(backend, files, name=spec)
+        return _build(encoder, files, name=spec)
     if path.suffix not in (".json", ".model"):
         raise InputError(f"tokenizer {spec!r}: give 'bytes', a folder, a tokenizer.json, a .model file or hf:<hub id>")
     content = checkpoint_files.read_bytes(path)
-    backend = (backends.Json if path.suffix == ".json" else backends.SentencePiece)(content, str(path), {})
-    return _build(backend, checkpoint_files.for_bare_file(backend, path.suffix, content), name=spec)
+    encoder = (encoders.Json if path.suffix == ".json" else encoders.SentencePiece)(content, str(path), {})
+    return _build(encoder, checkpoint_files.for_bare_file(encoder, path.suffix, content), name=spec)
 
 
-def _build(backend, files, *, name: str) -> Tokenizer:
+def _build(encoder, files, *, name: str) -> Tokenizer:
     def id_of(token):
-        return None if token is None else backend.id_of(token)
+        return None if token is None else encoder.id_of(token)
 
     tokens = files.special_tokens()
     bos_id, eos_id, pad_id = (id_of(tokens.get(k)) for k in ("bos_token", "eos_token", "pad_token"))
-    adds_bos = bos_id is not None and files.adds_bos(backend, bos_id)
+    adds_bos = bos_id is not None and files.adds_bos(encoder, bos_id)
     own = files.chat_template()
     template = own or chat.default_template(with_bos=adds_bos)
     content = dict(files.content)
@@ -137,8 +137,8 @@ def _build(backend, files, *, name: str) -> Tokenizer:
     turn_id = id_of(chat.end_of_turn(template, tokens=tokens) or None)
     stop_ids = [eos_id, *files.generation_eos(), turn_id]
     return Tokenizer(
-        backend=backend,
-        vocab_size=backend.num_ids,
+        encoder=encoder,
+        vocab_size=encoder.num_ids,
         bos_id=bos_id,
         eos_id=eos_id,
         pad_id=next(i for i in (pad_id, eos_id, 0) if i is not None),

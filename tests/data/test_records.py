@@ -33,7 +33,7 @@ def test_parquet_without_pyarrow_names_the_pip_line(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(InputError, match="pip install pyarrow"):
+    with pytest.raises(InputError, match=r"pip install 'plumbline\[data\]'"):
         records.read(str(tmp_path / "a.parquet"))
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_learnt_from_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         labels.load(str(tmp_path / "none.csv"))
     (tmp_path / "empty.csv").write_text("text,label\n")
-    with pytest.raises(InputError, match="no rows"):
+    with pytest.raises(InputError, match="no records"):
         labels.load(str(tmp_path / "empty.csv"))
     found, _ = labels.load(jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": 1}, {"text": "y", "label": 0}]))
     with pytest.raises(InputError, match="leave none for the"):

@@ -1,9 +1,10 @@
-"""Parquet files as documents, by row groups; pyarrow is imported here alone."""
+"""Parquet files as documents, by row groups."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from alignment.errors import InputError
-from data.corpus import documents, streams
+from data import lines, records
+from data.corpus import documents
 from data.corpus.documents import Bad
 
 ROWS = 256  # decoded at a time
@@ -38,7 +39,7 @@ def documents_of(part, *, columns: Mapping[str, str], source: str, max_bytes: in
                 made = _document(value, f"{part.name}:{row}", columns=columns, source=source, max_bytes=max_bytes)
             yield made if type(made) is dict else Bad(part.file, row, made, row + 1)
             row += 1
-    except streams.Damaged as e:
+    except lines.Damaged as e:
         yield Bad(part.file, row, str(e), row + 1)
 
 
@@ -66,7 +67,7 @@ def _rows(parquet, groups: list[int]) -> Iterator[dict | str]:
                 for i in range(batch.num_rows):
                     yield _row(batch.slice(i, 1))
     except (pyarrow.ArrowException, OSError) as e:
-        raise streams.Damaged(f"damaged parquet data: {e}") from e
+        raise lines.Damaged(f"damaged parquet data: {e}") from e
 
 
 def _row(one) -> dict | str:
@@ -78,13 +79,5 @@ def _row(one) -> dict | str:
         return f"a value that Python cannot hold: {e}"
 
 
-def _open(file: str):
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise InputError(f"{file}: parquet needs pyarrow; pip install 'plumbline[data]', or give JSONL") from e
-    try:
-        return pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as e:
-        raise InputError(f"{file} is not a readable parquet file: {e}. Fetch it again, or leave it out") from e
+def _open(file: str) -> Any:
+    return records.open_parquet(file, buffer_size=1 << 20, pre_buffer=False)  # a slice reads its row groups alone

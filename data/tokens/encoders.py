@@ -1,4 +1,4 @@
-"""The three kinds of tokenizer file behind tokenizer.py: bytes, tokenizer.json, sentencepiece."""
+"""Strings to token ids by each kind of tokenizer: bytes, a tokenizer.json, a sentencepiece model."""
 
 import re
 from collections.abc import Sequence

@@ -22,8 +22,8 @@ from typing import Any
 from alignment.errors import InputError
 
 START = (
-    "import pickle, sys; sys.path[:] = pickle.loads(bytes.fromhex(sys.argv[2])); from data.corpus import workers; "
-    "workers.serve(int(sys.argv[1]))"
+    "import pickle, sys; sys.path[:] = pickle.loads(bytes.fromhex(sys.argv[2])); "
+    "from data.corpus import worker_processes; worker_processes.serve(int(sys.argv[1]))"
 )
 
 

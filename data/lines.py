@@ -1,4 +1,4 @@
-"""Bytes to lines with bounded memory: plain, .gz and .zst files, however long a line, up to where they break."""
+"""Files to lines with bounded memory: plain, .gz and .zst, however long a line is, up to where a file breaks off."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def chunks(file: str, start: int = 0) -> Iterator[bytes]:
         raise InputError(f"cannot read {file}: {e.strerror or e}. Check that it is there and may be read") from e
 
 
-def lines(
+def split(
     pieces: Iterator[bytes], *, first: int = 0, start: int = 0, stop: int | None = None, limit: int = 1 << 62
 ) -> Iterator[tuple[int, bytes | int]]:
     r"""The lines that start in [start, stop), as (offset, line without its \n); a long line as (offset, its length).
