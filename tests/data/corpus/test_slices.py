@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 import os
@@ -13,7 +14,7 @@ import zstandard
 from alignment.errors import InputError
 from data.corpus import slices
 
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+PACK = {"": bytes, ".gz": functools.partial(gzip.compress, mtime=0), ".zst": zstandard.compress}
 ROWS = [{"id": f"d{i}", "text": f"row {i} é", "source": "web", "metadata": {"url": f"http://x/{i}"}} for i in range(90)]
 
 
@@ -256,10 +257,10 @@ def test_changed_and_missing_files_are_noticed(tmp_path):
         ("a.csv", b"x", r"documents are read from"),
         ("a.json", b' [\n {"text": "t"}]', "an array over many lines; give JSONL"),
         ("a.jsonl", b'[{"text": "t"}]', "an array over many lines; give JSONL"),
-        ("a.json.gz", gzip.compress(b"[\n1]"), "an array over many lines; give JSONL"),
+        ("a.json.gz", PACK[".gz"](b"[\n1]"), "an array over many lines; give JSONL"),
         ("a.json", b'{\n "text": "t"}', "one object over many lines"),
         ("a.jsonl.gz", b'{"text": "t"}', "not what its name says: it starts with 7b 22"),
-        ("a.txt.zst", gzip.compress(b"text"), "not what its name says: it starts with 1f 8b"),
+        ("a.txt.zst", PACK[".gz"](b"text"), "not what its name says: it starts with 1f 8b"),
         ("a.parquet", b"PAR1", "not a readable parquet"),
         ("none*.jsonl", None, "no such file, folder or glob"),
     ],
