@@ -49,12 +49,20 @@ def judge(path: str, **options: Any) -> Score:
     return judge.load(**options)
 
 
+def patterns(path: str, **options: Any) -> Score:
+    """Options of `patterns.load`; levels alone, without a score."""
+    from alignment.filtering.scores import patterns
+
+    return patterns.load(path, **options)
+
+
 KINDS: dict[str, Callable[..., Score]] = {
     "linear": linear,
     "fasttext": fasttext,
     "embedding": embedding,
     "perplexity": perplexity,
     "judge": judge,
+    "patterns": patterns,
 }
 
 
