@@ -1,7 +1,12 @@
-"""From documents to decisions: screened by rules, compared with each other, scored, routed, rewritten, gated.
+"""From documents to decisions: rules, duplicates, scores, router, rewriter and gates.
 
 Pure functions on lists of documents {"id", "text", "source", "metadata"}. experiments/filter.py maps them over slices
-of files; `clean` takes a list that fits in memory through all of them.
+of files; `clean` takes a list that fits in memory through all of them. What each step may rely on:
+
+    screen      any text at all, the empty one included
+    keys        texts that passed the rules, after the rules' edits
+    duplicates  keys of the whole corpus: the first document of a group stays, in corpus order
+    align       texts that passed and are nobody's duplicate, each with its row of scores
 """
 
 import dataclasses
@@ -17,12 +22,12 @@ from alignment.filtering.rewriting import gates
 from alignment.filtering.rules import chain, locales
 
 Scores = Mapping[str, float | None]
-KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # what a rewriter is asked for, by action
+KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # router action -> kind of text that the rewriter writes
 
 
 @dataclasses.dataclass(frozen=True)
 class Screening:
-    """What documents are screened with.
+    """The rules and the duplicate search of a run.
 
     Args:
         chain: names of rules, in order.
@@ -30,30 +35,30 @@ class Screening:
         packs: locale packs by language.
         language_fn: texts -> (language, probability) each.
         minhash: settings of the near-duplicate search; None leaves it out.
-        exact: whether equal texts are found.
+        exact: whether to look for equal texts.
     """
 
     chain: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]]
     packs: Mapping[str, locales.Pack]
-    language_fn: Callable | None
+    language_fn: Callable[[Sequence[str]], Sequence[tuple[str, float]]] | None
     minhash: minhash.Settings | None
     exact: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Aligning:
-    """What documents are routed and rewritten with.
+    """Thresholds, rewriter and gates of a run.
 
     Args:
-        score: name of the score that decides; "" where nothing was scored, and then every document is kept.
+        score: name of the deciding score; "" without one, and then every document within the bounds is kept.
         keep_at, drop_at, synthesise: see `router.route`.
-        bounds: {name of a score: (least, most)}; a document with a score outside is dropped; None lifts a bound.
+        bounds: {name of a score: (least, most)}; a document with a score outside them is dropped, None lifts a bound.
         tag_probability, seed: see `router.tag`; 0 tags nothing.
-        rewrite: (documents, kind) -> the new text of each, or None where there is none after all tries; None: no
-            rewriter, and what it would have got is treated as if it had failed.
+        rewrite: (documents, kind) -> the new text of each, None where the rewriter gave no answer. Without a rewriter
+            (None) every document that needs one counts as unanswered.
         gates: keyword arguments of `gates.check_all`: thresholds and the functions that measure.
-        worker_id, prompt_version: of the rewriter and its code of conduct; they go into each decision.
+        worker_id, prompt_version: names of the rewriter and its code of conduct; each decision records them.
     """
 
     score: str = ""
@@ -71,28 +76,33 @@ class Aligning:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a document: its decision, its text (None: dropped), and the safety score of that text."""
+    """What became of a document: its decision, its text (None: dropped), and the gates' verdict if it met them."""
 
     decision: dict[str, Any]
     text: str | None
-    gate: Any = None
+    gate: gates.Gate | None = None
 
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def decision(document: Mapping[str, Any], action: str, rule: str, reason: str, evidence: Mapping[str, Any], **more):
-    """A row of the decision log: one of keep, rewrite, synthesise or drop, and what it rests on."""
+def decision(
+    document: Mapping[str, Any], action: str, rule: str, reason: str, evidence: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """A row of the decision log: one of `router.ACTIONS`, the rule that decided and its evidence.
+
+    `more` fills the columns that are empty otherwise, such as `worker_id`.
+    """
     row = {"id": document["id"], "source": document["source"], "action": action, "rule": rule, "reason": reason}
-    none = {"text_sha256_in": "", "text_sha256_out": "", "worker_id": "", "prompt_version": ""}
-    return row | {"evidence": dict(evidence)} | none | more
+    empty = {"text_sha256_in": "", "text_sha256_out": "", "worker_id": "", "prompt_version": ""}
+    return row | {"evidence": dict(evidence)} | empty | more
 
 
 def screen(
     documents: Sequence[dict], tools: Screening, counters: MutableMapping[str, int] | None = None
 ) -> list[chain.Verdict]:
-    """What the rules say of each document; its text may be edited, such as lines taken out by C4's rules."""
+    """The rules' verdict on each document, with its text after their edits (C4's rules take lines out)."""
     return chain.apply(
         documents,
         chain=tools.chain,
@@ -104,69 +114,82 @@ def screen(
 
 
 def keys(documents: Sequence[dict], tools: Screening) -> dict[str, np.ndarray]:
-    """By what duplicates are found: equal rows of "id" or "exact", equal entries of a column of "minhash"."""
+    """Keys under which duplicates meet, uint64; documents are duplicates where their keys are equal.
+
+    Returns:
+        "id" [N, 2] and, if asked for, "exact" [N, 2]: the whole row counts. "minhash" [N, bands]: one equal entry of
+        a column is enough.
+    """
     texts = [document["text"] for document in documents]
-    found = {"id": exact.identifier_keys([d["source"] for d in documents], [d["id"] for d in documents])}
+    keys_of = {"id": exact.identifier_keys([d["source"] for d in documents], [d["id"] for d in documents])}
     if tools.exact:
-        found["exact"] = exact.keys(texts)
+        keys_of["exact"] = exact.keys(texts)
     if tools.minhash is not None:
-        found["minhash"] = minhash.band_keys(minhash.signatures(texts, tools.minhash), tools.minhash)
-    return found
+        keys_of["minhash"] = minhash.band_keys(minhash.signatures(texts, tools.minhash), tools.minhash)
+    return keys_of
 
 
 def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) -> list[Outcome]:
-    """Route documents by their scores; rewrite those that need it, and accept a rewriting only through the gates.
+    """Route documents by their scores, rewrite those that need it, and let only the gates accept a rewritten text.
 
     Args:
-        documents: what is left after rules and duplicates.
-        scores: {name: value} of each; the deciding one from 0 (suitable for all) to 5, None where a judge gave none.
-            Where "<scorer>.other_language" stands in its place the document was not asked about, and is kept.
+        documents: those that passed the rules and are nobody's duplicate, with the rules' edits in their texts.
+        scores: {name: value} for each document. The deciding score goes from 0 (suitable for all) to 5 and is None
+            where a judge gave no answer. An entry "<scorer>.other_language" says that the scorer does not read the
+            document's language; such a document is kept.
     """
-    outside = [_outside(found, tools.bounds) for found in scores]
-    if not tools.score:
-        return [
-            _dropped(document, "scores", *found) if found else _kept(document, "router", "not_scored", {})
-            for document, found in zip(documents, outside, strict=True)
-        ]
-    values = [found.get(tools.score) for found in scores]
-    options = {"keep_at": tools.keep_at, "drop_at": tools.drop_at, "synthesise": tools.synthesise}
-    foreign = f"{tools.score.split('.')[0]}.other_language"
-    actions = [
-        "outside"
-        if out
-        else "unscored"
-        if foreign in found
-        else "drop"
-        if value is None
-        else router.route(value, **options)
-        for value, out, found in zip(values, outside, scores, strict=True)
-    ]
-    answers: dict[int, tuple[str | None, gates.Gate]] = {}
-    for action, kind in KINDS.items():
-        places = [i for i, found in enumerate(actions) if found == action]
-        asked = [documents[i] for i in places]
-        texts = tools.rewrite(asked, kind) if tools.rewrite is not None and asked else [None] * len(asked)
-        known = [values[i] for i in places]
-        found = gates.check_all([d["text"] for d in asked], texts, scores=known, kind=kind, **tools.gates)
-        answers |= dict(zip(places, zip(texts, found, strict=True), strict=True))
-    outcomes = []
-    for i, (document, value, action) in enumerate(zip(documents, values, actions, strict=True)):
-        evidence = {tools.score: value}
-        if action == "outside":
-            outcomes.append(_dropped(document, "scores", *outside[i]))
-        elif action == "unscored":
-            outcomes.append(_kept(document, "router", "not_scored", {}))
+    outcomes: dict[int, Outcome] = {}
+    waiting: dict[str, list[int]] = {action: [] for action in KINDS}  # places of the documents for the rewriter
+    for place, (document, row) in enumerate(zip(documents, scores, strict=True)):
+        out_of_bounds = _outside(row, tools.bounds)
+        evidence = {tools.score: row.get(tools.score)}
+        # Bounds come first: a document outside them is never routed, whatever its deciding score.
+        action = "outside" if out_of_bounds else _action(row, tools)
+        if out_of_bounds:
+            outcomes[place] = _dropped(document, "scores", *out_of_bounds)
+        elif action in waiting:
+            waiting[action].append(place)
+        elif action == "not_scored":
+            outcomes[place] = _kept(document, "router", "not_scored", {})
         elif action == "keep":
-            outcomes.append(_kept(document, "router", "", evidence))
-        elif action == "drop":
-            reason = "not_judged" if value is None else "unsafe"
-            outcomes.append(_dropped(document, "router", reason, evidence))
+            outcomes[place] = _kept(document, "router", "", evidence)
         else:
-            outcomes.append(_gated(document, action, *answers[i], evidence, tools))
-    return [_tagged(outcome, value, tools) for outcome, value in zip(outcomes, values, strict=True)]
+            outcomes[place] = _dropped(document, "router", "unsafe" if action == "drop" else action, evidence)
+    for action, places in waiting.items():
+        # All documents of one kind go to the rewriter together, so that it can fill its batches.
+        rewritten = _rewritten([documents[i] for i in places], [scores[i] for i in places], action, tools)
+        outcomes |= dict(zip(places, rewritten, strict=True))
+    return [_tagged(outcomes[place], row.get(tools.score), tools) for place, row in enumerate(scores)]
 
 
-def _outside(scores: Scores, bounds) -> tuple[str, dict[str, float]] | None:
+def _action(scores: Scores, tools: Aligning) -> str:
+    """One of `router.ACTIONS`, or why there is no score to route by: "not_scored" or "not_judged"."""
+    scorer = tools.score.split(".")[0]
+    if not tools.score or f"{scorer}.other_language" in scores:
+        return "not_scored"
+    value = scores.get(tools.score)
+    if value is None:
+        return "not_judged"
+    return router.route(value, keep_at=tools.keep_at, drop_at=tools.drop_at, synthesise=tools.synthesise)
+
+
+def _rewritten(documents: Sequence[dict], scores: Sequence[Scores], action: str, tools: Aligning) -> list[Outcome]:
+    """Ask the rewriter for new texts and let the gates judge them."""
+    if not documents:
+        return []
+    kind = KINDS[action]
+    texts = tools.rewrite(documents, kind) if tools.rewrite is not None else [None] * len(documents)
+    values = [row.get(tools.score) for row in scores]
+    verdicts = gates.check_all([d["text"] for d in documents], texts, scores=values, kind=kind, **tools.gates)
+    return [
+        _gated(document, action, text, gate, {tools.score: value}, tools)
+        for document, text, gate, value in zip(documents, texts, verdicts, values, strict=True)
+    ]
+
+
+def _outside(
+    scores: Scores, bounds: Mapping[str, tuple[float | None, float | None]]
+) -> tuple[str, dict[str, float]] | None:
     """The first score that is out of bounds, as a reason and its evidence."""
     for name, (least, most) in bounds.items():
         value = scores.get(name)
@@ -187,7 +210,7 @@ def _dropped(document, rule, reason, evidence, gate=None, **more) -> Outcome:
 
 
 def _gated(document, action, text, gate, evidence, tools) -> Outcome:
-    """What was asked of the rewriter, as the gates left it: accepted, unchanged, or the fallback with the reason."""
+    """The outcome of a rewritten text: accepted, unchanged, or the gates' fallback with the first failed check."""
     more = {"worker_id": tools.worker_id, "prompt_version": tools.prompt_version}
     evidence = evidence | {"gates": gate.measurements}
     if gate.not_measured:
@@ -203,7 +226,7 @@ def _gated(document, action, text, gate, evidence, tools) -> Outcome:
 
 
 def _tagged(outcome: Outcome, value: float | None, tools: Aligning) -> Outcome:
-    """Words of a text that stays although its score is not that of a safe one may be marked; see `router.tag`."""
+    """Mark words of a text that is kept although its score is not a safe one's; see `router.tag`."""
     row = outcome.decision
     if not tools.tag_probability or outcome.text is None or value is None or row["action"] != "keep":
         return outcome
@@ -216,10 +239,10 @@ def _tagged(outcome: Outcome, value: float | None, tools: Aligning) -> Outcome:
 
 
 def duplicates(keys_of: Mapping[str, np.ndarray]) -> dict[int, tuple[str, int]]:
-    """Of documents in memory: {place: ("duplicate_exact" or "duplicate_near", place of the one that stays)}.
+    """Duplicates among documents in memory: {place: ("duplicate_exact" or "duplicate_near", place that stays)}.
 
     Args:
-        keys_of: what `keys` gives; "id" is not looked at.
+        keys_of: the result of `keys`; "id" is not used.
     """
     exact = _groups(keys_of, ("exact",))
     return {at: ("duplicate_exact" if at in exact else "duplicate_near", kept) for at, kept in _groups(keys_of).items()}
@@ -233,6 +256,7 @@ def _groups(keys_of, names: Sequence[str] = ("exact", "minhash")) -> dict[int, i
         for key_N in columns:
             if not len(key_N):
                 continue
+            # Linking each document to the first with its key is enough: `solve` joins the links into groups.
             _, first, inverse = np.unique(key_N, axis=0, return_index=True, return_inverse=True)
             first_N = first[inverse.reshape(-1)]
             is_other_N = (first_N != np.arange(len(first_N))) & (key_N != bands.NO_KEY).reshape(len(key_N), -1).any(1)
@@ -243,15 +267,18 @@ def _groups(keys_of, names: Sequence[str] = ("exact", "minhash")) -> dict[int, i
 
 
 def clean(
-    documents: Sequence[dict], screening: Screening, score_fn: Callable | None, aligning: Aligning
+    documents: Sequence[dict],
+    screening: Screening,
+    score_fn: Callable[[Sequence[dict]], Sequence[Scores]] | None,
+    aligning: Aligning,
 ) -> tuple[list[dict], list[dict]]:
-    """Documents in memory through all steps, as experiments/filter.py takes files.
+    """Take documents in memory through all steps, as experiments/filter.py does with files.
 
     Args:
-        score_fn: documents -> scores of each; None where nothing is scored.
+        score_fn: documents -> a row of scores each; None leaves scoring out.
 
     Returns:
-        What goes to training, and a decision for every document in order.
+        The documents for training, and a decision for every document in order.
     """
     verdicts = screen(documents, screening)
     rows = [
@@ -264,10 +291,10 @@ def clean(
     for at, (reason, kept) in gone.items():
         rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[kept]})
     left = [at for at in range(len(passed)) if at not in gone]
-    asked = [passed[at] for at in left]
-    scores = score_fn(asked) if score_fn is not None else [{} for _ in asked]
+    unique = [passed[at] for at in left]
+    scores = score_fn(unique) if score_fn is not None else [{} for _ in unique]
     kept = []
-    for at, outcome in zip(left, align(asked, scores, aligning), strict=True):
+    for at, outcome in zip(left, align(unique, scores, aligning), strict=True):
         rows[places[at]] = outcome.decision
         if outcome.text is not None:
             kept.append(passed[at] | {"text": outcome.text})

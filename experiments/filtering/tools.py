@@ -7,7 +7,6 @@ import ast
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import math
 import pathlib
@@ -87,8 +86,8 @@ def stage_settings(c) -> dict[str, Any]:
 def knobs() -> dict[str, dict[str, str]]:
     """Every argument of every rule as text: a Python literal, or "default" where the pack and the rule decide."""
     found = {}
-    for name, rule in rules.RULES.items():
-        arguments = list(inspect.signature(getattr(rule, "target", lambda rule=rule: rule)()).parameters)[1:]
+    for name in rules.RULES:
+        arguments = list(rules.defaults(name))
         if arguments:
             found[name] = dict.fromkeys(arguments, "default")
     return found
@@ -108,15 +107,12 @@ def check_numbers(c) -> None:
 
 def _check_values(name: str, given: Mapping[str, Any]) -> None:
     """Refuse a word where a rule takes a number, and one path where it takes several."""
-    rule = rules.RULES[name]
-    known = inspect.signature(getattr(rule, "target", lambda: rule)()).parameters
+    defaults = rules.defaults(name)
     for key, value in given.items():
-        takes_number = isinstance(known[key].default, (int, float)) or known[key].default is None
+        takes_number = isinstance(defaults[key], (int, float)) or defaults[key] is None
         if takes_number and not (value is None or isinstance(value, (int, float))):
-            raise InputError(
-                f"rules.{name}.{key}={value!r} is no number; its default is {known[key].default}, None is off"
-            )
-        if isinstance(known[key].default, tuple) and isinstance(value, str):
+            raise InputError(f"rules.{name}.{key}={value!r} is no number; its default is {defaults[key]}, None is off")
+        if isinstance(defaults[key], tuple) and isinstance(value, str):
             raise InputError(f"rules.{name}.{key}={value!r}: it takes several, such as \"('{value}',)\"")
 
 

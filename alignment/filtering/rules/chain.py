@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,14 @@ UNKNOWN_LANGUAGE = "other_language"
 
 @dataclasses.dataclass(slots=True)
 class Verdict:
-    """What a chain says of one document.
+    """A chain's verdict on one document.
 
     Fields:
         reason: "" for a document that passes every rule, else the code of the check that dropped it.
         rule: the name of the rule with that check; "" when it passes.
         value, threshold: what the check measured and what it compared it with.
         text: the text after the edits of the rules that ran.
-        language: what the document was taken for; "" where nothing identified it.
+        language: the identified language; "" for a document that was dropped before the identification.
         attributes: measurements by name, such as `language_probability`.
     """
 
@@ -55,7 +56,7 @@ def length(batch: Batch, *, min_characters: int | None = 1, max_characters: int 
 
 
 def language(batch: Batch, *, min_probability: float | None = 0.65) -> Findings:
-    """Drop documents whose identified language is too unsure; those of a language without a pack never come here.
+    """Drop documents whose identified language is too unsure; documents of a language without a pack are dropped before.
 
     0.65 is FineWeb's threshold for fastText's identifier.
     """
@@ -67,48 +68,56 @@ def language(batch: Batch, *, min_probability: float | None = 0.65) -> Findings:
     return findings
 
 
-def _lazy(module: str, function: str) -> Callable[..., Findings]:
-    """A rule whose module is read when it is first used, so that a worker starts without it."""
+@dataclasses.dataclass(frozen=True)
+class _Lazy:
+    """A rule whose module is imported at its first use, so that a worker starts without it."""
 
-    def rule(batch: Batch, **settings) -> Findings:
-        return rule.target()(batch, **settings)
+    module: str
+    function: str
 
-    rule.target = lambda: getattr(importlib.import_module(f"alignment.filtering.rules.{module}"), function)
-    return rule
+    def target(self) -> Callable[..., Findings]:
+        return getattr(importlib.import_module(f"alignment.filtering.rules.{self.module}"), self.function)
+
+    def __call__(self, batch: Batch, **settings: Any) -> Findings:
+        return self.target()(batch, **settings)
 
 
 RULES: dict[str, Callable[..., Findings]] = {
     "length": length,
-    "mojibake": _lazy("mojibake", "rule"),
-    "url": _lazy("urls", "rule"),
+    "mojibake": _Lazy("mojibake", "rule"),
+    "url": _Lazy("urls", "rule"),
     "language": language,
-    "wordlist": _lazy("wordlists", "rule"),
+    "wordlist": _Lazy("wordlists", "rule"),
     "gopher_repetition": repetition.check,
     "gopher_quality": gopher.quality,
     "c4": c4.clean,
     "fineweb": fineweb.check,
-    "nemo": _lazy("nemo", "check"),
-    "pii": _lazy("pii", "rule"),
+    "nemo": _Lazy("nemo", "check"),
+    "pii": _Lazy("pii", "rule"),
 }
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The settings of a rule and their default values."""
+    rule = RULES[name]
+    function = rule.target() if isinstance(rule, _Lazy) else rule
+    _, *settings = inspect.signature(function).parameters.values()  # the batch comes first
+    return {setting.name: setting.default for setting in settings}
+
+
 def validate(chain: Sequence[str], settings: Mapping[str, Mapping], packs: Mapping[str, locales.Pack]) -> None:
-    """Refuse unknown rules, unknown settings and an empty set of packs, before any work.
+    """Check names of rules and settings, and that there is a pack, before any work.
 
     Raises:
-        InputError: naming what is known.
+        InputError: an unknown name, with the known ones, or no pack.
     """
     if not packs:
         raise errors.InputError("no locale pack: name at least one language, such as packs={'en': locales.load('en')}")
     for name in [*chain, *settings]:
-        if name not in RULES:
-            raise errors.InputError(f"unknown rule {name!r}: use one of {', '.join(RULES)}")
+        errors.one_of("rule", name, RULES)
     for name in dict.fromkeys(chain):
-        rule = getattr(RULES[name], "target", lambda rule=RULES[name]: rule)()
-        known = list(inspect.signature(rule).parameters)[1:]
-        for key in settings.get(name, {}):
-            if key not in known:
-                raise errors.InputError(f"unknown setting {key!r} of rule {name!r}: use one of {', '.join(known)}")
+        for setting in settings.get(name, {}):
+            errors.one_of(f"setting of rule {name!r}", setting, defaults(name))
 
 
 def apply(
@@ -125,16 +134,19 @@ def apply(
     Args:
         records: documents, {"id", "text", "source", "metadata"} each.
         chain: names of `RULES`, in the order in which they run.
-        settings: a rule's name to its thresholds; they go before the pack's, which go before the rule's own.
+        settings: a rule's name to its thresholds. They override the pack's, which override the rule's defaults.
         packs: language to locale pack. The first one serves rules that run before "language" in the chain, and all
             documents when there is no `language_fn`.
         language_fn: texts to (language, probability) each. It runs where "language" stands in the chain, on the
-            documents still there, or at the start when the chain has no such rule. A document of a language without
-            a pack is dropped (`other_language`).
+            documents that passed so far, or at the start when the chain has no such rule. A document of a language
+            without a pack is dropped (`other_language`).
         counters: the rules' counters are added to it.
 
     Returns:
         One verdict a document, in order.
+
+    Raises:
+        InputError: see `validate`.
     """
     validate(chain, settings, packs)
     verdicts = [Verdict("", "", 0.0, 0.0, record["text"], "", {}) for record in records]
@@ -157,7 +169,7 @@ def apply(
 
 @dataclasses.dataclass
 class _State:
-    """What the steps of one `apply` share."""
+    """The data of one `apply` that all its steps read or change."""
 
     records: Sequence[Mapping]
     verdicts: list[Verdict]
@@ -166,9 +178,9 @@ class _State:
     counters: MutableMapping[str, int]
 
     def step(self, name: str, positions: list[int], batch: Batch) -> tuple[list[int], Batch]:
-        """Run one rule over one language's documents; returns those that are left."""
+        """Run one rule over one language's documents; return the positions and the batch of those that pass."""
         overrides = batch.pack.overrides.get(name, {})
-        if overrides is None:
+        if overrides is None:  # the pack switches the rule off for its language
             self._add({f"{name}/off": len(batch)})
             return positions, batch
         findings = RULES[name](batch, **{**overrides, **self.settings.get(name, {})})
@@ -188,8 +200,8 @@ class _State:
         return [positions[i] for i in kept], batch
 
     def regroup(self, groups: dict, language_fn: Callable) -> dict[str, tuple[list[int], Batch]]:
-        """The documents still there, by the language that they are identified as."""
-        positions = sorted(position for found, _ in groups.values() for position in found)
+        """Identify the documents that passed so far, drop those without a pack, group the others by language."""
+        positions = sorted(position for members, _ in groups.values() for position in members)
         texts = [self.verdicts[position].text for position in positions]
         members: dict[str, list[tuple[int, float]]] = {}
         for position, (name, probability) in zip(positions, language_fn(texts) if texts else [], strict=True):

@@ -186,7 +186,7 @@ def test_unknown_rules_and_settings_and_no_pack_are_refused_before_any_work():
         {"names": ["gopher_quality"], "settings": {"gopher_quality": {"min_word": 3}}},
         {"names": ["length"], "packs": {}},
     ):
-        with pytest.raises(errors.InputError, match=r"use one of|name at least"):
+        with pytest.raises(errors.InputError, match=r"is not one of|name at least"):
             apply(["x"], **named)
 
 
