@@ -22,6 +22,7 @@ from alignment.filtering.rewriting import gates
 from alignment.filtering.rules import chain, locales
 
 Scores = Mapping[str, float | None]
+Bounds = Mapping[str, tuple[float | None, float | None]]
 KINDS = {"rewrite": "rewrite", "synthesise": "educate"}  # router action -> kind of text that the rewriter writes
 
 
@@ -65,7 +66,7 @@ class Aligning:
     keep_at: int = 0
     drop_at: int = 4
     synthesise: bool = False
-    bounds: Mapping[str, tuple[float | None, float | None]] = dataclasses.field(default_factory=dict)
+    bounds: Bounds = dataclasses.field(default_factory=dict)
     tag_probability: float = 0.0
     seed: int = 0
     rewrite: Callable[[Sequence[dict], str], Sequence[str | None]] | None = None
@@ -141,13 +142,12 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
     outcomes: dict[int, Outcome] = {}
     waiting: dict[str, list[int]] = {action: [] for action in KINDS}  # places of the documents for the rewriter
     for place, (document, row) in enumerate(zip(documents, scores, strict=True)):
-        out_of_bounds = _outside(row, tools.bounds)
-        evidence = {tools.score: row.get(tools.score)}
-        # Bounds come first: a document outside them is never routed, whatever its deciding score.
-        action = "outside" if out_of_bounds else _action(row, tools)
-        if out_of_bounds:
+        if out_of_bounds := _outside(row, tools.bounds):  # such a document is never routed, whatever its deciding score
             outcomes[place] = _dropped(document, "scores", *out_of_bounds)
-        elif action in waiting:
+            continue
+        evidence = {tools.score: row.get(tools.score)}
+        action = _action(row, tools)
+        if action in waiting:
             waiting[action].append(place)
         elif action == "not_scored":
             outcomes[place] = _kept(document, "router", "not_scored", {})
@@ -187,9 +187,7 @@ def _rewritten(documents: Sequence[dict], scores: Sequence[Scores], action: str,
     ]
 
 
-def _outside(
-    scores: Scores, bounds: Mapping[str, tuple[float | None, float | None]]
-) -> tuple[str, dict[str, float]] | None:
+def _outside(scores: Scores, bounds: Bounds) -> tuple[str, dict[str, float]] | None:
     """The first score that is out of bounds, as a reason and its evidence."""
     for name, (least, most) in bounds.items():
         value = scores.get(name)
@@ -288,8 +286,8 @@ def clean(
     places = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     passed = [documents[i] | {"text": verdicts[i].text} for i in places]
     gone = duplicates(keys(passed, screening))
-    for at, (reason, kept) in gone.items():
-        rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[kept]})
+    for at, (reason, first) in gone.items():
+        rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[first]})
     left = [at for at in range(len(passed)) if at not in gone]
     unique = [passed[at] for at in left]
     scores = score_fn(unique) if score_fn is not None else [{} for _ in unique]

@@ -56,7 +56,7 @@ def length(batch: Batch, *, min_characters: int | None = 1, max_characters: int 
 
 
 def language(batch: Batch, *, min_probability: float | None = 0.65) -> Findings:
-    """Drop documents whose identified language is too unsure; documents of a language without a pack are dropped before.
+    """Drop documents whose language is too uncertain; those of a language without a pack are dropped earlier.
 
     0.65 is FineWeb's threshold for fastText's identifier.
     """
