@@ -128,9 +128,13 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the files of its run; without JAX there is only one."""
+    """Whether this process writes the files of its run; without JAX there is only one.
+
+    `jax.process_index()` starts the accelerator, which the parent of a sweep must leave to its points, so a run of one
+    process does not call it.
+    """
     jax = sys.modules.get("jax")
-    return jax is None or jax.process_index() == 0
+    return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def _temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:

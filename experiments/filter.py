@@ -46,8 +46,6 @@ POLL_SECONDS = 5.0
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    if arg not in SETTINGS:
-        raise ValueError(f"filter.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.inputs = "raw/*.jsonl.gz"  # a file, folder or glob, several with commas between; "synthetic:toyweb"

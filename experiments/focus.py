@@ -36,8 +36,6 @@ PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradie
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    if arg not in SETTINGS:
-        raise ValueError(f"focus.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.init_from = "run:runs/mame"  # run:<workdir of mame.py>; checkpoint:<file.safetensors>; "" trains `baseline`

@@ -39,8 +39,7 @@ from alignment.train import classify, loop, optimizer, sharding
 from data import records
 from data.pictures import images, mame, transforms
 from experiments.launch import workdir as workdirs
-from experiments.report import page as report
-from experiments.report import pictures
+from experiments.report import comparison, pictures
 
 SETTINGS = ("", "laptop", "tiny")
 SPLITS = ("train", "val", "test")
@@ -55,8 +54,6 @@ EFFECTS = (  # versions that differ in one property, or in both
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    if arg not in SETTINGS:
-        raise ValueError(f"mame.py knows the settings {', '.join(map(repr, SETTINGS))}, got {arg!r}")
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.data = dict(source="mame:data/mame")  # any source of data/pictures/images.py
@@ -483,7 +480,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"{pathlib.Path(folders[0]) / 'versions.csv'}: {len(rows)} comparisons")
     if (pathlib.Path(folders[0]) / "sweep.json").is_file():
-        print(report.compare(folders[0]))
+        print(comparison.compare_sweep(folders[0]))
     return 0
 
 

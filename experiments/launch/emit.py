@@ -7,12 +7,11 @@ process within one multi-host run.
 import os
 import re
 import shlex
-import sys
 
 from absl import flags
 
 from alignment.errors import InputError
-from experiments.launch import sweeps
+from experiments.launch import host, sweeps
 
 OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "workdir", "sweep_index")
 SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
@@ -20,6 +19,7 @@ PORT = 8476  # of the coordinator, inside the job's own network
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Add the flags that only `--emit` reads."""
     own = {"flag_values": values}
     flags.DEFINE_integer("hosts", 1, "", lower_bound=1, **own)
     flags.DEFINE_multi_string("sbatch", [], "", **own)
@@ -30,10 +30,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, folder: str, argv: list[str]) -> str:
-    """The text for `--emit`: of a sweep's points, or without any of the run itself.
+    """The text for `--emit`.
 
     Args:
-        argv: what the launcher was called with.
+        options: the launcher's flags.
+        points: of a sweep; none for a single run.
+        label: names the job, such as `dpo-laptop`.
+        folder: the workdir.
+        argv: the launcher's own arguments.
     """
     arguments = launcher_arguments(argv)
     if options.emit == "slurm":
@@ -52,14 +56,14 @@ def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, fo
 
 def launcher_arguments(argv: list[str]) -> list[str]:
     """The arguments a job needs: the experiment and its overrides, without the flags this module answers."""
-    kept, i = [], 0
+    rest, i = [], 0
     while i < len(argv):
         key, equals, _ = argv[i].lstrip("-").partition("=")
         has_value = not equals and key not in SWITCHES and i + 1 < len(argv) and not argv[i + 1].startswith("-")
         if key not in (*OWN, *SWITCHES):
-            kept += argv[i : i + 1 + has_value]
+            rest += argv[i : i + 1 + has_value]
         i += 1 + has_value
-    return kept
+    return rest
 
 
 def slurm(
@@ -82,7 +86,7 @@ def slurm(
             f"--sbatch={wrong!r} holds a line break, a double quote or a backslash; give one option at a time, its "
             "value as it is: blanks in it are quoted for you"
         )
-    command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", folder]
+    command = [*host.python_command(), *arguments, "--workdir", folder]
     text = shlex.join(command) + (" --distributed" if hosts > 1 else "")
     text += ' --sweep_index="$SLURM_ARRAY_TASK_ID"' if points else ""
     job = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"' if points else '"$SLURM_JOB_ID"'
@@ -166,7 +170,7 @@ def jobset(
 
 
 def coordinates(name: str, hosts: int) -> list[dict]:
-    """What the launcher tells jax.distributed: the first pod's name in the JobSet's network, and each pod's number."""
+    """The environment that jax.distributed reads: the first pod's name in the JobSet's network, each pod's number."""
     field = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return [
         {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-host-0-0.{name}:{PORT}"},

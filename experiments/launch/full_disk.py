@@ -1,4 +1,4 @@
-"""A full disk, told in one message: recognised behind whatever a library made of it, and said once."""
+"""Report a full disk once, in one message, whatever exception a library turned it into."""
 
 import errno
 import logging
@@ -20,7 +20,7 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def message(error: BaseException, workdir: str) -> str:
-    """What the person reads: where it happened, what is still good, what to do."""
+    """The message: which file could not be written, which checkpoint is still good, what to do."""
     path = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), workdir)
     return (
         f"no space left on the disk while writing {path}; the last finished checkpoint in "
@@ -29,11 +29,11 @@ def message(error: BaseException, workdir: str) -> str:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # contexts may form a circle
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
 def say_once() -> None:
@@ -59,7 +59,7 @@ def _is_other(record: logging.LogRecord) -> bool:
 
 
 def _quiet(before: Callable) -> Callable:
-    """The hook for exceptions nobody catches, without those of a checkpoint that was given up."""
+    """A hook for uncaught exceptions that drops those of a checkpoint that could not be written."""
 
     def hook(unhandled) -> None:
         error = unhandled.exc_value

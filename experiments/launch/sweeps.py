@@ -9,13 +9,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
+from alignment import files
 from alignment.errors import InputError
+from experiments.launch import host
 from experiments.launch import workdir as workdirs
 
 
@@ -47,17 +49,17 @@ def _value(value: Any) -> str:
 
 def points(yielded: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Number the override sets of `sweep()`; the same set twice would share a folder and is refused."""
-    found: dict[str, Point] = {}
+    by_id: dict[str, Point] = {}
     for index, overrides in enumerate(yielded):
         if not isinstance(overrides, Mapping):
             raise InputError(f"sweep() yielded {overrides!r}; it must yield dicts such as {{'objective.beta': 0.1}}")
         point = Point(index, point_id(overrides), dict(overrides))
-        if point.id in found:
-            raise InputError(f"sweep() yields {point.id} twice (points {found[point.id].index} and {index})")
-        found[point.id] = point
-    if not found:
+        if point.id in by_id:
+            raise InputError(f"sweep() yields {point.id} twice (points {by_id[point.id].index} and {index})")
+        by_id[point.id] = point
+    if not by_id:
         raise InputError("sweep() yields no point")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -91,40 +93,40 @@ def _every_key(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[
             yield from _every_key(value, f"{prefix}{key}.")
 
 
-def listing(found: list[Point], folder: str) -> Iterable[str]:
-    """One JSON object a point: index, id, overrides, workdir, whether it is done."""
-    for point in found:
+def listing(points: list[Point], folder: str) -> Iterable[str]:
+    """One JSON object for each point: index, id, overrides, workdir, whether it is done."""
+    for point in points:
         place = point.workdir(folder)
         row = dataclasses.asdict(point) | {"workdir": place, "is_done": workdirs.is_done(place)}
         yield json.dumps(workdirs.plain(row))
 
 
-def write_index(found: list[Point], folder: str, experiment: str) -> None:
-    """sweep.json: what `report.compare` reads to know a sweep's folder and the order of its points."""
+def write_index(points: list[Point], folder: str, experiment: str) -> None:
+    """Write sweep.json, from which the report knows a sweep's folder and the order of its points."""
     workdirs.make(folder)
-    rows = [{"index": p.index, "id": p.id, "overrides": p.overrides} for p in found]
-    workdirs.write_json(os.path.join(folder, "sweep.json"), workdirs.plain({"experiment": experiment, "points": rows}))
+    rows = [{"index": p.index, "id": p.id, "overrides": p.overrides} for p in points]
+    files.write_json(os.path.join(folder, "sweep.json"), workdirs.plain({"experiment": experiment, "points": rows}))
 
 
-def run_all(found: list[Point], folder: str, argv: list[str], say: Callable[[str], None]) -> int:
+def run_all(points: list[Point], folder: str, argv: list[str], say: Callable[[str], None]) -> int:
     """Run every unfinished point, one after the other, each in a process of its own.
 
     Args:
-        argv: what the launcher was called with, less `--sweep`; each point adds its `--sweep_index`.
+        argv: the launcher's arguments without `--sweep`; each point adds its `--sweep_index`.
 
     Returns:
-        0 when all are done; 75 when stopped; else 1 if a point crashed and 2 if bad input was all that went wrong.
+        0 if all are done; 75 if stopped; else 1 if a point crashed and 2 if every failure was bad input.
     """
     codes: dict[str, int] = {}
     stopped = []
-    for point in found:
-        where = f"[{point.index + 1}/{len(found)}] {point.id}"
+    for point in points:
+        where = f"[{point.index + 1}/{len(points)}] {point.id}"
         if workdirs.is_done(point.workdir(folder)):
             say(f"{where}: done already")
             codes[point.id] = 0
             continue
         say(f"{where}: starting")
-        command = [sys.executable, "-m", "experiments.run", *argv, f"--sweep_index={point.index}"]
+        command = [*host.python_command(), *argv, f"--sweep_index={point.index}"]
         codes[point.id] = _run(command, stopped)
         say(f"{where}: {'done' if codes[point.id] == 0 else f'exit code {codes[point.id]}'}")
         if stopped or codes[point.id] == 75:
@@ -132,15 +134,15 @@ def run_all(found: list[Point], folder: str, argv: list[str], say: Callable[[str
     failed = {name: code for name, code in codes.items() if code}
     for name, code in failed.items():
         say(f"failed with exit code {code}: {name}")
-    say(f"{len(codes) - len(failed)} of {len(found)} points are done")
+    say(f"{len(codes) - len(failed)} of {len(points)} points are done")
     return 0 if not failed else 2 if set(failed.values()) == {2} else 1
 
 
 def _run(command: list[str], stopped: list[int]) -> int:
     """Run a child to its end, passing a SIGTERM on to it so that it can save."""
-    child = None
+    child: subprocess.Popen | None = None
 
-    def pass_on(number, frame):
+    def pass_on(number: int, frame: types.FrameType | None) -> None:
         stopped.append(number)
         if child is not None:
             child.send_signal(signal.SIGTERM)

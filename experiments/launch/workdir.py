@@ -2,7 +2,6 @@
 
 import datetime
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -12,11 +11,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 
+from alignment import files
 from alignment.errors import InputError
+from experiments.launch import host
 
 PACKAGES = (
     "jax",
@@ -71,25 +72,6 @@ def diff(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a whole file or nothing: to a temporary name, to disk, then renamed."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
 def read_json(path: str | os.PathLike) -> Any:
     """The content of a JSON file; None where there is none."""
     try:
@@ -104,7 +86,7 @@ REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl
 
 
 def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
-    """Refuse a folder that holds another run; reads only. What was refused before any work holds none.
+    """Refuse a folder that holds another run; reads only. A run that was refused before any work does not count.
 
     Raises:
         InputError: with the keys that differ, when the folder was started with another config or experiment.
@@ -138,7 +120,11 @@ def is_done(workdir: str | os.PathLike) -> bool:
 
 
 def make(workdir: str) -> None:
-    """Create the folder, or say in one line why that cannot be."""
+    """Create the folder.
+
+    Raises:
+        InputError: it cannot be made or written in, and why.
+    """
     try:
         os.makedirs(workdir, exist_ok=True)
         if not os.access(workdir, os.W_OK):
@@ -147,7 +133,7 @@ def make(workdir: str) -> None:
         raise InputError(f"--workdir={workdir} cannot be written ({e.strerror}); choose a folder of your own") from e
 
 
-def lock(workdir: str):
+def lock(workdir: str) -> TextIO:
     """Hold the folder for this process until it ends, however it ends; keep the returned file open.
 
     A POSIX record lock: the kernel drops it with the process, and forked data workers do not inherit it.
@@ -176,13 +162,14 @@ def now() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    found = {}
+    """Python's version and that of each package that decides about a run's numbers; None: not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {"python": platform.python_version()} | found
+            versions[name] = None
+    return versions
 
 
 def git() -> dict[str, Any] | None:
@@ -202,45 +189,48 @@ def git() -> dict[str, Any] | None:
         return None
 
 
-def devices() -> list[str]:
-    """The accelerators this process saw; only asked once JAX is in use, so that nothing is started for it."""
-    jax = sys.modules.get("jax")
-    if jax is None:
-        return []
-    try:
-        return [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()]
-    except RuntimeError:
-        return []
+class Record:
+    """What environment.json says of this start of a run: its command and versions now, later how it ended.
 
+    A start without `outcome` in that file was killed.
+    """
 
-def begin(workdir: str, experiment: str, argv: list[str]) -> dict[str, Any]:
-    """Append this start to environment.json; `finish` completes the record. One without `finished` was killed."""
-    path = os.path.join(workdir, "environment.json")
-    record = (read_json(path) or {"starts": []}) | {"experiment": experiment}
-    start = {
-        "started": now(),
-        "command": ["python", "-m", "experiments.run", *argv],
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "versions": versions(),
-        "git": git(),
-    }
-    record["starts"].append(start)
-    write_json(path, record)
-    return record
+    def __init__(self, workdir: str, experiment: str, config: Mapping[str, Any], argv: list[str]):
+        self._workdir, self._experiment, self._config, self._argv = workdir, experiment, config, argv
+        self._content: dict[str, Any] | None = None
 
+    def begin(self) -> None:
+        """Write config.json and append this start to environment.json."""
+        files.write_json(os.path.join(self._workdir, "config.json"), self._config)
+        earlier = read_json(os.path.join(self._workdir, "environment.json")) or {"starts": []}
+        start = {
+            "started": now(),
+            "command": ["python", "-m", "experiments.run", *self._argv],
+            "host": platform.node(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "versions": versions(),
+            "git": git(),
+        }
+        self._content = earlier | {"experiment": self._experiment, "starts": [*earlier["starts"], start]}
+        self._write()
 
-def finish(workdir: str, record: dict[str, Any], outcome: str, seconds: float, is_used: bool = True) -> None:
-    """Complete the last start of `record`: how it ended, after how many seconds, on which devices."""
-    record["starts"][-1] |= {"finished": now(), "seconds": round(seconds, 3), "outcome": outcome}
-    if is_used:
-        record["starts"][-1]["devices"] = devices()
-    write_json(os.path.join(workdir, "environment.json"), record)
+    def end(self, outcome: str, seconds: float) -> None:
+        """Complete this start: how it ended, after how many seconds, on which devices."""
+        if self._content is None:
+            return
+        start = self._content["starts"][-1]
+        start |= {"finished": now(), "seconds": round(seconds, 3), "outcome": outcome}
+        if outcome != "refused":  # a refused run may not have started its devices
+            start["devices"] = host.devices()
+        self._write()
+
+    def _write(self) -> None:
+        files.write_json(os.path.join(self._workdir, "environment.json"), self._content)
 
 
 def numbers(returned: Any) -> dict[str, int | float | None]:
-    """What `run` returned, as summary.json keeps it: flat, name to number; not-a-number and infinities become null."""
+    """Make a summary of what `run` returned: name to number; not-a-number and infinities become None (null)."""
     if not isinstance(returned, Mapping):
         raise TypeError(f"run() returned {type(returned).__name__}; the launcher needs a flat dict of name to number")
     flat = {}
@@ -252,21 +242,3 @@ def numbers(returned: Any) -> dict[str, int | float | None]:
             value = int(value)
         flat[str(name)] = None if value is None or not math.isfinite(value) else value
     return flat
-
-
-def cache_folder(root: pathlib.Path, limit_bytes: int = 4 * 2**30) -> pathlib.Path:
-    """The folder for compiled programs on this kind of CPU, made, and trimmed of its oldest entries past the limit."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    except OSError:
-        kind = platform.processor()
-    folder = root / f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*-cache")), reverse=True)
-    total = 0
-    for _, size, entry in entries:
-        total += size
-        if size == 0 or total > limit_bytes:  # size 0: its writer was killed
-            entry.unlink(missing_ok=True)
-    return folder

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from alignment import files, intervals
 from alignment.evaluation import stability
-from experiments.report import charts
-from experiments.report import page as report
+from experiments.report import charts, markup
 
 VOLUMES = {"raw": 0, "aligned_25": 25, "aligned_50": 50, "aligned": 100}  # per cent of the documents aligned
 STATES = {"base": "pretrained", "post": "after post-alignment"}
@@ -142,7 +141,7 @@ def curves(study, arms: Sequence[str]) -> list[dict[str, float]]:
     by_step: dict[int, dict[str, list[float]]] = {}
     for arm in arms:
         for seed in range(study.c.seed, study.c.seed + study.c.seeds):
-            for row in report.rows(study.workdir / f"members/{arm}-{seed}/pretrain/metrics.jsonl"):
+            for row in markup.rows(study.workdir / f"members/{arm}-{seed}/pretrain/metrics.jsonl"):
                 if "loss" in row:
                     by_step.setdefault(row["step"], {}).setdefault(arm, []).append(row["loss"])
     out = []

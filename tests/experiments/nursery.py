@@ -21,7 +21,7 @@ def begin(argv: list[str], log: str) -> int:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
-    run.report.build = lambda workdir: workdir  # drawing the page takes longer than the training
+    run.page.build = lambda workdir: workdir  # drawing the page takes longer than the training
     code = run.main(argv)
     sys.stdout.flush()
     os._exit(code)

@@ -93,7 +93,8 @@ def stop(folder):
 def train(folder):
     """A loop that saves when asked to stop, under the names of alignment/train/loop.py."""
     loop = types.ModuleType("alignment.train.loop")
-    loop.STOP, loop.ACTIVE, loop.Stopped = threading.Event(), True, errors.Stopped
+    loop.STOP, loop.ACTIVE, loop.Stopped = threading.Event(), threading.Event(), errors.Stopped
+    loop.ACTIVE.set()
     sys.modules["alignment.train.loop"] = loop
     (folder / "ready").touch()
     if not loop.STOP.wait(30):

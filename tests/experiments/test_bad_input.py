@@ -13,6 +13,7 @@ import tokenizers
 
 from alignment.train import checkpoint
 from experiments import dpo, run
+from experiments.launch.config import parse_flags
 from tests.experiments.conftest import ROOT, launch
 
 QUICK = ("--config.pretrain.steps=0", "--config.samples.num=0", "--config.export=", "--config.sinks=()")
@@ -39,7 +40,7 @@ def good_rows(num):
 def read(*flags, setting="tiny"):
     """The experiment's config with these values, as the launcher makes it."""
     config = dpo.get_config(setting).lock()
-    run.parse_flags(config, list(flags))
+    parse_flags(config, list(flags))
     return config
 
 

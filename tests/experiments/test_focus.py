@@ -15,7 +15,7 @@ from alignment.explain import explaining, rating
 from alignment.models import pretrained, vision
 from experiments import focus
 from experiments.pages import focus_study
-from experiments.report import page as report
+from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
 
 COLUMNS = "mosaic,dataset,arch,method,target_class,focus,tp,fp,tn,fn,pos_total"
@@ -75,7 +75,7 @@ def test_findings_stand_on_the_first_page(tiny):
     workdir = tiny("focus").workdir
     lines = (workdir / "findings.txt").read_text().splitlines()
     page = (workdir / "report.html").read_text()
-    assert all(report.escape(line) in page for line in lines)
+    assert all(markup.escape(line) in page for line in lines)
     assert "Median Focus" in lines[1] and lines[-1].startswith("Planted in this museum")
     assert page.index("Findings") < page.index("Figures")
 

@@ -12,8 +12,9 @@ import types
 import jax
 import pytest
 
+from alignment import files
 from experiments import run
-from experiments.launch import full_disk
+from experiments.launch import config, full_disk, host
 from experiments.launch import workdir as workdirs
 from experiments.report import page as report
 
@@ -113,7 +114,7 @@ def test_a_diff_ignores_the_order_of_keys_and_names_what_came_and_went():
         (["--config", STUB.replace("stub", "stab")], "stub.py"),
         (["--config", str(ROOT / "experiments" / "run.py")], "defines no get_config"),
         (["--config", STUB, "--wrokdir=x"], "workdir"),
-        (["--config", STUB, "steps=3"], "'steps=3' is no flag"),
+        (["--config", STUB, "steps=3"], "'steps=3' is not a flag"),
         (["--workdir", "x"], "--config is missing"),
         (["--config", STUB, "--sweep_index=7"], "points 0 to 1"),
         (["--config", STUB, "--workdir", STUB], "is a file"),
@@ -169,14 +170,14 @@ def test_what_threads_say_about_a_full_disk_is_dropped_and_nothing_else(caplog, 
 
 
 def test_a_write_that_meets_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    workdirs.write_text(tmp_path / "x.json", "old")
+    files.write_text(tmp_path / "x.json", "old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        workdirs.write_text(tmp_path / "x.json", "new")
+        files.write_text(tmp_path / "x.json", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"] and (tmp_path / "x.json").read_text() == "old"
 
 
@@ -310,24 +311,24 @@ def test_a_multi_host_start_is_asked_for_and_never_takes_the_sweep_from_the_job_
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    run.start_distributed(False)
+    host.start_distributed(False)
     assert told == []
-    run.start_distributed(True)
+    host.start_distributed(True)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
-    run.start_distributed(False)
+    host.start_distributed(False)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
-    run.start_distributed(False)
+    host.start_distributed(False)
     assert told == [{}, {}, {"num_processes": 4, "process_id": 2}]
-    assert run.parse_flags(run.load_experiment(STUB)[0].get_config(), []).sweep_index is None
+    assert config.parse_flags(config.load_experiment(STUB).config(), []).sweep_index is None
 
 
 def test_the_compilation_cache_drops_torn_entries_and_the_oldest_past_its_limit(tmp_path):
-    folder = workdirs.cache_folder(tmp_path)
+    folder = host.cache_folder(tmp_path)
     for age, (name, size) in enumerate(
         {"new-cache": 60, "torn-cache": 0, "older-cache": 30, "oldest-cache": 30}.items()
     ):
         (folder / name).write_bytes(b"x" * size)
         os.utime(folder / name, (1000 - age, 1000 - age))
-    assert workdirs.cache_folder(tmp_path, limit_bytes=100) == folder
+    assert host.cache_folder(tmp_path, limit_bytes=100) == folder
     assert sorted(p.name for p in folder.iterdir()) == ["new-cache", "older-cache"]

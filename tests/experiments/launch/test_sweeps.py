@@ -9,11 +9,11 @@ import sys
 import pytest
 import yaml
 
+from alignment import files
 from alignment.errors import InputError
 from experiments import run
 from experiments.launch import emit, sweeps
-from experiments.launch import workdir as workdirs
-from experiments.report import page as report
+from experiments.report import comparison
 from tests.experiments import stub
 
 STUB = str(pathlib.Path(stub.__file__))
@@ -116,9 +116,9 @@ def test_the_comparison_sorts_by_a_known_direction_and_marks_the_best(tmp_path):
     for point, accuracy in zip(found, (0.5, 0.9, 0.7)):
         (tmp_path / point.id).mkdir()
         summary = {"heldout/rewards/accuracies": accuracy, "heldout/loss": 1 - accuracy, "steps": 3}
-        workdirs.write_json(tmp_path / point.id / "summary.json", summary)
+        files.write_json(tmp_path / point.id / "summary.json", summary)
         (tmp_path / point.id / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
-    page = pathlib.Path(report.compare(tmp_path)).read_text()
+    page = pathlib.Path(comparison.compare_sweep(tmp_path)).read_text()
     assert page.index(">beta=0.2<") < page.index(">beta=0.3<") < page.index(">beta=0.1<")
     assert page.count('class="number best"') == 2 and '"number best">0.9<' in page and '"number best">0.1<' in page
     assert page.count("<svg") == 1
@@ -134,11 +134,11 @@ def test_accuracies_lead_a_comparison_because_the_scale_of_a_loss_may_be_what_is
             }.items()
         )
     ]
-    text = report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+    text = comparison.comparison(points, ["beta"], sorted(points[0]["summary"]))
     assert "sorted by heldout/rewards/accuracies" in text and text.index(">beta=0.1<") < text.index(">beta=0.5<")
     for point in points:
         del point["summary"]["heldout/rewards/accuracies"]
-    assert "sorted by heldout/loss" in report.comparison(points, ["beta"], sorted(points[0]["summary"]))
+    assert "sorted by heldout/loss" in comparison.comparison(points, ["beta"], sorted(points[0]["summary"]))
 
 
 def test_slurm_scripts_quote_what_they_are_given_and_pass_the_array_index(tmp_path, capsys):

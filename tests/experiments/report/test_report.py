@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from experiments.report import charts
+from experiments.report import charts, comparison, markup
 from experiments.report import page as report
 
 PIXEL = base64.b64decode(
@@ -119,13 +119,13 @@ def test_the_same_folder_gives_the_same_page(folder):
 
 
 def test_the_page_needs_no_jax(folder):
-    code = "import sys; from experiments.report import page; page.main(sys.argv[1:]); assert 'jax' not in sys.modules"
+    code = "import sys; from experiments.report import page; page.build(sys.argv[1]); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=pathlib.Path(__file__).parents[3])
 
 
 def test_long_tables_are_cut_and_say_so():
-    text = report.table("t", [{"n": i} for i in range(report.MAX_ROWS + 5)])
-    assert text.count("<tr>") == report.MAX_ROWS + 1 and f"{report.MAX_ROWS} of {report.MAX_ROWS + 5} rows" in text
+    text = markup.table("t", [{"n": i} for i in range(markup.MAX_ROWS + 5)])
+    assert text.count("<tr>") == markup.MAX_ROWS + 1 and f"{markup.MAX_ROWS} of {markup.MAX_ROWS + 5} rows" in text
 
 
 def test_downsampling_keeps_ends_and_extremes():
@@ -159,9 +159,9 @@ def test_train_and_held_out_values_of_one_quantity_share_a_picture():
     [(None, "–"), (3, "3"), (3.0, "3"), (12_345, "12,345"), (0.93125, "0.9313"), (1.5e-7, "1.500e-07"), (0.0, "0")],
 )
 def test_numbers_are_written_for_reading(value, text):
-    assert report.number(value) == text
+    assert markup.number(value) == text
 
 
 @pytest.mark.parametrize(("name", "sign"), [("heldout/loss", -1), ("heldout/rewards/accuracies", 1), ("steps", 0)])
 def test_the_direction_of_a_metric_is_read_off_its_name(name, sign):
-    assert report.direction(name) == sign
+    assert comparison.direction(name) == sign

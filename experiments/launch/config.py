@@ -1,0 +1,251 @@
+"""From the command line to an experiment, its config with every override in, and the launcher's own flags."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from alignment import errors, files
+from alignment.errors import InputError
+from experiments.launch import emit, sweeps
+from experiments.launch import workdir as workdirs
+
+HOME = pathlib.Path(__file__).resolve().parents[1]  # the installed package `experiments`
+HELP_FLAGS = ("--help", "-help", "-h", "--helpfull")
+
+HELP = """\
+usage: python -m experiments.run --config NAME[:SETTING] [--config.KEY=VALUE ...] [--workdir DIR] [...]
+
+Runs one experiment. If it is killed, the same command goes on from its last checkpoint.
+
+  --config NAME[:SETTING]   the experiment: a file such as experiments/dpo.py or one of your own, or the bare name of
+                            one that comes with Plumbline (dpo), from any folder. Every experiment knows the settings
+                            tiny (seconds, to see that it works), laptop (minutes on two cores, a result that means
+                            something) and none (the real run).
+  --config.KEY=VALUE        change a value, e.g. --config.objective.beta=0.3; with --help all keys are listed.
+  --workdir DIR             where everything goes; default runs/NAME[-SETTING], runs/NAME[-SETTING]-sweep for a sweep.
+  --distributed             one process of a multi-host run: calls jax.distributed.initialize() first.
+
+  --sweep                   run all points of the experiment's sweep() here, one after the other; finished ones are
+                            skipped, a failed one does not stop the rest. Each has a folder under --workdir.
+  --sweep_index=I           run point I only; any scheduler that passes an integer can launch a sweep.
+  --sweep_list              print the points as JSON lines.
+  --emit=slurm|jobset       print an sbatch script or a Kubernetes JobSet of this run; with --sweep, of every point: an
+                            array, or a JobSet each. Nothing is submitted; --workdir must be a folder all hosts share.
+      --hosts=N             hosts of each run; more than one adds --distributed.
+      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable); the log lies where sbatch is called
+      --image=IMAGE --queue=NAME      container image; Kueue queue (jobset)
+      --limits="google.com/tpu=4"     container resources (jobset; repeatable)
+      --node_selector="KEY=VALUE"     (jobset; repeatable)
+
+The workdir gets config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/, summary.json,
+report.html and, last of all, DONE. `python -m experiments.report DIR` builds the page of an unfinished run, and
+`python -m experiments.report DIR DIR ...` a page that compares runs.
+
+exit codes: 0 done; 2 something to put right (config, file, checkpoint, mesh, full disk), said in one message;
+            1 crash (traceback here and in error.txt); 3 done, but more bad records than the experiment allows;
+            75 stopped with all work saved (SIGTERM, a service that is down), start it again to go on.
+
+Compiled programs are kept in ~/.cache/plumbline/jax; PLUMBLINE_JAX_CACHE=DIR moves that, PLUMBLINE_JAX_CACHE=off
+turns it off, and JAX_COMPILATION_CACHE_DIR, where set, is left alone.
+
+examples:
+  python -m experiments.run --config experiments/dpo.py:tiny
+  python -m experiments.run --config experiments/dpo.py:laptop --config.objective.beta=0.3 --workdir runs/beta
+  python -m experiments.run --config experiments/dpo.py:laptop --sweep --workdir runs/betas
+  python -m experiments.run --config experiments/dpo.py --sweep --emit=slurm --hosts=4 --sbatch=partition=gpu > job.sh
+"""
+
+
+class LiteralParser(flags.ArgumentParser):
+    """A Python literal where the text is one, else the text: for values whose default, None, names no type."""
+
+    def parse(self, argument: str) -> Any:
+        try:
+            return ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            return argument
+
+
+config_flags.register_flag_parser_for_type(type(None), LiteralParser())
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment's module, the name of its file, and the setting that follows the colon."""
+
+    module: types.ModuleType
+    name: str
+    setting: str
+
+    @property
+    def label(self) -> str:
+        """`dpo-laptop`, as in the default workdir."""
+        return f"{self.name}-{self.setting}" if self.setting else self.name
+
+    def config(self) -> ml_collections.ConfigDict:
+        """Its locked config for the setting.
+
+        Raises:
+            InputError: the experiment lists its SETTINGS and this is not one of them, or it refuses it by ValueError.
+        """
+        if hasattr(self.module, "SETTINGS"):
+            errors.one_of(f"{self.name}: setting", self.setting, self.module.SETTINGS)
+        try:
+            return self.module.get_config(self.setting).lock()
+        except ValueError as e:
+            raise InputError(f"--config={self.name}:{self.setting}: {e}") from e
+
+    def points(self, config: ml_collections.ConfigDict, arguments: list[str]) -> list[sweeps.Point]:
+        """The points of its sweep; a value set on the command line and swept over as well is refused."""
+        if not hasattr(self.module, "sweep"):
+            raise InputError(f"{self.name} defines no sweep(); add one that yields dicts of dotted overrides")
+        points = sweeps.points(self.module.sweep())
+        for key in sorted({key for point in points for key in point.overrides}):
+            sweeps.require_key(config, key, "sweep()")
+            if any(a.lstrip("-").split("=")[0] == f"config.{key}" for a in arguments):
+                raise InputError(f"--config.{key} is what sweep() varies; leave it out, or run without the sweep")
+        return points
+
+    def verdict(self, summary: Mapping[str, float | None]) -> tuple[int, str]:
+        """The exit code of a finished run and why: what its `exit_code(summary)` says, where it has one, else 0."""
+        return self.module.exit_code(summary) if hasattr(self.module, "exit_code") else (0, "")
+
+    def describe(self, workdir: str, summary: Mapping[str, float | None]) -> None:
+        """Leave about.json, which the run's page shows: `headline(summary)` and METRICS, where the experiment has them.
+
+        The page is built from the folder alone, so that it can be built again without the experiment's file.
+        """
+        headline = self.module.headline(summary) if hasattr(self.module, "headline") else ""
+        metrics = {name: list(meaning) for name, meaning in getattr(self.module, "METRICS", {}).items()}
+        if headline or metrics:
+            files.write_json(os.path.join(workdir, "about.json"), {"headline": headline, "metrics": metrics})
+
+
+def wants_help(argv: list[str]) -> bool:
+    return not argv or any(a in HELP_FLAGS for a in argv)
+
+
+def help_text(argv: list[str]) -> str:
+    """The usage, and below it the keys of the experiment if one is named."""
+    rest = [a for a in argv if a not in HELP_FLAGS]
+    if not rest:
+        return HELP
+    experiment = load_experiment(split_config(rest)[0])
+    colon = ":" if experiment.setting else ""
+    doc = (experiment.module.__doc__ or "").strip()
+    keys = workdirs.flatten(workdirs.plain(experiment.config()))
+    listing = "".join(f"  --config.{key}={value}\n" for key, value in keys.items())
+    return f"{HELP}\n{experiment.name}: {doc}\n\nkeys of {experiment.name}{colon}{experiment.setting}:\n{listing}"
+
+
+def split_config(argv: list[str]) -> tuple[str, list[str]]:
+    """Take `--config FILE` (or `--config=FILE`) out of the arguments, which config_flags then reads the rest of."""
+    rest, target, i = [], None, 0
+    while i < len(argv):
+        key, equals, value = argv[i].partition("=")
+        if key in ("--config", "-config"):
+            if not equals:
+                i += 1
+                value = argv[i] if i < len(argv) else ""
+            target = value
+        else:
+            rest.append(argv[i])
+        i += 1
+    if not target:
+        raise InputError("--config is missing; e.g. --config experiments/dpo.py:laptop (--help says more)")
+    return target, rest
+
+
+def load_experiment(target: str) -> Experiment:
+    """Import an experiment's file once, for its config, its sweep and its run alike.
+
+    Args:
+        target: `FILE[:SETTING]` or `NAME[:SETTING]`. A file that exists comes first, so an experiment of one's own
+            may bear the name of one of ours; `dpo` and `experiments/dpo.py` otherwise mean the installed one.
+    """
+    file, _, setting = target.partition(":")
+    path = _locate(file)
+    module = importlib.import_module(f"experiments.{path.stem}") if path.parent == HOME else _import_file(path)
+    missing = [f for f in ("get_config", "run") if not callable(getattr(module, f, None))]
+    if missing:
+        raise InputError(f"--config={target}: {file} defines no {' and no '.join(missing)}, so it is not an experiment")
+    return Experiment(module, path.stem, setting)
+
+
+def _locate(file: str) -> pathlib.Path:
+    """The experiment's file: as it is written, or that of the installed package."""
+    path = pathlib.Path(file)
+    if path.is_file():
+        if path.suffix != ".py":
+            raise InputError(f"--config={file} is not a Python file")
+        return path.resolve() if path.resolve().parent == HOME else path.absolute()
+    if path.parent.name in ("", "experiments"):
+        installed = HOME / f"{path.stem}.py"
+        if installed.is_file():
+            return installed
+    if file.isidentifier():
+        errors.one_of("--config", file, experiments_in(HOME), hint="or give the path of a file of your own")
+    listing = ", ".join(str(path.parent / f"{name}.py") for name in experiments_in(path.parent))
+    raise InputError(
+        f"--config={file}: there is no such file; {f'that folder has {listing}, and ' if listing else ''}"
+        f"Plumbline has {', '.join(experiments_in(HOME))}"
+    )
+
+
+def experiments_in(folder: pathlib.Path) -> list[str]:
+    """Names of the experiments in a folder: the files that define `get_config`."""
+    return sorted(p.stem for p in folder.glob("*.py") if "\ndef get_config" in p.read_text(errors="ignore"))
+
+
+def _import_file(path: pathlib.Path) -> types.ModuleType:
+    """Import a file from anywhere; what lies beside it can be imported too, after everything that is installed."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look a class up by the name of its module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if sys.modules.get(path.stem) is module:
+            del sys.modules[path.stem]
+        raise
+    return module
+
+
+def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flags.FlagValues:
+    """Apply `--config.key=value` to the config in place and return the launcher's own flags."""
+    for argument in arguments:
+        key = argument.lstrip("-").split("=")[0]
+        for prefix in ("config.", "noconfig."):
+            if argument.startswith("-") and key.startswith(prefix):
+                sweeps.require_key(config, key.removeprefix(prefix), argument)
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    flags.DEFINE_string("workdir", "", "", **own)
+    flags.DEFINE_bool("distributed", False, "", **own)
+    flags.DEFINE_bool("sweep", False, "", **own)
+    flags.DEFINE_integer("sweep_index", None, "", **own)
+    flags.DEFINE_bool("sweep_list", False, "", **own)
+    flags.DEFINE_enum("emit", None, ["slurm", "jobset"], "", **own)
+    emit.define_flags(values)
+    try:
+        config_flags.DEFINE_config_dict("config", config, sys_argv=["run", *arguments], **own)
+        unread = values(["run", *arguments])[1:]
+    except (flags.Error, KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{e.args[0] if e.args else e}; --help lists the flags") from e
+    if unread:
+        raise InputError(f"{unread[0]!r} is not a flag; values are set as --config.key=value (--help says more)")
+    flags.FLAGS.mark_as_parsed()  # libraries that read absl's global flags expect them parsed
+    return values
