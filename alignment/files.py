@@ -6,6 +6,7 @@ This module imports no JAX: the workers of a filter start without it.
 import contextlib
 import csv
 import fcntl
+import glob
 import io
 import json
 import os
@@ -46,14 +47,15 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Make an empty folder beside `folder`, which takes its name and its place once it is complete and on disk.
 
-    A kill between the two renames at the end leaves the old folder as `.NAME.*.old`; what a killed process left is
-    removed by the next call for the same folder once it is a day old.
+    POSIX cannot replace a folder that holds files, so this takes two renames: a kill between them leaves the old folder
+    as `.NAME.*.old`, and nothing under its name. Unfinished folders of killed processes go with the next call for the
+    same folder, once they are a day old. One process at a time may write a folder.
     """
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.*.unfinished"):
+        if time.time() - abandoned.stat().st_mtime > ABANDONED:
+            shutil.rmtree(abandoned, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.unfinished")
     old = unfinished.with_suffix(".old")
     try:
@@ -63,7 +65,12 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
             _sync_folder(path) if path.is_dir() else _sync_file(path)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
-        unfinished.rename(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -72,13 +79,15 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def sweep(folder: str | os.PathLike) -> int:
-    """Remove the temporary files under a folder whose writers died, and return how many they were.
+    """Remove the temporary files under a folder whose writers died, and return how many there were.
 
-    Writers that are alive, here or on other hosts, hold a lock and keep their files.
+    Writers that are alive, here or on other hosts, hold a lock and keep their files; so do other users, whose files may
+    not be opened.
     """
     num_files = 0
     for path in list(pathlib.Path(folder).rglob(".*.tmp")):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb+") as f:
+        # Opened for writing because NFS grants an exclusive lock on nothing less.
+        with contextlib.suppress(FileNotFoundError, PermissionError), open(path, "rb+") as f:
             if _lock(f, is_old=time.time() - path.stat().st_mtime > ABANDONED):
                 path.unlink()
                 num_files += 1
@@ -138,19 +147,21 @@ def is_first_process() -> bool:
 
 
 def _temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
-    """A new locked file beside `path`; where `sweep` removed it before the lock was on it, another is made."""
+    """A new locked file beside `path`.
+
+    Between its creation and its lock another process's `sweep` may take the file for abandoned: that one then holds the
+    lock, or has removed the file already. Either way a file of another name is made.
+    """
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         file = open(temporary, "xb")  # noqa: SIM115  (closed by the caller)
-        _lock(file, is_old=True)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
-                return temporary, file
+        if _lock(file, is_old=True) and temporary.exists():
+            return temporary, file
         file.close()
 
 
 def _lock(file: BinaryIO, *, is_old: bool) -> bool:
-    """Whether the file is ours alone now; on a file system without locks, whether `is_old`."""
+    """Lock the file, and return whether it is ours alone now; on a file system without locks, return `is_old`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -166,7 +177,7 @@ def _sync_file(path: pathlib.Path) -> None:
 
 
 def _sync_folder(path: pathlib.Path) -> None:
-    """A new name reaches the disk as well; some file systems cannot."""
+    """Write a folder's names to disk, since a file's fsync does not write its name; some file systems cannot do it."""
     with contextlib.suppress(OSError):
         folder = os.open(path, os.O_RDONLY)
         try:

@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 
 from alignment import files
@@ -47,3 +49,33 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     replace("new")
     assert [p.name for p in folder.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one_in_place(tmp_path, monkeypatch):
+    with files.replacing_folder(tmp_path / "out") as unfinished:
+        (unfinished / "old").touch()
+    rename = pathlib.Path.rename
+
+    def fails(path, target):
+        if path.suffix == ".unfinished":
+            raise OSError("disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fails)
+    with pytest.raises(OSError, match="disk"), files.replacing_folder(tmp_path / "out"):
+        pass
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["out", "out/old"]
+
+
+def test_a_sweep_between_a_temporary_file_and_its_lock_costs_no_write(tmp_path, monkeypatch):
+    lock, num_locks = files._lock, iter(range(9))
+
+    def swept(file, *, is_old):
+        number = next(num_locks)
+        if number == 0:  # the sweep has removed the file
+            pathlib.Path(file.name).unlink()
+        return number != 1 and lock(file, is_old=is_old)  # the second time the sweep holds the lock
+
+    monkeypatch.setattr(files, "_lock", swept)
+    files.write(tmp_path / "file", lambda f: f.write(b"new"))
+    assert (tmp_path / "file").read_bytes() == b"new" and next(num_locks) == 3

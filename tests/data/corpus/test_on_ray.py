@@ -10,6 +10,7 @@ import pytest
 CASES = pathlib.Path(__file__).with_name("ray_cases.py")
 
 
+@pytest.mark.slow
 def test_ray_cases_hold_in_a_process_without_jax():
     pytest.importorskip("ray")
     command = [

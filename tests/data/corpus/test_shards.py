@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -41,11 +42,12 @@ METADATA = st.dictionaries(st.text(max_size=5), JSON | st.dictionaries(st.text(m
 
 
 @hypothesis.given(st.text(min_size=1).filter(lambda t: t.strip() and "\0" not in t), METADATA, st.text(min_size=1))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_every_document_that_is_written_is_read_back_as_it_was(tmp_path_factory, text, metadata, source):
     row = {"id": "i", "text": text, "source": source, "metadata": {k: v for k, v in metadata.items() if k != "url"}}
     path = tmp_path_factory.getbasetemp() / "round.jsonl.zst"
-    shards.write(path, [row])
+    with unittest.mock.patch.object(os, "fsync"):  # what reaches the disk is not the claim here
+        shards.write(path, [row])
     (part,) = slices.plan(str(path))
     assert list(slices.read(part)) == [row]
 

@@ -86,11 +86,11 @@ def node(task):
 
 def stage(folder, part):
     """A slice's documents in capitals, as a shard, with a note of what is done."""
-    found = list(slices.read(part))
-    rows = [{**row, "text": row["text"].upper()} for row in found if isinstance(row, dict)]
+    items = list(slices.read(part))
+    rows = [{**row, "text": row["text"].upper()} for row in items if isinstance(row, dict)]
     name = f"clean/{part.index:05d}.jsonl.zst"
     outputs = {name: shards.write(pathlib.Path(folder, name), slowly(rows))}
-    row = {"config_hash": "c0ffee", "outputs": outputs, "bad": len(found) - len(rows)}
+    row = {"config_hash": "c0ffee", "outputs": outputs, "bad": len(items) - len(rows)}
     shards.finish(folder, "upper", part.index, row)
     return part.index
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from alignment.errors import InputError
-from data.tokens import chat
+from data.tokens import chat, template_sandbox
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -142,7 +142,6 @@ def test_hostile_templates_reach_nothing(template):
         GROW % "ns.x | replace('a', ns.x)",
         GROW % "[ns.x, ns.x] | join",
         "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
         "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
     ],
 )
@@ -151,3 +150,9 @@ def test_hostile_templates_stop_within_seconds(template):
     with pytest.raises(InputError):
         chat.render(template, TALK)
     assert time.process_time() - start < 5
+
+
+def test_a_template_that_calls_itself_again_and_again_stops_at_its_budget(monkeypatch):
+    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 5_000)
+    with pytest.raises(InputError, match="takes more than 5000 steps"):
+        chat.render("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}", TALK)
