@@ -1,7 +1,8 @@
-"""Runs a function over tasks: here, in worker processes, or on Ray, with the same results and in order of completion.
+"""A function run over tasks: in this process, in worker processes, or on Ray, with the same results.
 
-A task whose worker dies (killed, out of memory) is given to another; an exception of the function ends the run. So a
-task must leave the same behind however often it is begun, as the slices of `data/corpus/shards.py` do.
+Results come in the order in which tasks complete. When a worker dies (killed, out of memory), another one gets its
+task; when the function raises, the run ends. So a task must leave the same files behind however often it is started, as
+stages that write with `data/corpus/shards.py` do.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data.corpus import worker_processes
 from data.corpus.worker_processes import WorkerDied
 
@@ -31,23 +32,23 @@ def opened(
     resources: Mapping[str, float] | None = None,
     actors: bool = False,
 ) -> Iterator[Callable[[Iterable[Any]], Iterator[tuple[int, Any]]]]:
-    """A function `run_tasks(tasks)` that may be called again and again with the same workers; they end with the block.
+    """A function `run_tasks(tasks)` that may be called several times with the same workers; they end with the block.
 
     `run_tasks` yields (position, fn(task)) as tasks complete; `position` counts tasks from 0. A worker has one task at
-    a time. Closing the iterator, or any exception, ends the workers that are at work at once.
+    a time. Closing the iterator, or any exception, kills the workers that are busy.
 
     Args:
         fn: for `process` and `ray` a function of a module (not of the script that was started), or a
-            `functools.partial` of one. What it costs to set up it can keep in its module between tasks.
+            `functools.partial` of one. It may keep what is costly to set up, such as a model, in its module.
         executor: "local" in this process, "process" in processes of this machine, "ray" on a Ray cluster.
         workers: processes, or tasks at a time on Ray; 0 is one a CPU core (on Ray: as many as its resources allow).
-        retries: how often a task whose worker died is tried again.
+        retries: how often a task is tried again after its worker died.
         address: of a running Ray cluster ("auto", "host:6379"); "" starts one here and ends it.
-        num_cpus, num_gpus, resources: what a task (or actor) asks of Ray, such as {"TPU": 4}.
-        actors: on Ray, keep `workers` processes that run all tasks, for functions that hold a model.
+        num_cpus, num_gpus, resources: what a task (or actor) requests of Ray, such as {"TPU": 4}.
+        actors: on Ray, keep `workers` processes that run all tasks, for functions that keep a model.
 
     Raises:
-        InputError: an executor of another name, or Ray is not installed.
+        InputError: an unknown executor, a negative number, a function that cannot be sent, or no Ray.
         WorkerDied: the workers of one task died more than `retries` times.
         Exception: what fn raised, with a note that names the task.
     """
@@ -55,6 +56,7 @@ def opened(
     if executor == "local":
         yield functools.partial(_local, fn)
         return
+    pool: Any
     if executor == "process":
         number = workers or worker_processes.available_cpus()
         pool = worker_processes.Pool(fn, workers=number, retries=retries)
@@ -71,7 +73,7 @@ def run(
     fn: Callable[[Any], Any], tasks: Iterable[Any], *, executor: str = "local", workers: int = 0, **options: Any
 ) -> Iterator[tuple[int, Any]]:
     """`opened` for one list of tasks: yield (position, fn(task)) as tasks complete."""
-    _check(executor, workers, options.get("retries", 0))
+    _check(executor, workers, options.get("retries", 0))  # at the call; the generator below starts with its first item
 
     def results() -> Iterator[tuple[int, Any]]:
         with opened(fn, executor=executor, workers=workers, **options) as run_tasks:
@@ -81,8 +83,7 @@ def run(
 
 
 def _check(executor: str, workers: int, retries: int) -> None:
-    if executor not in EXECUTORS:
-        raise InputError(f"executor={executor!r}; executors are {', '.join(EXECUTORS)}")
+    one_of("executor", executor, EXECUTORS)
     if workers < 0 or retries < 0:
         raise InputError(f"workers={workers}, retries={retries}: both are 0 or more")
     if executor == "ray":
@@ -92,7 +93,7 @@ def _check(executor: str, workers: int, retries: int) -> None:
 
 
 def share(tasks: Sequence[Any], index: int, count: int) -> list[Any]:
-    """The tasks of job `index` of an array of `count` jobs: each `count`-th, from its own index on.
+    """The tasks of job `index` in an array of `count` jobs: every `count`-th task, beginning with its own index.
 
     Raises:
         InputError: `index` is not one of 0 to count - 1.

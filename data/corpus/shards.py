@@ -1,8 +1,8 @@
-"""Output shards: files that are there whole or not at all, of the same bytes every time, and notes of what is done.
+"""Output shards: files that are complete or absent, with the same bytes on every run, and notes of finished slices.
 
-A slice that a stage is through with leaves `<folder>/done/<stage>/<index>.done`, written last: the config's hash,
-counts, and name, rows, bytes and checksum of every file it wrote. What a killed process leaves behind is a
-temporary file that `files.sweep` removes; such a file is locked while its writer lives.
+When a stage has finished a slice it writes a note, `<folder>/done/<stage>/<index>.done`, after all files of the slice:
+the config's hash, counts, and name, rows, bytes and checksum of every file. A killed process leaves a temporary file
+behind, which `files.sweep` removes; a writer that lives holds a lock on its own.
 """
 
 import contextlib
@@ -26,26 +26,32 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 def write(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write rows to a file that appears, whole and on disk, when all are written.
+    """Write rows to a file that takes its name once all of them are on disk.
 
     Args:
-        path: its ending says how: .jsonl, .jsonl.gz (no time in the header), .jsonl.zst (level 3, one thread), or
-            .parquet for documents, their metadata as JSON text. The bytes depend on the rows alone.
+        path: its ending chooses the format: .jsonl, .jsonl.gz (no time in the header), .jsonl.zst (level 3, one
+            thread), or .parquet for documents, with their metadata as JSON text. The bytes depend on the rows alone.
 
     Returns:
-        {"rows", "bytes", "sha256"}: of the file as it lies on disk.
+        {"rows", "bytes", "sha256"} of the file as it lies on disk.
+
+    Raises:
+        InputError: another ending, or a parquet shard without pyarrow.
     """
     with writers({"": path}) as opened:
         for row in rows:
             opened[""].add(row)
-    return opened[""].told
+    return opened[""].summary
 
 
 @contextlib.contextmanager
 def writers(paths: Mapping[str, str | os.PathLike]) -> Iterator[dict[str, "Writer"]]:
-    """Several shards written side by side: `opened[name].add(row)`; afterwards `opened[name].told` is as of `write`."""
+    """Write several shards side by side.
+
+    `opened[name].add(row)` writes a row; after the block `opened[name].summary` is what `write` returns.
+    """
     with contextlib.ExitStack() as stack:
-        opened = {}
+        opened: dict[str, Writer] = {}
         for name, path in paths.items():
             path = pathlib.Path(path)
             if not path.name.endswith(ENDINGS):
@@ -61,24 +67,27 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """The rows of a shard, in order.
 
     Raises:
-        InputError: where the shard is damaged; a shard is only ever whole, so it was altered.
+        InputError: the shard is damaged. Since no shard is ever incomplete, somebody altered it.
     """
     if os.fspath(path).endswith(".parquet"):
         yield from _read_parquet(path)
         return
     try:
         for _, line in lines.split(lines.chunks(os.fspath(path))):
-            yield orjson.loads(line)
+            yield orjson.loads(line)  # type: ignore[arg-type]  # without a limit no length stands for a line
     except (lines.Damaged, orjson.JSONDecodeError) as e:
         raise InputError(f"shard {path} was altered: {e}. Remove it, and its slice is done again") from e
 
 
 def finish(folder: str | os.PathLike, stage: str, index: int, row: Mapping[str, Any]) -> None:
-    """Note that a stage is through with a slice, after its files are written.
+    """Note that a stage has finished a slice; call it after the slice's files are written.
 
     Args:
-        row: `config_hash`, `outputs` as {name below folder: what `write` returned}, and whatever counts there are.
-            Equal on every run that gives the same files, if nothing in it tells the time.
+        row: `config_hash`, `outputs` as {name below folder: what `write` returned}, and further counts. Runs that give
+            the same files also give the same note, as long as the row holds no time.
+
+    Raises:
+        ValueError: `config_hash` or `outputs` is missing.
     """
     for key in ("config_hash", "outputs"):
         if key not in row:
@@ -90,43 +99,43 @@ def finish(folder: str | os.PathLike, stage: str, index: int, row: Mapping[str, 
 def finished(
     folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
 ) -> dict[int, dict[str, Any]]:
-    """The slices a stage is through with, all at once: {index: row of `finish`}; see `each_finished`."""
+    """The slices that a stage has finished, as {index: row of `finish`}; see `each_finished`."""
     return dict(each_finished(folder, stage, config_hash, is_checked=is_checked))
 
 
 def each_finished(
     folder: str | os.PathLike, stage: str, config_hash: str, *, is_checked: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index, row of `finish`) of each slice that a stage is through with, in the order of the indices.
+    """(index, row of `finish`) of each slice that a stage has finished, in the order of the indices.
 
-    A slice whose files are gone or have another size is not among them, nor is one whose note cannot be read.
+    A slice is left out when one of its files is gone or has another size, or when its note cannot be read.
 
     Args:
         is_checked: read every file and compare its checksum too.
 
     Raises:
-        InputError: a slice was done under another config.
+        InputError: a slice was finished under another config.
     """
     where = pathlib.Path(folder) / "done" / stage
     for note in sorted(where.glob("*.done")) if where.is_dir() else []:
         try:
             row = orjson.loads(note.read_bytes())
-            theirs, outputs = row["config_hash"], row["outputs"]
+            note_hash, outputs = row["config_hash"], row["outputs"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
             continue
-        if theirs != config_hash:
+        if note_hash != config_hash:
             raise InputError(
-                f"{folder} holds slices of stage {stage} done under another config (hash {theirs}, this run's is "
+                f"{folder} holds slices of stage {stage} done under another config (hash {note_hash}, this run's is "
                 f"{config_hash}); choose another output folder, go back to that config, or remove that folder"
             )
-        if all(_is_there(pathlib.Path(folder, name), told, is_checked) for name, told in outputs.items()):
+        if all(_is_intact(pathlib.Path(folder, name), output, is_checked) for name, output in outputs.items()):
             yield int(note.stem), row
 
 
 def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
-    """Take back the notes of slices that a stage was done with under another config; returns how many those were.
+    """Remove the notes of slices that a stage finished under another config, and return how many there were.
 
-    Their files go too: under other names, such as those of another compression, they would lie beside the new ones.
+    Their files go too, since the new ones may have other names (another compression) and would lie beside them.
     """
     num_notes, root = 0, pathlib.Path(folder).resolve()
     for note in (pathlib.Path(folder) / "done" / stage).glob("*.done"):
@@ -135,20 +144,20 @@ def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
             if row.get("config_hash") == config_hash:
                 continue
             for name in row.get("outputs", ()):
-                if root in (path := root / name).resolve().parents:
+                if root in (path := root / name).resolve().parents:  # an altered note must not reach outside
                     path.unlink(missing_ok=True)
         note.unlink()
         num_notes += 1
     return num_notes
 
 
-class _Sink:
-    """A file that counts and hashes what is written to it."""
+class Sink:
+    """A file that counts and hashes what is written to it, with the methods that pyarrow asks of a file."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.sha256, self.closed = file, 0, hashlib.sha256(), False
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: bytes | bytearray) -> int:
         self.file.write(content)
         self.sha256.update(content)
         self.size += len(content)
@@ -160,24 +169,22 @@ class _Sink:
     def flush(self) -> None:
         self.file.flush()
 
-    def told(self, num_rows: int) -> dict[str, Any]:
+    def summary(self, num_rows: int) -> dict[str, Any]:
+        """What `finish` records of the file."""
         return {"rows": num_rows, "bytes": self.size, "sha256": self.sha256.hexdigest()}
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator["_Sink"]:
-    """A temporary file that takes its name once it is complete and on disk, and is removed when it fails.
-
-    What it yields has `write(bytes)`, and `told(rows)`: what `finish` wants to know of the file.
-    """
+def whole_file(path: str | os.PathLike) -> Iterator[Sink]:
+    """`files.replacing` with a count and a checksum; every process writes, where `files.write` lets the first alone."""
     with files.replacing(path) as file:
-        yield _Sink(file)
+        yield Sink(file)
 
 
 class Writer(Protocol):
-    """An open shard."""
+    """An open shard; `summary` is complete once it is closed."""
 
-    told: dict[str, Any]
+    summary: dict[str, Any]
 
     def add(self, row: Mapping[str, Any]) -> None: ...
 
@@ -187,11 +194,14 @@ class Writer(Protocol):
 class _Lines:
     """Rows as JSON lines."""
 
-    def __init__(self, sink: _Sink, packed: str):
-        self._sink, self._buffer, self._num_rows, self._pack, self.told = sink, bytearray(), 0, None, {}
+    def __init__(self, sink: Sink, packed: str):
+        self._sink, self._buffer, self._num_rows = sink, bytearray(), 0
+        self._pack: Any = None  # None writes the lines as they are
+        self.summary: dict[str, Any] = {}
         if packed == ".gz":
-            self._pack = zlib.compressobj(6, zlib.DEFLATED, 31)
+            self._pack = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header, which zlib writes without a time
         elif packed == ".zst":
+            # threads=0 compresses in this thread: with more, the frame's blocks depend on their number.
             self._pack = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).compressobj()
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -203,38 +213,40 @@ class _Lines:
 
     def close(self) -> None:
         self._sink.write(self._pack.compress(self._buffer) + self._pack.flush() if self._pack else self._buffer)
-        self.told = self._sink.told(self._num_rows)
+        self.summary = self._sink.summary(self._num_rows)
 
 
 class _Table:
     """Documents as rows of a parquet file, their metadata as JSON text."""
 
-    def __init__(self, sink: _Sink):
+    def __init__(self, sink: Sink):
         self._pyarrow = records.import_pyarrow("a .parquet shard")
         self._schema = self._pyarrow.schema(
             [(name, self._pyarrow.string()) for name in ("id", "text", "source", "metadata")]
         )
         options = {"compression": "zstd", "compression_level": 3}
         self._sink, self._writer = sink, self._pyarrow.parquet.ParquetWriter(sink, self._schema, **options)
-        self._rows, self._held, self._num_rows, self.told = [], 0, 0, {}
+        self._rows: list[dict[str, Any]] = []  # of the next row group
+        self._num_chars, self._num_rows = 0, 0  # of those rows' texts; rows of the whole file
+        self.summary: dict[str, Any] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         metadata = orjson.dumps(row["metadata"], option=orjson.OPT_SERIALIZE_NUMPY).decode()
         self._rows.append({**row, "metadata": metadata})
-        self._held += len(row["text"])
+        self._num_chars += len(row["text"])
         self._num_rows += 1
-        if self._held >= 8 * _BUFFER:
+        if self._num_chars >= 8 * _BUFFER:
             self._flush()
 
     def close(self) -> None:
         self._flush()
         self._writer.close()
-        self.told = self._sink.told(self._num_rows)
+        self.summary = self._sink.summary(self._num_rows)
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, self._schema))
-        self._rows, self._held = [], 0
+        self._rows, self._num_chars = [], 0
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -251,13 +263,13 @@ def _note(folder: str | os.PathLike, stage: str, index: int) -> pathlib.Path:
     return pathlib.Path(folder) / "done" / stage / f"{index:08d}.done"
 
 
-def _is_there(path: pathlib.Path, told: Mapping[str, Any], is_checked: bool) -> bool:
+def _is_intact(path: pathlib.Path, output: Mapping[str, Any], is_checked: bool) -> bool:
     try:
-        if path.stat().st_size != told["bytes"]:
+        if path.stat().st_size != output["bytes"]:
             return False
         if is_checked:
             with open(path, "rb") as f:
-                return hashlib.file_digest(f, "sha256").hexdigest() == told["sha256"]
+                return hashlib.file_digest(f, "sha256").hexdigest() == output["sha256"]
     except OSError:
         return False
     return True

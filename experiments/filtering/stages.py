@@ -69,7 +69,7 @@ class Job:
         return shards.writers({folder: self.path(folder, index) for folder in folders})
 
     def told(self, index: int, writers) -> dict[str, Any]:
-        return {self.name(folder, index): writer.told for folder, writer in writers.items()}
+        return {self.name(folder, index): writer.summary for folder, writer in writers.items()}
 
 
 def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def band(job: Job, task: tuple[str, int]) -> dict[str, Any]:
         for pairs_P4 in bands.pairs([key_path(job, name, i) for i in range(job.num_slices)], number):
             sink.write(pairs_P4.astype("<i8").tobytes())
             num_pairs += len(pairs_P4)
-    return {"outputs": {str(path.relative_to(job.outputs)): sink.told(num_pairs)}}
+    return {"outputs": {str(path.relative_to(job.outputs)): sink.summary(num_pairs)}}
 
 
 def pair_path(job: Job, name: str, number: int) -> pathlib.Path:
@@ -215,7 +215,7 @@ def cluster(job: Job, num_bands: Mapping[str, int]) -> dict[str, Any]:
         path = gone_path(job, index)
         with shards.whole_file(path) as sink:
             sink.write(rows_R4.tobytes())
-        told[str(path.relative_to(job.outputs))] = sink.told(len(rows_R4))
+        told[str(path.relative_to(job.outputs))] = sink.summary(len(rows_R4))
     return {"outputs": told}
 
 

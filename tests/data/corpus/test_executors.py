@@ -119,7 +119,7 @@ def test_shares_of_an_array_are_every_nth_task():
 
 
 def test_what_cannot_run_is_refused_before_it_begins():
-    with pytest.raises(InputError, match="executors are local, process, ray"):
+    with pytest.raises(InputError, match="executor='slurm' is not one of: local, process, ray"):
         executors.run(toy_tasks.shout, [], executor="slurm")
     with pytest.raises(InputError, match="cannot be sent"):
         list(executors.run(lambda x: x, [1], executor="process"))

@@ -26,10 +26,10 @@ DONE = {"config_hash": "abc", "outputs": {}, "kept": 3}
 def test_shards_read_back_as_documents_and_have_the_same_bytes_each_time(tmp_path, ending):
     if ending == ".parquet":
         pytest.importorskip("pyarrow")
-    told = shards.write(tmp_path / f"a{ending}", iter(ROWS))
+    summary = shards.write(tmp_path / f"a{ending}", iter(ROWS))
     again = shards.write(tmp_path / "sub" / f"b{ending}", ROWS)
     content = (tmp_path / f"a{ending}").read_bytes()
-    assert told == again == {"rows": 3000, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert summary == again == {"rows": 3000, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert content == (tmp_path / "sub" / f"b{ending}").read_bytes()
     assert list(shards.read(tmp_path / f"a{ending}")) == ROWS
     (part,) = slices.plan(str(tmp_path / f"a{ending}"))
@@ -111,8 +111,8 @@ def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
 def test_finished_slices_come_in_order_without_those_whose_files_are_gone(tmp_path):
     assert shards.finished(tmp_path, "rules", "abc") == {}
     for i in (10, 2, 7):
-        told = shards.write(tmp_path / "clean" / f"{i}.jsonl", ROWS[:i])
-        shards.finish(tmp_path, "rules", i, {**DONE, "outputs": {f"clean/{i}.jsonl": told}})
+        summary = shards.write(tmp_path / "clean" / f"{i}.jsonl", ROWS[:i])
+        shards.finish(tmp_path, "rules", i, {**DONE, "outputs": {f"clean/{i}.jsonl": summary}})
     assert list(shards.finished(tmp_path, "rules", "abc")) == [2, 7, 10]
     assert shards.finished(tmp_path, "rules", "abc")[7]["kept"] == 3
     assert shards.finished(tmp_path, "dedup", "abc") == {}
