@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.steps = 2_000
     c.init_from = "hf:Qwen/Qwen2.5-1.5B-Instruct"  # hf:<folder or hub id>, run:<workdir>, or "" for nothing
     c.tokenizer = ""  # "": that of init_from, and bytes where there is none; or a folder, tokenizer.json, .model
-    c.loss = "dpo"  # a key of losses.PAIRWISE, or of losses.UNPAIRED for labelled answers
+    c.loss = "dpo"  # a key of losses.LOSSES; those in losses.UNPAIRED learn from labelled answers
     number = functools.partial(config_dict.placeholder, float)  # None: the loss's own default
     c.objective = dict(beta=0.1)  # larger stays nearer the reference
     for name in ("label_smoothing", "gamma", "penalty", "tau", "alpha", "delta"):

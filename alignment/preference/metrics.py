@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-MOMENTS = "moments/"  # means of products, of use only together: `finish` turns them into a correlation and a slope
+MOMENTS = "moments/"  # prefix of means of products, which `finish` turns into a correlation and a slope
 
 
 def _sums(values: Mapping[str, jax.Array], weights_B: jax.Array) -> Sums:
-    """Weighted total and count of each [B] array; what has weight 0 may be NaN."""
+    """Weighted total and count of each [B] array; rows of weight 0 may hold NaN."""
     weights_B = weights_B.astype(jnp.float32)
     count = jnp.sum(weights_B)
     real_B = weights_B > 0
@@ -98,8 +98,8 @@ def finish(means: Mapping[str, float]) -> dict[str, float]:
     """Turn summed-up means into what is logged: the moments become the slope and correlation of margin on length.
 
     `length/slope` is reward margin per token by which the chosen answer is longer; `length/correlation` is Pearson's.
-    Either is left out where it is undefined (all lengths or all margins equal). Means nobody counted must be absent: a
-    NaN is a NaN, and is kept.
+    Either is left out where it is undefined (all lengths or all margins equal). Leave out means over no rows before
+    calling: a NaN in `means` is taken for a real NaN and stays.
     """
     done = {name: value for name, value in means.items() if not name.startswith(MOMENTS)}
     if {"rewards/chosen", "rewards/rejected"} <= done.keys():
@@ -112,6 +112,7 @@ def finish(means: Mapping[str, float]) -> dict[str, float]:
 
 def _length(moments: Mapping[str, float], margin: float) -> dict[str, float]:
     """Slope and correlation from means of products; a variance within rounding of 0 counts as 0."""
+    # var(x) = E[x^2] - E[x]^2 cancels in float32 sums, hence the thresholds relative to E[x^2] below
     length_variance = moments["length_length"] - moments["length"] ** 2
     margin_variance = moments["margin_margin"] - margin**2
     covariance = moments["length_margin"] - moments["length"] * margin

@@ -53,13 +53,16 @@ def loss_fn(
     """A preference loss over batches of pairs, for `step.build` and `loop.evaluator`.
 
     The reference is the batch's own `reference` `[B,P,A]` (log-probabilities stored before training) where it has one,
-    else the model under `frozen`, else, for a loss that reads none, nothing.
+    else the model under `frozen`; a loss that reads no reference needs neither.
 
     Args:
-        loss: a key of `losses.PAIRWISE`, or of `losses.UNPAIRED` for batches with `labels`.
+        loss: a key of `losses.LOSSES`; those in `losses.UNPAIRED` read the batch's `labels`.
         sft_weight: weight of `losses.sft_anchor`; 0 leaves it out.
         length_alpha: weight of the tokens beyond the shorter answer's length (LD-DPO), in [0, 1]; 1 counts all alike.
         objective: keyword arguments of the loss.
+
+    Raises:
+        InputError: the loss is unknown or does not read an option, or a number is out of range.
     """
     losses.check_options(loss, objective)
     is_paired = loss in losses.PAIRWISE
@@ -68,8 +71,7 @@ def loss_fn(
     if not 0 <= length_alpha <= 1:
         raise InputError(f"length_alpha={length_alpha} must be in [0, 1]; 1 counts every token alike")
 
-    def total(params, batch, *, rng, frozen):
-        del rng  # no dropout in preference tuning
+    def total(params, batch, *, rng, frozen):  # no dropout in preference tuning, so rng goes unused
         mask_BPA = batch["mask"]
         logps_BPA = token_logps(model, params, batch, mesh)
         reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
@@ -81,26 +83,32 @@ def loss_fn(
         num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
         weights_B = batch["weights"]
         rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
+        loss_B = losses.compute(
+            loss,
+            policy_BP=policy_BP,
+            reference_BP=reference_BP,
+            num_tokens_BP=num_tokens_BP,
+            labels_B=batch.get("labels"),
+            weights_B=weights_B,
+            **objective,
+        )
         if is_paired:
-            loss_B = losses.pairwise(loss, policy_BP, reference_BP, num_tokens_BP, weights_B, **objective)
             if sft_weight:
                 loss_B += sft_weight * losses.sft_anchor(policy_BP, num_tokens_BP)
-            found = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
-            if loss in losses.REFERENCE_FREE:  # nothing to have fallen from
-                found = {name: sums for name, sums in found.items() if not name.startswith("displacement/")}
+            sums = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
+            if loss in losses.REFERENCE_FREE:  # without a reference, no answer can have fallen below it
+                sums = {name: pair for name, pair in sums.items() if not name.startswith("displacement/")}
         else:
-            labels_B = batch["labels"]
-            loss_B = losses.unpaired(loss, policy_BP, reference_BP, labels_B, weights_B, **objective)
-            found = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, labels_B, weights_B)
-        found = {name: step.Mean(*pair) for name, pair in found.items()}
-        return found.pop("loss"), found
+            sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, batch["labels"], weights_B)
+        means = {name: step.Mean(*pair) for name, pair in sums.items()}
+        return means.pop("loss"), means
 
     return total
 
 
 def _reference(model, batch, frozen, mesh, logps_BPA, *, is_needed):
     if not is_needed:
-        # nothing is subtracted by the loss itself; the diagnostics compare with the policy of this very moment
+        # the loss subtracts nothing, and the diagnostics compare with the policy as it is at this step
         return jax.lax.stop_gradient(logps_BPA)
     if "reference" in batch:
         return batch["reference"]
@@ -118,13 +126,17 @@ def score(
     num_pairs: int,
     answer_len: int,
     mesh: Mesh,
-    progress_fn: Callable[[int], None] = lambda number: None,
 ) -> np.ndarray:
     """Log-probabilities `[num_pairs,P,A]` float32 of every answer token under fixed parameters, computed once.
 
     Args:
-        batches: every pair of a split once, `index` naming it; filling has weight 0.
-        progress_fn: told the number of pairs done.
+        num_pairs: pairs of the split.
+        answer_len: A, answer positions of every batch.
+        batches: every pair of the split once, under its number in `index`; filling has weight 0.
+
+    Raises:
+        InputError: a log-probability is not finite.
+        ValueError: the batches leave a pair out.
     """
     scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh))
     stored = np.zeros((num_pairs, 2, answer_len), np.float32)
@@ -138,13 +150,12 @@ def score(
             real_B = weights_B > 0
             stored[index_B[real_B]] = logps_BPA[real_B]
             is_scored[index_B[real_B]] = True
-            progress_fn(int(is_scored.sum()))
     missing, bad = np.flatnonzero(~is_scored), np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
     if missing.size:
         raise ValueError(f"{missing.size} of {num_pairs} pairs were not scored, the first is number {missing[0]}")
     if bad.size:
         raise InputError(
-            f"the log-probabilities of {bad.size} of {num_pairs} pairs are no finite numbers before any training, the "
+            f"the log-probabilities of {bad.size} of {num_pairs} pairs are not finite before any training, the "
             f"first pair is number {bad[0]}: the checkpoint's weights are damaged, or overflow in this dtype; use "
             "another checkpoint, or compute.dtype=float32"
         )
@@ -156,9 +167,9 @@ def check_first(
 ) -> Callable[[dict, dict], None]:
     """A check of the first update's metrics: where policy and reference start equal, the loss is known.
 
-    For DPO it is ln 2, and both answers' rewards are 0. What makes them differ is a wrong mask, padding in a segment,
-    or a reference that is not the policy's start; training on would hide it. (The loss alone would not tell: what is
-    wrong with both answers alike cancels in it.) A loss that reads no reference passes.
+    For DPO it is ln 2, and both answers' rewards are 0. A wrong mask, padding in a segment, or a reference that is not
+    the policy's start make them differ, and training would hide it later. The loss alone does not show this, because
+    an error that both answers share cancels in it. A loss that reads no reference passes.
 
     Args:
         tolerance: a share of the loss, or of beta times an answer's log-probability; absolute where these are below 1.
@@ -173,14 +184,14 @@ def check_first(
         sizes = [max(abs(objective["beta"] * values.get(f"logps/{side}", 0.0)), 1.0) for side in sides]
         limits = {f"rewards/{side}": (0.0, tolerance * size) for side, size in zip(sides, sizes)}
         if expected is not None:
-            steep = 2 / objective["beta"] if loss in ("ipo", "ipo_sum", "sppo") else 1.0  # their slope in the rewards
-            limits["loss"] = (expected, tolerance * max(abs(expected), steep * max(sizes)))
+            largest = losses.steepness(loss, **objective) * max(sizes)
+            limits["loss"] = (expected, tolerance * max(abs(expected), largest))
         for name, (wanted, limit) in limits.items():
-            found = values.get(name, wanted)
-            if not abs(found - wanted) <= limit:
+            value = values.get(name, wanted)
+            if not abs(value - wanted) <= limit:  # written so that NaN fails as well
                 raise InputError(
                     f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} "
-                    f"and is {found:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the "
+                    f"and is {value:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the "
                     "reference log-probabilities are not those of this policy. Remove the stored ones (reference/ in "
                     "the workdir)"
                 )

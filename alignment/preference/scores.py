@@ -6,7 +6,8 @@ Everything is in nats and at least float32.  Dimensions: B pairs, P pair = (chos
 import jax
 import jax.numpy as jnp
 
-# Past this exponent exp() goes on as its tangent: 1e13 is beyond any use and its square still fits in float32.
+# Past this exponent `exp` continues as its tangent: 1e13 is beyond any use and its square still fits in float32, so an
+# answer with an extreme log-ratio gives a large finite gradient and not inf or NaN.
 MAX_EXPONENT = 30.0
 
 
@@ -27,7 +28,7 @@ def margins(scores_BP: jax.Array) -> jax.Array:
 
 
 def per_token(sums_BP: jax.Array, num_tokens_BP: jax.Array) -> jax.Array:
-    """Sums over an answer turned into means; an answer without tokens (filling) keeps its sum."""
+    """Divide sums over answers by their lengths; an answer without tokens (filling) keeps its sum."""
     sums_BP = precise(sums_BP)
     return sums_BP / jnp.maximum(num_tokens_BP, 1).astype(sums_BP.dtype)
 
@@ -58,26 +59,6 @@ def length_desensitised(logps_BPR: jax.Array, mask_BPR: jax.Array, *, alpha: flo
     return jnp.sum(jnp.where(mask_BPR, logps_BPR * scale_BPR, 0.0), axis=-1)
 
 
-def wpo_weights(policy_BP: jax.Array, num_tokens_BP: jax.Array, alignment_BP: jax.Array | None = None) -> jax.Array:
-    """How likely the policy itself is to write each pair, WPO (Zhou et al. 2024, arXiv:2406.11827).
-
-    Multiply a pair's loss by its weight; no gradient flows through it.
-
-    Args:
-        policy_BP: answer log-probability sums.
-        num_tokens_BP: answer lengths in tokens.
-        alignment_BP: per answer, the sum over its tokens of log sum_v pi(v)^2. With it ("sampled alignment", the
-            paper's choice and TRL's) a confident and an unsure policy weigh alike; without, the bare probability.
-
-    Returns:
-        [B] the product over both answers of the geometric mean of (aligned) token probabilities.
-    """
-    sums_BP = precise(policy_BP)
-    if alignment_BP is not None:
-        sums_BP = sums_BP - precise(alignment_BP)
-    return jax.lax.stop_gradient(jnp.exp(jnp.sum(per_token(sums_BP, num_tokens_BP), axis=-1)))
-
-
 def exp(x: jax.Array) -> jax.Array:
     """Exponential up to MAX_EXPONENT, from there on its tangent: finite, rising, with a gradient everywhere."""
     below = jnp.minimum(x, MAX_EXPONENT)
@@ -93,6 +74,7 @@ def expm1(x: jax.Array) -> jax.Array:
 def log1mexp(x: jax.Array) -> jax.Array:
     """Log(1 - exp(x)) for x <= 0, accurate at both ends; x above -1e-6 counts as -1e-6, where the slope is 1e6."""
     x = jnp.minimum(x, -1e-6)
+    # log(2) splits the range: near 0, expm1 keeps the digits that 1 - exp(x) cancels; far below, log1p keeps exp(x)
     return jnp.where(x > -0.6931, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 
 

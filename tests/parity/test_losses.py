@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.preference import losses, metrics, scores
+from alignment.preference import batchwise, losses, metrics, scores
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -98,7 +98,8 @@ def trl_each(loss_type, policy, reference, mask, **settings):
 
 def ours(name, policy, reference, num_tokens, **options):
     with jax.enable_x64(True):
-        return np.asarray(losses.pairwise(name, policy, reference, num_tokens, **options))
+        arrays = dict(policy_BP=policy, reference_BP=reference, num_tokens_BP=num_tokens)
+        return np.asarray(losses.compute(name, **arrays, **options))
 
 
 # ours, its options, TRL's name, its settings besides beta
@@ -135,7 +136,9 @@ def test_same_value_as_trl(name, options, loss_type, settings, beta):
     got = ours(name, *sums, mask.sum(-1), beta=beta, **options)
     tolerance = 5e-6 if options.get("divergence") == "alpha" else 1e-6
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
-    single = losses.pairwise(name, *(jnp.asarray(x, jnp.float32) for x in (*sums, mask.sum(-1))), beta=beta, **options)
+    policy_BP, reference_BP, num_tokens_BP = (jnp.asarray(x, jnp.float32) for x in (*sums, mask.sum(-1)))
+    arrays = dict(policy_BP=policy_BP, reference_BP=reference_BP, num_tokens_BP=num_tokens_BP)
+    single = losses.compute(name, **arrays, beta=beta, **options)
     np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5)  # float32 sums of tens of nats
 
 
@@ -151,7 +154,7 @@ def test_metrics_have_trl_names_and_values():
     policy, reference, mask = numbers()
     expected_loss, logged = trl_dpo("sigmoid", policy, reference.sum(-1), mask, beta=0.3)
     arrays = [jnp.asarray(x.sum(-1), jnp.float32) for x in (policy, reference, mask)]
-    loss = losses.pairwise("dpo", *arrays, beta=0.3)
+    loss = losses.dpo(*arrays[:2], beta=0.3)
     rewards = losses.rewards("dpo", *arrays, beta=0.3)
     sums = metrics.pairwise(loss, rewards, *arrays, jnp.ones(B))
     means = {name: float(total) / float(count) for name, (total, count) in sums.items()}
@@ -169,19 +172,6 @@ def test_length_desensitised_sums_give_the_loss_of_trl_ld_alpha(alpha):
         sums = [np.asarray(scores.length_desensitised(x, mask, alpha=alpha)) for x in (policy, reference)]
     expected = trl_each("sigmoid", policy, sums[1], mask, beta=0.3, ld_alpha=alpha)
     np.testing.assert_allclose(ours("dpo", *sums, mask.sum(-1), beta=0.3), expected, atol=1e-6)
-
-
-def test_wpo_weights_give_the_loss_of_trl_use_weighting():
-    policy, reference, mask = numbers()
-    alignment = -np.random.default_rng(4).uniform(0.1, 1.0, policy.shape) * mask
-    with jax.enable_x64(True):
-        weights = np.asarray(scores.wpo_weights(policy.sum(-1), mask.sum(-1), alignment.sum(-1)))
-    got = weights * ours("dpo", policy.sum(-1), reference.sum(-1), mask.sum(-1), beta=0.3)
-    for i in range(B):
-        s = slice(i, i + 1)
-        rows = policy[s], reference[s].sum(-1), mask[s], alignment[s]
-        expected, _ = trl_dpo("sigmoid", *rows, beta=0.3, use_weighting=True)
-        assert got[i] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hinge", "ipo_sum", "exo", "robust", "discopop"])
@@ -308,8 +298,8 @@ def test_unpaired_kto_has_the_value_of_the_kto_trainer(shift):
     weights = {"desirable_weight": 1.2, "undesirable_weight": 0.8}
     expected, logged = trl_kto("kto", policy, reference, labels, beta=0.3, **weights)
     with jax.enable_x64(True):
-        loss = losses.unpaired("kto_unpaired", policy, reference, labels, beta=0.3, **weights)
-        rewards = losses.rewards("kto_unpaired", policy, reference, None, beta=0.3)
+        loss = batchwise.kto_unpaired(policy, reference, labels, beta=0.3, **weights)
+        rewards = losses.rewards("kto_unpaired", policy, reference, np.ones_like(policy), beta=0.3)
         sums = metrics.unpaired(loss, rewards, policy, reference, labels, jnp.ones(B))
     assert np.asarray(loss).mean() == pytest.approx(expected, abs=1e-6)
     done = metrics.finish({name: float(total) / float(count) for name, (total, count) in sums.items()})
@@ -323,5 +313,5 @@ def test_unpaired_apo_zero_has_the_value_of_the_kto_trainer():
     labels = np.array([1, 0, 1, 1, 0, 1], np.float64)
     expected, _ = trl_kto("apo_zero_unpaired", policy, reference, labels, beta=0.3)
     with jax.enable_x64(True):
-        got = losses.unpaired("apo_zero_unpaired", policy, reference, labels, beta=0.3)
+        got = batchwise.apo_zero_unpaired(policy, reference, labels, beta=0.3)
     assert np.asarray(got).mean() == pytest.approx(expected, abs=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.preference import losses, metrics
+from alignment.preference import batchwise, losses, metrics
 
 
 def batch(size=16, seed=0):
@@ -18,7 +18,7 @@ def batch(size=16, seed=0):
 
 
 def sums(policy, reference, num_tokens, weights, beta=0.1):
-    loss = losses.pairwise("dpo", policy, reference, num_tokens, weights, beta=beta)
+    loss = losses.dpo(policy, reference, beta=beta)
     rewards = losses.rewards("dpo", policy, reference, num_tokens, beta=beta)
     return metrics.pairwise(loss, rewards, policy, reference, num_tokens, weights)
 
@@ -129,8 +129,8 @@ def test_unpaired_metrics_separate_good_answers_from_bad():
     policy = jnp.array([[-1.0, -5.0], [-2.0, -6.0], [-9.0, -7.0], [0.0, 0.0]])
     reference = jnp.array([[-3.0, -6.0], [-3.0, -6.0], [-5.0, -6.0], [0.0, 0.0]])
     labels, weights = jnp.array([1.0, 1.0, 0.0, 1.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
-    loss = losses.unpaired("kto_unpaired", policy, reference, labels, weights, beta=0.5)
-    rewards = losses.rewards("kto_unpaired", policy, reference, None, beta=0.5)
+    loss = batchwise.kto_unpaired(policy, reference, labels, beta=0.5, weights_B=weights)
+    rewards = losses.rewards("kto_unpaired", policy, reference, jnp.ones_like(policy), beta=0.5)
     done = metrics.finish(means(metrics.unpaired(loss, rewards, policy, reference, labels, weights)))
     assert done["rewards/chosen"] == pytest.approx(0.75) and done["rewards/rejected"] == pytest.approx(-2.0)
     assert done["rewards/margins"] == pytest.approx(2.75)
