@@ -234,7 +234,7 @@ def _without(found: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clust
             head = heads[head]
         left.append((number, at, *head))
     columns = np.array(left, np.int64).reshape(-1, 4).T
-    return clusters.Clusters(*columns, np.zeros(len(left), np.int64))
+    return clusters.Clusters(*columns)
 
 
 def gone_path(job: Job, index: int) -> pathlib.Path:

@@ -1,12 +1,12 @@
-"""Files of keys, one a slice of the corpus, and the pairs of documents that share a key.
+"""Files of keys, one for each slice of the corpus, and the pairs of documents that share a key.
 
-A file holds, band by band, the slice's keys in ascending order with each one's document number, little endian:
+A file holds, band by band, the slice's keys in ascending order, each with its document number, little endian:
 
     header   8 bytes "PLBANDS1", then uint64: words a key, bands, rows
     band     rows x words a key x uint64 (all first words, then all second words), rows x uint32, zeros up to 8 bytes
 
-14 bands of 64-bit keys cost 168 bytes a document. Pairs are found without a shuffle: whoever handles a band reads the
-same range of keys from every file, a range small enough for its memory.
+14 bands of 64-bit keys cost 168 bytes a document. Pairs need no shuffle: a worker takes one band and reads the same
+range of keys from every file, a range small enough for its memory.
 
 Dimensions: N documents, B bands, K 64-bit words a key, P pairs, 4 = (slice, index, slice, index).
 """
@@ -15,21 +15,24 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 
-NO_KEY = np.uint64(2**64 - 1)  # in all words of all bands: a document that is nobody's duplicate
+NO_KEY = np.uint64(2**64 - 1)  # in all words of all bands: the document is nobody's duplicate
 _MAGIC = b"PLBANDS1"
 _HEADER_BYTES = 32
-_BLOCK = 1 << 16  # rows looked at together
+_BLOCK = 1 << 16  # rows compared together
 _BYTES_A_ROW = 64  # of memory while a range is sorted
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
+    """The header of a file of keys, and the number of its slice."""
+
     path: pathlib.Path
     slice: int
     words: int
@@ -37,7 +40,7 @@ class _File:
     rows: int
 
     def columns(self, band: int) -> list[np.memmap | np.ndarray]:
-        """Key words and document numbers of a band, mapped, so that only what is looked at is read."""
+        """Key words and document numbers of a band, mapped into memory: only the parts in use are read from disk."""
         start = _HEADER_BYTES + band * _band_bytes(self.rows, self.words)
         kinds = ["<u8"] * self.words + ["<u4"]
         if not self.rows:
@@ -49,13 +52,15 @@ class _File:
 
 
 def write(path: str | os.PathLike, keys: np.ndarray, index_N: np.ndarray) -> None:
-    """The keys of one slice, sorted band by band; complete or absent whenever the writer is killed.
+    """Write the keys of one slice, sorted band by band; the file is complete or absent.
 
     Args:
-        path: the file; its folder exists.
         keys: uint64 [N, B], or [N, B, K] for keys of K words (`exact.keys(...)[:, None]` is one band of 128 bits).
             Documents with NO_KEY everywhere are left out.
         index_N: number of each document in its slice, below 2^32.
+
+    Raises:
+        ValueError: shapes that do not match, or numbers that do not fit.
     """
     keys_NBK = np.asarray(keys, np.uint64)
     keys_NBK = keys_NBK[..., None] if keys_NBK.ndim == 2 else keys_NBK
@@ -71,23 +76,13 @@ def write(path: str | os.PathLike, keys: np.ndarray, index_N: np.ndarray) -> Non
     index_N = index_N[has_key_N]
     rows, bands, words = len(index_N), *keys_NBK.shape[1:]
 
-    def parts():
-        yield _MAGIC + np.array([words, bands, rows], "<u8").tobytes()
+    with files.replacing(path) as f:
+        f.write(_MAGIC + np.array([words, bands, rows], "<u8").tobytes())
         for band in range(bands):
             keys_NK = keys_NBK[:, band][has_key_N]
-            order = np.lexsort((index_N, *keys_NK[:, ::-1].T))
-            yield keys_NK[order].T.astype("<u8").tobytes()
-            yield index_N[order].astype("<u4").tobytes() + bytes(4 * (rows % 2))
-
-    replace(path, parts())
-
-
-def replace(path: str | os.PathLike, parts: Iterable[bytes | memoryview]) -> None:
-    """A file written under a temporary name, then renamed."""
-    unfinished = f"{os.fspath(path)}.unfinished"
-    with open(unfinished, "wb") as f:
-        f.writelines(parts)
-    os.replace(unfinished, path)
+            order = np.lexsort((index_N, *keys_NK[:, ::-1].T))  # by first word, then second, then document
+            f.write(keys_NK[order].T.astype("<u8").tobytes())
+            f.write(index_N[order].astype("<u4").tobytes() + bytes(4 * (rows % 2)))
 
 
 def pairs(
@@ -98,52 +93,59 @@ def pairs(
     max_bytes: int = 64 << 20,
     key_range: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Documents of one band with equal keys, each with the group's smallest (slice, index); arrays [P, 4], int64.
-
-    Rows are (slice, index) of the smallest, then of the other. The order of `paths` does not matter when `slices` says
-    which slice each file is of; without it the first is 0, the second 1, and so on.
+    """Documents with equal keys in one band, each paired with its group's smallest (slice, index).
 
     Args:
-        max_bytes: memory for the keys handled at a time; a single key that fills more is read a file at a time.
-        key_range: (first, last + 1) of the keys to look at, for workers that share a band; None for all. A key is the
-            number whose leading 64 bits are its first word.
+        slices: slice number of each file; None numbers them 0, 1, ... With numbers the order of `paths` is free.
+        max_bytes: memory for the keys in work; a single key that fills more is read file by file.
+        key_range: (first, last + 1) of the keys, for workers that share a band; None for all. A key of several words
+            is one number whose leading 64 bits are the first word.
+
+    Yields:
+        int64 [P, 4]: (slice, index) of the smallest document, then of the other.
+
+    Raises:
+        InputError: a file that is damaged or has other bands than the first.
     """
-    files = sorted(_open(paths, slices), key=lambda file: file.slice)
-    words = files[0].words if files else 1
-    for file in files:
-        if (file.words, file.bands) != (words, files[0].bands) or not 0 <= band < file.bands:
+    key_files = sorted(_open(paths, slices), key=lambda file: file.slice)
+    words = key_files[0].words if key_files else 1
+    for file in key_files:
+        if (file.words, file.bands) != (words, key_files[0].bands) or not 0 <= band < file.bands:
             raise InputError(
-                f"{file.path} has {file.bands} bands of {file.words}-word keys; band {band} of {files[0].bands} with "
-                f"{words}-word keys was asked for. Files of one run agree: remove those left by another configuration"
+                f"{file.path} has {file.bands} bands of {file.words}-word keys; band {band} of "
+                f"{key_files[0].bands} with {words}-word keys was requested. Files of one run agree: remove those of "
+                "another configuration"
             )
     low, high = key_range or (0, 1 << (64 * words))
     bytes_a_row = _BYTES_A_ROW * words
-    parts = 1 + 5 * sum(file.rows for file in files) * bytes_a_row // (4 * max_bytes)  # keys are spread evenly
+    # Keys are hashes and spread evenly, so equal ranges hold about equally many rows; a quarter more ranges than needed
+    # leaves room for chance.
+    parts = 1 + 5 * sum(file.rows for file in key_files) * bytes_a_row // (4 * max_bytes)
     edges = sorted({low + (high - low) * i // parts for i in range(parts + 1)})
     todo = list(itertools.pairwise(edges))[::-1]
     while todo:
         low, high = todo.pop()
-        spans = [_span(file, band, low, high) for file in files]
+        spans = [_span(file, band, low, high) for file in key_files]
         num = sum(stop - start for start, stop in spans)
         if num < 2:
             continue
         if num * bytes_a_row <= max_bytes:
-            yield from _pairs_in_range(files, spans, band)
-        elif high - low > 1:  # one key fills much of it, perhaps: that key apart, and what lies on either side
-            key = _middle_key(files, spans, band)
+            yield from _pairs_in_range(key_files, spans, band)
+        elif high - low > 1:  # perhaps one frequent key fills the range: take it apart from the keys on either side
+            key = _middle_key(key_files, spans, band)
             todo += [(key + 1, high), (key, key + 1), (low, key)]
         else:
-            yield from _pairs_of_one_key(files, spans, band)
+            yield from _pairs_of_one_key(key_files, spans, band)
 
 
-def _open(paths, slices):
+def _open(paths: Sequence[str | os.PathLike], slices: Sequence[int] | None) -> list[_File]:
     slices = range(len(paths)) if slices is None else slices
     if len(slices) != len(paths) or len(set(slices)) != len(paths):
         raise ValueError(f"{len(paths)} files need as many different slice numbers, got {list(slices)[:10]}")
     return [_read_header(pathlib.Path(path), int(number)) for path, number in zip(paths, slices)]
 
 
-def _read_header(path, number):
+def _read_header(path: pathlib.Path, number: int) -> _File:
     with open(path, "rb") as f:
         header = f.read(_HEADER_BYTES)
         size = f.seek(0, os.SEEK_END)
@@ -158,48 +160,50 @@ def _read_header(path, number):
     return _File(path, number, words, bands, rows)
 
 
-def _band_bytes(rows, words):
-    return 8 * words * rows + 4 * (rows + rows % 2)  # so that keys lie on 8 bytes and are searched where they are
+def _band_bytes(rows: int, words: int) -> int:
+    return 8 * words * rows + 4 * (rows + rows % 2)  # even, so that keys are aligned to 8 bytes and can stay mapped
 
 
-def _span(file, band, low, high):
+def _span(file: _File, band: int, low: int, high: int) -> tuple[int, int]:
+    """The rows of a file with keys from `low` to below `high`."""
     columns = file.columns(band)[:-1]
     return _position(columns, low, file), _position(columns, high, file)
 
 
-def _position(columns, key, file):
-    """How many of a file's keys are below this one."""
+def _position(columns: Sequence[np.ndarray], key: int, file: _File) -> int:
+    """The number of a file's keys below this one, by binary search word after word."""
     if key >> (64 * file.words):
         return file.rows
     start, stop = 0, file.rows
     for k, column in enumerate(columns):
         word = np.uint64((key >> (64 * (file.words - 1 - k))) & (2**64 - 1))
-        found = column[start:stop]
-        start, stop = start + int(np.searchsorted(found, word)), start + int(np.searchsorted(found, word, side="right"))
+        low, high = np.searchsorted(column[start:stop], word), np.searchsorted(column[start:stop], word, side="right")
+        start, stop = start + int(low), start + int(high)
     return start
 
 
-def _middle_key(files, spans, band):
-    """The key in the middle of what the file with most of a range has there."""
-    file, (start, stop) = max(zip(files, spans), key=lambda item: item[1][1] - item[1][0])
+def _middle_key(key_files: Sequence[_File], spans: Sequence[tuple[int, int]], band: int) -> int:
+    """The median key of a range in the file that has most rows there."""
+    file, (start, stop) = max(zip(key_files, spans), key=lambda item: item[1][1] - item[1][0])
     key = 0
     for column in file.columns(band)[:-1]:
         key = key << 64 | int(column[(start + stop) // 2])
     return key
 
 
-def _load(file, band, span):
+def _load(file: _File, band: int, span: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
     *key_words, index = (np.array(column[slice(*span)]) for column in file.columns(band))
     return key_words, index.astype(np.int64)
 
 
-def _pairs_in_range(files, spans, band):
-    found = [(file.slice, *_load(file, band, span)) for file, span in zip(files, spans) if span[1] > span[0]]
-    columns = [np.concatenate(parts) for parts in zip(*(key_words for _, key_words, _ in found))]
+def _pairs_in_range(key_files: Sequence[_File], spans: Sequence[tuple[int, int]], band: int) -> Iterator[np.ndarray]:
+    """Pairs of equal keys in a range that fits in memory: one sort of all files' keys."""
+    loaded = [(file.slice, *_load(file, band, span)) for file, span in zip(key_files, spans) if span[1] > span[0]]
+    columns = [np.concatenate(parts) for parts in zip(*(key_words for _, key_words, _ in loaded))]
     order = np.lexsort(columns[::-1])  # stable: equal keys stay in the order of (slice, index)
     columns = [column[order] for column in columns]
-    slice_N = np.repeat([number for number, _, _ in found], [len(index) for *_, index in found])[order]
-    index_N = np.concatenate([index for *_, index in found])[order]
+    slice_N = np.repeat([number for number, _, _ in loaded], [len(index) for *_, index in loaded])[order]
+    index_N = np.concatenate([index for *_, index in loaded])[order]
     is_new_N = np.ones(len(order), bool)
     is_new_N[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     first_N = np.maximum.accumulate(np.where(is_new_N, np.arange(len(order)), 0))
@@ -208,9 +212,10 @@ def _pairs_in_range(files, spans, band):
         yield np.stack([slice_N[first], index_N[first], slice_N[other], index_N[other]], axis=1).astype(np.int64)
 
 
-def _pairs_of_one_key(files, spans, band):
+def _pairs_of_one_key(key_files: Sequence[_File], spans: Sequence[tuple[int, int]], band: int) -> Iterator[np.ndarray]:
+    """Pairs of a key whose rows do not fit in memory together, file by file; the first row of all is the smallest."""
     smallest = None
-    for file, span in zip(files, spans):
+    for file, span in zip(key_files, spans):
         if span[0] == span[1]:
             continue
         _, index_N = _load(file, band, span)

@@ -1,9 +1,9 @@
-"""Words as datatrove's MinHash sees them: simplified text, split the way spaCy's blank English tokenizer splits it.
+"""The words of datatrove 0.10.1's MinHash: simplified text, split as spaCy's blank English tokenizer splits it.
 
-Simplified text is lower case with every number as "0", punctuation as a space and diacritics gone, so hardly anything
-is left to split but white space: contractions that lost their apostrophe ("dont", "cannot"), a unit behind a number
-("0km"), and symbols that are not on datatrove's punctuation list. Nothing is imported from either library; tests/parity
-holds the comparison. Python's own Unicode tables decide what a digit, a mark or a symbol is.
+Simplified text is lower case with every number as "0", punctuation as a space and diacritics removed. Beside white
+space there is little left to split: contractions that lost their apostrophe ("dont", "cannot"), a unit behind a number
+("0km"), and symbols that are not on datatrove's punctuation list. This module imports neither library; tests/parity
+compares it with both. Python's own Unicode tables decide what a digit, a mark or a symbol is.
 """
 
 import functools
@@ -16,7 +16,7 @@ PUNCTUATION = (
     "!/\u2014\u201d:\uff05\uff11\u3008&(\u3001\u2501\\\u3010#%\u300c\u300d\uff0c\u3011\uff1b+^]~\u201c\u300a\u201e';\u2019{|\u2236\xb4[=-`*"
     '\uff0e\uff08\u2013\uff1f\uff01\uff1a$\uff5e\xab\u3009,><\u300b)?\uff09\u3002\u2026@_."}\u25ba\xbb'
 )
-_MOST_PIECES = 1_000_000  # remembered words, a bound on memory: those of a language come back soon
+_MOST_PIECES = 1_000_000  # words in the cache, which bounds its memory; frequent words are soon back in it
 _CONTROLS = [*range(9), *range(11, 32), *range(127, 160)]
 _SPACES = frozenset(PUNCTUATION) | frozenset(map(chr, _CONTROLS))
 _ASCII_SPACES = bytes(32 if chr(i) in _SPACES else i for i in range(256))
@@ -37,7 +37,7 @@ _CONTRACTIONS = {
 _OTHERS = ("can not", "gon na", "got ta", "i m", "i m a", "y all")
 _ENDINGS = {"d": "d", "dve": "d ve", "ll": "ll", "llve": "ll ve", "re": "re", "s": "s", "ve": "ve", "nt": "nt"}
 _ENDINGS["ntve"] = "nt ve"
-# What is cut from the end of a word when a digit stands before it: units, in lower case like the text, and currencies.
+# Suffixes that are cut off after a digit: units, in lower case like the text, and currencies.
 _UNITS = (
     "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha \xb5m nm yd in ft kg g mg \xb5g t lb oz "
     "kmh mph mb kb gb tb "
@@ -50,7 +50,7 @@ _MARKS += "<>;`\xb4\u3008\u3009"  # on datatrove's list, yet they come back when
 _FIRST = re.compile(f"[=\xa7{_MARKS}{_CURRENCY}]")
 _BETWEEN = re.compile(r"(?<=[^\W_])[<>=](?=[^\W\d_])")
 _LAST = re.compile(rf"[{_MARKS}]$|(?<=[0-9])(?:[{_CURRENCY}]|{'|'.join(_UNITS.split())})$")
-# Symbols (category So) younger than spaCy's list: left inside the word they touch.
+# Symbols (category So) that are newer than spaCy's list: they stay inside the word they touch.
 _YOUNG = re.compile(
     "[\u166d\u2b97\u2bc9\u2bff\u2e50\u2e51\u32ff\ufd40-\ufd4f\ufdcf\ufdfe\ufdff\U0001019c\U00011fd5-\U00011ff1"
     "\U0001cf50-\U0001cfc3\U0001d1e9\U0001d1ea\U0001e14f\U0001ed2e\U0001f10d-\U0001f10f\U0001f16c-\U0001f16f\U0001f1ad"
@@ -75,8 +75,8 @@ def simplify(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a raw text, of which datatrove 0.10.1 makes shingles by default (its language: English)."""
-    pieces = _Pieces.shared
+    """The words of a raw text, from which datatrove 0.10.1 makes shingles by default (its language: English)."""
+    pieces = _PIECES
     if len(pieces) > _MOST_PIECES:
         pieces.clear()
         pieces.update(_special())
@@ -84,7 +84,7 @@ def words(text: str) -> list[str]:
 
 
 class _Pieces(dict):
-    """Word -> its pieces joined by spaces."""
+    """Word -> its pieces joined by spaces, split at its first look-up."""
 
     def __missing__(self, word: str) -> str:
         self[word] = pieces = word if word.isalpha() and word.isascii() else " ".join(_split(word))
@@ -92,7 +92,9 @@ class _Pieces(dict):
 
 
 def _split(word: str) -> list[str]:
-    """Signs off both ends in turn until a contraction or nothing more shows up, then the symbols inside."""
+    """Cut signs off both ends in turn down to a contraction, or until nothing can be cut; then split at symbols."""
+    # The order of spaCy's tokenizer: after each cut at one end it looks the rest up among the exceptions, so a cut at
+    # the other end must not spoil an exception.
     special, first, last = _special(), [], []
     while word and word not in special:
         before = len(_first(word))
@@ -117,8 +119,8 @@ def _first(word: str) -> str:
 def _last(word: str) -> str:
     if word and is_symbol(word[-1]):
         return word[-1]
-    found = _LAST.search(word)
-    return found[0] if found else ""
+    match = _LAST.search(word)
+    return match[0] if match else ""
 
 
 def _inside(word: str) -> list[str]:
@@ -133,6 +135,7 @@ def is_symbol(character: str) -> bool:
 
 @functools.cache
 def _special() -> dict[str, str]:
+    """Contractions without apostrophe -> their parts."""
     cut = {
         stem + ending: f"{stem} {_ENDINGS[ending]}"
         for endings, stems in _CONTRACTIONS.items()
@@ -142,4 +145,4 @@ def _special() -> dict[str, str]:
     return cut | {other.replace(" ", ""): other for other in _OTHERS}
 
 
-_Pieces.shared = _Pieces(_special())
+_PIECES = _Pieces(_special())

@@ -1,9 +1,10 @@
-"""From texts to 64-bit hashes of their n-grams, in numpy throughout.
+"""From texts to 64-bit hashes of their n-grams, vectorised in numpy: no Python loop touches a word or a character.
 
-Text is lowered, every number becomes "0", punctuation and symbols separate words, combining marks disappear; Chinese
-characters and kana, written without spaces, are words of their own. A word's hash is a polynomial in its code points,
-read off a running sum over a block of text; an n-gram's is a sum of its words' hashes with odd weights. Both end in a
-finaliser, so that every bit of the result depends on every character.
+Text becomes lower case, every number "0", punctuation and symbols separate words, combining marks disappear. Chinese
+characters and kana, which are written without spaces, count as words of their own. A word's hash is a polynomial in its
+code points (as Rabin & Karp's), the difference of two entries of a running sum over a block of text; an n-gram's hash
+is a sum of its words' hashes with odd weights. Both end in a finaliser, so that every bit of the result depends on
+every character.
 
 Dimensions: X characters, W tokens (words, or characters), N documents, S shingles.
 """
@@ -15,17 +16,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-BLOCK = 1 << 17  # characters handled at a time: the working set stays in the processor's cache
+BLOCK = 1 << 17  # characters handled together: the working set stays in the processor's cache
 _SPACE, _ZERO = 32, 48
-_BASE = 0x9E3779B97F4A7C0B  # odd, 3 modulo 8: differences of its powers have few factors of two
-_TABLE = 0x20000  # code points from here on are ideographs, tags and private use: left as they are
+_BASE = 0x9E3779B97F4A7C0B  # 3 modulo 8: it has an inverse, and differences of its powers have few factors of two
+_TABLE = 0x20000  # code points from here on (ideographs, tags, private use) stay as they are
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Shingles of some whole documents, or of a part of one."""
+    """Shingles of several whole documents, or of a part of one."""
 
-    documents_N: np.ndarray  # their positions in the batch; each has at least one shingle here
+    documents_N: np.ndarray  # positions in the batch; each document has at least one shingle here
     starts_N: np.ndarray  # where each one's shingles start
     shingles_S: np.ndarray  # uint64
 
@@ -33,12 +34,17 @@ class Block:
 def blocks(texts: Sequence[str], *, n: int, unit: str = "word") -> Iterator[Block]:
     """Hashed n-grams of a batch, a cache-sized block at a time, so that a long document needs no more memory.
 
-    A document of fewer than n words (characters) has one shingle of all it has, and none if it has nothing.
+    A document of fewer than n tokens has one shingle of them all, and an empty document none.
+
+    Args:
+        n: tokens of a shingle.
+        unit: the tokens are words ("word") or characters ("character").
     """
-    tokens_fn = {"word": _words, "character": _characters}[unit]
+    # A long document comes in pieces. The last n - 1 tokens of a piece are carried over to the next, so that the
+    # n-grams across the cut are made, each once.
     carry, has_shingles = np.empty(0, np.uint64), False
     for documents, pieces, is_first, is_last in _groups(texts):
-        tokens_W, counts_N = tokens_fn(pieces, is_first)
+        tokens_W, counts_N = _words(pieces) if unit == "word" else _characters(pieces, is_first)
         if not is_first:
             tokens_W, counts_N = np.concatenate([carry, tokens_W]), counts_N + len(carry)
         has_shingles = has_shingles and not is_first
@@ -51,8 +57,10 @@ def blocks(texts: Sequence[str], *, n: int, unit: str = "word") -> Iterator[Bloc
             yield Block(np.asarray(documents)[some_N], starts_N[some_N], shingles_S)
 
 
-def ngrams(tokens_W: np.ndarray, counts_N: np.ndarray, n: int, *, with_short: bool = True):
-    """Hashes of runs of n tokens inside each document, and how many each has.
+def ngrams(
+    tokens_W: np.ndarray, counts_N: np.ndarray, n: int, *, with_short: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes [S] of the runs of n tokens within each document, and the number of shingles of each [N].
 
     Args:
         tokens_W: well mixed 64-bit hashes, one document after the other.
@@ -70,6 +78,8 @@ def ngrams(tokens_W: np.ndarray, counts_N: np.ndarray, n: int, *, with_short: bo
     for i in np.flatnonzero(is_short_N):
         short = tokens_W[starts_N[i] : ends_N[i]]
         sums_W[starts_N[i]] = np.sum(short * weights[: len(short)]) + np.uint64(len(short))
+    # Every token starts a sum, also where fewer than n tokens of its document follow; those sums reach into the next
+    # document and are taken out here.
     keep_W = np.ones(len(tokens_W), bool)
     tails = ends_N[:, None] - np.arange(1, n)
     keep_W[tails[tails >= starts_N[:, None]]] = False
@@ -80,7 +90,7 @@ def ngrams(tokens_W: np.ndarray, counts_N: np.ndarray, n: int, *, with_short: bo
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """MurmurHash3's finaliser: a bijection of 64-bit words; each input bit flips each output bit half the time."""
+    """MurmurHash3's finaliser (Appleby's fmix64), a bijection: each input bit flips each output bit half the time."""
     x = x ^ (x >> np.uint64(33))
     x *= np.uint64(0xFF51AFD7ED558CCD)
     x ^= x >> np.uint64(33)
@@ -90,8 +100,14 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str], bool, bool]]:
-    """Documents put together up to a block, plain ASCII apart from the rest; a longer one in pieces of its own."""
-    groups = {True: ([], []), False: ([], [])}
+    """Documents in groups of up to a block, and a longer document in several pieces.
+
+    ASCII texts, which need a byte a character and a table of 256 entries, are grouped apart from the others.
+
+    Yields:
+        Positions in the batch, texts, and whether this is a document's first and its last piece.
+    """
+    groups: dict[bool, tuple[list[int], list[str]]] = {True: ([], []), False: ([], [])}  # by whether texts are ASCII
     sizes = {True: 0, False: 0}
     for i, text in enumerate(texts):
         if len(text) >= BLOCK:
@@ -109,7 +125,7 @@ def _groups(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str], bool, 
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut at white space: a number or word is whole unless it fills a block."""
+    """A long text cut at white space, so that no word or number is split unless it fills a block."""
     pieces, start = [], 0
     while len(text) - start > BLOCK:
         stop = max(text.rfind(" ", start + 1, start + BLOCK), text.rfind("\n", start + 1, start + BLOCK))
@@ -120,7 +136,10 @@ def _pieces(text: str) -> list[str]:
 
 
 def _codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised code points of a group, uint8 or uint32, a space before, between and after; where each text ends."""
+    """Normalised code points of a group and the end of each text in them.
+
+    A space stands before, between and after the texts. Code points are uint8 for ASCII, uint32 otherwise.
+    """
     joined = " ".join(["", *texts, ""])
     ends_N = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
     if joined.isascii():
@@ -130,6 +149,7 @@ def _codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         beyond_X = code_X >= _TABLE
         normal_X = _table()[np.where(beyond_X, 0, code_X) if beyond_X.any() else code_X]
         code_X = np.where(beyond_X, code_X, normal_X)
+    # Digits are "0" by now and removed characters 0. A number is one "0": drop those that follow another.
     is_zero_X = code_X == _ZERO
     drop_X = code_X == 0
     drop_X[1:] |= is_zero_X[1:] & is_zero_X[:-1]
@@ -140,9 +160,8 @@ def _codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return code_X, ends_N
 
 
-def _words(texts: list[str], is_first: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Hash of each word, and words a text."""
-    del is_first  # a document is cut between words
+def _words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hash of each word, and the number of words of each text."""
     code_X, text_ends_N = _codes(texts)
     is_word_X = code_X != _SPACE
     is_edge_X = is_word_X[1:] != is_word_X[:-1]
@@ -154,14 +173,24 @@ def _words(texts: list[str], is_first: bool = True) -> tuple[np.ndarray, np.ndar
     return _hash_spans(code_X, edges[::2], edges[1::2], text_ends_N)
 
 
-def _words_and_ideographs(code_X, is_word_X, alone_X, text_ends_N):
+def _words_and_ideographs(
+    code_X: np.ndarray, is_word_X: np.ndarray, alone_X: np.ndarray, text_ends_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_words` where some characters (`alone_X`) are words of their own."""
     starts_X, ends_X = is_word_X.copy(), is_word_X.copy()
     starts_X[1:] &= ~is_word_X[:-1] | alone_X[1:] | alone_X[:-1]
     ends_X[:-1] &= ~is_word_X[1:] | alone_X[1:] | alone_X[:-1]
     return _hash_spans(code_X, np.flatnonzero(starts_X), np.flatnonzero(ends_X) + 1, text_ends_N)
 
 
-def _hash_spans(code_X, starts_W, ends_W, text_ends_N):
+def _hash_spans(
+    code_X: np.ndarray, starts_W: np.ndarray, ends_W: np.ndarray, text_ends_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hash of each span of characters, and the number of spans that start in each text.
+
+    With s_i = sum over j < i of code_j base^j (modulo 2^64), a span's hash is (s_end - s_start) base^-start: the same
+    wherever the word stands.
+    """
     power_X, inverse_X = _powers()
     sums_X = np.empty(len(code_X) + 1, np.uint64)
     sums_X[0] = 0
@@ -171,11 +200,12 @@ def _hash_spans(code_X, starts_W, ends_W, text_ends_N):
 
 
 def _characters(texts: list[str], is_first: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Hash of each character, a single space between words, and characters a text."""
+    """Hash of each character, with a single space between words, and the number of characters of each text."""
     code_X, text_ends_N = _codes(texts)
     is_space_X = code_X == _SPACE
     keep_X = ~is_space_X
-    keep_X[:-1] |= ~is_space_X[1:]  # the space before each word, but for a text's first
+    keep_X[:-1] |= ~is_space_X[1:]  # keep the space before each word ...
+    # ... except before a text's first word. A later piece of a document continues it: the space of its cut stays.
     if is_first or not texts[0][:1].isspace():
         keep_X[np.concatenate([[0], text_ends_N[:-1]])] = False
     kept_before_X = np.concatenate([[0], np.cumsum(keep_X)])
@@ -192,7 +222,7 @@ def _is_ideograph(code_X: np.ndarray) -> np.ndarray:
 
 
 def normalised(character: str) -> str:
-    """What becomes of one character: "" nothing, " " a separator, else one character."""
+    """One character after normalisation: "" if it disappears, " " for a separator, else one character."""
     lowered = unicodedata.normalize("NFD", character.lower())
     lowered = "".join(c for c in lowered if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
     category = unicodedata.category(lowered[0]) if lowered else ""
@@ -216,8 +246,8 @@ def _table() -> np.ndarray:
 
 @functools.cache
 def _powers() -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base and of its inverse modulo 2^64, as many as a block can have characters and separators."""
-    size = BLOCK + 3
+    """Powers of the base and of its inverse modulo 2^64, one for each character and separator of a block."""
+    size = BLOCK + 3  # a text of BLOCK characters has a separator at either end
     both = np.ones((2, size), np.uint64)
     both[0, 1:], both[1, 1:] = _BASE, pow(_BASE, -1, 1 << 64)
     both = np.multiply.accumulate(both, axis=1)
@@ -226,4 +256,5 @@ def _powers() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _weights(n: int) -> np.ndarray:
+    """Odd weights, so that multiplying by one loses no bits; another for each position, so that order counts."""
     return mix(np.arange(1, n + 1, dtype=np.uint64)) | np.uint64(1)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import yaml
 
@@ -146,14 +146,3 @@ def unwrapped(answer: str) -> str:
     """An answer without the marks of the prompt, where a model repeated both of them."""
     found = _WRAPPED.fullmatch(answer.strip())
     return found[2] if found else answer
-
-
-def check_same(hashes: Iterable[str]) -> str:
-    """The one hash that all outputs were written under; texts of two codes of conduct are not to be mixed."""
-    found = sorted(set(hashes))
-    if len(found) > 1:
-        raise InputError(
-            f"one output would hold texts of {len(found)} codes of conduct: {', '.join(h[:12] for h in found)}. Write "
-            "them to separate folders, or rewrite the earlier ones again under the present version"
-        )
-    return found[0] if found else ""

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.filtering.scores import calibration, chunks
 from alignment.filtering.scores.calibration import Calibration
@@ -150,15 +151,12 @@ def save(folder: str | pathlib.Path, about: About, tensors: Mapping[str, np.ndar
     from safetensors import numpy as safetensors
 
     check(about)
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    told = dataclasses.asdict(about) | {"format": FORMAT, "calibration": calibration.plain(about.calibration)}
+    about_values = dataclasses.asdict(about) | {"format": FORMAT, "calibration": calibration.plain(about.calibration)}
     weights = safetensors.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-    text = json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    for name, content in {WEIGHTS: weights, ABOUT: text.encode()}.items():
-        unfinished = folder / f"{name}.unfinished"
-        unfinished.write_bytes(content)
-        unfinished.replace(folder / name)
+    text = json.dumps(about_values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    for name, content in {WEIGHTS: weights, ABOUT: text.encode()}.items():  # the description last: it marks the end
+        with files.replacing(pathlib.Path(folder, name)) as f:
+            f.write(content)
 
 
 def load(folder: str | pathlib.Path, kind: str) -> tuple[About, dict[str, np.ndarray]]:

@@ -56,11 +56,6 @@ def test_twenty_bands_of_thirteen_meet_with_the_probabilities_of_the_sheet(simil
     assert minhash.probability(similarity, 20, 13) == pytest.approx(expected, abs=5e-5)
 
 
-def test_thresholds_are_those_of_the_sheet():
-    assert minhash.threshold() == pytest.approx(0.719, abs=5e-4)
-    assert minhash.threshold(20, 13) == pytest.approx(0.794, abs=5e-4)
-
-
 def test_hashed_shingles_have_the_jaccard_similarity_worked_out_by_hand():
     today, tomorrow = fast_shingles(FOX + "today"), fast_shingles(FOX + "tomorrow")
     assert (len(today), len(tomorrow), len(today & tomorrow)) == (6, 6, 5)

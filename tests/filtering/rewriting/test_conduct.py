@@ -93,9 +93,3 @@ def test_the_word_of_the_marks_is_drawn_again_where_the_text_holds_it(monkeypatc
 def test_marks_that_a_model_repeats_are_taken_off():
     assert conduct.unwrapped(f" {conduct.wrap(LINES)}\n") == LINES
     assert conduct.unwrapped("no marks") == "no marks"
-
-
-def test_texts_of_two_codes_are_not_mixed():
-    assert conduct.check_same([]) == "" and conduct.check_same(["aa", "aa"]) == "aa"
-    with pytest.raises(InputError, match="2 codes of conduct: aa, bb"):
-        conduct.check_same(["bb", "aa", "bb"])
