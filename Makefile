@@ -2,7 +2,7 @@
 #   make laptop              train a small policy here, and open runs/laptop/report.html
 #   make test PYTHON=...     with a Python of your choice (3.11 or 3.12)
 # Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), JOBS (tests at once: a core each, four at
-# most; 0: in one process, as --pdb needs), TORCH_INDEX (see parity).
+# most; 0: in one process, as --pdb needs), SEED (of the tests' order and of hypothesis' examples), TORCH_INDEX (see parity).
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -10,19 +10,27 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
 JOBS ?= auto --maxprocesses=4
+SEED ?= 0
+# A file's tests stay in one process, because they share fixtures and compiled programs.
+PYTEST := SEED=$(SEED) $(BIN)/python -m pytest
+PARALLEL := --ignore=tests/parity -n $(JOBS) --dist loadfile
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help laptop test parity lint format docs bench clean
+.PHONY: help laptop test slow coverage parity lint types format docs wheel bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make laptop   train a small policy on this machine, under three minutes (runs/laptop/report.html)"
-	@echo "make test     the test suite"
+	@echo "make test     the tests, without those marked slow, in the order of SEED ($(SEED); SEED=1 gives another)"
+	@echo "make slow     the tests marked slow: kills and starts of whole programs"
+	@echo "make coverage both, and the share of lines that they run (child processes apart)"
 	@echo "make parity   agreement with torch, transformers, trl, peft, captum and grad-cam, installed for this;"
 	@echo "              where a CPU-only torch is wanted: make parity TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "make lint     ruff's rules and format; make format applies them"
+	@echo "make types    mypy on alignment/"
 	@echo "make docs     the pages of docs/ as a site, build/site/index.html"
+	@echo "make wheel    the package in build/wheel/, tried in an environment and a folder of its own"
 	@echo "make bench    one DPO step beside its peers"
 	@echo "make clean    remove $(VENV)"
 
@@ -30,14 +38,28 @@ laptop: $(VENV)/core
 	$(BIN)/python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/laptop $(ARGS)
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest --ignore=tests/parity -n $(JOBS) --dist loadfile $(ARGS)
+	@echo "tests in the order of seed $(SEED)"
+	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
+
+slow: $(VENV)/test
+	@echo "slow tests in the order of seed $(SEED)"
+	$(PYTEST) $(PARALLEL) -m slow $(ARGS)
+
+coverage: $(VENV)/test
+	@echo "all tests in the order of seed $(SEED)"
+	$(PYTEST) $(PARALLEL) --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 25
 
 parity: $(VENV)/parity
-	$(BIN)/python -m pytest tests/parity $(ARGS)
+	@echo "parity tests in the order of seed $(SEED)"
+	$(PYTEST) tests/parity $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/test
+	$(BIN)/mypy
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
@@ -47,6 +69,14 @@ format: $(VENV)/test
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
+
+# The wheel alone, with what it depends on and none of the extras; a filter run reads the data files packed with the code.
+wheel: $(VENV)/test
+	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt || { cat build/wheel/log.txt; exit 1; }
+	$(BIN)/python -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt build/wheel/*.whl
+	cd build/wheel/elsewhere && env -u PYTHONPATH ../env/bin/python -m experiments.run --config filter:tiny --workdir runs/filter
 
 bench: $(VENV)/core
 	$(BIN)/python benchmarks/dpo_step.py $(ARGS)

@@ -31,7 +31,19 @@ CORE = [
 ]
 
 EXTRAS = {
-    "test": ["hypothesis>=6.100", "pyarrow>=18", "pytest>=8.2", "pytest-xdist>=3.6", "ray>=2.57", "ruff>=0.12"],
+    "test": [
+        "build>=1.2",
+        "hypothesis>=6.100",
+        "mypy>=2.4",
+        "pyarrow>=18",
+        "pytest>=8.2",
+        "pytest-cov>=7.0",
+        "pytest-randomly>=4.0",
+        "pytest-xdist>=3.6",
+        "ray>=2.57",
+        "ruff>=0.12",
+        "types-PyYAML",
+    ],
     "parity": [
         "accelerate>=1.4",
         "captum>=0.9",

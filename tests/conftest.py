@@ -3,6 +3,9 @@
 Nearly all of their time is compilation, so LLVM's optimisation is off (the programs are the same, the arithmetic less
 vectorised) and compiled programs are kept in .pytest_cache/ for the next test, process and session. An environment that
 sets XLA_FLAGS' optimisation level or JAX_COMPILATION_CACHE_DIR itself is left alone.
+
+Tests run in a random order, and hypothesis draws random examples. Both follow from one number, the environment variable
+SEED (0 by default), so a failure comes back when the same command runs again.
 """
 
 import contextlib
@@ -26,6 +29,15 @@ import jax  # noqa: E402  (reads the environment)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-randomly draws a seed of its own
+def pytest_configure(config: pytest.Config) -> None:
+    seed = os.environ.get("SEED", "0")
+    if getattr(config.option, "randomly_seed", None) == "default":  # there is no such option under -p no:randomly
+        config.option.randomly_seed = int(seed)
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = seed
 
 
 @pytest.fixture(scope="session")
