@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
+import os
 import pathlib
+import pickle
 
 import pytest
 
@@ -32,12 +35,21 @@ def launch(target: str, workdir, *flags: str) -> Ended:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A function: an experiment's name -> its finished `tiny` run. Read it, copy it, never write in it."""
-    made = {}
+    """A function: an experiment's name -> its finished `tiny` run. Read it, copy it, never write in it.
+
+    The processes of pytest-xdist share the runs: the first to need one makes it, while others wait for its lock.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
 
     def finished(name: str) -> Ended:
-        if name not in made:
-            made[name] = launch(f"{name}.py:tiny", tmp_path_factory.mktemp(name) / "run")
-        return made[name]
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = folder / "ended.pickle"
+            if not made.exists():
+                made.write_bytes(pickle.dumps(launch(f"{name}.py:tiny", folder / "run")))
+            return pickle.loads(made.read_bytes())
 
     return finished
