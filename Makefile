@@ -72,7 +72,7 @@ docs: $(VENV)/docs
 
 # The wheel alone, with what it depends on and none of the extras; a filter run reads the data files packed with the code.
 wheel: $(VENV)/test
-	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	rm -rf build/wheel build/lib build/bdist* && mkdir -p build/wheel/elsewhere
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt || { cat build/wheel/log.txt; exit 1; }
 	$(BIN)/python -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt build/wheel/*.whl
