@@ -4,7 +4,7 @@ import contextlib
 import os
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -16,17 +16,17 @@ MAGIC = {".gz": (b"\x1f\x8b",), ".zst": (b"\x28\xb5\x2f\xfd", *SKIPPABLE)}
 
 
 class Damaged(Exception):
-    """The stream ends before its end; `offset` is where the line that breaks off starts, once `lines` knows."""
+    """A stream breaks off; `split` sets `offset` to where the line starts that is incomplete."""
 
     offset = 0
 
 
 def chunks(file: str, start: int = 0) -> Iterator[bytes]:
-    """The content of a file from byte `start` of it (0 for compressed ones), decompressed, at most 1 MB at a time.
+    """The content of a file from byte `start` on (0 for compressed files), decompressed, at most 1 MB at a time.
 
     Raises:
-        Damaged: after all that can be had of a compressed file that is cut short or altered.
-        InputError: when the file cannot be opened or read.
+        Damaged: a compressed file is cut short or altered; everything readable came before.
+        InputError: the file cannot be opened or read.
     """
     try:
         with open(file, "rb", buffering=0) as f:
@@ -48,51 +48,56 @@ def split(
     r"""The lines that start in [start, stop), as (offset, line without its \n); a long line as (offset, its length).
 
     Args:
-        pieces: chunks of a stream, the first of which is at offset `first`.
-        first: at most start - 1 where `start` is not the stream's own start, so that a line's start can be seen.
+        pieces: chunks of a stream; the first one begins at offset `first`.
+        first: at most start - 1, unless both are 0: the byte before `start` decides whether a line begins there.
         stop: None reads to the end.
-        limit: bytes above which a line's length comes in place of the line; nothing of it is kept.
+        limit: bytes; of a longer line only the length is returned, and never more than a chunk is in memory.
 
     Raises:
         Damaged: from `pieces`, with the offset of the line that broke off.
     """
     stop = 1 << 62 if stop is None else stop
-    at, parts, held = first, [], 0  # the open line: its offset, its bytes so far unless too many, their number
+    # The line whose end has not come yet: its offset, its bytes so far (none once they are too many), their number.
+    at, num_bytes = first, 0
+    parts: list[bytes] = []
     try:
         for piece in pieces:
             ends = piece.split(b"\n")
             tail = ends.pop()
             if ends:
                 head = ends[0]
-                held += len(head)
+                num_bytes += len(head)
                 if at >= stop:
                     return
                 if at >= start:
-                    yield at, held if held > limit else b"".join([*parts, head]) if parts else head
-                at += held + 1
+                    yield at, num_bytes if num_bytes > limit else b"".join([*parts, head]) if parts else head
+                at += num_bytes + 1
                 del ends[0]
                 for line in ends:
                     if start <= at < stop:
                         yield at, line if len(line) <= limit else len(line)
                     at += len(line) + 1
-                parts, held = [], 0
-            held += len(tail)
-            if held <= limit:
+                parts, num_bytes = [], 0
+            num_bytes += len(tail)
+            if num_bytes <= limit:
                 parts.append(tail)
             else:
                 parts.clear()
-            if at >= stop or (at < start and at + held >= stop):  # nothing more can start here
+            if at >= stop or (at < start and at + num_bytes >= stop):  # nothing more can start here
                 return
     except Damaged as e:
         e.offset = at
         raise
-    if held and start <= at < stop:
-        yield at, held if held > limit else b"".join(parts)
+    if num_bytes and start <= at < stop:
+        yield at, num_bytes if num_bytes > limit else b"".join(parts)
 
 
 def _gzip(f: BinaryIO) -> Iterator[bytes]:
-    """All members of a gzip file; zero bytes after the last one are padding."""
-    member, raw = zlib.decompressobj(wbits=31), b""
+    """All members of a gzip file; zero bytes after the last one are padding.
+
+    Python's gzip module would drop up to a buffer of good bytes before the damage, so members are walked here.
+    """
+    member, raw = zlib.decompressobj(wbits=31), b""  # 31: a gzip header, and the largest window
     is_new = True  # no byte of this member was read yet
     while True:
         raw = raw or f.read(CHUNK)
@@ -102,7 +107,7 @@ def _gzip(f: BinaryIO) -> Iterator[bytes]:
             raw = raw.lstrip(b"\0")
             if not raw:
                 continue
-        is_new, before = False, member.copy()
+        is_new, before = False, member.copy()  # a decompressor that met damage gives nothing back of its last call
         try:
             out = member.decompress(raw, CHUNK)
         except zlib.error as e:
@@ -114,15 +119,15 @@ def _gzip(f: BinaryIO) -> Iterator[bytes]:
         if member.eof:
             raw = member.unused_data
             member, is_new = zlib.decompressobj(wbits=31), True
-    while not is_new and not member.eof:  # what the decompressor still holds
+    while not is_new and not member.eof:  # the file has ended; the decompressor may still have output
         out = member.decompress(b"", CHUNK)
         if not out and not member.eof:
             raise Damaged("truncated gzip data")
         yield out
 
 
-def _until_it_breaks(member, raw: bytes, num_bytes: int = 64) -> Iterator[bytes]:
-    """What can be had of `raw` in small steps."""
+def _until_it_breaks(member: Any, raw: bytes, num_bytes: int = 64) -> Iterator[bytes]:
+    """The output of `raw` up to its damage, in small steps, since the step that meets the damage is lost."""
     with contextlib.suppress(zlib.error):
         while out := member.decompress(raw, num_bytes):
             yield out
@@ -130,8 +135,12 @@ def _until_it_breaks(member, raw: bytes, num_bytes: int = 64) -> Iterator[bytes]
 
 
 def _zstandard(f: BinaryIO) -> Iterator[bytes]:
-    """All frames of a zstandard file; the reader takes a cut frame for a whole one, so their headers are walked."""
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as zstd --long=31 packs; taken only where needed
+    """All frames of a zstandard file.
+
+    The reader takes a frame that is cut between two blocks for a complete one, so `_is_whole` walks the headers.
+    """
+    # The window of zstd --long=31. It is a limit: memory is allocated for the window that a frame declares.
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     reader = unpacker.stream_reader(f, read_across_frames=True, closefd=False)
     try:
         while out := reader.read1(CHUNK):
@@ -156,15 +165,15 @@ def _is_whole(f: BinaryIO) -> bool:
             at += 4 + number(4)
             continue
         at += 4
-        descriptor = number(1)
+        descriptor = number(1)  # flags that say which fields the header has, and of how many bytes
         is_single = descriptor >> 5 & 1
         at += 2 - is_single + (0, 1, 2, 4)[descriptor & 3] + (is_single, 2, 4, 8)[descriptor >> 6]
         is_last = False
         while not is_last and at + 3 <= size:
-            block = number(3)
+            block = number(3)  # bit 0: the last one; bits 1-2: its type; the rest: its size
             is_last = bool(block & 1)
-            at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
+            at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)  # type 1 repeats a single byte
         if not is_last:
             return False
-        at += 4 * (descriptor >> 2 & 1)
+        at += 4 * (descriptor >> 2 & 1)  # a checksum
     return at == size

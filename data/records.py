@@ -149,7 +149,7 @@ def find(path: str | Sequence[str]) -> list[str]:
 
 def below(folder: str | os.PathLike) -> Iterator[str]:
     """All files in a folder and its folders, linked ones too; a link that leads back up is not followed."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(os.fspath(folder), followlinks=True):
         above = {os.path.realpath(parent), *map(str, pathlib.Path(os.path.realpath(parent)).parents)}
         # os.walk goes on into what this list holds, so taking a folder out of it ends the circle.
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in above]
@@ -247,7 +247,8 @@ def _reason_against(value: Any, *, is_checked: bool) -> str | None:
 
 def _plain_text(file: str, lines: Iterator[bytes], num_chars: int = 4_000) -> Iterator[Record | BadRecord]:
     """Documents of 4,000 characters and more: cut at the next blank line, or at any line end from 8,000 on."""
-    block, length, first = [], 0, 1
+    block: list[str] = []
+    length, first = 0, 1
     for line, raw in enumerate([*lines, None], 1):
         raw = raw.removeprefix(BOM) if raw and line == 1 else raw
         text = None if raw is None else _decode(raw)

@@ -1,9 +1,9 @@
-"""Our rules and scorers as a step of a datatrove pipeline; datatrove is imported with the first step.
+"""Rules and scorers as a step of a datatrove pipeline; the first step imports datatrove.
 
     [JsonlReader("raw/"), datatrove_step.step(rules=functools.partial(rules.apply, chain=...)), JsonlWriter("clean/")]
 
-Kept documents go on, with the rules' attributes and the scores in their metadata and the text as the rules left it;
-dropped ones go to the exclusion writer with `filter_reason`. A step is sent to datatrove's worker processes as it is,
+Documents that pass go on with the text as the rules left it, and with the rules' attributes and the scores in their
+metadata; the others go to the exclusion writer with `filter_reason`. datatrove pickles a step for its worker processes,
 so `score` and `rules` are functions of a module, or partials of them.
 """
 
@@ -23,23 +23,26 @@ def step(
     exclusion_writer: Any = None,
     batch_size: int = 256,
     source: str = "",
-):
-    """A datatrove step.
+) -> Any:
+    """A datatrove step: an instance of datatrove's `BaseFilter`.
 
     Args:
         score: of a batch of documents, a dict of name to number each; documents that the rules drop are not scored.
         rules: of a batch of documents, a verdict each, with `reason` ("" keeps), `text`, `language`, `attributes`.
         exclusion_writer: a datatrove writer for what is dropped.
-        batch_size: documents given to `rules` and `score` at a time.
+        batch_size: documents that `rules` and `score` receive at a time.
         source: of documents whose metadata name none.
+
+    Raises:
+        InputError: neither `score` nor `rules`, or datatrove is not installed.
     """
     if score is None and rules is None:
         raise InputError("a datatrove step needs score=, rules=, or both")
     return _step_class()(score, rules, exclusion_writer, batch_size, source)
 
 
-def __getattr__(name: str):
-    if name == "Step":  # where a worker process looks for the class of the step it is sent
+def __getattr__(name: str) -> Any:
+    if name == "Step":  # unpickling a step looks for its class here, in a process that may not have made it yet
         return _step_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -62,28 +65,28 @@ def _step_class():
             return self.filter_batch([doc])[0]
 
         def filter_batch(self, batch):
-            found = [True] * len(batch)
+            results = [True] * len(batch)
             if self.rules is not None:
                 verdicts = self.rules([_record(doc, self.source) for doc in batch])
-                found = [_judged(doc, verdict) for doc, verdict in zip(batch, verdicts, strict=True)]
-            kept = [doc for doc, result in zip(batch, found) if result is True]
-            if self.score is not None and kept:
-                scores = self.score([_record(doc, self.source) for doc in kept])
-                for doc, named in zip(kept, scores, strict=True):
-                    doc.metadata.update({k: _number(v) for k, v in named.items()})
-            return found
+                results = [_judged(doc, verdict) for doc, verdict in zip(batch, verdicts, strict=True)]
+            passing = [doc for doc, result in zip(batch, results) if result is True]
+            if self.score is not None and passing:
+                scores = self.score([_record(doc, self.source) for doc in passing])
+                for doc, scores_of_doc in zip(passing, scores, strict=True):
+                    doc.metadata.update({k: _number(v) for k, v in scores_of_doc.items()})
+            return results
 
     Step.__qualname__ = "Step"
     return Step
 
 
-def _record(doc, source: str) -> Record:
-    named = doc.metadata.get("source") or doc.metadata.get("dataset") or source
-    return {"id": doc.id, "text": doc.text, "source": str(named), "metadata": dict(doc.metadata)}
+def _record(doc: Any, source: str) -> Record:
+    source = doc.metadata.get("source") or doc.metadata.get("dataset") or source
+    return {"id": doc.id, "text": doc.text, "source": str(source), "metadata": dict(doc.metadata)}
 
 
-def _judged(doc, verdict) -> bool | tuple[bool, str]:
-    """Writes a verdict to its document; what datatrove's filters return."""
+def _judged(doc: Any, verdict: Any) -> bool | tuple[bool, str]:
+    """Write a verdict to its document, and return it as datatrove's filters do: True, or (False, reason)."""
     doc.metadata.update({k: _number(v) for k, v in verdict.attributes.items()})
     if verdict.language:
         doc.metadata["language"] = verdict.language
@@ -94,5 +97,5 @@ def _judged(doc, verdict) -> bool | tuple[bool, str]:
     return True
 
 
-def _number(value):
-    return value.item() if hasattr(value, "item") else value
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value  # of numpy or JAX, which datatrove's writers cannot write

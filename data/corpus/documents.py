@@ -1,13 +1,14 @@
-"""Objects to documents: {"id", "text", "source", "metadata"}, or why there is none.
+"""JSON objects to documents: {"id", "text", "source", "metadata"}, or the reason why an object makes none.
 
-A document's text is a `text` column, its address goes to `metadata["url"]`, and the other fields of the object become
-its metadata: those of an object called "metadata" stand as they are, and the fields beside it join them where they have
-another name. A document written by `data/corpus/shards.py` is read back as it was.
+A document's text is its `text` column, its address goes to `metadata["url"]`, and its other fields become metadata. The
+fields of an object called "metadata" come first: a field beside it joins them unless one of them has its name. So a
+document that `data/corpus/shards.py` wrote is read back unchanged.
 """
 
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -19,9 +20,12 @@ BLANK = b" \t\r\n\v\f"
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """What was set aside: a line (from 1; -1 where it was not counted) or a row of a table, at a byte of the file.
+    """A piece of a file that was set aside.
 
-    `offset` counts decompressed bytes in .gz and .zst files, and rows in a parquet file.
+    Attributes:
+        offset: its first byte (decompressed, in .gz and .zst files), or its row in a parquet file.
+        reason: why it makes no document.
+        line: from 1; -1 where lines were not counted.
     """
 
     file: str
@@ -31,16 +35,16 @@ class Bad:
 
 
 def from_line(raw: bytes, *, columns: Mapping[str, str], name: str, source: str, max_bytes: int) -> dict | str:
-    """The document of one line of JSON, or the reason why there is none; see `from_object`."""
+    """The document of one line of JSON, or the reason why it makes none; see `from_object`."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         if b"\0" in raw:
             return "NUL bytes"
-        value, reason = records.parse(raw)
+        parsed, reason = records.parse(raw)  # by Python's json, which reads more than JSON, such as NaN
         if reason:
             return reason
-        value = storable(value)
+        value = storable(parsed)
         if value is None:
             return "a number or nesting that JSON files cannot hold"
     if type(value) is not dict:
@@ -49,18 +53,19 @@ def from_line(raw: bytes, *, columns: Mapping[str, str], name: str, source: str,
 
 
 def from_object(value: dict, *, columns: Mapping[str, str], name: str, source: str, max_bytes: int) -> dict | str:
-    """The document of one object, which is used up, or the reason why there is none.
+    """The document of one object, or the reason why it makes none.
 
     Args:
-        value: what JSON can hold; the caller sees to that.
-        columns: the names of `text`, `id` and `url` in the file. An empty `id` makes `name` the id.
-        name: of this place in the input.
+        value: the object, with values that JSON can express. It is changed: its fields move into the document.
+        columns: the file's names for `text`, `id` and `url`. With an empty `id` the document's id is `name`.
+        name: this place in the input.
         source: for documents that name none themselves, in a text called "source".
         max_bytes: of the text in UTF-8.
     """
     text = value.pop(columns["text"], None)
     if type(text) is not str:
-        return f"no {columns['text']!r}" if text is None else f"{columns['text']!r} is no text: {type(text).__name__}"
+        key = columns["text"]
+        return f"no {key!r}" if text is None else f"{key!r} is not a text: {type(text).__name__}"
     if (reason := reason_against(text, max_bytes)) is not None:
         return reason
     key = columns.get("id", "")
@@ -69,7 +74,7 @@ def from_object(value: dict, *, columns: Mapping[str, str], name: str, source: s
         if type(name) is not str:
             if name is not None and type(name) not in (int, float):
                 return f"{key!r} is neither text nor number: {type(name).__name__}"
-            if type(name) is float and not abs(name) < 2**53:
+            if type(name) is float and not abs(name) < 2**53:  # two ids may have been rounded to one number
                 return f"{key!r} is a number of more digits than JSON readers keep, {name!r}: write it as text"
             name = "" if name is None else str(name)
         if not name:
@@ -77,7 +82,7 @@ def from_object(value: dict, *, columns: Mapping[str, str], name: str, source: s
     if type(value.get("source")) is str and value["source"]:
         source = value.pop("source")
     metadata = value.pop("metadata", None)
-    if type(metadata) is str and metadata[:1] == "{":  # a table holds metadata as JSON
+    if type(metadata) is str and metadata[:1] == "{":  # a parquet shard has metadata as JSON text
         metadata = _object(metadata)
     if type(metadata) is not dict:
         if metadata is not None:
@@ -94,7 +99,7 @@ def from_object(value: dict, *, columns: Mapping[str, str], name: str, source: s
 
 
 def from_text(raw: bytes, *, name: str, source: str, max_bytes: int) -> dict | str:
-    """The document of a line or paragraph of plain text, or the reason why there is none."""
+    """The document of a line or paragraph of plain text, or the reason why it makes none."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -118,15 +123,15 @@ def too_long(size: int, max_bytes: int) -> str:
     return f"{size} bytes long, more than {max_bytes}"
 
 
-def storable(value):
-    """The value as a JSON file gives it back (NaN is null, dates are text), or None where it cannot be written."""
+def storable(value: Any) -> Any:
+    """The value as it would be read back from JSON (NaN is null, dates are text), or None if JSON cannot express it."""
     try:
         return orjson.loads(orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS))
     except (TypeError, orjson.JSONDecodeError, RecursionError):
         return None
 
 
-def _plain(value) -> str:
+def _plain(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
@@ -139,5 +144,5 @@ def _object(text: str) -> dict | str:
 
 
 def folder_of(file: str) -> str:
-    """The name of the folder a file lies in, which names its source where nothing else does."""
+    """The name of the folder that holds a file: the source of documents that name none."""
     return os.path.basename(os.path.dirname(os.path.abspath(file)))

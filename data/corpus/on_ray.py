@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster: the functions that worker processes run, as Ray tasks or in actors that keep a model."""
+"""Tasks on a Ray cluster, as Ray tasks or in actors that keep a model between tasks."""
 
 import collections
 import math
@@ -13,15 +13,18 @@ from typing import Any
 from alignment.errors import InputError, Stopped
 from data.corpus import worker_processes
 
-WAIT = 1.0  # seconds between looks at signals
-OBJECTS_BYTES = 128 << 20  # of shared memory on a cluster of our own; tasks and results are small
+WAIT = 1.0  # seconds in Ray's compiled code at a time; Python handles signals only between such calls
+OBJECTS_BYTES = 128 << 20  # shared memory of a cluster that we start; Ray's default is a third of the machine's memory
 
 
 class Pool:
-    """A connection to Ray, with actors that stay where they are wanted; see `executors.Pool`.
+    """A connection to Ray, and actors where they are wanted; see `executors.opened`.
 
     Args:
         needs: num_cpus, num_gpus and resources of a task or actor.
+
+    Raises:
+        InputError: Ray is not installed, no cluster answers, or it lacks the resources.
     """
 
     def __init__(
@@ -39,15 +42,16 @@ class Pool:
         if self._is_ours:
             _start(ray, address, workers, needs)
         try:
-            most = workers or _room(ray, needs)
-            make = _Actors if actors else _Tasks
-            self._most = most if actors else 2 * most
-            self._pool = make(ray, fn, most, retries, needs)
+            at_once = workers or _room(ray, needs)
+            # An actor takes one task; of plain tasks twice as many are submitted, so that none of Ray's workers waits.
+            self._most = at_once if actors else 2 * at_once
+            self._pool: Any = _Actors(ray, fn, at_once, retries, needs) if actors else _Tasks(ray, fn, retries, needs)
         except BaseException:
             self.close()
             raise
 
     def run(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield (position, result) as tasks complete; closing the iterator cancels the tasks that run."""
         return _in_flight(self._ray, tasks, self._pool, self._most)
 
     def close(self) -> None:
@@ -57,10 +61,10 @@ class Pool:
             self._ray.shutdown()
 
 
-def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int, Any]]:
-    """Submit tasks while fewer than `most` are out, and give results as they come."""
+def _in_flight(ray: Any, tasks: Iterable[Any], pool: Any, most: int) -> Iterator[tuple[int, Any]]:
+    """Submit tasks while fewer than `most` are submitted, and yield results as they come."""
     waiting = enumerate(tasks)
-    out: dict[Any, tuple[int, Any]] = {}
+    out: dict[Any, tuple[int, Any]] = {}  # Ray's reference to a result: (position, task)
     try:
         while True:
             while len(out) < most and (numbered := next(waiting, None)) is not None:
@@ -69,14 +73,14 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
                 return
             try:
                 done, _ = ray.wait(list(out), num_returns=1, timeout=WAIT)
-            except SystemError as e:  # Ray's compiled code wraps what a signal's handler raised inside it
+            except SystemError as e:  # a signal's handler raised inside Ray's compiled code, which wraps the exception
                 raise e.__cause__ or e from None
             for reference in done:
                 position, task = out.pop(reference)
-                pool.is_done(reference)
+                pool.release(reference)
                 try:
                     result, error = ray.get(reference)
-                except ray.exceptions.RayTaskError as e:  # not of fn: the worker could not import it
+                except ray.exceptions.RayTaskError as e:  # the worker could not import fn; `attempt` returns fn's own
                     raise worker_processes.failure(getattr(e, "cause", None) or e, position, task) from e
                 except ray.exceptions.RayError as e:
                     raise worker_processes.died(position, task, _first_line(e), pool.retries + 1) from e
@@ -89,20 +93,19 @@ def _in_flight(ray, tasks: Iterable[Any], pool, most: int) -> Iterator[tuple[int
 
 
 class _Tasks:
-    """Ray tasks; Ray tries one again whose worker died."""
+    """Ray tasks. Ray itself tries a task again when its worker dies, and decides how many run at a time."""
 
-    def __init__(self, ray, fn, num: int, retries: int, needs: Mapping[str, Any]):
-        del num  # Ray decides
+    def __init__(self, ray: Any, fn: Callable[[Any], Any], retries: int, needs: Mapping[str, Any]):
         self.ray, self.retries, self.fn = ray, retries, ray.put(fn)
         self.remote = ray.remote(**needs, max_retries=retries)(worker_processes.attempt)
 
-    def submit(self, task: Any):
+    def submit(self, task: Any) -> Any:
         return self.remote.remote(self.fn, task)
 
-    def is_done(self, reference) -> None:
+    def release(self, reference: Any) -> None:
         pass
 
-    def cancel(self, reference) -> None:
+    def cancel(self, reference: Any) -> None:
         self.ray.cancel(reference, force=True)
 
     def close(self) -> None:
@@ -110,26 +113,27 @@ class _Tasks:
 
 
 class _Actors:
-    """Processes that stay, one task each at a time; Ray starts one again that died, and its task."""
+    """Processes that stay, with one task each at a time. When one dies, Ray starts it and its task again."""
 
-    def __init__(self, ray, fn, num: int, retries: int, needs: Mapping[str, Any]):
+    def __init__(self, ray: Any, fn: Callable[[Any], Any], num: int, retries: int, needs: Mapping[str, Any]):
         self.ray, self.retries = ray, retries
         make = ray.remote(**needs, max_restarts=-1, max_task_retries=retries)(_Actor)
         self.actors = [make.remote(fn) for _ in range(num)]
         self.idle = collections.deque(self.actors)
-        self.busy: dict[Any, Any] = {}
+        self.busy: dict[Any, Any] = {}  # reference of a task: its actor
 
-    def submit(self, task: Any):
+    def submit(self, task: Any) -> Any:
         actor = self.idle.popleft()
         reference = actor.attempt.remote(task)
         self.busy[reference] = actor
         return reference
 
-    def is_done(self, reference) -> None:
+    def release(self, reference: Any) -> None:
+        """The actor of a task that is done takes another."""
         self.idle.append(self.busy.pop(reference))
 
-    def cancel(self, reference) -> None:
-        pass  # ends with its actor
+    def cancel(self, reference: Any) -> None:
+        pass  # the task ends with its actor, which `close` kills
 
     def close(self) -> None:
         for actor in self.actors:
@@ -144,10 +148,14 @@ class _Actor:
         return worker_processes.attempt(self.fn, task)
 
 
-def import_ray():
-    """Ray, told to report nothing about its use to anybody."""
+def import_ray() -> Any:
+    """The package, with its usage reports switched off.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # tasks that ask for no accelerator see none
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task that requests no accelerator sees none
     try:
         import ray
         import ray.exceptions
@@ -156,9 +164,9 @@ def import_ray():
     return ray
 
 
-def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
-    """Connect to a cluster, or start one of this machine; either way our signal handler stays."""
-    root = str(pathlib.Path(__file__).resolve().parents[2])
+def _start(ray: Any, address: str, workers: int, needs: Mapping[str, Any]) -> None:
+    """Connect to a cluster, or start one on this machine; in both cases our signal handler stays."""
+    root = str(pathlib.Path(__file__).resolve().parents[2])  # workers import this package from where the driver has it
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     address = address or os.environ.get("RAY_ADDRESS", "")  # which Ray sets in jobs that it runs
@@ -177,15 +185,15 @@ def _start(ray, address: str, workers: int, needs: Mapping[str, Any]) -> None:
         raise InputError(
             f"{where}: {_first_line(e)}. Start one with `ray start --head`, or leave the address out"
         ) from e
-    except SystemExit as e:  # what Ray makes of a SIGTERM while it starts
+    except SystemExit as e:  # Ray turns a SIGTERM during its start into this
         raise Stopped("stopped while Ray was starting") from e
     finally:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not before:
-            signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saying so
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without a word
 
 
 def _check_answers(address: str, timeout: float = 10.0) -> None:
-    """Refuse an address at which nobody answers, on which Ray itself would wait for many minutes."""
+    """Refuse an address at which nobody answers; Ray itself would wait there for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # "auto", or one that Ray refuses at once
@@ -197,14 +205,16 @@ def _check_answers(address: str, timeout: float = 10.0) -> None:
         ) from e
 
 
-def _room(ray, needs: Mapping[str, Any]) -> int:
-    """How many tasks the cluster's resources hold at a time."""
-    there = ray.cluster_resources()
-    asked = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], **needs["resources"]}
-    rooms = [int(there.get(name, 0) / amount) for name, amount in asked.items() if amount > 0]
-    room = min(rooms, default=int(there.get("CPU", 1)))
+def _room(ray: Any, needs: Mapping[str, Any]) -> int:
+    """How many tasks the cluster's resources allow at a time."""
+    resources = ray.cluster_resources()
+    request = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], **needs["resources"]}
+    rooms = [int(resources.get(name, 0) / amount) for name, amount in request.items() if amount > 0]
+    room = min(rooms, default=int(resources.get("CPU", 1)))
     if room < 1:
-        raise InputError(f"the Ray cluster has {there}, and a task asks for {asked}; ask for less, or add such a node")
+        raise InputError(
+            f"the Ray cluster has {resources}, and a task requests {request}; request less, or add such a node"
+        )
     return room
 
 

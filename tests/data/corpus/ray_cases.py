@@ -73,7 +73,7 @@ def test_actors_keep_their_process_between_tasks(cluster):
 
 
 def test_more_than_the_cluster_has_is_refused(cluster):
-    with pytest.raises(InputError, match="ask for less"):
+    with pytest.raises(InputError, match="request less"):
         run(toy_tasks.pid, [0], num_gpus=1)
 
 

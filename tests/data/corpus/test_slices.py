@@ -117,7 +117,7 @@ BAD_LINES = {
     b'{"id": "1", "text": null}': "no 'text'",
     b'{"id": "1", "text": ""}': "empty text",
     b'{"id": "1", "text": " \\n\\u00a0"}': "empty text",
-    b'{"id": "1", "text": 5}': "'text' is no text: int",
+    b'{"id": "1", "text": 5}': "'text' is not a text: int",
     b'{"text": "t"}': "no 'id'",
     b'{"id": "", "text": "t"}': "no 'id'",
     b'{"id": [1], "text": "t"}': "'id' is neither text nor number: list",
@@ -379,4 +379,4 @@ def test_a_date_that_no_calendar_has_costs_its_row_alone(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet")
     found = read(tmp_path / "a.parquet")
     assert [item["id"] for item in found if isinstance(item, dict)] == ["a", "c"]
-    assert [reason.split(":")[0] for reason in reasons(found)] == ["a value that Python cannot hold"]
+    assert [reason.split(":")[0] for reason in reasons(found)] == ["a value that Python cannot express"]
