@@ -1,23 +1,41 @@
-"""python -m experiments.report WORKDIR [WORKDIR ...]"""
+"""Build the page of a run or a sweep again, or a page that compares runs."""
 
-import os
+import argparse
+import pathlib
 import sys
 
+from alignment.errors import InputError
 from experiments.report import comparison, page
+
+USAGE = """
+python -m experiments.report runs/dpo                   the page of a run, finished or not, or of a sweep
+python -m experiments.report runs/a runs/b runs/sweep   a page that compares runs and points of sweeps
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the page of each folder, a run's or a sweep's, and print where it is."""
-    folders = sys.argv[1:] if argv is None else argv
-    if not folders or folders[0].startswith("-"):
-        print("usage: python -m experiments.report WORKDIR [WORKDIR ...]")
-        return 0 if folders else 2
-    for folder in folders:
-        if not os.path.isdir(folder):
-            print(f"error: there is no folder {folder}", file=sys.stderr)
-            return 2
-        is_sweep = os.path.exists(os.path.join(folder, "sweep.json"))
-        print(comparison.compare_sweep(folder) if is_sweep else page.build(folder))
+    """Print where the page is; exit code 2 where a folder is not what it should be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report", epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", metavar="WORKDIR", type=pathlib.Path)
+    parser.add_argument(
+        "--out", metavar="PAGE", help="where the comparison goes; default comparison.html in their common folder"
+    )
+    options = parser.parse_args(argv)
+    try:
+        for folder in options.folders:
+            if not folder.is_dir():
+                raise InputError(f"there is no folder {folder}")
+        if len(options.folders) > 1 or options.out:
+            print(comparison.compare_runs(options.folders, options.out or ""))
+        elif (options.folders[0] / "sweep.json").is_file():
+            print(comparison.compare_sweep(options.folders[0]))
+        else:
+            print(page.build(options.folders[0]))
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
     return 0
 
 

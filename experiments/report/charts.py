@@ -1,14 +1,17 @@
 """Curves as inline SVG: numbers in, a string out; text takes the page's own colour, so light and dark both work."""
 
+import dataclasses
 import html
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 Series = list[tuple[float, float]]  # (step, value), in order of step
 
@@ -89,43 +92,99 @@ def is_heldout(name: str) -> bool:
     return name.startswith(HELD_OUT)
 
 
-def draw(curves: Mapping[str, Series], legend: bool | None = None) -> Figure:
-    """One picture of a few curves over steps; held-out ones dashed in the colour of the curve they go with."""
-    figure = Figure(figsize=(4.6, 2.5), layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve with its look; lines of one label share an entry of the legend.
+
+    `low` and `high` are the edges of a band about the curve, such as the extremes over seeds. `is_in_legend` is False
+    for a line whose colour is read off a scale that other lines of the picture spell out.
+    """
+
+    label: str
+    points: Series
+    colour: str
+    dash: Any = "-"
+    low: Series = ()
+    high: Series = ()
+    is_in_legend: bool = True
+
+
+def lines(curves: Mapping[str, Series]) -> list[Line]:
+    """A picture's curves as lines: held-out ones dashed, in the colour of the curve they go with."""
     hues: dict[str, str] = {}
+    out = []
     for label, curve in curves.items():
         key = (label.partition(" ")[2] or "train") if is_heldout(label) else label
         colour = hues.setdefault(key, PALETTE[len(hues) % len(PALETTE)])
-        points = downsample(curve)
-        marker = "o" if len(points) <= 25 else ""
-        axes.plot(
+        out.append(Line(label, curve, colour, (0, (4, 2)) if is_heldout(label) else "-"))
+    return out
+
+
+def draw(lines: Sequence[Line], *, x_label: str = "step", is_log: bool = False, max_points: int = MAX_POINTS) -> Figure:
+    """One picture of curves over steps, or over another quantity, with a legend below unless it says nothing."""
+    labels = list(dict.fromkeys(line.label for line in lines if line.is_in_legend))
+    columns = max(1, min(len(labels), 60 // (max(map(len, labels), default=0) + 6)))
+    has_legend = labels != ["train"] and labels != [""]
+    rows = math.ceil(len(labels) / columns) if has_legend else 0
+    figure = Figure(figsize=(4.6, 2.4 + 0.17 * rows), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    handles = {}
+    for line in lines:
+        points = downsample(line.points, max_points)
+        if line.low:
+            x, low = zip(*line.low)
+            axes.fill_between(x, low, [y for _, y in line.high], color=line.colour, alpha=0.15, linewidth=0)
+        (handle,) = axes.plot(
             *zip(*points),
-            color=colour,
-            linewidth=1.5,
-            linestyle=(0, (4, 2)) if is_heldout(label) else "-",
-            label=label,
-            marker=marker,
+            color=line.colour,
+            linewidth=1.5 if len(lines) <= 12 else 0.9,
+            linestyle=line.dash,
+            marker="o" if len(points) <= 25 and len(lines) <= 12 else "",
             markersize=2.5,
+            gid=f"{'curve' if line.is_in_legend else 'scale'}:{line.label}",
         )
+        handles.setdefault(line.label, handle)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set(color=INK, alpha=0.4)
-    axes.tick_params(colors=INK, length=3, labelsize=8)
-    axes.set_xlabel("step", color=INK, fontsize=8)
+    axes.tick_params(which="both", colors=INK, length=3, labelsize=8)
+    axes.set_xlabel(x_label, color=INK, fontsize=8)
     axes.margins(x=0.02)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if legend if legend is not None else (len(curves) > 1 or "train" not in curves):
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8, handlelength=2.2)
+    if is_log:
+        ticks = [x for x, _ in lines[0].points]
+        ticks = ticks if len(ticks) <= 6 else [ticks[round(i * (len(ticks) - 1) / 4)] for i in range(5)]
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])  # the scale's own labels are formulas, plain text by STYLE
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif x_label == "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if has_legend:
+        legend = figure.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=8,
+            handlelength=2.2,
+        )
+        for handle in legend.legend_handles:
+            handle.set_linewidth(1.8)
     return figure
 
 
-def svg(curves: Mapping[str, Series], alt: str, legend: bool | None = None) -> str:
-    """An <svg> element to put into a page; the same curves give the same text."""
+def svg(figure_fn: Callable[[], Figure], alt: str) -> str:
+    """An <svg> element to put into a page; the same curves give the same text.
+
+    Args:
+        figure_fn: draws the picture; it is called with our fonts and identifiers in force.
+        alt: what a reader who does not see it hears.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = draw(curves, legend)
+        figure = figure_fn()
         FigureCanvasSVG(figure)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)

@@ -1,102 +1,212 @@
-"""The page of a sweep: its points side by side."""
+"""Runs side by side: a sweep's page, and a page of any runs. Seeds are taken together; what is equal is folded."""
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from alignment import files
-from experiments.report import charts
-from experiments.report.markup import cell, escape, grid, heading, optional_json, page, rows, table
+from alignment.errors import InputError
+from experiments.report import charts, groups, meanings, overlay
+from experiments.report.groups import Group, Run
+from experiments.report.markup import (
+    cell,
+    escape,
+    explained,
+    heading,
+    is_number,
+    number,
+    optional_json,
+    page,
+    rows,
+    table,
+)
+from experiments.report.page import Own, about
 
-LOWER = ("loss", "perplexity", "error", "seconds", "asr", "displacement")
-HIGHER = ("accuracy", "accuracies", "margin", "margins", "per_second", "reward", "win_rate", "auc")
-
-
-def direction(name: str) -> int:
-    """1 where more is better, -1 where less is, 0 where the name does not say; the last part of the name decides."""
-    last = name.rsplit("/", 1)[-1]
-    if last.endswith(HIGHER):
-        return 1
-    return -1 if last.endswith(LOWER) else 0
-
-
-def precedence(name: str) -> tuple[bool, bool]:
-    """Smallest for what points are best compared by: held out, and an accuracy, which beta does not scale as a loss."""
-    return not name.startswith(charts.HELD_OUT), not name.endswith(("accuracy", "accuracies"))
+TALL = 14  # rows from which on the table scrolls under its heading
+MANY = 6  # settings from which on the numbers come first
 
 
 def compare_sweep(folder: str | os.PathLike) -> str:
     """Write a sweep's report.html and summary.csv from what its points have left so far; returns the page's path."""
     folder = pathlib.Path(folder)
-    index = optional_json(folder / "sweep.json") or {"points": []}
-    points = [point | {"summary": optional_json(folder / point["id"] / "summary.json")} for point in index["points"]]
-    done = [point for point in points if point["summary"] is not None]
-    varied = list(dict.fromkeys(key for point in points for key in point["overrides"]))
-    measured = sorted(dict.fromkeys(name for point in done for name in point["summary"]), key=charts.rank)
-    _write_csv(folder / "summary.csv", points, varied, measured)
-    tables = [table(found.stem, list(rows(found))) for found in sorted(folder.glob("tables/*.jsonl"))]
-    parts = [comparison(points, varied, measured), *tables, *overlaid(folder, done)]
-    title = f"{index.get('experiment', 'sweep')}: sweep over {', '.join(varied) or 'nothing'}"
-    path = folder / "report.html"
-    files.write_text(path, page(title, f"{len(done)} of {len(points)} points finished", parts))
+    runs = groups.of_sweep(folder)
+    varied = list(dict.fromkeys(key for run in runs for key in run.settings))
+    _write_csv(folder / "summary.csv", "id", runs, varied)
+    tables = [table(path.stem, list(rows(path))) for path in sorted(folder.glob("tables/*.jsonl"))]
+    experiment = (optional_json(folder / "sweep.json") or {}).get("experiment", "sweep")
+    title = f"{experiment}: sweep over {', '.join(varied) or 'nothing'}"
+    return _write_page(folder / "report.html", title, runs, tables)
+
+
+def compare_runs(folders: Sequence[str | os.PathLike], path: str | os.PathLike = "") -> str:
+    """Write a page that compares any runs, and the points of any sweeps, by the config keys in which they differ.
+
+    Args:
+        path: of the page; "" means comparison.html in the nearest folder that all of them lie in. A table of the same
+            numbers goes beside it, with the ending .csv.
+
+    Returns:
+        The page's path.
+    """
+    runs = groups.of_folders(folders)
+    if not path:
+        parents = [run.folder.resolve().parent for run in runs]
+        path = pathlib.Path(os.path.commonpath(parents)) / "comparison.html"
+    path = pathlib.Path(path)
+    try:
+        _write_csv(path.with_suffix(".csv"), "run", runs, list(runs[0].settings) if runs else [])
+        names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
+        return _write_page(path, f"{len(runs)} runs compared: {names}", runs, [])
+    except PermissionError as e:
+        raise InputError(f"{path} cannot be written ({e.strerror}); choose another place with --out PAGE") from e
+
+
+def _write_page(path: pathlib.Path, title: str, runs: Sequence[Run], tables: Sequence[str]) -> str:
+    done = [run for run in runs if run.summary is not None]
+    own: dict[str, meanings.Meaning] = {}
+    for run in reversed(runs):
+        own |= about(run.folder)[1]
+    together, same = groups.grouped(runs)
+    varied = list(together[0].settings) if together else []
+    lead = meanings.lead([m for run in done for m in run.summary], own, varied)
+    measured = sorted(dict.fromkeys(m for run in done for m in run.summary), key=lambda m: _column_order(m, lead, own))
+    differing = [m for m in measured if len({number(group.mean(m)) for group in together}) > 1]
+    same |= {m: together[0].text(m) for m in measured if m not in differing}
+    parts = [
+        f'<p class="headline">{escape(headline(together, lead, own))}</p>',
+        comparison(together, varied, differing, lead, own, path.parent),
+        same_in_all(same),
+        column_meanings(differing, own),
+        *tables,
+        overlay.effects(together, varied, differing, own),
+        overlay.curves([group for group in together if any(run.summary for run in group.runs)], lead, own),
+    ]
+    subtitle = f"{len(done)} of {len(runs)} points finished" if len(runs) > len(done) else f"{len(runs)} runs"
+    files.write_text(path, page(title, subtitle, parts))
     return str(path)
 
 
-def _write_csv(path: pathlib.Path, points: list[dict], varied: list[str], measured: list[str]) -> None:
-    table_rows = []
-    for point in points:
-        summary, settings = point["summary"] or {}, [point["overrides"].get(key, "") for key in varied]
-        table_rows.append([point["index"], point["id"], *settings, *(summary.get(name, "") for name in measured)])
-    files.write_csv(path, ["index", "id", *varied, *measured], table_rows)
+def _column_order(metric: str, lead: str | None, own: Own) -> tuple[bool, bool, bool, int]:
+    return metric != lead, not meanings.direction(metric, own), not charts.is_heldout(metric), charts.rank(metric)
 
 
-def comparison(points: list[dict], varied: list[str], measured: list[str]) -> str:
-    """Overrides beside summary numbers, best point first where a direction is known, the best of a column in colour."""
-    leading = min(filter(direction, measured), key=precedence, default=None)
-
-    def value(point, name):
-        found = (point["summary"] or {}).get(name)
-        return found if isinstance(found, (int, float)) else None
-
-    def place(point):
-        found = value(point, leading) if leading else None
-        return (found is None, 0 if found is None else -direction(leading) * found, point["index"])
-
-    best = {}
-    for name in filter(direction, measured):
-        found = [v for p in points if (v := value(p, name)) is not None]
-        if len(set(found)) > 1:
-            best[name] = max(found) if direction(name) > 0 else min(found)
-    settings = [heading(key, [point["overrides"].get(key) for point in points]) for key in varied]
-    head = "".join([heading("point", [""]), *settings, *(heading(name, [0]) for name in measured)])
-    body = []
-    for point in sorted(points, key=place):
-        name, is_done = escape(point["id"]), point["summary"] is not None
-        link = f'<a href="{escape(point["id"])}/report.html">{name}</a>' if is_done else f"{name} (not finished)"
-        cells = [f"<td>{link}</td>", *(cell(point["overrides"].get(key, "")) for key in varied)]
-        for column in measured:
-            found = value(point, column)
-            cells.append(cell(found, "best" if found is not None and found == best.get(column) else ""))
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    order = f"sorted by {leading}" if leading else "in the order of the sweep"
-    rows_html = "".join(body)
-    return f'<div class="card wide"><table><tr>{head}</tr>{rows_html}</table></div><p class="sub">{escape(order)}</p>'
-
-
-def overlaid(folder: pathlib.Path, done: list[dict]) -> list[str]:
-    """Each metric of all points in one picture; past eight points a legend would hide the curves and is left out."""
-    pictures: dict[str, dict[str, charts.Series]] = {}
-    is_clear = len({short_label(point) for point in done}) == len(done)
-    for point in done:
-        for name, curve in charts.series(rows(folder / point["id"] / "metrics.jsonl")).items():
-            pictures.setdefault(name, {})[short_label(point) if is_clear else point["id"]] = curve
-    legend = len(done) <= len(charts.PALETTE)
-    cards = [
-        f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} of each point", legend)}</div>'
-        for name, inside in sorted(pictures.items(), key=lambda item: charts.rank(item[0]))
+def _write_csv(path: pathlib.Path, name: str, runs: Sequence[Run], varied: Sequence[str]) -> None:
+    """A row for each run, seeds apart, with empty cells for what is not there yet."""
+    measured = sorted(dict.fromkeys(metric for run in runs for metric in run.summary or {}), key=charts.rank)
+    table_rows = [
+        [i, run.name, *(run.settings.get(k, "") for k in varied), *((run.summary or {}).get(m, "") for m in measured)]
+        for i, run in enumerate(runs)
     ]
-    return [f"<h2>Curves</h2>{grid(cards)}"] if cards else []
+    files.write_csv(path, ["index", name, *varied, *measured], table_rows)
 
 
-def short_label(point: dict) -> str:
-    """`beta=0.05 seed=0`: the point without the path of its keys."""
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point["overrides"].items()) or point["id"]
+def headline(together: Sequence[Group], lead: str | None, own: Own) -> str:
+    """Which setting is best by the lead metric, and whether the difference is larger than the spread over seeds."""
+    finished = [group for group in together if lead and group.values(lead)]
+    if lead is None or not finished:
+        return (
+            "No run is finished yet."
+            if not any(r.summary for g in together for r in g.runs)
+            else ("These runs have no number in common that compares: they differ in what scales it, or in their data.")
+        )
+    sign = meanings.direction(lead, own)
+    best, *others = sorted(finished, key=lambda group: -sign * group.mean(lead))
+    words = f"{lead} is {'highest' if sign > 0 else 'lowest'} with {best.label()}: {best.text(lead)}"
+    num_seeds = len(best.values(lead))
+    words += f" (mean and standard deviation over {num_seeds} seeds)" if num_seeds > 1 else ""
+    if not others:
+        return f"{words}."
+    gap = abs(best.mean(lead) - others[0].mean(lead))
+    noise = max((group.deviation(lead) or 0.0 for group in (best, others[0])), default=0.0)
+    words += f"; next is {others[0].label()} with {others[0].text(lead)}"
+    if num_seeds > 1 and gap <= noise:
+        words += ", a difference within the spread over seeds"
+    return f"{words}; the worst of {len(finished)} is {number(others[-1].mean(lead))}."
+
+
+def comparison(
+    together: Sequence[Group],
+    varied: Sequence[str],
+    measured: Sequence[str],
+    lead: str | None,
+    own: Own,
+    page_folder: pathlib.Path,
+) -> str:
+    """A row for each group: settings, links to its runs, numbers; best first, and the best of a column in colour.
+
+    Args:
+        varied: settings that get a column.
+        measured: metrics that get a column.
+        page_folder: where the page lies, which links are relative to.
+    """
+    means = {metric: [x for group in together if (x := group.mean(metric)) is not None] for metric in measured}
+    best: dict[str, float] = {}
+    for metric, values in means.items():
+        sign = meanings.direction(metric, own)
+        if sign and len(set(values)) > 1 and meanings.is_comparable(metric, varied, own):
+            best[metric] = max(values) if sign > 0 else min(values)
+    order = list(together)
+    if lead:
+        sign = meanings.direction(lead, own)
+        order.sort(key=lambda g: (not g.values(lead), -sign * (g.mean(lead) or 0.0)))
+    columns = [[heading(key, [group.settings[key] for group in together]) for key in varied]]
+    columns.append([heading(metric, [0], meanings.clause(metric, own)) for metric in measured])
+    if len(varied) > MANY:
+        columns.reverse()
+    head = [heading("runs", [""]), *columns[0], *columns[1]]
+    body = []
+    for group in order:
+        links = " ".join(_link(run, page_folder) for run in group.runs)
+        cells = []
+        for metric in measured:
+            mean, deviation = group.mean(metric), group.deviation(metric)
+            spread = f"± {deviation:.2g}" if deviation is not None else ""
+            cells.append(cell(mean, "best" if mean is not None and mean == best.get(metric) else "", spread))
+        columns = [[_setting(group.settings[key]) for key in varied], cells]
+        if len(varied) > MANY:
+            columns.reverse()
+        body.append(f'<tr><td class="links">{links}</td>{"".join(columns[0] + columns[1])}</tr>')
+    css = "card wide tall" if len(together) > TALL else "card wide"
+    notes = [f"Sorted by {lead}." if lead else "In the order of the runs."]
+    if any(len(group.runs) > 1 for group in together):
+        notes.append("Means over seeds, ± their standard deviation.")
+    unmarked = [m for m in measured if meanings.direction(m, own) and not meanings.is_comparable(m, varied, own)]
+    if unmarked:
+        notes.append(f"No best is marked for {', '.join(unmarked)}: the runs differ in what sets their scale.")
+    rows_html = f"<tr>{''.join(head)}</tr>{''.join(body)}"
+    return f'<div class="{css}"><table>{rows_html}</table></div><p class="sub">{escape(" ".join(notes))}</p>'
+
+
+def _setting(value: Any) -> str:
+    """A cell with a config value as it is written on the command line."""
+    return f'<td class="number">{escape(value)}</td>' if is_number(value) and value is not None else cell(value)
+
+
+def _link(run: Run, page_folder: pathlib.Path) -> str:
+    """A link to the run's page, once there is one."""
+    text = escape(run.link)
+    if run.summary is None:
+        return f"{text} (not finished)"
+    address = os.path.relpath(run.folder / "report.html", page_folder)
+    return f'<a href="{escape(address)}" title="{escape(run.name)}">{text}</a>'
+
+
+def same_in_all(settings: dict[str, Any]) -> str:
+    """Settings and numbers that do not tell the runs apart, folded."""
+    items = "".join(f"<div><dt>{explained(k)}</dt><dd>{escape(number(v))}</dd></div>" for k, v in settings.items())
+    return _folded("The same in all", items)
+
+
+def column_meanings(measured: Sequence[str], own: Own) -> str:
+    """What the columns mean, folded."""
+    items = "".join(
+        f"<div><dt>{explained(metric)}<small>{escape(why)}</small></dt></div>"
+        for metric in measured
+        if (why := meanings.clause(metric, own))
+    )
+    return _folded("What the columns mean", items)
+
+
+def _folded(title: str, items: str) -> str:
+    return f'<details class="card"><summary>{title}</summary><dl class="facts">{items}</dl></details>' if items else ""

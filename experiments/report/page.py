@@ -4,6 +4,7 @@ Reads only what lies in the folder; needs neither JAX nor a network, and leaves 
 """
 
 import base64
+import functools
 import json
 import os
 import pathlib
@@ -12,24 +13,32 @@ from typing import Any
 
 from alignment import files
 from experiments.launch import workdir as workdirs
-from experiments.report import charts
-from experiments.report.markup import escape, grid, number, optional_json, page, rows, table
+from experiments.report import charts, meanings
+from experiments.report.markup import anchor, escape, explained, grid, number, optional_json, page, rows, table
 
 SHOWN = 6  # pictures before the fold
+MOST_FACTS = 16  # summary numbers before the fold
 HALF_PAGE = 640  # pixels; a figure wider than this could not be read at half the page's width
-SKIPPED = {"checkpoints", "tables", "figures", "export"}
+NOT_PHASES = {"checkpoints", "tables", "figures", "export"}
+
+Own = Mapping[str, meanings.Meaning]  # an experiment's own meanings, by metric
 
 
 def build(workdir: str | os.PathLike) -> str:
     """Write the run's report.html and return its path."""
     folder = pathlib.Path(workdir)
     environment = optional_json(folder / "environment.json") or {}
-    parts = [summary(optional_json(folder / "summary.json") or {}), findings(folder / "findings.txt")]
-    parts += sections(folder)
-    for phase in phases(folder):
-        inner = sections(phase)
-        if inner:
-            parts += [f"<h2>Phase: {escape(phase.name)}</h2>", *inner]
+    numbers = optional_json(folder / "summary.json") or {}
+    sentence, own = about(folder)
+    found = [("", sections(folder, own)), *((phase.name, sections(phase, own)) for phase in phases(folder))]
+    parts = [
+        f'<p class="headline">{escape(sentence or headline(folder, numbers, own))}</p>',
+        links(folder),
+        summary(numbers, own),
+        findings(folder / "findings.txt"),
+    ]
+    for phase, inner in found:
+        parts += [f"<h2>Phase: {escape(phase)}</h2>" if phase and inner else "", *inner]
     parts += [folded("Config", workdirs.flatten(optional_json(folder / "config.json") or {}))]
     parts += [folded("Environment", environment)]
     title = environment.get("experiment") or folder.resolve().name
@@ -38,36 +47,83 @@ def build(workdir: str | os.PathLike) -> str:
     return str(path)
 
 
-def sections(folder: pathlib.Path) -> list[str]:
+def about(folder: pathlib.Path) -> tuple[str, Own]:
+    """The sentence and the meanings that the experiment left for its page."""
+    content = optional_json(folder / "about.json") or {}
+    own = {name: meanings.Meaning(*meaning) for name, meaning in content.get("metrics", {}).items()}
+    return content.get("headline", ""), own
+
+
+def headline(folder: pathlib.Path, numbers: Mapping[str, Any], own: Own) -> str:
+    """What the run shows, in a sentence: the number that runs of its kind are best compared by, and where it began."""
+    curves = charts.series(rows(folder / "metrics.jsonl"))
+    last_step = max((curve[-1][0] for curve in curves.values()), default=None)
+    lead = meanings.lead(numbers or curves, own)
+    if lead is None:
+        return "This run has left no number yet." if last_step is None else f"The run has reached step {last_step:,}."
+    curve = curves.get(lead, [])
+    value = numbers.get(lead, curve[-1][1] if curve else None)
+    words = f"{lead} is {number(value)}"
+    if len(curve) > 1:
+        words += f" after {curve[-1][0]:,} steps, from {number(curve[0][1])} at step {curve[0][0]:,}"
+    why = meanings.clause(lead, own)
+    return f"{words} ({why})." if why else f"{words}."
+
+
+def links(folder: pathlib.Path) -> str:
+    """Where to go from here: the parts of this page, and the files and folders beside it."""
+    here = [(f"#{anchor(path.stem)}", path.stem.replace("_", " ")) for path in sorted(folder.glob("tables/*.jsonl"))]
+    there = []
+    steps = sorted(int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit())
+    if steps:
+        there.append(("checkpoints", f"checkpoints (step {', '.join(map(str, steps))})"))
+    there += [(f"export/{p.name}", f"export/{p.name}") for p in sorted(folder.glob("export/*")) if p.is_dir()]
+    names = ("clean", "metrics.jsonl", "summary.json", "config.json", "bad_records.jsonl", "error.txt")
+    there += [(name, name) for name in names if (folder / name).exists()]
+    there += [(p.name, p.name) for p in sorted(folder.glob("*.csv"))]
+    lines = []
+    for title, items in (("Tables below", here), ("Files", there)):
+        if items:
+            words = " · ".join(f'<a href="{escape(href)}">{escape(text)}</a>' for href, text in items)
+            lines.append(f"<p>{title}: {words}</p>")
+    return f'<nav class="links">{"".join(lines)}</nav>' if lines else ""
+
+
+def sections(folder: pathlib.Path, own: Own) -> list[str]:
     """Curves, pictures and tables of one folder; an empty part is left out."""
-    found = [curves(charts.series(rows(folder / "metrics.jsonl")))]
-    found.append(figures(sorted(folder.glob("figures/*.png"))))
+    parts = [curves(charts.series(rows(folder / "metrics.jsonl")), own)]
+    parts.append(figures(sorted(folder.glob("figures/*.png"))))
     for path in sorted(folder.glob("tables/*.jsonl")):
-        found.append(table(path.stem, list(rows(path))))
-    return [part for part in found if part]
+        parts.append(table(path.stem, list(rows(path))))
+    return [part for part in parts if part]
 
 
 def phases(folder: pathlib.Path) -> list[pathlib.Path]:
     """Sub-folders shaped like a workdir: earlier phases of the same run, in the order they ended."""
-    found = [p.parent for p in folder.glob("*/metrics.jsonl") if p.parent.name not in SKIPPED]
-    return sorted(found, key=lambda p: ((p / "metrics.jsonl").stat().st_mtime, p.name))
+    places = [p.parent for p in folder.glob("*/metrics.jsonl") if p.parent.name not in NOT_PHASES]
+    return sorted(places, key=lambda p: ((p / "metrics.jsonl").stat().st_mtime, p.name))
 
 
-def summary(numbers: Mapping[str, Any]) -> str:
-    """The run's own numbers in cards: what stands before the first slash groups them."""
-    groups: dict[str, list[str]] = {}
+def summary(numbers: Mapping[str, Any], own: Own) -> str:
+    """The run's own numbers, each with what it means; what people look for first comes first."""
+    items = []
     for name, value in sorted(numbers.items(), key=lambda item: charts.rank(item[0])):
-        head, slash, rest = name.partition("/")
-        place, label = (head, rest) if slash else ("run", name)
-        groups.setdefault(place, []).append(f"<dt>{escape(label)}</dt><dd>{escape(number(value))}</dd>")
-    cards = [
-        f'<div class="card"><h3>{escape(name)}</h3><dl>{"".join(items)}</dl></div>' for name, items in groups.items()
-    ]
-    return grid(cards) if cards else ""
+        why = meanings.clause(name, own)
+        small = f"<small>{escape(why)}</small>" if why else ""
+        items.append(f"<dt>{explained(name)}{small}</dt><dd>{escape(number(value))}</dd>")
+    if not items:
+        return ""
+    shown, rest = items[:MOST_FACTS], items[MOST_FACTS:]
+    fold = f"<details><summary>{len(rest)} more numbers</summary>{_facts(rest)}</details>" if rest else ""
+    return f'<h2>Numbers</h2><div class="card">{_facts(shown)}{fold}</div>'
+
+
+def _facts(items: list[str]) -> str:
+    return f'<dl class="facts">{"".join(f"<div>{item}</div>" for item in items)}</dl>'
 
 
 def findings(path: pathlib.Path) -> str:
-    """What the run says it found, a line each, right under its numbers."""
+    """What the run says of its results, a line each, right under its numbers."""
     if not path.is_file():
         return ""
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
@@ -75,17 +131,23 @@ def findings(path: pathlib.Path) -> str:
     return f'<h2>Findings</h2><div class="card findings"><ul>{items}</ul></div>' if items else ""
 
 
-def curves(found: Mapping[str, charts.Series]) -> str:
-    """A picture a quantity; those past the first rows wait behind a fold, so that tables stay in reach.
+def curves(series: Mapping[str, charts.Series], own: Own) -> str:
+    """A picture for each quantity, with what it means; those past the first rows are folded, so tables stay in reach.
 
     What was logged only once makes no picture: it stands in the summary.
     """
-    cards = [
-        f'<div class="card"><h3>{escape(name)}</h3>{charts.svg(inside, f"{name} over steps")}</div>'
-        for name, inside in charts.group(found).items()
-        if any(len(points) > 1 for points in inside.values())
-    ]
+    cards = []
+    for name, inside in charts.group(series).items():
+        if any(len(points) > 1 for points in inside.values()):
+            picture = charts.svg(functools.partial(charts.draw, charts.lines(inside)), f"{name} over steps")
+            cards.append(curve_card(name, picture, meanings.clause(name, own)))
     return f"<h2>Curves</h2>{grid(cards[:SHOWN])}{more(cards[SHOWN:])}" if cards else ""
+
+
+def curve_card(title: str, picture: str, why: str) -> str:
+    """A picture under its title and what it means."""
+    meaning = f'<p class="meaning">{escape(why)}</p>' if why else ""
+    return f'<div class="card curve"><h3>{explained(title)}</h3>{meaning}{picture}</div>'
 
 
 def more(cards: list[str]) -> str:
@@ -93,6 +155,7 @@ def more(cards: list[str]) -> str:
 
 
 def figures(paths: list[pathlib.Path]) -> str:
+    """Pictures with their captions; a wide one takes the page's width."""
     cards = []
     for path in paths:
         caption = path.with_suffix(".txt")
@@ -111,6 +174,7 @@ def png_width(path: pathlib.Path) -> int:
 
 
 def folded(title: str, tree: Mapping[str, Any]) -> str:
+    """A part that opens on a click; "" for an empty one."""
     if not tree:
         return ""
     text = json.dumps(tree, indent=2, ensure_ascii=False)
