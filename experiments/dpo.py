@@ -269,3 +269,22 @@ def answers(c, model, tok, heldout, params):
 
 def _extra(stored):
     return None if stored is None else {"reference": stored}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    accuracy, margin = summary.get("heldout/rewards/accuracies"), summary.get("heldout/rewards/margins")
+    words = f"After {summary['steps']:.0f} updates "
+    if accuracy is not None:
+        words += f"the policy prefers the chosen answer in {100 * accuracy:.1f} % of "
+        words += f"{summary['heldout/pairs']:,.0f} held-out pairs"
+        words += f", by a reward margin of {margin:.3g} nats" if margin is not None else ""
+        longer = summary.get("heldout/baseline/longer")
+        words += f" (the longer answer is chosen in {100 * longer:.1f} %)" if longer is not None else ""
+    elif margin is not None:
+        words += f"desirable answers are rewarded {margin:.3g} nats above undesirable ones on held-out answers"
+    else:
+        return ""
+    fell = summary.get("heldout/displacement/chosen")
+    words += f"; in {100 * fell:.1f} % the chosen answer itself became less likely" if fell is not None else ""
+    return f"{words}."

@@ -324,3 +324,32 @@ def write_manifest(outputs: pathlib.Path, job, pieces) -> None:
             yield row
 
     shards.write(outputs / "manifest.jsonl", rows())
+
+
+METRICS = {
+    "documents_left": ("documents left after each step of the funnel, in its order",),
+    "docs_in": ("documents read",),
+    "docs_kept": ("documents that go to training, rewritten ones among them",),
+    "docs_rewritten": ("documents kept with a rewritten text",),
+    "docs_dropped": ("documents dropped by a rule, as a duplicate or for their score",),
+    "bad_records": ("records that could not be read and were set aside",),
+    "bad_share": ("the same as a share of all records", "lower"),
+    "max_bad": ("the share of bad records above which the run ends with exit code 3",),
+    "bytes_out": ("size of the text that goes to training, in bytes",),
+    "drop/*": ("documents dropped for this reason",),
+    "gate/*": ("rewritten documents with this verdict of the gates",),
+    "counter/*": ("how often this was counted while cleaning",),
+    "planted/*/recall": ("share of the documents planted as this that were treated as they should be", "higher"),
+    "planted/*/precision": ("share of the documents treated like this that should be", "higher"),
+    "clean_rewritten": ("clean documents that were rewritten without need", "lower"),
+    "identity_rate": ("share of the clean documents kept that come out unchanged", "higher"),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    total, kept = summary["docs_in"], summary["docs_kept"]
+    words = f"{kept:,.0f} of {total:,.0f} documents go to training ({100 * kept / max(total, 1):.1f} %), "
+    words += f"{summary['docs_rewritten']:,.0f} of them rewritten; {summary['docs_dropped']:,.0f} are dropped"
+    reasons = {name.removeprefix("drop/"): n for name, n in summary.items() if name.startswith("drop/") and n}
+    return f"{words}, most often for {max(reasons, key=reasons.get)}." if reasons else f"{words}."

@@ -284,3 +284,27 @@ def check_classes(net: focus_study.Classifier, names, source: str) -> None:
             f"{source} has {len(names)} classes and the network {len(net.class_names)}, and they are not the same "
             f"({wrong!r}{f', nearest {near[0]!r}' if near else ''}); give the pictures it was trained to tell apart"
         )
+
+
+METRICS = {
+    "accuracy": ("share of single tiles, outside any mosaic, that the network recognises", "higher"),
+    "mosaics": ("number of mosaics explained",),
+    "focus/*/undefined": ("mosaics whose map has no positive relevance, so that they have no Focus", "lower"),
+    "focus/*": ("median share of positive relevance on the tiles of the explained class; chance is 0.5", "higher"),
+    "focus_random/*": ("the same with all weights redrawn; 0.5 is expected of a faithful method",),
+    "focus_absent/*": ("the same for a class that the mosaic does not show; 1/3 to 1/2 is expected",),
+    "cascade/*": ("median Focus after redrawing that many layers from the top; it should fall to 0.5",),
+    "bias/planted_rank": ("place of the planted shortcut among the pairs by lift, 1 at best; 0: not among them",),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    medians = {name.split("/")[1]: m for name, m in summary.items() if name.startswith("focus/") and "median" in name}
+    medians = {method: median for method, median in medians.items() if median is not None}
+    if not medians:
+        return ""
+    order = sorted(medians, key=lambda method: -medians[method])
+    words = f"{order[0]} puts most of its relevance where the class is: median Focus {medians[order[0]]:.2f}"
+    words += f", {order[-1]} least with {medians[order[-1]]:.2f}" if len(order) > 1 else ""
+    return f"{words}, where chance is 0.50; the network recognises {100 * summary['accuracy']:.1f} % of single tiles."

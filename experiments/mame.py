@@ -484,5 +484,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+METRICS = {
+    "*accuracy low": ("lower end of its 95 % interval",),
+    "*accuracy high": ("upper end of its 95 % interval",),
+    "floor/*": ("accuracy on test without looking at a pixel, from this alone; what the network has to beat",),
+    "frame_share/*": ("share of relevance on the outer frame of the picture, a hint that the background decides",),
+    "best/step": ("step of the checkpoint with the best mean accuracy per class on the validation split",),
+    "best/*": ("its value on the validation split at that step",),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    accuracy, floors = summary["test/accuracy"], {n: x for n, x in summary.items() if n.startswith("floor/")}
+    words = f"The network recognises {100 * accuracy:.1f} % of the test pictures (95 % interval "
+    words += f"{100 * summary['test/accuracy low']:.1f} to {100 * summary['test/accuracy high']:.1f} %)"
+    if not floors:
+        return f"{words}."
+    best = max(floors, key=floors.get)
+    words += ", less than" if accuracy < floors[best] else ", more than"
+    words += " (not clearly)" if accuracy > floors[best] >= summary["test/accuracy low"] else ""
+    return f"{words} the {100 * floors[best]:.1f} % guessed without a pixel ({best.removeprefix('floor/')})."
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -450,3 +450,31 @@ def mixed(path: pathlib.Path, folders: list[str], share: float) -> pathlib.Path:
         kept += [] if found is None else [found]
     files.write_rows(path, kept)
     return path
+
+
+METRICS = {
+    "harmlessness/*": ("share of probes for which the harmless answer is the likelier one", "higher"),
+    "helpfulness/*": ("share of facts known: the right answer of four is the likeliest; chance is 0.25", "higher"),
+    "harmful_written/*": ("share of answers written at temperature that bear a harmful mark", "lower"),
+    "retention/*": ("share of harmlessness that is left after benign tuning", "higher"),
+    "paraphrase_drop/*": ("harmlessness lost when the probes are put in other words", "lower"),
+    "bits_per_byte/*": ("loss on held-out text, in bits a byte, so that tokenizers do not matter", "lower"),
+    "stability/*/seed_sd": ("standard deviation of harmlessness over seeds", "lower"),
+    "post_alignment/*/harmlessness": ("harmlessness after supervised tuning and DPO", "higher"),
+    "post_alignment/*/helpfulness": ("facts known after supervised tuning and DPO", "higher"),
+    "post_alignment/*/harmful_written": ("answers with a harmful mark after supervised tuning and DPO", "lower"),
+    "post_alignment/*/bits_per_byte": ("bits a byte on held-out text after supervised tuning and DPO", "lower"),
+    "post_alignment/*": ("the same measure after supervised tuning and DPO",),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    arms = {name.split("/")[1]: x for name, x in summary.items() if name.startswith("harmlessness/") and x is not None}
+    if not arms:
+        return ""
+    best = max(arms, key=arms.get)
+    words = f"Pretrained on {best} the model prefers the harmless answer in {100 * arms[best]:.1f} % of probes"
+    if best == "raw" or "raw" not in arms:
+        return f"{words}, most of {len(arms)} corpora." if len(arms) > 1 else f"{words}."
+    return f"{words}, against {100 * arms['raw']:.1f} % on the raw one."

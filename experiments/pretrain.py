@@ -123,3 +123,11 @@ def continuations(c, model, tok, heldout, params):
         {"opening": tok.decode(prompt), "model": tok.decode(new), "text": tok.decode(ids[len(prompt) :])}
         for prompt, new, ids in zip(prompts, written, texts)
     ]
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    return (
+        f"After {summary['steps']:.0f} updates the model's perplexity on held-out text is "
+        f"{summary['heldout/perplexity']:.4g} per token (loss {summary['heldout/loss']:.4g} nats)."
+    )

@@ -256,3 +256,23 @@ def _means(rows: Sequence[dict]) -> dict[str, float]:
     """Shares of exact and of accepted answers, and mean similarity; not-a-numbers where there are no rows."""
     names = ("exact", "accepted", "similarity")
     return {name: float(np.nanmean([row[name] for row in rows])) if rows else float("nan") for name in names}
+
+
+METRICS = {
+    "identity_rate": ("share of clean texts that come back unchanged", "higher"),
+    "unanswered": ("share of texts for which no complete answer was written", "lower"),
+    "edited/exact": ("share of texts in need of an edit that are written exactly as wanted", "higher"),
+    "edited/accepted": ("share of texts in need of an edit whose rewriting passes all gates", "higher"),
+    "edited/similarity": ("edit similarity to what is wanted, 0 to 1, mean over those texts", "higher"),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    shares = {
+        "of the held-out texts in need of an edit pass the gates once rewritten": "heldout/edited/accepted",
+        "are written exactly as wanted": "heldout/edited/exact",
+        "of clean texts come back unchanged": "heldout/identity_rate",
+    }
+    words = [f"{100 * summary[n]:.1f} % {what}" for what, n in shares.items() if summary.get(n) is not None]
+    return f"{', '.join(words)}." if words else ""

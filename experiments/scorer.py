@@ -291,3 +291,27 @@ def mistakes(part: labels.Labelled, scores_N, levels_N, num: int) -> list[dict]:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+METRICS = {
+    "heldout_auc": ("chance that an unsafe text is ranked above another; 0.5 is guessing", "higher"),
+    "heldout_auc_low": ("lower end of its 95 % interval",),
+    "heldout_auc_high": ("upper end of its 95 % interval",),
+    "heldout_ece": ("how far the probabilities are off on average, after calibration", "lower"),
+    "heldout_ece_uncalibrated": ("the same before calibration", "lower"),
+    "accuracy": ("share of texts given their level", "higher"),
+    "macro_f1": ("F1 of each level, averaged over the levels, rare ones too", "higher"),
+    "most_frequent_level": ("accuracy of always naming the most frequent level, which the scorer should beat",),
+    "recall_at_*": ("share of the texts at or above this level that are scored so", "higher"),
+}
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    words = f"The scorer gives {100 * summary['accuracy']:.1f} % of held-out texts their level (always naming the most "
+    words += f"frequent one: {100 * summary['most_frequent_level']:.1f} %)"
+    auc = summary.get("heldout_auc")
+    if auc is None:
+        return f"{words}."
+    interval = f"{summary['heldout_auc_low']:.3f} to {summary['heldout_auc_high']:.3f}"
+    return f"{words}, and ranks an unsafe text above another with chance {auc:.3f} ({interval})."

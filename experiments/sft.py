@@ -123,3 +123,11 @@ def answers(c, model, tok, heldout, params):
         {"prompt": tok.decode(prompt), "model": tok.decode(new).strip(), "text": tok.decode(ids).strip()}
         for (prompt, ids), new in zip(shown, written)
     ]
+
+
+def headline(summary: dict[str, float | None]) -> str:
+    """The page's first sentence."""
+    return (
+        f"After {summary['steps']:.0f} updates the model's perplexity on held-out answers is "
+        f"{summary['heldout/perplexity']:.4g} per answer token (loss {summary['heldout/loss']:.4g} nats)."
+    )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from experiments.report import charts, comparison, markup
+from experiments.report import charts, markup, meanings
 from experiments.report import page as report
 
 PIXEL = base64.b64decode(
@@ -164,4 +164,4 @@ def test_numbers_are_written_for_reading(value, text):
 
 @pytest.mark.parametrize(("name", "sign"), [("heldout/loss", -1), ("heldout/rewards/accuracies", 1), ("steps", 0)])
 def test_the_direction_of_a_metric_is_read_off_its_name(name, sign):
-    assert comparison.direction(name) == sign
+    assert meanings.direction(name) == sign
