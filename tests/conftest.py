@@ -17,10 +17,10 @@ for name, value in {"xla_force_host_platform_device_count": 8, "xla_backend_opti
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --{name}={value}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    from experiments.launch import workdir
+    from experiments.launch import host
 
     with contextlib.suppress(OSError):  # a read-only checkout: compile every time
-        cache = workdir.cache_folder(pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
+        cache = host.cache_folder(pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

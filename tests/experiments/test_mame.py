@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.models import vision
 from alignment.train import classify, optimizer, sharding
 from data.pictures import images
 from experiments import mame
 from experiments.launch import sweeps
-from experiments.launch import workdir as workdirs
 from tests.experiments.conftest import launch
 
 
@@ -121,7 +121,7 @@ def made_up_runs(folder, predicted, network="resnet18"):
         (place / "config.json").write_text(json.dumps(config))
         lines = [f"{'a' if i < 4 else 'b'},{p},{i}.jpg" for i, p in enumerate(told)]
         (place / mame.PREDICTIONS).write_text("\n".join(["True labels,Predicted labels,Filenames", *lines]) + "\n")
-        workdirs.write_json(place / "summary.json", {"test/accuracy": 0.5})
+        files.write_json(place / "summary.json", {"test/accuracy": 0.5})
         (place / "DONE").touch()
     return folder
 
