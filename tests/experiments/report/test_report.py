@@ -8,13 +8,12 @@ import sys
 
 import pytest
 
-from experiments.report import charts, markup, meanings
-from experiments.report import page as report
+from experiments.report import charts, markup, meanings, page
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "wbr", "link"}
 
 
 class Checker(html.parser.HTMLParser):
@@ -68,36 +67,65 @@ def folder(tmp_path):
 
 
 def test_the_page_is_self_contained_well_formed_and_escapes_every_text(folder):
-    text = pathlib.Path(report.build(folder)).read_text()
-    page = Checker(text)
-    assert "script" not in page.tags and "link" not in page.tags
-    assert page.loads and all(address.startswith("data:image/png;base64,") for address in page.loads)
+    text = pathlib.Path(page.build(folder)).read_text()
+    checked = Checker(text)
+    assert "script" not in checked.tags and "link" not in checked.tags
+    assert checked.loads and all(address.startswith("data:image/png;base64,") for address in checked.loads)
     assert "<script" not in text and "&lt;script&gt;" in text and "url(http" not in text
 
 
 def test_the_page_shows_curves_phases_tables_figures_config_and_environment(folder):
-    text = pathlib.Path(report.build(folder)).read_text()
-    for part in ("Phase: language_model", "samples", "where it looks", "Config", "Environment"):
+    text = pathlib.Path(page.build(folder)).read_text()
+    for part in ("Phase: language_model", 'id="table-samples"', "where it looks", "Config", "Environment"):
         assert part in text
     pictures = ["loss", "rewards", "$\\frac{$", "&lt;script"]
     assert text.count("<svg") == len(pictures) + 1  # and the phase's own loss
-    assert text.count("heldout chosen") == 1 and "logged once over steps" not in text
+    assert text.count(">heldout chosen<") == 1 and "logged once over steps" not in text
+
+
+def test_the_page_opens_with_the_experiments_sentence_and_without_one_with_the_leading_number(folder):
+    text = pathlib.Path(page.build(folder)).read_text()
+    assert '<p class="headline">heldout/loss is 0.4 (what training makes small' in text
+    about = {"headline": "It learnt <nothing>.", "metrics": {"logged once": ["a number of its own", "higher"]}}
+    (folder / "about.json").write_text(json.dumps(about))
+    (folder / "summary.json").write_text(json.dumps({"logged once": 7.0}))
+    text = pathlib.Path(page.build(folder)).read_text()
+    Checker(text)
+    assert (
+        '<p class="headline">It learnt &lt;nothing&gt;.</p>' in text and "a number of its own; higher is better" in text
+    )
+
+
+def test_the_page_links_to_samples_checkpoints_and_exports_that_are_there(folder):
+    text = pathlib.Path(page.build(folder)).read_text()
+    assert 'href="#table-samples"' in text and 'href="checkpoints"' not in text
+    for place in ("checkpoints/20", "checkpoints/100", "export/hf"):
+        (folder / place).mkdir(parents=True)
+    text = pathlib.Path(page.build(folder)).read_text()
+    assert '<a href="checkpoints">checkpoints (step 20, 100)</a>' in text and '<a href="export/hf">' in text
+
+
+def test_every_curve_and_number_says_what_it_means_where_it_stands(folder):
+    text = pathlib.Path(page.build(folder)).read_text()
+    meaning = "what training makes small"
+    card = next(card for card in text.split('<div class="card curve">') if card.startswith("<h3>loss</h3>"))
+    assert meaning in card and f"<dt>heldout/<wbr>loss<small>{meaning}" in text
 
 
 def test_findings_stand_between_the_numbers_and_the_curves(folder):
-    assert "Findings" not in pathlib.Path(report.build(folder)).read_text()
+    assert "Findings" not in pathlib.Path(page.build(folder)).read_text()
     (folder / "findings.txt").write_text("The model reads <b>charts</b>.\n\n  Twice as often as chance.\n")
-    text = pathlib.Path(report.build(folder)).read_text()
+    text = pathlib.Path(page.build(folder)).read_text()
     Checker(text)
     assert "<li>The model reads &lt;b&gt;charts&lt;/b&gt;.</li><li>Twice as often as chance.</li>" in text
     assert text.index("heldout") < text.index("<h2>Findings") < text.index("<h2>Curves")
     (folder / "findings.txt").write_text("\n")
-    assert "<h2>Findings" not in pathlib.Path(report.build(folder)).read_text()
+    assert "<h2>Findings" not in pathlib.Path(page.build(folder)).read_text()
 
 
 def test_empty_parts_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    text = pathlib.Path(report.build(tmp_path)).read_text()
+    text = pathlib.Path(page.build(tmp_path)).read_text()
     Checker(text)
     for part in ("<h2>", "<details", "<svg", "<table"):
         assert part not in text
@@ -106,7 +134,7 @@ def test_empty_parts_are_left_out(tmp_path):
 def test_a_torn_line_and_a_broken_summary_do_not_stop_the_page(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     (tmp_path / "summary.json").write_text("{")
-    assert pathlib.Path(report.build(tmp_path)).read_text().count("<svg") == 1
+    assert pathlib.Path(page.build(tmp_path)).read_text().count("<svg") == 1
 
 
 def test_a_row_without_a_step_has_no_place_on_a_curve():
@@ -115,7 +143,7 @@ def test_a_row_without_a_step_has_no_place_on_a_curve():
 
 
 def test_the_same_folder_gives_the_same_page(folder):
-    assert pathlib.Path(report.build(folder)).read_bytes() == pathlib.Path(report.build(folder)).read_bytes()
+    assert pathlib.Path(page.build(folder)).read_bytes() == pathlib.Path(page.build(folder)).read_bytes()
 
 
 def test_the_page_needs_no_jax(folder):
@@ -162,6 +190,15 @@ def test_numbers_are_written_for_reading(value, text):
     assert markup.number(value) == text
 
 
-@pytest.mark.parametrize(("name", "sign"), [("heldout/loss", -1), ("heldout/rewards/accuracies", 1), ("steps", 0)])
-def test_the_direction_of_a_metric_is_read_off_its_name(name, sign):
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [("heldout/loss", -1), ("heldout/rewards/accuracies", 1), ("steps", 0), ("my/auc", 1), ("my/x", 0)],
+)
+def test_the_direction_of_a_metric_is_that_of_its_meaning_and_else_read_off_its_name(name, sign):
     assert meanings.direction(name) == sign
+
+
+def test_an_experiments_own_meaning_comes_before_the_common_one():
+    own = {"loss": meanings.Meaning("mine"), "share/*": meanings.Meaning("a share", "lower")}
+    assert meanings.clause("heldout/loss", own) == "mine" and meanings.direction("loss", own) == 0
+    assert meanings.clause("share/of/it", own) == "a share; lower is better" and meanings.clause("share/of/it") == ""
