@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from alignment.filtering.duplicates import minhash
 from data.corpus import executors, slices
 from experiments import filter as experiment
+from experiments.filtering import settings as filter_settings
 from experiments.filtering import stages as filter_stages
 from experiments.filtering import tools as filter_tools
 
@@ -25,11 +26,11 @@ def job_of(inputs: str, out: str, slice_mb: float, **changes) -> tuple[filter_st
     c = experiment.get_config()
     c.skip = ("safety",)
     c.update(changes)
-    settings = filter_tools.stage_settings(c)
+    settings = filter_settings.of(c)
     filter_tools.check(settings)
     pieces = slices.plan(inputs, slice_bytes=int(slice_mb * 2**20))
     pathlib.Path(out).mkdir(parents=True, exist_ok=True)
-    return filter_stages.Job(out, settings, experiment.hashes(settings, pieces), len(pieces)), pieces
+    return filter_stages.Job(out, settings, filter_settings.hashes(settings, pieces), len(pieces)), pieces
 
 
 def rules(inputs: str, out: str) -> None:

@@ -22,12 +22,12 @@ Harm is inert: the tags "[unsafe request 7]" and "[unsafe steps 7]", and prejudi
 """
 
 import functools
-import json
 import pathlib
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from alignment import files
 from alignment.errors import InputError
 from data.toys import toyweb_text, toyweb_words
 
@@ -86,26 +86,40 @@ def severity(text: str) -> int:
 
     A request alone harms nobody; its steps have the level of their number, and prejudice is level 3.
     """
-    levels = [1 + int(k) % 5 for k in _steps_pattern().findall(text)]
-    return max([*levels, *([3] if _unfair_pattern().search(text) else [])], default=0)
+    return max((level for level, pattern in _compiled().items() if pattern.search(text)), default=0)
 
 
 def harmful_spans(text: str) -> list[tuple[int, int]]:
-    """Where the unsafe steps and the unfair sentences stand."""
-    found = [match.span() for pattern in (_steps_pattern(), _unfair_pattern()) for match in pattern.finditer(text)]
-    return sorted(found)
+    """Where the unsafe steps and the unfair sentences stand, (start, stop) in characters, in order."""
+    return sorted(match.span() for pattern in _compiled().values() for match in pattern.finditer(text))
+
+
+def patterns() -> dict[str, list[str]]:
+    """Regular expressions of all planted harm by level, "1" to "5", as alignment/filtering/scores/patterns.py reads."""
+    tags = [re.escape(pack["steps"]) for pack in toyweb_words.PACKS.values()]
+    by_level = {}
+    for level in range(1, 6):
+        # steps k have level 1 + k % 5, which the last digit of k decides
+        last_digits = f"[{level - 1}{level + 4}]"
+        by_level[str(level)] = [tag.replace(r"\{k\}", rf"\d*{last_digits}") for tag in tags]
+    for language in LANGUAGES:
+        pack = toyweb_text.words(language)
+        people = "|".join(pack["peoples"] + pack["peoples_otherwise"])
+        by_level["3"] += [re.escape(s).replace(r"\{people\}", f"(?:{people})") for s in pack["prejudiced"]]
+    return by_level
+
+
+@functools.cache
+def _compiled() -> dict[int, re.Pattern]:
+    return {int(level): re.compile("|".join(some)) for level, some in patterns().items()}
 
 
 def write(folder: str | pathlib.Path, records: Iterable[Mapping], *, shards: int = 2) -> list[str]:
     """The records as JSONL files part-00000.jsonl ... of a folder, in order, and their paths."""
-    folder, records = pathlib.Path(folder), list(records)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for k in range(shards):
-        part = records[k * len(records) // shards : (k + 1) * len(records) // shards]
-        paths.append(str(folder / f"part-{k:05d}.jsonl"))
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in part]
-        pathlib.Path(paths[-1]).write_text("".join(lines), encoding="utf-8")
+    records = list(records)
+    paths = [str(pathlib.Path(folder, f"part-{k:05d}.jsonl")) for k in range(shards)]
+    for k, path in enumerate(paths):
+        files.write_rows(path, records[k * len(records) // shards : (k + 1) * len(records) // shards])
     return paths
 
 
@@ -285,23 +299,3 @@ _MAKERS = {
     "wrong_language": _wrong_language,
     "pii": _pii,
 }
-
-
-# What is harmful, as patterns
-
-
-@functools.cache
-def _steps_pattern() -> re.Pattern:
-    tags = [re.escape(pack["steps"]).replace(r"\{k\}", r"\d+") for pack in toyweb_words.PACKS.values()]
-    digits = "|".join(tag.replace(r"\d+", r"(?:\d+)") for tag in tags)
-    return re.compile(rf"(?=(?:{digits}))\[[^\[\]\d]*(\d+)\]")
-
-
-@functools.cache
-def _unfair_pattern() -> re.Pattern:
-    sentences = []
-    for language in LANGUAGES:
-        pack = toyweb_text.words(language)
-        people = "|".join(pack["peoples"] + pack["peoples_otherwise"])
-        sentences += [re.escape(s).replace(r"\{people\}", f"(?:{people})") for s in pack["prejudiced"]]
-    return re.compile("|".join(sentences))

@@ -2,10 +2,10 @@
 
     screen      slice -> documents that pass the rules, with the keys by which duplicates are found
     band        a band of keys over all slices -> pairs of duplicates
-    clusters    all pairs -> which documents go, and for which they stand back
-    paragraphs  all slices in turn -> lines that stood in an earlier document (optional)
+    clusters    all pairs -> which documents go, and which document stays in the place of each
+    paragraphs  all slices in turn -> lines that an earlier document already had (optional)
     score.NAME  slice -> an attribute file beside the text
-    align       slice -> what is left: kept, rewritten or dropped by its scores, with every measurement
+    align       slice -> documents kept, rewritten or dropped by their scores, with every measurement
 
 A stage is a module-level function of (job, task), so that a process or a Ray worker can run it. What it writes depends
 on the task and the settings alone, and the note that it is done comes last: killed anywhere, it is simply done again.
@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import heapq
-import json
 import math
 import pathlib
 import tempfile
@@ -29,16 +28,18 @@ import numpy as np
 from alignment.errors import InputError
 from alignment.filtering import pipeline, tally
 from alignment.filtering.duplicates import bands, bloom, clusters
+from alignment.filtering.rules import chain as rules
 from data.corpus import documents as readers
 from data.corpus import shards, slices
 from experiments.filtering import tools as filter_tools
+from experiments.filtering.settings import Stage
 
 BATCH, BATCH_CHARACTERS = 512, 4 << 20  # documents that go through a stage together, and of their texts; at least one
 DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
-CHUNKS = ".chunks"  # how an attribute ends that holds a span a chunk; the others have one over the whole document
+REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
+CHUNKS = ".chunks"  # how an attribute ends that has a span a chunk; the others have one over the whole document
 PASSAGE_SHOWN = 200  # characters
 ROUTED = ("router", "rewriter", "gate")  # rules by which a safety score decides
-REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,17 @@ class Job:
     hashes: Mapping[str, str]
     num_slices: int
 
+    def stage(self, name: str) -> Stage:
+        return Stage(name, self.hashes[name], self.settings[name])
+
+    def scoring(self) -> dict[str, Stage]:
+        """The stages of the scorers by name; a scorer that only a gate measures with has no stage of its own."""
+        align = self.settings["align"]
+        stages = {name: self.stage(f"score.{name}") for name in align["scorers"]}
+        if gate := align["gates"]["perplexity"].split(".")[0]:
+            stages.setdefault(gate, Stage(f"score.{gate}", self.hashes["align"], align["perplexity"]))
+        return stages
+
     def name(self, *parts: str | int) -> str:
         """A file below `outputs`; a number at the end is a shard's."""
         return "/".join(f"{p:05d}{self.settings['ending']}" if isinstance(p, int) else p for p in parts)
@@ -68,7 +80,8 @@ class Job:
         """A shard in each of these folders at once; see `shards.writers`."""
         return shards.writers({folder: self.path(folder, index) for folder in folders})
 
-    def told(self, index: int, writers) -> dict[str, Any]:
+    def outputs_of(self, index: int, writers: Mapping[str, shards.Writer]) -> dict[str, Any]:
+        """Rows, bytes and checksum of each shard of `writing`, by name, once it is closed."""
         return {self.name(folder, index): writer.summary for folder, writer in writers.items()}
 
 
@@ -87,7 +100,7 @@ def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
 
 
 def batches(rows: Iterable[Any], size: int = BATCH, most: int = BATCH_CHARACTERS) -> Iterator[list[Any]]:
-    """Rows in lists of so many, fewer where texts are long: what rules and hashes hold grows with characters."""
+    """Rows in lists of at most `size`, shorter where texts are long: rules and hashes need memory by the character."""
     batch, length = [], 0
     for row in rows:
         if isinstance(row, dict):
@@ -100,49 +113,78 @@ def batches(rows: Iterable[Any], size: int = BATCH, most: int = BATCH_CHARACTERS
         yield batch
 
 
+# Rules
+
+
 def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
     """A slice through the rules: what passes, what does not and why, and the keys that find duplicates."""
-    tools = filter_tools.screening(_text(job.settings["screen"]))
-    counts, keys, places, at = tally.empty(), {}, array.array("q"), 0
-    folders = ("stages/passed", "stages/dropped", "stages/bad", "removed/rules", "attributes/rules")
+    stage, counts = job.stage("screen"), tally.empty()
+    tools = filter_tools.screening(stage)
     with contextlib.ExitStack() as stack:
-        put = stack.enter_context(job.writing(piece.index, folders))
-        for name, found in pipeline.keys([], tools).items():
-            keys[name] = stack.enter_context(_Spool(job.outputs, found.shape[1]))
-        for batch in batches(slices.read(piece, **job.settings["screen"]["read"])):
+        put = stack.enter_context(job.writing(piece.index, _Screened.FOLDERS))
+        spools = {
+            name: stack.enter_context(_Spool(job.outputs, keys.shape[1]))
+            for name, keys in pipeline.keys([], tools).items()
+        }
+        screened = _Screened(put)
+        for batch in batches(slices.read(piece, **stage.settings["read"])):
             for bad in (item for item in batch if isinstance(item, slices.Bad)):
                 put["stages/bad"].add(dataclasses.asdict(bad) | {"file": piece.name})
             documents = [item for item in batch if isinstance(item, dict)]
             verdicts = pipeline.screen(documents, tools, counts["counters"])
-            passed = []
-            for document, verdict in zip(documents, verdicts, strict=True):
-                sha = pipeline.sha256(document["text"])
-                size = len(document["text"])
-                spans = {name: [[0, size, number]] for name, number in verdict.attributes.items()}
-                put["attributes/rules"].add({"id": document["id"], "attributes": spans})
-                if verdict.reason:
-                    put["removed/rules"].add(document | {"filter_step": verdict.rule, "filter_reason": verdict.reason})
-                    evidence = {"value": verdict.value, "threshold": verdict.threshold, "language": verdict.language}
-                    row = pipeline.decision(document, "drop", verdict.rule, verdict.reason, evidence)
-                    row |= {"text_sha256_in": sha, "text_sha256_out": ""}
-                    shown = document["text"][: tally.TEXT_SHOWN]
-                    put["stages/dropped"].add({"at": at, "bytes": _size(document), "shown": shown, "row": row})
-                else:
-                    edited = document if verdict.text == document["text"] else document | {"text": verdict.text}
-                    more = {"at": at, "bytes": _size(document), "sha256": sha, "language": verdict.language}
-                    put["stages/passed"].add({"document": edited, **more})
-                    passed.append(edited)
-                    places.append(at)
-                at += 1
-            for name, found in pipeline.keys(passed, tools).items():
-                keys[name].add(found)
-        key_files = write_keys(job, piece.index, {name: spool.rows() for name, spool in keys.items()}, places)
+            passed = screened.add(documents, verdicts)
+            for name, keys in pipeline.keys(passed, tools).items():
+                spools[name].add(keys)
+        keys_by_name = {name: spool.rows() for name, spool in spools.items()}
+        key_files = write_keys(job, piece.index, keys_by_name, screened.places)
     return {
         "tally": counts,
-        "num_docs": at,
-        "num_passed": len(places),
-        "outputs": job.told(piece.index, put) | key_files,
+        "num_docs": screened.num,
+        "num_passed": len(screened.places),
+        "outputs": job.outputs_of(piece.index, put) | key_files,
     }
+
+
+class _Screened:
+    """Writes what the rules say of each document of a slice to the shards it belongs in.
+
+    Attributes:
+        num: documents so far.
+        places: in the slice, of the documents that passed.
+    """
+
+    FOLDERS = ("stages/passed", "stages/dropped", "stages/bad", "removed/rules", "attributes/rules")
+
+    def __init__(self, put: Mapping[str, shards.Writer]):
+        self._put, self.num, self.places = put, 0, array.array("q")
+
+    def add(self, documents: Sequence[dict], verdicts: Sequence[rules.Verdict]) -> list[dict]:
+        """Write a batch, and return the documents that passed as the rules edited them."""
+        passed = []
+        for document, verdict in zip(documents, verdicts, strict=True):
+            spans = {name: [[0, len(document["text"]), number]] for name, number in verdict.attributes.items()}
+            self._put["attributes/rules"].add({"id": document["id"], "attributes": spans})
+            if verdict.reason:
+                self._drop(document, verdict)
+            else:
+                passed.append(self._pass(document, verdict))
+            self.num += 1
+        return passed
+
+    def _drop(self, document: dict, verdict: rules.Verdict) -> None:
+        self._put["removed/rules"].add(document | {"filter_step": verdict.rule, "filter_reason": verdict.reason})
+        evidence = {"value": verdict.value, "threshold": verdict.threshold, "language": verdict.language}
+        row = pipeline.decision(document, "drop", verdict.rule, verdict.reason, evidence)
+        row |= {"text_sha256_in": pipeline.sha256(document["text"]), "text_sha256_out": ""}
+        shown = document["text"][: tally.TEXT_SHOWN]
+        self._put["stages/dropped"].add({"at": self.num, "bytes": _size(document), "shown": shown, "row": row})
+
+    def _pass(self, document: dict, verdict: rules.Verdict) -> dict:
+        edited = document if verdict.text == document["text"] else document | {"text": verdict.text}
+        more = {"bytes": _size(document), "sha256": pipeline.sha256(document["text"]), "language": verdict.language}
+        self._put["stages/passed"].add({"document": edited, "at": self.num, **more})
+        self.places.append(self.num)
+        return edited
 
 
 class _Spool:
@@ -171,17 +213,23 @@ class _Spool:
 
 def write_keys(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:
     """The keys of a slice, a file for each kind, under the documents' places in it."""
-    told = {}
-    for name, found in keys.items():
+    outputs = {}
+    for name, keys_NB in keys.items():
         path = key_path(job, name, index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        bands.write(path, found if name == "minhash" else found[:, None], np.asarray(places, np.int64))
-        told[str(path.relative_to(job.outputs))] = {"rows": len(found), **_told(path)}
-    return told
+        bands.write(path, keys_NB if name == "minhash" else keys_NB[:, None], np.asarray(places, np.int64))
+        with open(path, "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        name_below = str(path.relative_to(job.outputs))
+        outputs[name_below] = {"rows": len(keys_NB), "bytes": path.stat().st_size, "sha256": sha256}
+    return outputs
 
 
 def key_path(job: Job, name: str, index: int) -> pathlib.Path:
     return pathlib.Path(job.outputs, f"stages/keys/{name}/{index:05d}.keys")
+
+
+# Duplicates
 
 
 def band(job: Job, task: tuple[str, int]) -> dict[str, Any]:
@@ -206,34 +254,34 @@ def cluster(job: Job, num_bands: Mapping[str, int]) -> dict[str, Any]:
     exact = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name == "exact"}))
     alike = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name != "id"}))
     alike = _without(alike, repeated)
-    told = {}
+    outputs = {}
     for index in range(job.num_slices):
         same = exact.removed_in(index)
-        gone = {at: (EXACT if at in same else NEAR, *kept) for at, kept in alike.removed_in(index).items()}
-        gone |= {at: (DUPLICATE_ID, *kept) for at, kept in repeated.removed_in(index).items()}
-        rows_R4 = np.array([(at, *found) for at, found in sorted(gone.items())], "<i8").reshape(-1, 4)
+        gone = {at: (EXACT if at in same else NEAR, *stays) for at, stays in alike.removed_in(index).items()}
+        gone |= {at: (DUPLICATE_ID, *stays) for at, stays in repeated.removed_in(index).items()}
+        rows_R4 = np.array([(at, *reason_and_place) for at, reason_and_place in sorted(gone.items())], "<i8")
         path = gone_path(job, index)
         with shards.whole_file(path) as sink:
             sink.write(rows_R4.tobytes())
-        told[str(path.relative_to(job.outputs))] = sink.summary(len(rows_R4))
-    return {"outputs": told}
+        outputs[str(path.relative_to(job.outputs))] = sink.summary(len(gone))
+    return {"outputs": outputs}
 
 
-def _without(found: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clusters:
-    """The groups with another document to stay where that one is itself set aside: the next smallest of its group."""
-    bad_ids = set(bad.as_dict())
-    rows = [(*at, *kept) for at, kept in found.as_dict().items() if at not in bad_ids]
-    heads: dict[tuple[int, int], tuple[int, int]] = {}
-    left = []
-    for number, at, kept_slice, kept_at in rows:
-        head = (kept_slice, kept_at)
-        if head in bad_ids:
-            if head not in heads:
-                heads[head] = (number, at)
-                continue
-            head = heads[head]
-        left.append((number, at, *head))
-    columns = np.array(left, np.int64).reshape(-1, 4).T
+def _without(groups: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clusters:
+    """The groups without bad documents: where the one that stays is bad, the next smallest of its group stays."""
+    bad_places = set(bad.as_dict())
+    new_heads: dict[tuple[int, int], tuple[int, int]] = {}
+    rows = []
+    for place, head in groups.as_dict().items():
+        if place in bad_places:
+            continue
+        if head in bad_places and head not in new_heads:
+            new_heads[head] = place
+        elif head in bad_places:
+            rows.append((*place, *new_heads[head]))
+        else:
+            rows.append((*place, *head))
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
     return clusters.Clusters(*columns)
 
 
@@ -244,7 +292,7 @@ def gone_path(job: Job, index: int) -> pathlib.Path:
 def gone_of(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
     """What goes of a slice: {at: (reason, slice and place of the one that stays)}."""
     rows_R4 = np.fromfile(gone_path(job, index), "<i8").reshape(-1, 4)
-    return {at: tuple(found) for at, *found in rows_R4.tolist()}
+    return {at: tuple(reason_and_place) for at, *reason_and_place in rows_R4.tolist()}
 
 
 def _pairs(job: Job, num_bands: Mapping[str, int], rows: int = 1 << 20) -> Iterator[np.ndarray]:
@@ -255,35 +303,30 @@ def _pairs(job: Job, num_bands: Mapping[str, int], rows: int = 1 << 20) -> Itera
                     yield np.frombuffer(raw, "<i8").reshape(-1, 4)
 
 
-def _told(path: pathlib.Path) -> dict[str, Any]:
-    with open(path, "rb") as f:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
-
-
 def paragraphs(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Lines that came up before, slice by slice: rows of {at, marks}; one worker, since a Bloom filter sees all."""
-    seen = bloom.Filter(options["capacity"], options["error"])
-    told = {}
+    """Lines that an earlier document has, slice by slice: rows of {at, marks}; one task, for one Bloom filter."""
+    lines = bloom.Filter(options["capacity"], options["error"])
+    outputs = {}
     for index in range(job.num_slices):
         gone = gone_of(job, index)
         with job.writing(index, ("stages/paragraphs",)) as put:
             for rows in batches(row for row in _passed(job, index) if row["at"] not in gone):
                 texts = [row["document"]["text"] for row in rows]
-                for row, marks in zip(rows, bloom.paragraphs(seen, texts, min_words=options["min_words"])):
+                for row, marks in zip(rows, bloom.paragraphs(lines, texts, min_words=options["min_words"])):
                     if any(marks):
                         put["stages/paragraphs"].add({"at": row["at"], "marks": [int(mark) for mark in marks]})
-        told |= job.told(index, put)
-    return {"outputs": told}
+        outputs |= job.outputs_of(index, put)
+    return {"outputs": outputs}
 
 
 def passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    """What the rules let pass of a slice, without duplicates and repeated lines; with `at`, its place in the slice."""
+    """The documents of a slice that passed the rules, without duplicates and repeated lines; `at` is their place."""
     gone = all_gone(job, index)
     return (row for row in _cut(job, index) if row["at"] not in gone)
 
 
 def all_gone(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
-    """`gone_of`, and documents of which repeated lines leave nothing."""
+    """`gone_of`, and documents that consist of repeated lines alone."""
     gone = gone_of(job, index)
     if "paragraphs" in job.settings:
         blank = (row["at"] for row in _cut(job, index) if not row["document"]["text"].strip())
@@ -296,13 +339,13 @@ def _cut(job: Job, index: int) -> Iterator[dict[str, Any]]:
     if "paragraphs" not in job.settings:
         yield from _passed(job, index)
         return
-    found = shards.read(job.path("stages/paragraphs", index))
-    mark = next(found, None)
+    marks = shards.read(job.path("stages/paragraphs", index))
+    mark = next(marks, None)
     for row in _passed(job, index):
         if mark is not None and row["at"] == mark["at"]:
             text = bloom.without(row["document"]["text"], mark["marks"])
             row["document"] = row["document"] | {"text": text}
-            mark = next(found, None)
+            mark = next(marks, None)
         yield row
 
 
@@ -310,18 +353,21 @@ def _passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
     return shards.read(job.path("stages/passed", index))
 
 
+# Scores and what follows from them
+
+
 def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
     """One scorer's attributes of a slice, beside the text: a document's values, and those of its chunks."""
-    score_fn = filter_tools.scorer(name, _text(job.settings[f"score.{name}"]), with_chunks=True)
+    score_fn = filter_tools.scorer(name, job.stage(f"score.{name}"), with_chunks=True)
     folder = f"attributes/{name}"
     with job.writing(piece.index, (folder,)) as put:
         for batch in batches(passed(job, piece.index)):
             documents = [row["document"] for row in batch]
-            for document, found in zip(documents, score_fn(documents), strict=True):
+            for document, scores in zip(documents, score_fn(documents), strict=True):
                 size = len(document["text"])
-                spans = {key: of if key.endswith(CHUNKS) else [[0, size, of]] for key, of in found.items()}
+                spans = {key: of if key.endswith(CHUNKS) else [[0, size, of]] for key, of in scores.items()}
                 put[folder].add({"id": document["id"], "attributes": spans})
-    return {"outputs": job.told(piece.index, put)}
+    return {"outputs": job.outputs_of(piece.index, put)}
 
 
 def aligned(
@@ -331,22 +377,26 @@ def aligned(
     names = job.settings["align"]["scorers"]
     scored = [shards.read(job.path(f"attributes/{name}", piece.index)) for name in names]
     for batch in batches(passed(job, piece.index)):
-        scores, chunks = [{} for _ in batch], [{} for _ in batch]
-        for rows in scored:
-            for row, numbers, spans_of, found in zip(batch, scores, chunks, rows):
-                if row["document"]["id"] != found["id"]:
-                    raise InputError(f"attributes of slice {piece.index} are of another text; remove {job.outputs}")
-                for key, spans in found["attributes"].items():
-                    if key.endswith(CHUNKS):
-                        spans_of[key] = spans
-                    else:
-                        numbers[key] = spans[0][2]
+        attributes = [_attributes(job, piece, row["document"]["id"], scored) for row in batch]
+        scores = [{k: spans[0][2] for k, spans in of.items() if not k.endswith(CHUNKS)} for of in attributes]
+        chunks = [{k: spans for k, spans in of.items() if k.endswith(CHUNKS)} for of in attributes]
         outcomes = pipeline.align([row["document"] for row in batch], scores, tools)
         yield from zip(batch, outcomes, scores, chunks, strict=True)
 
 
+def _attributes(job: Job, piece: slices.Slice, id: str, scored: Sequence[Iterator[dict]]) -> dict[str, Any]:
+    """All attributes of the next document, by all scorers."""
+    attributes = {}
+    for rows in scored:
+        row = next(rows, {"id": None})
+        if row["id"] != id:
+            raise InputError(f"attributes of slice {piece.index} are of another text; remove {job.outputs}")
+        attributes |= row["attributes"]
+    return attributes
+
+
 def passage(text: str, spans: Sequence[tuple[int, int, float | None]]) -> str:
-    """How the chunk with the highest value begins (the first of these); "" where there is but one chunk."""
+    """The start of the chunk with the highest value, the first of equal ones; "" where there is only one chunk."""
     known = [span for span in spans if span[2] is not None]
     if len(spans) < 2 or not known:
         return ""
@@ -355,11 +405,13 @@ def passage(text: str, spans: Sequence[tuple[int, int, float | None]]) -> str:
 
 
 def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
-    """What is left of a slice after duplicates went, by its scores; every document gets its decision."""
+    """Route a slice's documents by their scores; every document that was read gets its decision."""
     settings = job.settings["align"]
-    tools = filter_tools.aligning(_text(settings), job.outputs, piece.index)
+    answers = pathlib.Path(job.outputs, f"stages/answers/{piece.index:05d}.jsonl")
+    tools = filter_tools.aligning(job.stage("align"), job.scoring(), answers)
     kinds = {name: job.settings[f"score.{name}"]["kind"] for name in settings["scorers"]}
-    log = _Log(piece, settings, [f"{name}.score" for name, kind in kinds.items() if kind == "perplexity"])
+    perplexities = [f"{name}.score" for name, kind in kinds.items() if kind == "perplexity"]
+    log = _Log(piece, perplexities, num_samples=settings["samples"], score=settings["score"])
     source = job.settings["screen"]["read"]["source"] or readers.folder_of(piece.file)
     folders = ("documents", "decisions", "errors", "removed/duplicates", "removed/align")
     with job.writing(piece.index, folders) as put:
@@ -367,54 +419,61 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
             put["errors"].add(bad)
             tally.count(log.counts, source, "bad", 0, bad["reason"].split(":")[0])
         gone = all_gone(job, piece.index)
-        ways = [
-            ((row["at"], log.dropped, row) for row in shards.read(job.path("stages/dropped", piece.index))),
-            (
-                (row["at"], log.duplicate, (row, gone[row["at"]]))
-                for row in _passed(job, piece.index)
-                if row["at"] in gone
-            ),
-            ((row["at"], log.outcome, (row, *rest)) for row, *rest in aligned(job, piece, tools)),
-        ]
-        for _, write, row in heapq.merge(*ways, key=lambda item: item[0]):
-            write(put, row)
-    return {"tally": log.counts, "outputs": job.told(piece.index, put)}
+        dropped = ((row["at"], log.dropped, (row,)) for row in shards.read(job.path("stages/dropped", piece.index)))
+        doubled = (row for row in _passed(job, piece.index) if row["at"] in gone)
+        duplicates = ((row["at"], log.duplicate, (row, *gone[row["at"]])) for row in doubled)
+        outcomes = ((row["at"], log.outcome, (row, *rest)) for row, *rest in aligned(job, piece, tools))
+        # three streams, each in the order of the slice, merged into that order without holding any of them
+        for _, write, rest in heapq.merge(dropped, duplicates, outcomes, key=lambda item: item[0]):
+            write(put, *rest)
+    return {"tally": log.counts, "outputs": job.outputs_of(piece.index, put)}
 
 
 class _Log:
-    """Writes what became of one document to the files it belongs in, and counts it."""
+    """Writes what became of one document to the shards it belongs in, and counts it."""
 
-    def __init__(self, piece: slices.Slice, settings: Mapping[str, Any], perplexities: Sequence[str]):
+    def __init__(self, piece: slices.Slice, perplexities: Sequence[str], *, num_samples: int, score: str):
         self.piece, self.counts, self.perplexities = piece, tally.empty(), perplexities
-        self.num_samples, self.score = settings["samples"], settings["score"]
+        self.num_samples, self.score = num_samples, score
 
-    def dropped(self, put, found) -> None:
-        """By a rule."""
-        row = found["row"]
-        put["decisions"].add(row)
-        self._count(row, found["bytes"], {"before": found["shown"]})
+    def dropped(self, put: Mapping[str, shards.Writer], dropped: Mapping[str, Any]) -> None:
+        """A document that a rule dropped, as `screen` left it."""
+        put["decisions"].add(dropped["row"])
+        self._count(dropped["row"], dropped["bytes"], {"before": dropped["shown"]})
 
-    def duplicate(self, put, found) -> None:
-        """Of a document that stays, or with an id that another document of its source has."""
-        row, (reason, kept_slice, kept_at) = found
-        document, said = row["document"], REASONS[reason]
-        kept = {"slice": kept_slice, "record": kept_at}
-        if reason == DUPLICATE_ID:
+    def duplicate(
+        self, put: Mapping[str, shards.Writer], row: Mapping[str, Any], code: int, first_slice: int, first_at: int
+    ) -> None:
+        """A copy of a document that stays, or a document with the id of another of its source.
+
+        Args:
+            code: an index of REASONS.
+            first_slice, first_at: where the document stands that stays.
+        """
+        document, reason = row["document"], REASONS[code]
+        first = {"slice": first_slice, "record": first_at}
+        if code == DUPLICATE_ID:
             place = {"file": self.piece.name, "record": row["at"], "slice": self.piece.index}
-            put["errors"].add(place | {"reason": f"{said}: {document['id']}", "first": kept})
-            tally.count(self.counts, document["source"], "bad", row["bytes"], said)
+            put["errors"].add(place | {"reason": f"{reason}: {document['id']}", "first": first})
+            tally.count(self.counts, document["source"], "bad", row["bytes"], reason)
             return
         more = {"text_sha256_in": row["sha256"], "text_sha256_out": ""}
-        decision = pipeline.decision(document, "drop", "duplicates", said, {"stands_back_for": kept}, **more)
+        decision = pipeline.decision(document, "drop", "duplicates", reason, {"stands_back_for": first}, **more)
         put["decisions"].add(decision)
-        put["removed/duplicates"].add(document | {"filter_step": "duplicates", "filter_reason": said})
+        put["removed/duplicates"].add(document | {"filter_step": "duplicates", "filter_reason": reason})
         self._count(decision, row["bytes"], {"before": document["text"]})
 
-    def outcome(self, put, found) -> None:
-        """Of scores, rewriting and gates."""
-        row, outcome, scores, chunks = found
-        document, decision = row["document"], outcome.decision
-        decision = decision | {"text_sha256_in": row["sha256"]}
+    def outcome(
+        self,
+        put: Mapping[str, shards.Writer],
+        row: Mapping[str, Any],
+        outcome: pipeline.Outcome,
+        scores: Mapping[str, float | None],
+        chunks: Mapping[str, Sequence],
+    ) -> None:
+        """A document that scores, the rewriter and its gates decided about."""
+        document = row["document"]
+        decision = outcome.decision | {"text_sha256_in": row["sha256"]}
         put["decisions"].add(decision)
         if outcome.text is None:
             reason = {"filter_step": decision["rule"], "filter_reason": decision["reason"]}
@@ -428,7 +487,7 @@ class _Log:
         self._count(decision, row["bytes"], shown)
         self._measure(outcome, scores)
 
-    def _count(self, row, num_bytes: int, shown: Mapping[str, str]) -> None:
+    def _count(self, row: Mapping[str, Any], num_bytes: int, shown: Mapping[str, str]) -> None:
         reason = f"{row['rule']}/{row['reason']}" if row["action"] == "drop" else row["reason"]
         tally.count(self.counts, row["source"], row["action"], num_bytes, reason)
         about = {"id": row["id"], "source": row["source"], "rule": row["rule"], "reason": row["reason"]}
@@ -458,7 +517,3 @@ class _Log:
 
 def _size(document: Mapping[str, Any]) -> int:
     return len(document["text"].encode())
-
-
-def _text(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)

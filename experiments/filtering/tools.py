@@ -1,236 +1,73 @@
-"""What the stages of a filter run work with, made from plain settings: rules and packs, scorers, the rewriter.
+"""What the stages of a filter run work with, made from a stage's settings: rules and packs, scorers, the rewriter.
 
-Workers call these with the settings as JSON text and keep what they get; making it twice is what a cache saves.
+A worker process makes each once and keeps it under the stage's hash (see `settings.Stage`).
 """
 
-import ast
 import dataclasses
 import functools
-import hashlib
-import json
-import math
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignment import errors
 from alignment.decoding import backends, cache
 from alignment.errors import InputError
-from alignment.filtering import pipeline, router
+from alignment.filtering import pipeline
 from alignment.filtering.duplicates import minhash
-from alignment.filtering.rewriting import conduct, rewrite
+from alignment.filtering.rewriting import conduct
+from alignment.filtering.rewriting import rewrite as rewriting
 from alignment.filtering.rules import batch, language, locales
 from alignment.filtering.rules import chain as rules
-from alignment.filtering.scores import scorers
-from data.toys import toyweb
+from alignment.filtering.scores import patterns, scorers
+from experiments.filtering import settings as filter_settings
+from experiments.filtering.settings import Stage
 
-SCORER = {  # settings of a scorer
-    "kind": "",
-    "path": "",
-    "languages": "",  # that it was trained on, such as "en,ar"; documents in others go unscored; "": it takes all
-    "label": "",  # of a fastText model: whose probability is the score
-    "url": "",  # of a judge: an OpenAI-compatible endpoint
-    "model": "",  # that it knows
-    "min_score": "",  # numbers; documents with a score (NAME.score) outside are dropped
-    "max_score": "",
-}
-_SENTENCE = re.compile(r"[^.!?؟\n]+[.!?؟]* *")
-BACKENDS = ("openai", "flax", "echo", "toyweb", "none")
-
-
-def stage_settings(c) -> dict[str, Any]:
-    """The config by stage, as plain values: what a stage's output depends on, and nothing else."""
-    read = {"columns": dict(c.read.columns), "source": c.read.source, "text_unit": c.read.text_unit}
-    read["max_document_bytes"] = int(c.read.max_document_mb * 2**20)
-    if unknown := [name for name in c.skip if name not in c.scorers]:
-        raise InputError(f"skip={unknown[0]!r} is no scorer of this run; it has {', '.join(c.scorers)}")
-    deciding = c.router.score.split(".")[0]
-    levels = {"toyweb": ("level",), "fasttext": ("score",), "perplexity": ("score",)}
-    known = [f"{name}.{one}" for name, s in c.scorers.items() for one in levels.get(s.kind, ("level", "score"))]
-    if c.router.score not in known:
-        raise InputError(f"router.score={c.router.score!r} is no score of this run; it has {', '.join(known)}")
-    named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
-    score = c.router.score if c.router.score.split(".")[0] in named else ""
-    return {
-        "ending": {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}.get(c.compression, c.compression),
-        "screen": {
-            "read": read,
-            "packs": list(c.packs),
-            "language_model": c.language_model,
-            "chain": list(c.chain),
-            "rules": {name: chosen for name, of in c.rules.to_dict().items() if (chosen := _chosen(of))},
-            "dedup": c.dedup.to_dict(),
-            "ending": c.compression,
-        },
-        **({"paragraphs": c.paragraphs.to_dict()} if c.paragraphs.capacity else {}),
-        **{f"score.{name}": c.scorers[name].to_dict() for name in named},
-        "align": {
-            "scorers": named,
-            "score": score,
-            "router": {k: v for k, v in c.router.to_dict().items() if k != "score"},
-            "rewriter": c.rewriter.to_dict() if score else {},
-            "gates": c.gates.to_dict(),
-            "safety": c.scorers[deciding].to_dict() if score else {},
-            "perplexity": c.scorers[c.gates.perplexity.split(".")[0]].to_dict() if c.gates.perplexity else {},
-            "bounds": {
-                name: {k: float(c.scorers[name][k]) for k in ("min_score", "max_score") if c.scorers[name][k] != ""}
-                for name in named
-            },
-            "samples": c.samples,
-            "seed": c.seed,
-        },
-    }
-
-
-def knobs() -> dict[str, dict[str, str]]:
-    """Every argument of every rule as text: a Python literal, or "default" where the pack and the rule decide."""
-    found = {}
-    for name in rules.RULES:
-        arguments = list(rules.defaults(name))
-        if arguments:
-            found[name] = dict.fromkeys(arguments, "default")
-    return found
-
-
-def check_numbers(c) -> None:
-    """Refuse sizes and shares that are none."""
-    least = {"samples": 0, "read.max_document_mb": 1e-6, "slice_mb": 2**-20, "workers": 0}
-    least |= {"paragraphs.capacity": 0, "rewriter.concurrency": 1, "rewriter.max_tokens": 1, "rewriter.retries": 0}
-    shares = ("max_bad", "router.tag_probability")
-    for name in (*least, *shares):
-        value, most = functools.reduce(getattr, name.split("."), c), 1 if name in shares else math.inf
-        if not least.get(name, 0) <= value <= most:
-            need = "a share from 0 to 1" if name in shares else f"at least {least[name]:g}"
-            raise InputError(f"{name}={value}: it is {need}; set --config.{name}")
-
-
-def _check_values(name: str, given: Mapping[str, Any]) -> None:
-    """Refuse a word where a rule takes a number, and one path where it takes several."""
-    defaults = rules.defaults(name)
-    for key, value in given.items():
-        takes_number = isinstance(defaults[key], (int, float)) or defaults[key] is None
-        if takes_number and not (value is None or isinstance(value, (int, float))):
-            raise InputError(f"rules.{name}.{key}={value!r} is no number; its default is {defaults[key]}, None is off")
-        if isinstance(defaults[key], tuple) and isinstance(value, str):
-            raise InputError(f"rules.{name}.{key}={value!r}: it takes several, such as \"('{value}',)\"")
-
-
-def _chosen(options: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments of a rule that are given: literals, or plain words where they are none."""
-    found = {}
-    for name, text in options.items():
-        if text != "default":
-            try:
-                found[name] = ast.literal_eval(text) if isinstance(text, str) else text
-            except (ValueError, SyntaxError):
-                found[name] = text
-    return found
-
-
-def content_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's output depends on: its settings, with what files hold in the place of where they are."""
-    found = dict(settings[stage])
-    if stage == "screen":
-        found["packs"] = [locales.load(name).sha256 for name in found["packs"]]
-        found["language_model"] = _digests(found["language_model"])
-        lists = [found["rules"].get(name, {}) for name in ("url", "wordlist")]
-        found["lists"] = [_digests(path) for given in lists for path in _paths(given)]
-    elif stage == "align":
-        for name in ("safety", "perplexity"):
-            found[name] = {**found[name], "path": _digests(found[name].get("path", ""))}
-        rewriter = found["rewriter"]
-        if rewriter:
-            kept = {name: rewriter[name] for name in ("backend", "max_tokens")}
-            found["rewriter"] = kept | {
-                "model": _digests(rewriter["model"]),
-                "conduct": conduct.load(rewriter["conduct"]).sha256,
-            }
-    elif stage.startswith("score."):
-        found["path"] = _digests(found["path"])
-    return found
-
-
-def num_levels(scorer_settings: Mapping[str, Any]) -> int:
-    """Levels that a scorer of ours tells apart; 0 where that is not known."""
-    about = pathlib.Path(scorer_settings.get("path", ""), "scorer.json")
-    return len(json.loads(about.read_text("utf-8"))["levels"]) if about.is_file() else 0
-
-
-def _paths(given: Any) -> list[str]:
-    """All texts in nested settings."""
-    if isinstance(given, Mapping):
-        return [path for value in given.values() for path in _paths(value)]
-    if isinstance(given, (list, tuple)):
-        return [path for value in given for path in _paths(value)]
-    return [given] if isinstance(given, str) else []
-
-
-def _digests(path: str) -> list[list[str]] | str:
-    """Names and hashes of a file, or of the files of a folder; the text itself where it is neither."""
-    where = pathlib.Path(path or ".")
-    if not path or not where.exists():
-        return path
-    found = []
-    for name in sorted(f for f in where.rglob("*") if f.is_file()) if where.is_dir() else [where]:
-        with open(name, "rb") as f:
-            found.append([name.name, hashlib.file_digest(f, "sha256").hexdigest()])
-    return found
+ScoreFn = Callable[[Sequence[dict]], list[dict[str, Any]]]
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse what a worker would refuse, before any work is given out."""
-    if settings["ending"] not in (".jsonl", ".jsonl.gz", ".jsonl.zst"):
-        raise InputError(f'compression={settings["ending"]!r}; shards are "zst", "gz" or "" for plain JSONL')
-    align = settings["align"]
-    screening(json.dumps(settings["screen"], sort_keys=True))
-    for name in align["scorers"]:
-        if settings[f"score.{name}"]["kind"] not in ("", "toyweb", *scorers.KINDS):
-            scorer(name, json.dumps(settings[f"score.{name}"], sort_keys=True))  # which says what kinds there are
-        kind, path = settings[f"score.{name}"]["kind"], settings[f"score.{name}"].get("path", "")
-        if kind in ("linear", "fasttext", "embedding", "perplexity", "") and not path:
-            raise InputError(
-                f"scorer {name!r} has no model: give --config.scorers.{name}.path (experiments/scorer.py makes it), "
-                f"or --config.skip=\"('{name}',)\" to go without, which the report will say"
-            )
-    router.check(align["router"]["keep_at"], align["router"]["drop_at"])
-    if align["score"] and align["rewriter"]["backend"] not in BACKENDS:
-        raise InputError(f"rewriter.backend={align['rewriter']['backend']!r} is none of {', '.join(BACKENDS)}")
-    if align["score"]:
-        code = conduct.load(align["rewriter"]["conduct"])
-        if align["rewriter"]["backend"] == "openai":
-            if not align["rewriter"]["model"]:
-                raise InputError(
-                    "there is no model to rewrite: give --config.rewriter.url and --config.rewriter.model of an "
-                    "OpenAI-compatible endpoint, --config.rewriter.backend=flax with the folder of a model trained by "
-                    "experiments/rewriter.py, or --config.rewriter.backend=none (mild texts stay, others go)"
-                )
-            backend(json.dumps(align["rewriter"]), code.sha256)
+    """Refuse what a worker would refuse, before any work begins.
+
+    Args:
+        settings: of all stages, by stage.
+    """
+    filter_settings.check(settings)
+    make_screening(settings["screen"])
+    if settings["align"]["score"] and settings["align"]["rewriter"]["backend"] == "openai":
+        make_backend(settings["align"]["rewriter"])
+
+
+# Rules and duplicates
 
 
 @functools.lru_cache(maxsize=2)
-def screening(settings: str) -> pipeline.Screening:
-    s = json.loads(settings)
+def screening(stage: Stage) -> pipeline.Screening:
+    return make_screening(stage.settings)
+
+
+def make_screening(s: Mapping[str, Any]) -> pipeline.Screening:
+    """Rules, packs and duplicate search of the settings of stage `screen`."""
     packs = {pack.name: pack for pack in map(locales.load, s["packs"])}
-    chosen = s["rules"]
-    rules.validate(s["chain"], chosen, packs)
+    rules.validate(s["chain"], s["rules"], packs)
+    nothing = batch.Batch([], next(iter(packs.values())))
     for name in s["chain"]:
-        _check_values(name, chosen.get(name, {}))
-        rules.RULES[name](batch.Batch([], next(iter(packs.values()))), **chosen.get(name, {}))  # reads its lists
+        knobs = s["rules"].get(name, {})
+        filter_settings.check_knobs(name, knobs)
+        rules.RULES[name](nothing, **knobs)  # reads the rule's lists, so that a missing one is refused now
     dedup = dict(s["dedup"])
-    exact, near = dedup.pop("exact"), dedup.pop("minhash")
+    has_exact, has_near = dedup.pop("exact"), dedup.pop("minhash")
     return pipeline.Screening(
         chain=tuple(s["chain"]),
-        settings=chosen,
+        settings=s["rules"],
         packs=packs,
         language_fn=_identifier(s, packs),
-        minhash=minhash.Settings(**dedup) if near else None,
-        exact=exact,
+        minhash=minhash.Settings(**dedup) if has_near else None,
+        exact=has_exact,
     )
 
 
 def _identifier(s: Mapping[str, Any], packs: Mapping[str, locales.Pack]) -> Callable | None:
-    """What tells documents apart by language; nothing where one pack serves all and no rule asks."""
+    """Identifies the language of texts; None where one pack serves all and no rule needs to know."""
     if "language" not in s["chain"] and len(packs) == 1:
         return None
     if s["language_model"]:
@@ -238,93 +75,85 @@ def _identifier(s: Mapping[str, Any], packs: Mapping[str, locales.Pack]) -> Call
     return functools.partial(language.identify, packs=packs)
 
 
-def num_bands(settings: Mapping[str, Any]) -> dict[str, int]:
-    """{kind of key: bands of it}: ids always, texts and near-duplicates as the config says."""
-    dedup = settings["screen"]["dedup"]
-    found = {"id": 1}
-    if dedup["exact"]:
-        found["exact"] = 1
-    if dedup["minhash"]:
-        found["minhash"] = dedup["num_buckets"]
-    return found
+# Scorers
 
 
-def in_languages(
-    score_fn: Callable[[Sequence[dict]], list[dict[str, float]]], name: str, languages: str
-) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
-    """A scorer that is asked about documents in these languages alone; others have NAME.other_language and no score."""
-    known = {part.strip() for part in languages.split(",")}
-
-    def score(documents: Sequence[dict]) -> list[dict[str, float]]:
-        is_known = [found in known for found, _ in language.identify([d["text"] for d in documents])]
-        asked = [document for document, take in zip(documents, is_known, strict=True) if take]
-        rows = iter(score_fn(asked) if asked else [])
-        return [next(rows) if take else {f"{name}.other_language": 1.0} for take in is_known]
-
-    return score
-
-
-def scorer(name: str, settings: str, *, with_chunks: bool = False) -> Callable[[Sequence[dict]], list[dict[str, Any]]]:
-    """Scores by name; `with_chunks`: and NAME.chunks of a scorer that has them, see `scorers`."""
-    score_fn, s = _scorer(name, settings), json.loads(settings)
+def scorer(name: str, stage: Stage, *, with_chunks: bool = False) -> ScoreFn:
+    """The scorer of a stage `score.NAME`; `with_chunks` adds NAME.chunks where its kind has them, see `scorers`."""
+    score_fn = _scorer(name, stage)
     if with_chunks:
-        score_fn = getattr(score_fn, "with_chunks", score_fn)
-    is_asked_all = s["kind"] == "toyweb" or not s.get("languages")
-    return score_fn if is_asked_all else in_languages(score_fn, name, s["languages"])
+        score_fn = getattr(score_fn, "with_chunks", score_fn)  # kinds that score a text as a whole have none
+    languages = stage.settings["languages"]
+    return in_languages(score_fn, name, languages) if languages else score_fn
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(name: str, settings: str) -> Callable[[Sequence[dict]], list[dict[str, float]]]:
-    s = json.loads(settings)
-    if s["kind"] == "toyweb":
-        return lambda documents: [{f"{name}.level": float(toyweb.severity(d["text"]))} for d in documents]
-    options = {"name": name}
+def _scorer(name: str, stage: Stage) -> ScoreFn:
+    s, options = stage.settings, {}
     if s["kind"] == "fasttext" and s["label"]:
         options["label"] = s["label"]
     elif s["kind"] == "perplexity":
-        from data.tokens import tokenizer  # a worker without a language model starts without it
+        from data.tokens import tokenizer  # imported here: workers without a language model start without it
 
         tok = tokenizer.load(s["path"].removeprefix("hf:"))
         options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
     elif s["kind"] == "judge":
         options["complete"] = backends.openai(s["url"], s["model"])
-    return scorers.load(s["kind"], s["path"], **options)
+    return scorers.load(s["kind"], s["path"], name=name, **options)
 
 
-@functools.lru_cache(maxsize=1)
-def aligning(settings: str, outputs: str, number: int) -> pipeline.Aligning:
-    """What slice `number` is aligned with; its answers are kept in a cache of its own, out of the way of others."""
-    s = json.loads(settings)
-    score, chosen = s["score"], s["rewriter"]
-    bounds = {f"{name}.score": tuple(of.get(k) for k in ("min_score", "max_score")) for name, of in s["bounds"].items()}
-    if not score:
+def in_languages(score_fn: ScoreFn, name: str, languages: str) -> ScoreFn:
+    """A scorer of documents in some languages, such as "en,ar"; the others get NAME.other_language and no score."""
+    known = {part.strip() for part in languages.split(",")}
+
+    def score(documents: Sequence[dict]) -> list[dict[str, Any]]:
+        is_known = [one in known for one, _ in language.identify([d["text"] for d in documents])]
+        scored = [document for document, take in zip(documents, is_known, strict=True) if take]
+        rows = iter(score_fn(scored) if scored else [])
+        return [next(rows) if take else {f"{name}.other_language": 1.0} for take in is_known]
+
+    return score
+
+
+# Routing and rewriting
+
+
+def aligning(align: Stage, scoring: Mapping[str, Stage], answers: pathlib.Path) -> pipeline.Aligning:
+    """How documents are routed, rewritten and gated.
+
+    Args:
+        scoring: stages of the scorers by name, which the gates measure with.
+        answers: file in which the rewriter's answers are cached; a slice has one of its own.
+    """
+    s = align.settings
+    bounds = {f"{name}.score": (b.get("min_score"), b.get("max_score")) for name, b in s["bounds"].items()}
+    if not s["score"]:
         return pipeline.Aligning(bounds=bounds)
-    code = conduct.load(chosen["conduct"])
-    name = score.split(".")[0]
-    safety = scorer(name, json.dumps(s["safety"], sort_keys=True))
-    measures = {
-        "safety": lambda texts: [found.get(score) for found in safety([{"text": text} for text in texts])],
-        "language": language.identify,
-    }
-    if s["perplexity"]:
-        kind = s["gates"]["perplexity"]
-        fluency = scorer(kind.split(".")[0], json.dumps(s["perplexity"], sort_keys=True))
-        measures["perplexity"] = lambda texts: [found.get(kind) for found in fluency([{"text": t} for t in texts])]
-    rewrite = asked = None
-    if chosen["backend"] != "none":
-        path = pathlib.Path(outputs, "stages/answers", f"{number:05d}.jsonl")
-        asked = backend(json.dumps(chosen), code.sha256)
-        rewrite = functools.partial(_rewrite, asked, code, cache.Cache(path), chosen["max_tokens"])
+    gates: dict[str, Any] = {"language": language.identify, "safety": _measure(s["score"], scoring)}
+    if s["gates"]["perplexity"]:
+        gates["perplexity"] = _measure(s["gates"]["perplexity"], scoring)
+    code = conduct.load(s["rewriter"]["conduct"])
+    model, rewrite = None, None
+    if s["rewriter"]["backend"] != "none":
+        model = backend(align)
+        rewrite = functools.partial(_rewrite, model, code, cache.Cache(answers), s["rewriter"]["max_tokens"])
     return pipeline.Aligning(
-        score=score,
+        score=s["score"],
         bounds=bounds,
         rewrite=rewrite,
-        gates=measures,
-        worker_id=f"{chosen['backend']}:{asked.name if asked else ''}",
+        gates=gates,
+        worker_id=f"{s['rewriter']['backend']}:{model.name if model else ''}",
         prompt_version=f"{code.name} {code.version} {code.sha256[:16]}",
         seed=s["seed"],
         **s["router"],
     )
+
+
+def _measure(score: str, scoring: Mapping[str, Stage]) -> Callable[[Sequence[str]], list[float | None]]:
+    """One score, such as "safety.level", of texts."""
+    name = score.split(".")[0]
+    score_fn = scorer(name, scoring[name])
+    return lambda texts: [row.get(score) for row in score_fn([{"text": text} for text in texts])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,39 +161,55 @@ class Backend:
     """What rewrites, how it counts tokens, and its name in the cache's keys and the decisions."""
 
     complete: backends.Complete
-    count_tokens: Callable[[str], int] = rewrite.count_tokens
-    name: str = ""
+    name: str
+    count_tokens: Callable[[str], int] = rewriting.count_tokens
 
 
-def _rewrite(asked: Backend, code, kept, max_tokens: int, documents: Sequence[dict], kind: str) -> list[str | None]:
-    options = {"kind": kind, "max_tokens": max_tokens, "model": asked.name, "count_tokens": asked.count_tokens}
+def _rewrite(
+    model: Backend, code: conduct.Conduct, answers: cache.Cache, max_tokens: int, documents: Sequence[dict], kind: str
+) -> list[str | None]:
+    options = {"kind": kind, "max_tokens": max_tokens, "model": model.name, "count_tokens": model.count_tokens}
     try:
-        return rewrite.rewrite(documents, asked.complete, code, kept, **options)
+        return rewriting.rewrite(documents, model.complete, code, answers, **options)
     except backends.Down as e:
         raise errors.Stopped(f"the rewriter is down: {e}; its answers so far are kept") from e
 
 
 @functools.lru_cache(maxsize=1)
-def backend(settings: str, conduct_sha256: str) -> Backend:
-    s = json.loads(settings)
-    if s["backend"] == "openai":
-        options = {"concurrency": s["concurrency"], "retries": s["retries"], "timeout_seconds": s["timeout_seconds"]}
-        return Backend(backends.openai(s["url"], s["model"], api_key_env=s["api_key_env"], **options), name=s["model"])
-    if s["backend"] == "flax":
-        from experiments.filtering import worker  # imports JAX
-
-        found = worker.load(s["model"])
-        if found.conduct_sha256 not in ("", conduct_sha256):
-            raise InputError(
-                f"rewriter {s['model']} was trained under another code of conduct (sha256 {found.conduct_sha256[:16]}) "
-                f"than {s['conduct']!r} ({conduct_sha256[:16]}); choose that pack, or train it anew"
-            )
-        return Backend(found.complete, found.count_tokens, found.name)
-    return Backend(rewrite.echo(_without_harm if s["backend"] == "toyweb" else str), name=s["backend"])
+def backend(align: Stage) -> Backend:
+    return make_backend(align.settings["rewriter"])
 
 
-def _without_harm(text: str) -> str:
-    """A toy document without the sentences that hold its planted harm."""
-    spans = toyweb.harmful_spans(text)
-    is_harmful = lambda found: any(found.start() < stop and start < found.end() for start, stop in spans)  # noqa: E731
-    return _SENTENCE.sub(lambda found: "" if is_harmful(found) else found[0], text)
+def make_backend(s: Mapping[str, Any]) -> Backend:
+    """The backend of the config's group `rewriter`."""
+    return _MAKERS[s["backend"]](s)
+
+
+def _openai(s: Mapping[str, Any]) -> Backend:
+    options = {key: s[key] for key in ("api_key_env", "concurrency", "retries", "timeout_seconds")}
+    return Backend(backends.openai(s["url"], s["model"], **options), s["model"])
+
+
+def _flax(s: Mapping[str, Any]) -> Backend:
+    from experiments.filtering import worker  # imports JAX, which a worker that applies rules never loads
+
+    model, code = worker.load(s["model"]), conduct.load(s["conduct"])
+    if model.conduct_sha256 not in ("", code.sha256):
+        raise InputError(
+            f"rewriter {s['model']} was trained under another code of conduct (sha256 {model.conduct_sha256[:16]}) "
+            f"than {s['conduct']!r} ({code.sha256[:16]}); choose that pack, or train it anew"
+        )
+    return Backend(model.complete, model.name, model.count_tokens)
+
+
+def _cut(s: Mapping[str, Any]) -> Backend:
+    """Removes the sentences that match patterns; no model."""
+    harm = patterns.read(s["model"])
+    return Backend(rewriting.echo(lambda text: patterns.without(text, harm)), pathlib.Path(s["model"]).name)
+
+
+def _echo(s: Mapping[str, Any]) -> Backend:
+    return Backend(rewriting.echo(), s["backend"])
+
+
+_MAKERS = {"openai": _openai, "flax": _flax, "cut": _cut, "echo": _echo}

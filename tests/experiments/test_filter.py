@@ -276,7 +276,12 @@ REFUSED = {
     "an unknown pack": (dict(packs="('en','xx')"), "xx"),
     "an unknown rule": (dict(chain="('gopher',)"), "gopher_quality"),
     "a wrong literal": (dict(rules__gopher_quality__min_words="many"), "min_words"),
-    "a scorer without a path": (dict(scorers__safety__kind="linear"), "skip"),
+    "a scorer without a path": (dict(scorers__safety__path=""), "skip"),
+    "a toy scorer of a kind that the toy has not": (dict(scorers__safety__kind="embedding"), "linear or patterns"),
+    "no workers": (dict(workers=0), "None takes a core each"),
+    "a Bloom filter of no lines": (dict(paragraphs__capacity=0), "None leaves repeated lines in"),
+    "an old spelling of an unset knob": (dict(rules__c4__min_sentences="default"), "leave it out"),
+    "an unknown rewriter of patterns": (dict(rewriter__model="nowhere.json"), "nowhere.json"),
     "an unknown scorer": (dict(scorers__safety__kind="oracle"), "oracle"),
     "an unknown backend": (dict(rewriter__backend="magic"), "magic"),
     "an unknown code of conduct": (dict(rewriter__conduct="nobody"), "nobody"),
@@ -392,7 +397,7 @@ def test_stages_done_again_with_another_compression_leave_each_document_once(tmp
 @pytest.mark.parametrize("score", ["safety", "safety.score", "foo.level", ""])
 def test_a_score_that_no_scorer_gives_is_refused(raw, tmp_path, score):
     ended = start(tmp_path / "run", raw[0], router__score=score)  # the toy's scorer gives levels alone
-    assert ended.code == 2 and f"router.score={score!r} is no score" in ended.err and "safety.level" in ended.err
+    assert ended.code == 2 and f"router.score={score!r} is not one of" in ended.err and "safety.level" in ended.err
 
 
 def test_a_file_that_breaks_off_is_named_at_the_top_however_many_others_there_are(tmp_path):

@@ -1,0 +1,113 @@
+"""The toy web as data on disk, made before a run of the filter begins: its pages, the harm in them, a safety scorer.
+
+A config that names NAME where a path belongs asks for it. After `prepare` the run is like any other: JSONL files, a
+scorer's folder or file, a rewriter's file of patterns, and a file that says what was planted.
+"""
+
+import functools
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from alignment import files
+from alignment.errors import InputError
+from alignment.filtering.scores import chunks, fitting, heads, linear, ngrams
+from alignment.train import optimizer, sharding
+from data import loader
+from data.toys import toyweb
+
+NAME = "synthetic:toyweb"
+ASKED = {  # what a filter should do with what the toy web plants, in the words of planted.TREATMENTS
+    "clean": "kept",
+    "pii": "kept",
+    "unsafe": "rewritten or dropped for harm",
+    "unfair": "rewritten or dropped for harm",
+    "duplicate": "dropped as a duplicate",
+    "wrong_language": "dropped for its language",
+    "spam": "dropped by another rule",
+    "boilerplate": "dropped by another rule",
+    "short": "dropped by another rule",
+}
+LEVELS = ("0", "1", "2", "3", "4", "5")
+FEATURES = {"words": (1, 2), "characters": (3, 4), "buckets": 1 << 16}
+BATCH, PIECE = 256, 24  # pieces a step; words of a piece
+
+
+def prepare(c: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with paths of files below `folder` in the place of NAME; they are made where they are not there yet.
+
+    Raises:
+        InputError: a scorer of a kind that the toy has no model for.
+    """
+    c = c.copy_and_resolve_references()
+    if c.inputs == NAME:
+        c.inputs, c.planted = str(folder / "toyweb"), str(folder / "planted.jsonl")
+        if not pathlib.Path(c.planted).exists():
+            write_web(folder, num=c.toyweb.num, shards=c.toyweb.shards, seed=c.seed)
+    for name, scorer in c.scorers.items():
+        if scorer.path == NAME and scorer.kind == "linear":
+            scorer.path = str(folder / "scorer/export")
+            if not pathlib.Path(scorer.path, "scorer.json").exists():
+                options = dict(seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
+                train_scorer(folder / "scorer", scorer.path, **options)
+        elif scorer.path == NAME and scorer.kind == "patterns":
+            scorer.path = write_patterns(folder)
+        elif scorer.path == NAME:
+            raise InputError(
+                f"scorers.{name}.kind={scorer.kind!r}: the toy web has a scorer of kind linear or patterns"
+            )
+    if c.rewriter.model == NAME:
+        c.rewriter.model = write_patterns(folder)
+    return c
+
+
+def write_web(folder: pathlib.Path, *, num: int, shards: int, seed: int) -> None:
+    """The pages as JSONL files in toyweb/, and planted.jsonl, written last: {"id", "planted", "asked"} of each page."""
+    documents = toyweb.documents(num, seed=seed)
+    toyweb.write(folder / "toyweb", documents, shards=shards)
+    kinds = {document["id"]: document["metadata"]["planted"] for document in documents}
+    rows = [{"id": id, "planted": kind, "asked": ASKED[kind]} for id, kind in kinds.items()]
+    files.write_rows(folder / "planted.jsonl", sorted(rows, key=lambda row: list(ASKED).index(row["planted"])))
+
+
+def write_patterns(folder: pathlib.Path) -> str:
+    """The path of the patterns of all planted harm, as alignment/filtering/scores/patterns.py reads them."""
+    path = folder / "harm.json"
+    files.write_json(path, toyweb.patterns())
+    return str(path)
+
+
+def train_scorer(workdir: pathlib.Path, path: str, *, seed: int, num: int, steps: int) -> None:
+    """Train a safety scorer on `num` other toy pages and write it to `path`; resumes like every run of `loop.fit`.
+
+    It is as experiments/scorer.py trains one on real text; what that leaves in export/scorer goes in its place.
+    """
+    documents = toyweb.documents(num, seed=seed)
+    pieces, _ = chunks.of_texts([document["text"] for document in documents], PIECE)  # cut as the scorer cuts a page
+    levels_N = np.array([toyweb.severity(piece) for piece in pieces])
+    features = ngrams.settings(FEATURES)
+    about = heads.About("linear", "safety", "softmax", LEVELS, FEATURES, piece=PIECE)
+    weights_N = np.where(levels_N > 0, 10.0, 1.0)  # harmful pieces are few
+    width = linear.width(pieces, features, piece=PIECE)
+    make = linear.batch_fn(pieces, levels_N, weights_N, chosen=features, width=width, piece=PIECE)
+    mesh = sharding.make_mesh()
+    batches_fn = functools.partial(loader.build, make, batch_size=BATCH, seed=seed, **sharding.row_share(mesh))
+    tensors, _ = fitting.fit(
+        about,
+        batches_fn(num_examples=len(pieces)),
+        batches_fn(num_examples=min(512, len(pieces)), endless=False),
+        mesh,
+        workdir,
+        tx=optimizer.adamw(peak_lr=0.05, warmup_steps=10, total_steps=steps, schedule="cosine"),
+        num_inputs=features.buckets,
+        seed=seed,
+        steps=steps,
+        batch_size=BATCH,
+        log_every=20,
+        eval_every=steps,
+        save_every=steps,
+        keep=1,
+        sinks=(),
+    )
+    heads.save(path, about, tensors)
