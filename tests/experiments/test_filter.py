@@ -23,8 +23,8 @@ from alignment.filtering.scores import heads, ngrams
 from data.corpus import shards
 from data.toys import toyweb
 from experiments import filter as experiment
-from experiments import run as launcher
 from experiments.filtering import stages as filter_stages
+from experiments.launch import config as launch_config
 from tests.experiments.conftest import ROOT, launch
 
 NUM = 160
@@ -533,4 +533,5 @@ def test_the_exit_code_of_an_experiment_is_the_launchers(tmp_path):
     code, why = experiment.exit_code({"bad_share": 0.002, "max_bad": 0.001, "bad_records": 2})
     assert code == 3 and "2 records (0.2 %)" in why and "errors/" in why
     assert experiment.exit_code({"bad_share": 0.001, "max_bad": 0.001}) == experiment.exit_code({}) == (0, "")
-    assert launcher.verdict(experiment, {"bad_share": 1.0, "max_bad": 0.1}) == 3
+    verdict = launch_config.Experiment(experiment, "filter", "").verdict({"bad_share": 1.0, "max_bad": 0.1})
+    assert verdict == experiment.exit_code({"bad_share": 1.0, "max_bad": 0.1}) and verdict[0] == 3
