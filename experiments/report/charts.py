@@ -34,17 +34,17 @@ def downsample(points: Series, most: int = MAX_POINTS) -> Series:
     if len(points) <= most:
         return points
     inner, buckets = points[1:-1], max(1, (most - 2) // 2)
-    kept = [points[0]]
+    chosen = [points[0]]
     for b in range(buckets):
         stretch = inner[b * len(inner) // buckets : (b + 1) * len(inner) // buckets]
         if stretch:
             ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
-            kept += sorted(ends)
-    return [*kept, points[-1]]
+            chosen += sorted(ends)
+    return [*chosen, points[-1]]
 
 
 def series(rows: Iterable[Mapping]) -> dict[str, Series]:
-    """Rows of metrics.jsonl as one curve a name; without what is no finite number, and rows without a step."""
+    """Rows of metrics.jsonl as one curve a name; without values that are not finite, and without rows that have no step."""
     curves: dict[str, Series] = {}
     for row in rows:
         if not isinstance(row.get("step"), (int, float)):

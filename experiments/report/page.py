@@ -30,14 +30,14 @@ def build(workdir: str | os.PathLike) -> str:
     environment = optional_json(folder / "environment.json") or {}
     numbers = optional_json(folder / "summary.json") or {}
     sentence, own = about(folder)
-    found = [("", sections(folder, own)), *((phase.name, sections(phase, own)) for phase in phases(folder))]
+    by_phase = [("", sections(folder, own)), *((phase.name, sections(phase, own)) for phase in phases(folder))]
     parts = [
         f'<p class="headline">{escape(sentence or headline(folder, numbers, own))}</p>',
         links(folder),
         summary(numbers, own),
         findings(folder / "findings.txt"),
     ]
-    for phase, inner in found:
+    for phase, inner in by_phase:
         parts += [f"<h2>Phase: {escape(phase)}</h2>" if phase and inner else "", *inner]
     parts += [folded("Config", workdirs.flatten(optional_json(folder / "config.json") or {}))]
     parts += [folded("Environment", environment)]
@@ -106,16 +106,17 @@ def phases(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def summary(numbers: Mapping[str, Any], own: Own) -> str:
     """The run's own numbers, each with what it means; what people look for first comes first."""
-    items = []
+    items, before = [], ""
     for name, value in sorted(numbers.items(), key=lambda item: charts.rank(item[0])):
         why = meanings.clause(name, own)
-        small = f"<small>{escape(why)}</small>" if why else ""
+        small = f"<small>{escape(why)}</small>" if why and why != before else ""  # said once for a row of alike numbers
+        before = why
         items.append(f"<dt>{explained(name)}{small}</dt><dd>{escape(number(value))}</dd>")
     if not items:
         return ""
-    shown, rest = items[:MOST_FACTS], items[MOST_FACTS:]
+    first, rest = items[:MOST_FACTS], items[MOST_FACTS:]
     fold = f"<details><summary>{len(rest)} more numbers</summary>{_facts(rest)}</details>" if rest else ""
-    return f'<h2>Numbers</h2><div class="card">{_facts(shown)}{fold}</div>'
+    return f'<h2>Numbers</h2><div class="card">{_facts(first)}{fold}</div>'
 
 
 def _facts(items: list[str]) -> str:

@@ -70,13 +70,19 @@ def matrix(
     columns: str = "predicted class",
     label: str = "",
 ) -> None:
-    """A square of numbers by colour, with the numbers written in where there is room for them."""
+    """A square of numbers by colour; up to 12 rows, the numbers are written in.
+
+    Args:
+        names: of the rows, and of the columns.
+        caption: under the picture.
+        label: of the colour scale.
+    """
     num = len(names)
     side = np.clip(0.34 * num + 1.6, 3.2, 11)
     figure = Figure(figsize=(side + 0.6, side), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(values_CC, cmap="Blues", vmin=min(0.0, float(np.nanmin(values_CC))))
-    figure.colorbar(shown, ax=axes, shrink=0.8, label=label)
+    image = axes.imshow(values_CC, cmap="Blues", vmin=min(0.0, float(np.nanmin(values_CC))))
+    figure.colorbar(image, ax=axes, shrink=0.8, label=label)
     axes.set_xticks(range(num), names, rotation=90, fontsize=7)
     axes.set_yticks(range(num), names, fontsize=7)
     axes.set_xlabel(columns, fontsize=8)
@@ -110,14 +116,14 @@ def boxes(
     axes = figure.add_subplot()
     width = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):
-        found = [(place, _finite(group[kind])) for place, group in enumerate(groups.values()) if kind in group]
-        found = [(place, values) for place, values in found if len(values)]
-        if not found:
+        series = [(place, _finite(group[kind])) for place, group in enumerate(groups.values()) if kind in group]
+        series = [(place, values) for place, values in series if len(values)]
+        if not series:
             continue
         colour = charts.PALETTE[k % len(charts.PALETTE)]
-        drawn = axes.boxplot(
-            [values for _, values in found],
-            positions=[place + (k - (len(kinds) - 1) / 2) * width for place, _ in found],
+        parts = axes.boxplot(
+            [values for _, values in series],
+            positions=[place + (k - (len(kinds) - 1) / 2) * width for place, _ in series],
             widths=0.85 * width,
             whis=(5, 95),
             patch_artist=True,
@@ -125,7 +131,7 @@ def boxes(
             flierprops=dict(marker=".", markersize=2, markeredgecolor=colour),
             medianprops=dict(color="k"),
         )
-        for box in drawn["boxes"]:
+        for box in parts["boxes"]:
             box.set(facecolor=colour, alpha=0.75)
         axes.plot([], [], color=colour, linewidth=6, alpha=0.75, label=kind)
     if chance is not None:
@@ -169,9 +175,9 @@ def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str
         return
     figure = Figure(figsize=(5.6, 0.32 * len(lengths) + 0.9), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    drawn = axes.barh(range(len(lengths)), list(lengths.values()), color="#4c78a8")
-    shown = [f"{int(x):,}" if x == int(x) else f"{x:,.3g}" for x in lengths.values()]
-    axes.bar_label(drawn, shown, padding=3, fontsize=8)
+    bars = axes.barh(range(len(lengths)), list(lengths.values()), color="#4c78a8")
+    labels = [f"{int(x):,}" if x == int(x) else f"{x:,.3g}" for x in lengths.values()]
+    axes.bar_label(bars, labels, padding=3, fontsize=8)
     axes.set_yticks(range(len(lengths)), list(lengths), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(label)
@@ -190,9 +196,9 @@ def histograms(
     """
     figure = Figure(figsize=(4.8, 3.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    for name, found in groups.items():
-        edges = np.linspace(found["low"], found["high"], len(found["counts"]) + 1)
-        axes.stairs(found["counts"], edges, fill=True, alpha=0.45, label=name)
+    for name, histogram in groups.items():
+        edges = np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1)
+        axes.stairs(histogram["counts"], edges, fill=True, alpha=0.45, label=name)
     axes.set_xlabel(label)
     axes.set_ylabel("documents")
     axes.spines[["top", "right"]].set_visible(False)
@@ -205,11 +211,11 @@ def outlined(
     image_YXC: np.ndarray, box: tuple[int, int, int, int], colour: Sequence[int] = (255, 215, 0)
 ) -> np.ndarray:
     """A copy with the frame of (top, bottom, left, right), ends excluded, drawn in."""
-    drawn = np.array(image_YXC)
+    copy_YXC = np.array(image_YXC)
     top, bottom, left, right = box
-    drawn[[top, bottom - 1], left:right] = colour
-    drawn[top:bottom, [left, right - 1]] = colour
-    return drawn
+    copy_YXC[[top, bottom - 1], left:right] = colour
+    copy_YXC[top:bottom, [left, right - 1]] = colour
+    return copy_YXC
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
@@ -223,4 +229,4 @@ def _save(figure: Figure, path: str | pathlib.Path, caption: str) -> None:
         figure.savefig(out, format="png", metadata={"Software": None})
     files.write(path, lambda f: f.write(out.getvalue()))
     if caption:
-        files.write(pathlib.Path(path).with_suffix(".txt"), lambda f: f.write(caption.encode()))
+        files.write_text(pathlib.Path(path).with_suffix(".txt"), caption)

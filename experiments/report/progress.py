@@ -8,13 +8,13 @@ from typing import TextIO
 
 
 class Progress:
-    """Call `advance` as parts of a known whole are done, and `close` at the end.
+    """Call `advance` as parts of a whole of known size are done, and `close` at the end.
 
     Args:
-        label: what is going on, in front.
+        label: what is going on; it comes first in the line.
         total: size of the whole, in any unit, such as bytes.
-        items: what is counted beside it.
-        every_seconds: between two lines where the stream is no terminal.
+        items: name of what is counted beside it.
+        every_seconds: time between two lines where the stream is not a terminal.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Progress:
         self._drawn = -math.inf if self._is_terminal else self._start
 
     def advance(self, size: float, items: float = 0, said: str = "") -> None:
-        """So much more of the whole, with so many items, and a word about how it stands."""
+        """Count `size` more of the whole and `items` more items; `said` is a word about how it stands."""
         self._done += size
         self._items += items
         if self._clock() - self._drawn >= self._every:
@@ -48,7 +48,7 @@ class Progress:
             print(file=self._stream, flush=True)
 
     def erase(self) -> None:
-        """Instead of `close`, where a line of another kind says how it ended."""
+        """Remove the bar; for use instead of `close` where a line of another kind says how it ended."""
         if self._is_terminal:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.launch import sweeps
 from experiments.launch import workdir as workdirs
+from experiments.report import charts, markup, meanings, page
 from tests.experiments.conftest import ROOT, launch
 
 FILES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if "\ndef get_config" in p.read_text(encoding="utf-8")]
@@ -59,10 +60,25 @@ def test_metrics_rise_in_steps_and_the_summary_is_flat_numbers(name, tiny):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_report_is_one_page_that_needs_no_network(name, tiny):
-    page = (tiny(name).workdir / "report.html").read_text(encoding="utf-8")
-    assert "<svg" in page
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page) and "@import" not in page
-    assert not re.search(r"<script[^>]*\ssrc|<link|url\((?!#|data:)", page)
+    text = (tiny(name).workdir / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in text
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text) and "@import" not in text
+    assert not re.search(r"<script[^>]*\ssrc|<link|url\((?!#|data:)", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_report_opens_with_what_the_run_shows_and_every_number_has_a_meaning(name, tiny):
+    workdir = tiny(name).workdir
+    sentence, own = page.about(workdir)
+    assert sentence.endswith(".") and f'<p class="headline">{markup.escape(sentence)}</p>' in (
+        workdir / "report.html"
+    ).read_text(encoding="utf-8")
+    numbers = set(read(workdir / "summary.json"))
+    for path in workdir.rglob("metrics.jsonl"):
+        logged = {key for row in metrics(path.parent) for key in row} - {"step"}
+        numbers |= logged | {charts.quantity(key, logged)[0] for key in logged}
+    explained = {key for key in numbers if meanings.of(key, own) or meanings.of(key.partition("/")[2], own)}
+    assert numbers == explained
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +106,8 @@ def test_every_experiment_knows_its_settings_and_refuses_others_by_naming_them(n
         assert isinstance(config, ml_collections.ConfigDict) and isinstance(config.seed, int)
         json.dumps(workdirs.plain(config), allow_nan=False)
     ended = launch(f"{name}.py:tyni", tmp_path / "run")
-    assert ended.code == 2 and "'tiny'" in ended.err and "'tyni'" in ended.err and not (tmp_path / "run").exists()
+    assert ended.code == 2 and "setting='tyni' is not one of: ''" in ended.err and "tiny" in ended.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
