@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ml_collections
 import numpy as np
@@ -103,7 +103,7 @@ def launch_sweep(
         code = sweeps.run_all(points, folder, rest, say)
     else:
         code = run_once(experiment, changed[first], points[0].workdir(folder), options.distributed, argv)
-    if host.process_index() == 0:
+    if host.process_index() == 0:  # a point that runs alone, as a job of an array, keeps the sweep's page up to date
         sweeps.write_index(every_point, folder, experiment.name)
         if hasattr(experiment.module, "compare"):  # the experiment's own tables over its points
             experiment.module.compare(folder)
@@ -128,6 +128,7 @@ def run_once(
     random.seed(seed)
     np.random.seed(seed % 2**32)
     full_disk.say_once()
+    # The folder belongs to the first process; the others learn of a refused or finished run when it does not meet them.
     if host.process_index() != 0:
         return guarded_run(experiment, config, workdir, None)
     workdirs.make(workdir)
@@ -154,7 +155,7 @@ def guarded_run(
                 record.end(outcome, time.monotonic() - started)
 
     try:
-        if record is not None:
+        if record is not None:  # from here on whatever happens is in environment.json; a kill leaves no outcome there
             record.begin()
         summary = workdirs.numbers(experiment.module.run(config, workdir))
         if record is not None:
@@ -183,8 +184,10 @@ def guarded_run(
         raise
 
 
-def finish(experiment: configs.Experiment, workdir: str, summary: Mapping[str, float | None], end) -> None:
-    """Leave the summary, the page and, last of all, the mark of a finished run."""
+def finish(
+    experiment: configs.Experiment, workdir: str, summary: Mapping[str, float | None], end: Callable[[str], None]
+) -> None:
+    """Leave the summary, the page and, last of all, the mark of a finished run; `end` records the outcome."""
     files.write_json(os.path.join(workdir, "summary.json"), summary)
     experiment.describe(workdir, summary)
     end("done")

@@ -162,7 +162,7 @@ def split_config(argv: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(argv[i])
         i += 1
-    if not target:
+    if not target:  # config_flags cannot be left to read it: it would load the file by itself, a second time
         raise InputError("--config is missing; e.g. --config experiments/dpo.py:laptop (--help says more)")
     return target, rest
 
@@ -231,6 +231,7 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
         for prefix in ("config.", "noconfig."):
             if argument.startswith("-") and key.startswith(prefix):
                 sweeps.require_key(config, key.removeprefix(prefix), argument)
+    # A set of flags of its own: absl's global one would still hold the flags of an earlier call in this process.
     values = flags.FlagValues()
     own = {"flag_values": values}
     flags.DEFINE_string("workdir", "", "", **own)

@@ -147,6 +147,7 @@ def _run(command: list[str], stopped: list[int]) -> int:
         if child is not None:
             child.send_signal(signal.SIGTERM)
 
+    # The handler is in place before the child is: a SIGTERM between the two is kept in `stopped` and passed on below.
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         child = subprocess.Popen(command)

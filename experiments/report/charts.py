@@ -44,7 +44,7 @@ def downsample(points: Series, most: int = MAX_POINTS) -> Series:
 
 
 def series(rows: Iterable[Mapping]) -> dict[str, Series]:
-    """Rows of metrics.jsonl as one curve a name; without values that are not finite, and without rows that have no step."""
+    """One curve for each name of metrics.jsonl; values that are not finite and rows without a step are left out."""
     curves: dict[str, Series] = {}
     for row in rows:
         if not isinstance(row.get("step"), (int, float)):

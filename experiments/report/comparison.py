@@ -140,42 +140,53 @@ def comparison(
         measured: metrics that get a column.
         page_folder: where the page lies, which links are relative to.
     """
-    means = {metric: [x for group in together if (x := group.mean(metric)) is not None] for metric in measured}
-    best: dict[str, float] = {}
-    for metric, values in means.items():
-        sign = meanings.direction(metric, own)
-        if sign and len(set(values)) > 1 and meanings.is_comparable(metric, varied, own):
-            best[metric] = max(values) if sign > 0 else min(values)
+    best = best_values(together, varied, measured, own)
     order = list(together)
     if lead:
         sign = meanings.direction(lead, own)
         order.sort(key=lambda g: (not g.values(lead), -sign * (g.mean(lead) or 0.0)))
-    columns = [[heading(key, [group.settings[key] for group in together]) for key in varied]]
-    columns.append([heading(metric, [0], meanings.clause(metric, own)) for metric in measured])
-    if len(varied) > MANY:
-        columns.reverse()
-    head = [heading("runs", [""]), *columns[0], *columns[1]]
-    body = []
+    settings = [heading(key, [group.settings[key] for group in together]) for key in varied]
+    numbers = [heading(metric, [0], meanings.clause(metric, own)) for metric in measured]
+    lines = [_line(heading("runs", [""]), settings, numbers)]
     for group in order:
         links = " ".join(_link(run, page_folder) for run in group.runs)
-        cells = []
-        for metric in measured:
-            mean, deviation = group.mean(metric), group.deviation(metric)
-            spread = f"± {deviation:.2g}" if deviation is not None else ""
-            cells.append(cell(mean, "best" if mean is not None and mean == best.get(metric) else "", spread))
-        columns = [[_setting(group.settings[key]) for key in varied], cells]
-        if len(varied) > MANY:
-            columns.reverse()
-        body.append(f'<tr><td class="links">{links}</td>{"".join(columns[0] + columns[1])}</tr>')
-    css = "card wide tall" if len(together) > TALL else "card wide"
+        settings = [_setting(group.settings[key]) for key in varied]
+        numbers = [_mean(group, metric, best.get(metric)) for metric in measured]
+        lines.append(_line(f'<td class="links">{links}</td>', settings, numbers))
     notes = [f"Sorted by {lead}." if lead else "In the order of the runs."]
     if any(len(group.runs) > 1 for group in together):
         notes.append("Means over seeds, ± their standard deviation.")
     unmarked = [m for m in measured if meanings.direction(m, own) and not meanings.is_comparable(m, varied, own)]
     if unmarked:
         notes.append(f"No best is marked for {', '.join(unmarked)}: the runs differ in what sets their scale.")
-    rows_html = f"<tr>{''.join(head)}</tr>{''.join(body)}"
-    return f'<div class="{css}"><table>{rows_html}</table></div><p class="sub">{escape(" ".join(notes))}</p>'
+    css = "card wide tall" if len(together) > TALL else "card wide"
+    table_html = f'<div class="{css}"><table>{"".join(lines)}</table></div>'
+    return f'{table_html}<p class="sub">{escape(" ".join(notes))}</p>'
+
+
+def best_values(
+    together: Sequence[Group], varied: Sequence[str], measured: Sequence[str], own: Own
+) -> dict[str, float]:
+    """The best mean of each metric that has a direction, differs between groups, and compares across `varied`."""
+    best = {}
+    for metric in measured:
+        means = {mean for group in together if (mean := group.mean(metric)) is not None}
+        sign = meanings.direction(metric, own)
+        if sign and len(means) > 1 and meanings.is_comparable(metric, varied, own):
+            best[metric] = max(means) if sign > 0 else min(means)
+    return best
+
+
+def _line(first: str, settings: list[str], numbers: list[str]) -> str:
+    """A line of the table; many settings, as of runs of different experiments, would push the numbers out of sight."""
+    cells = numbers + settings if len(settings) > MANY else settings + numbers
+    return f"<tr>{first}{''.join(cells)}</tr>"
+
+
+def _mean(group: Group, metric: str, best: float | None) -> str:
+    mean, deviation = group.mean(metric), group.deviation(metric)
+    spread = f"± {deviation:.2g}" if deviation is not None else ""
+    return cell(mean, "best" if mean is not None and mean == best else "", spread)
 
 
 def _setting(value: Any) -> str:
