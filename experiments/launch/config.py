@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -224,6 +225,17 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     return module
 
 
+def _leaves_unset(config: ml_collections.ConfigDict, argument: str) -> bool:
+    """Whether the argument is `--config.KEY=None` for a value that is None anyway.
+
+    absl would refuse it: a placeholder is parsed by the type of its values, and those parsers take no None.
+    """
+    key, _, value = argument.lstrip("-").partition("=")
+    if value != "None" or not key.startswith("config."):
+        return False
+    return functools.reduce(getattr, key.split(".")[1:], config) is None
+
+
 def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flags.FlagValues:
     """Apply `--config.key=value` to the config in place and return the launcher's own flags."""
     for argument in arguments:
@@ -231,6 +243,7 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
         for prefix in ("config.", "noconfig."):
             if argument.startswith("-") and key.startswith(prefix):
                 sweeps.require_key(config, key.removeprefix(prefix), argument)
+    arguments = [argument for argument in arguments if not _leaves_unset(config, argument)]
     # A set of flags of its own: absl's global one would still hold the flags of an earlier call in this process.
     values = flags.FlagValues()
     own = {"flag_values": values}

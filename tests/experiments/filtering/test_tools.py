@@ -8,6 +8,7 @@ from alignment.filtering.rules import language
 from experiments import filter as experiment
 from experiments.filtering import settings as filter_settings
 from experiments.filtering import tools as filter_tools
+from experiments.launch import config
 from experiments.pages import filter as filter_page
 
 ENGLISH = "The river is the longest of them all, and it has been this way for more than a hundred years."
@@ -52,6 +53,25 @@ def test_an_unset_knob_is_left_to_the_pack_and_a_check_is_switched_off_by_a_word
     c.rules.fineweb.min_punctuated_lines = "default"
     with pytest.raises(InputError, match=r"rules\.fineweb\.min_punctuated_lines='default': leave it out"):
         filter_settings.of(c)
+
+
+def test_what_may_be_unset_takes_none_on_the_command_line():
+    c = experiment.get_config().lock()
+    values = {
+        "workers": 3,
+        "rules.c4.min_sentences": 2,
+        "rules.c4.terminal_punctuation": True,
+        "scorers.safety.min_score": 0.5,
+    }
+    config.parse_flags(
+        c, [f"--config.{name}=None" for name in ("workers", "scorers.safety.min_score", "rules.c4.policy")]
+    )
+    assert c.workers is None and c.scorers.safety.min_score is None and c.rules.c4.policy is None
+    config.parse_flags(c, [f"--config.{name}={value}" for name, value in values.items()])
+    assert (c.workers, c.rules.c4.min_sentences, c.rules.c4.terminal_punctuation) == (3, 2, True)
+    assert c.scorers.safety.min_score == 0.5
+    with pytest.raises(InputError, match="seed=None"):
+        config.parse_flags(c, ["--config.seed=None"])
 
 
 def test_stages_of_one_hash_are_one_to_a_cache_whatever_their_paths():
