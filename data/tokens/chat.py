@@ -1,9 +1,8 @@
-"""Chat templates: messages in, the text a model sees out.
+"""Chat templates: from messages to the text that a model reads, and where the assistant's turns stand in it.
 
-Templates come with checkpoints, so they are strangers' programs. They run in jinja2's immutable sandbox with a budget
-on steps, on the length of any string, and on integers given to functions, so that a hostile one stops with an
-`InputError`. `strftime_now` gives one fixed date unless told otherwise: the same files make the same tokens on every
-day.
+Templates come with checkpoints, so they are programs of strangers. They run in jinja2's immutable sandbox with limits
+on steps, on the length of strings and on integer arguments (template_sandbox.py), so a hostile one ends in an
+`InputError`. `strftime_now` returns one fixed date by default, so that the same files make the same tokens every day.
 """
 
 import datetime
@@ -11,6 +10,7 @@ import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 import jinja2.sandbox
@@ -22,7 +22,7 @@ DATE = datetime.datetime(2024, 7, 26)  # the date Llama 3.1's own template falls
 
 
 def default_template(*, with_bos: bool) -> str:
-    """The plain template of tokenizers that bring none: 'User: ...', a blank line, 'Assistant: ...' and EOS."""
+    """The template of tokenizers without one: 'User: ...', a blank line, 'Assistant: ...' and EOS."""
     bos = "{{ bos_token }}" if with_bos else ""
     return (
         bos + "{% for message in messages %}"
@@ -36,12 +36,12 @@ def default_template(*, with_bos: bool) -> str:
 
 def render(
     template: str,
-    messages: Sequence[Mapping],
+    messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = False,
     tokens: Mapping[str, str] | None = None,
     date: datetime.datetime = DATE,
-    **variables,
+    **variables: Any,
 ) -> str:
     """The conversation as text.
 
@@ -51,10 +51,20 @@ def render(
         add_generation_prompt: end with the opening of an assistant turn.
         tokens: `bos_token`, `eos_token` and so on, as text.
         date: what `strftime_now` formats.
-        **variables: anything else the template reads, such as `tools` or `enable_thinking`.
+        **variables: anything else that the template reads, such as `tools` or `enable_thinking`.
+
+    Raises:
+        InputError: the template has an error, refuses the conversation, or goes beyond a limit.
     """
     template_sandbox.steps.set([template_sandbox.MAX_STEPS])
-    names = {"bos_token": "", "eos_token": "", "tools": None, "documents": None, **(tokens or {}), **variables}
+    names: dict[str, Any] = {
+        "bos_token": "",
+        "eos_token": "",
+        "tools": None,
+        "documents": None,
+        **(tokens or {}),
+        **variables,
+    }
     names["strftime_now"] = lambda pattern: date.strftime(template_sandbox.bounded_format(pattern))
     parts, length = [], 0
     try:
@@ -77,17 +87,22 @@ def render(
         TypeError,
         ValueError,
     ) as e:
-        what = str(e) or type(e).__name__
+        reason = str(e) or type(e).__name__
         roles = [m.get("role") for m in messages]
-        raise InputError(f"the chat template fails on a conversation with roles {roles}: {what}") from e
+        raise InputError(f"the chat template fails on a conversation with roles {roles}: {reason}") from e
     return "".join(parts)
 
 
-def assistant_spans(template: str, messages: Sequence[Mapping], **options) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as text, and the character span of every assistant turn, its end-of-turn mark included.
+def assistant_spans(
+    template: str, messages: Sequence[Mapping[str, Any]], **options: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as text, and the characters [start, end) of every assistant turn with its end-of-turn mark.
 
-    A template with `{% generation %}` says its spans itself. Otherwise turn i starts where the rendering of the turns
-    before it, with a generation prompt, ends; a template without that prefix property is an `InputError`.
+    A template with `{% generation %}` marks its spans itself. Otherwise turn i starts where the rendering of the turns
+    before it, with a generation prompt, ends.
+
+    Raises:
+        InputError: that rendering is not a prefix of the whole conversation's, so the start is unknown.
     """
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         return _marked_spans(template, messages, **options)
@@ -100,23 +115,30 @@ def assistant_spans(template: str, messages: Sequence[Mapping], **options) -> tu
     return text, spans
 
 
-def prefix_of(template: str, messages: Sequence[Mapping], i: int, text: str, **options) -> str:
-    """What the model has read when assistant turn i begins; must open `text`, the whole conversation."""
+def prefix_of(template: str, messages: Sequence[Mapping[str, Any]], i: int, text: str, **options: Any) -> str:
+    """The text before assistant turn i, with the opening of that turn.
+
+    Args:
+        text: the whole conversation, rendered.
+        **options: as for `render`.
+
+    Raises:
+        InputError: the prefix does not begin `text`.
+    """
     prefix = render(template, messages[:i], add_generation_prompt=True, **options)
     if not text.startswith(prefix):
         at = next((k for k, (a, b) in enumerate(zip(prefix, text)) if a != b), min(len(prefix), len(text)))
         raise InputError(
             f"the chat template rewrites earlier text: at character {at} the prompt alone has "
-            f"{prefix[at : at + 40]!r} but "
-            f"the whole conversation has {text[at : at + 40]!r}. Where an answer starts is then unknown; use "
-            f"a template "
-            "whose prompt (with add_generation_prompt) is a prefix of the conversation, or one with {% generation %}"
+            f"{prefix[at : at + 40]!r} but the whole conversation has {text[at : at + 40]!r}. Where an answer starts "
+            "is then unknown; use a template whose prompt (with add_generation_prompt) is a prefix of the "
+            "conversation, or one with {% generation %}"
         )
     return prefix
 
 
 def end_of_turn(template: str, *, tokens: Mapping[str, str] | None = None) -> str:
-    """What the template writes after an assistant's last word, without trailing white space; often '' or a token."""
+    """The text after an assistant's last word, without trailing white space; often '' or a token."""
     return _end_of_turn(template, tuple(sorted((tokens or {}).items())))
 
 
@@ -130,31 +152,37 @@ def _end_of_turn(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
         return ""
 
 
-def _turn_end(template, messages, i, text, start, **options) -> int:
-    upto = render(template, messages[: i + 1], **options).rstrip()
-    if text.startswith(upto) and len(upto) > start:
-        return len(upto)
-    # a template that writes a last turn differently (reasoning blocks): find the words themselves
+def _turn_end(
+    template: str, messages: Sequence[Mapping[str, Any]], i: int, text: str, start: int, **options: Any
+) -> int:
+    until_turn = render(template, messages[: i + 1], **options).rstrip()
+    if text.startswith(until_turn) and len(until_turn) > start:
+        return len(until_turn)
+    # Some templates write the last turn differently from earlier ones (with a reasoning block), so turn i as the last
+    # turn is not what the whole conversation holds. Then look for its words and the mark after them.
     words = str(messages[i].get("content", "")).strip()
     mark = end_of_turn(template, tokens=options.get("tokens"))
     at = text.find(words + mark, start)
     if words and at >= 0 and not text[start:at].strip():
         return at + len(words + mark)
     raise InputError(
-        f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further "
-        f"turns follow. "
-        "Train on the last answer only (turns='last'), or use a template with {% generation %}"
+        f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further turns "
+        "follow. Train on the last answer only (turns='last'), or use a template with {% generation %}"
     )
 
 
-def _marked_spans(template, messages, **options):
-    marks = tuple(f"\x02{secrets.token_hex(12)}\x03" for _ in range(2))
+def _marked_spans(
+    template: str, messages: Sequence[Mapping[str, Any]], **options: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    # The marks are random, so that no message can hold one.
+    marks = (f"\x02{secrets.token_hex(12)}\x03", f"\x02{secrets.token_hex(12)}\x03")
     reset = template_sandbox.marks.set(marks)
     try:
         marked = render(template, messages, **options)
     finally:
         template_sandbox.marks.reset(reset)
-    text, spans = "", []
+    text = ""
+    spans: list[tuple[int, int]] = []
     for k, part in enumerate(re.split("|".join(map(re.escape, marks)), marked)):
         if k % 2:  # between an opening and a closing mark
             spans.append((len(text), len(text) + len(part.rstrip())))

@@ -1,8 +1,9 @@
-"""Files around a tokenizer in a Hugging Face folder: which special tokens, which template, whether BOS comes first."""
+"""The files of a tokenizer in a Hugging Face folder: its special tokens, its template, whether BOS comes first."""
 
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import tokenizers
 
@@ -11,7 +12,7 @@ from data.tokens import encoders
 
 SAVED = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE = "chat_template.jinja"
-GUESSES = {  # names of special tokens where no configuration says them
+GUESSES = {  # the usual names of special tokens, for files without a configuration
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>"),
     "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|eos|>"),
     "pad_token": ("<pad>", "<|pad|>", "<|padding|>", "[PAD]", "<|finetune_right_pad_id|>"),
@@ -21,30 +22,40 @@ GUESSES = {  # names of special tokens where no configuration says them
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What a folder says about its tokenizer; `content` is what will be saved again, byte for byte."""
+    """A tokenizer's files, read.
+
+    Attributes:
+        content: name to content of the files that are saved again, byte for byte.
+        config: tokenizer_config.json over special_tokens_map.json.
+        generation: generation_config.json.
+        template: the chat template in jinja, None where there is none.
+        guessed: special tokens by their usual names, where no configuration names them.
+        names: all files of the folder, for messages.
+    """
 
     content: dict[str, bytes]
-    config: dict
-    generation: dict
+    config: dict[str, Any]
+    generation: dict[str, Any]
     template: str | None
     guessed: dict[str, str]
-    seen: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def special_tokens(self) -> dict[str, str]:
-        """`bos_token`, `eos_token`, ... as text; a null in the configuration means there is none."""
-        named = {k: v for k, v in self.config.items() if k.endswith("_token") and not isinstance(v, bool)}
-        tokens = {**self.guessed, **{k: _text(v) for k, v in named.items()}}
+        """`bos_token`, `eos_token`, ... as text; a null in the configuration says that there is none."""
+        configured = {k: v for k, v in self.config.items() if k.endswith("_token") and not isinstance(v, bool)}
+        tokens = {**self.guessed, **{k: _text(v) for k, v in configured.items()}}
         return {k: v for k, v in tokens.items() if isinstance(v, str)}
 
-    def chat_template(self) -> str | None:
-        return self.template
-
     def generation_eos(self) -> list[int]:
+        """The ids at which generation_config.json ends a text; it has one, several or none."""
         ids = self.generation.get("eos_token_id")
         return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
-    def adds_bos(self, encoder, bos_id: int) -> bool:
-        """The configuration's word if it has one, then the file's own post-processor, then sentencepiece's custom."""
+    def adds_bos(self, encoder: Any, bos_id: int) -> bool:
+        """Whether BOS comes first: as the configuration says, else as tokenizer.json does it, else yes.
+
+        sentencepiece models say nothing about it, and those of checkpoints without a configuration expect BOS.
+        """
         if isinstance(self.config.get("add_bos_token"), bool):
             return self.config["add_bos_token"]
         if isinstance(encoder, encoders.Json):
@@ -52,10 +63,12 @@ class Files:
         return True
 
     def added_tokens(self) -> dict[int, str]:
+        """Id to text of tokens that the configuration adds to the vocabulary."""
         added = self.config.get("added_tokens_decoder") or {}
-        return {int(i): _text(token) for i, token in added.items()}
+        return {int(i): _text(token) or "" for i, token in added.items()}
 
     def legacy(self) -> bool:
+        """Whether text after a special token gets a space of its own, as transformers once did for Llama."""
         return bool(self.config.get("legacy", False))
 
 
@@ -80,21 +93,25 @@ def locate(spec: str) -> str:
 
 
 def read(folder: pathlib.Path) -> Files:
-    """Everything about the tokenizer that a folder holds."""
-    seen = tuple(p.name for p in folder.iterdir())
-    content = {name: read_bytes(folder / name) for name in SAVED if name in seen}
+    """The tokenizer's files in a folder.
+
+    Raises:
+        InputError: a file cannot be read, or is not the JSON object that its name says.
+    """
+    names = tuple(p.name for p in folder.iterdir())
+    content = {name: read_bytes(folder / name) for name in SAVED if name in names}
     config = {**_json(content, "special_tokens_map.json", folder), **_json(content, "tokenizer_config.json", folder)}
     generation = {}
-    if "generation_config.json" in seen:
+    if "generation_config.json" in names:
         generation = _parse(read_bytes(folder / "generation_config.json"), folder / "generation_config.json")
     template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        named = {t["name"]: t["template"] for t in template}
-        template = named.get("default", next(iter(named.values()), None))
-    if TEMPLATE in seen:
+    if isinstance(template, list):  # several templates, each with a name
+        by_name = {t["name"]: t["template"] for t in template}
+        template = by_name.get("default", next(iter(by_name.values()), None))
+    if TEMPLATE in names:
         content[TEMPLATE] = read_bytes(folder / TEMPLATE)
         template = content[TEMPLATE].decode("utf-8")
-    return Files(content, config, generation, template, _guess_missing(content, config), seen)
+    return Files(content, config, generation, template, _guess_missing(content), names)
 
 
 def for_bytes() -> Files:
@@ -113,15 +130,15 @@ def for_bytes() -> Files:
     return Files(content, {**tokens, "add_bos_token": True}, {}, None, {})
 
 
-def for_bare_file(encoder, suffix: str, content: bytes) -> Files:
-    """A tokenizer.json or a .model alone: special tokens are known by their usual names."""
-    tokens = {}
-    for key, names in GUESSES.items():
-        found = next((name for name in names if name in encoder.special_tokens), None)
-        tokens |= {key: found} if found else {}
+def for_bare_file(encoder: Any, suffix: str, content: bytes) -> Files:
+    """The files of a tokenizer.json or a .model that lies alone: special tokens go by their usual names."""
+    tokens: dict[str, str] = {}
+    for key, usual_names in GUESSES.items():
+        name = next((name for name in usual_names if name in encoder.special_tokens), None)
+        tokens |= {key: name} if name else {}
     if suffix == ".json":
         return Files({"tokenizer.json": content, "tokenizer_config.json": _config(tokens)}, tokens, {}, None, {})
-    processor = encoder.processor
+    processor = encoder.processor  # a sentencepiece model says its ids itself, -1 for none
     for key, i in {
         "bos_token": processor.bos_id(),
         "eos_token": processor.eos_id(),
@@ -134,14 +151,15 @@ def for_bare_file(encoder, suffix: str, content: bytes) -> Files:
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
+    """The content of a file; an `InputError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
 
 
-def _guess_missing(content, config) -> dict[str, str]:
-    """Without a tokenizer_config.json, the usual names that the vocabulary has."""
+def _guess_missing(content: dict[str, bytes]) -> dict[str, str]:
+    """The usual names of special tokens that the vocabulary has; {} where a configuration names them."""
     if "tokenizer_config.json" in content or "special_tokens_map.json" in content:
         return {}
     if "tokenizer.json" in content:
@@ -152,16 +170,16 @@ def _guess_missing(content, config) -> dict[str, str]:
     return {}
 
 
-def _config(values: dict) -> bytes:
+def _config(values: dict[str, Any]) -> bytes:
     base = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return json.dumps({**base, **values}, indent=2, ensure_ascii=False).encode()
 
 
-def _json(content: dict[str, bytes], name: str, folder: pathlib.Path) -> dict:
+def _json(content: dict[str, bytes], name: str, folder: pathlib.Path) -> dict[str, Any]:
     return _parse(content[name], folder / name) if name in content else {}
 
 
-def _parse(content: bytes, path: pathlib.Path) -> dict:
+def _parse(content: bytes, path: pathlib.Path) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except ValueError as e:
@@ -171,7 +189,7 @@ def _parse(content: bytes, path: pathlib.Path) -> dict:
     return value
 
 
-def _text(token) -> str | None:
+def _text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 

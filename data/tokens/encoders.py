@@ -1,7 +1,8 @@
 """Strings to token ids by each kind of tokenizer: bytes, a tokenizer.json, a sentencepiece model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -31,7 +32,7 @@ class Bytes:
 
 
 class Json:
-    """A Hugging Face tokenizer.json, through the tokenizers library."""
+    """A Hugging Face tokenizer.json, read by the tokenizers library."""
 
     def __init__(self, content: bytes, where: str, added: dict[int, str] | None = None):
         try:
@@ -51,7 +52,8 @@ class Json:
                     raise InputError(
                         f"{where}: token {token!r} has id {tokenizer.token_to_id(token)}, its config says {i}"
                     )
-        plain.post_processor = tokenizers.processors.Sequence([])  # some trim offsets, and BOS is ours to add
+        # Without its post-processor, since some trim the offsets, and answers.py and text.py add BOS themselves.
+        plain.post_processor = tokenizers.processors.Sequence([])
         self.tokenizer = plain
         self.num_ids = max(plain.get_vocab(with_added_tokens=True).values()) + 1
         added_tokens = plain.get_added_tokens_decoder()
@@ -63,7 +65,7 @@ class Json:
 
     @property
     def first_ids(self) -> list[int]:
-        """What its own post-processor makes of one letter."""
+        """The ids of one letter with the file's own post-processor, which may put BOS first."""
         return self.full.encode("a").ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
@@ -79,9 +81,9 @@ class SentencePiece:
     def __init__(self, content: bytes, where: str, added: dict[int, str] | None = None, legacy: bool = False):
         self.is_legacy = legacy
         self.processor = _processor(content, where)
-        # A second ModelProto.normalizer_spec at the end merges into the first: add_dummy_prefix (field 3) = false.
-        # Text after a special token gets no extra space, as in transformers with legacy=false; in models that fold
-        # spaces it does, as at the beginning.
+        # `inner` encodes text after a special token. It puts no extra space before it, as in transformers with
+        # legacy=false; in models that fold spaces it does, as at the beginning of a text. The bytes appended here are
+        # a second ModelProto.normalizer_spec, which protobuf merges into the first: add_dummy_prefix (field 3) = false.
         folds = self.processor.encode("a  b") == self.processor.encode("a b")
         self.inner = self.processor if legacy or folds else _processor(content + b"\x1a\x02\x18\x00", where)
         size = self.processor.vocab_size()
@@ -112,12 +114,13 @@ class SentencePiece:
         return ids, [(start + a, start + b) for a, b in offsets]
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        parts, run = [], []
+        parts: list[str] = []
+        run: list[int] = []  # ids between two special tokens
         for i in [*ids, -1]:
             if 0 <= i < self.size and i not in self.special_ids:
                 run.append(i)
                 continue
-            if run:  # only the first run had the extra space put before it
+            if run:  # only the first run begins with the extra space, which decoding takes off
                 parts.append((self.processor if not parts else self.inner).decode(run))
                 run = []
             if i >= 0:
@@ -132,14 +135,14 @@ def _processor(content: bytes, where: str) -> sentencepiece.SentencePieceProcess
         raise InputError(f"{where} is not a sentencepiece model: {e}") from e
 
 
-def _pieces(processor, text: str) -> Encoded:
-    """Ids and character offsets under the sentencepiece before and after 0.2.2, which renamed the call."""
+def _pieces(processor: Any, text: str) -> Encoded:
+    """Ids and character offsets; sentencepiece 0.2.2 renamed the call."""
     try:
-        found = processor.encode(text, return_type="offset_mapping")
-        return list(found["ids"]), [tuple(o) for o in found["offsets"]]
+        mapping = processor.encode(text, return_type="offset_mapping")
+        return list(mapping["ids"]), [tuple(o) for o in mapping["offsets"]]
     except TypeError:
-        found = processor.encode(text, out_type="immutable_proto")
-        return [p.id for p in found.pieces], [(p.begin, p.end) for p in found.pieces]
+        proto = processor.encode(text, out_type="immutable_proto")
+        return [p.id for p in proto.pieces], [(p.begin, p.end) for p in proto.pieces]
 
 
 _BYTE_SPLIT = re.compile("|".join(re.escape(token) for token in BYTE_SPECIALS))
@@ -152,9 +155,20 @@ def _byte_part(text: str, start: int) -> Encoded:
     return list(text.encode("utf-8", errors="replace")), offsets
 
 
-def _encode_parts(text: str, split: re.Pattern, id_of, encode_part) -> Encoded:
-    """Cut at special tokens, encode what is between them."""
-    ids, offsets, at = [], [], 0
+def _encode_parts(
+    text: str,
+    split: re.Pattern[str],
+    id_of: Callable[[str], int | None],
+    encode_part: Callable[[str, int], Encoded],
+) -> Encoded:
+    """Cut a text at its special tokens, and encode the parts between them.
+
+    Args:
+        encode_part: (part, the character where it starts) -> ids and offsets in the whole text.
+    """
+    ids: list[Any] = []
+    offsets: list[tuple[int, int]] = []
+    at = 0
     for match in [*split.finditer(text), None]:
         end = match.start() if match else len(text)
         if end > at:

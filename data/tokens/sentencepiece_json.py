@@ -1,9 +1,11 @@
 """A sentencepiece model written out as a tokenizer.json, so that other libraries split text exactly as we do.
 
-Conversions elsewhere order a BPE model's merges by id and so part ways with sentencepiece on runs of spaces; here the
-merges follow the pieces' scores, as in sentencepiece itself. Still different: a BPE text that begins with a space, and
-unigram texts with unknown letters or long runs of one letter, where several splits have the same score.
+Other converters order a BPE model's merges by id and then split runs of spaces differently from sentencepiece; here
+merges are ordered by the pieces' scores, as in sentencepiece itself. Two differences remain: a BPE text that begins
+with a space, and unigram texts with unknown letters or long runs of one letter, where several splits score the same.
 """
+
+from typing import Any
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
@@ -14,14 +16,19 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ModelProto.SentencePiece.Type
 
 
 def tokenizer_json(content: bytes, *, bos: str | None) -> bytes | None:
-    """The model as tokenizer.json, with BOS put first by its post-processor; None for word and character models."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    """The model as a tokenizer.json; None for word and character models.
+
+    Args:
+        content: of the .model file.
+        bos: the token that the post-processor puts first; None puts none.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]  # made at import
     build = {UNIGRAM: _unigram, BPE: _bpe}.get(proto.trainer_spec.model_type)
     if build is None:
         return None
     out = tokenizers.Tokenizer(build(proto))
     spec = proto.normalizer_spec
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if steps:
@@ -40,16 +47,18 @@ def tokenizer_json(content: bytes, *, bos: str | None) -> bytes | None:
     return out.to_str().encode()
 
 
-def _unigram(proto) -> models.Unigram:
+def _unigram(proto: Any) -> models.Unigram:
     vocab = [(p.piece, p.score) for p in proto.pieces]
     unknown = next(i for i, p in enumerate(proto.pieces) if p.type == UNKNOWN)
     return models.Unigram(vocab, unknown, proto.trainer_spec.byte_fallback)
 
 
-def _bpe(proto) -> models.BPE:
+def _bpe(proto: Any) -> models.BPE:
     vocab = {p.piece: i for i, p in enumerate(proto.pieces)}
     normal = {p.piece: p.score for p in proto.pieces if p.type not in (CONTROL, USER_DEFINED)}
-    merges = []
+    # sentencepiece stores pieces without merges: it joins any two neighbours that make a piece, the best score first.
+    # So every split of a piece into two pieces is a merge.
+    merges: list[tuple[float, int, tuple[str, str]]] = []
     for piece, score in normal.items():
         halves = ((piece[:k], piece[k:]) for k in range(1, len(piece)))
         merges += [(-score, vocab[piece], pair) for pair in halves if pair[0] in normal and pair[1] in normal]

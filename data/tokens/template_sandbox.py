@@ -1,11 +1,17 @@
-"""The sandbox chat templates run in: jinja2's immutable one with a meter on steps, lengths and integer arguments."""
+"""The sandbox in which chat templates run: jinja2's immutable one with limits on steps, lengths and integers.
+
+jinja2's sandbox keeps a template from reaching Python; it does not keep it from running for ever or filling the memory.
+So every loop and call costs a step of a budget, and whatever could build a long value is refused from the sizes of its
+arguments, before it is built. Methods and filters whose growth is not metered are removed.
+"""
 
 import contextvars
 import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -19,49 +25,59 @@ MAX_CHARS = 20_000_000  # of any string a template builds
 MAX_INT = 1_000_000  # in an argument of a filter or a call, and of all widths in a format
 MAX_BITS = 4096  # of a product of integers
 REMOVED = ("pprint", "urlize", "wordwrap", "xmlattr")  # filters no chat template needs, each with growth of its own
-WRITING = ("format", "format_map", "join", "string", "sum", "tojson")  # what writes or joins all that it is given
-steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")  # what is left, in a list of one
-marks: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("marks", default=None)
+WRITING = (
+    "format",
+    "format_map",
+    "join",
+    "string",
+    "sum",
+    "tojson",
+)  # these write out all their arguments
+# Compiled templates are cached and shared, so what belongs to one rendering is in context variables:
+steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")  # the steps left, in a list of one
+marks: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
+    "marks", default=None
+)  # of {% generation %}
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` around what the model writes."""
+    """`{% generation %} ... {% endgeneration %}`, which some templates put around what the model writes."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser):
+    def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_wrap"), [], [], body).set_lineno(line)
 
-    def _wrap(self, caller):
+    def _wrap(self, caller: Any) -> str:
         pair = marks.get()
         return pair[0] + caller() + pair[1] if pair else caller()
 
 
 class _Meter(jinja2.visitor.NodeTransformer):
-    """Rewrites a template so that its loops and its `~` go through the meter."""
+    """Rewrite a template so that its loops and its `~` go through filters of ours, which count and check."""
 
-    def visit_For(self, node):
+    def visit_For(self, node: Any) -> Any:
         self.generic_visit(node)
         node.iter = jinja2.nodes.Filter(node.iter, "_metered", [], [], None, None).set_lineno(node.lineno)
         return node
 
-    def visit_Concat(self, node):
+    def visit_Concat(self, node: Any) -> Any:
         self.generic_visit(node)
         parts = jinja2.nodes.List(node.nodes).set_lineno(node.lineno)
         return jinja2.nodes.Filter(parts, "_concat", [], [], None, None).set_lineno(node.lineno)
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The immutable sandbox with a meter on loops, calls, string lengths and integer arguments."""
+    """The immutable sandbox with a meter on operators and calls."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def _parse(self, source, name, filename):
+    def _parse(self, source: Any, name: Any, filename: Any) -> Any:
         return _Meter().visit(super()._parse(source, name, filename))
 
-    def call_binop(self, context, operator, left, right):
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and (abs(left) > 1000 or abs(right) > 64):
             raise jinja2.sandbox.SecurityError(f"{left!r} ** {right!r} is too large")
         if operator == "*":
@@ -76,17 +92,18 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _bounded_writing("format", left, [right])
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context, obj, *args, **kwargs):
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # names
         _tick()
         _bounded_arguments(args, kwargs)
-        method = getattr(obj, "__wrapped__", obj)  # jinja2 wraps str.format
+        method = getattr(obj, "__wrapped__", obj)  # jinja2 wraps str.format in a function of its own
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
             _bounded_text(getattr(method, "__name__", ""), owner, args, kwargs)
         return _bounded_value(super().call(context, obj, *args, **kwargs))
 
 
-def _tick():
+def _tick() -> None:
+    """Take a step off the budget."""
     budget = steps.get()
     budget[0] -= 1
     if budget[0] < 0:
@@ -94,35 +111,35 @@ def _tick():
 
 
 class _Metered:
-    """An iterable that pays for each item."""
+    """An iterable whose every item costs a step."""
 
-    def __init__(self, items):
+    def __init__(self, items: Any):
         self.items = items
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         for item in self.items:
             _tick()
             yield item
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.items)
 
 
-def _metered(items):
+def _metered(items: Any) -> Any:
     return items if isinstance(items, jinja2.Undefined) else _Metered(items)
 
 
-def _concat(parts):
+def _concat(parts: list[Any]) -> str:
     _bounded(_written(parts))
     return "".join(map(str, parts))
 
 
-def _bounded(length: int):
+def _bounded(length: int) -> None:
     if length > MAX_CHARS:
         raise jinja2.sandbox.SecurityError(f"it builds a value of {length} items; {MAX_CHARS} are allowed")
 
 
-def _bounded_value(value):
+def _bounded_value(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray)):
         raise jinja2.sandbox.SecurityError("it makes bytes, whose methods are not metered")
     if isinstance(value, (str, list, tuple, dict)):
@@ -130,7 +147,7 @@ def _bounded_value(value):
     return value
 
 
-def _written(value) -> int:
+def _written(value: Any) -> int:
     """Characters that writing out a value takes, at least; stops at a value that is too large, however nested."""
     todo, total = [value], 0
     while todo:
@@ -148,29 +165,29 @@ def _written(value) -> int:
     return total
 
 
-def _printed(value):
+def _printed(value: Any) -> Any:
     if isinstance(value, (list, tuple, dict)):
         _written(value)
     return value
 
 
-def _bounded_arguments(args, kwargs):
+def _bounded_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     for value in (*args, *kwargs.values()):
         if isinstance(value, int) and abs(value) > MAX_INT:
             raise jinja2.sandbox.SecurityError(f"it passes {value}; {MAX_INT} is the largest number allowed")
 
 
-def _bounded_replace(text: str, old: str, new: str):
+def _bounded_replace(text: str, old: str, new: str) -> None:
     if len(new) > len(old):
         _bounded(text.count(old) * len(new) + len(text))
 
 
-def _bounded_indent(text: str, width=4, *_, **__):
+def _bounded_indent(text: str, width: Any = 4, *_: Any, **__: Any) -> None:
     _bounded((text.count("\n") + 1) * (len(width) if isinstance(width, str) else width) + len(text))
 
 
-def _bounded_text(name: str, text: str, args, kwargs):
-    """Refuses a method or filter of a string whose result would be too long, before it is built."""
+def _bounded_text(name: str, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a method or filter `name` of a string whose result would be too long, before it is built."""
     if name == "translate":
         raise jinja2.sandbox.SecurityError("it calls translate, which is not metered")
     if name == "replace" and len(args) > 1:
@@ -183,7 +200,8 @@ def _bounded_text(name: str, text: str, args, kwargs):
         _bounded_writing(name, text, [*args, *kwargs.values()])
 
 
-def _bounded_writing(name: str, text: str, values: list):
+def _bounded_writing(name: str, text: str, values: list[Any]) -> None:
+    """Refuse to write or join `values` (with `text` as separator or format) into too long a string."""
     size = _written(values)
     if name == "join":
         _bounded(size + len(text) * sum(len(value) for value in values if hasattr(value, "__len__")))
@@ -193,6 +211,7 @@ def _bounded_writing(name: str, text: str, values: list):
 
 
 def bounded_format(pattern: str) -> str:
+    """The pattern, if no field in it has a width, a nested field or a `*` that could make a long string of it."""
     fields = [pattern] if "%(" in pattern else re.findall(r"%[^a-zA-Z%]*|\{[^}]*", pattern)
     widths = sum(int(number) for field in fields for number in re.findall(r"\d+", field))
     if widths > MAX_INT or re.search(r"\{[^}]*\{|%[^a-zA-Z]*\*", pattern):
@@ -203,27 +222,32 @@ def bounded_format(pattern: str) -> str:
 _CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
 
 
-def _guarded(name: str, filter_fn):
+def _guarded(name: str, filter_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that costs a step and checks its arguments and its result."""
+
     @functools.wraps(filter_fn)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         _tick()
         _bounded_arguments(args, kwargs)
-        if name in WRITING:  # generators are read once, here
-            args = [list(itertools.islice(a, MAX_CHARS)) if isinstance(a, Iterator) else a for a in args]
-        given = [value for value in args if not isinstance(value, _CONTEXTS)]  # some filters are handed jinja's own
-        if name == "join" and given:
-            separator = str(given[1] if len(given) > 1 else kwargs.get("d", ""))
-            _bounded_writing(name, separator, given[:1])
-        elif given and isinstance(given[0], str):
-            _bounded_text(name, given[0], given[1:], kwargs)
+        if name in WRITING:  # measuring a generator would use it up, so make it a list first
+            args = tuple(list(itertools.islice(a, MAX_CHARS)) if isinstance(a, Iterator) else a for a in args)
+        values = [value for value in args if not isinstance(value, _CONTEXTS)]  # jinja2 hands some filters its own
+        if name == "join" and values:
+            separator = str(values[1] if len(values) > 1 else kwargs.get("d", ""))
+            _bounded_writing(name, separator, values[:1])
+        elif values and isinstance(values[0], str):
+            _bounded_text(name, values[0], values[1:], kwargs)
         elif name in WRITING:
-            _written(given)
+            _written(values)
         return _bounded_value(filter_fn(*args, **kwargs))
 
     return guarded
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Plain JSON, as transformers writes it; jinja2's own filter escapes HTML."""
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     if indent is None:
         return encoder.encode(value)
@@ -235,12 +259,12 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
     return "".join(parts)
 
 
-def _fail(message):
+def _fail(message: Any) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def plain(value, keep=lambda value: False):
-    """Only plain JSON types reach a template."""
+def plain(value: Any, keep: Callable[[Any], bool] = lambda value: False) -> Any:
+    """The value in plain JSON types, the only ones that reach a template; `keep` lets further ones through."""
     if value is None or type(value) in (str, int, float, bool) or keep(value):
         return value
     if isinstance(value, Mapping):
@@ -252,6 +276,7 @@ def plain(value, keep=lambda value: False):
 
 @functools.lru_cache(maxsize=16)
 def compile_template(template: str) -> jinja2.Template:
+    """The template in the sandbox; `steps` must be set before it is rendered."""
     env = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], finalize=_printed
     )

@@ -7,18 +7,21 @@ ids.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from alignment import files
 from alignment.errors import InputError
 from data.tokens import chat, checkpoint_files, encoders
 
 
 class Encoder(Protocol):
-    """What reads one kind of file; see encoders.py."""
+    """One kind of tokenizer; encoders.py has them."""
 
     num_ids: int  # largest id + 1
     special_ids: frozenset[int]
+
+    def id_of(self, token: str) -> int | None: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]: ...
 
@@ -27,18 +30,19 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Token ids and what surrounds them.
+    """A tokenizer with its special tokens, its chat template and its files.
 
     Attributes:
         vocab_size: largest id + 1; a checkpoint's embedding may have more rows, never fewer.
         bos_id, eos_id: None where the tokenizer has no such token.
         pad_id: fills rows; always masked, so any valid id would do.
         stop_ids: generation ends at any of them: EOS, those of generation_config.json, the template's end of turn.
-        adds_bos: whether plain text is to begin with BOS. A rendered chat template writes its own.
-        chat_template: jinja source, the plain one of chat.py where the files have none.
-        has_own_template: whether the files brought the template.
+        adds_bos: whether plain text should begin with BOS. A rendered chat template writes its own.
+        chat_template: jinja source; the plain one of chat.py where the files have none.
+        has_own_template: whether the files have a template.
         tokens: `bos_token`, `eos_token`, ... as text, for the template.
-        files: name to content of what `save` writes.
+        files: name to content of the files that `save` writes.
+        name: the spec that it was loaded by.
     """
 
     encoder: Encoder
@@ -61,7 +65,7 @@ class Tokenizer:
         return bos + ids + ([self.eos_id] if add_eos and self.eos_id is not None else [])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and for each the characters [start, end) of `text` that it stands for."""
+        """Token ids, and for each one the characters [start, end) of `text` that it covers."""
         return self.encoder.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
@@ -69,29 +73,32 @@ class Tokenizer:
         return self.encoder.encode_batch(list(texts))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids; bytes that are not UTF-8 become replacement characters."""
         return self.encoder.decode([int(i) for i in ids], skip_special)
 
-    def render(self, messages, *, add_generation_prompt: bool = False, **variables) -> str:
-        """A conversation as text, through the chat template."""
-        options = {"tokens": self.tokens, **variables}
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """A conversation as text; see `chat.render`."""
+        options: dict[str, Any] = {"tokens": self.tokens, **variables}
         return chat.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, **options)
 
     def save(self, folder: str) -> None:
-        """Write the exact tokenizer, its configuration and its template, for `transformers.AutoTokenizer` to load."""
+        """Write the tokenizer's files, its configuration and its template, for `transformers.AutoTokenizer` to load."""
         path = pathlib.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        files = dict(self.files)
+        contents = dict(self.files)
         if isinstance(self.encoder, encoders.SentencePiece) and not self.encoder.is_legacy:
-            from data.tokens import sentencepiece_json  # protobuf, only where it is needed
+            from data.tokens import sentencepiece_json  # it imports protobuf
 
-            written = sentencepiece_json.tokenizer_json(
-                files["tokenizer.model"], bos=self.tokens.get("bos_token") if self.adds_bos else None
+            converted = sentencepiece_json.tokenizer_json(
+                contents["tokenizer.model"], bos=self.tokens.get("bos_token") if self.adds_bos else None
             )
-            files |= {"tokenizer.json": written} if written else {}
-        for name in (*checkpoint_files.SAVED, checkpoint_files.TEMPLATE):
-            (path / name).unlink(missing_ok=True)  # of another tokenizer
-        for name, content in files.items():
-            (path / name).write_bytes(content)
+            contents |= {"tokenizer.json": converted} if converted else {}
+        for name in {*checkpoint_files.SAVED, checkpoint_files.TEMPLATE} - set(contents):
+            (path / name).unlink(missing_ok=True)  # a file of another tokenizer, saved there before
+        for name, content in contents.items():
+            with files.replacing(path / name) as f:
+                f.write(content)
 
 
 def load(spec: str = "bytes") -> Tokenizer:
@@ -100,42 +107,48 @@ def load(spec: str = "bytes") -> Tokenizer:
     Args:
         spec: 'bytes'; a folder with tokenizer.json or tokenizer.model; a `.json` or `.model` file; `hf:` and a folder
             or a hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'.
+
+    Raises:
+        InputError: nothing lies there, or the files are not a tokenizer's.
     """
     if spec == "bytes":
         return _build(encoders.Bytes(), checkpoint_files.for_bytes(), name=spec)
     path = pathlib.Path(checkpoint_files.locate(spec)).expanduser()
     if path.is_dir():
-        files = checkpoint_files.read(path)
-        if "tokenizer.json" in files.content:
-            encoder = encoders.Json(files.content["tokenizer.json"], str(path / "tokenizer.json"), files.added_tokens())
-        elif "tokenizer.model" in files.content:
+        folder = checkpoint_files.read(path)
+        encoder: Any
+        if "tokenizer.json" in folder.content:
+            encoder = encoders.Json(
+                folder.content["tokenizer.json"], str(path / "tokenizer.json"), folder.added_tokens()
+            )
+        elif "tokenizer.model" in folder.content:
             encoder = encoders.SentencePiece(
-                files.content["tokenizer.model"], str(path / "tokenizer.model"), files.added_tokens(), files.legacy()
+                folder.content["tokenizer.model"], str(path / "tokenizer.model"), folder.added_tokens(), folder.legacy()
             )
         else:
-            raise InputError(f"{path} has no tokenizer.json and no tokenizer.model; it has {sorted(files.seen)}")
-        return _build(encoder, files, name=spec)
+            raise InputError(f"{path} has no tokenizer.json and no tokenizer.model; it has {sorted(folder.names)}")
+        return _build(encoder, folder, name=spec)
     if path.suffix not in (".json", ".model"):
         raise InputError(f"tokenizer {spec!r}: give 'bytes', a folder, a tokenizer.json, a .model file or hf:<hub id>")
-    content = checkpoint_files.read_bytes(path)
-    encoder = (encoders.Json if path.suffix == ".json" else encoders.SentencePiece)(content, str(path), {})
-    return _build(encoder, checkpoint_files.for_bare_file(encoder, path.suffix, content), name=spec)
+    raw = checkpoint_files.read_bytes(path)
+    encoder = (encoders.Json if path.suffix == ".json" else encoders.SentencePiece)(raw, str(path), {})
+    return _build(encoder, checkpoint_files.for_bare_file(encoder, path.suffix, raw), name=spec)
 
 
-def _build(encoder, files, *, name: str) -> Tokenizer:
-    def id_of(token):
+def _build(encoder: Encoder, folder: checkpoint_files.Files, *, name: str) -> Tokenizer:
+    def id_of(token: str | None) -> int | None:
         return None if token is None else encoder.id_of(token)
 
-    tokens = files.special_tokens()
+    tokens = folder.special_tokens()
     bos_id, eos_id, pad_id = (id_of(tokens.get(k)) for k in ("bos_token", "eos_token", "pad_token"))
-    adds_bos = bos_id is not None and files.adds_bos(encoder, bos_id)
-    own = files.chat_template()
+    adds_bos = bos_id is not None and folder.adds_bos(encoder, bos_id)
+    own = folder.template
     template = own or chat.default_template(with_bos=adds_bos)
-    content = dict(files.content)
+    content = dict(folder.content)
     if own is None:
         content["chat_template.jinja"] = template.encode()
     turn_id = id_of(chat.end_of_turn(template, tokens=tokens) or None)
-    stop_ids = [eos_id, *files.generation_eos(), turn_id]
+    stop_ids = [eos_id, *folder.generation_eos(), turn_id]
     return Tokenizer(
         encoder=encoder,
         vocab_size=encoder.num_ids,

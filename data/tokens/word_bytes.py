@@ -1,7 +1,7 @@
 """A small tokenizer made from texts: frequent words are one token each, everything else is spelt in bytes.
 
-For models trained from nothing on little text. There is nothing to learn and nothing is lost: any text is encoded and
-comes back as it was.
+It serves models that are trained from scratch on little text. It takes no training, and every text survives encoding
+and decoding unchanged.
 """
 
 import json
@@ -11,16 +11,17 @@ from collections.abc import Iterable
 
 import tokenizers
 
+from alignment import files
 from data.tokens import tokenizer
 
 SPECIALS = {"pad_token": "<|pad|>", "eos_token": "<|eos|>"}
 
 
 def build(texts: Iterable[str], folder: str | pathlib.Path, *, num_words: int = 512) -> tokenizer.Tokenizer:
-    """The tokenizer of these texts' `num_words` most frequent words (a space before a word is part of it), saved.
+    """Make the tokenizer of the `num_words` most frequent words of these texts; a space before a word is part of it.
 
     Args:
-        folder: where tokenizer.json and its configuration are written, for `transformers` too.
+        folder: where tokenizer.json and its configuration are written, in the format of `transformers`.
     """
     splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     counts = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
@@ -32,8 +33,8 @@ def build(texts: Iterable[str], folder: str | pathlib.Path, *, num_words: int = 
     out.pre_tokenizer, out.decoder = splitter, tokenizers.decoders.ByteLevel()
     out.add_special_tokens(list(SPECIALS.values()))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **SPECIALS}
-    path = pathlib.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "tokenizer.json").write_text(out.to_str(), encoding="utf-8")
-    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return tokenizer.load(str(path))
+    contents = {"tokenizer.json": out.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
+    for name, content in contents.items():  # every process writes: each reads the files in the next line
+        with files.replacing(pathlib.Path(folder) / name) as f:
+            f.write(content.encode())
+    return tokenizer.load(str(folder))
