@@ -1,8 +1,8 @@
 """Ask a language model: one behind an endpoint (`openai`), or one in this process (`flax`).
 
-A backend is a function `complete(messages, max_new) -> answers`: a list of chats and the longest answer to each, in
-tokens; an answer each, None where one came too late, was cut off or could not be read. It raises `Down` when there is
-no use in asking further.
+A backend is a function `complete(messages, max_new) -> answers`: `messages` is a list of chats, `max_new` the longest
+answer to each in tokens. An answer is None if it came too late, was cut off or could not be read. The backend raises
+`Down` when further requests are useless. This module imports no JAX: a worker that only applies rules never loads it.
 """
 
 import concurrent.futures
@@ -28,9 +28,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Down(RuntimeError):
-    """The backend has gone; what it answered of the last call is in `answers`, None where it did not."""
+    """The backend no longer answers; `answers` has the last call's answers so far, None for the others."""
 
-    def __init__(self, message: str, answers: Sequence[str | None] = ()):
+    def __init__(self, message: str, answers: Sequence[str | None] = ()) -> None:
         super().__init__(message)
         self.answers = list(answers)
 
@@ -46,25 +46,27 @@ def flax(
     batch_size: int = 16,
     max_prompt: int = 4_096,
 ) -> Complete:
-    """A language model of this process; greedy, so an answer depends on its prompt alone.
+    """A language model in this process, decoded greedily, so that an answer depends on its prompt alone.
 
-    Prompts and answers are grouped by length, rounded up to powers of two, and every batch is filled up to
-    `batch_size` rows, so few programs are compiled. A prompt that is too long and an answer that does not end within
-    its length give None.
+    Every shape is a program to compile. Prompts and answers are therefore grouped by length, rounded up to powers of
+    two, and every batch is filled up to `batch_size` rows. The answer is None if the prompt is too long, or the answer
+    does not end within its length.
 
     Args:
         model, params: a decoder and its parameters.
-        encode: a chat as token ids, the opening of the answer included.
-        decode: token ids of an answer, without its stop token, as text.
+        encode: a chat -> token ids, including the opening of the answer.
+        decode: token ids of an answer, without its stop token -> text.
+        stop_ids: tokens that end an answer.
         max_prompt: longest prompt, in tokens.
     """
-    from alignment.decoding import sample  # and with it jax, which a worker that applies rules never loads
+    from alignment.decoding import sample  # imports JAX
 
     def run(prompts: list[Sequence[int]], length: int, num_new: int) -> list[str | None]:
-        filled = [*prompts, *[prompts[0]] * (batch_size - len(prompts))]
+        filled = [*prompts, *[prompts[0]] * (batch_size - len(prompts))]  # the copies' answers are dropped
         tokens_BT, groups_BT = sample.pad_prompts(filled, pad_id=pad_id, length=length)
-        options = dict(max_new_tokens=num_new, stop_ids=stop_ids, pad_id=pad_id)
-        written_BN, lengths_B = sample.generate(model, params, tokens_BT, groups_BT, **options)
+        written_BN, lengths_B = sample.generate(
+            model, params, tokens_BT, groups_BT, max_new_tokens=num_new, stop_ids=stop_ids, pad_id=pad_id
+        )
         rows = zip(np.asarray(written_BN), np.asarray(lengths_B), prompts)
         return [_ended(row[:num].tolist(), stop_ids, decode) for row, num, _ in rows]
 
@@ -85,7 +87,8 @@ def flax(
     return complete
 
 
-def _ended(ids: list[int], stop_ids: Sequence[int], decode) -> str | None:
+def _ended(ids: list[int], stop_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str | None:
+    """The text of an answer that ends in a stop token, else None."""
     return decode(ids[:-1]) if ids and ids[-1] in set(stop_ids) else None
 
 
@@ -110,26 +113,27 @@ def openai(
 ) -> Complete:
     """Any endpoint that speaks OpenAI's chat completions, such as vLLM, SGLang, llama.cpp or a company's service.
 
-    Time-outs, answers that cannot be read, 408, 409, 429 and 5xx are tried again after a growing wait (or the one that
-    the server asks for); a request that fails `1 + retries` times is None, as is one that the server calls bad (400,
-    413, 422) or whose answer was cut at its longest length. Proxies of the environment are used, except to this
-    machine; redirects are not followed, since they could carry the key elsewhere.
+    Time-outs, unreadable answers and the codes 408, 409, 429 and 5xx are tried again after a growing wait, or after the
+    server's Retry-After. The answer is None after `1 + retries` failures, if the server calls the request bad (400,
+    413, 422), or if the answer was cut at its longest length. The environment's proxies are used, except for this machine.
+    Redirects are not followed, since they could carry the key elsewhere.
 
     Args:
         base_url: up to and including the version, such as "http://127.0.0.1:8000/v1".
-        model: the name the endpoint knows.
-        api_key_env: environment variable that holds the key; unset or empty sends none. The key is in no message.
-        concurrency: requests under way at once.
+        model: the endpoint's name for the model.
+        api_key_env: environment variable with the key; without the variable no key is sent. No message shows the key.
+        concurrency: parallel requests.
         timeout_seconds: for one whole request.
-        down_after: requests in a row without a connection after which the endpoint is `Down`.
-        refused_after: requests in a row that it answers with 408, 409, 429 or 5xx to the last try, after which it is
-            too: what stands in front of a dead server answers so, and a used-up quota.
-        hung_after: requests in a row that time out, none answered between, after which it is too.
-        length_key: field of the longest answer; some endpoints want "max_completion_tokens".
-        extra: further fields of the request, such as {"seed": 0}. Temperature is 0 unless given here.
+        retries, backoff_seconds: further tries of a request, and the wait before the first; it doubles each time.
+        down_after: requests in a row without a connection after which the endpoint counts as `Down`.
+        refused_after: the same for requests whose last try ended in 408, 409, 429 or 5xx: a proxy in front of a dead
+            server answers so, and an exhausted quota.
+        hung_after: the same for requests that timed out.
+        length_key: field with the longest answer; some endpoints want "max_completion_tokens".
+        extra: further fields of the request, such as {"seed": 0}. The temperature is 0 unless it is here.
 
     Raises:
-        InputError: for a URL or key the endpoint will never take (401, 403, 404 and redirects).
+        InputError: a URL or key that the endpoint will never take (401, 403, 404 and redirects).
     """
     endpoint = _Endpoint(base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra)
     health = _Health(endpoint.shown, {"connection": down_after, "service": refused_after, "time": hung_after})
@@ -149,11 +153,11 @@ def openai(
                 done.result()
             health.check_last()
         except Down as e:
-            pool.shutdown(cancel_futures=True)  # those under way may still answer
+            pool.shutdown(cancel_futures=True)  # requests in flight may still bring answers
             health.revive()
             raise Down(str(e), answers) from None
         finally:
-            stop.set()  # an interrupt does not wait for further tries
+            stop.set()  # after an interrupt no request waits for its next try
             pool.shutdown(wait=False, cancel_futures=True)
         return answers
 
@@ -161,15 +165,15 @@ def openai(
 
 
 class _Health:
-    """How many requests in a row failed for want of a connection, of service or of time; shared by the threads."""
+    """Counts of requests in a row that failed, by cause (connection, service or time); shared by the threads."""
 
-    def __init__(self, shown: str, limits: Mapping[str, int]):
+    def __init__(self, shown: str, limits: Mapping[str, int]) -> None:
         self.shown, self.limits = shown, limits
         self.lock, self.failures, self.last = threading.Lock(), dict.fromkeys(limits, 0), ""
 
-    def failed(self, what: str, why: str) -> None:
+    def failed(self, cause: str, why: str) -> None:
         with self.lock:
-            self.failures[what] += 1
+            self.failures[cause] += 1
             self.last = why
 
     def revive(self) -> None:
@@ -177,15 +181,15 @@ class _Health:
             self.failures = dict.fromkeys(self.failures, 0)
 
     def check(self) -> None:
-        for what, num in self.failures.items():
-            if num >= self.limits[what]:
+        for cause, num in self.failures.items():
+            if num >= self.limits[cause]:
                 raise Down(
-                    f"{self.shown} is down: {num} requests in a row had no {what} ({self.last}). Start it again and "
+                    f"{self.shown} is down: {num} requests in a row had no {cause} ({self.last}). Start it again and "
                     "run the same command: answers so far are in the cache"
                 )
 
     def check_last(self) -> None:
-        """At the end of a call nobody is left to show that the endpoint answers again: what it missed waits."""
+        """Raise `Down` if the last requests of a call had no connection: no later one can show that it came back."""
         if self.failures["connection"]:
             raise Down(
                 f"{self.shown} is down: the last requests had no connection ({self.last}). Start it again and run the "
@@ -194,28 +198,38 @@ class _Health:
 
 
 class _Endpoint:
-    """One chat-completions URL and how it is asked."""
+    """One chat-completions URL, and how to send it a request."""
 
-    def __init__(self, base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra):
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key_env: str,
+        timeout_seconds: float,
+        retries: int,
+        backoff_seconds: float,
+        length_key: str,
+        extra: Mapping[str, Any] | None,
+    ) -> None:
         parts = urllib.parse.urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"base_url={base_url!r} is no address; it looks like 'http://127.0.0.1:8000/v1'")
+            raise InputError(f"base_url={base_url!r} is not an address; give one such as 'http://127.0.0.1:8000/v1'")
         if parts.username or parts.password:
             raise InputError(f"base_url of {parts.hostname} holds a password; put the key in {api_key_env} instead")
         if not model:
-            raise InputError("model='' names no model; give the name that the endpoint lists under /models")
+            raise InputError("model='' is empty; give the name that the endpoint lists under /models")
         self.url, self.shown = base_url.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}"
         self.key = os.environ.get(api_key_env, "") if api_key_env else ""
         self.key_from, self.timeout, self.retries = api_key_env, timeout_seconds, retries
         self.backoff, self.length_key = backoff_seconds, length_key
         self.body = {"model": model, "temperature": 0, **(extra or {})}
-        proxies = {} if parts.hostname in LOOPBACK or parts.hostname.startswith("127.") else None
+        proxies: dict[str, str] | None = {} if parts.hostname in LOOPBACK or parts.hostname.startswith("127.") else None
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirects)
 
     def ask(self, messages: Messages, max_new: int, health: _Health, stop: threading.Event) -> str | None:
-        """The answer, or None after all tries; tells `health` how it went."""
+        """The answer, or None after all tries; the outcome goes to `health`."""
         body = json.dumps({**self.body, "messages": messages, self.length_key: max_new}).encode()
-        what, why, wait = "", "", 0.0
+        cause, why, wait = "", "", 0.0
         for attempt in range(1 + self.retries):
             if attempt and stop.wait(max(wait, self.backoff * 2 ** (attempt - 1))):
                 return None
@@ -223,22 +237,24 @@ class _Endpoint:
             try:
                 answer = self._post(body)
             except urllib.error.HTTPError as e:
-                what, why, wait = "service", f"it answers {e.code}", self._refused(e)
-                if wait is None:
-                    what = ""
+                retry_after = self._refused(e)
+                if retry_after is None:
+                    cause = ""
                     break
+                cause, why, wait = "service", f"it answers {e.code}", retry_after
             except TimeoutError as e:
-                what, why = "time", str(e)
+                cause, why = "time", str(e)
             except (OSError, http.client.HTTPException) as e:  # URLError among them
-                is_late = isinstance(getattr(e, "reason", None), TimeoutError)
-                what, why = "time" if is_late else "connection", self._clean(str(e))
+                # urllib wraps a time-out while connecting in a URLError, and lets one while reading through as it is.
+                is_late = isinstance(e, urllib.error.URLError) and isinstance(e.reason, TimeoutError)
+                cause, why = "time" if is_late else "connection", self._clean(str(e))
             except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-                what = ""  # connected, but what came is no answer
+                cause = ""  # there is a connection, but the content is not an answer
             else:
                 health.revive()
                 return answer
-        if what:
-            health.failed(what, why)
+        if cause:
+            health.failed(cause, why)
         else:
             health.revive()
         return None
@@ -248,6 +264,7 @@ class _Endpoint:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url, data=body, headers=headers)
+        # The timeout of `open` holds for each read alone; a server that trickles bytes needs the one for the whole.
         end = time.monotonic() + self.timeout
         content = b""
         with self.opener.open(request, timeout=self.timeout) as response:
@@ -264,12 +281,16 @@ class _Endpoint:
         return None if choice.get("finish_reason") in ("length", "content_filter") else text
 
     def _refused(self, error: urllib.error.HTTPError) -> float | None:
-        """Seconds to wait before trying again, None where this request is hopeless; raises where all are."""
+        """Seconds to wait before the next try, or None if this request is hopeless.
+
+        Raises:
+            InputError: no request has a chance.
+        """
         with error:
             code, wait = error.code, error.headers.get("Retry-After", "")
             try:
                 said = self._clean(error.read(2_000).decode("utf-8", "replace").strip())
-            except (OSError, http.client.HTTPException):  # broken off, or never sent
+            except (OSError, http.client.HTTPException):  # the connection broke, or there is no body
                 said = ""
         if code in (401, 403):
             has = "is refused" if self.key else "is not set"
@@ -291,5 +312,5 @@ class _Endpoint:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *unused):
-        return None
+    def redirect_request(self, *unused: Any) -> None:
+        """No request instead: urllib then raises the redirect as an HTTPError."""

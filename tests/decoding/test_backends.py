@@ -180,7 +180,7 @@ def test_an_error_that_is_itself_broken_is_tried_again_too(failure):
 def test_an_address_that_cannot_be_is_refused(url):
     with pytest.raises(InputError, match=r"base_url|password"):
         backends.openai(url, "m")
-    with pytest.raises(InputError, match="names no model"):
+    with pytest.raises(InputError, match="model='' is empty"):
         backends.openai("http://127.0.0.1/v1", "")
 
 
