@@ -115,8 +115,8 @@ def openai(
 
     Time-outs, unreadable answers and the codes 408, 409, 429 and 5xx are tried again after a growing wait, or after the
     server's Retry-After. The answer is None after `1 + retries` failures, if the server calls the request bad (400,
-    413, 422), or if the answer was cut at its longest length. The environment's proxies are used, except for this machine.
-    Redirects are not followed, since they could carry the key elsewhere.
+    413, 422), or if the answer was cut at its longest length. Requests to other machines use the environment's
+    proxies. Redirects are not followed, since they could carry the key elsewhere.
 
     Args:
         base_url: up to and including the version, such as "http://127.0.0.1:8000/v1".

@@ -10,7 +10,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.filtering.scores import scorers
-from alignment.models import fasttext
+from alignment.models import fasttext, fasttext_file
 
 WORDS = ["</s>", "glorp", "bridge", "جسر", "river"]
 LABELS = ["__label__en", "__label__ar", "__label__other"]
@@ -42,7 +42,9 @@ def model_bytes(settings=SETTINGS, pruned=None, quantised=False, seed=0):
     rng = np.random.default_rng(seed)
     rows = len(WORDS) + (settings["bucket"] if pruned is None else len(pruned))
     outputs = rng.normal(size=(len(LABELS), 4))
-    head = struct.pack("<2i", fasttext.MAGIC, 12) + struct.pack("<12i", *settings.values()) + struct.pack("<d", 1e-4)
+    head = (
+        struct.pack("<2i", fasttext_file.MAGIC, 12) + struct.pack("<12i", *settings.values()) + struct.pack("<d", 1e-4)
+    )
     head += dictionary(pruned=pruned)
     if not quantised:
         inputs = rng.normal(size=(rows, 4)).astype(np.float32)
@@ -118,13 +120,13 @@ def test_line_breaks_are_spaces_and_longer_lists_of_labels_come_in_order(tmp_pat
 def test_the_tree_of_labels_is_huffmans_and_its_probabilities_add_up():
     counts = [40, 30, 15, 10, 5]
     depths = {}
-    for depth, (nodes, _, _) in enumerate(fasttext._tree(counts), 1):
+    for depth, (nodes, _, _) in enumerate(fasttext_file.huffman_tree(counts), 1):
         depths |= dict.fromkeys(nodes.tolist(), depth)
     assert [depths[leaf] for leaf in range(5)] == [1, 2, 3, 4, 4]
     logits = np.array([0.3, -1.0, 2.0, 0.5, 0.0], np.float32)
-    found = fasttext.PROBABILITIES["hs"](logits, fasttext._tree(counts))
+    found = fasttext.hierarchical_softmax(logits, fasttext_file.huffman_tree(counts))
     assert np.sum(found) == pytest.approx(1, abs=2e-4)  # up to the 1e-5 a turn
-    assert np.sum(fasttext.PROBABILITIES["hs"](logits[:1], fasttext._tree([3]))) == pytest.approx(1)
+    assert np.sum(fasttext.hierarchical_softmax(logits[:1], fasttext_file.huffman_tree([3]))) == pytest.approx(1)
 
 
 def test_a_scorer_gives_the_probability_of_the_label_asked_for(tmp_path):
@@ -145,8 +147,8 @@ def refused(path, content, words=None):
 
 def test_other_files_are_refused_by_what_they_are(tmp_path):
     path = tmp_path / "model.bin"
-    refused(path, b"", "no fastText model: 0 bytes")
-    refused(path, b"a" * 500, "no fastText model of version")
+    refused(path, b"", "it has 0 bytes")
+    refused(path, b"a" * 500, "not a fastText model of version")
     refused(path, model_bytes({**SETTINGS, "model": 1})[0], "word vectors")
     refused(path, model_bytes({**SETTINGS, "loss": 9})[0], "settings")
     refused(path, model_bytes({**SETTINGS, "dim": 5})[0], "matrix")

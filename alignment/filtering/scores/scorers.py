@@ -20,11 +20,30 @@ def linear(path: str, **options: Any) -> Score:
     return linear.load(path, **options)
 
 
-def fasttext(path: str, **options: Any) -> Score:
-    """Options of `fasttext.scorer`."""
+def fasttext(path: str, *, label: str = "", name: str = "") -> Score:
+    """The probability of a label of a fastText model, in [0, 1], as `<name>.score`.
+
+    Args:
+        label: with or without `__label__`. "" takes the second of two labels in alphabetical order, such as
+            `__label__hq` after `__label__cc`.
+        name: of the score; "" takes the label's.
+    """
     from alignment.models import fasttext
 
-    return fasttext.scorer(path, **options)
+    model = fasttext.load(path)
+    prefix = fasttext.LABEL.decode()
+    columns = {label.removeprefix(prefix): i for i, label in enumerate(model.labels)}
+    chosen = label.removeprefix(prefix) or (sorted(columns)[1] if len(columns) == 2 else "")
+    if chosen not in columns:
+        names = ", ".join(sorted(columns)[:20])
+        raise InputError(f"label={label!r}: {path} has {len(columns)} labels, {names}; name one of them")
+    key = f"{name or chosen}.score"
+
+    def score(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        values_NL = model.probabilities([record["text"] for record in batch])
+        return [{key: min(float(value), 1.0)} for value in values_NL[:, columns[chosen]]]
+
+    return score
 
 
 def embedding(path: str, **options: Any) -> Score:
