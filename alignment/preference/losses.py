@@ -11,8 +11,8 @@ A new loss is one function and one row of LOSSES; what it reads follows from its
 towards the reference, > 0. Every number may be a traced scalar. No gradient reaches the reference.
 
 A loss that reads only policy - reference can be had under another f-divergence by calling it on
-(DIVERGENCES[...](ratios), zeros); length-desensitised sums (`scores.length_desensitised`) and the anchor (`sft_anchor`)
-go with any of them.
+`(DIVERGENCES[...](ratios), zeros)`; length-desensitised sums (`scores.length_desensitised`) and the anchor
+(`sft_anchor`) go with any of them.
 
 Formulas below write h = log pi(y) / pi_ref(y) for an answer's log-ratio, w for the chosen answer and l for the rejected
 one, n for an answer's length, s(x) for the sigmoid 1 / (1 + exp(-x)), and e for `label_smoothing`.

@@ -1,0 +1,75 @@
+"""A folder with the files that the docs' commands name: pairs, texts, pictures, a checkpoint, labelled texts."""
+
+import csv
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import zstandard
+from PIL import Image
+
+from data.texts import labels, rewrite_pairs
+from data.toys import synthetic, toyweb
+from tests.docs.blocks import ROOT
+from tests.experiments import conftest as experiments
+
+tiny = experiments.tiny  # the fixture: finished runs that all tests share
+
+
+def jsonl(rows) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.fixture(scope="session")
+def world(tiny, tmp_path_factory) -> pathlib.Path:
+    """Where a reader stands who has cloned the repository and has data and a model of their own."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("experiments", "benchmarks", "alignment", "data", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    write_texts(folder)
+    write_pictures(folder)
+    shutil.copytree(tiny("sft").workdir, folder / "runs/first")
+    (folder / "my-model").symlink_to(folder / "runs/first/export/hf")
+    return folder
+
+
+def write_texts(folder: pathlib.Path) -> None:
+    pairs = synthetic.preference_pairs(24)
+    (folder / "pairs.jsonl").write_bytes(jsonl(pairs))
+    (folder / "pairs").mkdir()
+    (folder / "pairs/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(pairs)))
+    judged = [{"question": p["prompt"], "good": p["chosen"], "bad": p["rejected"]} for p in pairs]
+    (folder / "judged.jsonl").write_bytes(jsonl(judged))
+    votes = [
+        {"prompt": p["prompt"], "completion": p[s], "label": s == "chosen"} for p in pairs for s in p if s != "prompt"
+    ]
+    (folder / "votes.jsonl").write_bytes(jsonl(votes))
+    (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
+    (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
+    (folder / "corpus").mkdir()
+    (folder / "corpus/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(synthetic.documents(24))))
+    toyweb.write(folder / "raw/web", toyweb.documents(40, 0))
+    (folder / "rewrite_seed_data.jsonl").write_bytes(jsonl(
+        {"origin": pair.origin, "rewritten": pair.rewritten} for pair in rewrite_pairs.synthetic(64)
+    ))  # fmt: skip
+    with open(folder / "labelled.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["tweet", "class"])
+        writer.writerows((row["text"], {0: 2, 1: i % 2}[row["label"]]) for i, row in enumerate(labels.synthetic(120)))
+    for name, source in (("fr", "locale_en"), ("conduct", "conduct_en_neutral")):
+        (found,) = (ROOT / "alignment/filtering").rglob(f"{source}.yaml")
+        (folder / f"{name}.yaml").write_bytes(found.read_bytes())
+
+
+def write_pictures(folder: pathlib.Path) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for label in ("oak", "birch", "elm"):
+        (folder / "pictures" / label).mkdir(parents=True)
+        for n in range(10):
+            picture = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"pictures/{label}/{n}.jpg")
+            rows.append((f"pictures/{label}/{n}.jpg", label))
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("picture", "texture"), *rows])
