@@ -1,4 +1,4 @@
-"""Intervals of shares and means: Wilson's, percentiles of resamples, a bootstrap over two factors.
+"""Intervals of shares and means: Wilson's, percentiles of resamples, and a bootstrap over two factors.
 
 Dimensions: S seeds, P probes, R resamples.
 """
@@ -14,7 +14,11 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval (1927) of a share; (0, 1) where nothing was tried."""
+    """Wilson's score interval (JASA 22(158), 1927) of a share, in [0, 1]; (0, 1) without trials.
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with p = successes / n and z the normal
+    quantile of the confidence.
+    """
     if trials == 0:
         return 0.0, 1.0
     z = normal_quantile(confidence)
@@ -25,6 +29,7 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval
 
 
 def percentiles(values_R: np.ndarray, confidence: float) -> Interval:
+    """The interval that holds the share `confidence` of the resamples, with as many below as above it."""
     low, high = np.quantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -39,15 +44,21 @@ def two_way(
 ) -> tuple[float, float, float]:
     """Mean with its percentile interval, resampling both seeds and probes.
 
-    For the difference of two arms give the difference of their values: seeds and probes stay paired. With three seeds
-    the interval is a rough one, and rather narrow: 1 resample in 9 has a single seed in it.
+    For the difference of two arms pass the difference of their values: seeds and probes stay paired. With three seeds
+    the interval is rough and rather narrow: 1 resample in 9 has a single seed in it.
 
     Args:
-        values_SP: one value a seed and probe, such as `preferred`.
-        groups: of each probe; probes of one group (asked of the same people, say) are drawn together. None: each alone.
+        values_SP: a value for each seed and probe, such as `harmlessness.preferred`.
+        groups: of each probe; probes of one group (about the same people, say) are drawn together. None: each alone.
+        resamples: R.
+        confidence: share of the resampled means that the interval holds.
+        seed: of the draws.
 
     Returns:
         (mean, low, high).
+
+    Raises:
+        InputError: values that are not [S, P], or another number of groups than probes.
     """
     values_SP = np.asarray(values_SP, np.float64)
     if values_SP.ndim != 2 or not values_SP.size:
@@ -60,6 +71,7 @@ def two_way(
     rng = np.random.default_rng(seed)
     seeds_RS = rng.integers(num_seeds, size=(resamples, num_seeds))
     groups_RG = rng.integers(num_groups, size=(resamples, num_groups))
+    # how often each seed and probe was drawn: weighted sums take the place of gathering R resampled tables
     times_RS = np.stack([(seeds_RS == s).sum(axis=1) for s in range(num_seeds)], axis=1)
     times_RG = np.zeros((resamples, num_groups))
     np.add.at(times_RG, (np.arange(resamples)[:, None], groups_RG), 1.0)
@@ -71,4 +83,5 @@ def two_way(
 
 
 def normal_quantile(confidence: float) -> float:
+    """z such that a standard normal variable lies in [-z, z] with the probability `confidence`."""
     return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

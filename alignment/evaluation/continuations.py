@@ -16,9 +16,9 @@ from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.train import sharding
 
-STEP = 32  # lengths are rounded up to multiples of this, so that few shapes are compiled
+STEP = 32  # lengths are rounded up to multiples of this, so that few programs are compiled
 
-Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of what follows it
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of its continuation
 
 
 def logps(
@@ -55,8 +55,8 @@ def logps(
             alike = np.flatnonzero(shapes_N == num_time)
             for at in range(0, len(alike), batch_size):
                 index = alike[at : at + batch_size]
-                batch = _batch([pairs[i] for i in index], num_time, batch_size, pad_id)
-                batch = sharding.to_devices({name: rows[mine] for name, rows in batch.items()}, mesh)
+                rows = _batch([pairs[i] for i in index], num_time, batch_size, pad_id)
+                batch = sharding.to_devices({name: values[mine] for name, values in rows.items()}, mesh)
                 total_N[index] = sharding.to_host(_totals(model, params, batch, mesh))[: len(index)]
     return total_N, np.array([len(rest) for _, rest in pairs])
 
@@ -72,8 +72,9 @@ def best(total_NC: np.ndarray, length_NC: np.ndarray | None = None) -> np.ndarra
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def _totals(model, params, batch, mesh):
-    hidden_BTD = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
+def _totals(model: decoder.DecoderLM, params: Any, batch: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
+    """Log-probability of each row's masked tokens, summed."""
+    hidden_BTD: Any = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
     head_DV = decoder.head(model, params)
     logps_BT = logprobs.selected(hidden_BTD, head_DV, None, batch["targets"], mask_NM=batch["mask"], mesh=mesh)
     return (logps_BT * batch["mask"]).sum(axis=1)

@@ -1,7 +1,7 @@
-"""Alignment stability: how much of a model's harmlessness stays when something else changes.
+"""Alignment stability: the share of a model's harmlessness that remains when something else changes.
 
-Liang et al. 2024 (arXiv:2412.03253) name it without a formula. Reported here are three: the spread over training
-seeds, what benign fine-tuning leaves, and what other words for the same request take away.
+Liang et al. 2024 (arXiv:2412.03253) name it without a formula. Here are three measures: the spread over training seeds,
+the share that benign fine-tuning leaves, and the loss when a request is put in other words.
 
 Dimensions: S seeds, P probes, K paraphrases of a probe.
 """
@@ -12,16 +12,20 @@ from alignment.errors import InputError
 
 
 def seed_sd(rates_S: np.ndarray) -> float:
-    """Standard deviation of a rate over seeds (with S - 1 below); not a number for a single seed."""
+    """Standard deviation of a rate over seeds (divided by S - 1); NaN for a single seed."""
     rates_S = np.asarray(rates_S, np.float64)
     return float(np.std(rates_S, ddof=1)) if len(rates_S) > 1 else float("nan")
 
 
 def retention(before: float, after: float) -> float:
-    """Harmless rate after benign fine-tuning as a share of the rate before; not a number where that was 0."""
+    """Harmless rate after benign fine-tuning as a share of the rate before; NaN where that was 0.
+
+    Raises:
+        InputError: a rate outside of [0, 1].
+    """
     for name, rate in (("before", before), ("after", after)):
         if not 0 <= rate <= 1:
-            raise InputError(f"{name}={rate} is no rate; it must be in [0, 1]")
+            raise InputError(f"{name}={rate} is not a rate; it must be in [0, 1]")
     return after / before if before > 0 else float("nan")
 
 

@@ -11,33 +11,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import gradcam
 
-HEADS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
+HEADS: dict[str, Callable[..., jax.Array]] = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
 
 
 def roll_out(attention_NHTS: list[jax.Array], *, heads: str = "mean", residual: float = 0.5) -> jax.Array:
     """Where each token's content came from, by Eq. 1 of Abnar & Zuidema 2020 (arXiv:2005.00928).
 
+    A_l = residual I + (1 - residual) W_l with rows scaled to sum to 1, and the rollout is A_L ... A_2 A_1.
+
     Args:
         attention_NHTS: attention weights of each block, the first block first; rows sum to 1.
-        heads: how the heads are joined, "mean", "max" or "min".
-        residual: share of the identity, for the residual connection around the attention.
+        heads: how the heads become one, "mean", "max" or "min".
+        residual: share of the identity, for the residual connection around the attention; the paper takes 0.5.
 
     Returns:
         shares_NTS of the tokens that enter the first block; rows sum to 1.
     """
-    if heads not in HEADS:
-        raise InputError(f"heads={heads!r} is none of {', '.join(HEADS)}")
+    one_of("heads", heads, HEADS)
     if not 0 <= residual <= 1:
         raise InputError(f"residual={residual} is a share of the identity, from 0 to 1; the paper takes 0.5")
-    shares_NTS = None
+    shares_NTS: jax.Array | None = None
     for block_NHTS in attention_NHTS:
         joined_NTS = HEADS[heads](block_NHTS.astype(jnp.float32), axis=1)
         mixed_NTS = (1 - residual) * joined_NTS + residual * jnp.eye(joined_NTS.shape[-1])[None]
         mixed_NTS = mixed_NTS / mixed_NTS.sum(-1, keepdims=True)
         shares_NTS = mixed_NTS if shares_NTS is None else mixed_NTS @ shares_NTS
+    if shares_NTS is None:
+        raise InputError("there are no attention weights to roll out")
     return shares_NTS
 
 
@@ -47,31 +50,28 @@ def rollout(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     heads: str = "mean",
     residual: float = 0.5,
 ) -> jax.Array:
-    """Attention rollout as a map of the image; it knows no class, so an image's K maps are equal.
+    """Attention rollout as a map of the image; it does not depend on the class, so an image's K maps are equal.
 
     The network returns (logits, activations) with the weights of its blocks as "attention0", "attention1", ..., each
-    [N, H, T, T]. Where a class token (or more) stands before the patches, the map is what the first token took from
-    each patch; where there is none, the mean over the patches. It is resized bilinearly and not scaled.
+    [N, H, T, T]. Where a class token (or more) stands before the patches, the map is the first token's row; where there
+    is none, the mean row of the patches. It is resized bilinearly and not scaled.
 
     Raises:
         InputError: the network returns no attention weights.
     """
-    del ids_N, key
     out = apply_fn(variables, x_NYXC)
     activations = out[1] if isinstance(out, tuple | list) and len(out) > 1 else {}
     matches = {name: re.fullmatch(r"attention(\d+)", name) for name in activations}
-    found = {int(match[1]): activations[name] for name, match in matches.items() if match}
-    if not found:
+    weights = {int(match[1]): activations[name] for name, match in matches.items() if match}
+    if not weights:
         raise InputError(
             "attention_rollout reads activations 'attention0', 'attention1', ... [N, heads, T, T] beside the logits, "
             f"and this network returns {', '.join(activations) or 'logits alone'}; it is for vision transformers"
         )
-    shares_NTS = roll_out([found[block] for block in sorted(found)], heads=heads, residual=residual)
+    shares_NTS = roll_out([weights[block] for block in sorted(weights)], heads=heads, residual=residual)
     height, width = x_NYXC.shape[1:3]
     rows, columns = gradcam.grid(shares_NTS.shape[-1], height, width)
     has_class_token = rows * columns < shares_NTS.shape[-1]

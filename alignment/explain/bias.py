@@ -1,4 +1,4 @@
-"""What a model confuses, found on mosaics without any label of it: which other classes' tiles draw relevance.
+"""A model's confusions, from mosaics without a label of them: the tiles of other classes that draw relevance.
 
 Idea of Arias-Duart et al. 2022 (arXiv:2109.15035); the procedure is ours. Use maps of a method whose Focus is high:
 where the method is reliable, relevance off the target is the model's doing. The same authors later looked for biases
@@ -9,6 +9,7 @@ pixels.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,8 +90,8 @@ def matrix(
             f"{target_M.shape}: need [M, 4] three times, and [M]"
         )
     shape = (num_classes, num_classes)
-    found = {name: np.full(shape, np.nan) for name in ("share", "lift", "low", "high")}
-    numbers = {name: np.zeros(shape, int) for name in ("count", "pictures")}
+    share, lift, low, high = (np.full(shape, np.nan) for _ in range(4))
+    count, pictures = np.zeros(shape, int), np.zeros(shape, int)
     focus = np.full(num_classes, np.nan)
     rng = np.random.default_rng(seed)
     for t in range(num_classes):
@@ -99,56 +100,71 @@ def matrix(
             continue
         share_m4, label_m4, picture_m4 = share_M4[rows], tile_label_M4[rows], picture_M4[rows]
         focus_m = (share_m4 * (label_m4 == t)).sum(1)
-        focus[t], numbers["count"][t, t] = focus_m.mean(), (label_m4 == t).sum()
+        focus[t], count[t, t] = focus_m.mean(), (label_m4 == t).sum()
         for o in set(np.unique(label_m4).tolist()) - {t}:
             is_of_m4 = label_m4 == o
-            numbers["count"][t, o], numbers["pictures"][t, o] = is_of_m4.sum(), len(np.unique(picture_m4[is_of_m4]))
-            found["share"][t, o] = share_m4[is_of_m4].mean()
+            count[t, o], pictures[t, o] = is_of_m4.sum(), len(np.unique(picture_m4[is_of_m4]))
+            share[t, o] = share_m4[is_of_m4].mean()
             group_m = _groups(is_of_m4, picture_m4)
+            # each mean is a quotient of two sums, and both are resampled
             sums = (share_m4 * is_of_m4).sum(1), is_of_m4.sum(1), 1 - focus_m, np.ones(len(rows))
             share_R, tiles_R, off_R, mosaics_R = _drawn(rng, sums, group_m, num_samples)
             with np.errstate(invalid="ignore", divide="ignore"):
-                found["lift"][t, o] = 2 * found["share"][t, o] / (1 - focus[t])
+                lift[t, o] = 2 * share[t, o] / (1 - focus[t])
                 lift_R = 2 * (share_R / tiles_R) / (off_R / mosaics_R)
             finite_R = lift_R[np.isfinite(lift_R)]  # a sample may hold no tile of a rare class
             if len(finite_R):
-                found["low"][t, o], found["high"][t, o] = np.percentile(finite_R, [2.5, 97.5])
-    return Matrix(focus=focus, **found, **numbers)
+                low[t, o], high[t, o] = np.percentile(finite_R, [2.5, 97.5])
+    return Matrix(share=share, count=count, pictures=pictures, lift=lift, low=low, high=high, focus=focus)
 
 
 def _groups(is_of_m4: np.ndarray, picture_m4: np.ndarray) -> np.ndarray:
-    """Which mosaics are drawn together: those that show the same picture of the class; each of the others alone."""
+    """A number for each mosaic, shared by those that show the same picture of the class; these are drawn together."""
     first_m = picture_m4[np.arange(len(is_of_m4)), is_of_m4.argmax(1)]
     alone_m = picture_m4.max() + 1 + np.arange(len(is_of_m4))
     return np.unique(np.where(is_of_m4.any(1), first_m, alone_m), return_inverse=True)[1]
 
 
-def _drawn(rng: np.random.Generator, columns, group_m: np.ndarray, num_samples: int) -> list[np.ndarray]:
+def _drawn(
+    rng: np.random.Generator, columns: Sequence[np.ndarray], group_m: np.ndarray, num_samples: int
+) -> list[np.ndarray]:
     """Sums of each column over bootstrap samples of whole groups, [R] each."""
     num_groups = group_m.max() + 1
     draws_RG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_samples)
     return [draws_RG @ np.bincount(group_m, column, num_groups) for column in columns]
 
 
-def ranking(found: Matrix, *, min_count: int = 10, min_share: float = 0.0) -> list[Pair]:
+def ranking(matrix: Matrix, *, min_count: int = 10, min_share: float = 0.0) -> list[Pair]:
     """Pairs by falling lift.
 
     Args:
-        min_count: of tiles; pairs of fewer are left out.
+        matrix: from `matrix`.
+        min_count: tiles that a pair needs; others are left out.
         min_share: of relevance that a tile draws on average; lifted pairs below are 'faint'. Where mean Focus is nearly
             1 no bias expects next to nothing of a tile, and any spill over its edges is a large lift.
     """
     with np.errstate(invalid="ignore"):
-        is_lifted = (found.low > 1) & (found.count >= min_count)
-        is_faint = is_lifted & (found.share < min_share)
+        is_lifted = (matrix.low > 1) & (matrix.count >= min_count)
+        is_faint = is_lifted & (matrix.share < min_share)
     pairs = []
-    for t, o in zip(*np.nonzero(np.isfinite(found.lift) & (found.count >= min_count))):
+    for t, o in zip(*np.nonzero(np.isfinite(matrix.lift) & (matrix.count >= min_count))):
         is_mutual = is_lifted[o, t] and not is_faint[o, t]
         kind = "confusion" if is_mutual else "shortcut"
         kind = "unclear" if not is_lifted[t, o] else "faint" if is_faint[t, o] else kind
-        numbers = {name: float(getattr(found, name)[t, o]) for name in ("lift", "low", "high", "share")}
-        counts = {name: int(getattr(found, name)[t, o]) for name in ("count", "pictures")}
-        pairs.append(Pair(int(t), int(o), **numbers, **counts, back=float(found.lift[o, t]), kind=kind))
+        pairs.append(
+            Pair(
+                target=int(t),
+                other=int(o),
+                lift=float(matrix.lift[t, o]),
+                low=float(matrix.low[t, o]),
+                high=float(matrix.high[t, o]),
+                share=float(matrix.share[t, o]),
+                count=int(matrix.count[t, o]),
+                pictures=int(matrix.pictures[t, o]),
+                back=float(matrix.lift[o, t]),
+                kind=kind,
+            )
+        )
     return sorted(pairs, key=lambda pair: (-pair.lift, pair.target, pair.other))
 
 

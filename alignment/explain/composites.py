@@ -1,16 +1,21 @@
 """Which rule each layer gets: composites by name.
 
 A composite is a list of (predicate, rule) pairs; the first predicate that holds decides.  A predicate is a function of
-a `layers.Layer`, or a glob on its name ("block1/*"), or a module's path ("block1"): that holds for the conv and dense
-layers below it, and where it has none, for all.  A rule is a function of `lrp_rules`.  What no pair takes gets the rule
-of its kind from `DEFAULTS`.
+a `layers.Layer`, or a glob on its name ("block1/*"), or a module's path ("block1"), which holds for the conv and dense
+layers below it, or for all layers below it where none is conv or dense.  A rule is a function of `lrp_rules`.  A layer
+for which no predicate holds gets the rule of its kind from `DEFAULTS`.
+
+The names are those of zennit (Anders et al. 2021, arXiv:2106.13200), whose composites follow Montavon et al. 2019 and
+Kohlbrenner et al. 2020 (arXiv:1910.09840).
 """
 
 import dataclasses
-import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+
+import jax
 
 from alignment import errors
 from alignment.explain import lrp_rules
@@ -19,6 +24,7 @@ from alignment.explain.layers import Layer
 Predicate = str | Callable[[Layer], bool]
 Rule = Callable[..., object]
 Pairs = Sequence[tuple[Predicate, Rule]]
+Bound = float | jax.Array  # of the inputs: a number, or an array that broadcasts to the images
 
 DEFAULTS: dict[str, Rule] = {
     "conv": lrp_rules.epsilon,
@@ -56,48 +62,46 @@ def first(layer: Layer) -> bool:
     return layer.is_first
 
 
-def epsilon_plus(low=-1.0, high=1.0) -> Composite:
+def epsilon_plus() -> Composite:
     """z+ for convolutions, epsilon for dense layers."""
-    del low, high
     return Composite([(kind("conv"), lrp_rules.z_plus)])
 
 
-def epsilon_plus_flat(low=-1.0, high=1.0) -> Composite:
+def epsilon_plus_flat() -> Composite:
     """EpsilonPlus with the flat rule in the first layer."""
-    return Composite([(first, lrp_rules.flat), *epsilon_plus(low, high).pairs])
+    return Composite([(first, lrp_rules.flat), *epsilon_plus().pairs])
 
 
-def epsilon_gamma_box(low=-1.0, high=1.0) -> Composite:
+def epsilon_gamma_box(low: Bound = -1.0, high: Bound = 1.0) -> Composite:
     """gamma 0.25 for convolutions, in the first z-box with the bounds of normalised images; epsilon for dense."""
     return Composite([(first, partial(lrp_rules.z_box, low=low, high=high)), (kind("conv"), lrp_rules.gamma)])
 
 
-def epsilon_alpha2_beta1(low=-1.0, high=1.0) -> Composite:
+def epsilon_alpha2_beta1() -> Composite:
     """alpha 2, beta 1 for convolutions, epsilon for dense layers."""
-    del low, high
     return Composite([(kind("conv"), lrp_rules.alpha_beta)])
 
 
-def epsilon_alpha2_beta1_flat(low=-1.0, high=1.0) -> Composite:
+def epsilon_alpha2_beta1_flat() -> Composite:
     """EpsilonAlpha2Beta1 with the flat rule in the first layer."""
-    return Composite([(first, lrp_rules.flat), *epsilon_alpha2_beta1(low, high).pairs])
+    return Composite([(first, lrp_rules.flat), *epsilon_alpha2_beta1().pairs])
 
 
-def epsilon(low=-1.0, high=1.0) -> Composite:
+def epsilon() -> Composite:
     """LRP-epsilon everywhere."""
-    del low, high
     return Composite([])
 
 
-def attn_lrp(low=-1.0, high=1.0) -> Composite:
-    """For transformers: gamma for the patch embedding, epsilon for dense layers; attention, norms as in `DEFAULTS`."""
-    del low, high
+def attn_lrp() -> Composite:
+    """For transformers (Achtibat et al. 2024, arXiv:2402.05602): gamma for the patch embedding, epsilon for dense.
+
+    Attention and norms get the rules of their kind in `DEFAULTS`.
+    """
     return Composite([(kind("conv"), lrp_rules.gamma)])
 
 
-def focus_paper(low=-1.0, high=1.0) -> Composite:
-    """The rules of the Focus authors' code, batch norm kept apart; the box is each image's own range."""
-    del low, high
+def focus_paper() -> Composite:
+    """The rules of the code of Arias-Duart et al. 2022: batch norm is not folded, the box is each image's own range."""
     image = partial(lrp_rules.z_box, low=None, high=None)
     return Composite(
         [
@@ -110,7 +114,7 @@ def focus_paper(low=-1.0, high=1.0) -> Composite:
     )
 
 
-COMPOSITES = {
+COMPOSITES: dict[str, Callable[..., Composite]] = {
     "epsilon": epsilon,
     "epsilon_plus": epsilon_plus,
     "epsilon_plus_flat": epsilon_plus_flat,
@@ -122,27 +126,33 @@ COMPOSITES = {
 }
 
 
-def choose(composite: str | Pairs | Composite, low=-1.0, high=1.0) -> Composite:
+def choose(composite: str | Pairs | Composite, low: Bound = -1.0, high: Bound = 1.0) -> Composite:
     """The composite of that name, or the pairs as one.
 
+    Args:
+        composite: a key of `COMPOSITES`, (predicate, rule) pairs, or a composite.
+        low, high: bounds of the inputs, for the composites whose signature names them.
+
     Raises:
-        InputError: for a name that is not there, for what is no composite, and for bounds that hold nothing.
+        InputError: for an unknown name, for what is neither a composite nor pairs, and for bounds that hold nothing.
     """
     if isinstance(composite, Composite):
         return composite
-    if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
-        raise errors.InputError(f"low={low} and high={high}; inputs lie between them, so low must be the smaller")
+    lrp_rules.check_bounds(low, high)
     if not isinstance(composite, str):
-        return Composite(tuple(composite) if isinstance(composite, list | tuple) else _no_pairs(composite))
-    if composite not in COMPOSITES:
-        raise errors.InputError(
-            f"composite {composite!r} is not known; take one of {', '.join(COMPOSITES)} or a list of (predicate, rule)"
-        )
-    return COMPOSITES[composite](low, high)
+        if not isinstance(composite, list | tuple):
+            raise _not_pairs(composite)
+        return Composite(tuple(composite))
+    errors.one_of("composite", composite, COMPOSITES, hint="or pass a list of (predicate, rule)")
+    composite_fn = COMPOSITES[composite]
+    bounds = {"low": low, "high": high}
+    return composite_fn(**{name: bounds[name] for name in inspect.signature(composite_fn).parameters})
 
 
 def default(layers: Sequence[Layer]) -> str:
-    """EpsilonPlusFlat for networks with batch norm, attn_lrp for those with attention, else EpsilonGammaBox."""
+    """Name of the composite for a network: attn_lrp with attention, epsilon_plus_flat with batch norm, else
+    epsilon_gamma_box.
+    """
     if any(layer.kind == "matmul" for layer in layers):
         return "attn_lrp"
     has_norm = any(layer.is_scaled or layer.kind == "affine" for layer in layers)
@@ -153,20 +163,19 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
     """A rule for each layer.
 
     Raises:
-        InputError: naming every layer that has none; for pairs that are none, and names that no layer has.
+        InputError: naming every layer without a rule; for pairs that are not pairs, and names that no layer has.
     """
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
-            _no_pairs(pair)
+            raise _not_pairs(pair)
         if isinstance(pair[0], str) and not _called(pair[0], layers):
             names = [layer.name for layer in layers]
             modules = {name.rpartition("/")[0] for name in names} - {""}
-            near = difflib.get_close_matches(pair[0], [*names, *sorted(modules)], n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-            raise errors.InputError(f"no layer is called {pair[0]!r}{hint} There are {', '.join(names)}")
-    pairs = [(_called(test, layers).__contains__ if isinstance(test, str) else test, rule) for test, rule in pairs]
-    rules = [next((rule for holds, rule in pairs if holds(layer)), DEFAULTS.get(layer.kind)) for layer in layers]
-    missing = [layer for layer, rule in zip(layers, rules) if rule is None]
+            errors.one_of("layer", pair[0], [*names, *sorted(modules)])
+    tests = [(_called(test, layers).__contains__ if isinstance(test, str) else test, rule) for test, rule in pairs]
+    rule_or_none = [next((rule for holds, rule in tests if holds(layer)), DEFAULTS.get(layer.kind)) for layer in layers]
+    rules = [rule for rule in rule_or_none if rule is not None]
+    missing = [layer for layer, rule in zip(layers, rule_or_none) if rule is None]
     if missing:
         listed = "; ".join(
             f"{layer.name} ({', '.join(dict.fromkeys(e.op for e in layer.equations))}, {list(layer.in_shape)} -> "
@@ -181,9 +190,9 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
     return rules
 
 
-def _no_pairs(found):
-    raise errors.InputError(
-        f"{found!r} is neither a composite's name nor (predicate, rule) pairs; a rule is a function such as "
+def _not_pairs(value: object) -> errors.InputError:
+    return errors.InputError(
+        f"{value!r} is neither a composite's name nor (predicate, rule) pairs; a rule is a function such as "
         "lrp_rules.z_plus, a predicate a layer's name or a function of it"
     )
 

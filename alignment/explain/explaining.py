@@ -9,11 +9,10 @@ such as a linen module's `apply`. Pass the same `apply_fn` each time: compiled p
 linen modules share theirs; a new lambda has its own).
 """
 
-import difflib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment import memory
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import (
     attention,
     composites,
@@ -43,8 +42,6 @@ def relevance_maps(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     composite: Any = "auto",
     rules: tuple = (),
     low: float | jax.Array = -1.0,
@@ -52,12 +49,13 @@ def relevance_maps(
     return_delta: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Layer-wise relevance propagation, summed over the channels; the options are those of `lrp.relevance`."""
-    del ids_N, key
-    options = {"composite": composite, "rules": rules, "low": low, "high": high, "return_delta": return_delta}
+    # each channel sum is taken inside, target by target, so that no array with channels is kept for all targets
+    options: dict[str, Any] = dict(composite=composite, rules=rules, low=low, high=high, return_delta=return_delta)
     out = lrp.relevance(apply_fn, variables, x_NYXC, targets_NK, sum_channels=True, **options)
-    maps_NKYX = out[0] if return_delta else out
-    maps_NKYX = maps_NKYX.astype(jnp.float32)
-    return (maps_NKYX, out[1]) if return_delta else maps_NKYX
+    if isinstance(out, tuple):
+        maps_NKYX, delta_NK = out
+        return maps_NKYX.astype(jnp.float32), delta_NK
+    return out.astype(jnp.float32)
 
 
 METHODS: dict[str, Callable] = {
@@ -74,9 +72,11 @@ METHODS: dict[str, Callable] = {
     "attention_rollout": attention.rollout,
 }
 
-DRAWS = ("smoothgrad", "lime")  # need a key
+DRAWN = ("ids_N", "key")  # parameters of methods that draw random numbers; they are not options
 ON_HOST = ("lime",)  # part of it runs in numpy, so it cannot be one compiled program
-HOISTED = ("lrp",)  # spend much on the weights alone; on GPUs that is little, and flipped kernels hide what cuDNN knows
+# Methods that spend much on the weights alone. On GPUs this work is small, and cuDNN's fast paths want the kernels
+# unflipped, so programs are taken apart on CPUs only.
+HOISTED = ("lrp",)
 PIXELS_CPU = 448 * 448  # in a batch, where the caller names no size; more is no faster there (ResNet-18, two cores)
 PIXELS = 64 * 448 * 448
 
@@ -87,19 +87,20 @@ def options_of(method: str) -> list[str]:
     Raises:
         InputError: an unknown method, with the nearest.
     """
-    if method not in METHODS:
-        raise InputError(f"method={method!r} is unknown{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in ("ids_N", "key")]
+    return [name for name in _keywords(method) if name not in DRAWN]
 
 
-def _nearest(name, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def _keywords(method: str) -> list[str]:
+    method_fn = METHODS[one_of("method", method, METHODS)]
+    return [p.name for p in inspect.signature(method_fn).parameters.values() if p.kind == p.KEYWORD_ONLY]
 
 
-def check_options(method: str, options: dict, *, key: jax.Array | None = None) -> None:
-    """Refuses what a method does not take: misspelt options, a driver where there is one pass, a missing key."""
+def check_options(method: str, options: Mapping[str, Any], *, has_key: bool = True) -> None:
+    """Refuses what a method does not take: misspelt options, a driver where there is one pass, a missing key.
+
+    Raises:
+        InputError: with the options that the method takes.
+    """
     known = options_of(method)
     if "driver" in options and "driver" not in known:
         raise InputError(f"{method} runs in one pass and takes no driver; leave it out")
@@ -107,9 +108,8 @@ def check_options(method: str, options: dict, *, key: jax.Array | None = None) -
         have = [name for name in METHODS if "return_delta" in options_of(name)]
         raise InputError(f"{method} has no conservation or completeness error; {' and '.join(have)} do")
     for name in options:
-        if name not in known:
-            raise InputError(f"{method} has no option {name!r}{_nearest(name, known)}; it takes {', '.join(known)}")
-    if method in DRAWS and key is None:
+        one_of("option", name, known, hint=f"{method} takes no other")
+    if "key" in _keywords(method) and not has_key:
         raise InputError(f"{method} draws random numbers and was given no key; pass key=jax.random.key(0), say")
 
 
@@ -138,8 +138,10 @@ def num_classes(apply_fn: Callable, variables: Any, image_shape: tuple[int, ...]
         ) from error
     logits = out[0] if isinstance(out, tuple | list) and out else out
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != image_shape[0]:
-        found = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"apply_fn must return logits [N, C], alone or before a dict of activations; found {found}")
+        output = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(
+            f"apply_fn must return logits [N, C], alone or before a dict of activations; its output is {output}"
+        )
     return logits.shape[1]
 
 
@@ -154,7 +156,7 @@ def check_images(x_NYXC: Any) -> Any:
         raise InputError(f"x of shape {x.shape} must be images [N, Y, X, C], at least one{hint}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"x is {x.dtype}; give the numbers the network reads, such as x / 127.5 - 1 for bytes")
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, jax.core.Tracer):  # inside jit there are no values to check
         return x.astype(jnp.float32)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
@@ -183,7 +185,7 @@ def check_targets(targets: Any, num_images: int, classes: int) -> np.ndarray:
 
 
 def _warn_of_box(apply_fn, variables, x_NYXC, options: dict) -> None:
-    """Says where images leave the bounds that the z-box rule is told; their relevance there would change its sign."""
+    """Warns where images leave the bounds of the z-box rule; relevance there would change its sign."""
     composite, low, high = options.get("composite", "auto"), options.get("low", -1.0), options.get("high", 1.0)
     if composite not in ("auto", "epsilon_gamma_box") or isinstance(x_NYXC, jax.core.Tracer):
         return
@@ -219,33 +221,31 @@ def _freeze(value):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, ids_N, key, arrays):
-    return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
+def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, arrays):
+    return method_fn(apply_fn, variables, x_NYXC, targets_NK, **dict(settings), **arrays)
 
 
 @functools.lru_cache(maxsize=32)
 def _parts(method_fn, apply_fn, settings, structure, leaves):
-    """The program in parts, see `hoisting`; found again by what it was traced for."""
+    """The program in two parts, see `hoisting`; the cache's key is what the program was traced for."""
 
-    def fn(variables, shown, targets_NK):
-        x_NYXC, ids_N, key, arrays = shown
-        return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **dict(settings), **arrays)
+    def fn(variables, inputs):
+        x_NYXC, targets_NK, arrays = inputs
+        return method_fn(apply_fn, variables, x_NYXC, targets_NK, **dict(settings), **arrays)
 
-    variables, shown, targets_NK = jax.tree.unflatten(structure, leaves)
-    # one program for images and targets: XLA frees what it has used
-    return hoisting.split(lambda variables, both: fn(variables, *both), variables, (shown, targets_NK))
+    # images and targets stay in one part, because XLA frees a buffer after its last use only within a program
+    return hoisting.split(fn, *jax.tree.unflatten(structure, leaves))
 
 
-def _in_parts(method_fn, apply_fn, settings, variables, arguments, prepared):
-    """As `_compiled`, but work on weights is done once for all calls."""
-    x_NYXC, targets_NK, *others = arguments
-    shown, targets_NK = (jnp.asarray(x_NYXC), *others), jnp.asarray(targets_NK)
-    leaves, structure = jax.tree.flatten((variables, shown, targets_NK))
+def _in_parts(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, arrays, prepared):
+    """As `_compiled`, but work on weights is done once for all calls and kept in `prepared`."""
+    inputs = (jnp.asarray(x_NYXC), jnp.asarray(targets_NK), arrays)
+    leaves, structure = jax.tree.flatten((variables, inputs))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
     prepare, finish = _parts(method_fn, apply_fn, settings, structure, shapes)
     if prepare not in prepared:
         prepared[prepare] = prepare(variables)
-    return finish(prepared[prepare], (shown, targets_NK))
+    return finish(prepared[prepare], inputs)
 
 
 def build(
@@ -266,30 +266,32 @@ def build(
     Raises:
         InputError: an unknown method or option, or a missing key.
     """
-    check_options(method, options, key=key)
+    check_options(method, options, has_key=key is not None)
     method_fn, apply_fn = METHODS[method], steps.hashable(apply_fn)
     if "driver" in options_of(method):
         options["driver"] = steps.choose(options.get("driver"))
     arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
     settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
 
-    prepared, seen = {}, set()
+    prepared: dict[Callable, Any] = {}
+    compiled: set = set()
 
     def fn(x_NYXC, targets_NK, ids_N=None, **own):
         ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
+        drawn = {name: value for name, value in (("ids_N", ids_N), ("key", key)) if name in _keywords(method)}
+        inputs = {**arrays, **drawn, **own}
         if method in ON_HOST or settings.get("driver") == "host":
-            x_NYXC, targets_NK = jnp.asarray(x_NYXC), jnp.asarray(targets_NK)
-            return method_fn(apply_fn, variables, x_NYXC, targets_NK, ids_N=ids_N, key=key, **settings, **arrays, **own)
+            return method_fn(apply_fn, variables, jnp.asarray(x_NYXC), jnp.asarray(targets_NK), **settings, **inputs)
         static = tuple(sorted(settings.items()))
-        arguments = (x_NYXC, targets_NK, ids_N, key, arrays)
-        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arguments)))
+        arguments = (variables, x_NYXC, targets_NK, inputs)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
         is_on_cpu = jax.default_backend() == "cpu" and not is_traced
         if method in HOISTED and is_on_cpu:
-            out = _in_parts(method_fn, apply_fn, static, variables, arguments, prepared)
+            out = _in_parts(method_fn, apply_fn, static, *arguments, prepared)
         else:
-            memory.compile_first(_compiled, seen, variables, *arguments, static=(method_fn, apply_fn, static))
-            out = _compiled(method_fn, apply_fn, static, variables, *arguments)
-        return jax.block_until_ready(out) if is_on_cpu else out  # batches that wait there would take host memory
+            memory.compile_first(_compiled, compiled, *arguments, static=(method_fn, apply_fn, static))
+            out = _compiled(method_fn, apply_fn, static, *arguments)
+        return jax.block_until_ready(out) if is_on_cpu else out  # otherwise queued batches pile up in host memory
 
     return fn
 
@@ -307,7 +309,7 @@ def explain(
     return_delta: bool = False,
     **options,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """What the network's logit for a class rests on, as one map an image.
+    """One map an image of what the network's logit for a class rests on.
 
     Args:
         apply_fn: `(variables, x_NYXC) -> logits_NC`, or a pair of them and a dict of activations.
@@ -316,9 +318,9 @@ def explain(
         targets: class numbers, [N] or [N, K]; an image's K maps share its forward pass.
         method: a key of METHODS.
         key: for "smoothgrad" and "lime". Image i draws from `fold_in(key, i)`, whatever the batch size.
-        batch_size: images at a time; the last batch is filled up, so that one program serves all. None goes by backend
-            and image size.
-        driver: "host", "scan" or "flat" for methods of many steps, see `steps`; None goes by backend.
+        batch_size: images at a time; the last batch is filled up, so that one program serves all. None:
+            `default_batch_size`.
+        driver: "host", "scan" or "flat" for methods of many steps, see `steps`; None: the backend's.
         return_delta: also an error for each map: of conservation, as a share of the logit (lrp), or of completeness, in
             logits (integrated_gradients).
         options: of the method; see its docstring.
@@ -331,7 +333,7 @@ def explain(
     """
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
-    check_options(method, options, key=key)
+    check_options(method, options, has_key=key is not None)
     if isinstance(key, int):
         raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
     try:
@@ -344,7 +346,8 @@ def explain(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
     together = max(targets.shape[1], 1) if targets.ndim == 2 and method == "lrp" else 1
-    batch_size = min(batch_size or default_batch_size(*x_NYXC.shape[1:3], together), num_images)
+    height, width = x_NYXC.shape[1:3]
+    batch_size = min(batch_size or default_batch_size(height, width, together), num_images)
     classes = num_classes(apply_fn, variables, (batch_size, *x_NYXC.shape[1:]))
     targets_NK = check_targets(targets, num_images, classes)
     segments_NYX = options.pop("segments_NYX", None)
@@ -358,9 +361,9 @@ def explain(
     batches = []
     for first in range(0, num_images, batch_size):
         rows = np.arange(first, first + batch_size)
-        rows[rows >= num_images] = 0  # filling; cut off below
+        rows[rows >= num_images] = 0  # image 0 fills the last batch up and is cut off below
         x = x_NYXC if batch_size == num_images else x_NYXC[rows]
         own = {} if segments_NYX is None else {"segments_NYX": np.asarray(segments_NYX)[rows]}
         batches.append(fn(x, targets_NK[rows], rows.astype(np.int32), **own))
-    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num_images], *batches)
-    return jax.tree.map(lambda a: a[:, 0], whole) if is_single else whole
+    maps = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num_images], *batches)
+    return jax.tree.map(lambda a: a[:, 0], maps) if is_single else maps

@@ -3,7 +3,7 @@
 Arias-Duart, Parés, Garcia-Gasulla, Giménez-Ábalos 2022, arXiv:2109.15035. Chance is 0.5; with other numbers of target
 tiles, which the paper does not have, a quarter of that number.
 
-`score` is the plain function, `measure` all that can be told of a map, `Focus` the call that Quantus users know.
+`score` is the plain function, `measure` returns all numbers of a map, `Focus` is the call that Quantus users know.
 
 Dimensions: N images, M mosaics, 4 tiles (top-left, top-right, bottom-left, bottom-right), Y X rows and columns,
 C channels.
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 
 EMPTY = ("nan", "zero")
 
@@ -70,16 +70,15 @@ def score(
     return measure(maps_MYX, is_target_M4, empty=empty)["focus"]
 
 
-def measure(maps_MYX: jax.Array, is_target_M4: jax.Array, *, empty: str = "nan") -> dict[str, jax.Array]:
-    """What a map says of its mosaic; pure, to be jitted with what makes the maps.
+def measure(maps_MYX: jax.Array, is_target_M4: jax.Array | np.ndarray, *, empty: str = "nan") -> dict[str, jax.Array]:
+    """All numbers of a map; pure, so that it can be jitted together with the explanation.
 
     Returns:
         Arrays [M] `focus`, the masses `tp` and `fp` (positive relevance on and off the target tiles), `fn` and `tn`
         (negative relevance on and off them, as positive numbers), `pos_total`, `is_finite`; and `share` [M, 4], the
         part of the positive relevance on each tile, NaN where there is none.
     """
-    if empty not in EMPTY:
-        raise InputError(f"empty={empty!r}; it is {' or '.join(map(repr, EMPTY))}")
+    one_of("empty", empty, EMPTY)
     is_target_M4 = jnp.asarray(is_target_M4, jnp.float32)
     maps_MYX = jnp.asarray(maps_MYX).astype(jnp.float32)
     maps_MYX, scale_M = _within_range(maps_MYX)
@@ -102,30 +101,18 @@ def measure(maps_MYX: jax.Array, is_target_M4: jax.Array, *, empty: str = "nan")
 
 
 def _within_range(maps_MYX: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps whose positive sums do not overflow float32, and what undoes it; a power of two, so exact."""
+    """Maps whose positive sums do not overflow float32, and the factor that undoes the scaling.
+
+    The factor is a power of two, so that no digit is lost.
+    """
     scale_M = jnp.where(maps_MYX.max((1, 2)) > 2.0**90, 2.0**60, 1.0).astype(jnp.float32)
     return maps_MYX / scale_M[:, None, None], scale_M
-
-
-def companions(masses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Accuracy, precision (which is Focus), recall and F1 of the masses `tp`, `fp`, `tn`, `fn`, each [M].
-
-    From the same group's later confusion matrix for attributions. NaN where a quotient is 0/0.
-    """
-    tp, fp, tn, fn = (np.asarray(masses[name], np.float64) for name in ("tp", "fp", "tn", "fn"))
-    with np.errstate(invalid="ignore"):
-        return {
-            "accuracy": (tp + tn) / (tp + fp + tn + fn),
-            "precision": tp / (tp + fp),
-            "recall": tp / (tp + fn),
-            "f1": 2 * tp / (2 * tp + fp + fn),
-        }
 
 
 def summary(scores: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Median, variance and standard deviation (ddof 1), mean and quartiles of the defined scores; `n` counts all.
 
-    A number that cannot be had (of no score, or of one) is NaN.
+    A number that does not exist (of no score, or of a single one) is NaN.
     """
     scores = np.asarray(scores, np.float64).ravel()
     defined = scores[~np.isnan(scores)]
@@ -155,7 +142,7 @@ def check_targets(tile_label_M4: jax.Array, target_M: jax.Array, *, allow_any: b
     return is_target_M4
 
 
-def check_maps(maps_MYX: jax.Array, *, num_mosaics: int, size: tuple[int, int] | None = None) -> None:
+def check_maps(maps_MYX: jax.Array | np.ndarray, *, num_mosaics: int, size: tuple[int, int] | None = None) -> None:
     """Refuses maps of another shape, number or size than their mosaics, and any value that is not finite."""
     check_shape(maps_MYX.shape, num_mosaics=num_mosaics, size=size)
     if not isinstance(maps_MYX, jax.core.Tracer):
@@ -163,7 +150,7 @@ def check_maps(maps_MYX: jax.Array, *, num_mosaics: int, size: tuple[int, int] |
 
 
 def check_shape(shape: tuple[int, ...], *, num_mosaics: int, size: tuple[int, int] | None = None) -> None:
-    """The part of `check_maps` that needs no values."""
+    """The checks of `check_maps` that need no values, so that they work under jit."""
     if len(shape) != 3:
         raise InputError(
             f"maps of shape {shape}; Focus rates one number a pixel, [M, Y, X]: reduce the channels first, by their "
@@ -193,6 +180,7 @@ def check_finite(is_finite_M: np.ndarray, ids_M: np.ndarray | None = None) -> No
 
 
 def _check_flags(is_target_M4: np.ndarray, allow_any: bool) -> None:
+    """Refuses mosaics whose target is not on two tiles (with `allow_any`, not on any)."""
     num_M = is_target_M4.sum(1)
     wrong = np.flatnonzero((num_M == 0) if allow_any else (num_M != 2))
     if len(wrong):
@@ -226,8 +214,7 @@ class Focus:
         return_aggregate: bool = False,
         aggregate_func: Callable[[np.ndarray], float] = np.mean,
     ):
-        if empty not in EMPTY:
-            raise InputError(f"empty={empty!r}; it is {' or '.join(map(repr, EMPTY))}")
+        one_of("empty", empty, EMPTY)
         self.empty, self.allow_any, self.abs = empty, allow_any, abs
         self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
         self.evaluation_scores: list[float] = []
@@ -264,7 +251,7 @@ class Focus:
             a_batch = _one_channel(a_batch)
             check_maps(a_batch, num_mosaics=len(x_batch), size=size)
         explain = _explainer(explain_func, model)
-        scores = []
+        parts = []
         for start in range(0, len(x_batch), batch_size):
             part = slice(start, start + batch_size)
             if a_batch is None:
@@ -273,15 +260,17 @@ class Focus:
             else:
                 maps = a_batch[part]
             maps = jnp.abs(jnp.asarray(maps)) if self.abs else maps
-            scores.append(np.asarray(measure(maps, is_target_N4[part], empty=self.empty)["focus"]))
-        scores = np.concatenate(scores) if scores else np.zeros(0)
+            parts.append(np.asarray(measure(maps, is_target_N4[part], empty=self.empty)["focus"]))
+        scores = np.concatenate(parts) if parts else np.zeros(0)
         self.num_undefined = int(np.isnan(scores).sum())
         if self.return_aggregate:
             scores = np.array([self.aggregate_func(scores[~np.isnan(scores)])])
         self.evaluation_scores = [float(s) for s in scores]
         return self.evaluation_scores
 
-    def _check_inputs(self, x_batch, y_batch, custom_batch, batch_size: int) -> np.ndarray:
+    def _check_inputs(
+        self, x_batch: np.ndarray, y_batch: np.ndarray, custom_batch: Sequence[Sequence[int]], batch_size: int
+    ) -> np.ndarray:
         flags_N4 = np.asarray(custom_batch)
         if x_batch.ndim != 4 or flags_N4.shape != (len(x_batch), 4) or y_batch.shape != (len(x_batch),):
             raise InputError(
@@ -308,7 +297,7 @@ def _size_of(x_batch: np.ndarray, channel_first: bool | None) -> tuple[int, int]
 
 
 def _one_channel(maps: Any) -> Any:
-    """Maps [N, Y, X] of these, or of [N, 1, Y, X]; others are left for `check_maps` to refuse."""
+    """Maps [N, Y, X] from [N, Y, X] or [N, 1, Y, X]; `check_maps` refuses others later."""
     maps = maps if isinstance(maps, jax.Array) else np.asarray(maps)
     return maps[:, 0] if maps.ndim == 4 and maps.shape[1] == 1 else maps
 
@@ -319,7 +308,7 @@ def _explainer(explain_func: Callable[..., np.ndarray] | None, model: Any) -> Ca
         return lambda inputs, targets, **options: explain_func(model=model, inputs=inputs, targets=targets, **options)
 
     def ours(inputs, targets, **options):
-        from alignment.explain import explaining  # here: this module is also used without it
+        from alignment.explain import explaining  # imported here, because it takes longer than the metric
 
         apply_fn, variables = model
         return explaining.explain(apply_fn, variables, jnp.asarray(inputs), jnp.asarray(targets), **options)

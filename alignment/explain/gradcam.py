@@ -1,8 +1,8 @@
-"""GradCAM and GradCAM++: a layer's channels weighed by the gradient of the score.
+"""GradCAM and GradCAM++: a layer's channels weighted by the gradient of the score.
 
-The forward pass runs once; only the network after the layer is differentiated, once for each target. Any layer can be
-named: an activation that the network returns, or the path of a linen module; an unknown name is refused with the list.
-A layer of tokens (ViT) becomes a grid of patches; tokens in front of them, such as the class token, are dropped.
+The forward pass runs once; only the network after the layer is differentiated, once for each target. The layer is an
+activation that the network returns, or the path of a linen module. A layer of tokens (ViT) becomes a grid of patches;
+tokens in front of them, such as the class token, are dropped.
 
 Dimensions: N images, K targets an image, Y X rows and columns of the image, I J those of the layer, C channels,
 T tokens.
@@ -24,7 +24,7 @@ def default_layer(forward: graph.Graph) -> str:
 
     Of a network that returns activations it is one of those ("attention..." are weights between tokens, not maps);
     otherwise the last module whose output is [N,I,J,C]. Where blocks of tokens come after it (ViT), it is the last
-    block but one: from the last one's output the class token alone reaches the logits.
+    block but one: only the class token of the last block's output reaches the logits, so its patches have no gradient.
 
     Raises:
         InputError: there is none.
@@ -50,7 +50,9 @@ def grid(num_tokens: int, height: int, width: int) -> tuple[int, int]:
         rows, columns = round(height / patch), round(width / patch)
         if rows * columns == num_tokens - extra and abs(height / rows - width / columns) < 1e-6:
             return rows, columns
-    raise InputError(f"{num_tokens} tokens are no grid of square patches of an image of {height} x {width} pixels")
+    raise InputError(
+        f"{num_tokens} tokens do not form a grid of square patches of an image of {height} x {width} pixels"
+    )
 
 
 def as_grid(tokens: jax.Array, height: int, width: int, axis: int) -> jax.Array:
@@ -66,9 +68,8 @@ def resize(maps_NKIJ: jax.Array, height: int, width: int) -> jax.Array:
     return jax.image.resize(maps_NKIJ.astype(jnp.float32), shape, "bilinear", antialias=False)
 
 
-def mean_weights(activation_NIJC: jax.Array, gradients_NKIJC: jax.Array) -> jax.Array:
+def mean_weights(gradients_NKIJC: jax.Array) -> jax.Array:
     """GradCAM, Eq. 1 of Selvaraju et al. 2017 (arXiv:1610.02391): the mean gradient, weights_NKC."""
-    del activation_NIJC
     return gradients_NKIJC.mean((2, 3))
 
 
@@ -88,9 +89,11 @@ def weighted(activation_NIJC: jax.Array, weights_NKC: jax.Array) -> jax.Array:
     return jnp.einsum("nijc,nkc->nkij", activation_NIJC, weights_NKC)
 
 
-@functools.partial(jax.jit, static_argnames=("apply_fn", "layer", "weights_fn"))
-def _cam(apply_fn, variables, x_NYXC, targets_NK, layer, weights_fn):
-    """The weighted sum before any rectifier, maps_NKIJ."""
+@functools.partial(jax.jit, static_argnames=("apply_fn", "layer"))
+def _at_layer(
+    apply_fn: Callable, variables: Any, x_NYXC: jax.Array, targets_NK: jax.Array, layer: str
+) -> tuple[jax.Array, jax.Array]:
+    """activation_NIJC of a layer and gradients_NKIJC of the targets' logits there, in float32."""
     height, width = x_NYXC.shape[1:3]
     layer = layer or default_layer(graph.trace(apply_fn, variables, x_NYXC, keep_custom=True))
     activation, head_fn = graph.split(apply_fn, variables, x_NYXC, layer)
@@ -103,8 +106,7 @@ def _cam(apply_fn, variables, x_NYXC, targets_NK, layer, weights_fn):
         activation, gradients_NK = as_grid(activation, height, width, 1), as_grid(gradients_NK, height, width, 2)
     if activation.ndim != 4:
         raise InputError(f"layer {layer!r} is {activation.shape}; GradCAM needs [N, I, J, C], or tokens [N, T, C]")
-    activation_NIJC, gradients_NKIJC = activation.astype(jnp.float32), gradients_NK.astype(jnp.float32)
-    return weighted(activation_NIJC, weights_fn(activation_NIJC, gradients_NKIJC))
+    return activation.astype(jnp.float32), gradients_NK.astype(jnp.float32)
 
 
 def gradcam(
@@ -113,8 +115,6 @@ def gradcam(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     layer: str = "",
     relu: bool = True,
     scale: bool = True,
@@ -129,8 +129,8 @@ def gradcam(
     Raises:
         InputError: an unknown layer, or one that is no map of the image.
     """
-    del ids_N, key
-    cam_NKIJ = _cam(steps.hashable(apply_fn), variables, x_NYXC, targets_NK, layer, mean_weights)
+    activation_NIJC, gradients_NKIJC = _at_layer(steps.hashable(apply_fn), variables, x_NYXC, targets_NK, layer)
+    cam_NKIJ = weighted(activation_NIJC, mean_weights(gradients_NKIJC))
     maps_NKYX = resize(jnp.maximum(cam_NKIJ, 0) if relu else cam_NKIJ, *x_NYXC.shape[1:3])
     return gradients.min_max(maps_NKYX) if scale else maps_NKYX
 
@@ -141,8 +141,6 @@ def gradcam_plus_plus(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     layer: str = "",
     relu: bool = False,
     scale: bool = True,
@@ -161,7 +159,7 @@ def gradcam_plus_plus(
     Raises:
         InputError: as for `gradcam`.
     """
-    del ids_N, key
-    cam_NKIJ = _cam(steps.hashable(apply_fn), variables, x_NYXC, targets_NK, layer, plus_plus_weights)
+    activation_NIJC, gradients_NKIJC = _at_layer(steps.hashable(apply_fn), variables, x_NYXC, targets_NK, layer)
+    cam_NKIJ = weighted(activation_NIJC, plus_plus_weights(activation_NIJC, gradients_NKIJC))
     cam_NKIJ = jnp.maximum(cam_NKIJ, 0) if relu else cam_NKIJ
     return resize(gradients.min_max(cam_NKIJ) if scale else cam_NKIJ, *x_NYXC.shape[1:3])

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import convolutions, graph, steps
 
 CHANNELS = {
@@ -99,9 +99,7 @@ def min_max(maps_NKYX: jax.Array) -> jax.Array:
 
 def over_channels(maps_NKYXC: jax.Array, channels: str) -> jax.Array:
     """maps_NKYX in float32, by a rule of CHANNELS."""
-    if channels not in CHANNELS:
-        raise InputError(f"channels={channels!r} is none of {', '.join(CHANNELS)}")
-    return CHANNELS[channels](maps_NKYXC.astype(jnp.float32))
+    return CHANNELS[one_of("channels", channels, CHANNELS)](maps_NKYXC.astype(jnp.float32))
 
 
 def like_images(value: float | jax.Array, x_NYXC: jax.Array, name: str) -> jax.Array:
@@ -134,12 +132,9 @@ def gradient(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     channels: str = "max_abs",
 ) -> jax.Array:
     """The saliency of Simonyan et al. 2014 (arXiv:1312.6034): |d score / d x|, the largest over the channels."""
-    del ids_N, key
     _, gradients_NKYXC = _at(steps.hashable(apply_fn), variables, x_NYXC, targets_NK)
     return over_channels(gradients_NKYXC, channels)
 
@@ -150,12 +145,9 @@ def input_x_gradient(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     channels: str = "sum",
 ) -> jax.Array:
     """Input times gradient, summed over the channels; the exact share of each pixel where the score is linear."""
-    del ids_N, key
     _, gradients_NKYXC = _at(steps.hashable(apply_fn), variables, x_NYXC, targets_NK)
     return over_channels(x_NYXC[:, None] * gradients_NKYXC, channels)
 
@@ -196,8 +188,6 @@ def guided_backprop(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     channels: str = "max_abs",
 ) -> jax.Array:
     """Guided backpropagation of Springenberg et al. 2015 (arXiv:1412.6806).
@@ -208,7 +198,6 @@ def guided_backprop(
     Raises:
         InputError: the network has no rectifier.
     """
-    del ids_N, key
     _, gradients_NKYXC = _guided_at(steps.hashable(apply_fn), variables, x_NYXC, targets_NK)
     return over_channels(gradients_NKYXC, channels)
 
@@ -280,6 +269,7 @@ def nodes(method: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
             "trapezoid".
         num_steps: points.
     """
+    one_of("rule", method, ("gausslegendre", "middle", "trapezoid"))
     if num_steps < 1 or (method == "trapezoid" and num_steps < 2):
         raise InputError(f"num_steps={num_steps} is too few for {method}; the paper takes 30")
     if method == "gausslegendre":
@@ -287,11 +277,9 @@ def nodes(method: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         return (points_S + 1) / 2, weights_S / 2
     if method == "middle":
         return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
-    if method == "trapezoid":
-        weights_S = np.full(num_steps, 1.0)
-        weights_S[[0, -1]] = 0.5
-        return np.linspace(0, 1, num_steps), weights_S / weights_S.sum()
-    raise InputError(f"rule={method!r} is none of gausslegendre, middle, trapezoid")
+    weights_S = np.full(num_steps, 1.0)
+    weights_S[[0, -1]] = 0.5
+    return np.linspace(0, 1, num_steps), weights_S / weights_S.sum()
 
 
 def _integrated_step(static, arrays, step_S, valid_S):
@@ -316,8 +304,6 @@ def integrated_gradients(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     baseline: float | jax.Array = 0.0,
     num_steps: int = 30,
     rule: str = "gausslegendre",
@@ -339,7 +325,6 @@ def integrated_gradients(
         driver: see `steps`.
         per_pass: points that go through the network together.
     """
-    del ids_N, key
     apply_fn = steps.hashable(apply_fn)
     baseline_NYXC = like_images(baseline, x_NYXC, "baseline")
     points, weights = (jnp.asarray(a, jnp.float32) for a in nodes(rule, num_steps))

@@ -2,7 +2,7 @@
 
 `trace` reads the jaxpr of any `apply_fn(variables, x) -> logits` or `(logits, {name: activation})`: a linen module, or
 a plain JAX function.  There are no hooks and no registry of layers; names are linen scope paths ("layer1_0/conv1"),
-found on each equation's name stack without the root module's class name.
+which each equation carries on its name stack, without the root module's class name.
 
     graph = trace(apply_fn, variables, x)                     equations, inlined; nothing is computed
     named(graph) -> {name: value id}                          what a layer may be called, in order of computation
@@ -11,13 +11,12 @@ found on each equation's name stack without the root module's class name.
     split(apply_fn, variables, x, layer) -> (activation, head_fn)      head_fn(activation) -> logits_NC
 
 Values are integers.  Call primitives (jit, remat, custom derivatives) are inlined; with `keep_custom=True` functions
-with a derivative of their own stay whole, so that gradients through `evaluate` are the network's own, as those through
-`split` are.  All of it works under jit.  Dimensions: N images, C classes.
+with a derivative of their own are not, so that gradients through `evaluate` and `split` are the network's own.  All of
+it works under jit.  Dimensions: N images, C classes.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -50,10 +49,12 @@ class Equation:
     def op(self) -> str:
         return self.primitive.name
 
-    def bind(self, *arrays):
-        """The outputs as a tuple."""
+    def bind(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        """The outputs for these inputs."""
+        # XLA's gradient of a max-pool, a scatter, is twenty times slower on CPUs than ours
         if self.op == "reduce_window_max" and convolutions.is_plain_pool(self.params):
-            return (convolutions.max_pool(*arrays, self.params),)
+            (x_NYXC,) = arrays
+            return (convolutions.max_pool(x_NYXC, self.params),)
         out = self.primitive.bind(*arrays, **self.primitive.get_bind_params(self.params))
         return tuple(out) if self.primitive.multiple_results else (out,)
 
@@ -83,14 +84,14 @@ class Graph:
     reads_x: frozenset[int]
 
 
-def trace(apply_fn: Callable, variables, x, *, keep_custom: bool = False) -> Graph:
+def trace(apply_fn: Callable, variables: Any, x: Any, *, keep_custom: bool = False) -> Graph:
     """Reads what `apply_fn(variables, x)` computes.
 
     Args:
         apply_fn: returns logits [N, C], or a pair of them and a dict of activations.
         variables: any tree of arrays (or of shapes).
         x: images; only shape and dtype are read.
-        keep_custom: leave functions with a custom derivative whole.
+        keep_custom: do not inline functions with a custom derivative.
 
     Raises:
         InputError: for control flow that depends on the image, and for outputs that are not logits.
@@ -105,9 +106,9 @@ def trace(apply_fn: Callable, variables, x, *, keep_custom: bool = False) -> Gra
     logits, activations = _outputs(out, flat, results)
     if logits not in builder.reads_x:
         raise errors.InputError("the logits do not depend on x; apply_fn(variables, x) must use its second argument")
-    kept = needed(builder.equations, [logits, *activations.values()])
+    equations = needed(builder.equations, [logits, *activations.values()])
     return Graph(
-        equations=tuple(_strip_root(kept)),
+        equations=tuple(_strip_root(equations)),
         constants=builder.constants,
         variables=tuple(arguments[:-1]),
         image=image,
@@ -119,9 +120,12 @@ def trace(apply_fn: Callable, variables, x, *, keep_custom: bool = False) -> Gra
 
 
 def named(graph: Graph) -> dict[str, int]:
-    """Names a layer may be given by, in order of computation: activations and, by path, what each module hands on."""
+    """Names of layers -> values, in order of computation: activations, and by path the output of each module.
+
+    A module's output is its last value that an equation outside of the module reads, or that is the logits.
+    """
     made = {value: i for i, equation in enumerate(graph.equations) for value in equation.outputs}
-    readers = {}
+    readers: dict[int, list[str]] = {}
     for equation in graph.equations:
         for value in equation.inputs:
             readers.setdefault(value, []).append(equation.path)
@@ -141,7 +145,7 @@ def find(graph: Graph, layer: str = "") -> int:
     """The value called `layer`; "" is the last activation with rows and columns (of the returned ones, if any).
 
     Raises:
-        InputError: for a name that is not there, with those that are.
+        InputError: for an unknown name, with the known ones; for "" where nothing has rows and columns.
     """
     names = named(graph)
     if not layer:
@@ -151,19 +155,17 @@ def find(graph: Graph, layer: str = "") -> int:
                 "no activation of this network has rows and columns ([N, Y, X, C]); name a layer: " + ", ".join(names)
             )
         return spatial[-1]
-    if layer in names:
-        return names[layer]
-    near = difflib.get_close_matches(layer, names, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise errors.InputError(f"layer {layer!r} is not in this network{hint} Its layers: {', '.join(names)}")
+    return names[errors.one_of("layer", layer, names)]
 
 
-def evaluate(graph: Graph, variables, x, *, replace: Callable[[Equation], Callable | None] | None = None) -> dict:
-    """The forward pass, every value kept.
+def evaluate(
+    graph: Graph, variables: Any, x: jax.Array, *, replace: Callable[[Equation], Callable | None] | None = None
+) -> dict[int, Any]:
+    """All values of the forward pass.
 
     Args:
         replace: called with each equation that depends on x; a function it returns takes the equation's inputs and
-            gives its outputs as a tuple (guided backpropagation replaces ReLU so).
+            returns its outputs as a tuple (guided backpropagation replaces ReLU in this way).
 
     Returns:
         Value id to array.
@@ -174,8 +176,12 @@ def evaluate(graph: Graph, variables, x, *, replace: Callable[[Equation], Callab
     return values
 
 
-def run(equations, values: dict, replace: Callable[[Equation], Callable | None] | None = None) -> None:
-    """Adds what the equations compute to `values`."""
+def run(
+    equations: Iterable[Equation],
+    values: dict[int, Any],
+    replace: Callable[[Equation], Callable | None] | None = None,
+) -> None:
+    """Adds the outputs of the equations to `values`."""
     for equation in equations:
         fn = replace(equation) if replace is not None and equation.reads_x else None
         out = (fn or equation.bind)(*(values[value] for value in equation.inputs))
@@ -184,7 +190,7 @@ def run(equations, values: dict, replace: Callable[[Equation], Callable | None] 
 
 def split(
     apply_fn: Callable,
-    variables,
+    variables: Any,
     x: jax.Array,
     layer: str = "",
     *,
@@ -192,18 +198,18 @@ def split(
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """The activation of a layer, and the rest of the network as a function of it.
 
-    `head_fn` computes only what follows the layer; values that reach the logits by other ways (a skip connection around
-    the layer) are constants in it.  Several targets share the forward pass:
+    `head_fn` computes only the equations after the layer; values that reach the logits on other ways (a skip connection
+    around the layer) are constants in it.  Several targets share the forward pass:
 
         activation, head_fn = split(apply_fn, variables, x, "layer4")
         logits_NC, pullback = jax.vjp(head_fn, activation)
 
     Raises:
-        InputError: for a name that is not there, with those that are.
+        InputError: for an unknown name, with the known ones.
     """
     graph = trace(apply_fn, variables, x, keep_custom=True)
     layer_value = find(graph, layer)
-    below = {layer_value}
+    below = {layer_value}  # values that depend on the layer
     head = []
     for equation in needed(graph.equations, [graph.logits]):
         if layer_value not in equation.outputs and not below.isdisjoint(equation.inputs):
@@ -224,12 +230,16 @@ def split(
 
 
 def is_relu(graph: Graph, equation: Equation) -> bool:
-    """Whether the equation is jax.nn.relu, whole or inlined, or max(x, 0); max(0, E x^2 - (E x)^2) is a variance."""
+    """Whether the equation is jax.nn.relu, inlined or not, or max(x, 0).
+
+    max(0, E x^2 - (E x)^2) is not one: linen's normalisations keep a variance from becoming negative in this way.
+    """
     if equation.op == "max":
         is_zero = [value in graph.constants and _is_zero(graph.constants[value]) for value in equation.inputs]
         return any(is_zero) and not (is_zero[0] and _is_variance(graph, equation.inputs[1]))
     if equation.op in _CUSTOM and len(equation.inputs) == 1:
         inner = _body(equation.params)
+        # jax.nn.relu is a custom_jvp around a jit around max(x, 0)
         while len(inner.eqns) == 1 and inner.eqns[0].primitive.name in _CALLS:
             inner = _body(inner.eqns[0].params)
         if len(inner.eqns) == 1 and inner.eqns[0].primitive.name == "max":
@@ -238,7 +248,7 @@ def is_relu(graph: Graph, equation: Equation) -> bool:
 
 
 def _is_variance(graph: Graph, value: int) -> bool:
-    """Whether a value is a difference from a square, as linen's normalisations have it."""
+    """Whether a value is something less a square, as linen's normalisations compute a variance."""
     made = {value: equation for equation in graph.equations for value in equation.outputs}
     maker = made.get(value)
     if maker is None or maker.op != "sub":
@@ -251,7 +261,11 @@ def _is_variance(graph: Graph, value: int) -> bool:
 
 
 class _Builder:
-    """Equations of nested jaxprs as one list, with values numbered anew."""
+    """Flattens nested jaxprs into one list of equations, with numbers of their own for the values.
+
+    Numbers are needed because a jaxpr's variables are local to it: a function that is called twice brings the same
+    variables twice, with different values.
+    """
 
     def __init__(self, keep_custom: bool):
         self.keep_custom = keep_custom
@@ -260,18 +274,25 @@ class _Builder:
         self.shapes: dict[int, Any] = {}
         self.reads_x: set[int] = set()
 
-    def new(self, aval) -> int:
+    def new(self, aval: Any) -> int:
+        """The number of a new value."""
         value = len(self.shapes)
         self.shapes[value] = aval
         return value
 
-    def constant(self, array, aval) -> int:
+    def constant(self, array: Any, aval: Any) -> int:
         value = self.new(aval)
         self.constants[value] = array
         return value
 
-    def inline(self, closed, arguments: list[int], prefix: str) -> list[int]:
-        """Adds the equations of a jaxpr; returns the value ids of its results."""
+    def inline(self, closed: Any, arguments: list[int], prefix: str) -> list[int]:
+        """Adds the equations of a jaxpr; returns the value ids of its results.
+
+        Args:
+            closed: a jaxpr, closed (with constants) or open; call primitives hold one or the other.
+            arguments: value ids of its inputs.
+            prefix: path of the call; name stacks inside a called jaxpr begin anew.
+        """
         jaxpr = getattr(closed, "jaxpr", closed)
         ids = dict(zip(jaxpr.invars, arguments, strict=True))
         for var, array in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True):
@@ -291,7 +312,8 @@ class _Builder:
             ids.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def add(self, eqn, inputs: list[int], path: str) -> list[int]:
+    def add(self, eqn: Any, inputs: list[int], path: str) -> list[int]:
+        """Adds one equation; returns the value ids of its outputs."""
         reads_x = any(value in self.reads_x for value in inputs)
         if reads_x and eqn.primitive.name in _CONTROL:
             raise errors.InputError(
@@ -305,30 +327,31 @@ class _Builder:
         return outputs
 
 
-def _closed(params):
+def _closed(params: dict[str, Any]) -> Any:
+    # custom_jvp_call and custom_vjp_call keep their jaxpr under another name than jit and remat do
     return params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
 
 
-def _body(params):
+def _body(params: dict[str, Any]) -> Any:
     closed = _closed(params)
     return getattr(closed, "jaxpr", closed)
 
 
-def _is_zero(value) -> bool:
+def _is_zero(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer) and getattr(value, "ndim", 0) == 0 and float(value) == 0
 
 
-def needed(equations, targets) -> list[Equation]:
-    """The equations that the target values are computed from."""
-    wanted, kept = set(targets), []
+def needed(equations: Sequence[Equation], targets: Iterable[int]) -> list[Equation]:
+    """The equations on which the target values depend."""
+    values, needed_last_first = set(targets), []
     for equation in reversed(equations):
-        if not wanted.isdisjoint(equation.outputs):
-            wanted.update(equation.inputs)
-            kept.append(equation)
-    return kept[::-1]
+        if not values.isdisjoint(equation.outputs):
+            values.update(equation.inputs)
+            needed_last_first.append(equation)
+    return needed_last_first[::-1]
 
 
-def _outputs(out, flat, results: list[int]) -> tuple[int, dict[str, int]]:
+def _outputs(out: Any, flat: list, results: list[int]) -> tuple[int, dict[str, int]]:
     """Value ids of the logits and of the named activations."""
     ids = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(out), results)
     logits, activations = ids, {}
@@ -353,13 +376,14 @@ def _strip_root(equations: list[Equation]) -> list[Equation]:
 
 
 def _modules(path: str, has_root: bool) -> str:
-    """Linen writes a call of another method than __call__ as "block0/block0._attend"."""
+    """Module names of a path; linen writes a call of another method than __call__ as "block0/block0._attend"."""
     parts = path.split("/")
-    kept = [part for i, part in enumerate(parts) if not i or part.split(".")[0] != parts[i - 1] or "." not in part]
-    return "/".join(kept[1:] if has_root else kept)
+    names = [part for i, part in enumerate(parts) if not i or part.split(".")[0] != parts[i - 1] or "." not in part]
+    return "/".join(names[1:] if has_root else names)
 
 
 def _scopes(path: str) -> list[str]:
+    """A path and the paths of all modules around it."""
     parts = path.split("/") if path else []
     return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
@@ -369,9 +393,11 @@ def _inside(path: str, scope: str) -> bool:
 
 
 def _spatial(graph: Graph, names: dict[str, int]) -> list[int]:
+    """Those of the named values that have rows and columns."""
     shapes = {value: graph.shapes[value].shape for value in names.values() if value in graph.reads_x}
     return [value for value, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
 
 
-def arguments(graph: Graph, variables) -> dict[int, Any]:
+def arguments(graph: Graph, variables: Any) -> dict[int, Any]:
+    """The values that are known before the forward pass: constants and weights."""
     return {**graph.constants, **dict(zip(graph.variables, jax.tree_util.tree_leaves(variables), strict=True))}

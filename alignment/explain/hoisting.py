@@ -1,9 +1,10 @@
-"""One traced program as several, so that work is done once for whatever it depends on.
+"""One traced program split into several, so that work is done once for the inputs that it depends on.
 
 Relevance propagation folds batch norms, takes positive parts of kernels and flips them: tens of milliseconds a batch
-for ResNet-18 on two cores, about what one pass over its convolutions takes. That is the same for all images; and the
-forward pass with its normalisers is the same for all targets of an image. `split` finds these equations in the traced
-program. What grows (a bias broadcast to an image) is not kept with the weights, but made where it is used.
+for ResNet-18 on two cores, about as much as one pass over its convolutions. This work is the same for all images, and
+the forward pass with its normalisers is the same for all targets of an image. `split` recognises these equations in the
+traced program. An array that is larger than its inputs (a bias broadcast to an image) is not kept with the weights, but
+made again where it is used.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ GROWTH = 2  # an equation on weights is hoisted if its outputs have at most so m
 
 
 def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
-    """A compiled function a group of arguments, each doing what needs no later group.
+    """One compiled function for each group of arguments; each does the work that needs no later group.
 
-    The first is called as `kept = parts[0](group)`, those between as `kept = parts[i](kept, group)`, and the last gives
-    what `fn(*groups)` gives. `kept` may be used again with other later groups.
+    The first is called as `kept = parts[0](group)`, those between as `kept = parts[i](kept, group)`, and the last
+    returns `fn(*groups)`. `kept` may be used again with other later groups.
 
     Args:
         fn: a JAX function of trees of arrays.
@@ -32,21 +33,23 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
     jaxpr, last = closed.jaxpr, len(groups) - 1
     constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     numbers = [i for i, group in enumerate(groups) for _ in jax.tree.leaves(group)]
+    # the stage of a value is the number of the last group that it depends on; constants depend on none (-1)
     stage = {**dict.fromkeys(jaxpr.constvars, -1), **dict(zip(jaxpr.invars, numbers, strict=True))}
-    equations = [[] for _ in groups]
+    equations: list[list] = [[] for _ in groups]
     for equation in jaxpr.eqns:
         at = _stage_of(equation, stage, last)
         equations[at].append(equation)
         stage.update(dict.fromkeys(equation.outvars, at))
     needed = [{atom for e in part for atom in e.invars if isinstance(atom, core.Var)} for part in equations]
     needed[last].update(atom for atom in jaxpr.outvars if isinstance(atom, core.Var))
+    # a stage hands on the values of its own and of earlier stages that a later stage reads
     kept = [
         [var for var in stage if 0 <= stage[var] <= at and any(var in needs for needs in needed[at + 1 :])]
         for at in range(last)
     ]
     treedef = jax.tree.structure(out)
 
-    def part(at):
+    def part(at: int) -> Callable:
         inputs = [var for var, number in zip(jaxpr.invars, numbers) if number == at]
         made = set() if at == last else {var for var in kept[at] if stage[var] == at}
 
@@ -59,15 +62,16 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
                 return jax.tree.unflatten(treedef, [_value(values, atom) for atom in jaxpr.outvars])
             return [values[var] for var in kept[at] if var in made]
 
-        seen = set()
+        compiled: set = set()
 
         def call(before, group):
-            memory.compile_first(compute, seen, before, group)
-            found = compute(before, group)
+            memory.compile_first(compute, compiled, before, group)
+            out = compute(before, group)
             if at == last:
-                return found
-            earlier = dict(zip(kept[at - 1] if at else [], before, strict=True))  # handed on as it is, not copied
-            fresh = iter(found)
+                return out
+            # earlier values are handed on as they are and never pass through the compiled function
+            earlier = dict(zip(kept[at - 1] if at else [], before, strict=True))
+            fresh = iter(out)
             return [next(fresh) if var in made else earlier[var] for var in kept[at]]
 
         return call if at else lambda group: call([], group)
@@ -76,7 +80,7 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
 
 
 def map_in_turn(fn: Callable, items: Any) -> Any:
-    """As jax.lax.map, but what does not depend on the item is computed once, before the loop.
+    """As jax.lax.map, but equations that do not depend on the item are computed once, before the loop.
 
     Args:
         fn: an item -> a tree of arrays.
@@ -85,7 +89,8 @@ def map_in_turn(fn: Callable, items: Any) -> Any:
     item = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), items)
     closed, out = jax.make_jaxpr(fn, return_shape=True)(item)
     jaxpr, values = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    stage, equations = {**dict.fromkeys(jaxpr.constvars, 0), **dict.fromkeys(jaxpr.invars, 1)}, ([], [])
+    stage = {**dict.fromkeys(jaxpr.constvars, 0), **dict.fromkeys(jaxpr.invars, 1)}
+    equations: tuple[list, list] = ([], [])
     for equation in jaxpr.eqns:
         at = _stage_of(equation, stage, 1)
         equations[at].append(equation)
@@ -100,17 +105,24 @@ def map_in_turn(fn: Callable, items: Any) -> Any:
     return jax.lax.map(rest, items)
 
 
-def _stage_of(equation, stage, last) -> int:
-    """The first group after which this can be computed, or a later one where it is not worth keeping."""
+def _stage_of(equation: Any, stage: dict, last: int) -> int:
+    """The first stage in which this can be computed, or a later one where the result is not worth keeping."""
     own = [atom for atom in equation.invars if isinstance(atom, core.Var)]
     at = max((stage[var] for var in own), default=-1)
-    if equation.effects or at < 0:  # what reads no argument is made where it is used last
+    # An iota or a broadcast constant reads no argument and costs less than a kept array. An equation with effects (a
+    # print, a check) must stay in the order of the others of its kind.
+    if equation.effects or at < 0:
         return last
-    is_grown = sum(v.aval.size for v in equation.outvars) > GROWTH * sum(v.aval.size for v in own)
+    is_grown = sum(_size(v) for v in equation.outvars) > GROWTH * sum(_size(v) for v in own)
     return at + 1 if at == 0 and is_grown else at
 
 
-def _run(equations, values) -> None:
+def _size(var: Any) -> int:
+    return var.aval.size
+
+
+def _run(equations: list, values: dict) -> None:
+    """Adds the equations' outputs to `values`."""
     for equation in equations:
         arrays = [_value(values, atom) for atom in equation.invars]
         out = equation.primitive.bind(*arrays, **equation.primitive.get_bind_params(equation.params))

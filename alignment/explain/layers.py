@@ -1,6 +1,6 @@
-"""The equations of a traced forward pass gathered into layers, as relevance propagation thinks of them.
+"""The equations of a traced forward pass gathered into layers, each with one rule of relevance propagation.
 
-kind          what it is                                                          inputs
+kind          meaning                                                             inputs
 conv, dense   weights times x and a bias, with the batch norm after it (folded)   one
 affine        x * a + b by constants: batch norm not folded, embeddings           one
 scale         x * a by constants                                                  one
@@ -21,11 +21,16 @@ A layer is named by its linen path; all kinds but conv and dense append their ki
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from alignment.explain import graph
+
+# Names of jaxpr primitives. A primitive in none of these sets makes a layer of kind "unknown", for which the caller
+# has to name a rule: a guess could lose relevance silently.
 
 
 def _words(text: str) -> set[str]:
@@ -39,13 +44,14 @@ _UNARY = _words("""
 _ELEMENTWISE = _UNARY | _words("add add_any sub mul div neg select_n eq ne lt le gt ge and or not xor")
 _CASTS = _words("convert_element_type copy copy_p stop_gradient reduce_precision sharding_constraint")
 _RESHAPES = _words("reshape transpose squeeze expand_dims broadcast_in_dim rev slice split")
-_INDEXED = _words("gather dynamic_slice pad dynamic_update_slice")  # by constants
+_INDEXED = _words("gather dynamic_slice pad dynamic_update_slice")  # moves where the indices do not depend on the image
 _MOVES = _CASTS | _RESHAPES | _INDEXED | {"concatenate"}
 _WITHIN = _ELEMENTWISE | _CASTS | _RESHAPES | {"reduce_sum", "reduce_max", "gather"}  # in norms and softmax
 _SHIFTS = _words("add add_any sub")
 _AFFINE = _SHIFTS | _words("mul div neg")
-_BOUNDED = _words("logistic tanh min clamp erf")
-_POSITIVE = _words("exp exp2 logistic abs square erfc sqrt rsqrt iota argmax")
+_BOUNDED = _words("logistic tanh min clamp erf")  # mark the gate in a product of a gate and a signal
+_POSITIVE = _words("exp exp2 logistic abs square erfc sqrt rsqrt iota argmax")  # whatever their input
+# not negative where no input is negative
 _KEEPS_SIGN = _MOVES | _words("""
     reduce_sum reduce_max reduce_min reduce_window_sum reduce_window_max cumsum tanh erf log1p expm1 add add_any mul div
     min integer_pow floor ceil round select_n dot_general conv_general_dilated
@@ -64,9 +70,9 @@ class Layer:
         out_shape: of the first output.
         is_first: a conv or dense layer without another one before it.
         inputs: value ids that depend on the image.
-        outputs: value ids; one, but for a split.
-        equations: what it computes.
-        signal: of a gate: which input is weighted.
+        outputs: value ids; one, except for a split.
+        equations: its part of the forward pass.
+        signal: of a gate: position of the input that is weighted.
         is_nonnegative: the first input cannot be negative (it comes from a ReLU).
         is_scaled: channels of a conv or dense layer are scaled by constants (a batch norm) folded into it.
     """
@@ -92,8 +98,10 @@ def read(traced: graph.Graph, *, fold: bool = True) -> list[Layer]:
         fold: whether constants of other modules (batch norm) are folded into the conv or dense layer before them.
     """
     reader = _Reader(traced, fold)
-    positive, linear = nonnegative(traced), set()
-    layers, names = [], Counter()
+    positive = nonnegative(traced)
+    linear: set[int] = set()  # values that depend on a conv or dense layer
+    layers: list[Layer] = []
+    names: Counter[str] = Counter()
     for kind, equations in reader.groups():
         made = {value for e in equations for value in e.outputs}
         inputs = tuple(dict.fromkeys(v for e in equations for v in e.inputs if v in traced.reads_x and v not in made))
@@ -123,19 +131,20 @@ def read(traced: graph.Graph, *, fold: bool = True) -> list[Layer]:
 
 
 def channel_axes(traced: graph.Graph, equation: graph.Equation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Output axes that the weights of a conv or dense equation make, and the axes of the weights they come from."""
+    """Output axes that the weights of a conv or dense equation make, and the axes of the weights that make them."""
     if equation.op == "conv_general_dilated":
         numbers = equation.params["dimension_numbers"]
         return (numbers.out_spec[1],), (numbers.rhs_spec[0],)
     at = weight_at(traced, equation)
     (contracted, _) = equation.params["dimension_numbers"]
     free = tuple(a for a in range(len(traced.shapes[equation.inputs[at]].shape)) if a not in contracted[at])
+    # dot_general puts the free axes of its first operand before those of its second
     first = len(traced.shapes[equation.outputs[0]].shape) - len(free) if at == 1 else 0
     return tuple(range(first, first + len(free))), free
 
 
 def weight_at(traced: graph.Graph, equation: graph.Equation) -> int:
-    """Which input of a conv or dense equation is the weights."""
+    """The position of the weights among the inputs of a conv or dense equation."""
     return next(i for i, value in enumerate(equation.inputs) if value not in traced.reads_x)
 
 
@@ -156,14 +165,15 @@ def nonnegative(traced: graph.Graph) -> set[int]:
     return known
 
 
-def _signed_inputs(equation):
+def _signed_inputs(equation: graph.Equation) -> Sequence[int]:
+    """The inputs whose sign the output keeps: not the condition of a select, and not the indices of a gather."""
     if equation.op == "select_n":
         return equation.inputs[1:]
     return equation.inputs[:1] if equation.op in _INDEXED - {"pad", "dynamic_update_slice"} else equation.inputs
 
 
-def _is_nonnegative(array) -> bool:
-    if isinstance(array, jax.core.Tracer) or np.size(array) > 10_000:
+def _is_nonnegative(array: Any) -> bool:
+    if isinstance(array, jax.core.Tracer) or np.size(array) > 10_000:  # reading a large array costs more than it saves
         return False
     array = np.asarray(array)
     return array.dtype == bool or (array.dtype.kind in "fiu" and bool(np.all(array >= 0)))
@@ -173,7 +183,13 @@ def _is_nonnegative(array) -> bool:
 
 
 class _Reader:
-    """Groups equations: regions between one value and one that is computed from it alone, chains of constants."""
+    """Groups equations into layers.
+
+    A softmax, a norm or x sigmoid(x) is many equations, which fork from one value and join again. Such a region is
+    recognised from its end: an equation with several inputs that all depend on the image through one common value
+    alone. `source` records this value for each equation that can be part of a region; following it from value to value
+    gives a ladder of ancestors, and the common value is the first that all ladders share.
+    """
 
     def __init__(self, traced: graph.Graph, fold: bool):
         self.traced, self.fold = traced, fold
@@ -184,12 +200,12 @@ class _Reader:
             for value in set(e.inputs):
                 self.readers.setdefault(value, []).append(e)
         self.weights = _from_arrays(traced)
-        self.source: dict[int, int] = {}  # a value -> the nearest one that it is computed from by itself
+        self.source: dict[int, int] = {}  # value -> the nearest one through which alone it depends on the image
         self.regions = self._regions()
 
-    def groups(self):
+    def groups(self) -> Iterator[tuple[str, list[graph.Equation]]]:
         """Pairs of a kind and its equations, each equation once."""
-        taken = set()
+        taken: set[graph.Equation] = set()
         for equation in self.equations:
             if equation in taken:
                 continue
@@ -201,15 +217,16 @@ class _Reader:
             taken.update(members)
             yield kind, members
 
-    def own(self, equation) -> list[int]:
+    def own(self, equation: graph.Equation) -> list[int]:
         """Inputs that depend on the image."""
         return [value for value in equation.inputs if value in self.traced.reads_x]
 
     def shape(self, value: int) -> tuple[int, ...]:
         return self.traced.shapes[value].shape
 
-    def _regions(self):
-        regions = {}
+    def _regions(self) -> dict[graph.Equation, tuple[str, list[graph.Equation]]]:
+        """Equation -> kind and members of its region."""
+        regions: dict[graph.Equation, tuple[str, list[graph.Equation]]] = {}
         for equation in self.equations:
             own = self.own(equation)
             if equation.op not in _WITHIN or len(equation.outputs) != 1:
@@ -227,19 +244,23 @@ class _Reader:
         return regions
 
     def _ladder(self, value: int) -> list[int]:
+        """The value, its source, the source of that, and so on."""
         steps = [value]
         while steps[-1] in self.source:
             steps.append(self.source[steps[-1]])
         return steps
 
     def _common(self, values: list[int]) -> int | None:
-        """The nearest value that all of these are computed from, and from nothing else of the image."""
+        """The nearest value through which alone all of these depend on the image; None where there is none."""
         ladders = [self._ladder(value) for value in values]
         shared = set(ladders[0]).intersection(*ladders[1:])
         return next((value for value in ladders[0] if value in shared), None)
 
-    def _before_exp(self, value: int, last) -> int:
-        """What a softmax, exp(x - max x) / sum, is computed from, where `value` is its exponential."""
+    def _before_exp(self, value: int, last: graph.Equation) -> int:
+        """The input x of a softmax exp(x - max x) / sum, where `value` is its exponential; else `value`.
+
+        The region found so far, e / sum(e), begins at the exponential; the softmax begins before it.
+        """
         made = self.maker.get(value)
         if last.op != "div" or made is None or made.op != "exp":
             return value
@@ -247,7 +268,8 @@ class _Reader:
         shifted = self.maker.get(value)
         return self.source[value] if shifted is not None and len(self.own(shifted)) == 2 else value
 
-    def _between(self, source: int, last) -> list[graph.Equation]:
+    def _between(self, source: int, last: graph.Equation) -> list[graph.Equation]:
+        """Equations on the way from `source` to `last`, in order of computation."""
         members, open_values = {last}, set(self.own(last)) - {source}
         while open_values:
             equation = self.maker[open_values.pop()]
@@ -255,21 +277,28 @@ class _Reader:
             open_values.update(v for v in self.own(equation) if v != source and self.maker[v] not in members)
         return [e for e in self.equations if e in members]
 
-    def _region_kind(self, source: int, members) -> str | None:
+    def _region_kind(self, source: int, members: list[graph.Equation]) -> str | None:
+        """The kind of layer that these equations are together; None where they are not one."""
         ops, last = {e.op for e in members}, members[-1]
         inner = {value for e in members[:-1] for value in e.outputs}
+        # an inner value that is read elsewhere would need relevance of its own
         leaks = any(reader not in members for value in inner for reader in self.readers.get(value, ()))
         if leaks or self.traced.logits in inner or self.shape(source) != self.shape(last.outputs[0]):
             return None
         if ops <= _ELEMENTWISE | _CASTS | {"broadcast_in_dim"}:
             return "activation"
         if {"exp", "reduce_sum"} <= ops:
+            # a log-softmax must not pass for a chain of simple layers, and has no rule
             return "unknown" if "log" in ops else "softmax" if last.op == "div" else None
         is_norm = "reduce_sum" in ops and ops & {"rsqrt", "sqrt", "pow"} and last.op in ("mul", "div")
         return "norm" if is_norm else None
 
-    def _chain(self, first, last, kind: str) -> list[graph.Equation]:
-        """Equations after `last` that scale and shift its output by constants."""
+    def _chain(self, first: graph.Equation, last: graph.Equation, kind: str) -> list[graph.Equation]:
+        """Equations after `last` that scale and shift its output by constants: a bias, a batch norm.
+
+        The chain ends where a value has several readers, at the logits, at another module (unless batch norm is to be
+        folded), and where a factor differs between pixels, which no kernel can absorb.
+        """
         chain, value = [], last.outputs[0]
         while value != self.traced.logits and len(self.readers[value]) == 1:
             (equation,) = self.readers[value]
@@ -284,11 +313,13 @@ class _Reader:
                     break
             chain.append(equation)
             value = equation.outputs[0]
+        # a cast that nothing follows is a layer of its own, not the end of this one
         while chain and chain[-1].op == "convert_element_type" and kind != "norm":
             chain.pop()
         return chain
 
-    def _is_affine(self, equation) -> bool:
+    def _is_affine(self, equation: graph.Equation) -> bool:
+        """Whether the equation is x + b, x - b, b - x, x * a, x / a or -x, of the shape of x."""
         own = self.own(equation)
         return (
             equation.op in _AFFINE
@@ -297,14 +328,16 @@ class _Reader:
             and self.shape(own[0]) == self.shape(equation.outputs[0])
         )
 
-    def _is_by_channel(self, first, equation) -> bool:
+    def _is_by_channel(self, first: graph.Equation, equation: graph.Equation) -> bool:
+        """Whether a factor is constant over pixels, so that the weights of `first` can absorb it."""
         if equation.op not in ("mul", "div"):
             return True
         axes, _ = channel_axes(self.traced, first)
         shape = next(self.shape(value) for value in equation.inputs if value not in self.traced.reads_x)
         return all(size == 1 or axis in axes for axis, size in enumerate(shape))
 
-    def _kind(self, equation) -> str:
+    def _kind(self, equation: graph.Equation) -> str:
+        """The kind of an equation that is no part of a region."""
         own, op = self.own(equation), equation.op
         others = [value for value in equation.inputs if value not in own]
         if op == "conv_general_dilated":
@@ -312,7 +345,7 @@ class _Reader:
         if op == "dot_general":
             if len(own) == 2:
                 return "matmul"
-            is_batched = bool(equation.params["dimension_numbers"][1][0])
+            is_batched = bool(equation.params["dimension_numbers"][1][0])  # by constants of each image: no weights
             return "avg_pool" if is_batched else self._weighted(others, "dense")
         if op in _INDEXED:
             return "move" if own == [equation.inputs[0]] or op.startswith("dynamic_update") else "unknown"
@@ -331,35 +364,39 @@ class _Reader:
         is_alone = len(own) == 1 and self.shape(own[0]) == self.shape(equation.outputs[0])
         return "activation" if is_alone and op in _UNARY | {"select_n", "div"} else "unknown"
 
-    def _weighted(self, others, kind):
+    def _weighted(self, others: list[int], kind: str) -> str:
+        """`kind` where one of the other inputs comes from weights, else a fixed linear map."""
         return kind if any(value in self.weights for value in others) else "avg_pool"
 
-    def signal(self, equation) -> int | None:
-        """Which input of a product is weighted by the other: the other is broadcast, or else bounded (a sigmoid)."""
-        for test in (self._is_broadcast, self._is_bounded):
-            gates = [test(value, equation) for value in equation.inputs]
+    def signal(self, equation: graph.Equation) -> int | None:
+        """The position of the input of a product that the other one weights; None for a product of two equals.
+
+        The other is the one that is broadcast; where none or both are, the one that is bounded (a sigmoid).
+        """
+        for gates in (
+            [self._is_broadcast(value, equation) for value in equation.inputs],
+            [self._is_bounded(value) for value in equation.inputs],
+        ):
             if sum(gates) == 1:
                 return 1 - gates.index(True)
         return None
 
-    def _is_broadcast(self, value, equation) -> bool:
+    def _is_broadcast(self, value: int, equation: graph.Equation) -> bool:
         if self.shape(value) != self.shape(equation.outputs[0]):
             return True
         maker = self.maker.get(value)
         return maker is not None and maker.op == "broadcast_in_dim" and self.shape(maker.inputs[0]) != self.shape(value)
 
-    def _is_bounded(self, value, equation) -> bool:
-        del equation
-        steps = self._ladder(value)
-        made = [self.maker[step] for step in steps if step in self.maker]
+    def _is_bounded(self, value: int) -> bool:
+        made = [self.maker[step] for step in self._ladder(value) if step in self.maker]
         near = [e for e in made if e.op not in _MOVES | {"mul", "div"}]
         return bool(near) and near[0].op in _BOUNDED
 
 
 def _from_arrays(traced: graph.Graph) -> set[int]:
-    """Values that come from weights: variables, or arrays that the function closes over."""
-    found = set(traced.variables) | {value for value in traced.constants if traced.shapes[value].shape}
+    """Values that come from weights: variables, arrays that the function closes over, and functions of these."""
+    weights = set(traced.variables) | {value for value in traced.constants if traced.shapes[value].shape}
     for e in traced.equations:
-        if not e.reads_x and not found.isdisjoint(e.inputs):
-            found.update(e.outputs)
-    return found
+        if not e.reads_x and not weights.isdisjoint(e.inputs):
+            weights.update(e.outputs)
+    return weights

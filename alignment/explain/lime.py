@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import gradients, steps
 
 SEGMENTERS = ("quickshift", "slic")
 SEED = 777  # of quickshift, which breaks ties between pixels at random; the paper's
+SMALL = 100  # pixels a side; quickshift's kernel does not shrink with the image
 PAD = 16  # super-pixels are counted in multiples of this, so that few programs are compiled
 
 
@@ -42,10 +43,7 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
     """
     from skimage import segmentation  # half a second
 
-    if segmenter not in SEGMENTERS:
-        raise InputError(
-            f"segmenter={segmenter!r} is none of {', '.join(SEGMENTERS)}; or pass segments_NYX of your own"
-        )
+    one_of("segmenter", segmenter, SEGMENTERS, hint="or pass segments_NYX of your own")
     if x_NYXC.shape[-1] not in (1, 3):
         raise InputError(
             f"{segmenter} reads 1 or 3 channels and x has {x_NYXC.shape[-1]}; pass segments_NYX of your own"
@@ -64,6 +62,11 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
 
     with futures.ThreadPoolExecutor(min(os.cpu_count() or 1, len(x_NYXC))) as pool:  # scikit-image releases the lock
         return np.stack(list(pool.map(one, colours_NYXC))).astype(np.int32)
+
+
+def default_segmenter(height: int, width: int) -> str:
+    """The segmenter for images of a size: slic where quickshift would take the image for one super-pixel."""
+    return "slic" if max(height, width) < SMALL else "quickshift"
 
 
 def _renumbered(map_YX: np.ndarray) -> np.ndarray:
@@ -161,14 +164,14 @@ def relevance(
         raise InputError("lime draws random numbers and was given no key; pass key=jax.random.key(0), say")
     if num_samples < 1:
         raise InputError(f"num_samples={num_samples}; the first shows the whole image, and the paper takes 1000")
-    ids_N = np.arange(len(x_NYXC)) if ids_N is None else np.asarray(ids_N)
+    numbers_N = np.arange(len(x_NYXC)) if ids_N is None else np.asarray(ids_N)
     if segments_NYX is None:
         segments_NYX = segment(np.asarray(x_NYXC), segmenter, value_range=value_range, **(segmenter_options or {}))
     elif not np.issubdtype(np.asarray(segments_NYX).dtype, np.integer):
         raise InputError(f"segments_NYX are {np.asarray(segments_NYX).dtype}; they are the numbers of super-pixels")
     segments_NYX = np.stack([_renumbered(map_YX) for map_YX in np.asarray(segments_NYX)])
     counts_N = segments_NYX.max((1, 2)) + 1
-    on_N = [perturbations(key, int(i), num_samples, int(count)) for i, count in zip(ids_N, counts_N)]
+    on_N = [perturbations(key, int(i), num_samples, int(count)) for i, count in zip(numbers_N, counts_N)]
     on_NPG = np.zeros((len(on_N), num_samples, -(-max(counts_N) // PAD) * PAD), np.uint8)
     for row_PG, on_PG in zip(on_NPG, on_N):
         row_PG[:, : on_PG.shape[1]] = on_PG

@@ -2,15 +2,18 @@
 
     relevance_NKYXC = relevance(model.apply, variables, x_NYXC, targets_NK, composite="epsilon_plus_flat")
 
-The forward pass is read by `graph`, gathered into layers by `layers`, given rules by `composites`, and walked back with
-`lrp_rules`.  Relevance starts as the logit of the target class; the targets of an image share the forward pass and all
-that does not depend on the target.  Batch norm is folded into the convolution before it; `check_fold` says how much
-that changes the logits, and `conservation` which layers keep relevance for themselves (biases, epsilon).
+`graph` reads the forward pass, `layers` gathers it into layers, `composites` chooses their rules, and the second walk
+applies `lrp_rules` from the logits back to the image.  Relevance starts as the logit of the target class; the targets
+of an image share the forward pass and everything else that does not depend on the target.  Batch norm is folded into
+the convolution before it; `check_fold` measures how much that changes the logits, and `conservation` shows which layers
+absorb relevance (biases, epsilon).
 
 Dimensions: N images, Y X rows and columns, C channels or classes, K targets an image.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +25,17 @@ from alignment.explain import composites, convolutions, graph, hoisting, layers,
 
 def relevance(
     apply_fn: Callable,
-    variables,
+    variables: Any,
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
     composite: str | composites.Pairs | composites.Composite = "auto",
     rules: composites.Pairs = (),
-    low=-1.0,
-    high=1.0,
+    low: composites.Bound = -1.0,
+    high: composites.Bound = 1.0,
     sum_channels: bool = False,
     return_delta: bool = False,
-):
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Relevance of each input for the logits of the target classes.
 
     Args:
@@ -40,9 +43,9 @@ def relevance(
         targets_NK: class indices, K for each image.
         composite: a name in `composites.COMPOSITES`, a list of (predicate, rule), or "auto" (`composites.default`).
         rules: pairs that come before the composite's, for layers of your own.
-        low: least value of a normalised input, for the box rule; number or array that broadcasts to x.
+        low: least value of a normalised input, for the box rule; a number or an array that broadcasts to x.
         high: largest value.
-        sum_channels: sum over the last axis of each target's relevance as soon as it is there.
+        sum_channels: sum each target's relevance over the last axis, before the next target's is computed.
         return_delta: also return |sum of relevance - logit| / |logit|, [N, K].
 
     Returns:
@@ -50,7 +53,7 @@ def relevance(
         the error of conservation.
 
     Raises:
-        InputError: for layers without a rule, with the rule to give; for targets that are not classes.
+        InputError: for layers without a rule, with the line that gives them one; for targets that are not classes.
     """
     plan = _plan(apply_fn, variables, x_NYXC, composite, rules, low, high)
     walked, logits_NC = _forward(plan.traced, plan.layers, variables, x_NYXC)
@@ -64,18 +67,20 @@ def relevance(
     return out_NKYXC, jnp.abs(total_NK - logit_NK) / jnp.abs(logit_NK)
 
 
-def conservation(apply_fn: Callable, variables, x_NYXC: jax.Array, targets_NK: jax.Array, **options) -> dict:
-    """How much relevance there is in all, behind each layer on the way back from the logits.
+def conservation(
+    apply_fn: Callable, variables: Any, x_NYXC: jax.Array, targets_NK: jax.Array, **options: Any
+) -> dict[str, jax.Array]:
+    """The total relevance behind each layer on the way back from the logits.
 
     Args:
-        options: as those of `relevance`.
+        options: `composite`, `rules`, `low` and `high` as for `relevance`.
 
     Returns:
         Layer name to sums [N, K], from the last layer to the first.  A layer that conserves has the sum of the one
         before; the first sum to differ from the logit shows which layer keeps or adds relevance.
     """
-    options = {"composite": "auto", "rules": (), "low": -1.0, "high": 1.0, **options}
-    plan = _plan(apply_fn, variables, x_NYXC, **options)
+    settings: dict[str, Any] = {"composite": "auto", "rules": (), "low": -1.0, "high": 1.0, **options}
+    plan = _plan(apply_fn, variables, x_NYXC, **settings)
     walked, logits_NC = _forward(plan.traced, plan.layers, variables, x_NYXC)
 
     def back(start_NC):
@@ -85,7 +90,7 @@ def conservation(apply_fn: Callable, variables, x_NYXC: jax.Array, targets_NK: j
     return {layer.name: sums.T for layer, sums in zip(reversed(plan.layers), sums_LKN)}
 
 
-def check_fold(apply_fn: Callable, variables, x_NYXC: jax.Array, *, tolerance: float = 1e-3) -> float:
+def check_fold(apply_fn: Callable, variables: Any, x_NYXC: jax.Array, *, tolerance: float = 1e-3) -> float:
     """Largest difference of a logit with and without batch norm folded, relative to the largest logit.
 
     Raises:
@@ -109,20 +114,30 @@ def check_fold(apply_fn: Callable, variables, x_NYXC: jax.Array, *, tolerance: f
     return error
 
 
-def steps(apply_fn: Callable, variables, x_NYXC: jax.Array, *, fold: bool = True) -> list[lrp_rules.Step]:
-    """What a rule gets to see: every layer with the arrays of a forward pass, in order of computation."""
+def steps(apply_fn: Callable, variables: Any, x_NYXC: jax.Array, *, fold: bool = True) -> list[lrp_rules.Step]:
+    """The arguments of rules: every layer with the arrays of a forward pass, in order of computation."""
     traced = graph.trace(apply_fn, variables, x_NYXC)
     return _forward(traced, layers.read(traced, fold=fold), variables, x_NYXC)[0]
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plan:
     """The layers of a network and a rule for each."""
 
-    def __init__(self, traced, network, rules):
-        self.traced, self.layers, self.rules = traced, network, rules
+    traced: graph.Graph
+    layers: list[layers.Layer]
+    rules: list[composites.Rule]
 
 
-def _plan(apply_fn, variables, x, composite, rules=(), low=-1.0, high=1.0) -> _Plan:
+def _plan(
+    apply_fn: Callable,
+    variables: Any,
+    x: jax.Array,
+    composite: str | composites.Pairs | composites.Composite,
+    rules: composites.Pairs,
+    low: composites.Bound,
+    high: composites.Bound,
+) -> _Plan:
     traced = graph.trace(apply_fn, variables, x)
     if composite == "auto":
         composite = composites.default(layers.read(traced))
@@ -131,7 +146,7 @@ def _plan(apply_fn, variables, x, composite, rules=(), low=-1.0, high=1.0) -> _P
     return _Plan(traced, network, composites.assign(network, [*rules, *chosen.pairs]))
 
 
-def _start(logits_NC, targets_NK):
+def _start(logits_NC: jax.Array, targets_NK: jax.Array) -> jax.Array:
     """The logit at the target class and 0 elsewhere, [K, N, C]."""
     if jnp.ndim(targets_NK) != 2 or jnp.shape(targets_NK)[0] != logits_NC.shape[0]:
         raise errors.InputError(
@@ -147,11 +162,12 @@ def _start(logits_NC, targets_NK):
     return hot_KNC * logits_NC[None]
 
 
-def _all_targets(plan: _Plan, walked, start_KNC, sum_channels: bool):
-    """Relevance of the image for each target.
+def _all_targets(plan: _Plan, walked: list[lrp_rules.Step], start_KNC: jax.Array, sum_channels: bool) -> jax.Array:
+    """Relevance of the image for each target, [K, N, ...].
 
-    On CPUs targets go together only through the last layers, down to the first whose weights are fewer than its
-    outputs: there they share the reading of the weights. Before that memory counts, and they go one after the other.
+    On CPUs the targets go through the last layers together, back to the first layer whose weights are fewer than its
+    outputs: there they share the reading of the weights. In the layers before it the activations of K targets would
+    take the memory, and the targets go one after the other.
     """
     K, is_compiled = start_KNC.shape[0], isinstance(start_KNC, jax.core.Tracer)
     cut = _first_together(walked) if K > 1 and is_compiled and jax.default_backend() == "cpu" else 0
@@ -167,25 +183,27 @@ def _all_targets(plan: _Plan, walked, start_KNC, sum_channels: bool):
     return hoisting.map_in_turn(early, pending) if cut else _each_target(early, pending)
 
 
-def _first_together(walked) -> int:
+def _first_together(walked: list[lrp_rules.Step]) -> int:
     """The first of the last layers through which targets go together."""
     for i, step in reversed(list(enumerate(walked))):
-        if step.op is not None and step.weight.size < step.z.size:
+        if step.layer.kind in ("conv", "dense") and step.weight.size < step.z.size:
             return i + 1
     return 0
 
 
-def _each_target(back, given):
-    """vmap over targets, the first axes of a tree; what does not depend on them is computed once."""
-    if jax.tree.leaves(given)[0].shape[0] == 1:
-        return jax.tree.map(lambda out: out[None], back(jax.tree.map(lambda array: array[0], given)))
-    return jax.vmap(back)(given)
+def _each_target(back: Callable[[Any], Any], targets: Any) -> Any:
+    """vmap over targets, the first axes of a tree; work that does not depend on the target is done once."""
+    if jax.tree.leaves(targets)[0].shape[0] == 1:  # vmap would only add an axis to every array
+        return jax.tree.map(lambda out: out[None], back(jax.tree.map(lambda array: array[0], targets)))
+    return jax.vmap(back)(targets)
 
 
 # --- the two walks ---------------------------------------------------------------------------------------------------
 
 
-def _forward(traced, network, variables, x) -> tuple[list[lrp_rules.Step], jax.Array]:
+def _forward(
+    traced: graph.Graph, network: list[layers.Layer], variables: Any, x: jax.Array
+) -> tuple[list[lrp_rules.Step], jax.Array]:
     """Every layer's step, and the logits."""
     values = graph.arguments(traced, variables)
     graph.run([e for e in traced.equations if not e.reads_x], values)
@@ -200,19 +218,39 @@ def _forward(traced, network, variables, x) -> tuple[list[lrp_rules.Step], jax.A
     return walked, values[traced.logits]
 
 
-def _backward(plan: _Plan, walked, start_NC, totals: bool = False):
-    """Relevance of the image, and (asked for) the sums over all values behind each layer, last layer first."""
+def _backward(
+    plan: _Plan, walked: list[lrp_rules.Step], start_NC: jax.Array, totals: bool = False
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Relevance of the image, and with `totals` the sums over all values behind each layer, last layer first."""
     pending, sums = _walk(plan, walked, {plan.traced.logits: start_NC}, 0, len(walked), totals)
     return pending[plan.traced.image], sums
 
 
-def _walk(plan: _Plan, walked, pending, first, last, totals: bool = False):
-    """Back through the steps from `last` (not itself) to `first`: the relevance then pending by value, and the sums."""
-    pending, sums = dict(pending), []
+def _walk(
+    plan: _Plan,
+    walked: list[lrp_rules.Step],
+    start: Mapping[int, jax.Array],
+    first: int,
+    last: int,
+    totals: bool = False,
+) -> tuple[dict[int, jax.Array], list[jax.Array]]:
+    """Walks back through the steps before `last` to `first`.
+
+    Args:
+        start: value id -> relevance, behind step `last`.
+        totals: also sum the relevance behind each step.
+
+    Returns:
+        Value id -> relevance before step `first`, and the sums.
+    """
+    # Relevance waits by value until the layer that made the value is reached: with skip connections a value has several
+    # readers, and the shares that they send back add up here.
+    pending, sums = dict(start), []
     for step, rule in zip(reversed(walked[first:last]), reversed(plan.rules[first:last])):
         outputs = step.layer.outputs
         if any(value in pending for value in outputs):
             R = tuple(pending.pop(value, None) for value in outputs)
+            # of a split, some outputs may not reach the logits
             R = tuple(jnp.zeros_like(z) if r is None else r for r, z in zip(R, step.outputs))
             shares = rule(step, R[0] if len(R) == 1 else R)
             shares = shares if isinstance(shares, tuple) else (shares,)
@@ -220,12 +258,15 @@ def _walk(plan: _Plan, walked, pending, first, last, totals: bool = False):
                 if share is not None:
                     pending[value] = pending[value] + share if value in pending else share
         if totals:
-            sums.append(sum(jnp.sum(r, axis=tuple(range(1, r.ndim))) for r in pending.values()))
+            first_sum, *others = [jnp.sum(r, axis=tuple(range(1, r.ndim))) for r in pending.values()]
+            sums.append(sum(others, first_sum))
     return pending, sums
 
 
-def _plain(traced, layer, values, inputs):
-    """A layer that is run as it stands."""
+def _plain(
+    traced: graph.Graph, layer: layers.Layer, values: Mapping[int, Any], inputs: tuple[jax.Array, ...]
+) -> lrp_rules.Step:
+    """The step of a layer without weights."""
     constants = {v: values[v] for e in layer.equations for v in e.inputs if v not in traced.reads_x}
 
     def fn(*arrays):
@@ -236,8 +277,10 @@ def _plain(traced, layer, values, inputs):
     return lrp_rules.Step(layer, inputs, fn(*inputs), fn)
 
 
-def _linear(traced, layer, values, inputs):
-    """A conv or dense layer: the constants of the chain after it folded into its weights."""
+def _linear(
+    traced: graph.Graph, layer: layers.Layer, values: Mapping[int, Any], inputs: tuple[jax.Array, ...]
+) -> lrp_rules.Step:
+    """The step of a conv or dense layer, with the chain of constants after it (batch norm) folded into its weights."""
     equation, *chain = layer.equations
     at = layers.weight_at(traced, equation)
 
@@ -248,6 +291,7 @@ def _linear(traced, layer, values, inputs):
     weight = values[equation.inputs[at]]
     if scale is not None:
         if jnp.ndim(scale):
+            # the factor broadcasts to the output; turn it so that it broadcasts to the weights
             out_axes, axes = layers.channel_axes(traced, equation)
             sizes = iter(scale.shape[axis] for axis in out_axes)
             scale = jnp.reshape(scale, [next(sizes) if axis in axes else 1 for axis in range(weight.ndim)])
@@ -261,22 +305,28 @@ def _linear(traced, layer, values, inputs):
     return lrp_rules.Step(layer, inputs, fn(*inputs), fn, op, weight, bias)
 
 
-def _affine(traced, layer, values, inputs):
-    """x * scale + shift."""
+def _affine(
+    traced: graph.Graph, layer: layers.Layer, values: Mapping[int, Any], inputs: tuple[jax.Array, ...]
+) -> lrp_rules.Step:
+    """The step of x * scale + shift."""
     scale, shift = _constants(traced, layer.equations, values)
     plain = _plain(traced, layer, values, inputs)
-    return lrp_rules.Step(layer, inputs, plain.outputs, plain.fn, None, scale, shift)
+    return lrp_rules.Step(layer, inputs, plain.outputs, plain.fn, weight=scale, bias=shift)
 
 
 _MAKERS = {"conv": _linear, "dense": _linear, "affine": _affine, "scale": _affine}
 
 
-def _constants(traced, chain, values):
+def _constants(
+    traced: graph.Graph, chain: Sequence[graph.Equation], values: Mapping[int, Any]
+) -> tuple[Any, jax.Array | None]:
     """A chain of additions and multiplications by constants as (scale, shift), each an array or None."""
-    scale = shift = None
+    scale: Any = None
+    shift: Any = None
     for equation in chain:
         own = [value in traced.reads_x for value in equation.inputs]
-        constant = None if all(own) else values[equation.inputs[own.index(False)]]
+        # neg and casts have no constant, and do not read it
+        constant: Any = None if all(own) else values[equation.inputs[own.index(False)]]
         if equation.op in ("add", "add_any"):
             shift = constant if shift is None else shift + constant
         elif equation.op == "sub" and own[0]:

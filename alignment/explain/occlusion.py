@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import gradients, steps
 
 SCORES = {"logit": lambda logits_NC: logits_NC, "probability": jax.nn.softmax}
@@ -57,8 +57,6 @@ def relevance(
     x_NYXC: jax.Array,
     targets_NK: jax.Array,
     *,
-    ids_N: jax.Array | None = None,
-    key: jax.Array | None = None,
     window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     fill: float | jax.Array = 0.0,
@@ -79,9 +77,7 @@ def relevance(
     Returns:
         maps_NKYX, in units of the score; positive where the score needs the pixel. Pixels that no window reaches are 0.
     """
-    del ids_N, key
-    if score not in SCORES:
-        raise InputError(f"score={score!r} is none of {', '.join(SCORES)}")
+    one_of("score", score, SCORES)
     height, width = x_NYXC.shape[1:3]
     rows, columns = pair(window if window is not None else (-(-height // 8), -(-width // 8)), "window")
     down, right = pair(stride if stride is not None else (-(-rows // 2), -(-columns // 2)), "stride")

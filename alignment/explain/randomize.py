@@ -1,9 +1,9 @@
-"""What a rating must show when there is nothing to explain: weights or layers redrawn, targets moved.
+"""Sanity tests of a rating, in which there is nothing to explain: weights or layers redrawn, targets moved.
 
 R1 `fully` scores 0.5, and along R2 `cascade` a score falls from its trained value to that. R3 `absent_targets` scores
 less the better a method tells classes apart: the mosaic's three classes compete for a class that is none of them, and
 the target is one of the three, so it lies between 1/3 (all relevance to whichever class is most alike) and 1/2.
-The initialisers are those of the Focus authors' code; which layers count as the top is read off the forward pass.
+The initialisers are those of the Focus authors' code; the forward pass says which layers are the top ones.
 
 Dimensions: M mosaics, 4 tiles.
 """
@@ -23,7 +23,7 @@ from alignment.errors import InputError
 
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]  # of a module: ("layer1", "block0", "conv1")
-FRESH = {"bias": 0.0, "scale": 1.0, "mean": 0.0, "var": 1.0}  # what a layer has beside its weights
+FRESH = {"bias": 0.0, "scale": 1.0, "mean": 0.0, "var": 1.0}  # initial values of arrays other than weights
 
 
 def fully(variables: Variables, key: jax.Array) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def layers(apply_fn: Callable[..., Any], variables: Variables, x_NYXC: jax.Array
     with_parameters = {path[1:-1]: None for path in flax.traverse_util.flatten_dict(dict(variables))}
     called: dict[Path, None] = {}
 
-    def note(next_fn, args, kwargs, context):
+    def note(next_fn: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         if context.method_name == "__call__" and context.module.path in with_parameters:
             called.setdefault(context.module.path)
         return next_fn(*args, **kwargs)
@@ -81,6 +81,11 @@ def layers(apply_fn: Callable[..., Any], variables: Variables, x_NYXC: jax.Array
     with nn.intercept_methods(note):
         jax.eval_shape(lambda v, x: apply_fn(v, x), variables, shape)
     return [*called, *(path for path in with_parameters if path not in called)]
+
+
+def cascade_counts(variables: Variables, points: int) -> list[int]:
+    """Numbers of layers to redraw, from none to all of them in about `points` equal steps (at least two)."""
+    return sorted({round(k) for k in np.linspace(0, num_weight_layers(variables), max(points, 2))})
 
 
 def num_weight_layers(variables: Variables) -> int:
@@ -108,7 +113,7 @@ def absent_targets(tile_label_M4: np.ndarray, num_classes: int, seed: int = 0) -
 
 
 def _key_of(path: Path, key: jax.Array) -> jax.Array:
-    """A key of this array's own, by its name: other layers have no say in it."""
+    """A key for this array, from its name alone, so that it does not depend on other layers."""
     return jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
 
 

@@ -1,12 +1,12 @@
-"""Many mosaics explained and scored: tiles go to the devices as bytes, scores come back, maps stay where they are.
+"""Many mosaics explained and scored: tiles go to the devices as bytes, scores come back, maps stay on the devices.
 
-Mosaics are split over the mesh's row axes. Up to rounding, the same numbers come out whatever the mesh and the batch
-size.
+Mosaics are split over the mesh's row axes. The numbers do not depend on the mesh or the batch size, up to rounding.
 
 Dimensions: M mosaics, B of them in a batch, 4 tiles, K = 1 target a mosaic, N tiles, Y X rows and columns, C channels
 or classes.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignment.errors import InputError
-from alignment.explain import focus
+from alignment.explain import focus, steps
 from alignment.train import sharding
 
 ExplainFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_BYXC, targets_BK, ids_B) -> maps_BKYX
@@ -25,7 +25,7 @@ ExplainFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_BYXC, t
 
 @jax.jit
 def mosaics_of(tiles_B4YXC: jax.Array) -> jax.Array:
-    """What the network sees of four tiles of bytes: one image, as numbers from -1 to 1."""
+    """The network's input from four tiles of bytes: one image of numbers from -1 to 1."""
     return focus.join(tiles_B4YXC).astype(jnp.float32) / 127.5 - 1
 
 
@@ -46,19 +46,22 @@ def rate(
     ids_M: np.ndarray | None = None,
     keep: Collection[int] = (),
     on_maps_fn: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    advance_fn: Callable[[float], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], float]:
-    """What `focus.measure` says of each mosaic, and mosaics a second.
+    """The numbers of `focus.measure` for each mosaic, and the rate in mosaics a second.
 
     Args:
         explain_fn: from `explaining.build`.
         tiles_NYXC: uint8.
-        tile_index_M4: which of them make a mosaic.
+        tile_index_M4: the tiles of each mosaic.
         is_target_M4: tiles that count as the target's.
-        explained_M: the class to explain; not always the one that these tiles show.
+        explained_M: the class to explain; in the test R3 none of these tiles shows it.
+        mesh: devices that share each batch.
         batch_size: mosaics at a time over all devices; the last batch is filled up.
-        ids_M: the mosaics' numbers, from which methods draw their noise and errors take their names; None counts.
+        ids_M: the mosaics' numbers; methods draw an image's noise from its number, and errors name it. None counts.
         keep: numbers of mosaics whose maps come to the host.
-        on_maps_fn: sees numbers and maps [B, Y, X] of every batch, on the host, which costs their transfer.
+        on_maps_fn: called with the numbers and maps [B, Y, X] of every batch, which costs their transfer to the host.
+        advance_fn: called with mosaics done since the last call, as the passes of the "host" driver and batches end.
 
     Returns:
         Arrays [M]: `mosaic` (its number), those of `focus.measure`, `share` [M, 4]; and for the mosaics in `keep`
@@ -69,17 +72,20 @@ def rate(
     """
     ids_M = np.arange(len(explained_M)) if ids_M is None else np.asarray(ids_M)
     rows = {"index": tile_index_M4, "is_target": is_target_M4, "explained": explained_M[:, None], "ids": ids_M}
-    parts, kept, times = [], {}, [time.perf_counter()]
+    parts: list[dict[str, np.ndarray]] = []
+    kept: dict[int, np.ndarray] = {}
+    times = [time.perf_counter()]
     for batch, count in _batches(tiles_NYXC, rows, mesh, batch_size):
         x_BYXC = mosaics_of(batch["tiles"])
-        maps_BKYX = explain_fn(x_BYXC, batch["explained"], batch["ids"])
+        with _reporting(advance_fn, count):
+            maps_BKYX = explain_fn(x_BYXC, batch["explained"], batch["ids"])
         if maps_BKYX.shape[:2] != (len(x_BYXC), 1):
             raise InputError(f"maps of shape {maps_BKYX.shape}; one target a mosaic gives [mosaics, 1, rows, columns]")
         focus.check_shape(maps_BKYX[:, 0].shape, num_mosaics=len(x_BYXC), size=x_BYXC.shape[1:3])
-        found = {name: v[:count] for name, v in sharding.to_host(_measured(maps_BKYX, batch["is_target"])).items()}
+        scores = {name: v[:count] for name, v in sharding.to_host(_measured(maps_BKYX, batch["is_target"])).items()}
         ids_B = ids_M[len(parts) * batch_size :][:count]
-        focus.check_finite(found.pop("is_finite"), ids_B)
-        parts.append(found)
+        focus.check_finite(scores.pop("is_finite"), ids_B)
+        parts.append(scores)
         times.append(time.perf_counter())
         wanted = [i for i, number in enumerate(ids_B) if int(number) in keep]
         if wanted or on_maps_fn is not None:
@@ -87,18 +93,38 @@ def rate(
             kept |= {int(ids_B[i]): maps_BYX[i] for i in wanted}
             if on_maps_fn is not None:
                 on_maps_fn(ids_B, maps_BYX)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rated = {"mosaic": ids_M.astype(np.int32)}
+    rated |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if kept:
-        whole |= {"kept": np.array(list(kept), np.int32), "kept_maps": np.stack(list(kept.values()))}
-    is_timed = len(parts) > 1
-    seconds = times[-1] - times[is_timed]
-    return {"mosaic": ids_M.astype(np.int32), **whole}, (len(ids_M) - is_timed * batch_size) / max(seconds, 1e-9)
+        rated |= {"kept": np.array(list(kept), np.int32), "kept_maps": np.stack(list(kept.values()))}
+    num_untimed = 1 if len(parts) > 1 else 0  # the first batch compiles
+    seconds = times[-1] - times[num_untimed]
+    return rated, (len(ids_M) - num_untimed * batch_size) / max(seconds, 1e-9)
+
+
+@contextlib.contextmanager
+def _reporting(advance_fn: Callable[[float], None] | None, count: int) -> Iterator[None]:
+    """Passes the progress of one batch of `count` mosaics on to `advance_fn`, in mosaics."""
+    if advance_fn is None:
+        yield
+        return
+    left = 1.0
+
+    def advance(share: float) -> None:
+        nonlocal left
+        share = min(share, left)  # shares of passes are rounded, and may sum to a little more than 1
+        left -= share
+        advance_fn(share * count)
+
+    with steps.listening(advance):
+        yield
+    advance(left)
 
 
 def _batches(
     tiles_NYXC: np.ndarray, rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Batches of one shape on the devices, with how many of their rows are no filling."""
+    """Batches of one shape on the devices, each with the number of its rows that are not filling."""
     sharding.check_batch(batch_size, mesh)
     share = sharding.row_share(mesh)
     size = batch_size // share["process_count"]
@@ -113,7 +139,9 @@ def _batches(
         yield sharding.to_devices(batch, mesh), min(batch_size, num - first)
 
 
-def predict(apply_fn: Callable, variables: Any, tiles_NYXC: np.ndarray, mesh: Mesh, *, batch_size: int, scale: int = 1):
+def predict(
+    apply_fn: Callable, variables: Any, tiles_NYXC: np.ndarray, mesh: Mesh, *, batch_size: int, scale: int = 1
+) -> np.ndarray:
     """The class that the network gives each tile alone, [N]; `scale` enlarges tiles for networks of one fixed size."""
 
     @jax.jit
@@ -131,8 +159,8 @@ def predict(apply_fn: Callable, variables: Any, tiles_NYXC: np.ndarray, mesh: Me
     return np.concatenate(parts)
 
 
-def spread(num: int, limit: int) -> np.ndarray:
-    """At most `limit` (0: all) of the numbers below `num`, spread evenly over them."""
-    if not limit or limit >= num:
+def spread(num: int, limit: int | None) -> np.ndarray:
+    """At most `limit` (None: all) of the numbers below `num`, spread evenly over them."""
+    if limit is None or limit >= num:
         return np.arange(num)
     return (np.arange(limit) * num) // limit

@@ -2,7 +2,7 @@
 
 A method hands over `step_fn(static, arrays, step_S, valid_S)`, which takes S steps through the network as one batch and
 returns a tree of arrays: sums over its valid steps (`total`), or one row a step (`stacked`). It is a module-level
-function, `static` is hashable and `arrays` is a tree of arrays, so that a compiled step is found again by later calls.
+function, `static` is hashable and `arrays` is a tree of arrays, so that later calls reuse the compiled step.
 
 Drivers: "host" compiles one pass and calls it in a Python loop; "scan" loops inside one program; "flat" takes all
 steps in one pass, which needs the memory for all of them. Convolutions inside XLA loops are slow on CPUs, so None means
@@ -19,15 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 
 DRIVERS = ("host", "scan", "flat")
-_listener = contextvars.ContextVar("listener", default=None)
+# A context variable, because the explanation that reports progress runs below functions that know nothing of it.
+_listener: contextvars.ContextVar[Callable[[float], None] | None] = contextvars.ContextVar("listener", default=None)
 
 
 @contextlib.contextmanager
 def listening(on_pass_fn: Callable[[float], None]) -> Iterator[None]:
-    """Calls `on_pass_fn(share of all passes)` as each pass of the "host" driver ends; the others say nothing."""
+    """Calls `on_pass_fn(share of all passes)` as each pass of the "host" driver ends; other drivers do not call it."""
     token = _listener.set(on_pass_fn)
     try:
         yield
@@ -36,9 +37,9 @@ def listening(on_pass_fn: Callable[[float], None]) -> Iterator[None]:
 
 
 def _passed(out: Any, num_passes: int) -> Any:
-    """Tells who listens that one more pass is done, once it is."""
+    """Reports that one more pass is done, if anybody listens."""
     if (on_pass_fn := _listener.get()) is not None:
-        jax.block_until_ready(out)
+        jax.block_until_ready(out)  # a call returns when the work is queued, not when it is done
         on_pass_fn(1 / num_passes)
     return out
 
@@ -53,8 +54,8 @@ def choose(driver: str | None, arrays: Any = ()) -> str:
     Raises:
         InputError: an unknown name, or "host" inside `jax.jit`.
     """
-    if driver is not None and driver not in DRIVERS:
-        raise InputError(f"driver={driver!r} is none of {', '.join(DRIVERS)}; leave it out for the backend's own")
+    if driver is not None:
+        one_of("driver", driver, DRIVERS, hint="leave it out for the backend's own")
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
     if traced and driver == "host":
         raise InputError('driver="host" cannot loop inside jax.jit; use driver="scan" or "flat", or call it outside')
@@ -73,7 +74,7 @@ def hashable(apply_fn: Callable) -> Callable:
 
 
 def passes(count: int, per_pass: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 0..count-1 in rows of equal length, and which are real: the last row is filled with step 0."""
+    """Steps 0..count-1 in rows of equal length, filled up with step 0, and a mask that is 0 for the filling."""
     if min(count, per_pass) < 1:
         raise InputError(f"{count} steps through the network, {per_pass} at a time; both must be at least 1")
     num = -(-count // per_pass)
@@ -88,6 +89,7 @@ def _one(step_fn, static, arrays, step_S, valid_S):
     return step_fn(static, arrays, step_S, valid_S)
 
 
+# The running sums are donated, so that an addition reuses their memory: maps of all images are in them.
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
 def _add(step_fn, static, arrays, sums, step_S, valid_S):
     return jax.tree.map(jnp.add, sums, step_fn(static, arrays, step_S, valid_S))
@@ -95,6 +97,7 @@ def _add(step_fn, static, arrays, sums, step_S, valid_S):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan_total(step_fn, static, arrays, step_PS, valid_PS):
+    # per_pass steps are in flight at a time; the carry holds one set of sums whatever the number of passes
     def body(sums, row):
         return jax.tree.map(jnp.add, sums, step_fn(static, arrays, *row)), None
 
@@ -108,7 +111,9 @@ def _scan_stacked(step_fn, static, arrays, step_PS, valid_PS):
     return jax.lax.map(lambda row: step_fn(static, arrays, *row), (step_PS, valid_PS))
 
 
-def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
+def total(
+    step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1
+) -> Any:
     """Sum of the contributions of steps 0..count-1; `per_pass` of them go through the network together."""
     driver = choose(driver, arrays)
     step_PS, valid_PS = passes(count, max(count, 1) if driver == "flat" else min(per_pass, max(count, 1)))
@@ -120,7 +125,9 @@ def total(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: st
     return sums
 
 
-def stacked(step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1):
+def stacked(
+    step_fn: Callable, static: Any, arrays: Any, count: int, *, driver: str | None = None, per_pass: int = 1
+) -> Any:
     """The rows of steps 0..count-1, in order, along a first axis."""
     driver = choose(driver, arrays)
     step_PS, valid_PS = passes(count, max(count, 1) if driver == "flat" else min(per_pass, max(count, 1)))

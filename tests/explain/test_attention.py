@@ -60,7 +60,7 @@ def test_networks_without_attention_and_unknown_settings_are_refused():
         attention.rollout(lambda _, x: jnp.zeros((1, 3)), {}, x, jnp.zeros((1, 1), int))
     with pytest.raises(InputError, match="this network returns layer1"):
         attention.rollout(lambda _, x: (jnp.zeros((1, 3)), {"layer1": x}), {}, x, jnp.zeros((1, 1), int))
-    with pytest.raises(InputError, match="none of mean, max, min"):
+    with pytest.raises(InputError, match="not one of: mean, max, min"):
         attention.roll_out(weights(4), heads="median")
     with pytest.raises(InputError, match="share of the identity"):
         attention.roll_out(weights(4), residual=1.5)

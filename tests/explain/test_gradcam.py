@@ -156,7 +156,7 @@ def test_a_users_own_module_is_explained_by_module_path():
     network, variables, x, targets = nets.made(nets.Plain())
     default = gradcam.gradcam(network, variables, x, targets)
     np.testing.assert_array_equal(default, gradcam.gradcam(network, variables, x, targets, layer="shape"))
-    with pytest.raises(InputError, match=r"'grian' is not in this network; did you mean 'grain'.*answer"):
+    with pytest.raises(InputError, match=r"'grian' is not one of.*answer.*nearest is 'grain'"):
         gradcam.gradcam(network, variables, x, targets, layer="grian")
     with pytest.raises(InputError, match=r"'answer' is \(3, 3\); GradCAM needs"):
         gradcam.gradcam(network, variables, x, targets, layer="answer")
@@ -166,7 +166,7 @@ def test_tokens_become_a_grid_without_those_in_front():
     assert gradcam.grid(197, 224, 224) == (14, 14)
     assert gradcam.grid(8, 32, 64) == (2, 4)
     assert gradcam.grid(10, 32, 64) == (2, 4)
-    with pytest.raises(InputError, match="no grid of square patches"):
+    with pytest.raises(InputError, match="do not form a grid of square patches"):
         gradcam.grid(15, 224, 224)
     tokens = jnp.arange(2 * 5 * 3).reshape(2, 5, 3)
     np.testing.assert_array_equal(gradcam.as_grid(tokens, 8, 8, 1), tokens[:, 1:].reshape(2, 2, 2, 3))

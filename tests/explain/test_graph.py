@@ -105,7 +105,7 @@ def test_relu_can_be_replaced(net):
 
 
 def test_an_unknown_layer_is_answered_with_the_known_ones(net):
-    with pytest.raises(errors.InputError, match=r"'stag1'.*did you mean 'stage1'.*stem, stage0.*head"):
+    with pytest.raises(errors.InputError, match=r"'stag1'.*stem, stage0.*head.*nearest is 'stage1'"):
         graph.split(*net, X, "stag1")
 
 

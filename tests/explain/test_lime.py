@@ -127,7 +127,7 @@ def test_quickshift_is_scikit_image_with_the_papers_settings():
 def test_bad_input_is_refused(planted):
     with pytest.raises(InputError, match="given no key"):
         lime.relevance(*planted)
-    with pytest.raises(InputError, match="none of quickshift, slic"):
+    with pytest.raises(InputError, match="not one of: quickshift, slic"):
         lime.segment(np.zeros((1, 8, 8, 3)), "felzenszwalb")
     with pytest.raises(InputError, match="reads 1 or 3 channels and x has 4"):
         lime.segment(np.zeros((1, 8, 8, 4)))

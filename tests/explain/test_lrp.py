@@ -254,7 +254,7 @@ def test_a_modules_path_holds_for_the_layers_with_weights_below_it():
     taken.clear()
     _explain(net, composite=[("grain/Conv_0", noted)])
     assert set(taken) == {"grain/Conv_0"}
-    with pytest.raises(errors.InputError, match="no layer is called 'grai'; did you mean 'grain'"):
+    with pytest.raises(errors.InputError, match=r"'grai' is not one of.*nearest is 'grain'"):
         _explain(net, composite=[("grai", noted)])
 
 
@@ -272,7 +272,7 @@ def test_a_modules_path_without_weights_below_it_holds_for_all_of_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(composite="epsilon_minus"), "'epsilon_minus' is not known; take one of epsilon, epsilon_plus"),
+        (dict(composite="epsilon_minus"), "'epsilon_minus' is not one of: epsilon, epsilon_plus"),
         (
             dict(targets=np.array([0, 1, 2])),
             r"targets of shape \(3,\) do not fit 3 images; need classes \[N, K\]",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.explain import focus, rating
+from alignment.explain import explaining, focus, rating
 from alignment.train import sharding
 from data.pictures import mosaics
 
@@ -76,6 +76,16 @@ def test_maps_that_cannot_be_rated_are_refused_naming_the_mosaic():
         rate(lambda *a: explain(*a)[:, 0])
 
 
+@pytest.mark.parametrize(("driver", "parts"), [("host", [2.0] * 4 * 2 + [0.5] * 4), ("scan", [8.0, 8.0, 2.0])])
+def test_progress_is_reported_within_a_batch_where_the_host_loops(driver, parts):
+    options = dict(method="integrated_gradients", num_steps=4, per_pass=1, driver=driver)
+    explain_fn = explaining.build(lambda variables, x: x.mean((1, 2)) * variables, jnp.ones((1, 3)), **options)
+    sizes = []
+    found, _ = rate(explain_fn, advance_fn=sizes.append)
+    assert [size for size in sizes if size] == pytest.approx(parts) and sum(sizes) == pytest.approx(18)
+    np.testing.assert_array_equal(found["focus"], rate(explain_fn)[0]["focus"])
+
+
 class Brightness(nn.Module):
     @nn.compact
     def __call__(self, x_NYXC):
@@ -92,6 +102,6 @@ def test_tiles_alone_are_classified_in_their_order(scale):
     np.testing.assert_array_equal(np.flatnonzero(found == 0), [1, 4, 9])
 
 
-@pytest.mark.parametrize(("num", "limit", "expected"), [(6, 3, [0, 2, 4]), (5, 0, range(5)), (3, 9, range(3))])
+@pytest.mark.parametrize(("num", "limit", "expected"), [(6, 3, [0, 2, 4]), (5, None, range(5)), (3, 9, range(3))])
 def test_a_limit_is_spread_over_all(num, limit, expected):
     np.testing.assert_array_equal(rating.spread(num, limit), list(expected))
