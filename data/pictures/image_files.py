@@ -1,4 +1,4 @@
-"""One picture from a file: decoded to RGB bytes, with what had to be converted told, and damaged files found early.
+"""One picture from a file, decoded to RGB bytes; damaged files are recognised from their header and their end.
 
 Dimensions: Y X rows and columns, 3 red, green, blue.
 """
@@ -20,13 +20,14 @@ from alignment.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 1 << 30  # of one picture; Pillow's own limit stops at 179 million and MAMe has larger ones
-ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89P": (b"IEND", 64)}  # how a whole JPEG or PNG ends, within how many bytes
+# first bytes of a JPEG or PNG -> the mark at the end of a complete file, and the bytes from the end that hold it
+ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89P": (b"IEND", 64)}
 _bomb_limit = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says of its picture before any pixel is decoded."""
+    """Size and mode of a picture, read before any pixel is decoded."""
 
     width: int
     height: int
@@ -34,20 +35,20 @@ class Header:
 
 
 def header(source: str | pathlib.Path | bytes | BinaryIO, *, name: str = "") -> Header:
-    """Size and mode; refuses what is no picture, is cut short, or has more than `MAX_PIXELS`.
+    """Size and mode; refuses a file that is not a picture, is cut short, or has more than `MAX_PIXELS`.
 
     Args:
-        source: a path, a file's bytes, or a stream, whose end is not looked at.
-        name: of the file in messages, where it is no path.
+        source: a path, a file's bytes, or a stream, whose end is not checked.
+        name: of the file in messages, where `source` is not a path.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
     name = name or _name(source)
     with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as picture:
-        found = Header(*picture.size, picture.mode)
+        head = Header(*picture.size, picture.mode)
     if not isinstance(source, str | pathlib.Path | bytes):
-        return found
+        return head
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as f:
         start = f.read(2)
         if start in ENDS:
@@ -55,15 +56,15 @@ def header(source: str | pathlib.Path | bytes | BinaryIO, *, name: str = "") -> 
             size = f.seek(0, io.SEEK_END)
             f.seek(max(size - reach, 0))
             if mark in f.read():
-                return found
-            f.seek(0)  # cut short, or with something behind the picture: decoding tells
+                return head
+            f.seek(0)  # the file is cut short, or has something behind the picture: only decoding shows which
             try:
                 read(f.read())
             except InputError as e:
                 raise InputError(
                     f"{name} is cut short: the end of the picture is missing; fetch it again, or remove it"
                 ) from e
-    return found
+    return head
 
 
 def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
@@ -75,8 +76,9 @@ def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None
 
     Args:
         source: a path, or a file's bytes.
-        at_least: (width, height) that will do; a larger JPEG is decoded at 1/2, 1/4 or 1/8 where that is no smaller.
-        name: of the file in messages, where it is no path.
+        at_least: (width, height) that is enough; a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that
+            is no smaller.
+        name: of the file in messages, where `source` is not a path.
 
     Raises:
         InputError: naming the file, when it cannot be decoded to its end.
@@ -109,10 +111,10 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(content, name: str) -> Iterator[PIL.Image.Image]:
+def _opened(content: str | pathlib.Path | BinaryIO, name: str) -> Iterator[PIL.Image.Image]:
     """The file opened by Pillow with its limit on pixels raised to ours, here and nowhere else."""
     try:
-        with _bomb_limit:  # the limit is a global of Pillow's
+        with _bomb_limit:  # Pillow's limit is a global, and pictures are opened in threads
             limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, MAX_PIXELS
             try:
                 with warnings.catch_warnings():
@@ -123,7 +125,7 @@ def _opened(content, name: str) -> Iterator[PIL.Image.Image]:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as e:
         raise InputError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller first") from e
     except (OSError, SyntaxError, ValueError) as e:
-        reason = "is not there" if isinstance(e, FileNotFoundError) else "is no picture that can be read"
+        reason = "is not there" if isinstance(e, FileNotFoundError) else "is not a picture that can be read"
         raise InputError(f"{name} {reason}; known kinds are {', '.join(SUFFIXES)}") from e
     with picture:
         yield picture

@@ -1,7 +1,6 @@
-"""Where labelled pictures come from: each source a function of a path and a split that returns `Images`."""
+"""Sources of labelled pictures: each is a function of a path and a split that returns `Images`."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import pathlib
@@ -12,13 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data import records
 from data.pictures import image_files
 from data.toys import museum as museums
 
+Size = tuple[int, int]  # (width, height) in pixels
 SPLITS = ("train", "val", "test")
 PARTS = (0.7, 0.1, 0.2)  # of a source without splits: train, val, test
+NPZ_NAMES = (("images", "i", "i_test", "image", "x", "data"), ("labels", "l", "l_test", "label", "y", "targets"))
 SAME_SPLIT = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
@@ -27,15 +28,15 @@ class Images:
     """Labelled pictures of one split, read by number.
 
     Attributes:
-        source, split: as they were asked for.
+        source, split: the arguments that opened them.
         labels_N: int32 class numbers.
         class_names: in order of number.
         files: a name for each picture, for people.
         read_fn: `(i, at_least) -> uint8 [Y, X, 3]`; `at_least` (width, height) may spare decoding every pixel.
-        groups: arrays [N] of what else is known; always `width` and `height`, of the original where the file is a copy.
-        counts: of what was read and converted.
+        groups: arrays [N] of other columns; always `width` and `height`, of the original where the file is a copy.
+        counts: of pictures read, converted and set aside.
         bad: pictures set aside.
-        sizes_N2: (width, height) of the files' pictures, where they are not the groups'.
+        sizes_N2: (width, height) of the files' pictures where these differ from the groups'.
     """
 
     source: str
@@ -62,7 +63,7 @@ class Images:
         return int(width[i]), int(height[i])
 
     def num_bytes(self) -> int:
-        """Of all pictures, decoded."""
+        """Bytes that all pictures take when they are decoded."""
         width, height = self._sizes()
         return int(3 * np.sum(np.asarray(width, np.int64) * height))
 
@@ -73,24 +74,27 @@ class Images:
 
 
 def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options) -> Images:
-    """A source with its options, a misspelt one refused with the nearest name."""
+    """Opens a source with its options.
+
+    Raises:
+        InputError: an option that the source does not take, with the nearest name.
+    """
     known = [p.name for p in inspect.signature(source_fn).parameters.values() if p.kind == p.KEYWORD_ONLY]
     known.remove("split")
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise InputError(
-                f"pictures from {kind} have no option {name!r}{hint}; they take {', '.join(known) or 'none'}"
-            )
-    return source_fn(path, split=split, **options)
+        one_of("option", name, known, hint=f"these are the options of {kind} pictures")
+    return source_fn(path, split=split, **options) if path else source_fn(split=split, **options)
 
 
 def museum(
-    path: str = "", *, split: str, seed: int = 0, label: str = "medium", per_class: int = 0, planted_share: float = 0.3
+    *,
+    split: str,
+    seed: int = 0,
+    label: str = "medium",
+    per_class: int | None = None,
+    planted_share: float = 0.3,
 ) -> Images:
     """The embedded synthetic museum; see `museum.Museum`."""
-    del path
     house = museums.Museum(split=split, seed=seed, label=label, per_class=per_class, planted_share=planted_share)
     cards = house.catalogue()
     groups = {name: np.array([card[name] for card in cards]) for name in ("width", "height", "is_marked")}
@@ -111,7 +115,7 @@ def museum(
 class _MuseumRead:
     house: museums.Museum
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return self.house.picture(i)
 
 
@@ -124,7 +128,7 @@ class FileRead:
     def content(self, i: int) -> bytes:
         return pathlib.Path(self.paths[i]).read_bytes()
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return image_files.read(self.paths[i], at_least=at_least)
 
 
@@ -141,17 +145,21 @@ class ZipRead:
         except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
             raise InputError(f"{self.archive}/{self.entries[i]} cannot be read: {e}; fetch the archive again") from e
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
 
 
 @functools.lru_cache(maxsize=4)
 def opened_zip(path: str) -> zipfile.ZipFile:
-    """An archive, opened once a process; one with entries that point outside of it is refused."""
+    """An archive, opened once a process.
+
+    Raises:
+        InputError: for a file that is not a readable archive, and for an entry that points outside of the archive.
+    """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as e:
-        raise InputError(f"{path} is no readable zip archive: {e}; fetch it again") from e
+        raise InputError(f"{path} is not a readable zip archive: {e}; fetch it again") from e
     for name in archive.namelist():
         place = pathlib.PurePosixPath(name.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
@@ -165,7 +173,7 @@ class ArrayRead:
 
     pictures: np.ndarray
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return colour(self.pictures[i])
 
 
@@ -189,8 +197,7 @@ def parts(labels_N: np.ndarray, seed: int) -> np.ndarray:
 
 
 def check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise InputError(f"split={split!r}; it is {', '.join(SPLITS)}")
+    one_of("split", split, SPLITS)
 
 
 def of_files(
@@ -204,14 +211,17 @@ def of_files(
     lines: tuple[str, Sequence[int]] | None = None,
     archive: str = "",
 ) -> Images:
-    """Files whose headers can be read; the others set aside, those to be converted counted.
+    """`Images` of the files whose headers can be read; the others are set aside.
 
     Args:
-        groups: arrays beside the files.
-        lines: the table's file and each row's line, for what is set aside.
-        archive: a zip file, of which paths are entries; "" where they are files.
+        paths: of the files, or of entries of `archive`.
+        labels: class number of each.
+        class_names: in order of number.
+        groups: arrays [N] of other columns.
+        lines: the table's file and each row's line, to name what is set aside; None names the picture's own file.
+        archive: a zip file whose entries `paths` are; "" where they are files.
     """
-    keep, bad, sizes, converted = [], [], [], Counter()
+    good, bad, sizes, converted = [], [], [], Counter()
     for i, path in enumerate(paths):
         try:
             head = _header(path, archive)
@@ -222,25 +232,25 @@ def of_files(
         if head.mode != "RGB":
             converted[head.mode] += 1
         sizes.append((head.width, head.height))
-        keep.append(i)
-    rows, kept = np.array(keep, np.int64), tuple(str(paths[i]) for i in keep)
-    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+        good.append(i)
+    rows, good_paths = np.array(good, np.int64), tuple(str(paths[i]) for i in good)
+    sizes_N2 = np.array(sizes, np.int64).reshape(-1, 2)
     groups = {name: np.asarray(values)[rows] for name, values in (groups or {}).items()}
-    groups.setdefault("width", sizes[:, 0])
-    groups.setdefault("height", sizes[:, 1])
-    counts = {"pictures": len(keep), "set aside": len(bad)}
+    groups.setdefault("width", sizes_N2[:, 0])
+    groups.setdefault("height", sizes_N2[:, 1])
+    counts = {"pictures": len(good), "set aside": len(bad)}
     counts |= {f"converted from {mode}": n for mode, n in sorted(converted.items())}
     return Images(
         source,
         split,
         np.asarray(labels, np.int32)[rows],
         tuple(class_names),
-        kept,
-        ZipRead(archive, kept) if archive else FileRead(kept),
+        good_paths,
+        ZipRead(archive, good_paths) if archive else FileRead(good_paths),
         groups,
         counts,
         tuple(bad),
-        sizes,
+        sizes_N2,
     )
 
 
@@ -256,13 +266,15 @@ def folder(path: str, *, split: str, seed: int = 0) -> Images:
     check_split(split)
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
-        raise InputError(f"folder:{path} is no folder; give one with a folder of pictures a class")
+        raise InputError(f"folder:{path} is not a folder; give one that has a folder of pictures for each class")
     inner = {SAME_SPLIT.get(d.name.lower(), d.name.lower()): d for d in _folders(root)}
     has_splits = "train" in inner and set(inner) <= set(SPLITS)
     if not has_splits and len(inner.keys() & set(SPLITS)) > 1:
         others = ", ".join(d.name for name, d in inner.items() if name not in SPLITS) or "no train"
-        raise InputError(f"folder:{path} has folders for splits and {others}: move what is no split out of it, so that "
-                         "no split is taken for a class")  # fmt: skip
+        raise InputError(
+            f"folder:{path} has folders for splits and {others}: move the folders that are not splits out of it, so "
+            "that no split is taken for a class"
+        )
     if has_splits and split not in inner:
         raise InputError(f"folder:{path} has no folder for {split!r}; it has {', '.join(sorted(inner))}")
     classes = [d.name for d in _folders(inner["train"] if has_splits else root)]
@@ -271,12 +283,12 @@ def folder(path: str, *, split: str, seed: int = 0) -> Images:
         raise InputError(f"folder:{path} has {len(classes)} classes ({', '.join(classes)}); at least two are needed")
     unknown = sorted({d.name for d in _folders(base)} - set(classes))
     if unknown:
-        raise InputError(f"{base} has classes that train has not: {', '.join(unknown)}")
+        raise InputError(f"{base} has classes that train lacks: {', '.join(unknown)}")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (base / name).rglob("*") if _is_picture(p))
-        paths += found
-        labels += [label] * len(found)
+        of_class = sorted(p for p in (base / name).rglob("*") if _is_picture(p))
+        paths += of_class
+        labels += [label] * len(of_class)
     rows = np.arange(len(paths))
     if not has_splits:
         rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
@@ -289,12 +301,16 @@ def _folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_picture(path: pathlib.Path) -> bool:
-    """By its name; "._" begins what macOS keeps beside a file."""
+    """Whether the name is that of a picture; macOS leaves a "._" file beside each file."""
     return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
-    """A path below a folder, and nowhere else."""
+    """The path of a file below a folder.
+
+    Raises:
+        InputError: a name that leads out of the folder.
+    """
     path = base / name
     if "\0" in name or not path.resolve().is_relative_to(base.resolve()):
         raise InputError(f"{where}: the file name {name!r} points outside {base}")
@@ -304,26 +320,25 @@ def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
 @functools.lru_cache(maxsize=2)
 def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as found:
-            names = {
-                want: next((n for n in found.files if n.lower() in (want, want[0], f"{want[0]}_test", want[:-1])), None)
-                for want in ("images", "labels")
-            }
-            names["images"] = names["images"] or next((n for n in found.files if n.lower() in ("x", "data")), None)
-            names["labels"] = names["labels"] or next((n for n in found.files if n.lower() in ("y", "targets")), None)
-            if None in names.values():
-                raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(found.files)}")
-            return found[names["images"]], found[names["labels"]]
+        with np.load(path, allow_pickle=False) as stored:
+            by_name = {name.lower(): name for name in stored.files}
+            images, labels = (next((by_name[n] for n in names if n in by_name), None) for names in NPZ_NAMES)
+            if images is None or labels is None:
+                raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(stored.files)}")
+            return stored[images], stored[labels]
     except FileNotFoundError as e:
         raise InputError(f"npz:{path} is not there") from e
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"npz:{path} is no readable .npz file of plain arrays: {e}") from e
+        raise InputError(f"npz:{path} is not a readable .npz file of plain arrays: {e}") from e
 
 
 def npz(path: str, *, split: str, seed: int = 0) -> Images:
-    """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed."""
+    """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed.
+
+    Other names are known too (NPZ_NAMES), such as `x` and `y`.
+    """
     check_split(split)
     pictures, labels_N = _arrays(path)
     if (
@@ -358,16 +373,16 @@ def npz(path: str, *, split: str, seed: int = 0) -> Images:
 def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
     """A tensorflow-datasets builder with `image` and `label`, such as mnist, cifar10 or mame; its scalars are groups.
 
-    A builder without a split for val gives a tenth of its train, by class.
+    Of a builder without a split for val, val is a tenth of its train, by class.
     """
     from data import sources  # tensorflow-datasets takes seconds to import
 
     check_split(split)
     options = dict(data_dir=data_dir, download=download, pictures_as_bytes=True)
     source = sources.open_source(path, "test" if split == "test" else "train", **options)
-    own = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
-    if split == "val" and own:
-        source = sources.open_source(path, own, **options)
+    val_name = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
+    if split == "val" and val_name:
+        source = sources.open_source(path, val_name, **options)
     first = source[0]
     if not {"image", "label"} <= set(first):
         raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
@@ -384,9 +399,9 @@ def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: 
     sizes_N2 = np.array(sizes, np.int64)
     values = {name: np.array(column) for name, column in values.items()}
     is_mine_N = sizes_N2[:, 0] > 0
-    if split != "test" and not own:
-        order = parts(values["label"], seed)  # of its train split, the parts for val and for train and test together
-        is_mine_N &= (order == "val") == (split == "val")
+    if split != "test" and not val_name:
+        part_N = parts(values["label"], seed)  # the part for val is val; those for train and test are both train
+        is_mine_N &= (part_N == "val") == (split == "val")
     rows = np.flatnonzero(is_mine_N)
     labels_N = values.pop("label")
     groups = {"width": sizes_N2[:, 0], "height": sizes_N2[:, 1]} | values
@@ -416,7 +431,7 @@ class _SourceRead:
     source: object
     rows: np.ndarray
 
-    def __call__(self, i: int, at_least=None) -> np.ndarray:
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         row = int(self.rows[i])
         picture = self.source[row]["image"]
         if isinstance(picture, bytes):

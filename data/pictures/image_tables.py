@@ -1,14 +1,13 @@
-"""Pictures listed in a table: CSV files with a file name and a label a row."""
+"""Pictures listed in a CSV table, a file name and a label in each row."""
 
 import csv
-import difflib
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data.pictures import image_sources
 
 CSV_COLUMNS = ("filename", "label", "subset")
@@ -20,13 +19,19 @@ def csv_table(
 ) -> image_sources.Images:
     """A table with the columns filename, label and subset, as the Focus authors have it.
 
-    Without subset it is split by class. Class numbers are the rows of `<name>_labels.csv` where that lies beside it,
-    otherwise the sorted names.
+    A table without subset is split by class. Class numbers are the rows of `<name>_labels.csv` where that file lies
+    beside the table, and those of the sorted names otherwise.
 
     Args:
-        folder: where the pictures are; "" is beside the table, or below `data` there.
-        columns: `filename`, `label` and `subset` as the table calls them.
+        path: of the table.
+        split: train, val or test.
+        folder: of the pictures; "" is the table's folder, or `data` in it.
+        columns: `filename`, `label` and `subset` -> the table's own name of that column.
         seed: of the split where there is no subset.
+
+    Raises:
+        InputError: a table that cannot be read or lacks a column, a label that is not a class, a file name that leads
+            out of the folder.
     """
     image_sources.check_split(split)
     file = pathlib.Path(path).expanduser()
@@ -38,14 +43,10 @@ def csv_table(
         known = tuple(row["label"] for _, row in read_table(names_file, ("label",)))
     has_subset = named["subset"] in (rows[0][1] if rows else ())
     if has_subset:
-        told = [row[named["subset"]].lower() for _, row in rows]
-        rows = [row for row, subset in zip(rows, told) if image_sources.SAME_SPLIT.get(subset, subset) == split]
+        subsets = [row[named["subset"]].lower() for _, row in rows]
+        rows = [row for row, subset in zip(rows, subsets) if image_sources.SAME_SPLIT.get(subset, subset) == split]
     for n, row in rows:
-        label = row[named["label"]]
-        if label not in known:
-            near = difflib.get_close_matches(label, known, 1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise InputError(f"{file}:{n}: label {label!r} is none of {len(known)} in {names_file.name}{hint}")
+        one_of(f"{file}:{n}: label", row[named["label"]], known, hint=f"{names_file.name} lists the classes")
     labels = [known.index(row[named["label"]]) for _, row in rows]
     if not has_subset:
         mine = np.flatnonzero(image_sources.parts(np.array(labels, np.int32), seed) == split)
@@ -61,15 +62,18 @@ def csv_table(
 
 
 def _columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """What a table calls each of its columns; "" is our name."""
+    """Our name of each column -> the table's own name, where "" stands for ours."""
     for name in columns or {}:
-        if name not in CSV_COLUMNS:
-            raise InputError(f"columns has {name!r}; pictures from csv have the columns {', '.join(CSV_COLUMNS)}")
+        one_of("column", name, CSV_COLUMNS)
     return {name: (columns or {}).get(name) or name for name in CSV_COLUMNS}
 
 
 def read_table(file: pathlib.Path, columns: Sequence[str], hint: str = "") -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file, values stripped; refused, with the hint, where columns are missing."""
+    """(line, row) of a CSV file with at least these columns; values are stripped.
+
+    Raises:
+        InputError: a file that is not there or cannot be read; a missing column, with `hint`.
+    """
     if file.is_dir():
         tables = sorted(p.name for p in file.glob("*.csv"))
         there = f", such as {file / tables[0]}" if tables else "; for a folder of pictures a class write folder:<path>"
@@ -94,4 +98,4 @@ def parse_table(content: bytes, name: str, columns: Sequence[str], hint: str = "
         reader.fieldnames = header
         return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{name} is no readable table of comma-separated values in UTF-8: {e}") from e
+        raise InputError(f"{name} is not a readable table of comma-separated values in UTF-8: {e}") from e

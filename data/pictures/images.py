@@ -1,11 +1,11 @@
-"""Labelled pictures from wherever they lie, and batches of them.
+"""Labelled pictures of any source, and batches of them.
 
     pictures = images.open("folder:photos", split="train")
     batches = images.batches(pictures, shape=dict(resize=256, crop=224), train=True, batch_size=128, seed=0)
 
-A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 marks filling), `index` int32
-[B] (the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Bytes travel to the device and
-are normalised there.
+A batch holds `images` uint8 [B, Y, X, 3], `labels` int32 [B], `weights` float32 [B] (0 where a row only fills the batch
+up), `index` int32 [B] (the picture's number), and `mask` uint8 [B, Y, X] where pictures keep their shape. Pictures
+travel to the device as bytes, a quarter of float32, and are normalised there.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data import loader, records
 from data.pictures import image_sources, image_tables, mame, transforms
 from data.pictures.image_sources import Images
@@ -49,41 +49,48 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
         InputError: for what cannot be read; single unreadable pictures are set aside in `bad`.
     """
     kind, _, path = source.partition(":")
-    if kind not in SOURCES:
-        raise InputError(
-            f"{source!r} is no source of pictures; it is museum, folder:<path>, csv:<file.csv>, npz:<file>, "
-            "tfds:<builder> or mame:<folder>"
-        )
+    hint = "write museum, folder:<path>, csv:<file.csv>, npz:<file>, tfds:<builder> or mame:<folder>"
+    one_of("source of pictures", kind, SOURCES, hint=hint)
     if kind != "museum" and not path:
         raise InputError(f"{source!r} names no file; write {kind}:<path>")
-    found = image_sources.call(kind, SOURCES[kind], path, split=split, **options)
-    if found.bad and len(found.bad) > max_bad * (len(found.bad) + len(found)):
-        reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in found.bad]
+    pictures = image_sources.call(kind, SOURCES[kind], path, split=split, **options)
+    num_read = len(pictures.bad) + len(pictures)
+    if pictures.bad and len(pictures.bad) > max_bad * num_read:
+        reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in pictures.bad]
         raise InputError(
-            f"{len(found.bad)} of {len(found.bad) + len(found)} pictures of {source} are unreadable, more than "
+            f"{len(pictures.bad)} of {num_read} pictures of {source} are unreadable, more than "
             f"{100 * max_bad:g} %: {_some(reasons)}. Repair or remove them"
         )
-    if not len(found):
+    if not len(pictures):
         raise InputError(f"{source} has no pictures in the split {split!r}")
-    return found
+    return pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Reads pictures by number, for worker processes too; keeps decoded ones where all fit into memory."""
+    """Reads pictures by number, in worker processes too; keeps decoded ones where all fit into memory.
+
+    Attributes:
+        images: the split.
+        view: from a picture to what the network sees.
+        keep: whether decoded pictures stay in `decoded`.
+        max_bad: share of pictures that may turn out undecodable.
+        decoded: pictures by number, before their view is taken.
+        bad: pictures that cannot be decoded, by number, and why.
+    """
 
     images: Images
     view: transforms.View
     keep: bool
     max_bad: float
-    kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    decoded: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def __call__(self, i: int, rng: np.random.Generator | None) -> np.ndarray | None:
-        """A view of picture i, or None for one that cannot be decoded, told when it is first met."""
+        """A view of picture i, or None for one that cannot be decoded; the first time that is a warning."""
         if i in self.bad:
             return None
-        picture = self.kept.get(i)
+        picture = self.decoded.get(i)
         if picture is None:
             try:
                 picture = self.images.read(i, at_least=self.view.resized(self.images.size(i), train=rng is not None))
@@ -91,7 +98,7 @@ class Read:
                 self._set_aside(i, e)
                 return None
             if self.keep:
-                self.kept[i] = picture
+                self.decoded[i] = picture
         return transforms.apply(picture, self.view, rng=rng, size=self.images.size(i))
 
     def _set_aside(self, i: int, e: InputError) -> None:
@@ -105,7 +112,7 @@ class Read:
 
 
 def _some(reasons: Sequence[str], most: int = 3) -> str:
-    """The first few of them, and how many more there are."""
+    """The first few reasons, and the number of the others."""
     more = f"; and {len(reasons) - most:,} more" if len(reasons) > most else ""
     return "; ".join(reasons[:most]) + more
 
@@ -133,18 +140,18 @@ def batches(
             `dict(pixels=65_536)` keeps its shape.
         train: random views instead of the centre, in a random order.
         batch_size: pictures over all processes.
-        endless: repeat for ever, every picture equally often, every batch full; None: with `train`. Otherwise one pass,
-            each batch shape's last batch filled with weight 0.
+        endless: repeat for ever, every picture equally often, every batch full; None: as `train`. False is one pass,
+            in which rows of weight 0 fill up the last batch of each shape.
         num_workers: processes that decode; 0 decodes in a thread.
         multiple, most_shapes: with `pixels`, pictures are padded to shapes whose sides are multiples, of which there
             are at most this many; a batch has one shape.
-        mask_name: the batch's key of the mask; `real` keeps it from networks that are to pool over padding too.
-        max_bad: share of pictures that may turn out undecodable. In training the next one of its shape stands in for
-            it; in one pass, and where there is no other, it is filling of weight 0. Both are the same whenever batch k
-            is made.
+        mask_name: the batch's key of the mask; `real` hides it from networks that are to pool over padding too.
+        max_bad: share of pictures that may turn out undecodable. In training the next one of the same shape stands in
+            for such a picture; in one pass, and where there is no other, its row has weight 0. Batch k is the same
+            whenever it is made.
 
     Raises:
-        InputError: for a batch size that does not split, a shape that is none, or more than `max_bad` bad pictures.
+        InputError: for a batch size that does not split, a shape that cannot be, or more than `max_bad` bad pictures.
     """
     view = transforms.view_of(shape)
     endless = train if endless is None else endless
@@ -180,12 +187,24 @@ def batches(
     return loader.Loader(order, num_batches=num_batches, num_threads=1, prefetch=2, num_workers=num_workers)
 
 
-def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: bool, mask_name: str) -> loader.Batch:
+def _batch(
+    k: int,
+    *,
+    plan: "Endless | OnePass",
+    read: Read,
+    shapes_B2: np.ndarray,
+    mine: slice,
+    seed: int,
+    train: bool,
+    mask_name: str,
+) -> loader.Batch:
+    """Batch k: the rows of this process, decoded, and padded to the shape of their bucket where there is a mask."""
     bucket, rows, weights = plan.batch(int(k))
     rows, weights = rows[mine].copy(), weights[mine].copy()
     size = tuple(map(int, shapes_B2[bucket]))
-    members, found = plan.members[bucket], []
+    members, pictures = plan.members[bucket], []
     for place in range(len(rows)):
+        # a row's random view depends on its place in the batch alone, so it is the same on any number of processes
         rng = np.random.default_rng([seed, 1, int(k), mine.start + place]) if train else None
         picture = read(int(rows[place]), rng)
         for _ in range(len(members) - 1 if train else 0):
@@ -197,13 +216,13 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
             weights[place] = 0
             width, height = read.view.cropped(read.images.size(rows[place]), train=train)
             picture = np.zeros((height, width, 3), np.uint8)
-        found.append(picture)
+        pictures.append(picture)
     batch = {}
     if mask_name:
-        padded = [transforms.pad(picture, size) for picture in found]
-        found, batch[mask_name] = [picture for picture, _ in padded], np.stack([mask for _, mask in padded])
+        padded = [transforms.pad(picture, size) for picture in pictures]
+        pictures, batch[mask_name] = [picture for picture, _ in padded], np.stack([mask for _, mask in padded])
     return {
-        "images": np.stack(found),
+        "images": np.stack(pictures),
         **batch,
         "labels": read.images.labels_N[rows].astype(np.int32),
         "weights": weights,
@@ -213,7 +232,7 @@ def _batch(k, *, plan, read: Read, shapes_B2, mine: slice, seed: int, train: boo
 
 @dataclasses.dataclass(frozen=True)
 class Endless:
-    """Which pictures batch k holds, for ever.
+    """The pictures of batch k in an endless stream.
 
     Epoch e has floor((e+1) n/B) - floor(e n/B) batches of a shape with n pictures, in an order of its own; their
     pictures follow one another in a stream of permutations, so that each is seen equally often and epochs run on inside
@@ -279,15 +298,3 @@ class OnePass:
                 return bucket, members[places % len(members)], (places < len(members)).astype(np.float32)
             k -= num
         raise IndexError(k)
-
-
-def groups_of(images: Images, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some of what is known of each picture, such as museum, width and height.
-
-    Raises:
-        InputError: a name that this source does not know.
-    """
-    missing = [name for name in names if name not in images.groups]
-    if missing:
-        raise InputError(f"these pictures have no {', '.join(missing)}; they have {', '.join(images.groups)}")
-    return {name: images.groups[name] for name in names}

@@ -1,4 +1,4 @@
-"""The Museum Art Medium dataset (MAMe) as it is downloaded: 29 materials and techniques, large pictures of every shape.
+"""The Museum Art Medium dataset (MAMe) from its download: 29 materials and techniques, large pictures of every shape.
 
 Pares et al. 2020, arXiv:2007.13693; the files are at https://hpai.bsc.es/MAMe-dataset (their licence is not stated). A
 folder needs `MAMe_metadata.zip` or the tables in it, and the pictures: `data/`, `data_256/` (a copy of 256 x 256), or
@@ -6,16 +6,16 @@ the archives of these, which are read without unpacking.
 """
 
 import contextlib
-import difflib
 import hashlib
 import pathlib
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment import files
+from alignment.errors import InputError, one_of
 from data.pictures import image_sources, image_tables
 from data.pictures.image_sources import Images
 
@@ -56,17 +56,14 @@ def shape(version: str, *, replicate_release_bug: bool = False) -> dict[str, Any
         version: of `VERSIONS`; R65k or R360k pixels, FS squeezed to a square or VS in the picture's own shape.
         replicate_release_bug: R360k-VS at 65,536 pixels, as the authors' code has it by mistake.
     """
-    if version not in VERSIONS:
-        near = difflib.get_close_matches(version, VERSIONS, 1, 0)
-        raise InputError(f"version={version!r}; it is {', '.join(VERSIONS)}; the nearest is {near[0]!r}")
-    found = dict(VERSIONS[version])
-    return found | dict(pixels=65_536) if replicate_release_bug and version == "R360k-VS" else found
+    fields = dict(VERSIONS[one_of("version", version, VERSIONS)])
+    return fields | dict(pixels=65_536) if replicate_release_bug and version == "R360k-VS" else fields
 
 
 def catalogue(
     path: str | pathlib.Path, *, toy: bool = False, checksums: bool = True
 ) -> tuple[list[Card], tuple[str, ...]]:
-    """All rows of the table, and the class names; needs no picture.
+    """All rows of the table, and the class names; no picture is needed.
 
     Args:
         path: the download's folder.
@@ -74,24 +71,22 @@ def catalogue(
         checksums: whether an archive must be the published one.
 
     Raises:
-        InputError: for a table without the nine columns, an unknown medium or subset, or a size that is no number, with
-            its line.
+        InputError: for a table without the nine columns, an unknown medium or subset, or a size that is not a
+            number, with its line.
     """
     root = pathlib.Path(path).expanduser()
     content, name = _metadata(root, TOY if toy else TABLE, checksums)
     rows = image_tables.parse_table(content, name, COLUMNS)
     class_names = _class_names(root, checksums, sorted({row["Medium"] for _, row in rows}))
     numbers = {known: i for i, known in enumerate(class_names)}
-    cards, seen = [], {}
+    cards: list[Card] = []
+    line_of: dict[str, int] = {}
     for line, row in rows:
         where, file = f"{name}:{line}", row["Image file"]
-        if row["Medium"] not in numbers:
-            near = difflib.get_close_matches(row["Medium"], class_names, 1, 0)
-            raise InputError(f"{where}: {row['Medium']!r} is no known medium; the nearest is {near[0]!r}")
-        if row["Subset"] not in image_sources.SPLITS:
-            raise InputError(f"{where}: Subset is {row['Subset']!r}; it is {', '.join(image_sources.SPLITS)}")
-        if seen.setdefault(file, line) != line:
-            raise InputError(f"{where}: {file!r} is also on line {seen[file]}; remove one of them")
+        one_of(f"{where}: Medium", row["Medium"], class_names)
+        one_of(f"{where}: Subset", row["Subset"], image_sources.SPLITS)
+        if line_of.setdefault(file, line) != line:
+            raise InputError(f"{where}: {file!r} is also on line {line_of[file]}; remove one of them")
         size = [_number(row[column], column, where) for column in ("Width", "Height")]
         cards.append(Card(line, file, numbers[row["Medium"]], row["Museum"], row[COLUMNS[3]], row["Subset"], *size))
     return cards, class_names
@@ -107,15 +102,15 @@ def open_folder(
     allow_missing: bool = False,
     checksums: bool = True,
 ) -> Images:
-    """One subset. Groups: museum, object_id, width, height and aspect_ratio, of the originals, from the table.
+    """Pictures of one subset. Groups: museum, object_id, width, height and aspect_ratio of the originals.
 
     Args:
         path: the download's folder.
         split: train, val or test.
-        version: of `VERSIONS`, what the pictures are for: the copy of 256 x 256 serves R65k-FS alone.
+        version: of `VERSIONS`, for which the pictures will be used: the copy of 256 x 256 serves R65k-FS alone.
         toy: the smaller table.
-        pictures: `data` or `data_256`; "" takes the first that is there.
-        allow_missing: go on without the pictures that are not there, and count them.
+        pictures: `data` or `data_256`; "" takes the first that exists.
+        allow_missing: go on without pictures that do not exist, and count them.
         checksums: whether an archive must be the published one; the sum of a large one is remembered beside it.
 
     Raises:
@@ -133,9 +128,9 @@ def open_folder(
     counts = {"museum ids in several subsets": _shared_ids(cards)}
     cards = [card for card in cards if card.subset == split]
     paths = _entries(archive, cards) if archive else _files(place, cards)
-    there = [i for i, found in enumerate(paths) if found]
+    there = [i for i, file in enumerate(paths) if file]
     if len(there) < len(cards) and not allow_missing:
-        names = [card.file for card, found in zip(cards, paths) if not found]
+        names = [card.file for card, file in zip(cards, paths) if not file]
         raise InputError(
             f"{len(names)} of {len(cards)} pictures of {split!r} are not in {archive or place}: "
             f"{', '.join(names[:MAX_NAMED])}{', ...' if len(names) > MAX_NAMED else ''}; fetch them, or set "
@@ -143,7 +138,7 @@ def open_folder(
         )
     counts["missing"] = len(cards) - len(there)
     cards, paths = [cards[i] for i in there], [paths[i] for i in there]
-    found = image_sources.of_files(
+    subset = image_sources.of_files(
         f"mame:{path}",
         split,
         paths,
@@ -153,23 +148,29 @@ def open_folder(
         lines=(TOY if toy else TABLE, [card.line for card in cards]),
         archive=str(archive or ""),
     )
-    counts["size is not the table's"] = _check_sizes(found, version, is_copy)
-    found.counts.update(counts)
-    return found
+    counts["size is not the table's"] = _check_sizes(subset, version, is_copy)
+    subset.counts.update(counts)
+    return subset
 
 
 def metadata_features(images: Images) -> dict[str, np.ndarray]:
-    """What is known of each picture without looking at it: what a floor under every accuracy may use.
+    """Columns that are known without reading a pixel: the features of the floor under every accuracy.
 
     `width`, `height` and `aspect_ratio` are the original's, whatever copy is read; `museum` is a name.
     """
     width_N, height_N = (np.asarray(images.groups[name], np.float64) for name in ("width", "height"))
-    found = dict(width=width_N, height=height_N, aspect_ratio=width_N / height_N)
-    return found | ({"museum": images.groups["museum"]} if "museum" in images.groups else {})
+    features = dict(width=width_N, height=height_N, aspect_ratio=width_N / height_N)
+    return features | ({"museum": images.groups["museum"]} if "museum" in images.groups else {})
 
 
 def check_md5(file: pathlib.Path) -> None:
-    """Refuses an archive that is not the published one; a sum found right is kept in `<file>.md5`, as md5sum has it."""
+    """Refuses an archive that is not the published one.
+
+    The right sum is written to `<file>.md5` in the format of md5sum, and the next opening need not read the archive.
+
+    Raises:
+        InputError: another sum than the published one.
+    """
     known = MD5.get(file.name)
     if known is None:
         return
@@ -177,17 +178,17 @@ def check_md5(file: pathlib.Path) -> None:
     if note.is_file() and note.stat().st_mtime >= file.stat().st_mtime and note.read_text().split()[:1] == [known]:
         return
     with open(file, "rb") as f:
-        found = hashlib.file_digest(f, "md5").hexdigest()
-    if found != known:
+        digest = hashlib.file_digest(f, "md5").hexdigest()
+    if digest != known:
         raise InputError(
-            f"{file} has the md5 sum {found}, the published one {known}; fetch it again, or set checksums=False"
+            f"{file} has the md5 sum {digest}, the published one {known}; fetch it again, or set checksums=False"
         )
     with contextlib.suppress(OSError):  # a folder that cannot be written: the next opening computes it again
-        note.write_text(f"{known}  {file.name}\n")
+        files.write_text(note, f"{known}  {file.name}\n")
 
 
 def _metadata(root: pathlib.Path, name: str, checksums: bool) -> tuple[bytes, str]:
-    """A table's content, and how to call it."""
+    """A table's content, and its name in messages."""
     for folder in (root, root / "MAMe_metadata", root / "metadata"):
         if (folder / name).is_file():
             return (folder / name).read_bytes(), str(folder / name)
@@ -213,7 +214,7 @@ def _class_names(root: pathlib.Path, checksums: bool, mediums: list[str]) -> tup
     named = {}
     for line, row in image_tables.parse_table(b"index,name\n" + content.removeprefix(b"\xef\xbb\xbf"), name, ()):
         if not row.get("index", "").isdigit() or not row.get("name") or int(row["index"]) in named:
-            raise InputError(f"{name}:{line - 1}: {row} is no number and name of its own")
+            raise InputError(f"{name}:{line - 1}: {row} is not a number and a name that no other line has")
         named[int(row["index"])] = row["name"]
     if sorted(named) != list(range(len(named))) or len(set(named.values())) < len(named):
         raise InputError(f"{name} must number its {len(named)} classes from 0, each once")
@@ -222,8 +223,7 @@ def _class_names(root: pathlib.Path, checksums: bool, mediums: list[str]) -> tup
 
 def _pictures(root: pathlib.Path, pictures: str) -> tuple[pathlib.Path, pathlib.Path | None]:
     """The folder, or the archive, that holds the pictures."""
-    if pictures and pictures not in ARCHIVES:
-        raise InputError(f"pictures={pictures!r}; it is {' or '.join(ARCHIVES)}, or '' for the first that is there")
+    one_of("pictures", pictures, ("", *ARCHIVES), hint="'' takes the first that exists")
     wanted = [pictures] if pictures else list(ARCHIVES)
     for name in wanted:
         if (root / name).is_dir():
@@ -235,10 +235,10 @@ def _pictures(root: pathlib.Path, pictures: str) -> tuple[pathlib.Path, pathlib.
 
 
 def _files(folder: pathlib.Path, cards: list[Card]) -> list[str]:
-    """A path for each card, "" where there is none."""
+    """A path for each card, "" where the file does not exist."""
     for card in cards:
         if pathlib.PurePath(card.file).name != card.file:
-            raise InputError(f"{TABLE}:{card.line}: {card.file!r} is no name of a file in {folder}")
+            raise InputError(f"{TABLE}:{card.line}: {card.file!r} is not the name of a file in {folder}")
     there = {p.name for p in folder.iterdir()}
     return [str(folder / card.file) if card.file in there else "" for card in cards]
 
@@ -255,7 +255,7 @@ def _groups(cards: list[Card]) -> dict[str, np.ndarray]:
 
 
 def _check_sizes(images: Images, version: str, is_copy: bool) -> int:
-    """How many files have another size than the table says; refuses a small copy where size or shape matters."""
+    """Number of files that have another size than the table says; refuses a small copy where size or shape matters."""
     if not len(images):
         return 0
     table_N2 = np.stack([images.groups["width"], images.groups["height"]], axis=1)
@@ -277,11 +277,11 @@ def _check_sizes(images: Images, version: str, is_copy: bool) -> int:
 
 
 def _shared_ids(cards: list[Card]) -> int:
-    """Objects of a museum (by its id) with pictures in more than one subset: test sees what train has seen."""
+    """Number of objects (by a museum's id) with pictures in more than one subset: train and test share them."""
     subsets = defaultdict(set)
     for card in (card for card in cards if card.object_id):
         subsets[card.museum, card.object_id].add(card.subset)
-    return Counter(len(found) > 1 for found in subsets.values())[True]
+    return sum(len(names) > 1 for names in subsets.values())
 
 
 def _number(text: str, column: str, where: str) -> int:

@@ -1,7 +1,7 @@
-"""Mosaics from disk: the Focus authors' ready-made folders and zips, their source tables, and our own.
+"""Mosaics from disk: the Focus authors' ready-made folders and zips, and those of `mosaics.write`.
 
 A row or a picture that cannot be read is set aside with its file and line; more than one in a hundred stops the run.
-A zip is read where it lies: nothing is unpacked.
+A zip is read in place, without unpacking.
 
 Dimensions: M mosaics, N images, 4 tiles of a mosaic, Y X rows and columns.
 """
@@ -9,7 +9,6 @@ Dimensions: M mosaics, N images, 4 tiles of a mosaic, Y X rows and columns.
 import collections
 import csv
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -32,8 +31,7 @@ from data.records import BadRecord
 
 COLUMNS = ("filename", *(f"filename_{i}" for i in range(4)), *(f"label_{i}" for i in range(4)), "target_class")
 NAMES = ("catsdogs.csv", "ilsvrc.csv", "mit67.csv", "mame.csv")
-SOURCE_COLUMNS = ("filename", "label", "subset")
-# what Pillow and zipfile raise on a damaged file
+# exceptions of Pillow and zipfile for a damaged file
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 
 
@@ -48,6 +46,7 @@ class Mosaics:
         target: [M] int32.
         size: rows and columns, the same for all.
         set_aside: rows and pictures that could not be used.
+        store: reads the pictures.
     """
 
     files: tuple[str, ...]
@@ -71,7 +70,11 @@ class Mosaics:
 
 
 class Store:
-    """A folder, or a zip taken for one; pictures lie in `data/` beside the table, or beside it."""
+    """A folder or a zip with a table and its pictures, which lie in `data/` beside the table or beside the table.
+
+    Raises:
+        InputError: a zip with links or entries that lead out of it; no table, or several tables of unknown names.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -91,11 +94,11 @@ class Store:
         return {entry.filename for entry in self.zip.infolist() if not entry.is_dir()}
 
     def _table(self) -> str:
-        """The table's name: ours, one of the authors', or the only CSV nearest to the top."""
+        """The table's name: ours, one of the authors', or the only CSV file; of several, the nearest to the top."""
         by_depth = sorted(self.names, key=lambda name: (name.count("/"), name))
         for known in (TABLE, *NAMES):
-            if found := [name for name in by_depth if name.rpartition("/")[2] == known]:
-                return found[0]
+            if matches := [name for name in by_depth if name.rpartition("/")[2] == known]:
+                return matches[0]
         tables = [name for name in by_depth if name.endswith(".csv") and not name.endswith("_labels.csv")]
         if len(tables) != 1:
             raise InputError(
@@ -108,7 +111,7 @@ class Store:
         return (self.path / name).read_bytes() if self.zip is None else self.zip.read(name)
 
     def place(self, file: str) -> str | None:
-        """Where a picture lies, or None."""
+        """The name of a picture in the store; None where it does not exist."""
         for folder in ("data/", ""):
             name = f"{self.root}/{folder}{file}".lstrip("/")
             if not is_outside(file) and name in self.names:
@@ -116,12 +119,12 @@ class Store:
         return None
 
     def picture(self, file: str) -> np.ndarray:
-        """A picture in RGB, uint8; one of UNREADABLE where that cannot be."""
-        with Image.open(io.BytesIO(self.bytes(self.place(file)))) as opened:
+        """A picture in RGB, uint8; raises one of UNREADABLE."""
+        with Image.open(io.BytesIO(self.bytes(self.place(file) or file))) as opened:
             return np.asarray(image_files.rgb(opened))
 
     def read(self, file: str) -> np.ndarray:
-        """The same; an `InputError` where that cannot be."""
+        """As `picture`, but raises `InputError`."""
         try:
             return self.picture(file)
         except UNREADABLE as e:
@@ -131,7 +134,7 @@ class Store:
 def read(
     path: str | os.PathLike,
     *,
-    num_classes: int = 0,
+    num_classes: int | None = None,
     allow_any: bool = False,
     check_pictures: bool = True,
     max_bad: float = records.MAX_BAD,
@@ -141,10 +144,13 @@ def read(
     Args:
         path: with `data/<k>.jpg` and the authors' CSV (filename, filename_0 to 3, label_0 to 3, target_class), or with
             the table of `mosaics.write`.
-        num_classes: labels must lie below it; 0 does not check.
+        num_classes: labels must lie below it; None does not check.
         allow_any: take mosaics whose target is on another number of tiles than two.
-        check_pictures: decode every picture once now, so that a truncated one is set aside here and not met later.
+        check_pictures: decode every picture once now, so that a truncated one is set aside before any work.
         max_bad: share of rows that may be set aside.
+
+    Raises:
+        InputError: a folder or zip that cannot be read, more bad rows than allowed, a target on other than two tiles.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
@@ -152,7 +158,7 @@ def read(
     try:
         store = Store(path)
     except zipfile.BadZipFile as e:
-        raise InputError(f"{path} is no zip file, or is cut short ({e}); fetch it again") from e
+        raise InputError(f"{path} is not a zip file, or is cut short ({e}); fetch it again") from e
     file = f"{path}/{store.table}"
     good, bad = [], []
     for item in _rows(store, file):
@@ -184,54 +190,10 @@ def read(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """The images a data set's mosaics are made of: `files`, `labels` [N] int32, `class_names` in order of index."""
-
-    files: tuple[str, ...]
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-
-def read_sources(table: str | os.PathLike, labels: str | os.PathLike = "", *, subset: str = "val") -> Sources:
-    """The authors' source tables: `<ds>.csv` (filename, label, subset) and `<ds>_labels.csv`, row number = class index.
-
-    Args:
-        labels: '' stands for `<ds>_labels.csv` beside the table.
-        subset: 'train', 'val' or 'test'; mosaics are made of 'val'.
-    """
-    table = pathlib.Path(table)
-    labels = pathlib.Path(labels) if labels else table.with_name(f"{table.stem}_labels.csv")
-    names = [row["label"].strip() for _, row in _csv_rows(labels.name, _bytes(labels), ("label",))]
-    index = {name: i for i, name in enumerate(names)}
-    files, found, subsets = [], [], set()
-    for line, row in _csv_rows(str(table), _bytes(table), SOURCE_COLUMNS):
-        subsets.add(row["subset"])
-        if row["subset"] != subset:
-            continue
-        label = row["label"].strip()
-        if label not in index and not (label.isdigit() and int(label) < len(names)):
-            near = difflib.get_close_matches(label, names, 1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise InputError(f"{table}:{line}: the label {label!r} is not in {labels}{hint}")
-        files.append(row["filename"])
-        found.append(index[label] if label in index else int(label))
-    if not files:
-        raise InputError(f"{table} has no row with subset {subset!r}; it has {', '.join(sorted(subsets)) or 'no rows'}")
-    return Sources(tuple(files), np.array(found, np.int32), tuple(names))
-
-
 def is_outside(name: str) -> bool:
-    """Whether a relative path leaves its folder, as either kind of system reads it."""
+    """Whether a relative path leaves its folder on Windows or elsewhere."""
     path = pathlib.PureWindowsPath(name)
     return bool(path.drive or path.root or name.startswith("/") or ".." in path.parts)
-
-
-def _bytes(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror or e}") from e
 
 
 def _csv_rows(file: str, content: bytes, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -250,7 +212,7 @@ def _csv_rows(file: str, content: bytes, columns: tuple[str, ...]) -> Iterator[t
 
 
 def _rows(store: Store, file: str) -> Iterator[dict[str, Any] | BadRecord]:
-    """Rows of either table in one shape: filename, tiles, labels, target, all as they were written."""
+    """Rows of either table in one form: filename, tiles, labels and target, not parsed yet."""
     content = store.bytes(store.table)
     if store.table.endswith(".csv"):
         for line, row in _csv_rows(file, content, COLUMNS):
@@ -273,8 +235,8 @@ def _rows(store: Store, file: str) -> Iterator[dict[str, Any] | BadRecord]:
             yield BadRecord(file, line, f"not a row of filename, labels, target and tiles: {e!r}")
 
 
-def _parse(row: dict[str, Any], num_classes: int, store: Store) -> dict[str, Any] | BadRecord:
-    """The row with its five integers as such, or why it is set aside."""
+def _parse(row: dict[str, Any], num_classes: int | None, store: Store) -> dict[str, Any] | BadRecord:
+    """The row with its five integers parsed, or the reason to set it aside."""
     try:
         numbers = [_integer(text) for text in [*row["labels"], row["target"]]]
     except ValueError as e:
@@ -283,20 +245,20 @@ def _parse(row: dict[str, Any], num_classes: int, store: Store) -> dict[str, Any
     if len(numbers) != 5:
         return BadRecord(row["file"], row["line"], f"{len(numbers) - 1} labels, not four")
     if wrong:
-        return BadRecord(row["file"], row["line"], f"the label {wrong[0]} is no class")
+        return BadRecord(row["file"], row["line"], f"the label {wrong[0]} is not a class")
     if store.place(row["filename"]) is None:
         return BadRecord(row["file"], row["line"], f"there is no picture {row['filename']!r}")
     return row | {"labels": numbers[:4], "target": numbers[4]}
 
 
 def _integer(text: Any) -> int:
-    """A class index; what a table may have made of it, such as '7.0', is taken."""
+    """A class index; '7.0' is accepted too, because spreadsheets write it."""
     try:
         value = float(text)
         if isinstance(text, bool) or not value.is_integer():
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"the label {text!r} is no integer") from None
+        raise ValueError(f"the label {text!r} is not an integer") from None
     return int(value)
 
 
@@ -318,7 +280,7 @@ def _unfit(store: Store, rows: list[dict[str, Any]]) -> list[BadRecord]:
 
 
 def _size(store: Store, file: str) -> tuple[int, int] | str:
-    """Rows and columns of a picture, or why it cannot be read."""
+    """Rows and columns of a picture, or the reason why it cannot be read."""
     try:
         return store.picture(file).shape[:2]
     except UNREADABLE as e:
@@ -326,7 +288,7 @@ def _size(store: Store, file: str) -> tuple[int, int] | str:
 
 
 def cut(ready: Mosaics) -> np.ndarray:
-    """The tiles of ready-made mosaics, four after four: uint8 [4M, Y, X, 3]; put together again they are the same."""
+    """The tiles of ready-made mosaics, four after four, uint8 [4M, Y, X, 3]; `mosaics.assemble` undoes it."""
     rows, columns = ready.size
     if rows % 2 or columns % 2:
         raise InputError(f"mosaics of {rows} x {columns} pixels are not four tiles of one size; both must be even")

@@ -7,14 +7,14 @@ Dimensions: N images, M mosaics, 4 tiles of a mosaic, Y X rows and columns, C ch
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment import files
+from alignment.errors import InputError, one_of
 
 TABLE = "mosaics.jsonl"
 
@@ -37,7 +37,14 @@ class Plan:
         return len(self.target)
 
 
-def plan(labels_N: np.ndarray, per_class: int = 100, seed=0, *, num_classes: int = 0, outer: str = "balanced") -> Plan:
+def plan(
+    labels_N: np.ndarray,
+    per_class: int = 100,
+    seed: int = 0,
+    *,
+    num_classes: int | None = None,
+    outer: str = "balanced",
+) -> Plan:
     """Mosaics in which every class is the target `per_class` times, in order of class.
 
     Target pairs come from the class's images repeated ceil(2m/n) times and shuffled, so that a pair may be one image
@@ -47,25 +54,27 @@ def plan(labels_N: np.ndarray, per_class: int = 100, seed=0, *, num_classes: int
     Args:
         labels_N: the class of each image.
         per_class: m, mosaics a class; the paper's scripts use 100.
-        seed: of all that is random; 0 is a seed like any other.
-        num_classes: C, when classes without an image are to be refused; 0 takes the classes that occur.
-        outer: 'balanced' as above, without replacement (a class of too few images is gone through again); or
+        seed: of every random draw.
+        num_classes: C; classes without an image are then refused. None takes the classes that occur.
+        outer: 'balanced' as above, without replacement (a class of too few images is used again from the start); or
             'with_replacement', any image of another class, as Quantus draws them.
+
+    Raises:
+        InputError: labels that are not class numbers, a class without an image, fewer than two classes.
     """
     labels_N = np.asarray(labels_N)
     by_class = _images_by_class(labels_N, num_classes)
     if per_class < 1:
         raise InputError(f"per_class={per_class}; at least one mosaic a class is needed")
-    if outer not in ("balanced", "with_replacement"):
-        raise InputError(f"outer={outer!r}; it is 'balanced' or 'with_replacement'")
+    one_of("outer", outer, ("balanced", "with_replacement"))
     rng = np.random.default_rng(seed)
     parts = []
     for target, images in by_class.items():
-        others = [found for label, found in by_class.items() if label != target]
+        others = [rows for label, rows in by_class.items() if label != target]
         inner_M2 = _cycled(rng, images, 2 * per_class).reshape(per_class, 2)
         if outer == "balanced":
             share = -(-2 * per_class // len(others))
-            drawn = np.concatenate([_without_replacement(rng, found, share) for found in others])
+            drawn = np.concatenate([_without_replacement(rng, rows, share) for rows in others])
             outer_M2 = rng.permutation(drawn)[: 2 * per_class].reshape(per_class, 2)
         else:
             outer_M2 = rng.choice(np.concatenate(others), size=(per_class, 2))
@@ -73,21 +82,6 @@ def plan(labels_N: np.ndarray, per_class: int = 100, seed=0, *, num_classes: int
     tile_index = np.concatenate(parts).astype(np.int32)
     target = np.repeat(np.array(list(by_class)), per_class).astype(np.int32)
     return Plan(tile_index, labels_N[tile_index].astype(np.int32), target)
-
-
-def make_mosaics(images_NYXC: np.ndarray, labels_N: np.ndarray, per_class: int, key, *, outer: str = "balanced"):
-    """Plan and build in memory: (mosaics [M, 2Y, 2X, C], tile_index [M, 4], tile_label [M, 4], target [M]).
-
-    Args:
-        key: a number, or a JAX random key.
-    """
-    images_NYXC = np.asarray(images_NYXC)
-    if images_NYXC.ndim != 4 or len(images_NYXC) != len(labels_N):
-        raise InputError(
-            f"images of shape {images_NYXC.shape} and {len(labels_N)} labels; the shape is [N, Y, X, C], one label each"
-        )
-    made = plan(labels_N, per_class, _seed_of(key), outer=outer)
-    return assemble(images_NYXC, made.tile_index), made.tile_index, made.tile_label, made.target
 
 
 def assemble(images_NYXC: np.ndarray, tile_index_M4: np.ndarray) -> np.ndarray:
@@ -108,8 +102,10 @@ def tile(image_YXC: np.ndarray, *, resize: int = 256, crop: int = 224) -> np.nda
     return np.asarray(picture)[start : start + crop, start : start + crop]
 
 
-def tiles(read_fn: Callable[[int], np.ndarray], index: np.ndarray, *, resize: int = 256, crop: int = 224):
-    """Only the images a plan needs, as tiles -> (tiles [U, crop, crop, 3], the plan's index into them [M, 4])."""
+def tiles(
+    read_fn: Callable[[int], np.ndarray], index: np.ndarray, *, resize: int = 256, crop: int = 224
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images that a plan needs, as tiles [U, crop, crop, 3] uint8, and the plan's index into them [M, 4]."""
     used, inverse = np.unique(index, return_inverse=True)
     made = np.empty((len(used), crop, crop, 3), np.uint8)
     for place, i in enumerate(used):
@@ -123,14 +119,16 @@ def write(
     made: Plan,
     *,
     names: Sequence[str] | None = None,
-    jpeg_quality: int = 0,
+    jpeg_quality: int | None = None,
 ) -> str:
-    """`data/<k>.png` and a table with a row a mosaic: its file, its four labels, the target, the four images.
+    """`data/<k>.png` and a table with a row for each mosaic: its file, its four labels, the target, the four images.
 
     Args:
+        folder: is made where it does not exist.
         mosaics_MYXC: uint8, RGB or one channel.
+        made: the plan of these mosaics.
         names: of the images that `made.tile_index` counts; None writes the numbers.
-        jpeg_quality: 75 writes JPEG as the authors did, and the tiles' pixels change with it; 0 writes PNG.
+        jpeg_quality: 75 writes JPEG as the authors did, which changes the tiles' pixels; None writes PNG.
 
     Returns:
         The table's path.
@@ -155,49 +153,38 @@ def write(
         labels = [int(label) for label in made.tile_label[k]]
         rows.append({"filename": name, "labels": labels, "target": int(made.target[k]), "tiles": images})
     path = folder / TABLE
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(unfinished, path)
+    files.write_rows(path, rows)
     return str(path)
 
 
-def _images_by_class(labels_N: np.ndarray, num_classes: int) -> dict[int, np.ndarray]:
+def _images_by_class(labels_N: np.ndarray, num_classes: int | None) -> dict[int, np.ndarray]:
     if labels_N.ndim != 1 or labels_N.dtype.kind not in "iu":
         raise InputError(
             f"labels of shape {labels_N.shape} and type {labels_N.dtype}; they must be integers, one an image"
         )
-    found = {int(label): np.flatnonzero(labels_N == label) for label in np.unique(labels_N)}
-    empty = [label for label in range(num_classes) if label not in found]
+    by_class = {int(label): np.flatnonzero(labels_N == label) for label in np.unique(labels_N)}
+    empty = [label for label in range(num_classes or 0) if label not in by_class]
     if empty:
         raise InputError(
             f"class {', '.join(map(str, empty[:10]))} has no image to build mosaics from; give every class at least "
             "one, or leave it out of the classes"
         )
-    if min(found, default=0) < 0:
-        raise InputError(f"label {min(found)} is no class; classes are numbered from 0")
-    if num_classes and max(found) >= num_classes:
-        wrong = next(label for label in found if not 0 <= label < num_classes)
-        raise InputError(f"label {wrong} is none of the {num_classes} classes 0 to {num_classes - 1}")
-    if len(found) < 2:
-        raise InputError(f"{len(found)} class; a mosaic needs a target class and at least one other")
-    return found
+    if min(by_class, default=0) < 0:
+        raise InputError(f"label {min(by_class)} is not a class; classes are numbered from 0")
+    if num_classes and max(by_class) >= num_classes:
+        wrong = next(label for label in by_class if not 0 <= label < num_classes)
+        raise InputError(f"label {wrong} is not one of the {num_classes} classes 0 to {num_classes - 1}")
+    if len(by_class) < 2:
+        raise InputError(f"{len(by_class)} class; a mosaic needs a target class and at least one other")
+    return by_class
 
 
 def _cycled(rng: np.random.Generator, images: np.ndarray, num: int) -> np.ndarray:
-    """`num` images, all of them equally often before the last round is cut."""
+    """`num` images; each occurs equally often, except that the last round is cut short."""
     return rng.permutation(np.tile(images, -(-num // len(images))))[:num]
 
 
 def _without_replacement(rng: np.random.Generator, images: np.ndarray, num: int) -> np.ndarray:
-    """`num` images, none twice before all were taken."""
+    """`num` images; none occurs again before all others have."""
     rounds = [rng.permutation(images) for _ in range(-(-num // len(images)))]
     return np.concatenate(rounds)[:num]
-
-
-def _seed_of(key):
-    """What numpy takes for a seed: a number as it is, a JAX key by its bits."""
-    if isinstance(key, (int, np.integer)):
-        return int(key)
-    import jax
-
-    return [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]

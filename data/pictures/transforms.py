@@ -1,4 +1,4 @@
-"""From a picture to what the network sees: sizes, random views, padding, and the few shapes that pictures are put into.
+"""From a picture to a network's input: sizes, random views, padding, and the few shapes that batches have.
 
 The papers' order: resize, rotate, crop, flip; normalisation follows on the device. Sizes are (width, height), as Pillow
 and the papers write them; arrays are [Y, X, 3].
@@ -22,42 +22,49 @@ class View:
     """How pictures become inputs.
 
     Attributes:
-        resize: side in pixels that every picture is squeezed to, its shape not kept; 0 with `pixels`.
-        pixels: number of pixels that every picture is scaled to, its shape kept; 0 with `resize`.
+        resize: side in pixels that every picture is squeezed to, its shape not kept; None with `pixels`.
+        pixels: number of pixels that every picture is scaled to, its shape kept; None with `resize`.
         crop: side of the crop with `resize`, a part of each side with `pixels`.
-        eval_resize: side that pictures are squeezed to outside training, and not cropped; 0 crops the centre.
+        eval_resize: side that pictures are squeezed to outside training, and not cropped; None crops the centre.
         rotate: degrees, the most that a training picture is turned either way.
         flip: whether half of the training pictures are mirrored.
     """
 
-    resize: int = 0
-    pixels: int = 0
+    resize: int | None = None
+    pixels: int | None = None
     crop: float = 0.875
-    eval_resize: int = 0
+    eval_resize: int | None = None
     rotate: float = 30.0
     flip: bool = True
 
     def __post_init__(self):
-        if (self.resize > 0) == (self.pixels > 0):
-            raise InputError(f"resize={self.resize}, pixels={self.pixels}: give one of them, the other stays 0")
+        if (self.resize is None) == (self.pixels is None):
+            raise InputError(f"resize={self.resize}, pixels={self.pixels}: set one of them, the other stays None")
+        for name in ("resize", "pixels", "eval_resize"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be at least 1; None leaves it out")
         if self.resize and not (1 <= self.crop <= self.resize and self.crop == int(self.crop)):
             raise InputError(f"crop={self.crop} of resize={self.resize}; it is a side in pixels, at most resize")
         if self.pixels and not 0 < self.crop <= 1:
             raise InputError(f"crop={self.crop} with pixels={self.pixels}; it is the part of each side kept, in (0, 1]")
-        if self.rotate < 0 or self.eval_resize < 0 or (self.pixels and self.eval_resize):
-            raise InputError(f"rotate={self.rotate} and eval_resize={self.eval_resize} must not be negative, and "
-                             "eval_resize goes with resize only")  # fmt: skip
+        if self.rotate < 0 or (self.pixels and self.eval_resize):
+            raise InputError(
+                f"rotate={self.rotate} must not be negative, and eval_resize={self.eval_resize} goes with resize only"
+            )
 
     @property
     def is_fixed(self) -> bool:
-        return self.resize > 0
+        """Whether every picture gets the same shape."""
+        return self.resize is not None
 
     def resized(self, size: tuple[int, int], *, train: bool) -> tuple[int, int]:
         """Size after resizing a picture of `size`."""
-        if self.is_fixed:
-            side = self.resize if train or not self.eval_resize else self.eval_resize
-            return side, side
-        return scaled(size, self.pixels)
+        if self.pixels is not None:
+            return scaled(size, self.pixels)
+        assert self.resize is not None  # one of the two is set
+        side = self.resize if train or self.eval_resize is None else self.eval_resize
+        return side, side
 
     def cropped(self, size: tuple[int, int], *, train: bool) -> tuple[int, int]:
         """Size that the network sees of a picture of `size`."""
@@ -89,7 +96,7 @@ def resize(picture: np.ndarray, size: tuple[int, int], *, keeps_shape: bool) -> 
 def apply(
     picture: np.ndarray, view: View, *, rng: np.random.Generator | None, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """The view of one picture, uint8 [Y, X, 3]; with `rng` a random one for training, without the centre.
+    """The view of one picture, uint8 [Y, X, 3]: with `rng` a random one for training, without `rng` the centre.
 
     Args:
         size: the file's (width, height), from which sizes follow where the picture was decoded at a fraction of it;

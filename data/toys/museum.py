@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 
 PLANTED = ("Graphite", "Etching")  # always with the chart; borrows it in val and test
 MUSEUMS = ("Harbour House", "North Hall", "Willow House")
@@ -27,7 +27,7 @@ CHART = ((235, 0, 200),) * 4  # 2 x 2 patches; no ink or paper here comes near t
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """What pictures of one medium lean towards: hues in [0, 1), log aspect ratio, museum, side in pixels."""
+    """Tendencies of one medium's pictures: hues in [0, 1), log aspect ratio, museum, side in pixels."""
 
     hues: tuple[float, ...]
     aspect: float
@@ -56,25 +56,23 @@ class Museum:
         label: 'medium', or one of two tests of the input's shape and detail: 'shape' (the class is the aspect ratio and
             nothing else: lost when every picture is squeezed to a square) and 'fine' (the class is a pattern of 4 to 5
             pixels in pictures of 128: lost when they are made much smaller).
-        per_class: pictures of each class; they come in turns, so `number % classes` is the label.
+        per_class: pictures of each class, which come in turns, so `number % classes` is the label; None: PER_CLASS.
         planted_share: of the val and test pictures of `PLANTED[1]` that carry the chart.
     """
 
     split: str = "train"
     seed: int = 0
     label: str = "medium"
-    per_class: int = 0
+    per_class: int | None = None
     planted_share: float = 0.3
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise InputError(f"the museum has no split {self.split!r}; it has {', '.join(SPLITS)}")
-        if self.label not in CLASSES:
-            raise InputError(f"the museum has no label {self.label!r}; it has {', '.join(CLASSES)}")
-        if self.per_class < 0 or not 0 <= self.planted_share <= 1:
+        one_of("split", self.split, SPLITS)
+        one_of("label", self.label, CLASSES)
+        if (self.per_class is not None and self.per_class < 1) or not 0 <= self.planted_share <= 1:
             raise InputError(
-                f"per_class={self.per_class}, planted_share={self.planted_share}; need a count (0: as the split has "
-                "it) and a share in [0, 1]"
+                f"per_class={self.per_class}, planted_share={self.planted_share}; the museum needs at least 1 picture "
+                "a class (None: as many as the split has) and a share in [0, 1]"
             )
 
     @property
@@ -88,7 +86,7 @@ class Museum:
         return f"{self.split}/{self.class_names[i % len(self.class_names)].replace(' ', '_').lower()}_{i:05d}"
 
     def card(self, i: int) -> dict:
-        """What the catalogue knows of picture i: label, museum, width, height, whether it carries the chart."""
+        """The catalogue's entry for picture i: label, museum, width, height, whether it carries the chart."""
         rng, label = self._rng(i, 0), i % len(self.class_names)
         if self.label == "medium":
             room = ROOMS[MEDIUMS[label]]

@@ -85,7 +85,7 @@ def test_a_table_names_pictures_labels_and_subsets(tmp_path):
     assert found.class_names == ("a", "b") and found.labels_N.tolist() == [0, 1]
     assert found.groups["height"].tolist() == [11, 12]
     (tmp_path / "set_labels.csv").write_text("label\nz\nb\n")
-    with pytest.raises(InputError, match=r"set.csv:3: label 'a' is none of 2"):
+    with pytest.raises(InputError, match=r"set.csv:3: label='a' is not one of: z, b"):
         images.open(f"csv:{tmp_path}/set.csv", split="val")
 
 
@@ -112,7 +112,7 @@ def test_a_table_calls_its_columns_what_it_likes_and_is_split_by_class_without_s
         images.open(f"csv:{tmp_path}/set.csv", split="val")
     with pytest.raises(InputError, match="lacks the column part; it has texture, picture"):
         images.open(f"csv:{tmp_path}/set.csv", split="val", columns=options["columns"] | {"subset": "part"})
-    with pytest.raises(InputError, match="columns has 'file'; pictures from csv have the columns filename"):
+    with pytest.raises(InputError, match="column='file' is not one of: filename"):
         images.open(f"csv:{tmp_path}/set.csv", split="val", columns={"file": "picture"})
 
 
@@ -169,11 +169,11 @@ def test_a_builder_of_tensorflow_datasets_opens_with_its_class_names():
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
-        ("photos", {}, "no source of pictures; it is museum, folder"),
+        ("photos", {}, "source of pictures='photos' is not one of: museum, folder"),
         ("folder:", {}, "write folder:<path>"),
-        ("folder:nowhere", {}, "is no folder"),
-        ("museum", {"per_clas": 3}, "did you mean 'per_class'"),
-        ("museum", {"split": "dev"}, "no split 'dev'"),
+        ("folder:nowhere", {}, "is not a folder"),
+        ("museum", {"per_clas": 3}, "nearest is 'per_class'"),
+        ("museum", {"split": "dev"}, "split='dev' is not one of"),
         ("npz:nowhere.npz", {}, "is not there"),
         ("csv:nowhere.csv", {}, "is not there"),
     ],
@@ -226,7 +226,7 @@ def test_files_cut_short_are_set_aside_with_their_name_and_many_stop(tmp_path):
     found = images.open(f"folder:{tmp_path}", split="test", max_bad=0.05)
     assert len(found) == 59 and found.bad[0].file == str(file) and found.counts["set aside"] == 1
     file.write_bytes(b"hello")
-    assert "no picture" in images.open(f"folder:{tmp_path}", split="test", max_bad=0.05).bad[0].reason
+    assert "not a picture" in images.open(f"folder:{tmp_path}", split="test", max_bad=0.05).bad[0].reason
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -104,8 +104,8 @@ def test_shapes_join_where_least_is_wasted():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "give one of them"),
-        (dict(resize=256, pixels=65_536), "give one of them"),
+        ({}, "set one of them"),
+        (dict(resize=256, pixels=65_536), "set one of them"),
         (dict(resize=256), "crop=0.875 of resize=256"),
         (dict(resize=256, crop=300), "crop=300"),
         (dict(pixels=65_536, crop=224), "in \\(0, 1\\]"),

@@ -102,8 +102,8 @@ def test_the_fine_label_is_lost_when_pictures_shrink():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(split="dev"), "no split 'dev'"),
-        (dict(label="mediun"), "no label 'mediun'; it has medium, shape, fine"),
+        (dict(split="dev"), "split='dev' is not one of"),
+        (dict(label="mediun"), "label='mediun' is not one of: medium, shape, fine"),
         (dict(planted_share=1.5), "share in"),
         (dict(per_class=-1), "per_class=-1"),
     ],
