@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from alignment import errors, files
 from alignment.errors import InputError
@@ -78,7 +78,20 @@ class LiteralParser(flags.ArgumentParser):
             return argument
 
 
+class OptionalParser(flags.ArgumentParser):
+    """A number, or None for a leaf that may be unset (`config_dict.placeholder`)."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        super().__init__()
+        self.syntactic_help, self._parser = parser.syntactic_help, parser
+
+    def parse(self, argument: str) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+
 config_flags.register_flag_parser_for_type(type(None), LiteralParser())
+config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
+config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +249,15 @@ def _leaves_unset(config: ml_collections.ConfigDict, argument: str) -> bool:
     return functools.reduce(getattr, key.split(".")[1:], config) is None
 
 
+def may_be_unset(config: ml_collections.ConfigDict, key: str) -> bool:
+    """Whether None is a value of this leaf: its default is None, or it was made by `config_dict.placeholder`."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config[group]
+    leaf = dict(config.items(preserve_field_references=True))[name]
+    return leaf is None or isinstance(leaf, config_dict.FieldReference | str)
+
+
 def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flags.FlagValues:
     """Apply `--config.key=value` to the config in place and return the launcher's own flags."""
     for argument in arguments:
@@ -243,6 +265,8 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
         for prefix in ("config.", "noconfig."):
             if argument.startswith("-") and key.startswith(prefix):
                 sweeps.require_key(config, key.removeprefix(prefix), argument)
+                if argument.endswith("=None") and not may_be_unset(config, key.removeprefix(prefix)):
+                    raise InputError(f"{argument}: {key.removeprefix(prefix)} cannot be unset; give it a value")
     arguments = [argument for argument in arguments if not _leaves_unset(config, argument)]
     # A set of flags of its own: absl's global one would still hold the flags of an earlier call in this process.
     values = flags.FlagValues()

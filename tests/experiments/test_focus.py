@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import os
 import subprocess
@@ -11,10 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alignment.explain import explaining, rating
+from alignment.explain import rating
 from alignment.models import pretrained, vision
 from experiments import focus
-from experiments.pages import focus_study
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
 
@@ -109,35 +107,11 @@ def test_each_method_says_before_its_start_how_many_mosaics_it_will_explain(tiny
 
 def test_small_tiles_have_superpixels_by_slic_unless_the_config_names_another():
     c = focus.get_config()
-    study = focus_study.Study(c, None, None, None, np.zeros((1, 56, 56, 3), np.uint8), None, None, (), {})
-    assert study.options("lime")["segmenter"] == "slic"
-    large = dataclasses.replace(study, tiles_NYXC=np.zeros((1, 224, 224, 3), np.uint8))
-    assert large.options("lime") == dict(num_samples=1_000, segmenter="quickshift")
+    assert focus.options_for(c, (56, 56))["lime"]["segmenter"] == "slic"
+    assert focus.options_for(c, (224, 224))["lime"] == dict(num_samples=1_000, segmenter="quickshift")
     c.options.lime.segmenter = "quickshift"
-    assert study.options("lime")["segmenter"] == "quickshift" and study.options("lrp") == {}
-
-
-class Told:
-    """Stands for a progress bar."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def advance(self, size, items):
-        self.sizes.append(size)
-
-
-@pytest.mark.parametrize(("driver", "parts"), [("host", [1.0] * 4 + [0.25] * 4), ("scan", [4.0, 1.0])])
-def test_the_bar_moves_within_a_batch_where_the_host_loops(driver, parts):
-    apply_fn = lambda variables, x: x.mean((1, 2)) * variables  # noqa: E731
-    options = dict(method="integrated_gradients", num_steps=4, per_pass=1, driver=driver)
-    explain_fn, bar = explaining.build(apply_fn, jnp.ones((1, 3)), **options), Told()
-    fn = focus.watched(explain_fn, bar, 5, batch_size=4)
-    x, targets = jnp.ones((4, 8, 8, 3)), jnp.zeros((4, 1), int)
-    for _ in range(2):
-        maps = fn(x, targets, jnp.arange(4))
-    np.testing.assert_allclose(maps, explain_fn(x, targets, jnp.arange(4)))
-    assert [size for size in bar.sizes if size] == pytest.approx(parts) and sum(bar.sizes) == pytest.approx(5)
+    options = focus.options_for(c, (56, 56))
+    assert options["lime"]["segmenter"] == "quickshift" and options["lrp"] == {}
 
 
 def test_a_trained_run_rates_as_it_did_and_so_do_its_mosaics_from_disk(tiny, tmp_path):
@@ -233,15 +207,15 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--config.methods=('lrp','gradcamm')"], "did you mean 'gradcam'"),
+        (["--config.methods=('lrp','gradcamm')"], "the nearest is 'gradcam'"),
         (["--config.methods=()"], "methods is empty"),
-        (["--config.bias.method=lime"], "bias.method='lime' is none of"),
+        (["--config.bias.method=lime"], "bias.method='lime' is not one of"),
         (["--config.init_from=there"], "init_from='there'"),
         (["--config.init_from=run:nowhere"], "is not there"),
         (["--config.fallback.source="], "data.source is empty"),
         (["--config.batch_size=12"], "batch"),
         (["--config.data.columns.label=texture"], "is of csv:"),
-        (["--config.data.source=museums"], "'museums' is no source of pictures"),
+        (["--config.data.source=museums"], "source of pictures='museums' is not one of"),
     ],
 )
 def test_what_cannot_be_rated_is_refused_in_one_line(flags, said, tmp_path):
