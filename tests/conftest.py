@@ -1,6 +1,6 @@
 """Tests run on the CPU with eight simulated devices and strict rank promotion.
 
-Nearly all of their time is compilation. So the XLA flags below skip what only makes programs faster: LLVM's optimisation
+Nearly all of their time is compilation. So the XLA flags below skip what only makes programs faster: LLVM's passes
 and the fusion emitters, which take four fifths of a compilation; the arithmetic is the same, less vectorised. Compiled
 programs are kept in .pytest_cache/ for the next test, process and session. An environment that sets one of these flags
 or JAX_COMPILATION_CACHE_DIR itself is left alone.
