@@ -271,7 +271,7 @@ def _extra(stored):
     return None if stored is None else {"reference": stored}
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     accuracy, margin = summary.get("heldout/rewards/accuracies"), summary.get("heldout/rewards/margins")
     words = f"After {summary['steps']:.0f} updates "

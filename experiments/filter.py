@@ -288,7 +288,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     total, kept = summary["docs_in"], summary["docs_kept"]
     words = f"{kept:,.0f} of {total:,.0f} documents go to training ({100 * kept / max(total, 1):.1f} %), "

@@ -429,7 +429,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     medians = {name.split("/")[1]: m for name, m in summary.items() if name.startswith("focus/") and "median" in name}
     medians = {method: median for method, median in medians.items() if median is not None}

@@ -284,7 +284,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     accuracy, floors = summary["test/accuracy"], {n: x for n, x in summary.items() if n.startswith("floor/")}
     words = f"The network recognises {100 * accuracy:.1f} % of the test pictures (95 % interval "

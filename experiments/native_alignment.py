@@ -468,7 +468,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     arms = {name.split("/")[1]: x for name, x in summary.items() if name.startswith("harmlessness/") and x is not None}
     if not arms:

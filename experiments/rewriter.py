@@ -267,7 +267,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     shares = {
         "of the held-out texts in need of an edit pass the gates once rewritten": "heldout/edited/accepted",

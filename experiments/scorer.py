@@ -306,7 +306,7 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     words = f"The scorer gives {100 * summary['accuracy']:.1f} % of held-out texts their level (always naming the most "
     words += f"frequent one: {100 * summary['most_frequent_level']:.1f} %)"

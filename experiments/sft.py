@@ -125,7 +125,7 @@ def answers(c, model, tok, heldout, params):
     ]
 
 
-def headline(summary: dict[str, float | None]) -> str:
+def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     return (
         f"After {summary['steps']:.0f} updates the model's perplexity on held-out answers is "

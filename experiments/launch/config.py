@@ -138,9 +138,14 @@ class Experiment:
     def describe(self, workdir: str, summary: Mapping[str, float | None]) -> None:
         """Leave about.json, which the run's page shows: `headline(summary)` and METRICS, where the experiment has them.
 
-        The page is built from the folder alone, so that it can be built again without the experiment's file.
+        The page is built from the folder alone, so that it can be built again without the experiment's file. Where the
+        sentence needs a number that is missing or not finite, the page's own default takes its place.
         """
-        headline = self.module.headline(summary) if hasattr(self.module, "headline") else ""
+        finite = {name: value for name, value in summary.items() if value is not None}
+        try:
+            headline = self.module.headline(finite) if hasattr(self.module, "headline") else ""
+        except KeyError:
+            headline = ""
         metrics = {name: list(meaning) for name, meaning in getattr(self.module, "METRICS", {}).items()}
         if headline or metrics:
             files.write_json(os.path.join(workdir, "about.json"), {"headline": headline, "metrics": metrics})

@@ -24,6 +24,7 @@ from experiments.report.markup import (
 from experiments.report.page import Own, about
 
 TALL = 14  # rows from which on the table scrolls under its heading
+SHORT = 24  # characters of a setting that are not broken into lines
 MANY = 6  # settings from which on the numbers come first
 
 
@@ -191,7 +192,9 @@ def _mean(group: Group, metric: str, best: float | None) -> str:
 
 def _setting(value: Any) -> str:
     """A cell with a config value as it is written on the command line."""
-    return f'<td class="number">{escape(value)}</td>' if is_number(value) and value is not None else cell(value)
+    if value is None or len(str(value)) > SHORT:
+        return cell(value)
+    return f'<td class="{"number" if is_number(value) else "short"}">{escape(value)}</td>'
 
 
 def _link(run: Run, page_folder: pathlib.Path) -> str:

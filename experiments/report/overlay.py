@@ -68,7 +68,7 @@ def colours(groups: Sequence[Group], lead: str | None) -> tuple[list[dict[str, A
     if key is None or not values:
         return [_named(i, group.label()) for i, group in enumerate(groups)], "A line for each run."
     how = f"Each line is the mean over the seeds of one setting, coloured by {key}"
-    how += f", which tells most about {lead}." if lead else "."
+    how += f", which tells most about {lead}." if lead and len(groups[0].settings) > 1 else "."
     if all(map(is_number, values)):
         named = {values[round(i * (len(values) - 1) / (MAX_NAMED - 1))] for i in range(MAX_NAMED)}
         named = set(values) if len(values) <= MAX_NAMED + 2 else named
@@ -137,7 +137,7 @@ def effects(groups: Sequence[Group], varied: Sequence[str], measured: Sequence[s
             has_band = any(len(numbers) > 1 for numbers in members.values())
             band = dict(label="mean; band: lowest to highest", low=low, high=high) if has_band else dict(label="")
             line = charts.Line(points=mean, colour=charts.PALETTE[0], **band)
-            is_log = min(members) > 0 and max(members) / min(members) >= 20
+            is_log = min(members) > 0 and max(members) / min(members) >= 8
             title, why = f"{metric} over {key}", meanings.clause(metric, own)
             cards.append(curve_card(title, picture([line], title, x_label=key, is_log=is_log), why))
     return f"<h2>What the settings do</h2>{grid(cards)}" if cards else ""

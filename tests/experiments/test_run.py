@@ -193,6 +193,14 @@ def test_summaries_hold_numbers_and_nulls_only(tmp_path):
         workdirs.numbers({"best": "yes"})
 
 
+def test_an_experiment_gives_its_pages_first_sentence_and_meanings_of_its_numbers(tmp_path):
+    assert launch(tmp_path / "a") == 0
+    page = (tmp_path / "a/report.html").read_text()
+    assert '<p class="headline">It made 4 steps to a loss of 0.1' in page and "a random number" in page
+    assert launch(tmp_path / "b", "--config.steps=7") == 0  # a sentence that would need what is not a number
+    assert '<p class="headline">heldout/loss is 0.1' in (tmp_path / "b/report.html").read_text()
+
+
 def test_the_seed_fixes_what_python_and_numpy_draw(tmp_path):
     draws = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
