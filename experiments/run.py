@@ -22,7 +22,7 @@ from alignment.errors import InputError
 from experiments.launch import config as configs
 from experiments.launch import emit, full_disk, host, sweeps
 from experiments.launch import workdir as workdirs
-from experiments.report import charts, comparison, markup, page
+from experiments.report import charts, markup, page
 
 OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -107,6 +107,8 @@ def launch_sweep(
         sweeps.write_index(every_point, folder, experiment.name)
         if hasattr(experiment.module, "compare"):  # the experiment's own tables over its points
             experiment.module.compare(folder)
+        from experiments.report import comparison  # with matplotlib, which a start without sweep does not need
+
         say(f"comparison: {comparison.compare_sweep(folder)}")
     return code
 

@@ -6,12 +6,10 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+if TYPE_CHECKING:  # drawing imports matplotlib; the launcher only ranks names, and starts in a third of the time
+    from matplotlib.figure import Figure
 
 Series = list[tuple[float, float]]  # (step, value), in order of step
 
@@ -120,8 +118,13 @@ def lines(curves: Mapping[str, Series]) -> list[Line]:
     return out
 
 
-def draw(lines: Sequence[Line], *, x_label: str = "step", is_log: bool = False, max_points: int = MAX_POINTS) -> Figure:
+def draw(
+    lines: Sequence[Line], *, x_label: str = "step", is_log: bool = False, max_points: int = MAX_POINTS
+) -> "Figure":
     """One picture of curves over steps, or over another quantity, with a legend below unless it says nothing."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
     labels = list(dict.fromkeys(line.label for line in lines if line.is_in_legend))
     columns = max(1, min(len(labels), 60 // (max(map(len, labels), default=0) + 6)))
     has_legend = labels != ["train"] and labels != [""]
@@ -176,13 +179,16 @@ def draw(lines: Sequence[Line], *, x_label: str = "step", is_log: bool = False, 
     return figure
 
 
-def svg(figure_fn: Callable[[], Figure], alt: str) -> str:
+def svg(figure_fn: Callable[[], "Figure"], alt: str) -> str:
     """An <svg> element to put into a page; the same curves give the same text.
 
     Args:
         figure_fn: draws the picture; it is called with our fonts and identifiers in force.
         alt: what a reader who does not see it hears.
     """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with matplotlib.rc_context(STYLE):
         figure = figure_fn()
         FigureCanvasSVG(figure)
