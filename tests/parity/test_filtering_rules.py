@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from alignment.filtering.rules import locales, splitter
+from alignment.filtering.rules import chain, locales, splitter
 from tests.filtering.rules import rule_pack, rule_twins
 
 filters = pytest.importorskip("datatrove.pipeline.filters")
@@ -116,9 +116,9 @@ def their_chain(text, alone):
     return "", text
 
 
-def ours(texts, chain):
-    settings = {"c4": {"terminal_punctuation": "c4_open" not in chain}}
-    names = ["c4" if name == "c4_open" else name for name in chain]
+def ours(texts, rules):
+    settings = {"c4": {"terminal_punctuation": "c4_open" not in rules}}
+    names = ["c4" if name == "c4_open" else name for name in rules]
     verdicts = chain.apply(rule_pack.records(texts), chain=names, settings=settings, packs={"en": locales.load("en")})
     return [(verdict.reason, None if verdict.reason else verdict.text) for verdict in verdicts]
 
