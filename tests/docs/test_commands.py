@@ -18,6 +18,7 @@ import pytest
 from alignment.preference import losses
 from experiments import run
 from experiments.launch import workdir as workdirs
+from experiments.report import charts
 from experiments.report.__main__ import main as report
 from tests.docs.blocks import PAGES, ROOT, RUN, Block, read
 from tests.experiments.test_tiny import NAMES
@@ -114,6 +115,7 @@ def command(words: list[str], flags: tuple[str, ...]) -> None:
 def test_what_a_page_prints_runs(page, world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(charts, "svg", lambda *_, **__: "<svg></svg>")  # drawing takes a second a run
     names: dict[str, object] = {"__name__": page.stem}
     for block in read(page):
         if block.reason or block.language not in RUN:
