@@ -53,7 +53,7 @@ def read(*flags, setting="tiny"):
         (["--config.objectve.beta=1"], ["objectve.beta", 'did you mean "objective.beta"?']),
         (["--config.batch.bath_size=8"], ['did you mean "batch.batch_size"?']),
         (["--config.steps=many"], ["config.steps=many"]),
-        (["--config.loss=dpoo"], ["'dpoo'", "known: dpo, robust"]),
+        (["--config.loss=dpoo"], ["'dpoo' is not one of: dpo, robust", "the nearest is"]),
         (
             ["--config.loss=hinge", "--config.objective.label_smoothing=0.1"],
             ["does not read 'label_smoothing'"],
@@ -251,7 +251,7 @@ def test_weights_that_are_no_numbers_are_refused_before_training(exported, tmp_p
     entries, data = header_of(file)
     at, end = entries["model.norm.weight"]["data_offsets"]
     rewrite(file, entries, data[:at] + np.full((end - at) // 4, np.nan, np.float32).tobytes() + data[end:])
-    refused(start_from(exported, tmp_path / "run"), "no finite numbers", "checkpoint")
+    refused(start_from(exported, tmp_path / "run"), "not finite before any training", "checkpoint")
 
 
 def test_a_run_without_a_checkpoint_is_refused_as_a_start(tiny, tmp_path):
