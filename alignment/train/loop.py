@@ -5,6 +5,7 @@ checkpoint holds state and data position, a step's random key is folded from its
 back to the checkpoint's step before new lines are added.
 """
 
+import dataclasses
 import math
 import pathlib
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -23,7 +25,7 @@ from alignment.train import checkpoint, sharding, step, writers
 from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
-ACTIVE = threading.Event()  # set while a loop runs, and so while STOP will be heard
+ACTIVE = threading.Event()  # set while a loop runs, which is while somebody acts on STOP
 
 
 class Stopped(errors.Stopped):
@@ -41,6 +43,8 @@ class Loader(Protocol):
 
 
 Evaluator = Callable[[TrainState, Mesh], dict[str, float]]
+FinishFn = Callable[[dict[str, float]], dict[str, float]]
+OnFirstFn = Callable[[dict[str, float], dict[str, np.ndarray]], None]
 
 
 def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) -> Evaluator:
@@ -54,8 +58,8 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
     def evaluate(state: TrainState, mesh: Mesh) -> dict[str, float]:
         total = None
         for batch in batches:
-            found = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
-            total = found if total is None else step.add(total, found)
+            batch_sums = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
+            total = batch_sums if total is None else step.add(total, batch_sums)
         return {} if total is None else _fetch(total)
 
     return evaluate
@@ -85,8 +89,8 @@ def fit(
     keep: int = 2,
     unit: str = "examples",
     units_per_step: int = 1,
-    on_first_fn: Callable[[dict[str, float], dict[str, np.ndarray]], None] | None = None,
-    finish_fn: Callable[[dict[str, float]], dict[str, float]] = dict,
+    on_first_fn: OnFirstFn | None = None,
+    finish_fn: FinishFn = dict,
     sinks: tuple[str, ...] = ("tensorboard",),
     label: str = "",
 ) -> tuple[TrainState, dict[str, float]]:
@@ -98,8 +102,8 @@ def fit(
         log_every, eval_every, save_every: in steps; 0 for eval and save means only at the end. An evaluation before the
             first step is always made, so that every curve starts where the run did.
         unit, units_per_step: what `<unit>_per_second` counts.
-        on_first_fn: sees the metrics of the first update of a fresh run (those of the untouched parameters) and its
-            batch, and raises where they cannot be right.
+        on_first_fn: called once in a fresh run with the metrics of the first update, which are those of the untouched
+            parameters, and with its batch; raises where they cannot be right.
         finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
         label: what the progress line calls this run.
@@ -116,91 +120,59 @@ def fit(
     ACTIVE.set()
     try:
         with checkpoint.open_manager(workdir / "checkpoints", keep=keep) as manager, sharding.activations(mesh):
-            if manager.latest_step() is not None:  # memory need not hold this state and the one that comes in its place
-                like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-                jax.tree.map(lambda x: x.delete(), state)
-                state = like
-            restored = checkpoint.restore(manager, state)
-            if restored is not None:
-                state, position = restored
-                batches.set_state(position)
-            at = int(state.step) if restored else None
-            writer = writers.open_run(str(workdir), sinks, restored=at, total_steps=steps, label=label)
+            state, is_resumed = _restore(manager, state, batches)
+            restored = int(state.step) if is_resumed else None
+            writer = writers.open_run(str(workdir), sinks, restored=restored, total_steps=steps, label=label)
             run = _Run(
-                update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
+                update=step.compile_update(update, state),
+                state=state,
+                batches=batches,
+                evals=evals,
+                mesh=mesh,
+                manager=manager,
+                finish_fn=finish_fn,
+                log=_Log(writer, manager, finish_fn, unit, units_per_step),
             )
             try:
-                state, summary = _steps(run, steps, log_every, eval_every or steps, save_every or steps, bool(restored))
+                heldout = {} if is_resumed else _begin(run)
+                first_fn = None if is_resumed else on_first_fn
+                heldout |= _train(run, first_fn, steps, log_every, eval_every or steps, save_every or steps)
+                summary = {**(heldout or run.evaluate()), "steps": float(steps), **run.log.rate(workdir)}
             finally:
                 writer.close()
             checkpoint.wait(manager)
-            return state, summary
+            return run.state, summary
     finally:
         ACTIVE.clear()
 
 
+def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader) -> tuple[TrainState, bool]:
+    """The newest checkpoint's state, with `batches` put where it was; or the state as it is, and False."""
+    if manager.latest_step() is None:
+        return state, False
+    # Memory may not hold both this state and the restored one, so its arrays go first and their shapes serve as a form.
+    form = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    jax.tree.map(lambda x: x.delete(), state)
+    state, position = checkpoint.restore(manager, form)
+    batches.set_state(position)
+    return state, True
+
+
+@dataclasses.dataclass
 class _Run:
-    """What the steps of one call of `fit` share: the compiled update, and the sums since the last line."""
+    """What the steps of one call of `fit` share; `state` is replaced by every step."""
 
-    def __init__(
-        self, update, state, batches, evals, mesh, writer, manager, unit, units_per_step, on_first_fn, finish_fn
-    ):
-        self.update, self.state = step.compile_update(update, state), state
-        self.batches, self.evals, self.mesh, self.writer, self.manager = batches, evals, mesh, writer, manager
-        self.unit, self.units_per_step = unit, units_per_step
-        self.on_first_fn, self.finish_fn = on_first_fn, finish_fn
-        self.add = jax.jit(step.add)  # nothing is donated: the window holds arrays of the first step's metrics
-        self.sums, self.window, self.num_timed = None, [], 0  # of the steps since the last line
-        self.pending = None  # the line that is due: its step, and sums that may still be on their way
-        self.started, self.rates = None, []
-
-    def advance(self) -> None:
-        batch = next(self.batches)
-        self.state, metrics = self.update(self.state, sharding.to_devices(batch, self.mesh))
-        self.window.append((metrics["nonfinite"].total, batch.get("index")))
-        self.num_timed += self.started is not None
-        if self.on_first_fn is not None:
-            self.on_first_fn(self.finish_fn(_fetch(metrics)), batch)
-            self.on_first_fn = None
-        self.sums = metrics if self.sums is None else self.add(self.sums, metrics)
-
-    def close_window(self, number: int) -> None:
-        """A line is due at this step; `collect` waits for its numbers."""
-        self.pending = (number, self.sums, self.window, self.num_timed)
-        self.sums, self.window, self.num_timed = None, [], 0
-
-    def write(self) -> None:
-        """Write the line that is due, if one is."""
-        if self.pending is not None:
-            number = self.pending[0]
-            self.writer.write_scalars(number, self.collect())
-
-    def collect(self) -> dict[str, float]:
-        """The numbers of the line that is due; refuses a loss that is not a number."""
-        (number, sums, window, num_timed), self.pending = self.pending, None
-        values = self.finish_fn(_fetch(sums))
-        now = time.perf_counter()
-        if values.pop("nonfinite") > 0:
-            self._refuse(number, window)
-        if num_timed:  # steps after the first, which holds the compilation
-            values["step_seconds"] = (now - self.started) / num_timed
-            values[f"{self.unit}_per_second"] = self.units_per_step / values["step_seconds"]
-            self.rates.append((self.units_per_step * num_timed, now - self.started))
-        self.started = now
-        return values
-
-    def _refuse(self, number: int, window: list) -> None:
-        bad = next(i for i, (flag, _) in enumerate(window) if float(flag) > 0)
-        at, index = number - len(window) + bad + 1, window[bad][1]
-        good = self.manager.latest_step()
-        raise InputError(
-            f"the loss or its gradient is not a finite number at step {at}"
-            f"{f', batch of records {index.tolist()}' if index is not None else ''}; the last good checkpoint is "
-            f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
-        )
+    update: step.UpdateFn
+    state: TrainState
+    batches: Loader
+    evals: dict[str, Evaluator]
+    mesh: Mesh
+    manager: ocp.CheckpointManager
+    finish_fn: FinishFn
+    log: "_Log"
 
     def evaluate(self) -> dict[str, float]:
-        found = {}
+        heldout = {}
         for name, evaluate in self.evals.items():
             values = self.finish_fn(evaluate(self.state, self.mesh))
             bad = [key for key, number in values.items() if not math.isfinite(number)]
@@ -209,60 +181,145 @@ class _Run:
                     f"{name}/{bad[0]} is {values[bad[0]]}, not a finite number, at the evaluation of step "
                     f"{int(self.state.step)}; lower the learning rate, or look at the held-out records"
                 )
-            found.update({f"{name}/{key}": number for key, number in values.items()})
-        if self.started is not None:
-            self.started = time.perf_counter()
-        return found
+            heldout.update({f"{name}/{key}": number for key, number in values.items()})
+        self.log.restart_clock()
+        return heldout
 
     def save(self) -> None:
         checkpoint.save(self.manager, self.state, self.batches.get_state())
-        if self.started is not None:
-            self.started = time.perf_counter()
+        self.log.restart_clock()
 
 
-def _steps(run: _Run, steps: int, log_every: int, eval_every: int, save_every: int, restored: bool):
-    start = int(run.state.step)
+def _begin(run: _Run) -> dict[str, float]:
+    """Evaluate and save before the first step, so that every curve starts where the run did."""
+    heldout = run.evaluate()
+    run.log.writer.write_scalars(0, heldout)
+    run.save()
+    return heldout
+
+
+def _train(
+    run: _Run, on_first_fn: OnFirstFn | None, steps: int, log_every: int, eval_every: int, save_every: int
+) -> dict[str, float]:
+    """The steps that are left; the last held-out values, empty if no step was."""
     heldout = {}
-    if not restored:
-        heldout = run.evaluate()
-        run.writer.write_scalars(0, heldout)
-        run.save()
-    else:
-        run.on_first_fn = None
+    start = int(run.state.step)
     for number in range(start + 1, steps + 1):
-        run.advance()
-        run.writer.tick(number)
-        run.write()  # the line of an earlier step, whose numbers arrive while this one runs
-        if number == start + 1:  # compilation is over when this one is
-            jax.block_until_ready(run.state.step)
-            run.started = time.perf_counter()
+        batch = next(run.batches)
+        run.state, metrics = run.update(run.state, sharding.to_devices(batch, run.mesh))
+        run.log.add(metrics, batch.get("index"))
+        if number == start + 1:
+            if on_first_fn is not None:
+                on_first_fn(run.finish_fn(_fetch(metrics)), batch)
+            jax.block_until_ready(run.state.step)  # the first step compiles; the clock counts from its end
+            run.log.start_clock()
+        run.log.writer.tick(number)
+        run.log.write()  # the line of an earlier step: its numbers were computed while this one was dispatched
+
         is_last, stops = number == steps, _stop_requested(number, log_every)
         evaluates = number % eval_every == 0 or is_last
         saves = number % save_every == 0 or is_last or stops
         if number % log_every == 0 or evaluates or saves:
-            run.close_window(number)
+            run.log.close_line(number)
         if evaluates:
-            values = run.collect()
+            values = run.log.fetch_line()
             heldout = run.evaluate()
-            run.writer.write_scalars(number, values | heldout)
+            run.log.writer.write_scalars(number, values | heldout)
         if saves:
-            run.write()
-            run.writer.flush()
+            run.log.write()
+            run.log.writer.flush()
             run.save()
         if stops and not is_last:
             checkpoint.wait(run.manager)
             raise Stopped(f"stopped after step {number} of {steps}")
-    if not heldout:
-        heldout = run.evaluate()
-    summary = {**heldout, "steps": float(steps)}
-    rate = f"{run.unit}_per_second"
-    if run.rates:
-        units, seconds = map(sum, zip(*run.rates))
-        summary[rate] = units / seconds
-    else:  # nothing was left to train, or to time: an earlier start has logged how fast it went
-        logged = writers.last_value(pathlib.Path(run.manager.directory).parent, rate)
-        summary |= {} if logged is None else {rate: logged}
-    return run.state, summary
+    return heldout
+
+
+class _Log:
+    """Lines of metrics, each the mean over the steps since the line before, written without stalling the device.
+
+    JAX dispatches asynchronously: an update returns at once, with arrays that the device has yet to compute, and only
+    reading one of them waits for it. So `close_line` keeps a due line's sums on the device, and the loop calls `write`
+    after it has dispatched the next step; the device computes that step while the host waits for the line's numbers.
+    """
+
+    def __init__(
+        self,
+        writer: writers.many,
+        manager: ocp.CheckpointManager,
+        finish_fn: FinishFn,
+        unit: str,
+        units_per_step: int,
+    ):
+        self.writer, self._manager, self._finish_fn = writer, manager, finish_fn
+        self._unit, self._units_per_step = unit, units_per_step
+        self._add = jax.jit(step.add)  # without donation: `_steps` holds arrays of the first step's metrics
+        self._sums: step.Metrics | None = None  # over the steps since the last line
+        self._steps: list[tuple[jax.Array, np.ndarray | None]] = []  # of each: its nonfinite flag, records in its batch
+        self._num_timed = 0  # those of them that the clock counts
+        self._due: tuple[int, Any, list, int] | None = None  # the closed line: its step, and what the three above held
+        self._clock: float | None = None  # when the last line was fetched; None while the first step compiles
+        self._timed: list[tuple[int, float]] = []  # of each line: units trained on, and seconds
+
+    def add(self, metrics: step.Metrics, index_B: np.ndarray | None) -> None:
+        """Count one more step, whose metrics may still be on their way."""
+        self._steps.append((metrics["nonfinite"].total, index_B))
+        self._num_timed += self._clock is not None
+        self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
+
+    def close_line(self, number: int) -> None:
+        """Set aside what was added so far, as the line of this step."""
+        self._due = (number, self._sums, self._steps, self._num_timed)
+        self._sums, self._steps, self._num_timed = None, [], 0
+
+    def write(self) -> None:
+        """Fetch and write the line that is due, if one is."""
+        if self._due is not None:
+            number = self._due[0]
+            self.writer.write_scalars(number, self.fetch_line())
+
+    def fetch_line(self) -> dict[str, float]:
+        """Wait for the numbers of the line that is due; refuse a loss or gradient that is not finite."""
+        assert self._due is not None
+        (number, sums, steps, num_timed), self._due = self._due, None
+        values = self._finish_fn(_fetch(sums))
+        now = time.perf_counter()
+        if values.pop("nonfinite") > 0:
+            self._refuse(number, steps)
+        if num_timed:
+            seconds = now - (self._clock or now)
+            values["step_seconds"] = seconds / num_timed
+            values[f"{self._unit}_per_second"] = self._units_per_step / values["step_seconds"]
+            self._timed.append((self._units_per_step * num_timed, seconds))
+        self._clock = now
+        return values
+
+    def start_clock(self) -> None:
+        self._clock = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave an evaluation or a save out of the next line's time."""
+        if self._clock is not None:
+            self.start_clock()
+
+    def rate(self, workdir: pathlib.Path) -> dict[str, float]:
+        """Units per second over all lines; of the start that logged it, where this one trained nothing."""
+        name = f"{self._unit}_per_second"
+        if self._timed:
+            units, seconds = map(sum, zip(*self._timed))
+            return {name: units / seconds}
+        logged = writers.last_value(workdir, name)
+        return {} if logged is None else {name: logged}
+
+    def _refuse(self, number: int, steps: list[tuple[jax.Array, np.ndarray | None]]) -> None:
+        first_bad = next(i for i, (flag, _) in enumerate(steps) if float(flag) > 0)
+        at, index_B = number - len(steps) + first_bad + 1, steps[first_bad][1]
+        good = self._manager.latest_step()
+        raise InputError(
+            f"the loss or its gradient is not a finite number at step {at}"
+            f"{'' if index_B is None else f', batch of records {index_B.tolist()}'}; the last good checkpoint is "
+            f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
+        )
 
 
 def _stop_requested(number: int, log_every: int) -> bool:
@@ -275,7 +332,7 @@ def _stop_requested(number: int, log_every: int) -> bool:
 
 
 def _fetch(metrics: step.Metrics) -> dict[str, float]:
-    """The means, on the host; what nobody counted is left out."""
+    """The means, on the host; metrics with a count of 0 are left out."""
     fetched = jax.device_get(metrics)
     return {name: float(mean.total) / float(mean.count) for name, mean in fetched.items() if mean.count}
 
