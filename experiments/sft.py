@@ -2,7 +2,7 @@
 
 Run:     python -m experiments.run --config experiments/sft.py --config.data.path=conversations.jsonl
 Laptop:  python -m experiments.run --config experiments/sft.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  README.md holds the numbers of the runs we keep as reference, with hardware and commit
+Expect:  laptop: held-out loss 0.073 nats an answer byte, in 84 s on two cores of an AMD EPYC (commit bfe4bea)
 """
 
 import functools
@@ -25,44 +25,117 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seed = 0
     c.steps = 1_000
     c.init_from = "hf:Qwen/Qwen2.5-1.5B"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
-    c.tokenizer = ""  # "": that of init_from, and bytes where there is none
-    c.model = dict(num_layers=12, model_dim=768, num_heads=12, num_kv_heads=4, ffn_dim=2_048, qk_norm=False)  # for ""
-    c.compute = dict(dtype="bfloat16", remat="full", attention="auto", unroll=1)
-    c.data = dict(path="conversations.jsonl", heldout_path="", split="train", heldout_split="", heldout_fraction=0.05)
-    c.data.update(max_len=2_048, limit=0, packed=True)  # tokens of a row; conversations, 0 takes all
-    c.data.update(turns="all", truncation="keep_start")  # turns: "last" trains on the last answer only
-    c.data.columns = dict(messages="", prompt="", completion="")  # "": usual names
+    c.tokenizer = ""  # "" takes that of init_from, and bytes where there is none
+    c.model = dict(  # read where init_from is ""
+        num_layers=12,
+        model_dim=768,
+        num_heads=12,
+        num_kv_heads=4,
+        ffn_dim=2_048,
+        qk_norm=False,
+    )
+    c.compute = dict(
+        dtype="bfloat16",
+        remat="full",
+        attention="auto",
+        unroll=1,
+    )
+    c.data = dict(
+        path="conversations.jsonl",
+        heldout_path="",
+        split="train",
+        heldout_split="",
+        heldout_fraction=0.05,
+        max_len=2_048,  # tokens of a row
+        limit=0,  # conversations; 0 takes all
+        packed=True,
+        turns="all",  # "last" trains on the last answer only
+        truncation="keep_start",
+        columns=dict(  # "" takes the usual names
+            messages="",
+            prompt="",
+            completion="",
+        ),
+    )
     c.batch_size = 64  # rows over all hosts
     c.accumulate = 1  # parts that a batch is taken in
-    c.optimizer = dict(peak_lr=1e-5, warmup_steps=50, total_steps=c.get_ref("steps"), schedule="cosine")
-    c.optimizer.update(weight_decay=0.0, clip_norm=1.0, b1=0.9, b2=0.95)
-    c.loop = dict(log_every=10, eval_every=200, save_every=200, keep=2)  # in steps; checkpoints kept
+    c.optimizer = dict(
+        peak_lr=1e-5,
+        warmup_steps=50,
+        total_steps=c.get_ref("steps"),
+        schedule="cosine",
+        weight_decay=0.0,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+    )
+    c.loop = dict(  # in steps
+        log_every=10,
+        eval_every=200,
+        save_every=200,
+        keep=2,  # checkpoints
+    )
     c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
-    c.samples = dict(num=4, max_new_tokens=128, temperature=0.0)  # held-out prompts answered
+    c.mesh = dict(  # -1 takes the devices left over
+        data=-1,
+        fsdp=1,
+        tensor=1,
+    )
+    c.samples = dict(  # held-out prompts answered
+        num=4,
+        max_new_tokens=128,
+        temperature=0.0,
+    )
     c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
     if arg:
-        c.export = "float32"
-        c.init_from = ""
-        c.compute = dict(dtype="float32", remat="none", attention="auto", unroll=1)
-        c.data.update(path="synthetic:conversations", heldout_fraction=0.05)
-    if arg == "tiny":
-        c.steps = 4
-        c.model = dict(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64, qk_norm=False)
-        c.data.update(limit=64, max_len=64)
-        c.batch_size = 8
-        c.optimizer.update(peak_lr=1e-2, warmup_steps=1)
-        c.loop = dict(log_every=1, eval_every=2, save_every=2, keep=2)
-        c.samples.update(num=2, max_new_tokens=8)
-    elif arg == "laptop":
-        c.steps = 300
-        c.model = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384, qk_norm=False)
-        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
-        c.data.update(limit=4_000, max_len=256)
-        c.batch_size = 16
-        c.optimizer.update(peak_lr=3e-3, warmup_steps=20)
-        c.loop = dict(log_every=10, eval_every=50, save_every=100, keep=2)
+        _small(c)
+        {"tiny": _tiny, "laptop": _laptop}[arg](c)
     return c
+
+
+def _small(c: ml_collections.ConfigDict) -> None:
+    """A model from nothing, in float32, on embedded conversations."""
+    c.init_from = ""
+    c.export = "float32"
+    c.compute.dtype = "float32"
+    c.compute.remat = "none"
+    c.data.path = "synthetic:conversations"
+
+
+def _tiny(c: ml_collections.ConfigDict) -> None:
+    c.steps = 4
+    c.model.num_layers = 1
+    c.model.model_dim = 32
+    c.model.num_heads = 2
+    c.model.num_kv_heads = 1
+    c.model.ffn_dim = 64
+    c.data.limit = 64
+    c.data.max_len = 64
+    c.batch_size = 8
+    c.optimizer.peak_lr = 1e-2
+    c.optimizer.warmup_steps = 1
+    c.loop.log_every = 1
+    c.loop.eval_every = 2
+    c.loop.save_every = 2
+    c.samples.num = 2
+    c.samples.max_new_tokens = 8
+
+
+def _laptop(c: ml_collections.ConfigDict) -> None:
+    c.steps = 300
+    c.model.num_layers = 2
+    c.model.model_dim = 128
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
+    c.model.ffn_dim = 384
+    c.compute.unroll = 2  # layers per iteration of the scan: all of them, which is faster on a CPU
+    c.data.limit = 4_000
+    c.data.max_len = 256
+    c.batch_size = 16
+    c.optimizer.peak_lr = 3e-3
+    c.optimizer.warmup_steps = 20
+    c.loop.eval_every = 50
+    c.loop.save_every = 100
 
 
 def sweep():
