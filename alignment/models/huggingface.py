@@ -6,7 +6,6 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.models import decoder, rope, tensors
 
@@ -387,25 +387,16 @@ def save(
 
 
 def _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")  # one name: what a killed process left is replaced
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    for file, names_in_file in shards.items():
-        shapes = {name: stored[name] for name in names_in_file}
-        tensors.write(unfinished / file, shapes, dtype, _arrays(params, table, names_in_file, dtype))
-    tensors.write_index(unfinished, shards, sum(int(np.prod(s)) for s in stored.values()) * dtype.itemsize)
-    (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {key: config[key] for key in KEPT[:3] if config.get(key) is not None}
-    (unfinished / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    if extra_fn is not None:
-        extra_fn(unfinished)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with files.replacing_folder(folder) as unfinished:
+        for file, names_in_file in shards.items():
+            shapes = {name: stored[name] for name in names_in_file}
+            tensors.write(unfinished / file, shapes, dtype, _arrays(params, table, names_in_file, dtype))
+        tensors.write_index(unfinished, shards, sum(int(np.prod(s)) for s in stored.values()) * dtype.itemsize)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        generation = {key: config[key] for key in KEPT[:3] if config.get(key) is not None}
+        (unfinished / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        if extra_fn is not None:
+            extra_fn(unfinished)
 
 
 def _arrays(params, table, names_in_file, dtype):

@@ -114,10 +114,7 @@ def save(path: str | os.PathLike, variables: Mapping, *, network: str | nn.Modul
         raise InputError(f"layout={layout!r} is not one of {_label(network)}'s: {', '.join(choices)}")
     table = choices[layout]
     shapes = {name: _their_shape(entry, leaves) for name, entry in table.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    tensors.write(unfinished, shapes, np.dtype(np.float32), (_theirs(entry, leaves) for entry in table.values()))
-    unfinished.replace(path)
+    tensors.write(path, shapes, np.dtype(np.float32), (_theirs(entry, leaves) for entry in table.values()))
 
 
 def _stored(path):

@@ -10,11 +10,12 @@ import math
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -41,14 +42,14 @@ def index(folder: str | pathlib.Path) -> dict[str, Stored]:
     folder = pathlib.Path(folder)
     if (folder / INDEX).is_file():
         return _indexed(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        found = ", ".join(f.name for f in files) or "no *.safetensors"
+    weights = sorted(folder.glob("*.safetensors"))
+    if len(weights) != 1:
+        names = ", ".join(file.name for file in weights) or "no *.safetensors"
         raise InputError(
-            f"{folder} holds {found}; a checkpoint is one model.safetensors, or several files and {INDEX} "
+            f"{folder} holds {names}; a checkpoint is one model.safetensors, or several files and {INDEX} "
             f"(pickled *.bin weights are never read: convert them with save_pretrained(..., safe_serialization=True))"
         )
-    return header(files[0])
+    return header(weights[0])
 
 
 def _indexed(folder):
@@ -56,16 +57,16 @@ def _indexed(folder):
         places = json.loads((folder / INDEX).read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{folder / INDEX} is not an index of tensors ({e!r}); download it again") from None
-    found = {}
+    tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         if not (folder / file).is_file():
-            tensor = next(name for name, place in places.items() if place == file)
-            raise InputError(f"{folder / file} is missing; {INDEX} puts {tensor} there. Download the folder again")
-        found |= header(folder / file)
+            missing = next(name for name, place in places.items() if place == file)
+            raise InputError(f"{folder / file} is missing; {INDEX} puts {missing} there. Download the folder again")
+        tensors |= header(folder / file)
     for name, file in places.items():
-        if name not in found:
+        if name not in tensors:
             raise InputError(f"{folder / file} lacks {name}, which {INDEX} puts there. Download the folder again")
-    return found
+    return tensors
 
 
 def header(file: pathlib.Path) -> dict[str, Stored]:
@@ -75,7 +76,7 @@ def header(file: pathlib.Path) -> dict[str, Stored]:
         length = struct.unpack("<Q", f.read(8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, MAX_HEADER):
             raise InputError(
-                f"{file} is truncated or no safetensors file: a header of {length} bytes in a file of {size}"
+                f"{file} is truncated or not a safetensors file: a header of {length} bytes in a file of {size}"
             )
         try:
             entries = json.loads(f.read(length))
@@ -90,7 +91,7 @@ def header(file: pathlib.Path) -> dict[str, Stored]:
 def _stored(file, name, entry, data_start, size):
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if entry["dtype"] in DTYPES:  # others (integers, 8-bit floats) are refused when somebody reads them
+    if entry["dtype"] in DTYPES:  # `view` refuses others (integers, 8-bit floats) when somebody reads them
         need = math.prod(shape) * DTYPES[entry["dtype"]].itemsize
         if end - start != need:
             raise InputError(f"{name} in {file} has {end - start} bytes; {entry['dtype']} {shape} takes {need}")
@@ -118,7 +119,8 @@ def view(name: str, stored: Stored) -> np.ndarray:
 
 def plan(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
     """Which tensors go to which file, in the order given; a tensor over the limit gets a file of its own."""
-    shards, used = [[]], 0
+    shards: list[list[str]] = [[]]
+    used = 0  # bytes of the last shard
     for name, shape in shapes.items():
         num_bytes = math.prod(shape) * dtype.itemsize
         if shards[-1] and used + num_bytes > max_shard_bytes:
@@ -131,19 +133,27 @@ def plan(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_bytes
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
-def write(file: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, arrays: Iterable[np.ndarray]):
-    """Write one file; `arrays` yields the tensors in the order of `shapes`, so only one needs to exist at a time."""
+def write(
+    file: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, arrays: Iterable[np.ndarray]
+) -> None:
+    """Write one file, which appears whole or not at all.
+
+    Args:
+        shapes: of each tensor by its name.
+        arrays: yields the tensors in the order of `shapes`, so only one needs to exist at a time.
+    """
     names = {stored: name for name, stored in DTYPES.items()}
     if dtype not in names:
         raise InputError(f"dtype={dtype} cannot be written; {', '.join(str(d) for d in names)} can")
-    entries, at = {"__metadata__": {"format": "pt"}}, 0
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
     for name, shape in shapes.items():
         end = at + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as f:
+    text += b" " * (-len(text) % 8)  # so that the data is aligned, as the format asks
+    with files.replacing(file) as f:
         f.write(struct.pack("<Q", len(text)) + text)
         for (name, shape), array in zip(shapes.items(), arrays, strict=True):
             if array.shape != tuple(shape) or array.dtype != dtype:
@@ -151,7 +161,7 @@ def write(file: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.d
             f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def write_index(folder: pathlib.Path, shards: Mapping[str, list[str]], total_bytes: int):
+def write_index(folder: pathlib.Path, shards: Mapping[str, list[str]], total_bytes: int) -> None:
     """The index beside several files; a single file needs none."""
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}

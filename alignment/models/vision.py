@@ -10,10 +10,9 @@ Dimensions: N images, Y X rows and columns, C channels or classes.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 
 from alignment.errors import InputError
 from alignment.models import alexnet, cnn, convolution, densenet, efficientnet, resnet, vgg, vit
@@ -70,18 +69,3 @@ def check_input(model: str | nn.Module, size: tuple[int, int]) -> None:
     """Refuse images of a size (rows, columns) that the network cannot take, with one that it can."""
     model = network(model, num_classes=1) if isinstance(model, str) else model
     convolution.check_size(model, size)
-
-
-def spatial_layers(apply_fn: Callable, variables: Mapping, x_NYXC: jax.Array) -> list[str]:
-    """Names of the activations [N,Y,X,C] in order of computation; GradCAM looks at the last unless told otherwise.
-
-    Dicts that come out of jit or eval_shape are sorted by name, so the order is read while the network is traced.
-    """
-    names = []
-
-    def record(variables, x_NYXC):
-        _, activations = apply_fn(variables, x_NYXC)
-        names.extend(name for name, x in activations.items() if x.ndim == 4 and not name.startswith("attention"))
-
-    jax.eval_shape(record, variables, x_NYXC)
-    return names

@@ -4,6 +4,7 @@ A checkpoint has three items: `params`, `rest` (step, optimizer, rng, frozen) an
 JSON). Orbax writes under a temporary name and renames, so a run killed while saving finds the one before.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -56,18 +57,22 @@ def wait(manager: ocp.CheckpointManager) -> None:
     _guard(manager, None, lambda: (manager.wait_until_finished(), manager.check_for_errors()))
 
 
-def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint in the shapes and places of `state`, with the data's position; None where there is none."""
+def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint in the shapes and places of `state`, with the data's position.
+
+    Raises:
+        InputError: the folder holds no checkpoint, or a damaged one.
+    """
     step = manager.latest_step()
     if step is None:
-        return None
+        raise InputError(f"{manager.directory} holds no checkpoint to restore")
     items = ocp.args.Composite(
         params=ocp.args.StandardRestore(jax.tree.map(_like, state.params)),
         rest=ocp.args.StandardRestore(jax.tree.map(_like, _rest(state))),
         position=ocp.args.JsonRestore(),
     )
-    found = _read(manager, step, items)
-    return state.replace(params=found["params"], **found["rest"]), found["position"]
+    stored = _read(manager, step, items)
+    return dataclasses.replace(state, params=stored["params"], **stored["rest"]), stored["position"]
 
 
 def load_params(workdir: str | pathlib.Path, like: Any) -> Any:

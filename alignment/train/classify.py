@@ -247,9 +247,9 @@ def fit(
             **options,
         )
         if select not in evaluators:
-            checkpoint.save(kept, state.replace(opt_state={}), {})
+            checkpoint.save(kept, dataclasses.replace(state, opt_state={}), {})
         checkpoint.wait(kept)
-        like = state.replace(opt_state={})
+        like = dataclasses.replace(state, opt_state={})
         best, score = checkpoint.restore(kept, like)
     return best, {**summary, "best/step": float(best.step), **{f"best/{name}": x for name, x in score.items()}}
 
@@ -278,7 +278,7 @@ def _keeping_best(evaluate: loop.Evaluator, kept: ocp.CheckpointManager) -> loop
             at = int(state.step)
             for later in [number for number in kept.all_steps() if number > at]:
                 kept.delete(later)  # of a start on other hardware; Orbax would keep it for its number
-            checkpoint.save(kept, state.replace(opt_state={}), score)
+            checkpoint.save(kept, dataclasses.replace(state, opt_state={}), score)
             checkpoint.wait(kept)  # complete before the loop's own checkpoint, after which nobody evaluates this again
         return values
 
@@ -313,8 +313,8 @@ def remember(
         images: how images become batches, as the experiment's data wants to be told again; plain JSON.
     """
     about = dict(network=network, fields=dict(fields), class_names=list(class_names), images=dict(images))
-    content = json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False).encode()
-    files.write(pathlib.Path(workdir) / MODEL_FILE, lambda f: f.write(content))
+    content = json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False)
+    files.write_text(pathlib.Path(workdir) / MODEL_FILE, content)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,8 +173,14 @@ def export(
     earlier = pathlib.Path(name) / "export/hf"
     if kind == "run" and (earlier / "config.json").is_file():  # that run may itself have begun from a checkpoint
         kind, name = "hf", str(earlier)
-    like, ids = None, {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
-    if kind == "hf":
-        like, ids = huggingface.read_config(huggingface.resolve(name)), None
-    extra = dict(dtype=dtype, like=like, token_ids=ids, extra_fn=lambda unfinished: tok.save(str(unfinished)))
-    huggingface.save(params, model, folder, **extra)
+    is_from_hf = kind == "hf"
+    ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
+    huggingface.save(
+        params,
+        model,
+        folder,
+        dtype=dtype,
+        like=huggingface.read_config(huggingface.resolve(name)) if is_from_hf else None,
+        token_ids=None if is_from_hf else ids,
+        extra_fn=lambda unfinished: tok.save(str(unfinished)),
+    )

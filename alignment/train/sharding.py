@@ -77,14 +77,15 @@ def row_share(mesh: Mesh) -> dict[str, int]:
     if len(groups) % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
         raise InputError(
             f"mesh={dict(mesh.shape)} gives process {jax.process_index()} the row groups {mine} of {len(groups)}, "
-            "which is no equal part; choose axes that split over the processes"
+            "which is not an equal part; choose axes that split over the processes"
         )
     return dict(process_index=mine[0] // len(mine), process_count=len(groups) // len(mine))
 
 
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Mesh axes for an array with these logical axes; a dimension that does not divide stays whole."""
-    axes, used = [], set()
+    axes: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
     for name, size in zip(names, shape):
         if name is not None and name not in RULES:
             raise ValueError(f"no rule for the logical axis {name!r}; known: {', '.join(RULES)}")

@@ -1,5 +1,6 @@
 """One update of the parameters: gradients of sums, accumulated, divided once by the true count."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,10 +12,10 @@ from alignment.train.train_state import TrainState
 
 
 class Mean(NamedTuple):
-    """A mean kept as what it is made of, so that adding two of them is right whatever their counts."""
+    """A mean kept as total and count, so that adding two of them is right whatever their counts."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a mean
 
 
 Metrics = dict[str, Mean]
@@ -23,7 +24,7 @@ UpdateFn = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metric
 
 
 def value(mean: Mean) -> jax.Array:
-    """total / count, and 0 where nothing was counted."""
+    """total / count, and 0 for a count of 0."""
     return mean.total / jnp.where(mean.count == 0, 1.0, mean.count)
 
 
@@ -75,6 +76,7 @@ def build(
         gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
         norm = optax.global_norm(gradient)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
+        # A bad step changes nothing: moments that took in a NaN would stay NaN, and checkpoints after it be useless.
         changes, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         params, opt_state = jax.tree.map(
@@ -83,7 +85,7 @@ def build(
         metrics = {**metrics, "grad_norm": single(norm), "nonfinite": single(1.0 - is_finite)}
         if rate_fn is not None:
             metrics["lr"] = single(rate_fn(opt_state))
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return update
 

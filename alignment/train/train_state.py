@@ -1,5 +1,6 @@
 """What a run carries from step to step: arrays and nothing else, so that all of it is sharded, donated and saved."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -64,4 +65,4 @@ def create(
 
 def with_reference(state: TrainState) -> TrainState:
     """The state with a frozen copy of its parameters, the reference of preference losses."""
-    return state.replace(frozen=jax.tree.map(jnp.copy, state.params))
+    return dataclasses.replace(state, frozen=jax.tree.map(jnp.copy, state.params))

@@ -93,15 +93,6 @@ def test_sharded_loading_puts_every_slice_in_its_place(tmp_path):
     same(huggingface.load(tmp_path / "again", model), params)
 
 
-def test_what_a_killed_save_left_is_replaced_by_the_next(tmp_path):
-    model, params = make()
-    for name in (".out.unfinished", ".out.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "half").write_text("of a file")
-    huggingface.save(params, model, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out/half").exists()
-
-
 def test_an_interrupted_save_leaves_the_old_folder(tmp_path):
     model, params = saved(tmp_path / "out")
 

@@ -52,8 +52,9 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another_bit_for_bit(shape, trai
     jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(str(b)), state, like)
 
 
-def test_a_folder_without_a_checkpoint_restores_nothing(trained, tmp_path):
-    assert restored(tmp_path, trained) is None
+def test_a_folder_without_a_checkpoint_is_refused(trained, tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint to restore"):
+        restored(tmp_path, trained)
 
 
 def test_a_checkpoint_holds_the_state_at_save_time_though_later_updates_reuse_its_memory(tmp_path):
