@@ -13,13 +13,8 @@ losses must agree step by step; the table says by how much they do not.
 """
 
 import argparse
-import datetime
 import json
-import shlex
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import machine
@@ -132,58 +127,37 @@ def floor_gflop(shape: dict, batch: dict, layout: str) -> float:
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-class Contestant:
-    """One worker process.  Between commands it sleeps in a read."""
+class Contestant(machine.Worker):
+    """One side of the comparison: its steps, and the wall times of each round."""
 
     def __init__(self, name: str, python: str, folder: Path, threads: int):
-        self.name, self.steps, self.rounds = name, [], []
-        self.others = []  # cores that other processes kept busy meanwhile, at each command
-        self._log = folder / f"{name}.log"
+        self.steps: list[dict] = []
+        self.rounds: list[list[float]] = []
+        self.others: list[float] = []  # cores that other processes kept busy meanwhile, at each command
         _, script, variant, _ = CONTESTANTS[name]
         command = [python, str(HERE / "peers" / script), "--weights", str(folder), "--ids", str(folder / "ids.npz")]
         command += ["--variant", variant, "--threads", str(threads)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log.open("w"), text=True)
-        self.versions = self._read("ready")["versions"]
-
-    def _read(self, event: str) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            tail = "\n".join(self._log.read_text().splitlines()[-25:])
-            raise SystemExit(f"{self.name} ended with code {self._process.wait()}; its last words:\n{tail}")
-        answer = json.loads(line)
-        assert answer["event"] == event, f"{self.name} answered {answer}, not {event}"
-        return answer
-
-    def _ask(self, command: str) -> None:
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
+        super().__init__(name, command, folder / f"{name}.log")
 
     def step(self, count: int) -> list[float]:
         """Take `count` optimiser steps; their wall times in seconds."""
-        self._ask(f"step {count}")
+        self.ask(f"step {count}")
         before = machine.busy_cpu_seconds()
-        new = [self._read("step") for _ in range(count)]
+        new = [self.read("step") for _ in range(count)]
         others = machine.busy_cpu_seconds() - before - sum(s["cpu_seconds"] for s in new)
         self.others.append(max(others, 0.0) / sum(s["seconds"] for s in new))
         self.steps += new
         return [s["seconds"] for s in new]
 
     def peak(self) -> float:
-        self._ask("peak")
-        return self._read("peak")["gflops"]
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.stdin.close()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
+        self.ask("peak")
+        return self.read("peak")["gflops"]
 
 
-def measure(names: list[str], pythons: dict[str, str], folder: Path, args: argparse.Namespace):
-    """Start and compile all, then let them take turns; the contestants and the best matrix rate seen, GFLOP/s."""
+def take_turns(
+    names: list[str], pythons: dict[str, str], folder: Path, args: argparse.Namespace
+) -> tuple[list[Contestant], float]:
+    """Start and compile all, then let them take turns; the contestants and their best matrix rate, GFLOP/s."""
     contestants, peaks = [], []
     try:
         for name in names:
@@ -235,7 +209,7 @@ def table(rows: list[dict]) -> str:
     base_name = (bases or [rows[0]["contestant"]])[0]
     head = ["contestant", "", "step, s", "min", "max", *(f"x {b} (range)" for b in bases)]
     head += ["CPU time, s", "first steps, s", "peak memory, MiB", "losses 1-4", f"greatest difference to {base_name}"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['min']:.2f}", f"{row['max']:.2f}"]
         for r in row["ratios"].values():
@@ -246,33 +220,31 @@ def table(rows: list[dict]) -> str:
             f"{row['peak_rss_mb']:.0f}",
         ]
         cells += [", ".join(f"{loss:.5f}" for loss in row["losses"][:4]), f"{row['loss_difference']:.1e}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return machine.table(head, lines)
 
 
 def report(rows: list[dict], facts: dict) -> str:
     floors = ", ".join(f"{k} {v['gflop']:.0f} GFLOP = {v['seconds']:.2f} s" for k, v in facts["floor"].items())
     versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
     others = [x for row in rows for x in row["others_busy_cores"]]
-    noise = f"other processes kept {statistics.median(others):.2f} cores busy meanwhile (at most {max(others):.2f})"
-    if max(others) > machine.QUIET:
-        noise += "; **not a quiet machine, so not a measurement to keep**"
     notes = {
         "Command": f"`{facts['command']}`",
         "Task": ", ".join(f"{k} {v}" for k, v in (facts["shape"] | facts["batch"]).items()) + "; float32, AdamW",
         "Floor": f"{floors} at the {facts['peak_gflops']:.0f} GFLOP/s the best matrix product reached in this run",
-        "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {noise}",
-        "Versions": "; ".join(
-            f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in versions.items()
-        ),
+        "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {machine.noise(others)}",
+        "Versions": machine.versions_of(versions),
         "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of {facts['steps']} steps",
     }
-    return table(rows) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
+    return table(rows) + "\n\n" + machine.notes(notes)
 
 
-def chosen(peers: str) -> list[str]:
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+def contestants_of(peers: str) -> list[str]:
     """`trl` means all of TRL's variants, and so for the others; a full name means that one."""
-    names = []
+    names: list[str] = []
     for word in peers.split(","):
         new = [word] if "-" in word else [name for name in CONTESTANTS if name.split("-")[0] == word]
         if not set(new) <= set(CONTESTANTS) or not new:
@@ -281,49 +253,36 @@ def chosen(peers: str) -> list[str]:
     return names
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", default="ours,trl,tunix", help="comma-separated contestants or groups of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
-    parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a toy model")
-    parser.add_argument("--output", type=Path, help="Markdown file to write; the JSON goes beside it")
-    parser.add_argument("--env-dir", type=Path, default=Path.home() / ".cache" / "plumbline" / "bench")
-    parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environments with")
-    args = parser.parse_args()
 
-    names = chosen(args.peers)
+
+def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
+    names = contestants_of(args.peers)
     shape, batch = (QUICK_SHAPE, QUICK_BATCH) if args.quick else (SHAPE, BATCH)
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "shape": shape,
-        "batch": batch,
-        "hardware": machine.hardware(),
-    }
-    facts |= {"commit": machine.commit(), "date": datetime.date.today().isoformat()}
     python = args.python or machine.find_python()
     pythons = {
         e: machine.environment(e, ENVIRONMENTS.get(e, []), args.env_dir, python)
         for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)
     }
-    facts |= {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
-    with tempfile.TemporaryDirectory(prefix="dpo_step_") as folder:
-        write_weights(Path(folder), shape)
-        write_ids(Path(folder) / "ids.npz", batch, shape["vocab_size"])
-        contestants, peak = measure(names, pythons, Path(folder), args)
-    facts["peak_gflops"] = peak
+    write_weights(folder, shape)
+    write_ids(folder / "ids.npz", batch, shape["vocab_size"])
+    contestants, peak = take_turns(names, pythons, folder, args)
     floors = {layout: floor_gflop(shape, batch, layout) for layout in ("separate", "shared")}
-    facts["floor"] = {k: {"gflop": v, "seconds": v / peak} for k, v in floors.items()}
-    rows = summarise(contestants)
-    text = report(rows, facts)
-    print("\n" + text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text)
-        args.output.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    return summarise(contestants), {
+        "shape": shape,
+        "batch": batch,
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "threads": args.threads,
+        "peak_gflops": peak,
+        "floor": {k: {"gflop": v, "seconds": v / peak} for k, v in floors.items()},
+    }
 
 
 if __name__ == "__main__":
-    main()
+    machine.main(__doc__, add_flags, measure, report)

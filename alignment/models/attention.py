@@ -1,4 +1,4 @@
-"""Who sees whom, and attention under that rule.
+"""Which tokens see each other, and attention kernels under that mask.
 
 Dimensions: B batch, T time, S positions attended to, H query heads, G key/value heads, R = H/G query heads on each of
 them, K head width.
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from alignment.errors import InputError
 
-HIDDEN = jnp.finfo(jnp.float32).min  # a finite minus infinity: a row that sees nothing averages, and nothing is NaN
+# Logit of a hidden key. Finite, because under -inf a row that sees nothing (padding) and its gradient would be NaN.
+HIDDEN = jnp.finfo(jnp.float32).min
 
 
 def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
-    """Visibility [B,T,S], from the `positions`, `groups` and `branches` of the queries [B,T] and the keys [B,S].
+    """The mask [B,T,S]: who sees whom, by `positions`, `groups` and `branches` of the queries [B,T] and keys [B,S].
 
     A query sees a key of its own group (0 is padding) at no later position, in the trunk (branch 0) or in its own
     branch, and, with a sliding window, fewer than `window` positions back.
@@ -42,7 +43,7 @@ def dense(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seen_BTS: jax
 
 
 def blocked(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seen_BTT: jax.Array) -> jax.Array:
-    """`dense` for rows in reading order, where no query sees a key further right: those scores are never computed.
+    """`dense` for rows in reading order: no query sees a key further right, so those scores are never computed.
 
     Queries go in up to `MAX_BLOCKS` blocks, each against the keys up to its own end. Heads are laid out so that every
     product is one batched matrix product of [R*T,K] blocks; on a CPU this is twice as fast as `dense`.
@@ -82,19 +83,19 @@ def _block(q_BGRTK, k_BGSK, v_BGSK, seen_BTS):
 def cudnn(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, poison_B: jax.Array) -> jax.Array:
     """NVIDIA's fused causal attention, for bf16 or fp16 rows that hold one sequence each, padded on the right.
 
-    It takes no mask, so it goes by `poison_B`, see `plain_rows`.
+    The kernel takes no mask beyond the causal one. Rows that would need another are poisoned with NaN; see
+    `plain_rows`.
     """
     out_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTGK, v_BTGK, is_causal=True, implementation="cudnn")
     return out_BTHK + poison_B.astype(out_BTHK.dtype)[:, None, None, None]
 
 
-def plain_rows(query: dict, key: dict, window: int | None = None) -> jax.Array:
-    """0 for rows in which plain causal attention is the rule of `visible`, NaN for others: a wrong layout is loud.
+def plain_rows(places: dict) -> jax.Array:
+    """[B] 0 for rows whose mask is the plain causal one, NaN for others, so that a wrong layout is loud.
 
     Such a row is one group at positions 0, 1, ..., without branches, with all padding after it.
     """
-    del key, window
-    positions_BT, groups_BT, branches_BT = (query[name] for name in ("positions", "groups", "branches"))
+    positions_BT, groups_BT, branches_BT = (places[name] for name in ("positions", "groups", "branches"))
     is_real_BT = groups_BT > 0
     is_plain_BT = (positions_BT == jnp.arange(positions_BT.shape[1])[None]) & (branches_BT == 0)
     is_plain_BT &= groups_BT == groups_BT[:, :1]
@@ -102,14 +103,18 @@ def plain_rows(query: dict, key: dict, window: int | None = None) -> jax.Array:
     return jnp.where(is_plain_B, 0.0, jnp.nan)
 
 
-RULES = {"dense": visible, "blocked": visible, "cudnn": plain_rows}  # what a kernel goes by, computed once
+# The mask each kernel takes, from (query places, key places, window); computed once for all layers.
+MASKS = {"dense": visible, "blocked": visible, "cudnn": lambda query, key, window=None: plain_rows(query)}
 KERNELS = {"dense": dense, "blocked": blocked, "cudnn": cudnn}
 
 
 def self_test(kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_dim: int = 64) -> None:
     """Compare a kernel with `dense` on this machine, values and gradients, in bf16 on a small grouped-query case.
 
-    Fused kernels have been wrong for grouped-query heads before, so a run that asks for one begins with this.
+    Fused kernels have been wrong for grouped-query heads before, so a run with one begins with this.
+
+    Raises:
+        InputError: the kernel does not run on this machine, or is off by more than 2 % of the norm.
     """
     if kernel == "dense":
         return
@@ -117,22 +122,22 @@ def self_test(kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_di
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(B, T, heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
     q, k, v, w = (jax.random.normal(key, shape).astype(jnp.bfloat16) for key, shape in zip(keys, shapes))
-    axes = {"positions": jnp.broadcast_to(jnp.arange(T)[None], (B, T)), "branches": jnp.zeros((B, T), jnp.int32)}
-    axes["groups"] = jnp.ones((B, T), jnp.int32)
+    places = {"positions": jnp.broadcast_to(jnp.arange(T)[None], (B, T)), "branches": jnp.zeros((B, T), jnp.int32)}
+    places["groups"] = jnp.ones((B, T), jnp.int32)
 
     def outcome(name):
-        rule = RULES[name](axes, axes)
+        mask = MASKS[name](places, places)
 
         def loss(q, k, v):
-            return jnp.sum((KERNELS[name](q, k, v, rule) * w).astype(jnp.float32))
+            return jnp.sum((KERNELS[name](q, k, v, mask) * w).astype(jnp.float32))
 
-        return jax.jit(lambda *x: (KERNELS[name](*x, rule), *jax.grad(loss, argnums=(0, 1, 2))(*x)))(q, k, v)
+        return jax.jit(lambda *x: (KERNELS[name](*x, mask), *jax.grad(loss, argnums=(0, 1, 2))(*x)))(q, k, v)
 
     try:
-        got = outcome(kernel)
+        outcomes = outcome(kernel)
     except Exception as e:  # whatever the backend raises where the kernel does not exist
         raise InputError(f"attention={kernel!r} does not run here ({type(e).__name__}: {e}); use 'blocked'") from None
-    for name, a, b in zip(("output", "query", "key", "value"), got, outcome("dense")):
+    for name, a, b in zip(("output", "query", "key", "value"), outcomes, outcome("dense")):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
         if not error < 2e-2:  # bf16 keeps 8 bits; NaN fails too

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from alignment import errors
 from alignment.errors import InputError
 from alignment.models import attention, rope
 
@@ -97,27 +98,34 @@ class DecoderLM(nn.Module):
             cache: from `init_cache`. T > 1 fills it with prompts (padding anywhere), T = 1 is a step of decoding.
                 Tokens beyond its length turn the result into NaN.
         """
-        axes = _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache)
-        cache, keys = (None, axes) if cache is None else _remember(cache, axes)
-        rules = tuple(self._rules(axes, keys, is_decoding=cache is not None))
+        places = _places(tokens_BT, positions_BT, groups_BT, branches_BT, cache)
+        key_places = places
+        if cache is not None:
+            cache, key_places = _write_places(cache, places)
+        masks = self._masks(places, key_places, is_decoding=cache is not None)
         frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
-        tables = rope.tables(axes["positions"], frequencies_J, factor)
+        rope_tables = rope.tables(places["positions"], frequencies_J, factor)
 
         embedding_VD = self.param(
             "embedding", _init(("vocab", "embed"), None), (self.vocab_size, self.model_dim), self.param_dtype
         )
-        hidden_BTD = _shard(jnp.take(embedding_VD, tokens_BT, axis=0).astype(self.dtype), "batch", "time", None)
-        (hidden_BTD, cache), _ = self._layers()((hidden_BTD, cache), self._layer_numbers(), rules, tables)
+        hidden_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(self.dtype)
+        hidden_BTD = _shard(hidden_BTD, "batch", "time", None)
+
+        index_L, is_sliding_L = jnp.arange(self.num_layers), self._is_sliding()
+        (hidden_BTD, cache), _ = self._layers()((hidden_BTD, cache), index_L, is_sliding_L, masks, rope_tables)
+
         scale_D = self.param("final_norm", _ones("norm"), (self.model_dim,), self.param_dtype)
         hidden_BTD = rms_norm(hidden_BTD, scale_D, self.norm_eps)
-        if not self.tie_embeddings:
+        if not self.tie_embeddings:  # made here, so that it is a parameter of the model; `head` reads it
             self.param("head", _init(("embed", "vocab"), 0), (self.model_dim, self.vocab_size), self.param_dtype)
         if cache is None:
             return hidden_BTD
+        # The length is traced, so an overflow cannot raise here, and dynamic_update_slice would overwrite silently.
         return jnp.where(cache["length"] > cache["positions"].shape[1], jnp.nan, hidden_BTD), cache
 
     def init_cache(self, batch_size: int, max_len: int) -> dict:
-        """Empty cache for `max_len` tokens a row, padding included: keys and values [L,B,S,G,K], and whose they are."""
+        """Empty cache for `max_len` tokens a row, padding included: keys and values [L,B,S,G,K], and their places."""
         shape = (self.num_layers, batch_size, max_len, self.num_kv_heads or self.num_heads, self._head_dim())
         rows = {name: jnp.zeros((batch_size, max_len), jnp.int32) for name in ("positions", "groups", "branches")}
         return {
@@ -131,7 +139,7 @@ class DecoderLM(nn.Module):
         return self.head_dim or self.model_dim // self.num_heads
 
     def _layers(self):
-        """All layers as one module: scanned, and rematerialised layer by layer."""
+        """All layers as one scanned module: one compiled body for all of them, rematerialised layer by layer."""
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1)
@@ -139,7 +147,7 @@ class DecoderLM(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),  # index and is_sliding a layer; masks and tables for all
             length=self.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -159,18 +167,19 @@ class DecoderLM(nn.Module):
             name="layers",
         )
 
-    def _layer_numbers(self):
-        """Each layer's index, and whether its window slides, [L] each."""
+    def _is_sliding(self):
+        """Whether each layer's window slides, [L]."""
         types = self.layer_types or ("sliding_attention",) * self.num_layers
-        is_sliding_L = jnp.array([kind == "sliding_attention" for kind in types])
-        return jnp.arange(self.num_layers), is_sliding_L
+        return jnp.array([kind == "sliding_attention" for kind in types])
 
-    def _rules(self, axes, keys, is_decoding):
-        """What layers without and with a sliding window attend by; None where no layer asks for it."""
-        rule = attention.RULES["dense" if is_decoding else self.attention]
+    def _masks(self, places, key_places, is_decoding):
+        """The masks of layers without and with a sliding window; None for the sort that this model lacks."""
+        mask_fn = attention.MASKS["dense" if is_decoding else self.attention]
         kinds = {"full_attention"} if self.sliding_window is None else set(self.layer_types or ["sliding_attention"])
-        yield rule(axes, keys, None) if "full_attention" in kinds else None
-        yield rule(axes, keys, self.sliding_window) if "sliding_attention" in kinds and self.sliding_window else None
+        has_sliding = "sliding_attention" in kinds and bool(self.sliding_window)
+        full = mask_fn(places, key_places, None) if "full_attention" in kinds else None
+        sliding = mask_fn(places, key_places, self.sliding_window) if has_sliding else None
+        return full, sliding
 
 
 class Layer(nn.Module):
@@ -189,35 +198,42 @@ class Layer(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, carry, numbers, rules, tables):
-        """One layer, in the shape that scan wants: carry in, carry out.
+    def __call__(self, carry, index, is_sliding, masks, rope_tables):
+        """One turn of the scan over layers.
 
         Args:
-            carry: hidden_BTD, and the cache or None.
-            numbers: this layer's index, and whether its window slides.
-            rules: what attention goes by, without and with the window.
-            tables: rope's cosines and sines.
+            carry: what one layer hands to the next: (hidden_BTD, cache), the cache None while training.
+            index: number of this layer.
+            is_sliding: whether this layer's window slides.
+            masks: what its attention kernel takes, without and with the window; see `attention.MASKS`.
+            rope_tables: cosines and sines of the positions.
+
+        Returns:
+            The carry for the next layer, and None, because the scan has no output of each layer to stack.
         """
         hidden_BTD, cache = carry
-        index, is_sliding = numbers
-        q_BTHK, k_BSGK, v_BSGK = self._project(self._norm(hidden_BTD, "attention_norm"), tables)
-        kernel = attention.KERNELS[self.attention if cache is None else "dense"]
-        if cache is not None:
-            cache, k_BSGK, v_BSGK = _extend(cache, index, k_BSGK, v_BSGK)
-        mixed_BTHK = kernel(q_BTHK, k_BSGK, v_BSGK, _choose(rules, is_sliding))
-        mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
-        hidden_BTD = hidden_BTD + self._mix_out(mixed_BTHK, hidden_BTD.shape[-1])
+        mask = _choose_mask(masks, is_sliding)
+        normed_BTD = self._norm(hidden_BTD, "attention_norm")
+        mixed_BTD, cache = self._attention(normed_BTD, cache, index, mask, rope_tables)
+        hidden_BTD = hidden_BTD + mixed_BTD
         hidden_BTD = hidden_BTD + self._feed_forward(self._norm(hidden_BTD, "mlp_norm"))
         return (hidden_BTD, cache), None
 
-    def _project(self, x_BTD, tables):
-        """Queries [B,T,H,K] and keys, values [B,T,G,K], the first two turned by their positions."""
-        query = self._heads(x_BTD, "query", "heads", self.num_heads)
-        key = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads)
-        value = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads)
+    def _attention(self, x_BTD, cache, index, mask, rope_tables):
+        """What the heads add to the residual stream, [B,T,D], and the cache with this layer's keys and values."""
+        query_BTHK = self._heads(x_BTD, "query", "heads", self.num_heads)
+        key_BTGK = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads)
+        value_BTGK = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads)
         if self.qk_norm:
-            query, key = self._norm(query, "query_norm"), self._norm(key, "key_norm")
-        return rope.rotate(query, *tables), rope.rotate(key, *tables), value
+            query_BTHK, key_BTGK = self._norm(query_BTHK, "query_norm"), self._norm(key_BTGK, "key_norm")
+        query_BTHK, key_BTGK = rope.rotate(query_BTHK, *rope_tables), rope.rotate(key_BTGK, *rope_tables)
+        if cache is None:
+            mixed_BTHK = attention.KERNELS[self.attention](query_BTHK, key_BTGK, value_BTGK, mask)
+        else:  # one new token attends to all of the cache, an order that only the dense kernel takes
+            cache, key_BSGK, value_BSGK = _write_keys(cache, index, key_BTGK, value_BTGK)
+            mixed_BTHK = attention.KERNELS["dense"](query_BTHK, key_BSGK, value_BSGK, mask)
+        mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
+        return self._mix_out(mixed_BTHK, x_BTD.shape[-1]), cache
 
     def _heads(self, x_BTD, name, axis, num_heads):
         shape = (x_BTD.shape[-1], num_heads, self.head_dim)
@@ -263,19 +279,19 @@ def logits(model: DecoderLM, params: Mapping, hidden_BTD: jax.Array) -> jax.Arra
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     """Divide the last axis by its root mean square, in fp32; the scale comes after the cast, as checkpoints expect."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    precise = x.astype(jnp.float32)
+    normed = precise * jax.lax.rsqrt(jnp.mean(jnp.square(precise), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
 
 
 def _times(x_BTD, kernel_DM):
-    """[B,T,D] times [D,...] as one product of two matrices: otherwise the weight's gradient costs transposed copies."""
+    """[B,T,D] times [D,...] as one product of two matrices: an einsum's weight gradient copies transposed inputs."""
     D = x_BTD.shape[-1]
     return (x_BTD.reshape(-1, D) @ kernel_DM.reshape(D, -1)).reshape(*x_BTD.shape[:-1], *kernel_DM.shape[1:])
 
 
-def _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache):
-    """What the mask goes by: positions, groups and branches [B,T], with their defaults filled in."""
+def _places(tokens_BT, positions_BT, groups_BT, branches_BT, cache):
+    """Where each token stands: positions, groups and branches [B,T], with their defaults filled in."""
     B, T = tokens_BT.shape
     if positions_BT is None:
         start = jnp.int32(0) if cache is None else cache["length"]
@@ -285,29 +301,33 @@ def _row_axes(tokens_BT, positions_BT, groups_BT, branches_BT, cache):
     return {"positions": positions_BT, "groups": groups_BT, "branches": branches_BT}
 
 
-def _remember(cache, axes):
-    """Write who the new tokens are behind the cache's tokens; the cache, and its rows to attend to."""
-    T, S = axes["groups"].shape[1], cache["groups"].shape[1]
+def _write_places(cache, places):
+    """Write the new tokens' places behind those of the cache's tokens; the cache, and the places [B,S] of all."""
+    T, S = places["groups"].shape[1], cache["groups"].shape[1]
     if T > S:
         raise InputError(f"{T} tokens do not fit a cache of {S}; init_cache(batch_size, max_len={T}) or more would")
     start = cache["length"]
-    rows = {
-        name: jax.lax.dynamic_update_slice(cache[name], x.astype(jnp.int32), (0, start)) for name, x in axes.items()
+    key_places = {
+        name: jax.lax.dynamic_update_slice(cache[name], new_BT.astype(jnp.int32), (0, start))
+        for name, new_BT in places.items()
     }
-    return {**cache, **rows, "length": start + T}, rows
+    return {**cache, **key_places, "length": start + T}, key_places
 
 
-def _extend(cache, index, k_BTGK, v_BTGK):
+def _write_keys(cache, index, key_BTGK, value_BTGK):
     """Write one layer's new keys and values; the cache, and all of that layer's keys and values [B,S,G,K]."""
-    at = (index, 0, cache["length"] - k_BTGK.shape[1], 0, 0)  # the length already counts the new tokens
-    keys_LBSGK = jax.lax.dynamic_update_slice(cache["keys"], k_BTGK[None], at)
-    values_LBSGK = jax.lax.dynamic_update_slice(cache["values"], v_BTGK[None], at)
-    layer = [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (keys_LBSGK, values_LBSGK)]
-    return {**cache, "keys": keys_LBSGK, "values": values_LBSGK}, *layer
+    at = (index, 0, cache["length"] - key_BTGK.shape[1], 0, 0)  # the length already counts the new tokens
+    keys_LBSGK = jax.lax.dynamic_update_slice(cache["keys"], key_BTGK[None], at)
+    values_LBSGK = jax.lax.dynamic_update_slice(cache["values"], value_BTGK[None], at)
+    key_BSGK, value_BSGK = (
+        jax.lax.dynamic_index_in_dim(x_LBSGK, index, keepdims=False) for x_LBSGK in (keys_LBSGK, values_LBSGK)
+    )
+    return {**cache, "keys": keys_LBSGK, "values": values_LBSGK}, key_BSGK, value_BSGK
 
 
-def _choose(rules, is_sliding):
-    full, sliding = rules
+def _choose_mask(masks, is_sliding):
+    """This layer's mask; layers share one program under the scan, so a mixed model selects by a traced flag."""
+    full, sliding = masks
     if full is None or sliding is None:
         return sliding if full is None else full
     return jax.tree.map(lambda s, f: jnp.where(is_sliding, s, f), sliding, full)
@@ -339,9 +359,8 @@ def _check(model: DecoderLM):
         raise InputError(f"model_dim={model.model_dim} does not split over num_heads={H}; set head_dim")
     if model._head_dim() % 2:
         raise InputError(f"head_dim={model._head_dim()} is odd, and rope turns pairs; {model._head_dim() + 1} would do")
-    for name, choices in (("remat", REMAT), ("attention", attention.KERNELS)):
-        if getattr(model, name) not in choices:
-            raise InputError(f"{name}={getattr(model, name)!r} is unknown; known: {', '.join(choices)}")
+    errors.one_of("remat", model.remat, REMAT)
+    errors.one_of("attention", model.attention, attention.KERNELS)
     if model.layer_types is not None and len(model.layer_types) != model.num_layers:
         raise InputError(f"layer_types has {len(model.layer_types)} entries for num_layers={model.num_layers}")
     if set(model.layer_types or ()) - {"full_attention", "sliding_attention"}:

@@ -91,15 +91,15 @@ def test_blocked_attention_equals_dense_in_value_and_gradient(T):
     rng = np.random.default_rng(T)
     q, k, v = (jnp.asarray(rng.normal(size=(2, T, heads, 8)), jnp.float32) for heads in (6, 2, 2))
     w = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
-    axes = {
+    places = {
         "positions": jnp.broadcast_to(jnp.arange(T)[None], (2, T)),
         "groups": jnp.asarray(np.sort(rng.integers(0, 3, (2, T)), axis=1)),  # with padding, whose rows see nothing
         "branches": jnp.zeros((2, T), jnp.int32),
     }
-    seen = attention.visible(axes, axes, window=40)
+    seen = attention.visible(places, places, window=40)
 
     def loss(kernel):
-        return lambda q, k, v: jnp.sum(kernel(q, k, v, seen) * w * (axes["groups"] > 0)[:, :, None, None])
+        return lambda q, k, v: jnp.sum(kernel(q, k, v, seen) * w * (places["groups"] > 0)[:, :, None, None])
 
     got, expected = (
         jax.jit(jax.value_and_grad(loss(f), argnums=(0, 1, 2)))(q, k, v) for f in (attention.blocked, attention.dense)
@@ -109,10 +109,10 @@ def test_blocked_attention_equals_dense_in_value_and_gradient(T):
 
 def test_visibility_is_the_rule_written_out():
     rng = np.random.default_rng(0)
-    axes = {name: rng.integers(0, 3, (2, 12)) for name in ("positions", "groups", "branches")}
-    got = attention.visible(axes, axes, window=2)
+    places = {name: rng.integers(0, 3, (2, 12)) for name in ("positions", "groups", "branches")}
+    got = attention.visible(places, places, window=2)
     for b, i, j in np.ndindex(2, 12, 12):
-        group, position, branch = (axes[name][b] for name in ("groups", "positions", "branches"))
+        group, position, branch = (places[name][b] for name in ("groups", "positions", "branches"))
         expected = group[i] == group[j] != 0 and 0 <= position[i] - position[j] < 2 and branch[j] in (0, branch[i])
         assert got[b, i, j] == expected
 
