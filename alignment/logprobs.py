@@ -1,12 +1,12 @@
-"""Log-probabilities of given tokens, in nats, without ever holding `[B,T,V]` logits.
+"""Log-probabilities of chosen tokens, in nats, without ever holding `[B,T,V]` logits.
 
 Dimensions: N rows, T time, M head positions of a row, D model width, V vocabulary, R head positions of one device,
 C head positions of one chunk, B batch, P pair = (chosen, rejected), A answer positions.
 
 The head `[D,V]` is applied to chunks of head positions only (answer positions, for a preference loss), those that count
-first, and the loop ends when they are done: shapes are static, the work is not. The backward pass recomputes each
-chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded over the mesh axis
-`tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
+first. The loop ends when they are done, so shapes are static and the work still follows the mask. The backward pass
+recomputes each chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded over the
+mesh axis `tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
 """
 
 import functools
@@ -50,8 +50,8 @@ def selected(
         hidden_NTD = jax.vmap(lambda hidden_TD, sources_M: hidden_TD[sources_M])(hidden_NTD, sources_NM)
     num_columns = head_DV.shape[1]
     shards = _shards(mesh, hidden_NTD.shape[0])
-    if shards and num_columns % mesh.shape[VOCAB_AXIS]:
-        head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % mesh.shape[VOCAB_AXIS])))
+    if shards is not None and num_columns % shards.shape[VOCAB_AXIS]:
+        head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % shards.shape[VOCAB_AXIS])))
     wanted_NM = jnp.ones(targets_NM.shape, bool) if mask_NM is None else jnp.asarray(mask_NM) != 0
     return _selected(hidden_NTD, head_DV, targets_NM, wanted_NM, shards, num_tokens or num_columns, chunk)
 

@@ -1,4 +1,4 @@
-"""Memory of the host that nobody uses any more, back to the system."""
+"""Give memory that the host's allocator keeps after use back to the system."""
 
 import ctypes
 import functools
@@ -17,15 +17,18 @@ def _trim() -> Callable | None:
 
 
 def give_back() -> None:
-    """What has been freed but is kept by the allocator. Compiling leaves tens of MiB there, loading weights as much as
-    the weights; in small pieces, so that large arrays come on top.
+    """Return freed memory to the system.
+
+    The allocator keeps what was freed: tens of MiB after compiling, as much as the weights after loading them. It keeps
+    it in small pieces, which large arrays cannot reuse.
     """
-    if _trim() is not None:
-        _trim()(0)
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
-def compile_first(fn: Callable, seen: set, *args: Any, static: tuple = ()) -> None:
-    """Compiles a jitted `fn(*static, *args)` unless `seen` has these shapes, and gives back what the compiler left.
+def compile_first(fn: jax.stages.Wrapped, seen: set, *args: Any, static: tuple = ()) -> None:
+    """Compile a jitted `fn(*static, *args)` unless `seen` has these shapes, and give back the compiler's memory.
 
     Peak memory is then that of compiling or of running, not of both.
     """

@@ -11,16 +11,21 @@ Expect:  laptop: held-out accuracy 0.971, in 97 s on two cores of an AMD EPYC (c
 import functools
 import itertools
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from alignment import files
+from alignment import errors, files
 from alignment.decoding import sample
 from alignment.errors import InputError
+from alignment.models import decoder
 from alignment.preference import losses, metrics, pairs
 from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text
@@ -218,7 +223,7 @@ def _short(c: ml_collections.ConfigDict) -> None:
     c.samples.max_new_tokens = 64
 
 
-def sweep():
+def sweep() -> Iterator[dict[str, Any]]:
     for beta, seed in itertools.product((0.05, 0.1, 0.5), range(3)):
         yield {"objective.beta": beta, "seed": seed}
 
@@ -227,8 +232,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     objective = {name: value for name, value in c.objective.items() if value is not None}
     losses.check_options(c.loss, objective)
-    if c.reference not in ("stored", "online"):
-        raise InputError(f"reference={c.reference!r} must be 'stored' or 'online'")
+    errors.one_of("reference", c.reference, ("stored", "online"))
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
@@ -295,14 +299,23 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     return summary
 
 
-def begin(c, model, tx, tok, splits, mesh, workdir, is_fresh):
-    """The state where DPO begins, and each split's reference log-probabilities (None where none are stored)."""
+def begin(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    tx: optax.GradientTransformation,
+    tok: tokenizer.Tokenizer,
+    splits: tuple[preferences.Pairs, preferences.Pairs],
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    is_fresh: bool,
+) -> tuple[train_state.TrainState, Sequence[np.ndarray | None]]:
+    """The state where DPO begins, and each split's stored reference log-probabilities, None without any."""
     is_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
     paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
-    # a resumed run has its parameters in a checkpoint; only a reference still to be computed wants them from the start
+    # a resumed run has its parameters in a checkpoint; only a reference that is yet to be computed needs the first ones
     is_needed = is_fresh or (is_stored and not all(path.is_file() for path in paths))
     params = language_model.params(c.init_from if is_needed else "", model, mesh)
-    if c.pretrain.steps and is_needed:  # finished, it only brings back where DPO began
+    if c.pretrain.steps and is_needed:  # a finished pretraining trains no further and returns its last parameters
         params = pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
     del params
@@ -311,9 +324,17 @@ def begin(c, model, tx, tok, splits, mesh, workdir, is_fresh):
     return state if c.loss in losses.REFERENCE_FREE else train_state.with_reference(state), [None, None]
 
 
-def pretrain(c, model, params, tok, splits, mesh, workdir):
+def pretrain(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    params: Any,
+    tok: tokenizer.Tokenizer,
+    splits: tuple[preferences.Pairs, preferences.Pairs],
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> Any:
     """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
-    if model.attention == "cudnn":  # which wants one text a row
+    if model.attention == "cudnn":  # it takes one text a row, and these rows are packed
         model = model.clone(attention="blocked")
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
@@ -341,8 +362,15 @@ def pretrain(c, model, params, tok, splits, mesh, workdir):
     )[0].params
 
 
-def reference(c, model, state, split, mesh, path):
-    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, kept in the workdir."""
+def reference(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    state: train_state.TrainState,
+    split: preferences.Pairs,
+    mesh: Mesh,
+    path: pathlib.Path,
+) -> np.ndarray:
+    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`."""
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
     if path.is_file():
         return stored_reference(path, (len(split), 2, num_answer))
@@ -353,8 +381,8 @@ def reference(c, model, state, split, mesh, path):
     return scores
 
 
-def stored_reference(path, shape):
-    """What an earlier start of this run kept, if it still fits the data."""
+def stored_reference(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """The log-probabilities that an earlier start of this run stored; refused if the data has changed since."""
     try:
         scores = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as e:
@@ -368,7 +396,13 @@ def stored_reference(path, shape):
     return scores
 
 
-def answers(c, model, tok, heldout, params):
+def answers(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    tok: tokenizer.Tokenizer,
+    heldout: preferences.Pairs,
+    params: Any,
+) -> list[dict[str, str]]:
     """What the policy writes for the first held-out prompts, beside what people preferred."""
     num = min(c.samples.num, len(heldout))
     prompts = [heldout.prompt(i) for i in range(num)]
@@ -378,17 +412,17 @@ def answers(c, model, tok, heldout, params):
     )
     rows = []
     for i in range(num):
-        given = [tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip() for p in (0, 1)]
+        in_data = [tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip() for p in (0, 1)]
         row = {"prompt": tok.decode(prompts[i]), "answer": tok.decode(written[i]).strip()}
         if heldout.label_N is None:
-            row |= {"chosen": given[0], "rejected": given[1]}
-        else:  # slot 1 is somebody else's answer
-            row["desirable" if heldout.label_N[i] else "undesirable"] = given[0]
+            row |= {"chosen": in_data[0], "rejected": in_data[1]}
+        else:  # slot 1 holds the answer to another prompt, which only KTO's estimate of the KL reads
+            row["desirable" if heldout.label_N[i] else "undesirable"] = in_data[0]
         rows.append(row)
     return rows
 
 
-def _extra(stored):
+def _extra(stored: np.ndarray | None) -> dict[str, np.ndarray] | None:
     return None if stored is None else {"reference": stored}
 
 

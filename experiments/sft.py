@@ -7,12 +7,15 @@ Expect:  laptop: held-out loss 0.073 nats an answer byte, in 84 s on two cores o
 
 import functools
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
 
 from alignment import files
 from alignment.decoding import sample
+from alignment.models import decoder
 from alignment.train import language_model, loop, next_token, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
@@ -138,7 +141,7 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.loop.save_every = 100
 
 
-def sweep():
+def sweep() -> Iterator[dict[str, float]]:
     for peak_lr in (3e-6, 1e-5, 3e-5):
         yield {"optimizer.peak_lr": peak_lr}
 
@@ -184,17 +187,23 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     return summary
 
 
-def answers(c, model, tok, heldout, params):
-    """What the model answers to the first held-out prompts, beside what it was shown."""
+def answers(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    tok: tokenizer.Tokenizer,
+    heldout: text.Texts,
+    params: Any,
+) -> list[dict[str, str]]:
+    """What the model answers to the first held-out prompts, beside the answers of the data."""
     options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
-    shown = [heldout.first_answer(i) for i in range(min(c.samples.num, heldout.num_texts))]
-    prompts = [prompt for prompt, _ in shown]
+    turns = [heldout.first_answer(i) for i in range(min(c.samples.num, heldout.num_texts))]
+    prompts = [prompt for prompt, _ in turns]
     written = sample.answers(
         model, params, prompts, **options, rng=jax.random.PRNGKey(c.seed), stop_ids=tok.stop_ids, pad_id=tok.pad_id
     )
     return [
         {"prompt": tok.decode(prompt), "model": tok.decode(new).strip(), "text": tok.decode(ids).strip()}
-        for (prompt, ids), new in zip(shown, written)
+        for (prompt, ids), new in zip(turns, written)
     ]
 
 

@@ -5,6 +5,7 @@ Dimensions: B rows, T prompt slots, N new tokens, S = T + N, V vocabulary.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from alignment.errors import InputError
 from alignment.models import decoder
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], *, pad_id: int = 0, length: int | None = None):
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], *, pad_id: int = 0, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of different lengths as (tokens_BT, groups_BT), padded on the left to `length` or the longest."""
     length = max(map(len, prompts)) if length is None else length
     tokens_BT = np.full((len(prompts), length), pad_id, np.int32)
@@ -37,9 +40,9 @@ def check_options(max_new_tokens: int, temperature: float | jax.Array) -> None:
 
 def generate(
     model: decoder.DecoderLM,
-    params,
-    prompt_tokens_BT: jax.Array,
-    prompt_groups_BT: jax.Array | None = None,
+    params: Any,
+    prompt_tokens_BT: jax.Array | np.ndarray,
+    prompt_groups_BT: jax.Array | np.ndarray | None = None,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -63,8 +66,8 @@ def generate(
         stop_ids: tokens that end an answer.
         process_logits: (logits_BV, tokens_BS, t) -> logits_BV, called before temperature. tokens_BS[:, :t] is each
             row's prompt and answer so far, right-aligned: the last token is at t - 1, padding comes first.
-        row_ids_B: what tells the rows' noise apart; None: their index. A row's answer depends on its prompt, `rng` and
-            this number, not on the other rows, so prompts numbered through may be split into batches at will.
+        row_ids_B: each row's number, which its noise is drawn from; None: its index. A row's answer depends on its
+            prompt, `rng` and this number and not on the other rows, so numbered prompts may be split into any batches.
 
     Returns:
         tokens_BN: answers, the stop token included, then `pad_id`.
@@ -123,16 +126,16 @@ def _generate(
         """Put the token chosen from these logits at T + step, in rows that still go on."""
         if process_logits is not None:
             logits_BV = process_logits(logits_BV, tokens_BS, T + step)
-        chosen_B = jnp.where(is_done_B, pad_id, _choose(logits_BV, temperature, rngs_B, step))
-        tokens_BS = jax.lax.dynamic_update_slice(tokens_BS, chosen_B[:, None], (0, T + step))
+        next_B = jnp.where(is_done_B, pad_id, _draw(logits_BV, temperature, rngs_B, step))
+        tokens_BS = jax.lax.dynamic_update_slice(tokens_BS, next_B[:, None], (0, T + step))
         lengths_B = lengths_B + ~is_done_B
-        return tokens_BS, lengths_B, is_done_B | jnp.any(chosen_B[:, None] == stop_ids[None], axis=1)
+        return tokens_BS, lengths_B, is_done_B | jnp.any(next_B[:, None] == stop_ids[None], axis=1)
 
-    def goes_on(carry):
+    def is_unfinished(carry):
         step, _, (_, _, is_done_B) = carry
         return (step < max_new_tokens) & ~jnp.all(is_done_B)
 
-    def turn(carry):
+    def decode_one(carry):  # (new tokens so far, cache, (tokens_BS, lengths_B, is_done_B))
         step, cache, rows = carry
         last_B1 = jax.lax.dynamic_slice_in_dim(rows[0], T + step - 1, 1, axis=1)
         logits_BV, cache = forward(last_B1, num_prompt_B1 + step - 1, jnp.ones_like(last_B1), cache)
@@ -143,19 +146,23 @@ def _generate(
     empty_BN = jnp.full((B, max_new_tokens), pad_id, jnp.int32)
     rows = (jnp.concatenate([tokens_BT, empty_BN], axis=1), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool))
     carry = (jnp.int32(1), cache, write(jnp.int32(0), logits_BV, *rows))
-    _, _, (tokens_BS, lengths_B, _) = jax.lax.while_loop(goes_on, turn, carry)
+    _, _, (tokens_BS, lengths_B, _) = jax.lax.while_loop(is_unfinished, decode_one, carry)
     return tokens_BS[:, T:], lengths_B
 
 
-def _choose(logits_BV, temperature, rngs_B, step):
-    """A token from softmax(logits / temperature) by the Gumbel trick; no noise is made at temperature 0."""
+def _draw(logits_BV, temperature, rngs_B, step):
+    """A token from softmax(logits / temperature), as argmax(logits + temperature * Gumbel noise).
 
-    def draw():
+    Every row draws from its own key, so its answer does not depend on the batch. At temperature 0 `cond` skips the
+    noise, which costs as much as a small model's step.
+    """
+
+    def noisy():
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(rngs_B, step)
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
         return jnp.argmax(logits_BV + temperature * noise_BV, axis=-1)
 
-    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
+    return jax.lax.cond(temperature > 0, noisy, lambda: jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
 def _align_right(tokens_BT, is_real_BT, pad_id):
@@ -167,7 +174,7 @@ def _align_right(tokens_BT, is_real_BT, pad_id):
 
 def answers(
     model: decoder.DecoderLM,
-    params,
+    params: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -180,6 +187,16 @@ def answers(
     if not prompts:
         return []
     tokens_BT, groups_BT = pad_prompts(prompts, pad_id=pad_id)
-    options = dict(max_new_tokens=max_new_tokens, temperature=temperature, rng=rng, stop_ids=stop_ids, pad_id=pad_id)
-    written_BN, lengths_B = jax.device_get(generate(model, params, tokens_BT, groups_BT, **options))
+    generated = generate(
+        model,
+        params,
+        tokens_BT,
+        groups_BT,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        rng=rng,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+    )
+    written_BN, lengths_B = jax.device_get(generated)
     return [row[:length].tolist() for row, length in zip(written_BN, lengths_B)]

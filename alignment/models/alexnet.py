@@ -48,7 +48,7 @@ class AlexNet(nn.Module):
     def __call__(self, x_NYXC: jax.Array, train: bool = False, mask_NYX: jax.Array | None = None):
         """Logits and activations; `train` as in `vision`, `mask_NYX` is 1 on real pixels, see `convolution`."""
         x, mask = convolution.start(self, x_NYXC, mask_NYX)
-        activations = {}
+        activations: dict[str, jax.Array] = {}
         layers = [(0, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (8, 3, 1, 1), (10, 3, 1, 1)]
         for (number, window, stride, padding), width in zip(layers, self.widths, strict=True):
             x, mask = convolution.conv(

@@ -40,8 +40,10 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x_NYXC: jax.Array, train: bool = False, mask_NYX: jax.Array | None = None):
-        """Logits and activations; `train` changes nothing, and `mask_NYX` is 1 on real pixels, see `convolution`."""
-        del train
+        """Logits and activations; `mask_NYX` is 1 on real pixels, see `convolution`.
+
+        All networks are called alike, so this one takes `train` as well, which changes nothing.
+        """
         x, mask = convolution.start(self, x_NYXC, mask_NYX)
         activations = {}
         for i, width in enumerate(self.widths):

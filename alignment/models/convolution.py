@@ -141,7 +141,7 @@ def global_mean(x_NYXC: jax.Array, mask_NYX: jax.Array | None) -> jax.Array:
 
 def adaptive_mean(x_NYXC: jax.Array, mask_NYX: jax.Array | None, bins: int) -> jax.Array:
     """torch's adaptive average pooling to bins x bins: bin i of n rows averages rows floor(i n / bins) up to (not
-    including) ceil((i + 1) n / bins), so bins overlap where n is no multiple. With a mask, n counts the box's rows.
+    including) ceil((i + 1) n / bins), so bins overlap where n is not a multiple. With a mask, n counts the box's rows.
     """
     N, Y, X, _ = x_NYXC.shape
     if mask_NYX is None and Y % bins == 0 and X % bins == 0:

@@ -7,6 +7,7 @@ Dimensions: N images, Y X rows and columns, C channels or classes.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,7 +68,7 @@ class EfficientNet(nn.Module):
     def __call__(self, x_NYXC: jax.Array, train: bool = False, mask_NYX: jax.Array | None = None):
         """Logits and activations; `train` as in `vision`, `mask_NYX` is 1 on real pixels, see `convolution`."""
         x, mask = convolution.start(self, x_NYXC, mask_NYX)
-        options = dict(norm_eps=self.norm_eps, dtype=self.dtype)
+        options: dict[str, Any] = dict(norm_eps=self.norm_eps, dtype=self.dtype)
         stem = ConvNorm(scaled(self.stem_width, self.width_factor), 3, 2, **options, name="stem")
         x, mask = stem(x, mask, train)
         activations = {"stem": x}
@@ -122,7 +123,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask, train):
-        options = dict(norm_eps=self.norm_eps, dtype=self.dtype)
+        options: dict[str, Any] = dict(norm_eps=self.norm_eps, dtype=self.dtype)
         shortcut, width = x, x.shape[-1] * self.expansion
         if self.expansion != 1:
             x, mask = ConvNorm(width, 1, 1, **options, name="expand")(x, mask, train)

@@ -7,6 +7,7 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 import json
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,7 @@ def names(model: decoder.DecoderLM) -> dict[str, tuple[tuple[str, ...], int | No
     """Every tensor of the checkpoint: its path in the parameters, its layer, and its number of input dimensions."""
     layer = LAYER | (BIASES if model.qkv_bias else {}) | (HEAD_NORMS if model.qk_norm else {})
     outer = OUTER | ({} if model.tie_embeddings else UNTIED)
+    table: dict[str, tuple[tuple[str, ...], int | None, int | None]]
     table = {name: ((ours,), None, inputs) for name, (ours, inputs) in outer.items()}
     for i in range(model.num_layers):
         table |= {f"model.layers.{i}.{name}": (("layers", ours), i, inputs) for name, (ours, inputs) in layer.items()}
@@ -60,19 +62,19 @@ def resolve(spec: str) -> pathlib.Path:
     if folder.is_dir():
         return folder
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise InputError(f"{spec} is no folder here, and not a hub id (owner/name) either; give one of the two")
+        raise InputError(f"{spec} is neither a folder here nor a hub id (owner/name); give one of the two")
     try:
         import huggingface_hub
     except ImportError:
         raise InputError(
-            f"{spec} is no folder here, and reading the hub needs: pip install huggingface_hub; or give a folder"
+            f"{spec} is not a folder here, and reading the hub needs: pip install huggingface_hub; or give a folder"
         ) from None
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
         return pathlib.Path(huggingface_hub.snapshot_download(spec, allow_patterns=patterns))
     except Exception as e:  # the hub's error classes differ between its versions; all of them mean: no such folder
         raise InputError(
-            f"{spec} is no folder here and could not be downloaded from the hub ({type(e).__name__}: {e}); "
+            f"{spec} is not a folder here and could not be downloaded from the hub ({type(e).__name__}: {e}); "
             "check the name, the network and `hf auth login`, or give a folder"
         ) from None
 
@@ -120,12 +122,14 @@ def config_of(folder: str | pathlib.Path) -> dict:
 
 
 def _family(config, where):
-    found = config.get("architectures") or [config.get("model_type")]
-    for architecture in found:
+    architectures = config.get("architectures") or [config.get("model_type")]
+    for architecture in architectures:
         family = FAMILIES.get(architecture, architecture)
         if family in FAMILIES.values():
             return family
-    raise InputError(f"{where} is a {', '.join(map(str, found))}; supported architectures: {', '.join(FAMILIES)}")
+    raise InputError(
+        f"{where} is a {', '.join(map(str, architectures))}; supported architectures: {', '.join(FAMILIES)}"
+    )
 
 
 def _refuse(config, where, family):
@@ -193,7 +197,7 @@ def load(folder: str | pathlib.Path, model: decoder.DecoderLM, shardings: Mappin
     stored, table = tensors.index(folder), names(model)
     shapes = param_shapes(model)
     _check_names(folder, stored, table, model)
-    parts = {}  # path: views of its layers (or of itself alone) in our shape
+    parts: dict[tuple[str, ...], list] = {}  # path: views of its layers (or of itself alone) in our shape
     for name, (path, layer, inputs) in table.items():
         shape = shapes[path] if layer is None else shapes[path][1:]
         if stored[name].shape != _hf_shape(shape, inputs):
@@ -204,7 +208,7 @@ def load(folder: str | pathlib.Path, model: decoder.DecoderLM, shardings: Mappin
         view = tensors.view(name, stored[name])
         parts.setdefault(path, []).append(_from_hf(view, shape, inputs))
     dtype = jnp.dtype(dtype or model.param_dtype)
-    tree = {"layers": {}}
+    tree: dict[str, Any] = {"layers": {}}
     for path, views in parts.items():
         sharding = None if shardings is None else _at(shardings, path)
         leaf = _assemble(views, shapes[path], path[0] == "layers", dtype, sharding)
@@ -314,7 +318,7 @@ def config_for(model: decoder.DecoderLM, dtype="float32", like: Mapping | None =
         **kept,
     }
     if family == "qwen2":
-        del config["attention_bias"]  # its biases on query, key and value go without saying
+        del config["attention_bias"]  # this family has biases on query, key and value without a key for them
     return config
 
 
@@ -352,7 +356,7 @@ def save(
     model: decoder.DecoderLM,
     folder: str | pathlib.Path,
     *,
-    dtype="float32",
+    dtype: Any = "float32",
     max_shard_bytes: int = 5_000_000_000,
     like: Mapping | None = None,
     token_ids: Mapping | None = None,

@@ -1,6 +1,6 @@
 """Weights of the image networks as safetensors, in the layouts of torchvision and timm, in both directions.
 
-Which layout a file has is told by its names. efficientnet-pytorch's names are not known here, and weights ported from
+A file's names say which layout it has. efficientnet-pytorch's names are not known here, and weights ported from
 TensorFlow (timm's `tf_` family) have known names but were trained with "SAME" padding and another epsilon: do not load
 them. timm's VGG has convolutions where torchvision's has dense layers; up to 224 x 224 they compute the same.
 """
@@ -10,13 +10,14 @@ import os
 import pathlib
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment import memory
+from alignment import errors, memory
 from alignment.errors import InputError
 from alignment.models import layouts, tensors, vision
 
@@ -74,21 +75,21 @@ def load(
     """
     stored = {layouts.modern(name): place for name, place in _unwrapped(_stored(path)).items()}
     leaves = _leaves(variables)
-    layout, table = _told_by_names(path, stored, _tables(network, leaves), network)
-    found = {name: entry for name, entry in table.items() if name in stored}
-    missing = [name for name in table if name not in found]
-    wrong = [name for name in found if stored[name].shape != _their_shape(table[name], leaves)]
+    layout, table = _layout_of(path, stored, _tables(network, leaves), network)
+    present = {name: entry for name, entry in table.items() if name in stored}
+    missing = [name for name in table if name not in present]
+    wrong = [name for name in present if stored[name].shape != _their_shape(table[name], leaves)]
     unexpected = [name for name in stored if name not in table and not name.endswith("num_batches_tracked")]
     _refuse(path, missing, wrong, unexpected, stored, table, leaves, allow_missing)
-    new = {}
-    for name, entry in found.items():
+    new: dict[tuple[str, ...], Any] = {}
+    for name, entry in present.items():
         if name not in wrong:
             new |= _placed(tensors.view(name, stored[name]), entry, leaves)
-    jax.block_until_ready(new)  # until then it reads what it was made of
+    jax.block_until_ready(new)  # the copies read the file's views until they are done
     memory.give_back()
     report = Report(
         layout,
-        tuple(name for name in found if name not in wrong),
+        tuple(name for name in present if name not in wrong),
         tuple(_mismatch(name, stored, table, leaves) for name in wrong),
         tuple(missing),
         tuple(unexpected),
@@ -110,9 +111,7 @@ def save(path: str | os.PathLike, variables: Mapping, *, network: str | nn.Modul
         raise InputError(f"path={path} must end in .safetensors; {path.with_suffix('.safetensors')} would do")
     leaves = _leaves(variables)
     choices = _tables(network, leaves)
-    if layout not in choices:
-        raise InputError(f"layout={layout!r} is not one of {_label(network)}'s: {', '.join(choices)}")
-    table = choices[layout]
+    table = choices[errors.one_of("layout", layout, choices)]
     shapes = {name: _their_shape(entry, leaves) for name, entry in table.items()}
     tensors.write(path, shapes, np.dtype(np.float32), (_theirs(entry, leaves) for entry in table.values()))
 
@@ -147,7 +146,7 @@ def _unwrapped(stored):
     return stored
 
 
-def _told_by_names(path, stored, choices, network):
+def _layout_of(path, stored, choices, network):
     layout = max(choices, key=lambda layout: sum(name in stored for name in choices[layout]))
     table = choices[layout]
     if not any(name in stored for name in table):
@@ -227,8 +226,7 @@ def _tree(leaves):
 def _tables(network, leaves):
     model = vision.network(network, num_classes=1) if isinstance(network, str) else network
     family = type(model).__name__
-    if family not in layouts.TORCHVISION:
-        raise InputError(f"{family} has no layout here; known: {', '.join(layouts.TORCHVISION)}")
+    errors.one_of("network", family, layouts.TORCHVISION, hint="only these have published weights")
     return layouts.tables(family, leaves)
 
 

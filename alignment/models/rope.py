@@ -36,20 +36,13 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping | None = None) -> 
     return scaled_J.astype(np.float32), factor
 
 
-def _default(plain_J, theta, scaling):
-    del theta, scaling
-    return plain_J, 1.0
-
-
-def _linear(plain_J, theta, scaling):
-    """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
-    del theta
+def _linear(plain_J, scaling):
+    """Position interpolation (Chen et al. 2023, arXiv:2306.15595): every frequency divided by `factor`."""
     return plain_J / scaling["factor"], 1.0
 
 
-def _llama3(plain_J, theta, scaling):
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended linearly."""
-    del theta
+def _llama3(plain_J, scaling):
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones stay, those between are blended linearly."""
     low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
     turns_J = scaling["original_max_position_embeddings"] * plain_J / (2 * math.pi)  # in the original context
     keep_J = np.clip((turns_J - low) / (high - low), 0.0, 1.0)
@@ -75,7 +68,7 @@ def _yarn(plain_J, theta, scaling):
 
 
 def _yarn_attention_factor(scaling) -> float:
-    """Eq. 22 (a temperature on the logits, put on both tables), or the ratio that DeepSeek-style configs ask for."""
+    """Eq. 22 (a temperature on the logits, put on both tables), or the ratio of DeepSeek-style configs."""
 
     def mscale(weight):
         return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
@@ -87,7 +80,13 @@ def _yarn_attention_factor(scaling) -> float:
     return mscale(1.0)
 
 
-SCALINGS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+# (plain_J, theta, scaling) -> (scaled_J, factor on the tables)
+SCALINGS = {
+    "default": lambda plain_J, theta, scaling: (plain_J, 1.0),
+    "linear": lambda plain_J, theta, scaling: _linear(plain_J, scaling),
+    "llama3": lambda plain_J, theta, scaling: _llama3(plain_J, scaling),
+    "yarn": _yarn,
+}
 
 
 def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -98,6 +97,7 @@ def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1
 
 def rotate(x_BTHK: jax.Array, cos_BT1J: jax.Array, sin_BT1J: jax.Array) -> jax.Array:
     """Turn each (i, i + K/2) pair by its position's angle; computed in fp32, returned in x's dtype."""
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+    first_BTHJ, second_BTHJ = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    turned_first_BTHJ = first_BTHJ * cos_BT1J - second_BTHJ * sin_BT1J
+    turned_second_BTHJ = second_BTHJ * cos_BT1J + first_BTHJ * sin_BT1J
+    return jnp.concatenate([turned_first_BTHJ, turned_second_BTHJ], axis=-1).astype(x_BTHK.dtype)

@@ -8,12 +8,13 @@ Dimensions: N images, Y X rows and columns, C channels or classes.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
+from alignment import errors
 from alignment.errors import InputError
 from alignment.models import alexnet, cnn, convolution, densenet, efficientnet, resnet, vgg, vit
 
@@ -38,7 +39,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def network(name: str, *, num_classes: int, dtype: str = "float32", **fields) -> nn.Module:
+def network(name: str, *, num_classes: int, dtype: str = "float32", **fields: Any) -> nn.Module:
     """The network of that name.
 
     Args:
@@ -47,10 +48,7 @@ def network(name: str, *, num_classes: int, dtype: str = "float32", **fields) ->
         dtype: of the computation; parameters, statistics and logits are float32.
         fields: of the module, beside those that the name settles: width, stage sizes, image size (see its class).
     """
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(str(name), NETWORKS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"network={name!r} is unknown; {hint}known: {', '.join(NETWORKS)}")
+    errors.one_of("network", name, NETWORKS)
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes} must be at least 1")
     known = [field.name for field in dataclasses.fields(_family(name)) if field.name not in ("parent", "name")]

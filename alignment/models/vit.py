@@ -48,7 +48,7 @@ class ViT(nn.Module):
         for whole, part in (("img_size", "patch_size"), ("model_dim", "num_heads")):
             size, by = getattr(self, whole), getattr(self, part)
             if size % by or size < by:
-                raise InputError(f"{whole}={size} is no multiple of {part}={by}; {max(size // by, 1) * by} would be")
+                raise InputError(f"{whole}={size} is not a multiple of {part}={by}; {max(size // by, 1) * by} would be")
         super().__post_init__()
 
     @property

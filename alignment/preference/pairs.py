@@ -6,7 +6,6 @@ Dimensions: N rows, T time, B pairs, P pair = (chosen, rejected), A answer posit
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +18,15 @@ from alignment.preference import losses, metrics, scores
 from alignment.train import sharding, step
 
 
-def token_logps(model: nn.Module, params: Any, batch: dict[str, jax.Array], mesh: Mesh | None = None) -> jax.Array:
+def token_logps(
+    model: decoder.DecoderLM, params: Any, batch: dict[str, jax.Array], mesh: Mesh | None = None
+) -> jax.Array:
     """Log-probability `[B,P,A]` of every answer token, in nats; 0 where the mask is.
 
     Rows may hold one answer each (`N = 2B`, chosen before rejected) or a pair behind one prompt (`N = B`): the batch
     says who sees whom, and which hidden state predicts which target.
     """
-    hidden_NTD = model.apply(
+    hidden_NTD: Any = model.apply(  # without a cache, DecoderLM returns the array alone
         {"params": params}, batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
     )
     num_rows = batch["tokens"].shape[0]
@@ -42,7 +43,7 @@ def token_logps(model: nn.Module, params: Any, batch: dict[str, jax.Array], mesh
 
 
 def loss_fn(
-    model: nn.Module,
+    model: decoder.DecoderLM,
     loss: str = "dpo",
     *,
     mesh: Mesh | None = None,
@@ -120,7 +121,7 @@ def _reference(model, batch, frozen, mesh, logps_BPA, *, is_needed):
 
 
 def score(
-    model: nn.Module,
+    model: decoder.DecoderLM,
     params: Any,
     batches: Iterable[dict[str, np.ndarray]],
     num_pairs: int,
@@ -143,9 +144,9 @@ def score(
     is_scored = np.zeros(num_pairs, bool)
     with sharding.activations(mesh):
         for batch in batches:
-            batch = sharding.to_devices(batch, mesh)
+            on_devices = sharding.to_devices(batch, mesh)
             logps_BPA, index_B, weights_B = sharding.to_host(
-                (scores_fn(params, batch), batch["index"], batch["weights"])
+                (scores_fn(params, on_devices), on_devices["index"], on_devices["weights"])
             )
             real_B = weights_B > 0
             stored[index_B[real_B]] = logps_BPA[real_B]

@@ -44,7 +44,7 @@ def normalise(images_NYXC: jax.Array, mask_NYX: jax.Array | None = None) -> jax.
 def inputs(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
     """What a network reads of a batch: normalised images, and the mask where the batch brings one.
 
-    Padding marked by `real` instead of `mask` is zeroed as well, but the network is not told of it.
+    Padding marked by `real` instead of `mask` is zeroed as well, but the network gets no mask for it.
     """
     return normalise(batch["images"], batch.get("mask", batch.get("real"))), batch.get("mask")
 
@@ -123,9 +123,9 @@ def logits_fn(model: nn.Module) -> Callable[[Mapping[str, Any], Mapping[str, jax
     """`(variables, batch) -> logits [N,C]` float32, under running statistics; one compiled program a batch shape."""
 
     @jax.jit
-    def logits(found, batch):
+    def logits(net_variables, batch):
         x_NYXC, mask_NYX = inputs(batch)
-        return model.apply(found, x_NYXC, train=False, mask_NYX=mask_NYX)[0].astype(jnp.float32)
+        return model.apply(net_variables, x_NYXC, train=False, mask_NYX=mask_NYX)[0].astype(jnp.float32)
 
     return logits
 
@@ -135,8 +135,8 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
     logits = logits_fn(model)
 
     @jax.jit
-    def sums(found, batch):
-        logits_NC = logits(found, batch)
+    def sums(net_variables, batch):
+        logits_NC = logits(net_variables, batch)
         labels_N, weights_N = batch["labels"], batch["weights"]
         mean, metrics = cross_entropy(logits_NC, labels_N, weights_N)
         is_label_NC = jax.nn.one_hot(labels_N, logits_NC.shape[-1]) * weights_N[:, None]
@@ -144,9 +144,9 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
         return {"loss": mean, **metrics, "recall": step.Mean(is_right_N @ is_label_NC, jnp.sum(is_label_NC, axis=0))}
 
     def evaluate(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
-        found, total = variables(state), None
+        net_variables, total = variables(state), None
         for batch in batches:
-            new = sums(found, sharding.to_devices(_read(batch), mesh))
+            new = sums(net_variables, sharding.to_devices(_read(batch), mesh))
             total = new if total is None else step.add(total, new)
         if total is None:
             return {}
@@ -176,13 +176,13 @@ class Predictions:
         return np.argmax(self.logits_NC, axis=-1).astype(np.int32)
 
 
-def predict(model: nn.Module, found: Mapping[str, Any], batches: Iterable[Batch], mesh: Mesh) -> Predictions:
+def predict(model: nn.Module, net_variables: Mapping[str, Any], batches: Iterable[Batch], mesh: Mesh) -> Predictions:
     """Logits of every image of finite batches, on every process; filling (weight 0) is dropped."""
     logits, parts = logits_fn(model), []
     for batch in batches:
         on_devices = sharding.to_devices(_read(batch), mesh)
         small = {name: on_devices[name] for name in ("index", "labels", "weights")}
-        parts.append(sharding.to_host({**small, "logits": logits(found, on_devices)}))
+        parts.append(sharding.to_host({**small, "logits": logits(net_variables, on_devices)}))
     if not parts:
         raise InputError("there are no images to predict; name a split that holds some")
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -310,7 +310,7 @@ def remember(
         network: a key of `vision.NETWORKS`.
         fields: its other keyword arguments; plain JSON.
         class_names: in the order of the labels.
-        images: how images become batches, as the experiment's data wants to be told again; plain JSON.
+        images: how images become batches: arguments of the experiment's data; plain JSON.
     """
     about = dict(network=network, fields=dict(fields), class_names=list(class_names), images=dict(images))
     content = json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False)

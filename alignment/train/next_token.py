@@ -4,7 +4,6 @@ import math
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -14,15 +13,14 @@ from alignment.models import decoder
 from alignment.train import loop, optimizer, sharding, step, train_state
 
 
-def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 512) -> step.LossFn:
+def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 512) -> step.LossFn:
     """Negative log-probability of the next token, in nats, averaged over the tokens that count.
 
     Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32.
     The one metric, `tokens`, is the share of positions that count.
     """
 
-    def loss(params, batch, *, rng, frozen):
-        del rng, frozen  # no dropout, no reference
+    def loss(params, batch, *, rng, frozen):  # neither dropout nor a reference: rng and frozen go unused
         mask_NT = batch["mask"]
         hidden_NTD = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
         logps_NT = logprobs.selected(
@@ -35,7 +33,7 @@ def loss_fn(model: nn.Module, mesh: Mesh | None = None, *, chunk: int = 512) -> 
 
 
 def fit(
-    model: nn.Module,
+    model: decoder.DecoderLM,
     params: Any,
     train: loop.Loader,
     heldout: Any,

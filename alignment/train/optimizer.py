@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alignment import errors
 from alignment.errors import InputError
 
 
-def constant(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: float) -> optax.Schedule:
-    del total_steps, final_lr
+def constant(peak_lr: float, warmup_steps: int) -> optax.Schedule:
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), optax.constant_schedule(peak_lr)], [warmup_steps])
 
 
@@ -25,21 +25,22 @@ def cosine(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: float)
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
 
 
-def inverse_sqrt(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: float) -> optax.Schedule:
-    del total_steps
+def inverse_sqrt(peak_lr: float, warmup_steps: int, final_lr: float) -> optax.Schedule:
+    """Falls as 1 / sqrt(step), from `peak_lr` at the end of the warm-up, and never below `final_lr`."""
     start = max(warmup_steps, 1)
 
-    def falling(step):  # counted from the end of the warm-up
+    def falling(step: jax.Array) -> jax.Array:  # `join_schedules` counts from the end of the warm-up
         return jnp.maximum(peak_lr * jnp.sqrt(start / (start + jnp.maximum(step, 0))), final_lr)
 
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
 
 
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    "constant": constant,
+# (peak_lr, warmup_steps, total_steps, final_lr) -> schedule
+SCHEDULES: dict[str, Callable[[float, int, int, float], optax.Schedule]] = {
+    "constant": lambda peak_lr, warmup_steps, total_steps, final_lr: constant(peak_lr, warmup_steps),
     "linear": linear,
     "cosine": cosine,
-    "inverse_sqrt": inverse_sqrt,
+    "inverse_sqrt": lambda peak_lr, warmup_steps, total_steps, final_lr: inverse_sqrt(peak_lr, warmup_steps, final_lr),
 }
 
 
@@ -74,8 +75,7 @@ def adamw(
     Returns:
         A transformation whose state holds the learning rate in force, read back by `learning_rate`.
     """
-    if schedule not in SCHEDULES:
-        raise InputError(f"schedule={schedule!r}; known: {', '.join(SCHEDULES)}")
+    errors.one_of("schedule", schedule, SCHEDULES)
     for name, value in {"peak_lr": peak_lr, "clip_norm": clip_norm, "weight_decay": weight_decay}.items():
         if value < 0:
             raise InputError(f"{name}={value} must not be negative")
@@ -83,7 +83,7 @@ def adamw(
         raise InputError(f"warmup_steps={warmup_steps} is longer than the run, total_steps={total_steps}")
     rate = SCHEDULES[schedule](peak_lr, warmup_steps, total_steps, final_lr)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    # scanned layers stack vectors into matrices: what is a vector is told by its name, not by its rank
+    # scanned layers stack vectors into matrices, so the name says what a vector is, and not the rank
     decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix) if weight_decay else optax.identity()
     return optax.chain(clip, optax.scale_by_adam(b1, b2, eps), decay, optax.inject_hyperparams(_scale)(rate=rate))
 

@@ -6,6 +6,7 @@ vocabulary). Networks name the axes of their kernels; this is the only file that
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -88,7 +89,7 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P
     used: set[str] = set()
     for name, size in zip(names, shape):
         if name is not None and name not in RULES:
-            raise ValueError(f"no rule for the logical axis {name!r}; known: {', '.join(RULES)}")
+            raise ValueError(f"logical axis {name!r} has no rule; rules exist for {', '.join(RULES)}")
         axis = RULES[name] if name else None
         wanted = axis if isinstance(axis, tuple) else (axis,) if axis else ()
         fits = wanted and not used & set(wanted) and size % math.prod(mesh.shape[a] for a in wanted) == 0
@@ -138,8 +139,8 @@ def to_host(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def activations(mesh: Mesh):
-    """Within, the networks' logical constraints on activations mean this mesh; on one device they mean nothing."""
+def activations(mesh: Mesh) -> Iterator[None]:
+    """Within the context, the networks' constraints on activations use this mesh; on one device they do nothing."""
     if mesh.size == 1:
         yield
         return

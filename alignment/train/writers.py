@@ -14,16 +14,19 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
 import jax
 
+from alignment import errors
 from alignment.errors import InputError
 
 
 class Writer(Protocol):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def tick(self, step: int) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -116,13 +119,13 @@ class jsonl(_Base):
 
 
 def last_value(workdir: str | os.PathLike, name: str) -> float | None:
-    """The newest number logged under this name in metrics.jsonl; None where there is none."""
+    """The newest number logged under this name in metrics.jsonl; None if the file has no such number."""
     try:
         with open(os.path.join(workdir, "metrics.jsonl"), "rb") as f:
-            found = [json.loads(line).get(name) for line in f]
+            values = [json.loads(line).get(name) for line in f]
     except (FileNotFoundError, ValueError):  # a line is torn only where another host is writing it
         return None
-    return next((value for value in reversed(found) if value is not None), None)
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 class tensorboard(_Base):
@@ -211,11 +214,11 @@ def _run_id(workdir: str) -> str:
     os.makedirs(workdir, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as f:
         f.seek(0)
-        found = f.read()
-        if not found:
-            found = uuid.uuid4().hex[:8]
-            f.write(found)
-    return found
+        run_id = f.read()
+        if not run_id:
+            run_id = uuid.uuid4().hex[:8]
+            f.write(run_id)
+    return run_id
 
 
 class console(_Base):
@@ -313,23 +316,20 @@ def open_run(
 
     Silent on every process but the first.
     """
-    known = {
+    makers: dict[str, Callable[[], Writer]] = {
         "tensorboard": lambda: tensorboard(workdir, restored),
         "wandb": lambda: wandb(workdir, "plumbline"),
         "trackio": lambda: trackio(workdir, "plumbline"),
     }
     for sink in sinks:
-        if sink not in known:
-            raise InputError(
-                f"there is no metrics sink {sink!r}; known: {', '.join(known)} (metrics.jsonl needs no name)"
-            )
+        errors.one_of("sinks", sink, makers, hint="metrics.jsonl is always written and needs no name")
     if jax.process_index() != 0:
         return many()
-    return many([jsonl(workdir, restored), *(known[s]() for s in sinks), console(total_steps, restored or 0, label)])
+    return many([jsonl(workdir, restored), *(makers[s]() for s in sinks), console(total_steps, restored or 0, label)])
 
 
 class many(_Base):
-    """Several writers as one, in the order given; none at all is a writer that keeps nothing."""
+    """Several writers as one, in this order; without any it keeps nothing."""
 
     def __init__(self, writers: Iterable[Writer] = ()):
         self._writers = list(writers)
@@ -340,8 +340,7 @@ class many(_Base):
 
     def tick(self, step: int) -> None:
         for writer in self._writers:
-            if hasattr(writer, "tick"):
-                writer.tick(step)
+            writer.tick(step)
 
     def flush(self) -> None:
         for writer in self._writers:

@@ -45,7 +45,7 @@ def test_no_mesh_axis_splits_two_dimensions_of_an_array():
 
 
 def test_a_logical_axis_without_a_rule_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'widht'; known: batch, vocab"):
+    with pytest.raises(ValueError, match="'widht' has no rule; rules exist for batch, vocab"):
         sharding.spec(("widht",), (8,), helpers.make_mesh())
 
 
