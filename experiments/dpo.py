@@ -41,18 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "hf:Qwen/Qwen2.5-1.5B-Instruct"  # hf:<folder or hub id>, run:<workdir>, or "" for nothing
     c.tokenizer = ""  # a folder, tokenizer.json or .model; "" takes that of init_from, and bytes where there is none
     c.loss = "dpo"  # a key of losses.LOSSES; those in losses.UNPAIRED learn from labelled answers
-    c.objective = dict(  # None takes the loss's own default
-        beta=0.1,  # larger stays nearer the reference
-        label_smoothing=config_dict.placeholder(float),
-        gamma=config_dict.placeholder(float),
-        penalty=config_dict.placeholder(float),
-        tau=config_dict.placeholder(float),
-        alpha=config_dict.placeholder(float),
-        delta=config_dict.placeholder(float),
-        desirable_weight=config_dict.placeholder(float),
-        undesirable_weight=config_dict.placeholder(float),
-        divergence=config_dict.placeholder(str),
-    )
+    c.objective = _objective()
     c.sft_weight = 0.0  # weight of the chosen answer's own negative log-probability per token
     c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
     c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
@@ -70,28 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attention="auto",
         unroll=1,
     )
-    c.data = dict(
-        path="pairs.jsonl",
-        heldout_path="",
-        split="train",
-        heldout_split="",
-        heldout_fraction=0.1,
-        format="auto",
-        chat="auto",
-        group_column="",
-        limit=0,  # pairs; 0 takes all
-        max_len=1_024,  # tokens
-        max_prompt_len=0,  # tokens; 0 takes what the answers leave
-        truncation="keep_end",
-        columns=dict(  # "" takes the usual names
-            prompt="",
-            chosen="",
-            rejected="",
-            completion="",
-            label="",
-            messages="",
-        ),
-    )
+    c.data = _data()
     c.batch = dict(
         batch_size=64,  # pairs over all hosts
         layout="separate",  # a row an answer; "shared": a row a pair, which holds one copy of the prompt
@@ -136,6 +104,48 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         _small(c)
         {"tiny": _tiny, "laptop": _laptop, "short": _short}[arg](c)
     return c
+
+
+def _objective() -> dict[str, Any]:
+    """Keyword arguments of the loss; None takes the loss's own default."""
+    return dict(
+        beta=0.1,  # larger stays nearer the reference
+        label_smoothing=config_dict.placeholder(float),
+        gamma=config_dict.placeholder(float),
+        penalty=config_dict.placeholder(float),
+        tau=config_dict.placeholder(float),
+        alpha=config_dict.placeholder(float),
+        delta=config_dict.placeholder(float),
+        desirable_weight=config_dict.placeholder(float),
+        undesirable_weight=config_dict.placeholder(float),
+        divergence=config_dict.placeholder(str),
+    )
+
+
+def _data() -> dict[str, Any]:
+    """Keyword arguments of `preferences.load`."""
+    return dict(
+        path="pairs.jsonl",
+        heldout_path="",
+        split="train",
+        heldout_split="",
+        heldout_fraction=0.1,
+        format="auto",
+        chat="auto",
+        group_column="",
+        limit=0,  # pairs; 0 takes all
+        max_len=1_024,  # tokens
+        max_prompt_len=0,  # tokens; 0 takes what the answers leave
+        truncation="keep_end",
+        columns=dict(  # "" takes the usual names
+            prompt="",
+            chosen="",
+            rejected="",
+            completion="",
+            label="",
+            messages="",
+        ),
+    )
 
 
 def _small(c: ml_collections.ConfigDict) -> None:

@@ -113,9 +113,11 @@ def _generate(
 ):
     """Prefill, then one token a turn."""
     B, T = tokens_BT.shape
+    # With the prompts' ends in one column, all rows write their next token to the same column of the cache.
     tokens_BT, is_real_BT = _align_right(tokens_BT, is_real_BT, pad_id)
     positions_BT = jnp.maximum(jnp.cumsum(is_real_BT, axis=1) - 1, 0)
     num_prompt_B1 = jnp.sum(is_real_BT, axis=1, keepdims=True)
+    # A key for each row, from its number: a row's noise is the same in every batch that it may be part of.
     rngs_B = jax.vmap(jax.random.fold_in, (None, 0))(rng, row_ids_B)
 
     def forward(tokens_BX, positions_BX, groups_BX, cache):

@@ -36,6 +36,7 @@ def dense(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seen_BTS: jax
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
+    # Products of bfloat16 are summed in float32: logits of long rows lose the order of close scores otherwise.
     logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
     logits_BGRTS = jnp.where(seen_BTS[:, None, None], logits_BGRTS * K**-0.5, HIDDEN)
     weights_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1).astype(v_BSGK.dtype)
@@ -72,6 +73,7 @@ def _block(q_BGRTK, k_BGSK, v_BGSK, seen_BTS):
     logits_BGMS = jnp.einsum("BGMK,BGSK->BGMS", q_BGMK, k_BGSK, preferred_element_type=jnp.float32)
     seen_BMS = jnp.tile(seen_BTS, (1, R, 1))
     logits_BGMS = jnp.where(seen_BMS[:, None], logits_BGMS * K**-0.5, HIDDEN)
+    # The largest logit is subtracted so that exp cannot overflow; it cancels, so it needs no gradient.
     weights_BGMS = jnp.exp(logits_BGMS - jax.lax.stop_gradient(jnp.max(logits_BGMS, axis=-1, keepdims=True)))
     total_BGM1 = jnp.sum(weights_BGMS, axis=-1, keepdims=True)
     out_BGMK = jnp.einsum(

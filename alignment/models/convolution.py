@@ -87,12 +87,21 @@ def norm(
 
     Unlike torch's, the running variance is not scaled by n / (n - 1).
     """
+    # Zero outside the mask again afterwards, because the norm's shift moves the zeros of the padding as well.
     module = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=eps, dtype=dtype, name=name)
     mask = None if mask_NYX is None or not train else mask_NYX[..., None]
     return zero_outside(module(x_NYXC, mask=mask), mask_NYX)
 
 
-def dense(x_NC: jax.Array, features: int, axes: tuple[str, str], *, dtype: str, name: str, init=he_normal) -> jax.Array:
+def dense(
+    x_NC: jax.Array,
+    features: int,
+    axes: tuple[str, str],
+    *,
+    dtype: str,
+    name: str,
+    init: nn.initializers.Initializer = he_normal,
+) -> jax.Array:
     """A dense layer whose kernel carries logical axes."""
     module = nn.Dense(
         features,
@@ -111,7 +120,7 @@ def head(x_NC: jax.Array, num_classes: int, *, dtype: str) -> jax.Array:
 
 
 def shard(x_NYXC: jax.Array) -> jax.Array:
-    """Split by images, whatever the kernels are split by; means nothing where no mesh is set."""
+    """Split by images, whatever the kernels are split by; without a mesh this does nothing."""
     return nn.with_logical_constraint(x_NYXC, ("batch",) + (None,) * (x_NYXC.ndim - 1))
 
 
@@ -183,5 +192,5 @@ def strided(mask_NYX: jax.Array | None, window: int, stride: int, padding: int) 
 
 
 def zero_outside(x_NYXC: jax.Array, mask_NYX: jax.Array | None) -> jax.Array:
-    """What lies outside the mask set to zero."""
+    """Set everything outside the mask to zero."""
     return x_NYXC if mask_NYX is None else jnp.where(mask_NYX[..., None], x_NYXC, 0)

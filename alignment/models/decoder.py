@@ -142,6 +142,8 @@ class DecoderLM(nn.Module):
         """All layers as one scanned module: one compiled body for all of them, rematerialised layer by layer."""
         layer = Layer
         if self.remat != "none":
+            # A scan's body is compiled apart, so nothing can merge the recomputation with the forward pass. Unrolled
+            # layers share one body, where XLA would merge them and keep what remat was to free.
             layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1)
         scanned = nn.scan(
             layer,
@@ -232,6 +234,7 @@ class Layer(nn.Module):
         else:  # one new token attends to all of the cache, an order that only the dense kernel takes
             cache, key_BSGK, value_BSGK = _write_keys(cache, index, key_BTGK, value_BTGK)
             mixed_BTHK = attention.KERNELS["dense"](query_BTHK, key_BSGK, value_BSGK, mask)
+        # The names are those of REMAT's policies, which keep these arrays for the backward pass.
         mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
         return self._mix_out(mixed_BTHK, x_BTD.shape[-1]), cache
 
@@ -246,6 +249,8 @@ class Layer(nn.Module):
 
     def _mix_out(self, mixed_BTHK, model_dim):
         shape = (self.num_heads, self.head_dim, model_dim)
+        # Each of the 2 L blocks that add to the residual stream starts with 1 / (2 L) of the usual variance, so that
+        # the stream's variance does not grow with depth (GPT-2).
         kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
         mixed_BTM = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
         return _shard(_times(mixed_BTM, kernel_HKD.reshape(-1, model_dim)), "batch", "time", None)
@@ -342,7 +347,7 @@ def _ones(name):
 
 
 def _init(axes, fan_in, scale=1.0):
-    """Normal with variance `scale` / fan-in; `fan_in` None gives the embedding's fixed deviation of 0.02."""
+    """Normal with variance `scale` / fan-in, where `fan_in` names the input dimensions; None: deviation 0.02."""
     if fan_in is None:
         return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
     out = tuple(i for i in range(len(axes)) if i not in jax.tree.leaves(fan_in))

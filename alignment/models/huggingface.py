@@ -185,7 +185,9 @@ def _windows_of(config, family):
     return {"sliding_window": window, "layer_types": types if "full_attention" in types else None}
 
 
-def load(folder: str | pathlib.Path, model: decoder.DecoderLM, shardings: Mapping | None = None, dtype=None) -> dict:
+def load(
+    folder: str | pathlib.Path, model: decoder.DecoderLM, shardings: Mapping | None = None, dtype: Any = None
+) -> dict:
     """The parameters in a checkpoint folder, in the tree that `model.init` gives (without boxes).
 
     Args:
@@ -279,14 +281,14 @@ def _assemble(views, shape, is_stacked, dtype, sharding):
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def config_for(model: decoder.DecoderLM, dtype="float32", like: Mapping | None = None) -> dict:
+def config_for(model: decoder.DecoderLM, dtype: Any = "float32", like: Mapping | None = None) -> dict:
     """config.json for a model: its family by its features, in the layout that transformers 4 and 5 both read.
 
     Args:
         model: the network.
         dtype: of the stored weights.
-        like: config.json of the checkpoint that training started from; what does not describe the network (token ids,
-            context length) is kept from it.
+        like: config.json of the checkpoint that training started from; its entries that do not describe the network
+            (token ids, context length) stay.
     """
     family = _family_for(model)
     kept = {key: value for key, value in (like or {}).items() if key in KEPT}

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from alignment.errors import InputError
 from alignment.train.train_state import TrainState
 
+# Orbax raises its own classes for a disk that is full or closed, so the messages are searched.
 DISK_TROUBLE = (
     "No space left",
     "RESOURCE_EXHAUSTED",
@@ -42,7 +43,7 @@ def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool =
 def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any]) -> None:
     """Start writing a checkpoint named for the state's step; returns once the arrays are off the devices."""
     step = int(state.step)
-    if step == manager.latest_step():
+    if step == manager.latest_step():  # a resumed run that stops at once; Orbax refuses to write a step twice
         return
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(state.params),

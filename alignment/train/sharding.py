@@ -24,7 +24,7 @@ RULES = {
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
-    "kv_heads": "tensor",
+    "kv_heads": "tensor",  # `spec` leaves it whole where tensor does not divide their number
     "mlp": "tensor",
     "layers": None,
     "head": None,
@@ -92,6 +92,7 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P
             raise ValueError(f"logical axis {name!r} has no rule; rules exist for {', '.join(RULES)}")
         axis = RULES[name] if name else None
         wanted = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+        # an axis may split one dimension of an array only, and only evenly
         fits = wanted and not used & set(wanted) and size % math.prod(mesh.shape[a] for a in wanted) == 0
         axes.append(axis if fits else None)
         used |= set(wanted) if fits else set()
@@ -122,6 +123,7 @@ def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A batch of this process's rows as global arrays, rows split over `data` and `fsdp`."""
     rows = NamedSharding(mesh, ROWS)
+    # With several processes each holds its own rows only, and the global array is assembled from them.
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
     parts = row_share(mesh)["process_count"]

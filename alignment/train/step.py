@@ -73,6 +73,7 @@ def build(
         else:
             gradient, metrics = _accumulated(grad_fn, state, batch, rng, accumulate)
         count = metrics["loss"].count
+        # Totals first and one division at the end: the mean over all tokens, however they fall on parts and devices.
         gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
         norm = optax.global_norm(gradient)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
@@ -92,6 +93,7 @@ def build(
 
 def compile_update(update: UpdateFn, state: TrainState) -> UpdateFn:
     """The update compiled once, its state donated and left where `state` lives."""
+    # Without out_shardings XLA may place the new state elsewhere, and the second step would compile again for it.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -105,6 +107,7 @@ def _accumulated(grad_fn, state: TrainState, batch: dict[str, jax.Array], rng: j
         gradient, metrics = grad_fn(state.params, part, jax.random.fold_in(rng, number), state.frozen)
         return jax.tree.map(lambda c, g: c + g.astype(jnp.float32), carry, (gradient, metrics)), None
 
+    # Sums in float32 whatever the gradients' dtype: bfloat16 keeps 8 bits, and small parts would be rounded away.
     first = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], stacked), rng, state.frozen)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), first)
     return jax.lax.scan(body, zeros, (stacked, jnp.arange(parts)))[0]

@@ -70,6 +70,7 @@ class jsonl(_Base):
         self._last: dict[str, Any] = {}
         self._offset = 0  # where the last line starts
         end = self._scan(restored)
+        # Unbuffered, so that a line is in the file when write_scalars returns, and a kill tears at most the last one.
         self._file = open(self._path, "r+b" if os.path.exists(self._path) else "w+b", buffering=0)  # noqa: SIM115
         self._file.truncate(end)
         self._file.seek(end)
@@ -106,7 +107,7 @@ class jsonl(_Base):
         self._write_all((json.dumps(self._last, allow_nan=False) + "\n").encode())
 
     def _write_all(self, line: bytes) -> None:
-        while line:
+        while line:  # an unbuffered write may take a part only
             line = line[self._file.write(line) :]
 
     def flush(self) -> None:
