@@ -282,7 +282,7 @@ def test_eight_devices_give_one_devices_result():
 def test_rows_that_a_fused_causal_kernel_gets_wrong_are_poisoned():
     def poison(positions, groups, branches):
         row = {"positions": positions, "groups": groups, "branches": branches}
-        return attention.plain_rows({name: jnp.array([x]) for name, x in row.items()}, None)[0]
+        return attention.plain_rows({name: jnp.array([x]) for name, x in row.items()})[0]
 
     assert poison([0, 1, 2, 3], [1, 1, 1, 1], [0, 0, 0, 0]) == 0
     assert poison([0, 1, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]) == 0
