@@ -133,9 +133,9 @@ def _data() -> dict[str, Any]:
         format="auto",
         chat="auto",
         group_column="",
-        limit=0,  # pairs; 0 takes all
+        limit=config_dict.placeholder(int),  # pairs; None takes all
         max_len=1_024,  # tokens
-        max_prompt_len=0,  # tokens; 0 takes what the answers leave
+        max_prompt_len=config_dict.placeholder(int),  # tokens; None takes what the answers leave
         truncation="keep_end",
         columns=dict(  # "" takes the usual names
             prompt="",

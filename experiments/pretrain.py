@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from ml_collections import config_dict
 
 from alignment import files
 from alignment.decoding import sample
@@ -50,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         heldout_split="",
         heldout_fraction=0.01,
         max_len=2_048,  # tokens of a row
-        limit=0,  # texts; 0 takes all
+        limit=config_dict.placeholder(int),  # texts; None takes all
         columns=dict(text=""),  # "" takes the usual names
     )
     c.batch_size = 256  # rows over all hosts

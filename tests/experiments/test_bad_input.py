@@ -151,7 +151,7 @@ def test_bad_records_below_one_percent_are_set_aside_counted_and_trained_without
     rows.append({"prompt": "p", "chosen": "", "rejected": " b"})
     rows.append({"prompt": "long " * 99, "chosen": " yes", "rejected": " no"})
     flag = write(tmp_path / "pairs.jsonl", rows)
-    ended = launch("dpo.py:tiny", tmp_path / "run", *QUICK, flag, "--config.data.limit=0", "--config.steps=1")
+    ended = launch("dpo.py:tiny", tmp_path / "run", *QUICK, flag, "--config.data.limit=None", "--config.steps=1")
     assert ended.code == 0, ended.err
     for count in ("154 records", "1 unreadable lines", "1 identical answers", "1 empty answer", "1 prompts cut"):
         assert count in ended.out
