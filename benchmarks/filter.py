@@ -16,18 +16,15 @@ default chain against the size of the input.
 """
 
 import argparse
-import datetime
 import functools
 import gzip
 import json
 import pathlib
 import random
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import machine
@@ -262,7 +259,7 @@ def report(rows: list[dict], facts: dict) -> str:
         "Versions": "; ".join(f"{who}: {of}" for who, of in versions.items()),
         "When": f"{facts['date']}, commit {facts['commit']}",
     }
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
+    return "\n".join(lines) + "\n\n" + machine.notes(notes)
 
 
 def draw(path: pathlib.Path, rows: list[dict]) -> None:
@@ -286,61 +283,56 @@ def draw(path: pathlib.Path, rows: list[dict]) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--data", default="", help="files of text, .jsonl or .txt, with commas between")
     parser.add_argument("--documents", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", default="10,100,1000", help="sizes of the part `memory`")
     parser.add_argument("--packed", default="10,100,1000", help="which of these sizes also as .gz")
-    parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
-    parser.add_argument("--output", type=pathlib.Path, help="Markdown file to write; JSON and picture go beside it")
-    parser.add_argument("--env-dir", type=pathlib.Path, default=pathlib.Path.home() / ".cache" / "plumbline" / "bench")
-    parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environment with")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, folder: pathlib.Path) -> tuple[list[dict], dict]:
     parts = args.parts.split(",")
     if wrong := [part for part in parts if part not in PARTS]:
-        raise SystemExit(f"{wrong[0]!r} is none of the parts {', '.join(PARTS)}")
+        raise SystemExit(f"{wrong[0]!r} is not one of the parts {', '.join(PARTS)}")
     originals = texts(args.data)
-    command = shlex.join(["python", *sys.argv]).replace(args.data or " ", "FILES" if args.data else " ")
-    facts = {"command": command, "hardware": machine.hardware(), "commit": machine.commit()}
-    facts |= {"date": datetime.date.today().isoformat(), "documents": args.documents, "rounds": args.rounds}
+    facts = {"documents": args.documents, "rounds": args.rounds}
     facts["characters"] = round(statistics.mean(map(len, originals)))
     facts["data"] = ", ".join(pathlib.Path(p).name for p in args.data.split(",")) if args.data else "the toy web"
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="filter_") as folder:
-        folder = pathlib.Path(folder)
-        inputs = folder / "inputs"
-        inputs.mkdir()
-        write(inputs / "documents.jsonl", originals, num=args.documents)
-        peer = ""
-        if {"rules", "signatures"} & set(parts):
-            peer = machine.environment("datatrove", PACKAGES, args.env_dir, args.python or machine.find_python())
-        if "rules" in parts:
-            sides = {"ours": (sys.executable, "filter_ours.py", "rules")}
-            sides["datatrove"] = (peer, "filter_datatrove.py", "rules")
-            rows += speeds("rules", side_by_side(sides, inputs, folder, args), args.documents)
-            rows.append({"part": "decisions", **decisions(folder / "ours-0", folder / "datatrove-0", args.documents)})
-        if "signatures" in parts:
-            sides = {"ours": (sys.executable, "filter_ours.py", "signatures")}
-            sides["ours, datatrove's hashes"] = (sys.executable, "filter_ours.py", "signatures-datatrove")
-            sides["datatrove"] = (peer, "filter_datatrove.py", "signatures")
-            (folder / "signatures").mkdir()
-            rows += speeds("signatures", side_by_side(sides, inputs, folder / "signatures", args), args.documents)
-        if "executors" in parts:
-            rows += executors(folder, originals, args)
-        if "memory" in parts:
-            rows += memory(folder, originals, args, sys.executable)
-    text = report(rows, facts)
-    print("\n" + text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text)
-        args.output.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
-        if sizes := [row for row in rows if row["part"] == "memory"]:
-            draw(args.output.with_suffix(".png"), sizes)
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    write(inputs / "documents.jsonl", originals, num=args.documents)
+    rows, peer = [], ""
+    if {"rules", "signatures"} & set(parts):
+        peer = machine.environment("datatrove", PACKAGES, args.env_dir, args.python or machine.find_python())
+    if "rules" in parts:
+        sides = {"ours": (sys.executable, "filter_ours.py", "rules")}
+        sides["datatrove"] = (peer, "filter_datatrove.py", "rules")
+        rows += speeds("rules", side_by_side(sides, inputs, folder, args), args.documents)
+        rows.append({"part": "decisions", **decisions(folder / "ours-0", folder / "datatrove-0", args.documents)})
+    if "signatures" in parts:
+        sides = {"ours": (sys.executable, "filter_ours.py", "signatures")}
+        sides["ours, datatrove's hashes"] = (sys.executable, "filter_ours.py", "signatures-datatrove")
+        sides["datatrove"] = (peer, "filter_datatrove.py", "signatures")
+        (folder / "signatures").mkdir()
+        rows += speeds("signatures", side_by_side(sides, inputs, folder / "signatures", args), args.documents)
+    if "executors" in parts:
+        rows += executors(folder, originals, args)
+    if "memory" in parts:
+        rows += memory(folder, originals, args, sys.executable)
+    if args.data:  # a kept report does not show where somebody's files lie
+        facts["command"] = machine.command().replace(args.data, "FILES")
+    return rows, facts
+
+
+def keep(output: pathlib.Path, rows: list[dict]) -> None:
+    if sizes := [row for row in rows if row["part"] == "memory"]:
+        draw(output.with_suffix(".png"), sizes)
 
 
 if __name__ == "__main__":
-    main()
+    machine.main(__doc__, add_flags, measure, report, keep)

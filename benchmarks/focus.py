@@ -14,13 +14,9 @@ that of the measured process.
 """
 
 import argparse
-import datetime
 import json
-import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import machine
@@ -117,11 +113,11 @@ def conv_gflop(size: int = 2 * TILE) -> float:
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-class Contestant:
-    """One worker process.  Between commands it sleeps in a read."""
+class Contestant(machine.Worker):
+    """One side of the comparison in one part."""
 
     def __init__(self, name: str, part: str, batch: int, folder: Path, args: argparse.Namespace, python: str):
-        self.name, self.part, self.batch = name, part, batch
+        self.part, self.batch = part, batch
         self.seconds, self.others, self.peak_mb, self.differences = [], [], 0.0, (0.0, 0.0)
         self._folder = folder
         _, script, variant = CONTESTANTS[name]
@@ -129,23 +125,11 @@ class Contestant:
         options = {"folder": folder, "method": method, "targets": targets, "batch": batch, "threads": args.threads}
         options |= {"variant": variant, "device": args.device, "precision": args.precision, "steps": args.steps}
         command = [python, str(HERE / "peers" / script), *(f"--{key}={value}" for key, value in options.items())]
-        self._log, pipe = folder / f"{part}-{name}.log", subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log.open("w"), text=True)
-        self.versions = self._read("ready")["versions"]
-
-    def _read(self, event: str) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            tail = "\n".join(self._log.read_text().splitlines()[-25:])
-            raise SystemExit(f"{self.name} ended with code {self._process.wait()}; its last words:\n{tail}")
-        answer = json.loads(line)
-        assert answer["event"] == event, f"{self.name} answered {answer}, not {event}"
-        return answer
+        super().__init__(name, command, folder / f"{part}-{name}.log")
 
     def _ask(self, event: str, **command) -> dict:
-        self._process.stdin.write(json.dumps({"do": event, **command}) + "\n")
-        self._process.stdin.flush()
-        return self._read({"explain": "explained"}.get(event, event))
+        self.ask(json.dumps({"do": event, **command}))
+        return self.read({"explain": "explained"}.get(event, event))
 
     def explain(self, first: int, count: int, *, is_counted: bool = True) -> float:
         """Seconds a mosaic."""
@@ -167,14 +151,6 @@ class Contestant:
 
     def floor(self) -> float:
         return self._ask("floor")["gflops"]
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.stdin.close()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
 
 
 def pilot(name: str, part: str, folder: Path, args: argparse.Namespace, python: str) -> int:
@@ -222,7 +198,7 @@ def agree(contestants: list[Contestant], count: int) -> None:
         print(f"{other.part}: {other.name} agrees within {by_map:.1e} (maps) and {by_score:.1e} (Focus)", flush=True)
 
 
-def measure(part: str, sizes: dict, num_mosaics: int, folder: Path, args: argparse.Namespace, pythons: dict):
+def take_turns(part: str, sizes: dict, num_mosaics: int, folder: Path, args: argparse.Namespace, pythons: dict):
     """The contestants of a part after their turns, and the best matrix rate seen, GFLOP/s."""
     contestants, rates = [], []
     count = max(1, round(num_mosaics * PARTS[part][2]))
@@ -270,7 +246,7 @@ def rows_of(part: str, contestants: list[Contestant], rate: float) -> list[dict]
 def table(rows: list[dict]) -> str:
     head = ["method", "targets", "contestant", "", "batch", "ms a mosaic", "x ours (range)"]
     head += ["peak memory, MiB", "maps differ by", "Focus differs by"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         method, targets, _ = PARTS[row["part"]]
         low, high = min(row["ratios"]), max(row["ratios"])
@@ -278,15 +254,13 @@ def table(rows: list[dict]) -> str:
         cells += [f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"]
         differences = ("", "") if row["contestant"] == "ours" else (row["map_difference"], row["score_difference"])
         cells += [f"{row['peak_mb']:.0f}", *(f"{d:.1e}" if d != "" else "" for d in differences)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return machine.table(head, lines)
 
 
 def report(rows: list[dict], facts: dict) -> str:
     others = [x for row in rows for x in row["others_busy_cores"]]
-    noise = f"other processes kept {statistics.median(others):.2f} cores busy meanwhile (at most {max(others):.2f})"
-    if facts["device"] == "cpu" and max(others) > machine.QUIET:
-        noise += "; **not a quiet machine, so not a measurement to keep**"
+    noise = machine.noise(others, matters=facts["device"] == "cpu")
     versions = {"ours" if row["contestant"] == "ours" else "peers": row["versions"] for row in rows}
     rates = ", ".join(f"{part} {rate:.0f}" for part, rate in facts["gflops"].items())
     notes = {
@@ -295,64 +269,52 @@ def report(rows: list[dict], facts: dict) -> str:
         "Arithmetic": f"{conv_gflop():.1f} GFLOP a pass of the convolutions; the best large matrix product reached, "
         f"GFLOP/s: {rates} (no bound, convolutions may be faster)",
         "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {noise}",
-        "Versions": "; ".join(
-            f"{who}: " + ", ".join(f"{k} {v}" for k, v in of.items()) for who, of in versions.items()
-        ),
+        "Versions": machine.versions_of(versions),
         "When": f"{facts['date']}, commit {facts['commit']}, turns of {facts['turn']} mosaics",
     }
-    return table(rows) + "\n\n" + "\n".join(f"- {k}: {v}" for k, v in notes.items()) + "\n"
+    return table(rows) + "\n\n" + machine.notes(notes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", default="gradcam,gradcam-4,lrp,lrp-4", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--mosaics", type=int, default=100)
     parser.add_argument("--turn", type=int, default=10, help="mosaics before it is the next one's turn")
     parser.add_argument("--batches", default="", help="batch sizes instead of a pilot: ours=1,torch=2,torch-tuned=2")
     parser.add_argument("--steps", type=int, default=30, help="of integrated gradients")
-    parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine at each turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of products on a GPU")
     parser.add_argument("--quick", action="store_true", help="4 mosaics, one at a time")
-    parser.add_argument("--output", type=Path, help="Markdown file to write; the JSON goes beside it")
-    parser.add_argument("--env-dir", type=Path, default=Path.home() / ".cache" / "plumbline" / "bench")
-    parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environment with")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     if args.quick:
         args.mosaics, args.turn = 4, 2
-
     parts, names = args.parts.split(","), args.contestants.split(",")
     wrong = [word for word in parts if word not in PARTS] + [word for word in names if word not in CONTESTANTS]
     if wrong:
-        raise SystemExit(
-            f"{wrong[0]!r} is none of the parts {', '.join(PARTS)} or contestants {', '.join(CONTESTANTS)}"
-        )
+        known = f"the parts {', '.join(PARTS)} or the contestants {', '.join(CONTESTANTS)}"
+        raise SystemExit(f"{wrong[0]!r} is not one of {known}")
     packages = [CUDA_TORCH, *PACKAGES[1:]] if args.device == "gpu" else PACKAGES
     python = args.python or machine.find_python()
-    folder = args.env_dir / "gpu" if args.device == "gpu" else args.env_dir  # another torch
-    pythons = {n: machine.environment(CONTESTANTS[n][0], packages, folder, python) for n in names}
-    facts = {"command": shlex.join(["python", *sys.argv]), "hardware": machine.hardware(), "commit": machine.commit()}
-    facts |= {"date": datetime.date.today().isoformat(), "mosaics": args.mosaics, "turn": args.turn, "gflops": {}}
+    environments = args.env_dir / "gpu" if args.device == "gpu" else args.env_dir  # another torch
+    pythons = {n: machine.environment(CONTESTANTS[n][0], packages, environments, python) for n in names}
+    facts = {"mosaics": args.mosaics, "turn": args.turn, "gflops": {}}
     facts |= {"threads": args.threads, "device": args.device, "precision": args.precision}
+    write_weights(folder / "model.safetensors")
+    write_task(folder / "task.npz", args.mosaics)
     rows, known = [], {}
-    with tempfile.TemporaryDirectory(prefix="focus_") as folder:
-        folder = Path(folder)
-        write_weights(folder / "model.safetensors")
-        write_task(folder / "task.npz", args.mosaics)
-        for part in parts:
-            sizes = batch_sizes(part, names, known, folder, args, pythons)
-            contestants, rate = measure(part, sizes, args.mosaics, folder, args, pythons)
-            facts["gflops"][part] = rate
-            rows += rows_of(part, contestants, rate)
-    text = report(rows, facts)
-    print("\n" + text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text)
-        args.output.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    for part in parts:
+        sizes = batch_sizes(part, names, known, folder, args, pythons)
+        contestants, rate = take_turns(part, sizes, args.mosaics, folder, args, pythons)
+        facts["gflops"][part] = rate
+        rows += rows_of(part, contestants, rate)
+    return rows, facts
 
 
 if __name__ == "__main__":
-    main()
+    machine.main(__doc__, add_flags, measure, report)

@@ -47,7 +47,7 @@ def main(
     parser.add_argument("--env-dir", type=Path, default=Path.home() / ".cache" / "plumbline" / "bench")
     parser.add_argument("--python", help="the Python 3.11 or 3.12 to make the environments with")
     args = parser.parse_args()
-    facts = {"command": shlex.join(["python", *sys.argv]), "hardware": hardware(), "commit": commit()}
+    facts = {"command": command(), "hardware": hardware(), "commit": commit()}
     facts["date"] = datetime.date.today().isoformat()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         rows, more_facts = measure_fn(args, Path(folder))
@@ -187,6 +187,11 @@ def hardware() -> str:
         model = names[0] if names else model
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def command() -> str:
+    """The command line of this run, as a person would type it."""
+    return shlex.join(["python", *sys.argv])
 
 
 def commit() -> str:
