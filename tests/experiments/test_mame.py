@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -51,7 +52,8 @@ def test_the_report_opens_with_the_finding_and_shows_errors_with_their_explanati
     assert "Without a pixel:" in page and page.index("Without a pixel:") < page.index("<svg")
     assert (workdir / "figures/worst_errors.png").stat().st_size > 1000
     assert "confusion" in page
-    assert "<h3>mean_class_accuracy</h3>" in page and "<h3>valid/mean_class_accuracy</h3>" not in page  # held out
+    titles = re.findall("<h3>(.*?)</h3>", page.replace("<wbr>", ""))
+    assert "mean_class_accuracy" in titles and "valid/mean_class_accuracy" not in titles  # held out
 
 
 def test_the_worst_errors_are_those_whose_class_was_given_least():
@@ -146,7 +148,7 @@ def test_versions_are_compared_on_the_pictures_they_share(tmp_path):
     assert row["mean per class low"] == 0 and 0.4 < row["mean per class high"] < 1
     assert {v for k, v in same.items() if k not in ("seed", "images")} == {0}
     page = (runs / "report.html").read_text()
-    assert "<h2>versions</h2>" in page and "R360k-FS" in page
+    assert ">versions</h2>" in page and "R360k-FS" in page
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys):
