@@ -23,6 +23,7 @@ from alignment.filtering.rules import language
 from alignment.train import language_model, loop, next_token, optimizer, sharding
 from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
+from data.toys import notes
 from experiments.filtering import worker
 from experiments.report import pictures
 
@@ -145,7 +146,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         batch_size=c.heldout.batch_size,
     )
     if c.data.path == "synthetic":  # whose lists of words are of no language that could be told
-        models = {"safety": rewrite_pairs.safety}
+        models = {"safety": notes.safety}
     else:
         models = {"language": language.identify}
     summary |= judged(workdir, shown, written, models)

@@ -1,7 +1,8 @@
-"""Prompt and answer to token ids, as one text: the boundary is found by character offsets, then lengths are limited.
+"""Prompt and answer to token ids, within limits of length.
 
-Tokenising a prompt and an answer apart doubles BOS and splits tokens that belong together, so every sequence here is
-the tokenisation of a whole text. A token that straddles the boundary counts as the prompt's: it is read, not learned.
+Tokenising a prompt and an answer apart doubles BOS and splits tokens that belong together. So a prompt and its answer
+are tokenised as one text, and the tokens' character offsets say where the answer begins. A token that straddles this
+boundary belongs to the prompt: the model reads it and is not trained on it.
 """
 
 import bisect
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data.texts.pair_formats import Comparison, Message
 from data.tokens import chat
 from data.tokens.tokenizer import Tokenizer
@@ -21,13 +22,13 @@ TRUNCATION = ("keep_end", "keep_start", "drop", "error")
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """One whole sequence.
+    """The tokens of a prompt and its answer.
 
     Attributes:
-        ids: [L] int32, prompt then answer, BOS and end-of-turn included.
-        prompt_len: tokens before the first that the answer is charged for.
-        is_merged: whether the last of these holds letters of the answer too.
-        is_cut: whether the answer was shortened; a cut answer has no end-of-turn.
+        ids: [L] int32, prompt then answer, with BOS and end-of-turn.
+        prompt_len: tokens of the prompt; the first token of the answer follows.
+        is_merged: whether the prompt's last token holds letters of the answer too.
+        is_cut: whether the answer was shortened; a shortened answer has no end-of-turn.
     """
 
     ids: np.ndarray
@@ -44,14 +45,17 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
     """The whole text, the character where the answer begins, and whether a template wrote it.
 
     Args:
-        mode: 'auto' renders message lists and questions with the chat template and continues plain prompts as they
-            stand; 'always' makes a plain prompt a user turn; 'never' writes messages with the plain template of
+        mode: 'auto' renders message lists and questions with the chat template, and appends the answer to plain
+            prompts; 'always' makes a plain prompt a user turn; 'never' renders messages with the plain template of
             chat.py.
     """
-    is_text = isinstance(item.prompt, str)
-    if is_text and (mode == "never" or (mode == "auto" and not item.is_chat)):
-        return item.prompt + answer, len(item.prompt), False
-    messages: list[Message] = [{"role": "user", "content": item.prompt}] if is_text else list(item.prompt)
+    messages: list[Message]
+    if isinstance(item.prompt, str):
+        if mode == "never" or (mode == "auto" and not item.is_chat):
+            return item.prompt + answer, len(item.prompt), False
+        messages = [{"role": "user", "content": item.prompt}]
+    else:
+        messages = list(item.prompt)
     template = tokenizer.chat_template
     if mode == "never":
         template = chat.default_template(with_bos=tokenizer.adds_bos)
@@ -67,9 +71,12 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
 def encode(
     tokenizer: Tokenizer, items: Sequence[Comparison], answers: Sequence[str], *, mode: str = "auto"
 ) -> list[Answered]:
-    """Each item's prompt followed by its answer, with BOS where the tokenizer wants one, once, and an end of turn."""
-    if mode not in CHAT:
-        raise InputError(f"data.chat={mode!r}; it is one of {', '.join(CHAT)}")
+    """Each item's prompt followed by its answer, with one BOS where the tokenizer adds it, and an end of turn.
+
+    Raises:
+        InputError: an unknown mode, or a conversation that the chat template refuses; the message names the record.
+    """
+    one_of("data.chat", mode, CHAT)
     out = []
     for at in range(0, len(items), 1024):
         written = [_texts(tokenizer, i, a, mode) for i, a in zip(items[at : at + 1024], answers[at : at + 1024])]
@@ -85,14 +92,17 @@ def _texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str) -> tu
         raise InputError(f"{item.file}:{item.line}: {e}") from e
 
 
-def _bounded(tokenizer: Tokenizer, ids: list[int], offsets: list[tuple[int, int]], boundary: int, rendered: bool):
+def _bounded(
+    tokenizer: Tokenizer, ids: list[int], offsets: list[tuple[int, int]], boundary: int, is_rendered: bool
+) -> Answered:
+    """The tokens of a text whose answer begins at character `boundary`, with BOS and EOS if they are missing."""
     start = bisect.bisect_left(offsets, boundary, key=lambda offset: offset[0])
     is_merged = start > 0 and offsets[start - 1][1] > boundary
     ids = list(ids)
-    if tokenizer.adds_bos and not rendered and ids[:1] != [tokenizer.bos_id]:
+    if tokenizer.bos_id is not None and tokenizer.adds_bos and not is_rendered and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
         start += 1
-    if tokenizer.eos_id is not None and (not rendered or not ids or ids[-1] not in tokenizer.stop_ids):
+    if tokenizer.eos_id is not None and (not is_rendered or not ids or ids[-1] not in tokenizer.stop_ids):
         ids.append(tokenizer.eos_id)
     return Answered(np.array(ids, np.int32), start, is_merged)
 
@@ -107,9 +117,19 @@ def fit(
     where: str,
     count: Callable[[str], None],
 ) -> tuple[Answered, ...] | None:
-    """The answers to one prompt within the limits, all with the same part of the prompt; None where they are dropped.
+    """The answers to one prompt, cut to the limits, all with the same part of the prompt; None if they are dropped.
 
-    The prompt gives way first, down to `max_prompt_len` (or half of `max_len`), then the answers.
+    The prompt is cut first, down to `max_prompt_len` (or half of `max_len`), then the answers.
+
+    Args:
+        max_len: tokens of prompt and answer together; None sets no limit.
+        max_prompt_len: tokens of the prompt; None sets no limit.
+        truncation: 'keep_end' cuts a prompt from the left, 'keep_start' from the right; 'drop'; 'error'.
+        where: file and line, for messages.
+        count: is called with what was cut or dropped, a text.
+
+    Raises:
+        InputError: 'error' and something is too long, or no token of an answer is left.
     """
     prompt_len = max(a.prompt_len for a in group)
     answer_len = max(a.answer_len for a in group)
@@ -132,6 +152,7 @@ def fit(
         return None
     if room < prompt_len:
         count("prompts cut")
+    # Each side loses as many tokens of the prompt, so that both go on from the same one.
     cut = tuple(_cut(a, prompt_len - room, max_len, truncation, bos_id) for a in group)
     if any(a.is_cut for a in cut):
         count("answers cut")
@@ -156,9 +177,10 @@ def _cut(a: Answered, num_cut: int, max_len: int | None, truncation: str, bos_id
     is_merged = a.is_merged
     if num_cut and truncation == "keep_start":
         prompt, is_merged = prompt[: max(len(prompt) - num_cut, 0)], False
-    elif num_cut:  # the end of the prompt is what the answer replies to; BOS stays in front
+    elif num_cut:  # the answer replies to the end of the prompt, so keep that; BOS stays in front
         head = prompt[:1] if len(prompt) and prompt[0] == bos_id and len(prompt) > num_cut + 1 else prompt[:0]
         prompt = np.concatenate([head, prompt[len(head) + num_cut :]])
-    is_cut = max_len is not None and len(prompt) + len(answer) > max_len
-    answer = answer[: max_len - len(prompt)] if is_cut else answer
+    is_cut = False
+    if max_len is not None and len(prompt) + len(answer) > max_len:
+        answer, is_cut = answer[: max_len - len(prompt)], True
     return Answered(np.concatenate([prompt, answer]), len(prompt), is_merged, is_cut)

@@ -1,14 +1,14 @@
-"""Packing: many token sequences into rows of one length, each in a group of its own."""
+"""Many token sequences packed into rows of one length."""
 
 import heapq
 from collections.abc import Sequence
 
 
 def chunks(lengths: Sequence[int], num_time: int) -> list[tuple[int, int, int]]:
-    """Pieces (sequence, start, stop) of at most `num_time` tokens, so that no token is lost.
+    """Pieces (sequence, start, stop) with at most `num_time` targets each; together they hold every token.
 
-    A piece after the first begins with the last token of the one before: that token was a target there and is input
-    here, so every token except a sequence's first is a target exactly once.
+    A piece has one token more than targets. It begins with the last token of the piece before: a target there, and an
+    input here. So every token but a sequence's first is a target exactly once.
     """
     out = []
     for i, length in enumerate(lengths):
@@ -21,12 +21,17 @@ def chunks(lengths: Sequence[int], num_time: int) -> list[tuple[int, int, int]]:
 
 
 def first_fit(sizes: Sequence[int], num_time: int, open_rows: int = 256) -> list[list[int]]:
-    """Rows of piece numbers: each piece goes into the fullest open row that still holds it.
+    """The numbers of the pieces in each row: each piece goes into the fullest open row that has room for it.
 
-    Deterministic; at most `open_rows` rows are considered, the fullest closes when there are more. Pieces keep the
-    order they came in within a row.
+    The result depends on the sizes alone. At most `open_rows` rows stay open; when there are more, the fullest closes.
+    Within a row, pieces stay in their order.
+
+    Args:
+        sizes: places that each piece fills.
+        num_time: places in a row.
     """
-    rows, room = [], []  # room: heap of (space left, row), the fullest first
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # a heap of (places left, row), so the fullest row comes first
     for i, size in enumerate(sizes):
         skipped = []
         while room and room[0][0] < size:
@@ -38,7 +43,7 @@ def first_fit(sizes: Sequence[int], num_time: int, open_rows: int = 256) -> list
             space, row = num_time, len(rows)
             rows.append([i])
         for item in [*skipped, (space - size, row)]:
-            if item[0] >= 2:
+            if item[0] >= 2:  # a row with less room is as good as full
                 heapq.heappush(room, item)
         if len(room) > open_rows:
             heapq.heappop(room)

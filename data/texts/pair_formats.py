@@ -1,17 +1,37 @@
-"""The shapes preference files come in, each read into one `Comparison`.
+r"""The formats of preference files, each read into one `Comparison`.
 
-Every reader takes a record's values and gives a `Comparison`, or the reason (a short string that is counted) why this
-record cannot be compared. Which reader fits is told from the columns, or named in the config.
+| format      | columns                                                       | files                               |
+|-------------|---------------------------------------------------------------|-------------------------------------|
+| trl         | prompt, chosen, rejected: texts or messages; without prompt,  | TRL, UltraFeedback, Argilla         |
+|             | the opening that both answers share is the prompt             |                                     |
+| hh          | chosen, rejected: whole dialogues, "\n\nHuman:" opens a turn   | Anthropic's hh-rlhf                 |
+| sharegpt    | conversations (from, value); chosen, rejected: a turn each    | LLaMA-Factory's ShareGPT pairs      |
+| two_answers | instruction, input, output_1, output_2, preference (1 or 2)   | AlpacaFarm, AlpacaEval              |
+| unpaired    | messages, label; or prompt, completion, label                 | TRL's and LLaMA-Factory's KTO files |
+
+Files of answers alone, for supervised tuning, are read by text.py into the same type:
+
+| columns                            | files                                |
+|------------------------------------|--------------------------------------|
+| messages                           | OpenAI's chat format, TRL            |
+| conversations (from, value)        | ShareGPT                             |
+| prompt, completion                 | TRL                                  |
+| instruction, input, output         | Alpaca                               |
+
+Columns may have the other names of ALIASES, or names that the config gives. Messages are {role, content} or {from,
+value}. Each reader takes a record's values and returns a `Comparison`, or the reason (a short text, under which such
+records are counted) why the record cannot be compared. The columns decide which reader fits, or the config names it.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data import records
 
-Message = dict[str, str]
+Message = dict[str, str]  # role and content
 ALIASES = {
     "prompt": ("prompt", "question", "instruction", "query"),
     "chosen": ("chosen", "chosen_answer", "chosen_response"),
@@ -27,14 +47,14 @@ class Comparison:
     """A prompt and its answers: chosen and rejected, or one answer and whether it is desirable.
 
     Attributes:
-        prompt: a text that answers continue as they stand, or the messages before the answer.
-        answers: one or two texts.
-        label: of a single answer.
-        is_chat: whether a text prompt is a question to a chat model rather than text to continue: a column of the file
-            that is called `prompt` holds text that the answers continue, as in TRL; any other name holds questions.
-        source: where the record says it comes from, for metrics by source.
-        group: what keeps records on one side of the train and held-out split; '' stands for the prompt.
-        file, line: where it was read, for messages.
+        prompt: a text that the answers continue directly, or the messages before the answer.
+        answers: (chosen, rejected), or one text.
+        label: whether a single answer is desirable; None for two.
+        is_chat: whether a text prompt is a question to a chat model rather than text to continue. A column that the
+            file calls `prompt` holds text to continue, as in TRL; a column of any other name holds questions.
+        source: the record's own `source` or `dataset`, for metrics by source.
+        group: records with equal groups stay on one side of the train and held-out split; '' stands for the prompt.
+        file, line: the record's place, for messages.
     """
 
     prompt: str | list[Message]
@@ -62,16 +82,26 @@ def read(
     limit: int | None = None,
     counts: dict[str, int],
 ) -> list[Comparison]:
-    """Records to comparisons; what cannot be compared is counted under its reason in `counts`."""
+    """Records to comparisons.
+
+    Args:
+        format: 'auto', or a key of FORMATS.
+        columns: our name of a column to the file's.
+        group_column: the column that becomes `Comparison.group`; '' leaves it empty.
+        limit: stop after so many comparisons; None reads all.
+        counts: receives the number of records that cannot be compared, under the reason.
+
+    Raises:
+        InputError: an unknown format or column; columns missing in a record.
+    """
     columns = dict(columns or {})
     unknown = sorted(set(columns) - _KEYS)
     if unknown:
         raise InputError(f"data.columns has {unknown}; it may name {sorted(_KEYS)}")
-    if format not in ("auto", *FORMATS):
-        raise InputError(f"data.format={format!r}; formats are auto, {', '.join(FORMATS)}")
-    found = []
+    one_of("data.format", format, ("auto", *FORMATS))
+    items: list[Comparison] = []
     for row in rows:
-        if limit is not None and len(found) >= limit:
+        if limit is not None and len(items) >= limit:
             break
         value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
@@ -87,33 +117,33 @@ def read(
             continue
         source = value.get("source") or value.get("dataset") or ""
         group = str(value.get(group_column) or "") if group_column else ""
-        where = {"file": row.file, "line": row.line}
-        found.append(dataclasses.replace(item, source=source if isinstance(source, str) else "", group=group, **where))
-    return found
+        source = source if isinstance(source, str) else ""
+        items.append(dataclasses.replace(item, source=source, group=group, file=row.file, line=row.line))
+    return items
 
 
-def renamed(value: Mapping, columns: Mapping[str, str]) -> dict:
-    """The record with our names for the columns of `columns`; a prompt under another name is a question."""
+def renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record with our names for its columns; a prompt that the file calls otherwise is a question."""
     out = {**value, **{ours: value[theirs] for ours, theirs in columns.items() if theirs in value}}
     if columns.get("prompt", "prompt") != "prompt" and "prompt" in out:
         out["question"] = out.pop("prompt")
     return out
 
 
-def filled(value: Mapping) -> dict:
-    """The columns that hold something."""
+def filled(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that are not empty: tables have all columns in every record."""
     return {k: v for k, v in value.items() if v is not None and not (isinstance(v, (str, list)) and not v)}
 
 
-def detect(value: Mapping, row: records.Record, columns: Mapping[str, str]) -> str:
-    """The format's name, from a record's columns: those that hold something, or else all."""
+def detect(value: Mapping[str, Any], row: records.Record, columns: Mapping[str, str]) -> str:
+    """The format's name, from the columns of a record that are not empty, or else from all of them."""
     name = _detect(filled(value), columns) or _detect(value, columns)
     if not name:
-        _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label", value)
+        _fail(row, "prompt, chosen, rejected (or an alias); output_1, output_2, preference; or messages, label")
     return name
 
 
-def _detect(value: Mapping, columns: Mapping[str, str]) -> str:
+def _detect(value: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     if {"output_1", "output_2", "preference"} <= set(value):
         return "two_answers"
     chosen = _pick(value, "chosen")
@@ -126,7 +156,7 @@ def _detect(value: Mapping, columns: Mapping[str, str]) -> str:
     return "unpaired" if "label" in value and ({"messages", "completion"} & set(value)) else ""
 
 
-def trl(value: Mapping) -> Comparison | str:
+def trl(value: Mapping[str, Any]) -> Comparison | str:
     """`prompt`, `chosen`, `rejected`: texts or message lists; without `prompt`, the opening that both answers share."""
     prompt, chosen, rejected = _pick(value, "prompt"), _pick(value, "chosen"), _pick(value, "rejected")
     if chosen is None or rejected is None:
@@ -140,8 +170,9 @@ def trl(value: Mapping) -> Comparison | str:
         if isinstance(prompt, str):
             return Comparison(prompt, (chosen, rejected), is_chat=value.get("prompt") is None)
         return Comparison(messages_of(prompt), (chosen, rejected))
-    before, (chosen, rejected) = messages_of(prompt) if prompt is not None else [], map(messages_of, (chosen, rejected))
-    k = 0
+    before = messages_of(prompt) if prompt is not None else []
+    chosen, rejected = messages_of(chosen), messages_of(rejected)
+    k = 0  # turns that both have, before the answers
     while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
         k += 1
     if len(chosen) != k + 1 or len(rejected) != k + 1:
@@ -152,7 +183,10 @@ def trl(value: Mapping) -> Comparison | str:
 
 
 def _joined(before: list[Message], shared: list[Message]) -> list[Message]:
-    """The prompt and the opening of the answers, which in some files repeats it, with or without its system turn."""
+    """The prompt followed by the turns that both answers share; in some files these repeat the prompt.
+
+    A repeated prompt may lack its system turn.
+    """
     (system, turns), (shared_system, shared_turns) = map(_system_apart, (before, shared))
     if shared_turns[: len(turns)] == turns:
         return (shared_system or system) + shared_turns
@@ -164,7 +198,7 @@ def _system_apart(messages: list[Message]) -> tuple[list[Message], list[Message]
     return messages[:k], messages[k:]
 
 
-def hh(value: Mapping) -> Comparison | str:
+def hh(value: Mapping[str, Any]) -> Comparison | str:
     """Whole dialogues in `chosen` and `rejected`; "Human:" and "Assistant:" after a blank line open the turns."""
     chosen, rejected = (_dialogue(_pick(value, name)) for name in ("chosen", "rejected"))
     if not chosen or not rejected or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
@@ -174,7 +208,7 @@ def hh(value: Mapping) -> Comparison | str:
     return Comparison(chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"]))
 
 
-def sharegpt(value: Mapping) -> Comparison | str:
+def sharegpt(value: Mapping[str, Any]) -> Comparison | str:
     """`conversations` of {from, value}; `chosen` and `rejected` one such turn each (or a text)."""
     prompt = messages_of(value["conversations"])
     if isinstance(value.get("system"), str) and value["system"]:
@@ -187,8 +221,8 @@ def sharegpt(value: Mapping) -> Comparison | str:
     return Comparison(prompt, tuple(answers))
 
 
-def two_answers(value: Mapping) -> Comparison | str:
-    """`instruction` (and `input`), `output_1`, `output_2`, `preference`: 1 or 2 says which is better, else a tie."""
+def two_answers(value: Mapping[str, Any]) -> Comparison | str:
+    """`instruction` (and `input`), `output_1`, `output_2`; `preference` is 1 or 2, the better one, or else a tie."""
     try:
         preference = float(value["preference"])
     except (TypeError, ValueError):
@@ -203,10 +237,9 @@ def two_answers(value: Mapping) -> Comparison | str:
     return Comparison(prompt if isinstance(prompt, str) else messages_of(prompt), answers, is_chat=True)
 
 
-def unpaired(value: Mapping) -> Comparison | str:
+def unpaired(value: Mapping[str, Any]) -> Comparison | str:
     """`messages` (the last is the answer), or `prompt` and `completion`; `label` says whether it is desirable."""
-    label = value["label"]
-    label = {"true": True, "false": False, "1": True, "0": False}.get(str(label).lower())
+    label = {"true": True, "false": False, "1": True, "0": False}.get(str(value["label"]).lower())
     if label is None:
         return "label is neither true nor false"
     if value.get("messages"):
@@ -221,7 +254,7 @@ def unpaired(value: Mapping) -> Comparison | str:
     return Comparison(messages_of(prompt), (answer,), label=label)
 
 
-FORMATS: dict[str, Callable[[Mapping], Comparison | str]] = {
+FORMATS: dict[str, Callable[[Mapping[str, Any]], Comparison | str]] = {
     "trl": trl,
     "hh": hh,
     "sharegpt": sharegpt,
@@ -236,25 +269,12 @@ _NEEDS = {
     "unpaired": ("label",),
 }
 _KEYS = frozenset(
-    [
-        "prompt",
-        "chosen",
-        "rejected",
-        "conversations",
-        "output_1",
-        "output_2",
-        "preference",
-        "messages",
-        "completion",
-        "label",
-        "input",
-        "system",
-        "source",
-    ]
-)
+    ("prompt", "chosen", "rejected", "conversations", "output_1", "output_2", "preference")
+    + ("messages", "completion", "label", "input", "system", "source")
+)  # the columns that the config may rename
 
 
-def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[str, str]) -> None:
+def _require(value: Mapping[str, Any], row: records.Record, format: str, columns: Mapping[str, str]) -> None:
     needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
     if format == "unpaired" and "messages" not in value:
         needed += ["prompt", "completion"]
@@ -264,10 +284,10 @@ def _require(value: Mapping, row: records.Record, format: str, columns: Mapping[
         wanted = [
             f"{k} (config says {columns[k]!r})" if k in columns else " or ".join(ALIASES.get(k, (k,))) for k in missing
         ]
-        _fail(row, "; ".join(wanted), row.value)
+        _fail(row, "; ".join(wanted))
 
 
-def _fail(row: records.Record, wanted: str, value: Mapping):
+def _fail(row: records.Record, wanted: str) -> NoReturn:
     raise InputError(
         f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
         f"{', '.join(sorted(map(str, row.value))) or 'none'}. "
@@ -275,12 +295,13 @@ def _fail(row: records.Record, wanted: str, value: Mapping):
     )
 
 
-def _pick(value: Mapping, key: str):
+def _pick(value: Mapping[str, Any], key: str) -> Any:
+    """The first column that holds `key` under any of its names; None where there is none."""
     return next((value[name] for name in ALIASES.get(key, (key,)) if value.get(name) is not None), None)
 
 
 def _cleaned(item: Comparison) -> Comparison | str:
-    """The comparison, or why it teaches nothing."""
+    """The comparison, or the reason why nothing can be learned from it."""
     if not all(isinstance(a, str) for a in item.answers):
         return "answer is not a text"
     if not all(a.strip() for a in item.answers):
@@ -292,8 +313,8 @@ def _cleaned(item: Comparison) -> Comparison | str:
     return item
 
 
-def messages_of(turns) -> list[Message]:
-    """A message list in any of the usual spellings, as {role, content}; anything else is one user turn."""
+def messages_of(turns: Any) -> list[Message]:
+    """A message list in any of the usual spellings, as {role, content}; a text is one user turn."""
     if isinstance(turns, str):
         return [{"role": "user", "content": turns}]
     out = []
@@ -303,13 +324,13 @@ def messages_of(turns) -> list[Message]:
             continue
         role = str(turn.get("role") or turn.get("from") or "user").lower()
         content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):  # parts, of which only text is read
+        if isinstance(content, list):  # parts of text, pictures and sound; only the text is read
             content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
         out.append({"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""})
     return out
 
 
-def _dialogue(text) -> list[Message]:
+def _dialogue(text: Any) -> list[Message]:
     if not isinstance(text, str):
         return []
     parts = TURN.split("\n\n" + text.lstrip("\n"))

@@ -10,11 +10,12 @@ import bisect
 import dataclasses
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data import loader, records
 from data.texts import answers, pair_formats
 from data.texts.pair_formats import Comparison
@@ -22,21 +23,23 @@ from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
 
 LAYOUTS = ("separate", "shared")
+Sides = tuple[answers.Answered, ...]  # the chosen and the rejected sequence of a pair
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Tokenised comparisons, ragged: sequence 2i is the chosen side of pair i, 2i + 1 the rejected one.
+    """Tokenised comparisons; sequence 2i is the chosen side of pair i, 2i + 1 the rejected one.
 
     Attributes:
         tokens: all sequences end to end, int32.
-        starts: [2n + 1] where each begins.
+        starts: [2n + 1] where each sequence begins.
         prompt_len_NP: [n, 2] tokens before the answer.
-        trunk_len_N: [n] the opening that both sequences share and that lies wholly in the prompt.
-        label_N: [n] 1 desirable, 0 not, for unpaired data: then slot 0 is the record's own answer and slot 1 another
-            record's answer to the same prompt. None for pairs.
-        items: what was read, for tables and samples.
+        trunk_len_N: [n] tokens at the start of the prompt that both sequences share.
+        label_N: [n] 1 desirable, 0 not, for unpaired data; there side 0 is the record's own answer, and side 1 another
+            record's answer after this record's prompt. None for pairs.
+        items: the comparisons, for tables and samples.
         limits: longest `sequence`, `row` (trunk and both branches) and `answer` over all splits, in tokens.
+        pad_id: fills rows.
     """
 
     tokens: np.ndarray
@@ -56,7 +59,7 @@ class Pairs:
         return self.tokens[self.starts[2 * i + p] : self.starts[2 * i + p + 1]]
 
     def prompt(self, i: int) -> np.ndarray:
-        """Token ids of the prompt of pair i, what generation starts from."""
+        """Token ids of the prompt of pair i, from which generation starts."""
         return self.sequence(i, 0)[: self.prompt_len_NP[i, 0]]
 
     @property
@@ -65,7 +68,7 @@ class Pairs:
 
     @property
     def sources(self) -> list[str]:
-        """Where each pair says it comes from, '' where it does not say."""
+        """The source of each pair, '' where its record names none."""
         return [item.source for item in self.items]
 
 
@@ -107,21 +110,23 @@ def load(
             cut.
         limit: use the first so many comparisons; 0 uses all.
         seed: of the split, and of the embedded data.
-        group_column: a column whose equal values stay on one side of the split; '' splits by prompt.
+        group_column: records with equal values in this column stay on one side of the split; '' splits by prompt.
         unpair: make two labelled records of each pair, for losses on unpaired data.
-        bad_records_path: where to write the lines set aside, as JSONL.
+        bad_records_path: where to write the lines set aside, as JSONL; '' writes nothing.
 
     Returns:
-        Training pairs, held-out pairs, and counts of all that was read, dropped and cut.
+        Training pairs, held-out pairs, and counts of everything that was read, dropped and cut.
+
+    Raises:
+        InputError: a setting out of its range, a file or column that is missing, or no pair left to train on.
     """
-    if truncation not in answers.TRUNCATION:
-        raise InputError(f"data.truncation={truncation!r}; it is one of {', '.join(answers.TRUNCATION)}")
+    one_of("data.truncation", truncation, answers.TRUNCATION)
     if max_len is not None and max_len < 2:
         raise InputError(f"data.max_len={max_len}; a prompt and an answer need at least 2 tokens")
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
     report: dict[str, int] = {}
-    reading = {
+    reading: dict[str, Any] = {
         "format": format,
         "columns": {ours: theirs for ours, theirs in (columns or {}).items() if theirs},
         "group_column": group_column,
@@ -131,17 +136,18 @@ def load(
     }
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
-        halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]
+        other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
+        halves = [items, other]
     else:
         halves = split_by_prompt(items, fraction=heldout_fraction, seed=seed)
     if unpair:
         halves = [_unpaired(half) for half in halves]
-    fitting = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
+    fitting: dict[str, Any] = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
     tokenised = [_tokenise(half, tokenizer, mode=chat, report=report, **fitting) for half in halves]
     if not len(tokenised[0][0]):
         raise InputError(f"{path}: no pair is left to train on; counts: {report}")
     limits = _limits([sequences for _, sequences in tokenised])
-    train, heldout = (_pack(kept, sequences, limits, tokenizer.pad_id) for kept, sequences in tokenised)
+    train, heldout = (_pack(items, sequences, limits, tokenizer.pad_id) for items, sequences in tokenised)
     report["training pairs"], report["held-out pairs"] = len(train), len(heldout)
     return train, heldout, report
 
@@ -163,26 +169,33 @@ def batches(
 
     Args:
         batch_size: pairs over all processes.
-        layout: 'separate' gives each answer a row with its own copy of the prompt; 'shared' one row a pair: the prompt
-            once, then both answers as branches.
+        layout: 'separate' makes a row of each answer, with its own copy of the prompt; 'shared' makes one row of a
+            pair: the prompt once, then both answers as branches.
         max_len: T; None takes the longest row of all splits, rounded up.
         endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
         extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
     """
     num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
 
-    def make(index: np.ndarray, weight: np.ndarray):
+    def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
         batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
         return batch | {"weights": weight} | {key: values[index] for key, values in (extra or {}).items()}
 
-    where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
-    return loader.build(make, num_examples=len(pairs), batch_size=batch_size, seed=seed, endless=endless, **where)
+    return loader.build(
+        make,
+        num_examples=len(pairs),
+        batch_size=batch_size,
+        seed=seed,
+        endless=endless,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=num_threads,
+    )
 
 
 def shape(pairs: Pairs, *, layout: str = "separate", max_len: int | None = None) -> tuple[int, int]:
     """T and R of the batches, the same for the training and the held-out pairs."""
-    if layout not in LAYOUTS:
-        raise InputError(f"data.layout={layout!r}; it is one of {', '.join(LAYOUTS)}")
+    one_of("data.layout", layout, LAYOUTS)
     need = pairs.limits["sequence" if layout == "separate" else "row"]
     if max_len is not None and max_len < need:
         raise InputError(f"rows of {max_len} tokens are too short for layout {layout!r}: the longest needs {need}")
@@ -223,14 +236,17 @@ def assemble(pairs: Pairs, index: np.ndarray, *, layout: str, num_time: int, num
             targets[b, p, :num] = ids[prompt_len:]
             mask[b, p, :num] = 1
             row, at = (row, here.stop) if layout == "shared" else (row + 1, 0)
-    batch = {"tokens": tokens, "positions": positions, "groups": groups, "branches": branches}
+    batch: loader.Batch = {"tokens": tokens, "positions": positions, "groups": groups, "branches": branches}
     batch |= {"sources": sources, "targets": targets, "mask": mask}
     batch |= {"weights": np.ones(len(index), np.float32), "index": np.asarray(index, np.int32)}
     return batch if pairs.label_N is None else batch | {"labels": pairs.label_N[index]}
 
 
 def longer_is_better(pairs: Pairs) -> float:
-    """Accuracy of always picking the longer answer, in characters; equal lengths count half. The baseline to beat."""
+    """Accuracy in [0, 1] of always preferring the longer answer, in characters; equal lengths count half.
+
+    It is the baseline that a reward has to beat.
+    """
     lengths = np.array([[len(a) for a in item.answers] for item in pairs.items])
     return float(np.mean((lengths[:, 0] > lengths[:, 1]) + 0.5 * (lengths[:, 0] == lengths[:, 1])))
 
@@ -238,24 +254,28 @@ def longer_is_better(pairs: Pairs) -> float:
 def split_by_prompt(items: Sequence[Comparison], *, fraction: float, seed: int = 0) -> list[list[Comparison]]:
     """Training and held-out items; no prompt (up to case, spaces and unicode spelling) nor its continuation is in both.
 
-    A dialogue's later turns thus stay with its opening; see `_openings` for what counts as one.
+    So a dialogue's later turns stay with its opening; `_openings` says what counts as one. The side of a prompt is a
+    hash of it and of the seed: it stays the same when records are added.
+
+    Args:
+        fraction: held out, of the prompts, in [0, 1). Above 0 at least one is held out, where there are two.
     """
-    prompts = [None if item.group else _normal(item.prompt_text()) for item in items]
-    openings = _openings(set(prompts) - {None})
+    prompts = ["" if item.group else _normal(item.prompt_text()) for item in items]
+    openings = _openings({prompt for prompt, item in zip(prompts, items) if not item.group})
     keys = [_key(_normal(item.group) if item.group else openings[prompt], seed) for item, prompt in zip(items, prompts)]
-    held = {key for key in keys if key < fraction * 2**64}
-    if fraction > 0 and not held and len(set(keys)) > 1:
-        held = {min(keys)}
-    if held and len(held) == len(set(keys)):
-        held -= {max(held)}  # training never stays empty
-    sides = [[], []]
+    heldout_keys = {key for key in keys if key < fraction * 2**64}
+    if fraction > 0 and not heldout_keys and len(set(keys)) > 1:
+        heldout_keys = {min(keys)}
+    if heldout_keys and len(heldout_keys) == len(set(keys)):
+        heldout_keys -= {max(heldout_keys)}  # something is left to train on
+    sides: list[list[Comparison]] = [[], []]
     for item, key in zip(items, keys):
-        sides[key in held].append(item)
+        sides[key in heldout_keys].append(item)
     return sides
 
 
 def round_up(length: int) -> int:
-    """Lengths become multiples of 8, above 256 of 64, so that few shapes are compiled and tiles are full."""
+    """The next multiple of 8, above 256 of 64: few shapes are compiled, and a device's tiles are full."""
     step = 8 if length <= 256 else 64
     return -(-length // step) * step
 
@@ -263,11 +283,13 @@ def round_up(length: int) -> int:
 def _openings(prompts: set[str], min_len: int = 20, max_share: float = 0.1) -> dict[str, str]:
     """For each prompt the shortest prompt that it continues, after whole words; itself where there is none.
 
-    Openings have at least `min_len` characters, and one that more than `max_share` of all prompts (and more than ten)
-    continue is an instruction put before everything, not a dialogue.
+    Openings have at least `min_len` characters. If more than `max_share` of all prompts (and more than ten) continue
+    one, it is an instruction that stands before everything and does not open a dialogue.
     """
-    ordered, out, opening = sorted(prompts), {}, []
-    for i, prompt in enumerate(ordered):  # what begins with a prompt follows it at once
+    ordered = sorted(prompts)
+    out: dict[str, str] = {}
+    opening: list[str] = []  # the openings that the current prompt may continue, each a prefix of the next
+    for i, prompt in enumerate(ordered):  # sorted, so the prompts that continue one follow it directly
         while opening and not prompt.startswith(opening[-1]):
             opening.pop()
         out[prompt] = next((o for o in opening if prompt[len(o)] == " "), prompt)
@@ -286,7 +308,18 @@ def _key(normal: str, seed: int) -> int:
     return xxhash.xxh64_intdigest(normal.encode(), seed=seed % 2**64)
 
 
-def _read(path, *, split, format, columns, group_column, limit, report, seed, bad_records_path) -> list[Comparison]:
+def _read(
+    path: str | Sequence[str],
+    *,
+    split: str,
+    format: str,
+    columns: Mapping[str, str],
+    group_column: str,
+    limit: int | None,
+    report: dict[str, int],
+    seed: int,
+    bad_records_path: str,
+) -> list[Comparison]:
     if path == "synthetic":
         rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
     else:
@@ -307,8 +340,17 @@ def _unpaired(items: Sequence[Comparison]) -> list[Comparison]:
     return out
 
 
-def _tokenise(items, tokenizer, *, mode, report, max_len, max_prompt_len, truncation):
-    """The items kept, and the two sequences of each."""
+def _tokenise(
+    items: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    mode: str,
+    report: dict[str, int],
+    max_len: int | None,
+    max_prompt_len: int | None,
+    truncation: str,
+) -> tuple[list[Comparison], list[Sides]]:
+    """The items that fit, and the two sequences of each."""
     kinds = {len(item.answers) for item in items}
     if len(kinds) > 1:
         raise InputError("the data mixes pairs and single labelled answers; read them apart, or set unpair=True")
@@ -318,44 +360,58 @@ def _tokenise(items, tokenizer, *, mode, report, max_len, max_prompt_len, trunca
         answers.encode(tokenizer, items, [other.answers[-1] for other in others], mode=mode),
     ]
 
-    def count(what, num=1):
+    def count(what: str, num: int = 1) -> None:
         report[what] = report.get(what, 0) + num
 
-    kept, sequences = [], []
+    fitting_items, sequences = [], []
     for item, sides in zip(items, zip(*columns)):
         if any(a.is_merged for a in sides):
             count("boundary inside a token")
-        where = {"where": f"{item.file}:{item.line}", "bos_id": tokenizer.bos_id, "count": count}
-        pair = answers.fit(sides, max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation, **where)
-        count("tokens read", whole := sum(len(a.ids) for a in sides))
-        count("tokens cut or dropped", whole - sum(len(a.ids) for a in pair or ()))
+        pair = answers.fit(
+            sides,
+            max_len=max_len,
+            max_prompt_len=max_prompt_len,
+            truncation=truncation,
+            bos_id=tokenizer.bos_id,
+            where=f"{item.file}:{item.line}",
+            count=count,
+        )
+        num_tokens = sum(len(a.ids) for a in sides)
+        count("tokens read", num_tokens)
+        count("tokens cut or dropped", num_tokens - sum(len(a.ids) for a in pair or ()))
         if pair is not None:
-            kept.append(item)
+            fitting_items.append(item)
             sequences.append(pair)
-    return kept, sequences
+    return fitting_items, sequences
 
 
 def _partners(items: Sequence[Comparison]) -> list[Comparison]:
-    """For each record the next one, round the end, with another prompt: its answer serves to estimate the KL term."""
-    out = []
+    """For each record the next one with another prompt, from the end back to the start.
+
+    Its answer after this record's prompt is a mismatched pair, from which KTO estimates the KL term.
+    """
+    partners = []
     for i, item in enumerate(items):
-        rest = (items[(i + k) % len(items)] for k in range(1, len(items)))
-        out.append(next((other for other in rest if other.prompt != item.prompt), None))
-    if any(other is None for other in out):
-        raise InputError(
-            f"unpaired data needs at least two different prompts in each split, one has {len(items)} records of one "
-            "prompt; give more records, another data.heldout_fraction (0 holds nothing back), or data.heldout_path"
-        )
-    return out
+        others = (items[(i + k) % len(items)] for k in range(1, len(items)))
+        partner = next((other for other in others if other.prompt != item.prompt), None)
+        if partner is None:
+            raise InputError(
+                f"unpaired data needs at least two different prompts in each split, one has {len(items)} records of "
+                "one prompt; give more records, another data.heldout_fraction (0 holds nothing back), or "
+                "data.heldout_path"
+            )
+        partners.append(partner)
+    return partners
 
 
-def _trunk_len(pair) -> int:
+def _trunk_len(pair: Sides) -> int:
+    """Tokens that both sides share; a token that holds letters of an answer does not count."""
     cap = min(a.prompt_len - a.is_merged for a in pair)
     differs = np.flatnonzero(pair[0].ids[:cap] != pair[1].ids[:cap])
     return int(differs[0]) if len(differs) else cap
 
 
-def _limits(splits) -> dict[str, int]:
+def _limits(splits: Sequence[Sequence[Sides]]) -> dict[str, int]:
     pairs = [pair for sequences in splits for pair in sequences]
     return {
         "sequence": max((len(a.ids) for pair in pairs for a in pair), default=1),
@@ -364,7 +420,7 @@ def _limits(splits) -> dict[str, int]:
     }
 
 
-def _pack(items, sequences, limits, pad_id) -> Pairs:
+def _pack(items: Sequence[Comparison], sequences: Sequence[Sides], limits: Mapping[str, int], pad_id: int) -> Pairs:
     flat = [a.ids for pair in sequences for a in pair]
     has_labels = bool(items) and items[0].label is not None
     return Pairs(

@@ -1,20 +1,21 @@
-"""Language-model data: documents for pretraining, conversations for supervised tuning.
+"""Documents for pretraining and conversations for supervised tuning: files in, batches of packed rows out.
 
     train, heldout, report = text.load(path="corpus/", tokenizer=tok, max_len=2048)
     for batch in text.batches(train, batch_size=8, seed=0): ...
 
-Rows are packed: several documents lie back to back, each in a group of its own with positions from 0, so none sees
-another. In supervised tuning only the assistant's tokens are targets that count.
+Rows are packed: several texts lie in one row, each in a group of its own with positions from 0, and attention stays
+within a group. In supervised tuning only the assistant's tokens are targets.
 Dimensions: N rows, T time.
 """
 
 import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from data import loader, records
 from data.texts import packing, pair_formats, preferences
 from data.texts.pair_formats import Comparison
@@ -22,6 +23,7 @@ from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
 
+Spans = list[tuple[int, int]]  # of characters, [start, end)
 KINDS = ("auto", "documents", "answers")
 EMBEDDED = {"documents": synthetic.documents, "conversations": synthetic.conversations}
 ALIASES = {
@@ -33,14 +35,17 @@ ALIASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Tokenised texts, ragged, and the rows they are packed into.
+    """Tokenised texts, and the rows into which they are packed.
 
     Attributes:
-        tokens: all texts end to end, int32; counts: 1 where a token is a target, 0 where it is only read.
+        tokens: all texts end to end, int32.
+        counts: of each token 1 where it is a target, 0 where it is only read, int8.
         starts: [n + 1] where each text begins.
-        rows: for each row its pieces (text, start, stop); a piece of k + 1 tokens fills k places.
+        rows: the pieces (text, start, stop) of each row; a piece of k + 1 tokens fills k places, since its last token
+            is only a target.
         max_len: T.
-        samples: the first texts as read.
+        pad_id: fills rows.
+        samples: the first texts, as they were tokenised.
     """
 
     tokens: np.ndarray
@@ -90,9 +95,8 @@ def load(
         path: as in preferences.load; .txt files are cut into documents of a few thousand characters;
             'synthetic:documents' and 'synthetic:conversations' are the embedded data.
         max_len: T, the length of a row. A longer document goes on in another row; a longer conversation is truncated.
-        kind: 'documents' reads `text`, every token counts; 'answers' reads `messages`, `prompt` and `completion`,
-            Alpaca's `instruction`, `input` and `output`, or ShareGPT's `conversations`, and only answers count; 'auto'
-            looks at the columns.
+        kind: 'documents' reads `text`, and every token is a target; 'answers' reads the formats listed in
+            pair_formats.py, and only the answers' tokens are targets; 'auto' decides by the columns.
         heldout_fraction: of the texts (of the prompts, for 'answers'), when no `heldout_path` or `heldout_split` is
             given.
         columns: our name to the file's, such as `{"text": "body"}`; "" stands for the usual names. A column of the
@@ -102,29 +106,35 @@ def load(
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
         limit: use the first so many records; 0 uses all.
         seed: of the split, and of the embedded data.
-        bad_records_path: where to write the lines set aside, as JSONL.
+        bad_records_path: where to write the lines set aside, as JSONL; '' writes nothing.
 
     Returns:
-        Training texts, held-out texts, and counts of all that was read, dropped and cut.
+        Training texts, held-out texts, and counts of everything that was read, dropped and cut.
+
+    Raises:
+        InputError: a setting out of its range, a file or column that is missing, or no text left to train on.
     """
-    for name, value, allowed in (
-        ("kind", kind, KINDS),
-        ("turns", turns, ("all", "last")),
-        ("truncation", truncation, ("keep_start", "drop", "error")),
-    ):
-        if value not in allowed:
-            raise InputError(f"data.{name}={value!r}; it is one of {', '.join(allowed)}")
+    one_of("data.kind", kind, KINDS)
+    one_of("data.turns", turns, ("all", "last"))
+    one_of("data.truncation", truncation, ("keep_start", "drop", "error"))
     if max_len < 2:
         raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
-    reading = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
+    reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
-        halves = [items, _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)]
+        other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
+        halves = [items, other]
     else:
         halves = preferences.split_by_prompt(items, fraction=heldout_fraction, seed=seed)
-    fitting = {"max_len": max_len, "turns": turns, "packed": packed, "truncation": truncation, "report": report}
+    fitting: dict[str, Any] = {
+        "max_len": max_len,
+        "turns": turns,
+        "packed": packed,
+        "truncation": truncation,
+        "report": report,
+    }
     train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
     if not len(train):
         raise InputError(f"{path}: no text is left to train on; counts: {report}")
@@ -145,23 +155,33 @@ def batches(
 ) -> loader.Loader:
     """Batches of `batch_size` rows over all processes.
 
-    Each batch: tokens, positions, groups, targets [N, T] int32 and mask [N, T] float32. Groups count the texts of a row
-    from 1 and are 0 on padding; targets are the next tokens, the mask is 1 where one counts. Rows that fill up a last
-    held-out batch have a mask of zeros.
+    A batch has tokens, positions, groups, targets [N, T] int32 and mask [N, T] float32. Groups number the texts of a
+    row from 1 and are 0 on padding; targets are the next tokens, and the mask is 1 on those to learn. Rows that fill up
+    a last held-out batch have a mask of zeros.
     """
 
-    def make(index: np.ndarray, weight: np.ndarray):
+    def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
         batch = assemble(texts, index)
         return batch | {"mask": batch["mask"] * weight[:, None]}
 
-    where = {"process_index": process_index, "process_count": process_count, "num_threads": num_threads}
-    return loader.build(make, num_examples=len(texts), batch_size=batch_size, seed=seed, endless=endless, **where)
+    return loader.build(
+        make,
+        num_examples=len(texts),
+        batch_size=batch_size,
+        seed=seed,
+        endless=endless,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=num_threads,
+    )
 
 
 def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
-    """One batch of the rows `index` [N]."""
+    """One batch of the rows `index` [N]; `batches` lists its keys."""
     shape = (len(index), texts.max_len)
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "groups", "targets")}
+    batch: dict[str, np.ndarray] = {
+        name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "groups", "targets")
+    }
     batch["tokens"][:] = texts.pad_id
     batch["mask"] = np.zeros(shape, np.float32)
     for n, i in enumerate(index):
@@ -178,11 +198,20 @@ def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
     return batch
 
 
-def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) -> list[Comparison]:
+def _read(
+    path: str | Sequence[str],
+    *,
+    split: str,
+    kind: str,
+    columns: Mapping[str, str],
+    limit: int | None,
+    seed: int,
+    report: dict[str, int],
+    bad_records_path: str,
+) -> list[Comparison]:
     if isinstance(path, str) and path.startswith("synthetic"):
         name = path.partition(":")[2] or "documents"
-        if name not in EMBEDDED:
-            raise InputError(f"data.path={path!r}; embedded texts are synthetic:documents and synthetic:conversations")
+        one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in EMBEDDED])
         rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
@@ -201,42 +230,44 @@ def _read(path, *, split, kind, columns, limit, seed, report, bad_records_path) 
     return items
 
 
-def _kind(value: Mapping, kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
-    lost = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
-    kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in the columns that it has
-    found = next((k for k in kinds if kind in ("auto", k)), "")
-    found = found or next((k for k in _kinds(value) if k == kind), "")
-    if lost or not found:
+def _kind(value: Mapping[str, Any], kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
+    """What the record is read as; an `InputError` where it lacks the columns for `kind`."""
+    missing = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
+    kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in all columns that it has
+    fitting = next((k for k in kinds if kind in ("auto", k)), "")
+    fitting = fitting or next((k for k in _kinds(value) if k == kind), "")
+    if missing or not fitting:
         need = {"documents": "text", "answers": "messages; conversations; prompt, completion; or instruction, output"}
-        wanted = ", ".join(lost) or need.get(kind, f"{need['documents']}; {need['answers']}")
+        wanted = ", ".join(missing) or need.get(kind, f"{need['documents']}; {need['answers']}")
         raise InputError(
             f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
             f"{', '.join(sorted(map(str, row.value))) or 'none'}. Name them with data.columns, such as text=body"
         )
-    return found
+    return fitting
 
 
-def _kinds(value: Mapping) -> list[str]:
-    """What these columns can be read as, the likelier first."""
+def _kinds(value: Mapping[str, Any]) -> list[str]:
+    """The kinds as which these columns can be read, the likelier first."""
     has = {key: any(name in value for name in names) for key, names in ALIASES.items()}
     is_exchange = (has["prompt"] and has["completion"]) or {"instruction", "output"} <= set(value)
     is_exchange = is_exchange or bool({"messages", "conversations"} & set(value))
     return ["answers"] * is_exchange + ["documents"] * has["text"]
 
 
-def _pick(value: Mapping, key: str):
+def _pick(value: Mapping[str, Any], key: str) -> Any:
+    """The first column that holds `key` under any of its names; None where there is none."""
     return next((value[name] for name in ALIASES[key] if value.get(name) is not None), None)
 
 
-def _document(value: Mapping) -> Comparison | str:
+def _document(value: Mapping[str, Any]) -> Comparison | str:
     text = _pick(value, "text")
     if not isinstance(text, str) or not text.strip():
         return "empty text"
     return Comparison("", (text,), group=text)
 
 
-def _exchange(value: Mapping) -> Comparison | str:
-    """Messages as a Comparison: everything before the last answer is its prompt."""
+def _exchange(value: Mapping[str, Any]) -> Comparison | str:
+    """A conversation as a Comparison; everything before the last answer is its prompt."""
     turns = value.get("messages") or value.get("conversations")
     if turns:
         messages = pair_formats.messages_of(turns)
@@ -255,7 +286,7 @@ def _exchange(value: Mapping) -> Comparison | str:
             return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
         messages = [*pair_formats.messages_of(prompt), *_answer_turn(answer)]
     while messages and messages[-1]["role"] != "assistant":
-        messages.pop()  # a trailing question has no answer to learn
+        messages.pop()  # nothing answers a question at the end
     if not messages:
         return "no assistant turn"
     if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
@@ -263,17 +294,17 @@ def _exchange(value: Mapping) -> Comparison | str:
     return Comparison(messages[:-1], (messages[-1]["content"],))
 
 
-def _answer_turn(answer) -> list[dict[str, str]]:
+def _answer_turn(answer: Any) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else pair_formats.messages_of(answer)
 
 
-def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, list[tuple[int, int]], bool]:
-    """The whole text, the character spans that count, and whether a template wrote it."""
-    if isinstance(item.prompt, str):  # a document has no prompt: all of it counts
+def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spans, bool]:
+    """The whole text, the spans of characters that are targets, and whether a template wrote it."""
+    if isinstance(item.prompt, str):  # text to continue; a document's prompt is empty, so all of it is target
         text = item.prompt + item.answers[0]
         return text, [(len(item.prompt), len(text))], False
     messages = [*item.prompt, {"role": "assistant", "content": item.answers[0]}]
-    options = {"tokens": tokenizer.tokens}
+    options: dict[str, Any] = {"tokens": tokenizer.tokens}
     if turns == "all":
         text, spans = chats.assistant_spans(tokenizer.chat_template, messages, **options)
         return text, spans, True
@@ -282,30 +313,48 @@ def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, lis
     return text, [(len(prefix), len(text.rstrip()))], True
 
 
-def _encode(tokenizer: Tokenizer, ids, offsets, spans, rendered: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and which of them count: those that begin inside a span and do not straddle its start."""
-    counts = np.zeros(len(ids), np.int8)
+def _encode(
+    tokenizer: Tokenizer, token_ids: list[int], offsets: Spans, spans: Spans, is_rendered: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and which of them are targets: those that begin inside a span and do not straddle its start."""
+    counts = np.zeros(len(token_ids), np.int8)
     for start, end in spans:
         first = bisect.bisect_left(offsets, start, key=lambda offset: offset[0])
         counts[first : bisect.bisect_left(offsets, end, key=lambda offset: offset[0])] = 1
-    ids = np.array(ids, np.int32)
-    if tokenizer.adds_bos and not rendered and ids[:1].tolist() != [tokenizer.bos_id]:
+    ids = np.array(token_ids, np.int32)
+    if (
+        tokenizer.bos_id is not None
+        and tokenizer.adds_bos
+        and not is_rendered
+        and ids[:1].tolist() != [tokenizer.bos_id]
+    ):
         ids, counts = np.insert(ids, 0, tokenizer.bos_id), np.insert(counts, 0, 0)
-    if tokenizer.eos_id is not None and (not rendered or not _ends(ids, offsets, spans, tokenizer)):
+    if tokenizer.eos_id is not None and (not is_rendered or not _ends(ids, offsets, spans, tokenizer)):
         ids, counts = np.append(ids, np.int32(tokenizer.eos_id)), np.append(counts, np.int8(1))
     return ids, counts
 
 
-def _ends(ids, offsets, spans, tokenizer: Tokenizer) -> bool:
-    """Whether the last span's last token already is an end of turn."""
+def _ends(ids: np.ndarray, offsets: Spans, spans: Spans, tokenizer: Tokenizer) -> bool:
+    """Whether the last token of the last span is an end of turn."""
     last = bisect.bisect_left(offsets, spans[-1][1], key=lambda offset: offset[0]) - 1
     return last >= 0 and int(ids[last]) in tokenizer.stop_ids
 
 
-def _tokenise(items, tokenizer, *, max_len, turns, packed, truncation, report) -> Texts:
-    all_ids, all_counts, samples = [], [], []
+def _tokenise(
+    items: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    max_len: int,
+    turns: str,
+    packed: bool,
+    truncation: str,
+    report: dict[str, int],
+) -> Texts:
+    all_ids: list[np.ndarray] = []
+    all_counts: list[np.ndarray] = []
+    samples: list[str] = []
 
-    def count(what):
+    def count(what: str) -> None:
         report[what] = report.get(what, 0) + 1
 
     for at in range(0, len(items), 1024):
@@ -313,8 +362,8 @@ def _tokenise(items, tokenizer, *, max_len, turns, packed, truncation, report) -
         written = [_spans(tokenizer, item, turns) for item in part]
         encoded = tokenizer.encode_batch([text for text, _, _ in written])
         samples += [text for text, _, _ in written[: max(0, 8 - len(samples))]]
-        for item, (ids, offsets), (_, spans, rendered) in zip(part, encoded, written):
-            ids, counts = _encode(tokenizer, ids, offsets, spans, rendered)
+        for item, (token_ids, offsets), (_, spans, is_rendered) in zip(part, encoded, written):
+            ids, counts = _encode(tokenizer, token_ids, offsets, spans, is_rendered)
             is_answer = item.prompt != ""
             if is_answer and len(ids) > max_len + 1:
                 where = f"{item.file}:{item.line}: a conversation of {len(ids)} tokens in rows of {max_len}"
@@ -341,7 +390,7 @@ def pack(
     packed: bool = True,
     samples: tuple[str, ...] = (),
 ) -> Texts:
-    """Token sequences as rows of `max_len`; `counts` is 1 where a token is a target, None: everywhere."""
+    """Token sequences as rows of `max_len`; `counts` is 1 where a token is a target, and None makes all targets."""
     counts = [np.ones(len(text), np.int8) for text in ids] if counts is None else counts
     pieces = packing.chunks([len(text) for text in ids], max_len)
     sizes = [stop - start - 1 for _, start, stop in pieces]

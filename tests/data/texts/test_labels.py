@@ -5,6 +5,7 @@ import pytest
 
 from alignment.errors import InputError
 from data.texts import labels
+from data.toys import remarks
 
 
 def jsonl(path, rows):
@@ -86,8 +87,8 @@ def test_dialogues_that_share_a_text_are_on_one_side_of_a_split():
 
 
 def test_the_embedded_texts_are_bilingual_seeded_and_inert():
-    rows = labels.synthetic(600)
-    assert rows[:100] == labels.synthetic(100) != labels.synthetic(100, seed=1)
+    rows = remarks.labelled(600)
+    assert rows[:100] == remarks.labelled(100) != remarks.labelled(100, seed=1)
     assert {row["language"] for row in rows} == {"en", "ar"}
     assert 0.25 < np.mean([row["label"] for row in rows]) < 0.45
     is_marked = np.array([any(m in row["text"] for m in ("[unsafe", "[insult", "[طلب", "[إهانة")) for row in rows])

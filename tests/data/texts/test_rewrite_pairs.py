@@ -9,15 +9,16 @@ from alignment.errors import InputError
 from data.texts import rewrite_pairs
 from data.texts.rewrite_pairs import Pair
 from data.tokens import word_bytes
+from data.toys import notes
 
 
 def test_made_up_pairs_have_their_fault_in_the_original_alone():
     pairs = rewrite_pairs.synthetic(600, seed=1)
     assert pairs == rewrite_pairs.synthetic(600, seed=1) != rewrite_pairs.synthetic(600, seed=2)
-    assert {p.planted for p in pairs} == {"", *rewrite_pairs.FAULTS} and {p.language for p in pairs} == {"en", "ar"}
+    assert {p.planted for p in pairs} == {"", *notes.FAULTS} and {p.language for p in pairs} == {"en", "ar"}
     assert all((p.origin == p.rewritten) == (p.planted == "") for p in pairs)
-    assert rewrite_pairs.safety([p.rewritten for p in pairs]) == [0] * 600
-    for pair, score in zip(pairs, rewrite_pairs.safety([p.origin for p in pairs])):
+    assert notes.safety([p.rewritten for p in pairs]) == [0] * 600
+    for pair, score in zip(pairs, notes.safety([p.origin for p in pairs])):
         assert (score > 0) == (pair.planted in ("insult", "advert", "prejudice"))
     assert all(set(re.findall(r"\w+", p.rewritten)) <= set(re.findall(r"\w+", p.origin)) for p in pairs)
 
