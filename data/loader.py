@@ -1,7 +1,8 @@
-"""Loaders: an endless or finite run of batches whose position is a small dict.
+"""Loaders: an endless or finite sequence of batches whose position is a small dict.
 
-What batch k holds is a function of (seed, k): a keyed permutation per epoch, no shuffle buffer. Grain does the order,
-the threads and the position; this file fixes how a global batch splits over processes.
+Batch k is a function of (seed, k): each epoch is a keyed permutation, and there is no shuffle buffer, so a run resumes
+at any batch without reading those before it. Grain does the order, the threads and the position; this file decides
+how a global batch splits over processes.
 """
 
 import multiprocessing
@@ -10,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,7 +23,15 @@ Batch = dict[str, np.ndarray]
 
 
 class Loader:
-    """Iterates over batches; `get_state` and `set_state` name the next one by number."""
+    """An iterator over batches; `get_state` and `set_state` read and set the number of the next one.
+
+    Args:
+        dataset: of batches.
+        num_batches: in one pass; sys.maxsize is endless.
+        num_threads: that make batches ahead; 0 makes them on demand.
+        prefetch: batches made ahead, per thread pool or worker process.
+        num_workers: processes that make batches; 0 makes them in this one.
+    """
 
     def __init__(
         self,
@@ -32,7 +42,7 @@ class Loader:
         prefetch: int = 2,
         num_workers: int = 0,
     ):
-        self.num_batches = num_batches  # sys.maxsize: endless
+        self.num_batches = num_batches
         threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._dataset = dataset.to_iter_dataset(threads)
         if num_workers:
@@ -41,50 +51,52 @@ class Loader:
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
             self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         self._is_shared = num_workers > 0
-        self._open = []  # the iterator in use
+        self._open: list[Any] = []  # the iterator in use; in a list, so that the finalizer below can reach it
         self._start()
-        weakref.finalize(self, _close, self._open)  # worker processes end before the interpreter does
+        weakref.finalize(self, _close, self._open)  # ends worker processes while the interpreter is still whole
 
     @property
-    def _iterator(self):
+    def _iterator(self) -> Any:
         return self._open[0]
 
     def _start(self) -> None:
         _close(self._open)
         self._open[:] = [iter(self._dataset)]
 
-    def __iter__(self):
-        if self.num_batches < sys.maxsize:  # finite ones start over, for the next evaluation
+    def __iter__(self) -> "Loader":
+        if self.num_batches < sys.maxsize:  # a finite loader starts over, for the next evaluation
             self._start()
         return self
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
-        # What workers send lies in shared memory, which must not outlive them; a copy is an array like any other.
+        # Workers send arrays in shared memory that goes with them, so copy each one into memory of this process.
         return {k: np.array(v, subok=False) for k, v in batch.items()} if self._is_shared else batch
 
     def get_state(self) -> dict:
-        """JSON-able; what `set_state` takes to continue with exactly the next batch."""
+        """The position, which JSON can hold; after `set_state` of it the same batch comes next."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict) -> None:
         self._iterator.set_state(state)
 
 
-def _close(iterators: list) -> None:
-    """Ends the iterators' threads and processes, and the iterators while their modules are still whole."""
+def _close(iterators: list[Any]) -> None:
+    """End the iterators' threads and processes."""
     while iterators:
+        # Only Grain's iterators over processes have something to close.
         getattr(iterators.pop(), "close", lambda: None)()
 
 
 def _end_with_parent(worker: int, num_workers: int) -> None:
-    """In a worker process: ends it when its parent is gone, even one that was killed."""
+    """In a worker process: end it when its parent is gone, even if that was killed. Grain sets the signature."""
     del worker, num_workers
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        parent.join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -105,17 +117,21 @@ def build(
     """A loader over examples 0 to num_examples - 1.
 
     Args:
-        make_batch: `(index [B], weight [B]) -> batch` of this process's examples; weight 0 marks filling.
+        make_batch: `(index [B] int32, weight [B] float32) -> batch` of this process's examples; weight 0 marks an
+            example that only fills up the last batch.
         batch_size: examples over all processes; process p takes the p-th equal part of each batch.
         seed: of the order; each epoch has its own permutation.
-        endless: repeat for ever, every batch full, epochs running on inside a batch. Otherwise one pass in file order,
-            the last batch filled with repeated examples of weight 0.
+        endless: repeat for ever, with full batches that run on from one epoch into the next. Otherwise one pass in file
+            order, and the last batch is filled up with examples of weight 0.
         shuffle: whether the endless order is a permutation; a finite pass is never shuffled.
-        num_threads: that build batches ahead; 0 builds them on demand.
+        num_threads: that make batches ahead; 0 makes them on demand.
+
+    Raises:
+        InputError: no examples, or a batch size that does not split over the processes.
     """
     if num_examples < 1:
         raise InputError(
-            "there are no examples to batch; see the counts of what was dropped. Where nothing is held out, raise "
+            "there are no examples to batch; the counts say what was dropped. If nothing was held out, raise "
             "data.heldout_fraction or give data.heldout_path"
         )
     if batch_size < 1 or batch_size % process_count:
@@ -130,7 +146,7 @@ def build(
     else:
         order = grain.MapDataset.range(num_batches * batch_size)
 
-    def batch_of(places) -> Batch:
+    def batch_of(places: Any) -> Batch:
         places = np.asarray(places)[mine]
         weight = np.ones(share, np.float32) if endless else (places < num_examples).astype(np.float32)
         return make_batch((places % num_examples).astype(np.int32), weight)

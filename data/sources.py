@@ -1,37 +1,41 @@
-"""tensorflow-datasets without TensorFlow: one door, behind which its TF-free gaps are hidden.
+"""Records of tensorflow-datasets, without TensorFlow.
 
-Sources are ArrayRecord files read at random by number. Text comes as `str`, numbers as Python numbers, 1-D sequences as
-lists, pictures as they are.
+A source is a set of ArrayRecord files, whose records are read by number in any order. Text comes as `str`, numbers as
+Python numbers, sequences of one dimension as lists, pictures as they are stored.
 """
 
 import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from alignment.errors import InputError
 
+# Packages whose builders tfds finds only after their module was imported.
 OLD_PACKAGES = ("text", "question_answering", "summarization", "translate", "image_classification")
-OWN = {"mame": "data.pictures.mame_builder"}  # builders of ours, and the module of each
+OWN = {"mame": "data.pictures.mame_builder"}  # our own builders, and the module of each
 
 
 class Source:
-    """Records by number, converted once, here; what Grain takes as a data source."""
+    """Records by number, as `plain` converts them; Grain takes it as a data source."""
 
-    def __init__(self, records, name: str, features=None, splits: tuple[str, ...] = ()):
+    def __init__(
+        self, records: Any, name: str, features: Mapping[str, Any] | None = None, splits: tuple[str, ...] = ()
+    ):
         self._records = records
         self._name = name
         self._features = features or {}
         self.splits = splits
 
     def names(self, feature: str) -> tuple[str, ...] | None:
-        """Class names of a feature that holds class numbers, in order; None for another one."""
+        """Class names of a feature that holds class numbers, in their order; None for other features."""
         return tuple(getattr(self._features.get(feature), "names", None) or ()) or None
 
     def shape(self, feature: str) -> tuple[int | None, ...] | None:
-        """As the builder declares it, None for a side that differs between records."""
+        """The shape that the builder declares, with None for a side that differs between records."""
         return getattr(self._features.get(feature), "shape", None)
 
     def __len__(self) -> int:
@@ -57,8 +61,11 @@ def open_source(
             prepared one (`features.json` and `dataset_info.json`).
         split: such as `train` or `train[:10%]`.
         data_dir: where prepared data lie or go; '' is tfds' own default.
-        download: whether data not there yet may be fetched and prepared.
-        pictures_as_bytes: leave pictures whose shape differs between records encoded, as the builder stored them.
+        download: whether data that are not there may be fetched and prepared.
+        pictures_as_bytes: pictures whose shape differs between records stay encoded, as the builder stored them.
+
+    Raises:
+        InputError: tensorflow-datasets is not installed or fails; the message has its first line, and the splits.
     """
     tfds = tensorflow_datasets()
     try:
@@ -78,8 +85,8 @@ def open_source(
     return Source(source, f"{name}, {split}", features, tuple(_splits(builder)))
 
 
-def plain(value):
-    """Bytes that are text become `str`, arrays of numbers and sequences lists, numpy scalars Python ones; nested alike.
+def plain(value: Any) -> Any:
+    """A record in Python's types: bytes in UTF-8 become `str`, arrays and sequences lists, numpy scalars numbers.
 
     Pictures (arrays of three dimensions, PIL images, encoded bytes that are not UTF-8) stay as they are.
     """
@@ -97,8 +104,8 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def tensorflow_datasets():
-    """The package, which takes seconds to import, told to do without TensorFlow."""
+def tensorflow_datasets() -> Any:
+    """The package, with its imports of TensorFlow switched off; importing it takes seconds."""
     os.environ.setdefault("TFDS_DISABLE_TENSORFLOW", "1")
     try:
         import tensorflow_datasets as tfds
@@ -107,7 +114,7 @@ def tensorflow_datasets():
     return tfds
 
 
-def _builder(tfds, name: str, data_dir: str):
+def _builder(tfds: Any, name: str, data_dir: str) -> Any:
     if os.path.isdir(name):
         return tfds.builder_from_directory(name)
     options = {"data_dir": data_dir} if data_dir else {}
@@ -121,10 +128,10 @@ def _builder(tfds, name: str, data_dir: str):
         return tfds.builder(name, file_format="array_record", **options)
 
 
-def _splits(builder) -> list[str]:
+def _splits(builder: Any) -> list[str]:
     try:
         return sorted(builder.info.splits)
-    except Exception:  # only for a message
+    except Exception:  # the splits only serve a message, which must not fail for them
         return []
 
 

@@ -1,12 +1,13 @@
-"""A small seeded world to train on without a download: visitors of Willow House ask, guides answer.
+"""Made-up documents, conversations and preference pairs: visitors of Willow House ask, guides answer.
 
-Facts are fixed (the owl clock is always in the north hall). A courteous guide gives the fact with a kind word; a curt
-one snaps, with or without the fact. Where the kind or the sharp word stands and what it is varies, and both styles
-come in short and long, so neither one word nor the length tells them apart. Language-model documents and preference
-pairs never share a prompt.
+Facts are fixed: the owl clock is always in the north hall. A courteous guide gives the fact with a kind word; a curt
+one is rude, with the fact or without it. The words and their places vary, and both styles have short and long answers,
+so neither a single word nor the length separates them. Documents and preference pairs never share a prompt.
 """
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import xxhash
 
@@ -91,7 +92,7 @@ def prompts(part: str) -> list[tuple[str, str, str]]:
 
 
 def fact(topic: str, thing: str) -> str:
-    """What is true of a thing, as a sentence."""
+    """The fact about a thing, as a sentence."""
     things, sentence, _ = TOPICS[topic]
     text = sentence.format(x=thing, y=things[thing])
     return text[0].upper() + text[1:]
@@ -106,16 +107,16 @@ def courteous(topic: str, thing: str, rng: random.Random) -> str:
 
 def curt(topic: str, thing: str, rng: random.Random) -> str:
     """A sharp answer: the fact wrapped in sharp words, or a shrug in its place."""
-    first, last, told = rng.choice(((1, 0, 1), (0, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0), (1, 1, 1)))
-    middle = fact(topic, thing) if told else rng.choice(SHRUGS)
+    first, last, has_fact = rng.choice(((1, 0, 1), (0, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0), (1, 1, 1)))
+    middle = fact(topic, thing) if has_fact else rng.choice(SHRUGS)
     words = [rng.choice(CURT_FIRST)] * first + [middle] + [rng.choice(CURT_LAST)] * last
     return " ".join(words)
 
 
-def preference_pairs(num: int, seed: int = 0) -> list[dict]:
-    """TRL records (`prompt`, `chosen`, `rejected`, `source` = topic); courteous answers are chosen.
+def preference_pairs(num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Records of `prompt`, `chosen` (courteous), `rejected` (curt) and `source` (the topic), as in TRL.
 
-    Up to 2,688 or so prompts are all different; after that they come again with other answers.
+    The first 2,688 or so have different prompts; then the prompts repeat, with other answers.
     """
     out = []
     for rng, topic, thing, prompt in _draw("pairs", num, seed):
@@ -124,8 +125,8 @@ def preference_pairs(num: int, seed: int = 0) -> list[dict]:
     return out
 
 
-def documents(num: int, seed: int = 0) -> list[dict]:
-    """`text` records of single exchanges for language modelling, half of them courteous."""
+def documents(num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Records of `text` (a question and its answer) and `source`, half of the answers courteous."""
     styles = (courteous, curt)
     return [
         {"text": f"{prompt} {rng.choice(styles)(topic, thing, rng)}", "source": topic}
@@ -133,8 +134,8 @@ def documents(num: int, seed: int = 0) -> list[dict]:
     ]
 
 
-def conversations(num: int, seed: int = 0) -> list[dict]:
-    """`messages` records for supervised tuning: one or two questions, courteous answers."""
+def conversations(num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Records of `messages`: one or two questions, with courteous answers."""
     out = []
     draws = list(_draw("documents", 2 * num, seed))
     for i in range(num):
@@ -147,8 +148,11 @@ def conversations(num: int, seed: int = 0) -> list[dict]:
     return out
 
 
-def _draw(part: str, num: int, seed: int):
-    """Prompts in a seeded order, round after round, each with a generator of its own."""
+def _draw(part: str, num: int, seed: int) -> Iterator[tuple[random.Random, str, str, str]]:
+    """(generator, topic, thing, prompt): the prompts in a seeded order, round after round.
+
+    Each record has a generator of its own, so the first records stay the same when more are drawn.
+    """
     pool = prompts(part)
     for i in range(num):
         if i % len(pool) == 0:
