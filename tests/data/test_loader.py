@@ -51,12 +51,12 @@ def test_processes_share_out_one_global_batch():
 
 
 def test_finite_loader_covers_each_example_once_and_starts_over():
-    held = loader.build(make, num_examples=10, batch_size=4, endless=False)
+    finite = loader.build(make, num_examples=10, batch_size=4, endless=False)
     for _ in range(2):
-        batches = list(held)
+        batches = list(finite)
         index = np.concatenate([b["index"] for b in batches])
         weight = np.concatenate([b["weights"] for b in batches])
-        assert len(batches) == held.num_batches == 3
+        assert len(batches) == finite.num_batches == 3
         assert index[weight > 0].tolist() == list(range(10)) and len(index) == 12 and weight.sum() == 10
 
 

@@ -75,12 +75,12 @@ def test_bad_lines_are_set_aside_with_file_line_and_reason(tmp_path):
         lines[at] = line
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\r\n".join([b"\xef\xbb\xbf" + lines[0], b"", *lines[1:]]))
-    good, found = records.read(str(path))
+    good, bad = records.read(str(path))
     assert len(good) == 595 and good[0].value == ROWS[0] and good[1].line == 3
-    assert [b.line for b in found] == [12, 22, 32, 42, 52] and {b.file for b in found} == {str(path)}
-    for b, words in zip(found, ("not JSON", "not JSON", "a JSON str", "not UTF-8", "surrogate")):
+    assert [b.line for b in bad] == [12, 22, 32, 42, 52] and {b.file for b in bad} == {str(path)}
+    for b, words in zip(bad, ("not JSON", "not JSON", "a JSON str", "not UTF-8", "surrogate")):
         assert words in b.reason
-    records.write_bad(found, str(tmp_path / "out" / "bad.jsonl"))
+    records.write_bad(bad, str(tmp_path / "out" / "bad.jsonl"))
     assert [json.loads(x)["line"] for x in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()] == [
         12,
         22,

@@ -66,24 +66,24 @@ def test_slices_of_every_size_concatenate_to_the_file(tmp_path_factory, lines, s
 
 def slow_paragraphs(text):
     """Blocks of lines between blank ones, with the byte offset of each."""
-    found, block, start, at = [], [], 0, 0
+    blocks, block, start, at = [], [], 0, 0
     for line in [*text.split("\n"), ""]:
         if line.strip():
             start = start if block else at
             block.append(line.removesuffix("\r"))
         elif block:
-            found.append((start, "\n".join(block)))
+            blocks.append((start, "\n".join(block)))
             block = []
         at += len(line.encode()) + 1
-    return found
+    return blocks
 
 
 @hypothesis.given(st.text("aé \n\r", max_size=60), st.integers(1, 12))
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_paragraphs_of_every_slicing_are_the_blocks_between_blank_lines(tmp_path_factory, text, slice_bytes):
     file = save(tmp_path_factory.getbasetemp() / "cut.txt", text.encode())
-    found = read(file, slice_bytes, text_unit="paragraphs")
-    assert [(d["id"], d["text"]) for d in found] == [(f"cut.txt:{at}", block) for at, block in slow_paragraphs(text)]
+    items = read(file, slice_bytes, text_unit="paragraphs")
+    assert [(d["id"], d["text"]) for d in items] == [(f"cut.txt:{at}", block) for at, block in slow_paragraphs(text)]
 
 
 def test_lines_of_plain_text_are_documents_named_by_file_and_byte(tmp_path):
@@ -91,9 +91,9 @@ def test_lines_of_plain_text_are_documents_named_by_file_and_byte(tmp_path):
     file = save(tmp_path / "web" / "a.txt", "\ufeffeins é\r\n\n  \nzwei".encode())
     expected = [("a.txt:0", "eins é"), ("a.txt:16", "zwei")]
     for size in (1, 5, 100):
-        found = read(file, size)
-        assert [(d["id"], d["text"]) for d in found] == expected
-        assert all(d["source"] == "web" and d["metadata"] == {} for d in found)
+        items = read(file, size)
+        assert [(d["id"], d["text"]) for d in items] == expected
+        assert all(d["source"] == "web" and d["metadata"] == {} for d in items)
 
 
 def test_ids_made_of_places_name_files_below_the_folder_of_all_inputs(tmp_path):
@@ -137,9 +137,9 @@ def test_bad_lines_are_set_aside_with_their_byte_and_the_rest_is_kept(tmp_path, 
         expected.append((len(content), reason))
         content += line + b"\n"
     file = save(tmp_path / "a.jsonl", content)
-    found = read(file, slice_bytes, max_document_bytes=100)
-    bad = [item for item in found if isinstance(item, slices.Bad)]
-    assert sum(isinstance(item, dict) for item in found) == len(BAD_LINES)
+    items = read(file, slice_bytes, max_document_bytes=100)
+    bad = [item for item in items if isinstance(item, slices.Bad)]
+    assert sum(isinstance(item, dict) for item in items) == len(BAD_LINES)
     assert [item.offset for item in bad] == [offset for offset, _ in expected]
     for item, (_, reason) in zip(bad, expected):
         assert item.reason.startswith(reason) and item.file == str(file)
@@ -156,8 +156,8 @@ def test_what_cannot_be_written_again_is_set_aside(tmp_path):
 def test_other_fields_become_metadata_and_numbers_become_ids(tmp_path):
     row = {"doc": 7, "body": "t", "link": "http://x", "lang": "ar", "n": 2, "metadata": {"n": 1, "date": "today"}}
     file = save(tmp_path / "a.jsonl", jsonl([row]))
-    (found,) = read(file, columns={"text": "body", "id": "doc", "url": "link"}, source="crawl")
-    assert found == {
+    (document,) = read(file, columns={"text": "body", "id": "doc", "url": "link"}, source="crawl")
+    assert document == {
         "id": "7",
         "text": "t",
         "source": "crawl",
@@ -182,9 +182,9 @@ def test_gzip_with_damage_in_its_midst_keeps_what_comes_before(tmp_path):
     rows = [{"id": str(i), "text": os.urandom(300).hex(), "source": "s", "metadata": {}} for i in range(2000)]
     whole = gzip.compress(jsonl(rows))
     middle = len(whole) // 2
-    found = read(save(tmp_path / "a.jsonl.gz", whole[:middle] + b"\xff" * 500 + whole[middle:]))
-    assert found[:950] == rows[:950]  # damage is noticed only after some bytes of it have made sense
-    assert reasons(found)[-1].startswith("damaged gzip data")
+    items = read(save(tmp_path / "a.jsonl.gz", whole[:middle] + b"\xff" * 500 + whole[middle:]))
+    assert items[:950] == rows[:950]  # damage is noticed only after some bytes of it have made sense
+    assert reasons(items)[-1].startswith("damaged gzip data")
 
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
@@ -203,8 +203,8 @@ def test_whole_zstandard_frames_of_every_header_are_taken_for_whole(tmp_path, nu
     body = orjson.dumps({"id": "1", "text": "x" * num + "y"})
     pack = zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=known)
     packed = pack.compress(body) if known else b"".join([(c := pack.compressobj()).compress(body), c.flush()])
-    (found,) = read(save(tmp_path / "a.jsonl.zst", packed))
-    assert found["text"] == "x" * num + "y"
+    (document,) = read(save(tmp_path / "a.jsonl.zst", packed))
+    assert document["text"] == "x" * num + "y"
     assert "truncated" in reasons(read(save(tmp_path / "b.jsonl.zst", packed[:-1])))[0]
 
 
@@ -215,11 +215,11 @@ def test_a_line_of_any_length_is_passed_over_in_little_memory(tmp_path, packed):
     file = save(tmp_path / f"a.jsonl{packed}", PACK[packed](good + long + good))
     del long
     tracemalloc.start()
-    found = read(file, 8 << 20, max_document_bytes=1 << 20)
+    items = read(file, 8 << 20, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [type(item) is dict for item in found] == [True, False, True]
-    assert found[1].offset == len(good) and found[1].reason == f"{(30 << 20) + 23} bytes long, more than {1 << 20}"
+    assert [type(item) is dict for item in items] == [True, False, True]
+    assert items[1].offset == len(good) and items[1].reason == f"{(30 << 20) + 23} bytes long, more than {1 << 20}"
     assert peak < 12 << 20
 
 
@@ -293,9 +293,9 @@ def test_bad_rows_of_a_table_are_set_aside_by_number(tmp_path):
     extra = pyarrow.array([b"\xff", b"b", None, b"d"])
     columns = pyarrow.table({"id": [1, 2, 3, 4], "text": texts, "raw": extra})
     pytest.importorskip("pyarrow.parquet").write_table(columns, tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert [d["id"] for d in found if isinstance(d, dict)] == ["1", "3"]
-    bad = [d for d in found if isinstance(d, slices.Bad)]
+    items = read(tmp_path / "a.parquet")
+    assert [d["id"] for d in items if isinstance(d, dict)] == ["1", "3"]
+    bad = [d for d in items if isinstance(d, slices.Bad)]
     assert [(b.offset, b.reason[:9]) for b in bad] == [(1, "not UTF-8"), (3, "no 'text'")]
 
 
@@ -309,8 +309,8 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 def test_gzip_whose_checksum_is_wrong_is_recorded_as_damaged(tmp_path):
     content = bytearray(gzip.compress(jsonl(ROWS)))
     content[-8:-4] = zlib.crc32(b"other").to_bytes(4, "little")
-    found = read(save(tmp_path / "a.jsonl.gz", bytes(content)))
-    assert reasons(found)[0].startswith("damaged gzip data")
+    items = read(save(tmp_path / "a.jsonl.gz", bytes(content)))
+    assert reasons(items)[0].startswith("damaged gzip data")
 
 
 def test_real_text_is_read_whole_whatever_the_slices(shared_data):
@@ -367,9 +367,9 @@ def test_zstandard_with_a_long_window_is_read(tmp_path, log):
 def test_ids_that_lost_digits_as_numbers_are_set_aside(tmp_path):
     lines = [b'{"id": 12345678901234567890121, "text": "a"}', b'{"id": 9007199254740993.0, "text": "b"}']
     lines += [b'{"id": 9007199254740993, "text": "c"}', b'{"id": 1.5, "text": "d"}']
-    found = read(save(tmp_path / "a.jsonl", b"\n".join(lines)), columns={"text": "text", "id": "id"})
-    assert [item["id"] for item in found if isinstance(item, dict)] == ["9007199254740993", "1.5"]
-    assert len(reasons(found)) == 2 and all("write it as text" in reason for reason in reasons(found))
+    items = read(save(tmp_path / "a.jsonl", b"\n".join(lines)), columns={"text": "text", "id": "id"})
+    assert [item["id"] for item in items if isinstance(item, dict)] == ["9007199254740993", "1.5"]
+    assert len(reasons(items)) == 2 and all("write it as text" in reason for reason in reasons(items))
 
 
 def test_a_date_that_no_calendar_has_costs_its_row_alone(tmp_path):
@@ -377,6 +377,6 @@ def test_a_date_that_no_calendar_has_costs_its_row_alone(tmp_path):
     times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
     table = pyarrow.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], "at": times})
     parquet.write_table(table, tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert [item["id"] for item in found if isinstance(item, dict)] == ["a", "c"]
-    assert [reason.split(":")[0] for reason in reasons(found)] == ["a value that Python cannot express"]
+    items = read(tmp_path / "a.parquet")
+    assert [item["id"] for item in items if isinstance(item, dict)] == ["a", "c"]
+    assert [reason.split(":")[0] for reason in reasons(items)] == ["a value that Python cannot express"]

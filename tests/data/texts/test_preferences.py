@@ -84,14 +84,14 @@ def test_batches_have_the_documented_keys_shapes_and_types(tmp_path):
     train, heldout, _ = load(write(tmp_path / "a.jsonl", rows(40)), heldout_fraction=0.3)
     for layout, num_rows in (("separate", 8), ("shared", 4)):
         first = next(preferences.batches(train, batch_size=4, layout=layout))
-        held = next(preferences.batches(heldout, batch_size=4, layout=layout, endless=False))
+        last = next(preferences.batches(heldout, batch_size=4, layout=layout, endless=False))
         num_time, num_answer = preferences.shape(train, layout=layout)
         for key in ("tokens", "positions", "groups", "branches"):
             assert first[key].shape == (num_rows, num_time) and first[key].dtype == np.int32
         for key, dtype in (("sources", np.int32), ("targets", np.int32), ("mask", np.float32)):
             assert first[key].shape == (4, 2, num_answer) and first[key].dtype == dtype
         assert first["weights"].tolist() == [1] * 4 and first["index"].dtype == np.int32
-        assert {k: v.shape for k, v in held.items()} == {k: v.shape for k, v in first.items()}
+        assert {k: v.shape for k, v in last.items()} == {k: v.shape for k, v in first.items()}
         assert "labels" not in first
 
 
@@ -108,9 +108,9 @@ def test_masked_targets_decode_to_the_answers(tmp_path):
 
 def test_last_heldout_batch_is_filled_with_weight_zero(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", rows(10)), heldout_fraction=0)
-    held = preferences.batches(train, batch_size=4, endless=False)
-    weights = np.concatenate([b["weights"] for b in held])
-    index = np.concatenate([b["index"] for b in held])
+    finite = preferences.batches(train, batch_size=4, endless=False)
+    weights = np.concatenate([b["weights"] for b in finite])
+    index = np.concatenate([b["index"] for b in finite])
     assert index[weights > 0].tolist() == list(range(10)) and weights.sum() == 10 and len(weights) == 12
 
 
@@ -129,11 +129,11 @@ def test_loader_state_continues_with_the_next_batch(tmp_path):
 @given(st.lists(st.sampled_from(["a", "A ", "b", "c\n", " C", "ｃ", "d", "e", "f", "g", "h"]), min_size=2, max_size=40))
 def test_no_prompt_is_on_both_sides_of_the_split(prompts):
     items = [pair_formats.Comparison(p, ("x", "y")) for p in prompts]
-    train, held = preferences.split_by_prompt(items, fraction=0.4, seed=1)
+    train, heldout = preferences.split_by_prompt(items, fraction=0.4, seed=1)
     fold = lambda items: {"".join(i.prompt.split()).lower().replace("ｃ", "c") for i in items}  # noqa: E731
-    assert not fold(train) & fold(held)
-    assert len(train) + len(held) == len(prompts) and train
-    assert held or len(fold(items)) == 1
+    assert not fold(train) & fold(heldout)
+    assert len(train) + len(heldout) == len(prompts) and train
+    assert heldout or len(fold(items)) == 1
 
 
 def test_a_dialogue_and_its_continuation_are_on_the_same_side():
@@ -146,8 +146,8 @@ def test_a_dialogue_and_its_continuation_are_on_the_same_side():
 
 def test_openings_are_whole_words_of_some_length_and_not_an_instruction_before_everything():
     opening = "Tell me about the cat"
-    found = preferences._openings({p.lower() for p in (opening, f"{opening} on it", f"{opening}s on it", "Tell me")})
-    assert found == {
+    openings = preferences._openings({p.lower() for p in (opening, f"{opening} on it", f"{opening}s on it", "Tell me")})
+    assert openings == {
         "tell me": "tell me",  # too short
         opening.lower(): opening.lower(),
         f"{opening.lower()} on it": opening.lower(),
@@ -162,8 +162,8 @@ def test_openings_are_whole_words_of_some_length_and_not_an_instruction_before_e
 def test_documents_that_continue_one_another_are_split_by_themselves():
     docs = ["word " * n for n in range(5, 400)]
     items = [pair_formats.Comparison("", (d,), group=d) for d in docs]
-    train, held = preferences.split_by_prompt(items, fraction=0.3)
-    assert 60 < len(held) < 180 and len(train) + len(held) == len(docs)
+    train, heldout = preferences.split_by_prompt(items, fraction=0.3)
+    assert 60 < len(heldout) < 180 and len(train) + len(heldout) == len(docs)
 
 
 def test_split_fraction_is_about_right_and_moves_with_the_seed():
@@ -178,15 +178,15 @@ def test_split_fraction_is_about_right_and_moves_with_the_seed():
 
 def test_a_group_column_keeps_its_records_together(tmp_path):
     records = [r | {"uuid": f"u{i // 5}"} for i, r in enumerate(rows(60))]
-    train, held, _ = load(write(tmp_path / "a.jsonl", records), heldout_fraction=0.3, group_column="uuid")
-    sides = [{item.group for item in pairs.items} for pairs in (train, held)]
+    train, heldout, _ = load(write(tmp_path / "a.jsonl", records), heldout_fraction=0.3, group_column="uuid")
+    sides = [{item.group for item in pairs.items} for pairs in (train, heldout)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
 
 
 def test_heldout_path_and_limit_are_used(tmp_path):
     a, b = write(tmp_path / "a.jsonl", rows(10)), write(tmp_path / "b.jsonl", rows(4))
-    train, held, report = load(a, heldout_path=b, limit=6)
-    assert (len(train), len(held)) == (6, 4) and report["training pairs"] == 6
+    train, heldout, report = load(a, heldout_path=b, limit=6)
+    assert (len(train), len(heldout)) == (6, 4) and report["training pairs"] == 6
 
 
 def test_report_counts_everything_that_was_not_used(tmp_path):

@@ -120,9 +120,9 @@ def test_heldout_texts_are_apart_and_batches_static(tmp_path):
     next(one)
     two.set_state(one.get_state())
     assert np.array_equal(next(one)["tokens"], next(two)["tokens"])
-    held = list(text.batches(heldout, batch_size=16, endless=False))
-    assert {b["tokens"].shape for b in held} == {(16, 32)}
-    total = sum(b["mask"].sum() for b in held)
+    batches = list(text.batches(heldout, batch_size=16, endless=False))
+    assert {b["tokens"].shape for b in batches} == {(16, 32)}
+    total = sum(b["mask"].sum() for b in batches)
     assert total == heldout.counts.sum()  # rows that fill up count nothing
 
 
