@@ -14,7 +14,7 @@ from alignment.errors import InputError, one_of
 from data.corpus import worker_processes
 from data.corpus.worker_processes import WorkerDied
 
-__all__ = ["WorkerDied", "run", "share"]
+__all__ = ["WorkerDied", "opened", "run", "share"]
 
 EXECUTORS = ("local", "process", "ray")
 
