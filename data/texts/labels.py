@@ -12,7 +12,7 @@ import numpy as np
 
 from alignment.errors import InputError
 from data import records
-from data.texts import pair_formats, preferences
+from data.texts import pair_formats, splits
 from data.toys import remarks
 
 MAX_LEVELS = 100
@@ -156,7 +156,7 @@ def split(labelled: Labelled, *, fractions: Sequence[float], seed: int = 0) -> l
     ]
     heldout_items, share = [], 1.0  # share: of all texts, what `items` still has
     for number, fraction in enumerate(fractions):
-        items, heldout = preferences.split_by_prompt(items, fraction=fraction / share, seed=seed + 7_919 * number)
+        items, heldout = splits.by_prompt(items, fraction=fraction / share, seed=seed + 7_919 * number)
         share -= fraction
         heldout_items.append(heldout)
     parts = [labelled.take([int(item.answers[0]) for item in part]) for part in (items, *heldout_items)]

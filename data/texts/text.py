@@ -17,7 +17,7 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import packing, pair_formats, preferences
+from data.texts import packing, pair_formats, splits
 from data.texts.pair_formats import Comparison
 from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def load(
         other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
         halves = [items, other]
     else:
-        halves = preferences.split_by_prompt(items, fraction=heldout_fraction, seed=seed)
+        halves = splits.by_prompt(items, fraction=heldout_fraction, seed=seed)
     fitting: dict[str, Any] = {
         "max_len": max_len,
         "turns": turns,
