@@ -19,6 +19,8 @@ FLAGS = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": "false",
     "xla_cpu_parallel_codegen_split_count": 1,
+    # XLA aborts the process when a device waits 40 s for the others, as can happen with eight on one busy core
+    "xla_cpu_collective_call_terminate_timeout_seconds": 600,
 }
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):

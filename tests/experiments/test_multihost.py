@@ -23,7 +23,8 @@ def start(workdir, cache, mesh, **environment):
     ]
     command += [f"--config.mesh.data={mesh[0]}", f"--config.mesh.tensor={mesh[1]}", "--config.batch.layout=shared"]
     command += ["--distributed"] if "JAX_PROCESS_ID" in environment else []
-    flags = f"--xla_force_host_platform_device_count={environment.pop('devices')}"
+    # of two values of a flag XLA takes the last; the other flags let it compile as fast as in this process
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={environment.pop('devices')}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PLUMBLINE_JAX_CACHE": str(cache), **environment}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
