@@ -13,7 +13,7 @@ JOBS ?= auto --maxprocesses=4
 SEED ?= 0
 # A file's tests stay in one process, because they share fixtures and compiled programs.
 PYTEST := SEED=$(SEED) $(BIN)/python -m pytest
-PARALLEL := --ignore=tests/parity -n $(JOBS) --dist loadfile
+PARALLEL := --ignore=tests/parity -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 

@@ -49,6 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = seed
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that run whole experiments, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/experiments/", "tests/docs/")))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real public data beside a developer's checkout; a user's clone has none and skips."""
