@@ -48,7 +48,7 @@ slow: $(VENV)/test
 coverage: $(VENV)/test
 	@echo "all tests in the order of seed $(SEED)"
 	$(PYTEST) $(PARALLEL) --cov --cov-report= $(ARGS)
-	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 25
+	$(BIN)/coverage report --skip-covered --sort=-cover | tail -n 25
 
 parity: $(VENV)/parity
 	@echo "parity tests in the order of seed $(SEED)"
