@@ -1,4 +1,4 @@
-"""Long texts in pieces, and the pieces' scores as the text's.
+"""Cut long texts into pieces, and make one score of the pieces' scores.
 
 Dimensions: N texts, P pieces, C levels.
 """
@@ -13,12 +13,12 @@ POOLS = ("max", "mean")
 
 
 def split(text: str, words: int = 512, characters: int = 8_192) -> list[str]:
-    """A text as pieces of at most so many words (runs without space) and characters; at least one piece."""
+    """Cut a text into pieces of at most so many words (runs without white space) and characters; at least one piece."""
     return list(_pieces(text, words, characters))
 
 
 def first(text: str, words: int, characters: int = 8_192) -> str:
-    """The first piece of `split`, without making the others; 0 words leaves the text whole."""
+    """The first piece of `split` alone; 0 words leaves the text whole."""
     return next(_pieces(text, words, characters)) if words else text
 
 
@@ -27,20 +27,32 @@ def _pieces(text: str, words: int, characters: int) -> Iterator[str]:
         yield text
         return
     start, count = 0, 0
-    for found in WORD.finditer(text):
-        if count == words or (found.end() - start > characters and count):
-            yield text[start : found.start()]
-            start, count = found.start(), 0
+    for word in WORD.finditer(text):
+        if count == words or (word.end() - start > characters and count):
+            yield text[start : word.start()]
+            start, count = word.start(), 0
         count += 1
-        while found.end() - start > characters:  # one word longer than a piece
+        while word.end() - start > characters:  # a single word that is longer than a piece
             yield text[start : start + characters]
             start += characters
     if start < len(text):
         yield text[start:]
 
 
+def groups(texts: Sequence[str], characters: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of runs of texts of about so many characters, so that a batch's memory has a bound."""
+    start, total = 0, 0
+    for i, text in enumerate(texts):
+        if total and total + len(text) > characters:
+            yield start, i
+            start, total = i, 0
+        total += len(text)
+    if start < len(texts):
+        yield start, len(texts)
+
+
 def of_texts(texts: Sequence[str], words: int) -> tuple[list[str], np.ndarray]:
-    """All pieces, and the text that each belongs to, [P]; 0 words leaves texts whole."""
+    """The pieces of all texts, and the text of each [P]; 0 words leaves texts whole."""
     if not words:
         return list(texts), np.arange(len(texts))
     parts = [split(text, words) for text in texts]
@@ -48,34 +60,36 @@ def of_texts(texts: Sequence[str], words: int) -> tuple[list[str], np.ndarray]:
 
 
 def starts(pieces: Sequence[str], owners_P: np.ndarray) -> np.ndarray:
-    """Where each piece of `of_texts` begins in its text, [P], in characters."""
+    """The character at which each piece of `of_texts` begins in its text [P]."""
     lengths_P = np.array([len(piece) for piece in pieces], np.int64)
     ends_P = np.cumsum(lengths_P)
     is_first_P = np.diff(owners_P, prepend=-1) > 0
-    before_P = np.maximum.accumulate(np.where(is_first_P, ends_P - lengths_P, 0))  # characters of the texts before
+    # The place of a text's first piece in the concatenation holds for its other pieces too: they come later.
+    before_P = np.maximum.accumulate(np.where(is_first_P, ends_P - lengths_P, 0))
     return ends_P - lengths_P - before_P
 
 
 def spans(texts: Sequence[str], owners_P: np.ndarray, starts_P: np.ndarray, values_P: Sequence) -> list[list[list]]:
-    """Of each text, its pieces as [start, end, value] in order: `text[start:end]` of all of them make up the text."""
-    found: list[list[list]] = [[] for _ in texts]
+    """The pieces of each text as [start, end, value]; in order, `text[start:end]` of all pieces is the text."""
+    of_texts: list[list[list]] = [[] for _ in texts]
     for owner, start, value in zip(owners_P.tolist(), starts_P.tolist(), values_P, strict=True):
-        if found[owner]:
-            found[owner][-1][1] = start
-        found[owner].append([start, len(texts[owner]), value])
-    return found
+        if of_texts[owner]:
+            of_texts[owner][-1][1] = start  # a piece ends where the next begins
+        of_texts[owner].append([start, len(texts[owner]), value])
+    return of_texts
 
 
 def pool(values_PC: np.ndarray, owners_P: np.ndarray, num_texts: int, how: str, by_P: np.ndarray) -> np.ndarray:
-    """A row a text, [N,C]; each text has a piece, and `owners_P` rises.
+    """One row for each text [N,C].
 
     Args:
-        how: `max`, the row of the text's piece that is highest in `by_P` (the first of these); `mean` of its rows.
+        owners_P: the text of each piece, rising; every text has a piece.
+        how: "max" takes the row of the piece with the highest `by_P`, the first of equals; "mean" averages the rows.
     """
     if not num_texts:
         return np.zeros((0, *values_PC.shape[1:]), values_PC.dtype)
     if how == "max":
-        order_P = np.lexsort((-by_P, owners_P))  # stable
+        order_P = np.lexsort((-by_P, owners_P))  # stable: the first of equals
         return values_PC[order_P[np.searchsorted(owners_P, np.arange(num_texts))]]
     counts_N = np.bincount(owners_P, minlength=num_texts)
     starts_N = np.cumsum(counts_N) - counts_N

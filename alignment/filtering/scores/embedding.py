@@ -3,11 +3,12 @@
     score = embedding.load("export/scorer")                            # a static embedding, in numpy
     score = embedding.load("export/scorer", embed_fn=my_flax_encoder)  # texts -> [N,D], such as a sentence encoder
 
-The static embedding is model2vec's (a vector a token, averaged), read from `model.safetensors` and `tokenizer.json`.
-FineWeb-Edu's way is the objective `regression` and the pool `mean`; Safety Pretraining's is `softmax` over 0 to 5 and
-`max` (Maini et al. 2025, arXiv:2504.16980, who find classification better than regression).
+The static embedding is model2vec's (the mean of a vector for each token), read from `model.safetensors` and
+`tokenizer.json`. FineWeb-Edu (Penedo et al. 2024, arXiv:2406.17557) uses the objective `regression` and the pool
+`mean`, Safety Pretraining (Maini et al. 2025, arXiv:2504.16980, who find classification better than regression)
+`softmax` over 0 to 5 and `max`.
 
-Dimensions: N texts, P pieces of texts, D width, F of the hidden layer, V vocabulary, O outputs.
+Dimensions: N texts, P pieces of texts, T tokens, D width, F of the hidden layer, V vocabulary, O outputs.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,22 +25,22 @@ from alignment.errors import InputError
 from alignment.filtering.scores import chunks, heads
 
 EmbedFn = Callable[[Sequence[str]], np.ndarray]
-BLOCK = 65_536  # characters given to the tokenizer as one
-GROUP = 1 << 20  # characters tokenised at one time
+BLOCK = 65_536  # characters of the longest string for the tokenizer, whose time grows faster than the length
+GROUP = 1 << 20  # characters tokenised together
 
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """A vector a token; a piece's embedding is their mean, brought to length 1 where the model says so.
+    """A vector for each token; a piece's embedding is their mean, scaled to length 1 where the model says so.
 
     Attributes:
-        weights_V: of each token in the mean's sum; None: all 1.
-        unknown_id: left out of the mean; None where the tokenizer knows no such token.
-        sha256: of the weights, for checking that a head gets the embedding that it was trained on.
+        weights_V: factors of the tokens' vectors in the sum; None: all 1.
+        unknown_id: the token that stands for unknown words, which the mean leaves out; None: the tokenizer has none.
+        sha256: of the weights, to check that a head gets the embedding that it was trained on.
     """
 
     embeddings_VD: np.ndarray
-    tokenizer: object
+    tokenizer: Any  # of `tokenizers`, which a worker without this scorer does not import
     weights_V: np.ndarray | None
     unknown_id: int | None
     normalize: bool
@@ -52,15 +54,18 @@ class Static:
     def pieces(
         self, texts: Sequence[str], piece: int, *, first: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings [P,D] float32 of pieces of so many tokens, whose each is, and where it begins; 0: texts whole.
-
-        A text's first piece begins at character 0, another one at that of its first known token.
+        """Embeddings of texts in pieces.
 
         Args:
+            piece: tokens of a piece; 0 leaves texts whole.
             first: only each text's first piece.
+
+        Returns:
+            Embeddings [P,D] float32, the text of each piece [P], and the character at which it begins [P]: 0 for a
+            text's first piece, else that of its first known token.
         """
         vectors, owners, starts = [], [], []
-        for start, stop in _groups(texts):
+        for start, stop in chunks.groups(texts, GROUP):
             for i, (ids, places) in enumerate(self._tokens(texts[start:stop]), start):
                 size = piece or max(len(ids), 1)
                 cuts = range(0, max(len(ids), 1), size)
@@ -72,13 +77,15 @@ class Static:
         return stacked, np.array(owners, np.int64), np.array(starts, np.int64)
 
     def _tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Known tokens of each text, and the character at which each begins; a long one is tokenised block by block."""
-        blocks, owners = [], []
+        """Known tokens of each text, and the character at which each begins; long texts are tokenised in blocks."""
+        blocks: list[str] = []
+        owners: list[int] = []
         for i, text in enumerate(texts):
             parts = chunks.split(text, BLOCK, BLOCK) if len(text) > BLOCK else [text]
             blocks += parts
             owners += [i] * len(parts)
-        ids, places = [[] for _ in texts], [[] for _ in texts]
+        ids: list[list[int]] = [[] for _ in texts]
+        places: list[list[int]] = [[] for _ in texts]
         begins = chunks.starts(blocks, np.array(owners, np.int64)).tolist()
         encoded = self.tokenizer.encode_batch(blocks, add_special_tokens=False)
         for owner, begin, encoding in zip(owners, begins, encoded, strict=True):
@@ -89,6 +96,7 @@ class Static:
     def _known(self, ids: Sequence[int], places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         ids_T, places_T = np.array(ids, np.int64), np.array(places, np.int64)
         is_known_T = (ids_T != self.unknown_id) & (ids_T < len(self.embeddings_VD))
+        # The parts of one character (bytes, an emoji's) may go back a place; pieces must begin in rising order.
         return ids_T[is_known_T], np.maximum.accumulate(places_T[is_known_T])
 
     def _mean(self, ids: np.ndarray) -> np.ndarray:
@@ -103,7 +111,11 @@ class Static:
 
 
 def static(folder: str | pathlib.Path) -> Static:
-    """A model2vec folder: `model.safetensors`, `tokenizer.json`, and `config.json` where there is one."""
+    """Read a model2vec folder: `model.safetensors`, `tokenizer.json` and, if there is one, `config.json`.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     import safetensors
     import tokenizers
     from safetensors import numpy as reader
@@ -117,16 +129,16 @@ def static(folder: str | pathlib.Path) -> Static:
         tensors = reader.load(content)
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-        told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        normalize, unknown = bool(config.get("normalize", False)), told["model"].get("unk_token")
+        description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        normalize, unknown = bool(config.get("normalize", False)), description["model"].get("unk_token")
     except (ValueError, KeyError, AttributeError, safetensors.SafetensorError) as e:
         raise InputError(f"embedding {folder} is damaged ({e!r}); fetch it again") from None
-    except Exception as e:  # what `tokenizers` raises of a file that it cannot read has no type of its own
+    except Exception as e:  # `tokenizers` raises a plain Exception for a file that it cannot read
         raise InputError(f"embedding {folder}: {e}; fetch it again") from None
     embeddings_VD = tensors.get("embeddings")
     if embeddings_VD is None or embeddings_VD.ndim != 2:
-        raise InputError(f"embedding {folder} holds {sorted(tensors)}; a static one has a matrix `embeddings`")
-    if "mapping" in tensors:  # tokens that share a vector
+        raise InputError(f"embedding {folder} holds {sorted(tensors)}; a static embedding has a matrix `embeddings`")
+    if "mapping" in tensors:  # several tokens share a vector
         embeddings_VD = embeddings_VD[tensors["mapping"]]
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -147,23 +159,26 @@ def load(
     """A scorer that a run of `experiments/scorer.py` has exported.
 
     Args:
-        name: of its scores, in place of its own.
-        model: folder of the static embedding; "": where the head says that it was.
-        embed_fn: texts to embeddings [N,D], in place of a static embedding; it is given pieces of 512 words (or as many
-            as the head's `piece` says).
+        name: of its scores; "" takes the exported name.
+        model: folder of the static embedding; "" takes the folder that the head was trained with.
+        embed_fn: texts to embeddings [N,D], instead of a static embedding; it gets pieces of as many words as the
+            head's `piece` says (512 by default).
+
+    Raises:
+        InputError: a scorer or embedding that is missing or damaged, or another embedding than in training.
     """
     about, tensors = heads.load(path, "embedding")
     about = dataclasses.replace(about, name=name or about.name)
     if embed_fn is not None:
         return build(about, tensors, of_function(embed_fn, about.piece))
-    found = static(model or about.features["model"])
-    if about.features.get("sha256", found.sha256) != found.sha256:
-        raise InputError(f"{path} was trained on another embedding than {found.folder}; name the right one as `model`")
-    return build(about, tensors, lambda texts: found.pieces(texts, about.piece))
+    own = static(model or about.features["model"])
+    if about.features.get("sha256", own.sha256) != own.sha256:
+        raise InputError(f"{path} was trained on another embedding than {own.folder}; name the right one as `model`")
+    return build(about, tensors, lambda texts: own.pieces(texts, about.piece))
 
 
 def of_function(embed_fn: EmbedFn, piece: int) -> heads.Outputs:
-    """Any embedding as what `build` takes: (embeddings of pieces, whose each is, where it begins)."""
+    """Any embedding in the form that `build` takes: (embeddings, text and first character of each piece)."""
 
     def pieces(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         parts, owners_P = chunks.of_texts(texts, piece)
@@ -173,7 +188,7 @@ def of_function(embed_fn: EmbedFn, piece: int) -> heads.Outputs:
 
 
 def build(about: heads.About, tensors: Mapping[str, np.ndarray], pieces_fn: heads.Outputs) -> heads.Scorer:
-    """A scorer of weights at hand: `kernel`, `bias`, where there is a hidden layer `hidden_kernel`, `hidden_bias`."""
+    """A scorer from weights: `kernel` and `bias`, with a hidden layer `hidden_kernel` and `hidden_bias` too."""
     hidden = tensors["hidden_kernel"].shape if "hidden_kernel" in tensors else None
     num, width = heads.num_outputs(about.objective, len(about.levels)), about.features["width"]
     wanted = {"kernel": (hidden[-1] if hidden else width, num), "bias": (num,)}
@@ -206,16 +221,5 @@ def batch_fn(
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """Flax's: the approximation by tanh."""
+    """As in Flax: the approximation by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _groups(texts: Sequence[str]):
-    start, total = 0, 0
-    for i, text in enumerate(texts):
-        if total and total + len(text) > GROUP:
-            yield start, i
-            start, total = i, 0
-        total += len(text)
-    if start < len(texts):
-        yield start, len(texts)

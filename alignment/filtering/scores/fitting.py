@@ -1,13 +1,13 @@
 """Training a scorer's head in JAX, on the loop that every training run shares.
 
-Batches hold `labels` [N] int32 levels, `weights` [N] float32 (0 is filling), and either `ids` and `values` [N,K], for a
-head on hashed n-grams, or `inputs` [N,D], for one on embeddings.
+Batches hold `labels` [N] int32 levels, `weights` [N] float32 (0 for rows that fill up a batch), and either `ids` and
+`values` [N,K], for a head on hashed n-grams, or `inputs` [N,D], for a head on embeddings.
 
 Dimensions: N texts, K entries of a row, D width of an embedding, F of the hidden layer, B buckets, C levels, O outputs.
 """
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ INPUTS = ("ids", "values", "inputs")
 
 
 class Hashed(nn.Module):
-    """A row of weights for each bucket, and what a text's entries add up to."""
+    """A row of weights for each bucket; a text's outputs are the weighted sum of the rows of its entries."""
 
     buckets: int
     num_outputs: int
@@ -42,7 +42,7 @@ class Hashed(nn.Module):
 
 
 class Dense(nn.Module):
-    """One layer on an embedding, or two with a GELU between."""
+    """One layer on an embedding, or two with a GELU between them."""
 
     width: int
     num_outputs: int
@@ -63,12 +63,13 @@ class Dense(nn.Module):
         return x_ND @ kernel_DO + bias_O[None], _thresholds(self)
 
 
-def _boxed(init, *names):
+def _boxed(init: nn.initializers.Initializer, *names: str) -> Callable[..., Any]:
+    """An initialiser whose parameter carries the names of its logical axes."""
     return nn.with_partitioning(init, names)
 
 
 def _thresholds(module: nn.Module) -> jax.Array:
-    """Rising numbers, whatever the parameters are: the first, and steps above 0 from each to the next."""
+    """Thresholds that rise whatever the parameters are; empty for the other objectives."""
     if not module.num_thresholds:
         return jnp.zeros((0,))
     raw_C = module.param("thresholds_bias", _boxed(nn.initializers.zeros, "classes"), (module.num_thresholds,))
@@ -76,20 +77,23 @@ def _thresholds(module: nn.Module) -> jax.Array:
 
 
 def rising(raw_C: jax.Array) -> jax.Array:
+    """The first number as it is, then steps of softplus, which are above 0, from each to the next."""
     return jnp.cumsum(jnp.concatenate([raw_C[:1], jax.nn.softplus(raw_C[1:])]))
 
 
 def network(about: heads.About, *, num_inputs: int, hidden: int = 0) -> nn.Module:
     """The head of a scorer: `num_inputs` is the number of buckets, or the embedding's width."""
-    fields = dict(num_outputs=heads.num_outputs(about.objective, len(about.levels)))
-    fields["num_thresholds"] = len(about.levels) - 1 if about.objective == "ordinal" else 0
+    outputs = heads.num_outputs(about.objective, len(about.levels))
+    thresholds = len(about.levels) - 1 if about.objective == "ordinal" else 0
     if about.kind == "linear":
-        return Hashed(buckets=num_inputs, **fields)
-    return Dense(width=num_inputs, hidden=hidden, **fields)
+        return Hashed(buckets=num_inputs, num_outputs=outputs, num_thresholds=thresholds)
+    return Dense(width=num_inputs, hidden=hidden, num_outputs=outputs, num_thresholds=thresholds)
 
 
-def losses(objective: str, outputs_NO: jax.Array, thresholds_C: jax.Array, labels_N: jax.Array):
-    """Each text's loss (nats, or squared levels of a regression) and the level it is given."""
+def losses(
+    objective: str, outputs_NO: jax.Array, thresholds_C: jax.Array, labels_N: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of each text (in nats, or squared levels for a regression) and its predicted level [N]."""
     if objective == "softmax":
         losses_N = optax.softmax_cross_entropy_with_integer_labels(outputs_NO, labels_N)
         return losses_N, jnp.argmax(outputs_NO, axis=-1)
@@ -99,16 +103,18 @@ def losses(objective: str, outputs_NO: jax.Array, thresholds_C: jax.Array, label
     is_first_N, is_last_N = labels_N == 0, labels_N == len(thresholds_C)
     low_N = jnp.take_along_axis(above_NC, jnp.maximum(labels_N - 1, 0)[:, None], axis=1)[:, 0]
     high_N = jnp.take_along_axis(above_NC, jnp.minimum(labels_N, len(thresholds_C) - 1)[:, None], axis=1)[:, 0]
-    # log(sigmoid(low) - sigmoid(high)), low > high: in the middle sigmoid(low) sigmoid(-high) (1 - exp(high - low))
+    # P(label) = sigmoid(low) - sigmoid(high) with low > high. The difference would cancel for large logits; it equals
+    # sigmoid(low) sigmoid(-high) (1 - exp(high - low)), whose logarithm is a sum of stable terms. The gap is set to 1
+    # where the formula is not used, or its gradient would be nan there.
     gap_N = jnp.where(is_first_N | is_last_N, 1.0, low_N - high_N)
     middle_N = jax.nn.log_sigmoid(low_N) + jax.nn.log_sigmoid(-high_N) + jnp.log(-jnp.expm1(-gap_N))
-    found_N = jnp.where(is_last_N, jax.nn.log_sigmoid(low_N), middle_N)
-    found_N = jnp.where(is_first_N, jax.nn.log_sigmoid(-high_N), found_N)
-    return -found_N, jnp.sum(above_NC > 0, axis=-1)
+    logps_N = jnp.where(is_last_N, jax.nn.log_sigmoid(low_N), middle_N)
+    logps_N = jnp.where(is_first_N, jax.nn.log_sigmoid(-high_N), logps_N)
+    return -logps_N, jnp.sum(above_NC > 0, axis=-1)
 
 
 def loss_fn(model: nn.Module, objective: str) -> step.LossFn:
-    """The mean of `losses` over weights, and `accuracy`, in which every text counts alike."""
+    """The weighted mean of `losses`, and `accuracy`, in which every text counts alike."""
 
     def loss(params, batch, *, rng, frozen):
         del rng, frozen
@@ -137,7 +143,7 @@ def fit(
     batch_size: int,
     **options: Any,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Train a head; resumes like every run of `loop.fit`.
+    """Train a head; a second start resumes, as every run of `loop.fit` does.
 
     Args:
         num_inputs: buckets, or the width of the embedding.
@@ -148,6 +154,7 @@ def fit(
     """
     sharding.check_batch(batch_size, mesh)
     model = network(about, num_inputs=num_inputs, hidden=hidden)
+    example: Any  # `create` passes it on to the model, for which a batch is a mapping
     if about.kind == "linear":
         example = {"ids": jnp.zeros((1, 1), jnp.int32), "values": jnp.zeros((1, 1))}
     else:
@@ -167,5 +174,5 @@ def fit(
     )
     tensors = {name: np.asarray(value, np.float32) for name, value in sharding.to_host(state.params).items()}
     if "thresholds_bias" in tensors:
-        tensors["thresholds"] = np.asarray(rising(tensors.pop("thresholds_bias")), np.float32)
+        tensors["thresholds"] = np.asarray(rising(jnp.asarray(tensors.pop("thresholds_bias"))), np.float32)
     return tensors, summary

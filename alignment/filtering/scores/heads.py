@@ -1,10 +1,10 @@
-"""What trained scorers share: outputs to levels, the exported folder, and the score function; numpy alone.
+"""What all trained scorers share: from outputs to levels, the exported folder, the score function; in numpy alone.
 
-A folder holds `scorer.safetensors` and `scorer.json`. Objectives, by what a network's outputs mean:
+A folder holds `scorer.safetensors` and `scorer.json`. An objective says what the network's outputs mean:
 
-- `softmax`: one output a level.
-- `ordinal`: one output and rising thresholds, P(level > k) = sigmoid(output - threshold k); with two levels, logistic
-  regression. Proportional odds, McCullagh 1980.
+- `softmax`: one output for each level.
+- `ordinal`: one output and rising thresholds, P(level > k) = sigmoid(output - threshold k), the proportional odds of
+  McCullagh 1980; with two levels, logistic regression.
 - `regression`: one output, the level itself, as FineWeb-Edu's (Penedo et al. 2024, arXiv:2406.17557).
 
 Dimensions: N texts, P pieces of texts, C levels, O outputs.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment import files
+from alignment import errors, files
 from alignment.errors import InputError
 from alignment.filtering.scores import calibration, chunks
 from alignment.filtering.scores.calibration import Calibration
@@ -28,22 +28,24 @@ OBJECTIVES = ("softmax", "ordinal", "regression")
 WEIGHTS, ABOUT = "scorer.safetensors", "scorer.json"
 FORMAT = 1
 
-# texts -> outputs [P,O], whose piece each is [P], and the character at which it begins [P]
+# texts -> outputs of pieces [P,O], the text of each piece [P], and the character at which it begins [P]
 Outputs = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a scorer is, beside its weights.
+    """The description of a scorer, without its weights.
 
     Attributes:
         kind: `linear` or `embedding`.
-        name: what its scores are called: `<name>.score` and `<name>.level`.
+        name: of its scores: `<name>.score` and `<name>.level`.
+        objective: one of OBJECTIVES.
         levels: their names, the mildest first.
-        features: how texts become the network's inputs; of the kind.
-        pool: `max` takes a text's most severe piece, `mean` the average one.
-        piece: length of a piece, in words (linear) or tokens (embedding); 0: the whole text.
-        notes: where it comes from and how well it does; not read.
+        features: how texts become the network's inputs; the keys depend on the kind.
+        pool: `max` takes a text's most severe piece, `mean` averages the pieces.
+        piece: length of a piece, in words (linear) or tokens (embedding); 0 leaves texts whole.
+        calibration: from logits to probabilities.
+        notes: for readers: origin and measured quality.
     """
 
     kind: str
@@ -58,24 +60,27 @@ class About:
 
 
 def check(about: About) -> None:
-    """Refuse what no scorer can be."""
-    if about.objective not in OBJECTIVES:
-        raise InputError(f"objective={about.objective!r}; it is one of {', '.join(OBJECTIVES)}")
-    if about.pool not in chunks.POOLS:
-        raise InputError(f"pool={about.pool!r}; it is one of {', '.join(chunks.POOLS)}")
+    """Check a description.
+
+    Raises:
+        InputError: unknown names, fewer than two levels, or numbers out of range.
+    """
+    errors.one_of("objective", about.objective, OBJECTIVES)
+    errors.one_of("pool", about.pool, chunks.POOLS)
     if len(about.levels) < 2 or len(set(about.levels)) < len(about.levels):
-        raise InputError(f"levels={list(about.levels)} must be two different ones or more")
+        raise InputError(f"levels={list(about.levels)} must be at least two different names")
     if about.piece < 0 or not about.name:
         raise InputError(f"piece={about.piece} must be at least 0 and name={about.name!r} must not be empty")
 
 
 def num_outputs(objective: str, num_levels: int) -> int:
+    """Outputs of a network with this objective."""
     return num_levels if objective == "softmax" else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Called with a batch of records it gives each one's scores; the same whatever else is in the batch."""
+    """A score function: a batch of records -> the scores of each, whatever else is in the batch."""
 
     about: About
     tensors: Mapping[str, np.ndarray]
@@ -85,16 +90,16 @@ class Scorer:
         return self._rows(self.logits([record["text"] for record in batch]))
 
     def with_chunks(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The same scores, and `<name>.chunks`: [start, end, score] of each piece, in characters, in order.
+        """The same scores and `<name>.chunks`: [start, end, score] of each piece, in characters, in order.
 
-        With `max` a text's score is that of its most severe piece (before calibration), with `mean` of them all.
+        A text's score is that of its most severe piece before calibration (`max`), or of all pieces (`mean`).
         """
         texts = [record["text"] for record in batch]
         logits_PC, owners_P, starts_P = self._of_pieces(texts)
         rows = self._rows(self._pooled(logits_PC, owners_P, len(texts)))
         scores_P, _ = values(self.about, logits_PC)
         spans = chunks.spans(texts, owners_P, starts_P, scores_P.tolist())
-        return [row | {f"{self.about.name}.chunks": found} for row, found in zip(rows, spans, strict=True)]
+        return [row | {f"{self.about.name}.chunks": of_text} for row, of_text in zip(rows, spans, strict=True)]
 
     def _rows(self, logits_NC: np.ndarray) -> list[dict[str, float]]:
         name = self.about.name
@@ -104,11 +109,11 @@ class Scorer:
         ]
 
     def values(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and levels: with two levels the probability of the second, else the expected level, in [0, C - 1]."""
+        """Scores and levels [N]; a score is the expected level, in [0, C - 1], so with two levels a probability."""
         return values(self.about, self.logits(texts))
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Of each text, before calibration, [N,C] float64; of a regression, the level [N,1]."""
+        """Logits before calibration [N,C] float64; for a regression, the level [N,1]."""
         logits_PC, owners_P, _ = self._of_pieces(texts)
         return self._pooled(logits_PC, owners_P, len(texts))
 
@@ -122,18 +127,19 @@ class Scorer:
 
 
 def logits(about: About, outputs_PO: np.ndarray, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Log-probabilities of levels up to a constant, [P,C]; a regression's level as it is, [P,1]."""
+    """Log-probabilities of levels up to a constant [P,C]; for a regression, the level itself [P,1]."""
     if about.objective != "ordinal":
         return outputs_PO
     if len(about.levels) == 2:
         return np.concatenate([np.zeros_like(outputs_PO), outputs_PO - tensors["thresholds"][0]], axis=1)
+    # P(level = k) = P(level > k - 1) - P(level > k), with P(level > -1) = 1 and P(level > C - 1) = 0.
     above = _sigmoid(outputs_PO - tensors["thresholds"][None].astype(np.float64))
     above = np.concatenate([np.ones_like(outputs_PO), above, np.zeros_like(outputs_PO)], axis=1)
     return np.log(np.maximum(above[:, :-1] - above[:, 1:], 1e-12))
 
 
 def values(about: About, logits_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated scores and levels, [N] each; a regression's level is rounded as FineWeb-Edu rounds its `int_score`."""
+    """Calibrated scores and levels [N]; a regression's level is rounded as FineWeb-Edu rounds its `int_score`."""
     if about.objective == "regression":
         scores_N = logits_NC[:, 0]
         return scores_N, np.round(np.clip(scores_N, 0, len(about.levels) - 1))
@@ -142,12 +148,16 @@ def values(about: About, logits_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def expected(probabilities_NC: np.ndarray) -> np.ndarray:
-    """The mean level, [N]; of two levels, the probability of the second."""
+    """The mean level [N]; with two levels, the probability of the second."""
     return probabilities_NC @ np.arange(probabilities_NC.shape[1], dtype=np.float64)
 
 
 def save(folder: str | pathlib.Path, about: About, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the two files of a scorer, each complete or absent."""
+    """Write the two files of a scorer, each complete or absent.
+
+    Raises:
+        InputError: see `check`.
+    """
     from safetensors import numpy as safetensors
 
     check(about)
@@ -160,10 +170,10 @@ def save(folder: str | pathlib.Path, about: About, tensors: Mapping[str, np.ndar
 
 
 def load(folder: str | pathlib.Path, kind: str) -> tuple[About, dict[str, np.ndarray]]:
-    """What `save` has written.
+    """Read the folder that `save` wrote: the description and float32 tensors.
 
     Raises:
-        InputError: a folder that is not there, of another kind of scorer, or damaged.
+        InputError: the folder is missing, damaged, or of another kind of scorer.
     """
     import safetensors
     from safetensors import numpy as reader
@@ -173,32 +183,40 @@ def load(folder: str | pathlib.Path, kind: str) -> tuple[About, dict[str, np.nda
         if not (folder / name).is_file():
             raise InputError(f"scorer {folder} has no {name}; give the folder export/scorer of a run of scorer.py")
     try:
-        told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        found = told.pop("format")
-        told["calibration"] = calibration.from_plain(told["calibration"])
-        about = About(**told | {"levels": tuple(told["levels"])})
+        fields = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        version = fields.pop("format")
+        fields["calibration"] = calibration.from_plain(fields["calibration"])
+        about = About(**fields | {"levels": tuple(fields["levels"])})
         tensors = reader.load_file(folder / WEIGHTS)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as e:
         raise InputError(f"scorer {folder} is damaged ({e!r}); take the export of its run again") from None
-    if found != FORMAT or about.kind != kind:
-        raise InputError(f"{folder} is a scorer of kind {about.kind!r}, format {found}; wanted {kind!r}, {FORMAT}")
+    if version != FORMAT or about.kind != kind:
+        raise InputError(
+            f"{folder} is a scorer of kind {about.kind!r}, format {version}; this needs {kind!r}, {FORMAT}"
+        )
     check(about)
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or not np.all(np.isfinite(tensor)):
-            raise InputError(f"scorer {folder}: {name} is not all finite float32 numbers; train it again")
+            raise InputError(f"scorer {folder}: {name} must hold finite float32 numbers; train it again")
     return about, tensors
 
 
-def check_shapes(about: About, tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that do not go with what is told about them."""
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    wanted = dict(wanted)
+def check_shapes(about: About, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that do not match the description.
+
+    Raises:
+        InputError: other names or shapes than expected; an ordinal scorer has `thresholds` as well.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    expected = dict(expected)
     if about.objective == "ordinal":
-        wanted["thresholds"] = (len(about.levels) - 1,)
-    if found != wanted:
-        raise InputError(f"the scorer's weights are {found}, and {ABOUT} says {wanted}; take the whole export again")
+        expected["thresholds"] = (len(about.levels) - 1,)
+    if shapes != expected:
+        raise InputError(
+            f"the scorer's weights are {shapes}, but {ABOUT} needs {expected}; take the whole export again"
+        )
 
 
 def _probabilities(logits_NC: np.ndarray) -> np.ndarray:
@@ -206,4 +224,5 @@ def _probabilities(logits_NC: np.ndarray) -> np.ndarray:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # The clip keeps exp below float32's largest number.
     return 1 / (1 + np.exp(-np.clip(x, -math.log(1e30), math.log(1e30))))

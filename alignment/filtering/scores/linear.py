@@ -21,13 +21,13 @@ MAX_WIDTH = 8_192  # entries of a row in training
 
 
 def load(path: str | pathlib.Path, *, name: str = "") -> heads.Scorer:
-    """A scorer that a run of `experiments/scorer.py` has exported; `name` gives its scores another one."""
+    """A scorer that a run of `experiments/scorer.py` exported; `name` replaces the exported name of its scores."""
     about, tensors = heads.load(path, "linear")
     return build(about, tensors, name=name)
 
 
 def build(about: heads.About, tensors: Mapping[str, np.ndarray], *, name: str = "") -> heads.Scorer:
-    """A scorer of weights at hand: `kernel` [B,O], `bias` [O], and `thresholds` of an ordinal one."""
+    """A scorer from weights: `kernel` [B,O], `bias` [O], and `thresholds` for the ordinal objective."""
     about = dataclasses.replace(about, name=name or about.name)
     chosen = ngrams.settings(about.features)
     num = heads.num_outputs(about.objective, len(about.levels))
@@ -42,7 +42,7 @@ def build(about: heads.About, tensors: Mapping[str, np.ndarray], *, name: str = 
 
 
 def width(texts: Sequence[str], chosen: ngrams.Settings, *, piece: int, most: int = MAX_WIDTH) -> int:
-    """Entries that the longest text's row needs, rounded up to a multiple of 64; at most `most`."""
+    """The number of entries of the longest row, rounded up to a multiple of 64; at most `most`."""
     longest = 1
     for start in range(0, len(texts), 1_024):
         part = [chunks.first(text, piece) for text in texts[start : start + 1_024]]
@@ -61,16 +61,16 @@ def batch_fn(
 ) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
     """`(index, weight) -> batch` for a loader: `ids` and `values` [N,K], `labels`, `weights`, `index`.
 
-    A long text is trained on by its first piece.
+    Of a long text only the first piece is used.
 
     Args:
         weights_N: of the texts, such as their class's.
-        width: K; what a longer row has more is thinned out.
+        width: K; longer rows are thinned out, see `ngrams.padded`.
     """
 
     def make(index_N: np.ndarray, weight_N: np.ndarray) -> dict[str, np.ndarray]:
-        found = ngrams.features([chunks.first(texts[i], piece) for i in index_N], chosen)
-        ids_NK, values_NK = ngrams.padded(found, width)
+        sparse = ngrams.features([chunks.first(texts[i], piece) for i in index_N], chosen)
+        ids_NK, values_NK = ngrams.padded(sparse, width)
         weights = (weight_N * weights_N[index_N]).astype(np.float32)
         rest = {"labels": labels_N[index_N].astype(np.int32), "weights": weights, "index": index_N.astype(np.int32)}
         return {"ids": ids_NK, "values": values_NK, **rest}

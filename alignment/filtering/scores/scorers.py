@@ -1,6 +1,6 @@
 """All kinds of scorers behind one call: `scorers.load("linear", path)` gives `score(batch) -> [{name: number}]`.
 
-Kinds that cut a long text in chunks (linear, embedding, judge) also have `score.with_chunks(batch)`: the same rows and
+Kinds that cut long texts into chunks (linear, embedding, judge) also have `score.with_chunks(batch)`: the same rows and
 `<name>.chunks`, [start, end, value] of every chunk in characters, so that a reader finds the passage that decided.
 """
 
@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alignment.errors import InputError
+from alignment import errors
 
 Score = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, float]]]
 
@@ -36,7 +36,7 @@ def fasttext(path: str, *, label: str = "", name: str = "") -> Score:
     chosen = label.removeprefix(prefix) or (sorted(columns)[1] if len(columns) == 2 else "")
     if chosen not in columns:
         names = ", ".join(sorted(columns)[:20])
-        raise InputError(f"label={label!r}: {path} has {len(columns)} labels, {names}; name one of them")
+        raise errors.InputError(f"label={label!r}: {path} has {len(columns)} labels, {names}; name one of them")
     key = f"{name or chosen}.score"
 
     def score(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -60,11 +60,10 @@ def perplexity(path: str, **options: Any) -> Score:
     return perplexity.load(path, **options)
 
 
-def judge(path: str, **options: Any) -> Score:
-    """Options of `judge.load`, `complete` among them; there is no path to give."""
+def judge(**options: Any) -> Score:
+    """Options of `judge.load`, `complete` among them."""
     from alignment.filtering.scores import judge
 
-    del path
     return judge.load(**options)
 
 
@@ -86,40 +85,41 @@ KINDS: dict[str, Callable[..., Score]] = {
 
 
 def load(kind: str, path: str | pathlib.Path = "", **options: Any) -> Score:
-    """A score function; what it needs is imported now, not before.
+    """A score function; its libraries are imported here, so that a run without it need not have them.
 
     Args:
         kind: a key of KINDS.
         path: of the classifier (a judge has none); for `perplexity` also `run:<workdir>` or `hf:<folder or hub id>`.
 
     Raises:
-        InputError: an unknown kind; a classifier that is not there.
+        InputError: an unknown kind, or a classifier that is missing or damaged.
     """
-    if kind not in KINDS:
-        raise InputError(f"scorer kind={kind!r}; it is one of {', '.join(KINDS)}")
-    if kind != "judge" and not _is_there(str(path)):
-        raise InputError(
-            f"scorer {kind}: there is no classifier at {str(path)!r}. Give its path, or skip this stage (`skip`), and "
-            "the report will say that documents were not scored"
+    errors.one_of("scorer kind", kind, KINDS)
+    if kind == "judge":
+        return judge(**options)
+    if not _is_there(str(path)):
+        raise errors.InputError(
+            f"scorer {kind}: there is no classifier at {str(path)!r}. Give its path, or skip this stage (`skip`); the "
+            "report then says that documents were not scored"
         )
     return KINDS[kind](str(path), **options)
 
 
 def highest(score_fns: Sequence[Score], name: str) -> Score:
-    """The most severe of several scores: `<name>.score` and `<name>.level` are the largest of all that were given.
+    """The most severe of several scores: `<name>.score` and `<name>.level` are the largest of theirs.
 
-    Such as a judge and a classifier of the same levels, of which Safety Pretraining takes the larger. Scores under
-    their own names stay; a document that none could score has no `<name>.score`.
+    Safety Pretraining (Maini et al. 2025, arXiv:2504.16980) so combines a judge and a classifier of the same levels.
+    The single scores stay under their own names; a document without any score has no `<name>.score`.
     """
 
     def score(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         rows = []
-        for given in zip(*(score_fn(batch) for score_fn in score_fns), strict=True):
-            row = {key: value for one in given for key, value in one.items()}
-            for what in ("score", "level"):
-                found = [v for one in given for key, v in one.items() if key.rpartition(".")[2] == what]
-                if found:
-                    row[f"{name}.{what}"] = max(found)
+        for of_document in zip(*(score_fn(batch) for score_fn in score_fns), strict=True):
+            row = {key: value for scores in of_document for key, value in scores.items()}
+            for ending in ("score", "level"):
+                values = [v for scores in of_document for key, v in scores.items() if key.rpartition(".")[2] == ending]
+                if values:
+                    row[f"{name}.{ending}"] = max(values)
             rows.append(row)
         return rows
 
@@ -129,6 +129,6 @@ def highest(score_fns: Sequence[Score], name: str) -> Score:
 def _is_there(path: str) -> bool:
     kind, colon, name = path.partition(":")
     if colon and kind == "hf":
-        return bool(name)  # resolved by its loader
+        return bool(name)  # its loader looks for it
     where = name if colon and kind == "run" else path
     return bool(where) and pathlib.Path(where).exists()
