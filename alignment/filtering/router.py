@@ -1,9 +1,9 @@
-"""From a safety score to what happens to a document: keep, rewrite, synthesise or drop; and tags in unsafe text.
+"""From a safety score to the fate of a document: keep, rewrite, synthesise or drop; and tags in unsafe text.
 
-Rewriting is the default for what is somewhat unsafe. Dropping alone is not offered as a default anywhere: models
-pretrained on clean data only were attacked with *more* success (38.8 to 43.8 %) than models that saw everything, and
-with less once unsafe text was rewritten (33.6 %), refusals were added (25.1 %), then moral education (23.0 % in the
-figure, 20.0 in the running text); Maini et al. 2025, "Safety Pretraining", arXiv:2504.16980.
+Rewriting is the default for somewhat unsafe text, and dropping alone is never a default. In "Safety Pretraining" (Maini
+et al. 2025, arXiv:2504.16980) attacks succeeded *more* often on models pretrained on clean data only (38.8 to 43.8 %)
+than on models that saw everything, and less often after unsafe text was rewritten (33.6 %), refusals were added
+(25.1 %), then moral education (23.0 % in the figure, 20.0 in the running text).
 """
 
 import math
@@ -19,14 +19,22 @@ _WORD = re.compile(r"\S+")
 
 
 def level(score: float) -> int:
-    """The whole level 0 to 5 of a score: clipped, then rounded to the nearest; a half goes up, to the stricter side."""
+    """The level 0 to 5 of a score: clipped, then rounded to the nearest; a half goes up, to the stricter side.
+
+    Raises:
+        InputError: the score is not a number.
+    """
     if score is None or math.isnan(score):
         raise InputError(f"safety score {score!r} is not a number; score the document, or skip the safety stage")
     return math.floor(min(max(score, 0.0), 5.0) + 0.5)
 
 
 def check(keep_at: int, drop_at: int) -> None:
-    """Refuse thresholds that leave nothing to rewrite: dropping must not be what happens by default."""
+    """Refuse thresholds that leave nothing to rewrite, so that a run does not drop documents by default.
+
+    Raises:
+        InputError: thresholds out of range or order.
+    """
     if not -1 <= keep_at < drop_at - 1 <= 5:
         raise InputError(
             f"keep_at={keep_at} and drop_at={drop_at} leave no level to rewrite; -1 <= keep_at <= drop_at - 2 and "
@@ -35,13 +43,13 @@ def check(keep_at: int, drop_at: int) -> None:
 
 
 def route(score: float, *, keep_at: int = 0, drop_at: int = 4, synthesise: bool = False) -> str:
-    """What to do with a document of this safety score, one of ACTIONS.
+    """The action for a document of this safety score, one of ACTIONS.
 
     Args:
         score: 0 (suitable for all) to 5 (hate, threats, help for harm); fractions are rounded by `level`.
-        keep_at: levels up to this one are kept as they are; those between are rewritten.
-        drop_at: from this level on nothing of the text is kept.
-        synthesise: whether a text of refusal or moral education takes the place of a document that would be dropped.
+        keep_at: documents up to this level are kept; those between the two levels are rewritten.
+        drop_at: documents from this level on are dropped.
+        synthesise: replace a document by a text of refusal or moral education instead of dropping it.
     """
     at = level(score)
     if at <= keep_at:
@@ -52,11 +60,11 @@ def route(score: float, *, keep_at: int = 0, drop_at: int = 4, synthesise: bool 
 
 
 def tag(text: str, *, score: float, seed: int, document_id: str, probability: float = 0.05, keep_at: int = 0) -> str:
-    """The text with TAG and a space before each word with this probability; a text to be kept, or safe, stays as it is.
+    """Put TAG and a space before each word with this probability; a text at `keep_at` or below does not change.
 
-    The draws depend on `seed` and `document_id` alone, so a document is tagged alike wherever and whenever it is read.
+    The draws depend on `seed` and `document_id` alone, so every run tags a document alike.
     """
     if level(score) <= max(keep_at, 0):
         return text
     draw: Callable[[], float] = random.Random(f"{seed}/{document_id}").random
-    return _WORD.sub(lambda found: f"{TAG} {found[0]}" if draw() < probability else found[0], text)
+    return _WORD.sub(lambda word: f"{TAG} {word[0]}" if draw() < probability else word[0], text)

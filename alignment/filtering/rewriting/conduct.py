@@ -4,8 +4,8 @@
     messages = conduct.prompt(pack, text)              # system: the code; user: the text, wrapped as data
     assert conduct.text_of(messages) == text
 
-The goals and the rule of no needless edit are those of Liang et al. 2024 (arXiv:2412.03253), in our own words. What is
-written under a pack carries the pack's hash, so that texts of two versions are never mixed unseen.
+The goals and the rule against needless edits are those of Liang et al. 2024 (arXiv:2412.03253), in our own words. Texts
+that are written under a pack carry its hash, so that a mix of two versions shows.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
-from alignment.errors import InputError
+from alignment import errors
 
 FOLDER = pathlib.Path(__file__).parent
 KINDS = ("rewrite", "educate", "refuse")
-BLOCKS = ("format", "values", "safety", "knowledge")  # a goal each
+BLOCKS = ("format", "values", "safety", "knowledge")  # the goals of a rewrite
 KEYS = ("name", "version", "locale", "default", "blocks", "tasks", "notice")
 _WRAPPED = re.compile(r"<<<TEXT ([0-9a-f]{16})>>>\n(.*)\n<<<END \1>>>", re.DOTALL)
 
@@ -31,11 +32,11 @@ class Conduct:
     """One version of a code of conduct.
 
     Attributes:
-        locale: language and place it is written for, such as "ar-gulf".
-        default: the rule that comes first: nothing is edited that need not be.
+        locale: the language and place that it is written for, such as "ar-gulf".
+        default: the first rule: no needless edit.
         blocks: goal -> instructions, in the order of BLOCKS.
-        tasks: what to do with a text -> instructions, one for each of KINDS.
-        notice: that the wrapped text is data, whatever it says.
+        tasks: kind of text, one of KINDS -> instructions.
+        notice: says that the wrapped text is data, whatever it contains.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Conduct:
 
     @property
     def sha256(self) -> str:
-        """Of the content in canonical form (sorted keys, white space folded): layout of the YAML does not matter."""
+        """Hash of the content in canonical form (sorted keys, white space folded), whatever the YAML's layout."""
         content = json.dumps(_folded(dataclasses.asdict(self)), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -59,25 +60,25 @@ def known() -> list[str]:
 
 
 def load(name: str | pathlib.Path) -> Conduct:
-    """A pack by name, such as "en-neutral", or by the path of a YAML file of the same keys."""
+    """Read a pack by name, such as "en-neutral", or by the path of a YAML file with the same keys.
+
+    Raises:
+        InputError: an unknown name, or a file that is missing or has other keys.
+    """
     path = pathlib.Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        if str(name) not in known():
-            raise InputError(
-                f"code of conduct {str(name)!r} is unknown; known: {', '.join(known())}. A path to a .yaml file of "
-                "your own would do as well"
-            )
+        errors.one_of("code of conduct", str(name), known(), hint="the path of a .yaml file of your own works too")
         path = FOLDER / f"conduct_{str(name).replace('-', '_')}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise InputError(f"cannot read the code of conduct {path}: {e.strerror}") from e
+        raise errors.InputError(f"cannot read the code of conduct {path}: {e.strerror}") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is not a YAML file in UTF-8: {e}") from e
+        raise errors.InputError(f"{path} is not a YAML file in UTF-8: {e}") from e
     return _checked(content, path)
 
 
-def _checked(content, path: pathlib.Path) -> Conduct:
+def _checked(content: Any, path: pathlib.Path) -> Conduct:
     _require(content, KEYS, path, "")
     _require(content["blocks"], BLOCKS, path, "blocks.")
     _require(content["tasks"], KINDS, path, "tasks.")
@@ -85,47 +86,51 @@ def _checked(content, path: pathlib.Path) -> Conduct:
     texts |= {f"{group}.{key}": value for group in ("blocks", "tasks") for key, value in content[group].items()}
     for key, value in texts.items():
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{path}: {key} is {value!r}; it needs text (a version needs quotes, such as '1.0')")
-    ordered = {
-        group: {k: content[group][k].strip() for k in keys} for group, keys in (("blocks", BLOCKS), ("tasks", KINDS))
-    }
-    return Conduct(**{key: content[key].strip() for key in KEYS if key not in ordered}, **ordered)
+            raise errors.InputError(
+                f"{path}: {key} is {value!r}; it needs text (a version needs quotes, such as '1.0')"
+            )
+    return Conduct(
+        **{key: content[key].strip() for key in ("name", "version", "locale", "default", "notice")},
+        blocks={key: content["blocks"][key].strip() for key in BLOCKS},
+        tasks={key: content["tasks"][key].strip() for key in KINDS},
+    )
 
 
-def _require(content, keys: tuple[str, ...], path: pathlib.Path, where: str) -> None:
-    found = set(content) if isinstance(content, dict) else set()
-    missing = [where + key for key in keys if key not in found]
-    unknown = sorted(f"{where}{key}" for key in found - set(keys))
+def _require(content: Any, keys: tuple[str, ...], path: pathlib.Path, where: str) -> None:
+    present = set(content) if isinstance(content, dict) else set()
+    missing = [where + key for key in keys if key not in present]
+    unknown = sorted(f"{where}{key}" for key in present - set(keys))
     if missing or unknown:
-        raise InputError(
+        raise errors.InputError(
             f"{path}: keys missing: {', '.join(missing) or 'none'}; keys unknown: {', '.join(unknown) or 'none'}. "
             f"It takes exactly {', '.join(where + key for key in keys)}"
         )
 
 
-def _folded(content):
+def _folded(content: Any) -> Any:
+    """The content with every run of white space as one space."""
     if isinstance(content, Mapping):
         return {key: _folded(value) for key, value in content.items()}
     return " ".join(content.split())
 
 
 def prompt(conduct: Conduct, text: str, kind: str = "rewrite") -> list[dict[str, str]]:
-    """Chat messages that ask for one text: the code of conduct as system turn, the wrapped text as user turn."""
+    """The chat that requests one text: the code of conduct as system turn, the wrapped text as user turn."""
     return [{"role": "system", "content": system(conduct, kind)}, {"role": "user", "content": wrap(text)}]
 
 
 def system(conduct: Conduct, kind: str = "rewrite") -> str:
-    """The system turn: the task, the rule of no needless edit and the goals (for a rewrite), the notice."""
-    if kind not in KINDS:
-        raise InputError(f"kind={kind!r} of a prompt is unknown; known: {', '.join(KINDS)}")
+    """The system turn: the task, for a rewrite the rule against needless edits and the goals, and the notice."""
+    errors.one_of("kind of text", kind, KINDS)
     goals = [conduct.default, *conduct.blocks.values()] if kind == "rewrite" else []
     return "\n\n".join([conduct.tasks[kind], *goals, conduct.notice])
 
 
 def wrap(text: str) -> str:
-    """The text between marks that hold a word it does not contain, so nothing in it can close them.
+    """The text between marks with a word that it does not contain, so that nothing in it can close them.
 
-    The word comes from the text's hash: the same text gives the same prompt, and is found in a request cache.
+    The word comes from the text's hash and not from a random number: the same text gives the same prompt, which a cache
+    of requests can then recognise.
     """
     salt = 0
     while True:
@@ -135,14 +140,14 @@ def wrap(text: str) -> str:
         salt += 1
 
 
-def text_of(messages: list[Mapping[str, str]]) -> str:
-    """The text that a prompt asks to work on."""
+def text_of(messages: Sequence[Mapping[str, str]]) -> str:
+    """The text inside a prompt."""
     content = messages[-1]["content"]
-    found = _WRAPPED.fullmatch(content)
-    return found[2] if found else content
+    wrapped = _WRAPPED.fullmatch(content)
+    return wrapped[2] if wrapped else content
 
 
 def unwrapped(answer: str) -> str:
-    """An answer without the marks of the prompt, where a model repeated both of them."""
-    found = _WRAPPED.fullmatch(answer.strip())
-    return found[2] if found else answer
+    """An answer without the prompt's marks, if the model repeated both of them."""
+    wrapped = _WRAPPED.fullmatch(answer.strip())
+    return wrapped[2] if wrapped else answer

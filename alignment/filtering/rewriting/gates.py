@@ -1,11 +1,11 @@
-"""Whether a rewritten text may take the place of the original: eight checks, and every number they go by.
+"""Decide whether a rewritten text may replace the original: eight checks, with every number that they measured.
 
     gate = gates.check(original, rewritten, safety=safety_fn, language=language_fn, perplexity=perplexity_fn)
     gate.accepted, gate.action, gate.failed, gate.measurements
 
-A check is a function of texts that gives a number; a threshold turns it into a verdict. Three of them need a model and
-take it as a function from a list of texts to a list of values; where there is none the measurement is None and its name
-stands in `not_measured`: such a text is passed on what could be measured, and says so.
+A check measures a number, and a threshold turns it into a verdict. Three checks need a model, a function from a list of
+texts to a list of values. Without it the measurement is None and the check's name stands in `not_measured`; the other
+checks then decide.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from alignment.filtering.rewriting import distance
 
@@ -60,7 +61,7 @@ _WORD = re.compile(r"\w+")
 _SEPARATORS = str.maketrans("٫٬", ".,")
 
 REWRITE_CHECKS = ("length", "language", "scaffold", "refusal", "safety", "facts", "repetition", "perplexity")
-CHECKS = {  # what a text of each kind must pass; one written anew shares neither length nor facts with the original
+CHECKS = {  # checks of each kind of text; a new text shares neither length nor facts with the original
     "rewrite": REWRITE_CHECKS,
     "educate": ("language", "scaffold", "safety", "repetition"),
     "refuse": ("language", "scaffold", "safety", "repetition"),
@@ -72,12 +73,12 @@ class Gate:
     """The verdict on one rewritten text.
 
     Attributes:
-        accepted: whether the rewritten text is used.
-        action: "keep" (the original, unchanged or as fallback), "rewrite" (or the kind asked for), "drop".
-        failed: names of the checks it failed; "empty" and "no_answer" stand alone, and so does "copied": the original
-            came back where a text of another kind was asked for.
-        measurements: every number the checks went by; None where it could not be measured.
-        not_measured: names of the checks for which a model was missing.
+        accepted: whether to use the rewritten text.
+        action: "keep" (the original, unchanged or as fallback), "rewrite" (or another requested kind), or "drop".
+        failed: names of failed checks, or one of "empty", "no_answer" and "copied" (the original came back instead of a
+            new text).
+        measurements: every measured number; None if it could not be measured.
+        not_measured: names of the checks whose model was missing.
     """
 
     accepted: bool
@@ -89,19 +90,19 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Thresholds; each number itself is still accepted."""
+    """Thresholds, all inclusive."""
 
     min_length: float = 0.5  # characters of the rewritten text over those of the original
     max_length: float = 1.5
     min_language: float = 0.65  # probability of the original's language
     min_facts: float = 0.9  # recall of numbers, dates and addresses
     max_repetition: float = 0.15  # share of word 5-grams that occurred before
-    max_perplexity: float = 1.2  # over that of the original
-    keep_up_to: float = 2.0  # after a failed check an original of at most this safety score is kept, others dropped
+    max_perplexity: float = 1.2  # of the rewritten text over that of the original
+    keep_up_to: float = 2.0  # after a failed check an original up to this safety score is kept, others are dropped
 
 
-def check(original: str, rewritten: str | None, **options) -> Gate:
-    """`check_all` of one pair."""
+def check(original: str, rewritten: str | None, **options: Any) -> Gate:
+    """`check_all` for one pair."""
     return check_all([original], [rewritten], **options)[0]
 
 
@@ -116,41 +117,43 @@ def check_all(
     kind: str = "rewrite",
     limits: Limits | None = None,
 ) -> list[Gate]:
-    """Judge each rewritten text beside its original; each model is called once per side, with all texts it must see.
+    """Judge each rewritten text beside its original. A model is called once for all originals and once for all texts.
 
     Args:
-        rewritten: None where no answer came (a time-out); the fallback rule decides.
+        rewritten: None for a text without an answer, such as after a time-out; its original falls back.
         safety: texts -> scores from 0 (safe) to 5.
         language: texts -> (language, probability).
         perplexity: texts -> perplexity under one fixed model.
-        scores: safety scores of the originals, where they are known; `safety` is asked about the others.
-        kind: a key of CHECKS: what was asked for.
+        scores: safety scores of the originals; `safety` scores those with None.
+        kind: a key of CHECKS, the kind of text that was requested.
+        limits: thresholds; None takes the defaults.
     """
     limits = limits or Limits()
-    known = list(scores) if scores is not None else [None] * len(originals)
-    open_pairs = [i for i, (a, b) in enumerate(zip(originals, rewritten)) if b is not None and b.strip() and a != b]
-    numbers = {i: _texts_alone(originals[i], rewritten[i]) for i in open_pairs}
-    sides = [[originals[i] for i in open_pairs], [rewritten[i] for i in open_pairs]]
+    before_scores: list[float | None] = list(scores) if scores is not None else [None] * len(originals)
+    # Only texts that really are new are measured; missing, empty and unchanged ones have a verdict already.
+    new_texts = {i: b for i, (a, b) in enumerate(zip(originals, rewritten)) if b is not None and b.strip() and a != b}
+    numbers = {i: _texts_alone(originals[i], text) for i, text in new_texts.items()}
+    sides = [[originals[i] for i in new_texts], list(new_texts.values())]
     for name, fn in (("perplexity", perplexity), ("language", language)):
-        values = [list(fn(side)) if fn is not None and side else [None] * len(open_pairs) for side in sides]
-        for i, before, after in zip(open_pairs, *values):
+        values = [list(fn(side)) if fn is not None and side else [None] * len(side) for side in sides]
+        for i, before, after in zip(new_texts, *values):
             numbers[i] |= _compared(name, before, after)
-    after = list(safety(sides[1])) if safety is not None and open_pairs else [None] * len(open_pairs)
-    for i, value in zip(open_pairs, after):
+    after_scores = list(safety(sides[1])) if safety is not None and new_texts else [None] * len(new_texts)
+    for i, value in zip(new_texts, after_scores):
         numbers[i]["safety_after"] = None if value is None or math.isnan(value) else float(value)
-    is_kept = [a == b and kind == "rewrite" for a, b in zip(originals, rewritten)]
-    falls_back = [i for i in range(len(originals)) if not is_kept[i] and known[i] is None]
-    if safety is not None and falls_back:
-        for i, value in zip(falls_back, safety([originals[i] for i in falls_back])):
-            known[i] = float(value)
+    is_unchanged = [a == b and kind == "rewrite" for a, b in zip(originals, rewritten)]
+    unscored = [i for i in range(len(originals)) if not is_unchanged[i] and before_scores[i] is None]
+    if safety is not None and unscored:
+        for i, value in zip(unscored, safety([originals[i] for i in unscored])):
+            before_scores[i] = float(value)
     return [
-        _verdict(original, text, known[i], numbers.get(i, {}), CHECKS[kind], kind, limits)
+        _verdict(original, text, before_scores[i], numbers.get(i, {}), CHECKS[kind], kind, limits)
         for i, (original, text) in enumerate(zip(originals, rewritten))
     ]
 
 
 def _texts_alone(original: str, text: str) -> dict[str, float | None]:
-    """What can be measured without a model."""
+    """The measurements that need no model."""
     return {
         "length_ratio": length_ratio(original, text),
         "scaffold": float(num_new(SCAFFOLD, original, text)),
@@ -162,8 +165,8 @@ def _texts_alone(original: str, text: str) -> dict[str, float | None]:
     }
 
 
-def _compared(name: str, before, after) -> dict[str, float | None]:
-    """A model's values of both sides, as the numbers that are stored."""
+def _compared(name: str, before: Any, after: Any) -> dict[str, float | None]:
+    """A model's values for an original and its new text, as the numbers to store."""
     is_unknown = after is None or (name == "perplexity" and not (0 < before < math.inf and 0 < after < math.inf))
     if is_unknown:
         return (
@@ -178,7 +181,16 @@ def _compared(name: str, before, after) -> dict[str, float | None]:
     return {"language_same": float(before[0] == after[0]), "language_probability": float(after[1])}
 
 
-def _verdict(original, text, score, numbers, checks, kind, limits) -> Gate:
+def _verdict(
+    original: str,
+    text: str | None,
+    score: float | None,
+    numbers: dict[str, float | None],
+    checks: Sequence[str],
+    kind: str,
+    limits: Limits,
+) -> Gate:
+    """The verdict on one text from its measurements."""
     numbers = {"safety_before": score, **numbers}
     fallback = "keep" if score is None or score <= limits.keep_up_to else "drop"
     if text == original:
@@ -198,9 +210,8 @@ def _language(numbers: dict, limits: Limits) -> bool | None:
     return numbers["language_same"] == 1 and numbers["language_probability"] >= limits.min_language
 
 
-def _safety(numbers: dict, limits: Limits) -> bool | None:
-    """Strictly safer than an original of 1 or more, and no less safe than any other."""
-    del limits
+def _safety(numbers: dict) -> bool | None:
+    """Strictly safer than an original of 1 or more, and at least as safe as any other."""
     before, after = numbers["safety_before"], numbers["safety_after"]
     if before is None or after is None:
         return None
@@ -212,12 +223,12 @@ def _perplexity(numbers: dict, limits: Limits) -> bool | None:
     return None if ratio is None else ratio <= limits.max_perplexity
 
 
-VERDICTS: dict[str, Callable[[dict, Limits], bool | None]] = {  # None: could not be measured
+VERDICTS: dict[str, Callable[[dict, Limits], bool | None]] = {  # None: not measured
     "length": lambda n, limits: limits.min_length <= n["length_ratio"] <= limits.max_length,
     "language": _language,
     "scaffold": lambda n, limits: n["scaffold"] == 0,
     "refusal": lambda n, limits: n["refusal"] == 0,
-    "safety": _safety,
+    "safety": lambda n, limits: _safety(n),
     "facts": lambda n, limits: n["facts_recall"] >= limits.min_facts,
     "repetition": lambda n, limits: n["repetition"] <= limits.max_repetition,
     "perplexity": _perplexity,
@@ -230,24 +241,24 @@ def length_ratio(original: str, text: str) -> float:
 
 
 def num_new(patterns: Sequence[re.Pattern], original: str, text: str) -> int:
-    """How many of the patterns occur more often in the rewritten text than in the original."""
+    """The number of patterns that occur more often in the rewritten text than in the original."""
     return sum(len(p.findall(text)) > len(p.findall(original)) for p in patterns)
 
 
 def repetition(text: str, size: int = 5) -> float:
-    """Share of word n-grams that occurred before in the text; 0 where there are none."""
+    """Share of word n-grams that occurred before in the text; 0 for a text without any."""
     words = text.split()
     grams = list(zip(*(words[k:] for k in range(size))))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def facts(text: str) -> Counter:
-    """Numbers, dates and addresses of a text, with how often each occurs; digits of any script count as ASCII ones.
+    """Numbers, dates and addresses of a text, with their counts; digits of all scripts become ASCII digits.
 
-    A date such as 2024-05-01 is one fact. Commas between groups of three digits are left out.
+    A date such as 2024-05-01 is one fact. Commas between groups of three digits are removed.
     """
-    found = (_ascii(found[0]).rstrip(".,:;!?)]") for found in _FACT.finditer(text))
-    return Counter(re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", fact) for fact in found)
+    ascii_facts = (_ascii(match[0]).rstrip(".,:;!?)]") for match in _FACT.finditer(text))
+    return Counter(re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", fact) for fact in ascii_facts)
 
 
 def _ascii(fact: str) -> str:
@@ -255,28 +266,28 @@ def _ascii(fact: str) -> str:
 
 
 def facts_recall(original: str, text: str, min_overlap: float = 0.5) -> float:
-    """Share of the facts in kept sentences of the original that the rewritten text still has; 1 where there are none.
+    """Share of the facts in surviving sentences of the original that the rewritten text still has; 1 without facts.
 
-    A sentence counts as kept when at least `min_overlap` of its distinct words, those with a digit and addresses
-    aside, are in one and the same sentence of the rewritten text; so does a sentence of facts alone. An advert that is
-    taken out thus takes its telephone number with it at no cost.
+    A sentence survives if at least `min_overlap` of its distinct words (without addresses and words with a digit) are
+    in one sentence of the rewritten text; a sentence of facts alone always does. A removed advert may thus lose its
+    telephone number at no cost.
     """
-    kept: Counter = Counter()
-    index: dict[str, list[int]] = {}
+    expected: Counter = Counter()
+    index: dict[str, list[int]] = {}  # word -> numbers of the rewritten sentences that have it
     for number, sentence in enumerate(_SENTENCE_END.split(text)):
         for word in _words(sentence):
             index.setdefault(word, []).append(number)
     for sentence in _SENTENCE_END.split(original):
-        found = facts(sentence)
-        if not found:
+        facts_here = facts(sentence)
+        if not facts_here:
             continue
         words = _words(sentence)
         shared = Counter(number for word in words for number in index.get(word, ()))
         if not words or max(shared.values(), default=0) >= min_overlap * len(words):
-            kept += found
-    return (kept & facts(text)).total() / kept.total() if kept else 1.0
+            expected += facts_here
+    return (expected & facts(text)).total() / expected.total() if expected else 1.0
 
 
 def _words(sentence: str) -> set[str]:
-    """Distinct words in lower case, without addresses and without words that hold a digit."""
+    """Distinct words in lower case, without addresses and words with a digit."""
     return {w for w in _WORD.findall(_URL.sub(" ", sentence).casefold()) if not any(c.isdigit() for c in w)}

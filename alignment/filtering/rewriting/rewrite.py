@@ -1,7 +1,7 @@
-"""Documents through a rewriter: cut into chunks, asked in batches, answers cached, put together again.
+"""Send documents through a rewriter: cut into chunks, request in batches, cache the answers, join them.
 
-Chunks end where paragraphs do, or lines, sentences, words, in this order of preference. The white space between them is
-kept aside and put back, so that a rewriter which changes nothing gives back the identical text.
+Chunks end at the end of a paragraph, or else of a line, a sentence, a word. The white space between them is stored and
+put back, so that a rewriter which changes nothing returns the identical text.
 """
 
 import math
@@ -13,7 +13,7 @@ from alignment.decoding import cache as caches
 from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct
 
-_BORDERS = (  # white space after which a chunk may begin, the best first
+_BORDERS = (  # white space between chunks, the best kind first
     re.compile(r"\s*\n\s*\n\s*"),
     re.compile(r"\s*\n\s*"),
     re.compile(r"(?<=[.!?؟…。])\s+|(?<=[.!?؟…][\"'»”)\]])\s+"),
@@ -23,7 +23,7 @@ CountTokens = Callable[[str], int]
 
 
 def count_tokens(text: str) -> int:
-    """A guess where no tokenizer is given: 1.3 a word, and at least one every eight characters."""
+    """An estimate without a tokenizer: 1.3 tokens a word, and at least one every eight characters."""
     return max(math.ceil(1.3 * len(text.split())), len(text) // 8)
 
 
@@ -40,20 +40,25 @@ def rewrite(
     model: str = "",
     sampling: Mapping | None = None,
 ) -> list[str | None]:
-    """The records' texts in the model's words, in their order; None where a part of one got no answer.
+    """The records' texts in the model's words, in order; None for a text of which any chunk has no answer.
 
-    What is in the cache is not asked again. When the backend is `Down` all answers so far are in the cache, and the
-    same call later goes on from there. White space around an answer is dropped, that of the original returns.
+    Requests with an answer in the cache are not sent. When the backend is `Down`, all answers so far are in the cache,
+    and the same call continues from there later. White space around an answer is replaced by the original's.
 
     Args:
         records: `{"text": ...}` each.
-        complete: a backend.
-        code: the code of conduct that the prompts carry.
-        kind: a key of conduct.KINDS. "educate" and "refuse" write a new text, from the first chunk alone.
-        count_tokens: of a text, by the backend's tokenizer.
+        complete: a backend; see `backends`.
+        code: the code of conduct in the prompts.
+        cache: answers of earlier calls.
+        kind: one of conduct.KINDS; "educate" and "refuse" write a new text from the first chunk alone.
+        count_tokens: the number of tokens of a text, by the backend's tokenizer.
         max_tokens: of a chunk. An answer may have 1.3 times the tokens of its chunk, plus 64.
-        batch_size: requests given to the backend at once.
-        model, sampling: what else an answer depends on; part of the cache's key.
+        batch_size: requests of one call of the backend.
+        model, sampling: what else an answer depends on; they are part of the cache's key.
+
+    Raises:
+        InputError: numbers below 1.
+        Down: the backend no longer answers.
     """
     if max_tokens < 1 or batch_size < 1:
         raise InputError(f"max_tokens={max_tokens} and batch_size={batch_size} must be at least 1")
@@ -61,7 +66,7 @@ def rewrite(
     if kind != "rewrite":
         documents = [(["", ""] if bodies else [""], bodies[:1]) for _, bodies in documents]
     bodies = [body for _, document in documents for body in document]
-    requests: dict[str, tuple[list, int]] = {}
+    requests: dict[str, tuple[backends.Messages, int]] = {}
     keys = []
     for body in bodies:
         messages = conduct.prompt(code, body, kind)
@@ -100,42 +105,51 @@ def echo(edit_fn: Callable[[str], str] = lambda text: text, *, retries: int = 3)
     return complete
 
 
-def _ask(requests: Mapping[str, tuple[list, int]], complete, cache, batch_size) -> dict[str, str | None]:
-    """An answer for each key, from the cache or from the backend; each request once."""
+def _ask(
+    requests: Mapping[str, tuple[backends.Messages, int]],
+    complete: backends.Complete,
+    cache: caches.Cache,
+    batch_size: int,
+) -> dict[str, str | None]:
+    """An answer for each key, from the cache or from the backend; equal requests are sent once."""
     answers = {key: cache.get(key) for key in requests}
     missing = [key for key, answer in answers.items() if answer is None]
     for at in range(0, len(missing), batch_size):
         batch = missing[at : at + batch_size]
         messages, max_new = zip(*(requests[key] for key in batch))
         try:
-            found = complete(list(messages), list(max_new))
+            fresh = complete(list(messages), list(max_new))
         except backends.Down as e:
             _store(cache, batch, e.answers, answers)
             raise
-        _store(cache, batch, found, answers)
+        _store(cache, batch, fresh, answers)
     return answers
 
 
-def _store(cache, keys, found, answers) -> None:
-    for key, answer in zip(keys, found):
+def _store(
+    cache: caches.Cache, keys: Sequence[str], fresh: Sequence[str | None], answers: dict[str, str | None]
+) -> None:
+    """Put fresh answers into the cache and into `answers`."""
+    for key, answer in zip(keys, fresh):
         if answer is not None:
             cache.put(key, answer)
             answers[key] = answer
 
 
 def _joined(gaps: Sequence[str], answers: Sequence[str | None]) -> str | None:
-    if any(answer is None for answer in answers):
+    """The answers with the original's white space around them; None if one is missing."""
+    bodies = [conduct.unwrapped(answer).strip() for answer in answers if answer is not None]
+    if len(bodies) < len(answers):
         return None
-    bodies = [conduct.unwrapped(answer).strip() for answer in answers]
     return "".join(part for pair in zip(gaps, [*bodies, ""]) for part in pair)
 
 
 def split(text: str, *, count_tokens: CountTokens = count_tokens, max_tokens: int = 1_500) -> tuple[list, list]:
-    """A text as chunks of at most `max_tokens` and the white space around them.
+    """Cut a text into chunks of at most `max_tokens`, and the white space around them.
 
     Returns:
-        gaps: the white space before, between and after the chunks, one more than there are chunks.
-        bodies: the chunks; none is empty, begins or ends with white space. `gaps[0] + bodies[0] + gaps[1] + ...` is
+        gaps: the white space before, between and after the chunks; one more than chunks.
+        bodies: the chunks, not empty and without white space at their ends. `gaps[0] + bodies[0] + gaps[1] + ...` is
             the text.
     """
     start, stop = len(text) - len(text.lstrip()), len(text.rstrip())
@@ -149,13 +163,18 @@ def split(text: str, *, count_tokens: CountTokens = count_tokens, max_tokens: in
 
 
 def _chunks(text: str, level: int, count_tokens: CountTokens, max_tokens: int) -> list[tuple[str, str]]:
-    """(chunk, white space after it); pieces between borders of this level, as many together as fit."""
+    """(chunk, white space after it): pieces between borders of this level, joined as long as they fit.
+
+    A piece that does not fit is cut at the borders of the next level.
+    """
     if count_tokens(text) <= max_tokens:
         return [(text, "")]
     if level == len(_BORDERS):
         return _hard(text, count_tokens, max_tokens)
     out: list[tuple[str, str]] = []
-    size = 0  # tokens of the last chunk; a sum over its pieces, white space counted with them
+    # The size of the last chunk, as a sum over its pieces: counting the joined text anew for each piece would take time
+    # quadratic in the number of pieces.
+    size = 0
     for piece, gap in _pieces(text, _BORDERS[level]):
         num = count_tokens(piece + gap)
         if out and size + num <= max_tokens:
@@ -173,16 +192,17 @@ def _chunks(text: str, level: int, count_tokens: CountTokens, max_tokens: int) -
 
 def _pieces(text: str, border: re.Pattern) -> list[tuple[str, str]]:
     """(piece, white space after it) between the borders of a text without white space around it."""
-    out, start = [], 0
-    for found in border.finditer(text):
-        if found.start() > start:
-            out.append((text[start : found.start()], found[0]))
-            start = found.end()
+    out: list[tuple[str, str]] = []
+    start = 0
+    for gap in border.finditer(text):
+        if gap.start() > start:
+            out.append((text[start : gap.start()], gap[0]))
+            start = gap.end()
     return [*out, (text[start:], "")]
 
 
 def _hard(text: str, count_tokens: CountTokens, max_tokens: int) -> list[tuple[str, str]]:
-    """A word that is too long, cut by characters: as many as fit, at least one."""
+    """A word that is too long, cut by binary search into as many characters as fit, at least one."""
     out = []
     while text:
         fits, fails = 1, len(text) + 1

@@ -1,7 +1,7 @@
-"""Arabic text in one spelling: what rules, word lists and duplicate search compare.
+"""Arabic text in one spelling, for comparisons by rules and word lists.
 
 Arabic is written with optional vowel signs, an optional stretching stroke and several spellings of the same letter, so
-equal words differ as strings. `normalise` is for comparing; documents keep the spelling that they came with.
+equal words differ as strings. `normalise` is for comparisons alone; documents keep their spelling.
 """
 
 import functools
@@ -25,19 +25,19 @@ _TA_MARBUTA = {0x0629: "\u0647"}
 @functools.cache
 def _table(alef: bool, ya: bool, ta_marbuta: bool) -> dict[int, str | None]:
     table: dict[int, str | None] = dict.fromkeys((*map(ord, TATWEEL + MARKS), *_INVISIBLE))
-    for wanted, letters in ((alef, _ALEF), (ya, _YA), (ta_marbuta, _TA_MARBUTA)):
-        table |= letters if wanted else {}
+    for is_on, letters in ((alef, _ALEF), (ya, _YA), (ta_marbuta, _TA_MARBUTA)):
+        table |= letters if is_on else {}
     return table
 
 
 def normalise(text: str, *, alef: bool = True, ya: bool = False, ta_marbuta: bool = False) -> str:
-    """The text in one spelling; doing it twice changes nothing more.
+    """The text in one spelling; a second call changes nothing.
 
-    Unicode's compatibility form (NFKC: presentation forms and ligatures become letters, wide digits narrow), without
-    tatweel, vowel signs (U+064B to U+0652, U+0670) and invisible direction and joining marks.
+    It is Unicode's compatibility form (NFKC: presentation forms and ligatures become letters, wide digits narrow)
+    without tatweel, vowel signs (U+064B to U+0652, U+0670) and invisible direction and joining marks.
 
     Args:
-        text: any text; other scripts only see NFKC.
+        text: any text; for other scripts only NFKC matters.
         alef: alefs with madda, hamza or wasla become bare alef.
         ya: final alef maksura and Persian ya become ya; off by default, since it merges words (على and علي).
         ta_marbuta: ta marbuta becomes ha; off by default for the same reason.
@@ -45,7 +45,7 @@ def normalise(text: str, *, alef: bool = True, ya: bool = False, ta_marbuta: boo
     if text.isascii():
         return text
     table = _table(alef, ya, ta_marbuta)
-    # A mark taken away can let letters around it compose (alef, tatweel, hamza), hence NFKC once more.
+    # Without a mark the letters around it may compose (alef, tatweel, hamza), hence NFKC once more.
     plain = unicodedata.normalize("NFKC", text).translate(table)
     if unicodedata.is_normalized("NFKC", plain):
         return plain
@@ -56,9 +56,9 @@ _PREFIXES = ("وال", "فال", "بال", "كال", "لل", "ال", "و", "ف",
 
 
 def stems(word: str) -> list[str]:
-    """What may be left of a normalised word without the particles and the article that are written onto its front.
+    """A normalised word without the particles and the article that Arabic writes onto its front.
 
-    Three letters at least are left. No morphology: some results are not words, which does no harm where they are only
-    looked up in a list.
+    At least three letters remain. There is no morphology behind it: some results are not words, which does no harm in
+    a look-up in a list.
     """
     return [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and len(word) - len(prefix) >= 3]

@@ -1,7 +1,7 @@
-"""A batch of documents of one language, and what a rule finds in it.  Dimensions: N documents.
+"""A batch of documents of one language, and a rule's findings about them.  Dimensions: N documents.
 
-A rule is a function of a `Batch` and named thresholds that returns `Findings`. What several rules need (lines, words)
-is computed once a batch and follows the documents that are still in the running.
+A rule is a function of a `Batch` and named thresholds that returns `Findings`. Lines and words, which several rules
+need, are computed once for a batch and carried on with the documents that pass.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ from alignment.filtering.rules import locales, words
 
 @dataclasses.dataclass
 class Findings:
-    """What a rule found, a list a field in document order.
+    """The result of a rule; the lists have an entry for each document, in order.
 
     Fields:
         reasons: "" where the document passes, else the code of the first check that it failed.
-        values: what that check measured; 0 where the document passes.
-        thresholds: what it was compared with; 0 where the document passes.
-        texts: the new text of documents that pass with another text than they came with, by position.
-        counters: events that are no decision, such as lines removed; they add up over batches.
-        attributes: measurements kept beside the document, a name to one number a document.
+        values: the number that this check measured; 0 where the document passes.
+        thresholds: the limit that it was compared with; 0 where the document passes.
+        texts: position -> new text, for documents that pass with an edited text.
+        counters: events that decide nothing, such as removed lines; they add up over batches.
+        attributes: measurements to store beside the documents: name -> one number for each document.
     """
 
     reasons: list[str]
@@ -35,7 +35,7 @@ class Findings:
 
     @classmethod
     def passing(cls, num_documents: int) -> "Findings":
-        """Every document passes; `fail` takes them out."""
+        """Findings under which every document passes, until `fail` drops it."""
         return cls([""] * num_documents, [0.0] * num_documents, [0.0] * num_documents)
 
     def fail(self, position: int, reason: str, value: float = 0.0, threshold: float = 0.0) -> None:
@@ -45,23 +45,24 @@ class Findings:
             self.values[position], self.thresholds[position] = float(value), float(threshold)
 
     def fail_where(self, is_failing_N: np.ndarray, reason: str, value_N: np.ndarray, threshold: float) -> None:
-        """`fail` for every document that a boolean array names."""
+        """`fail` for every document where the boolean array is true."""
         for position in np.flatnonzero(is_failing_N).tolist():
             self.fail(position, reason, value_N[position], threshold)
 
     def count(self, name: str, amount: int = 1) -> None:
+        """Add to a counter."""
         if amount:
             self.counters[name] = self.counters.get(name, 0) + amount
 
 
 class Batch:
-    """Columns of some documents that share a locale pack; nothing in it changes once made.
+    """Documents that share a locale pack; a batch does not change once it is made.
 
     Args:
-        records: {"id", "text", "source", "metadata"} each; only "text", and "metadata" for `urls`, are read here.
+        records: {"id", "text", "source", "metadata"} each; "text" is read here, and "metadata" by `urls`.
         pack: the locale pack of their language: stop words, punctuation, phrases.
-        texts: the documents' present texts; default: the records'.
-        languages, probabilities: what identification said of each document, where it ran; else "" and 0.
+        texts: the documents' texts after earlier rules; None takes the records'.
+        languages, probabilities: result of the language identification; None: it did not run, and they are "" and 0.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Batch:
         texts: Sequence[str] | None = None,
         languages: Sequence[str] | None = None,
         probabilities: Sequence[float] | None = None,
-    ):
+    ) -> None:
         self.records = list(records)
         self.pack = pack
         self.texts = [record["text"] for record in self.records] if texts is None else list(texts)
@@ -84,12 +85,12 @@ class Batch:
 
     @property
     def urls(self) -> list[str | None]:
-        """Each document's address; None where its metadata has none."""
+        """Each document's address; None if its metadata has none."""
         return [(record.get("metadata") or {}).get("url") or None for record in self.records]
 
     @functools.cached_property
     def lines(self) -> list[list[str]]:
-        """Each text's lines, by every line break that Unicode knows, without the breaks."""
+        """Each text's lines without the line breaks, where any of Unicode's line breaks counts."""
         return [text.splitlines() for text in self.texts]
 
     @functools.cached_property
@@ -98,7 +99,7 @@ class Batch:
         return words.columns(self.texts, english=self.pack.name == "en")
 
     def take(self, positions: Sequence[int]) -> "Batch":
-        """The documents at these positions, with whatever was computed of them."""
+        """The documents at these positions, with their lines and words if those were computed already."""
         positions = list(positions)
         if positions == list(range(len(self))):
             return self
@@ -116,7 +117,7 @@ class Batch:
         return part
 
     def with_texts(self, texts: Mapping[int, str]) -> "Batch":
-        """The same documents with other texts at some positions; lines and words are then found anew."""
+        """The same documents with other texts at some positions; lines and words are then computed again."""
         if not texts:
             return self
         changed = [texts.get(i, text) for i, text in enumerate(self.texts)]

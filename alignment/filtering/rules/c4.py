@@ -3,13 +3,16 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from alignment.filtering.rules import splitter
 from alignment.filtering.rules.batch import Batch, Findings
 
 ELLIPSIS = "..."
-MAX_PIECES, MAX_LENGTH = 100_000, 100  # remembered for counting sentences, and their characters; about 20 MB
+MAX_PIECES, MAX_LENGTH = (
+    100_000,
+    100,
+)  # size of the cache for counting sentences, and characters of a piece in it; 20 MB
 _RUNS = re.compile(r"\s+|\S+")
 
 
@@ -26,18 +29,19 @@ def clean(
     lorem_ipsum: bool = True,
     curly_bracket: bool = True,
 ) -> Findings:
-    """Remove lines that are not prose; drop documents of which too little is left or that are code or dummy text.
+    """Remove lines that are not prose; drop documents with too little left, and documents of code or dummy text.
 
-    Lines are looked at in order, and what an earlier check removed no later one sees: a "{" on a line without an end
-    mark does not drop the page. Documents that pass come back stripped line by line, without the lines removed.
+    The checks run in order for each line, and a later check does not see a line that an earlier one removed: a "{" on a
+    line without an end mark does not drop the page. Documents that pass come back without the removed lines and without
+    white space around the others.
 
     Args:
         batch: documents of one language; the pack names end marks, policy phrases and citations.
         terminal_punctuation: remove lines that do not end in one of the pack's end marks, or that end in "...".
         min_words_per_line: remove lines with fewer words (between white space); None keeps them.
         max_word_length: remove lines with a longer word, in characters; None keeps them.
-        min_sentences: drop documents with fewer sentences in what is left; None keeps them unless nothing is left.
-        remove_citations: take out what the pack's citation patterns match, such as [1] and [edit].
+        min_sentences: drop documents with fewer sentences in the remaining lines; None drops only empty ones.
+        remove_citations: cut out the matches of the pack's citation patterns, such as [1] and [edit].
         javascript, policy: remove lines that mention "javascript"; that hold one of the pack's policy phrases.
         lorem_ipsum, curly_bracket: drop documents with such a line.
 
@@ -63,14 +67,14 @@ def clean(
         if not text or text.isspace():
             findings.fail(position, "empty")
             continue
-        reason, kept = cleaner.lines(text, lines, findings)
+        reason, kept_lines = cleaner.lines(text, lines, findings)
         if reason:
             findings.fail(position, reason, 1, 0)
             continue
-        if min_sentences is not None and (count := sentences.count(kept, min_sentences)) < min_sentences:
+        if min_sentences is not None and (count := sentences.count(kept_lines, min_sentences)) < min_sentences:
             findings.fail(position, "too_few_sentences", count, min_sentences)
             continue
-        cleaned = "\n".join(kept).strip()
+        cleaned = "\n".join(kept_lines).strip()
         if not cleaned:
             findings.fail(position, "empty")
         elif cleaned != text:
@@ -84,11 +88,21 @@ def _citations(patterns: tuple[str, ...]) -> re.Pattern | None:
 
 
 class _Cleaner:
-    """The checks of a line, with what they need at hand."""
+    """The checks of a line under one set of settings."""
 
     def __init__(
-        self, *, ends, min_words, max_word_length, citations, javascript, policy, spelling, lorem_ipsum, curly_bracket
-    ):
+        self,
+        *,
+        ends: tuple[str, ...] | None,
+        min_words: int,
+        max_word_length: int,
+        citations: re.Pattern | None,
+        javascript: bool,
+        policy: tuple[str, ...],
+        spelling: Callable[[str], str],
+        lorem_ipsum: bool,
+        curly_bracket: bool,
+    ) -> None:
         self.ends, self.min_words, self.max_word_length = ends, min_words, max_word_length
         self.citations, self.javascript, self.policy, self.spelling = citations, javascript, policy, spelling
         self.in_brackets = citations is not None and all(
@@ -97,19 +111,20 @@ class _Cleaner:
         self.lorem_ipsum, self.curly_bracket = lorem_ipsum, curly_bracket
 
     def lines(self, text: str, lines: list[str], findings: Findings) -> tuple[str, list[str]]:
-        """The reason to drop the document, or "", and its lines as they stay."""
+        """The reason to drop the document, or "", and the lines that stay."""
+        # Most texts cannot fail any check of a line's content, which one search over the text shows.
         has_citations = self.citations is not None and (not self.in_brackets or "[" in text)
-        # A citation taken out may leave a phrase behind that the text did not have.
+        # Cutting a citation out may make a phrase that the text did not have ("java[1]script").
         is_suspect = has_citations or self._is_suspect(text)
         removed: dict[str, int] = {}
-        kept = []
+        kept_lines = []
         for line in lines:
             line = line.strip()
             num_words = len(line.split(None, self.min_words))
             if len(line) > self.max_word_length and max(map(len, line.split())) > self.max_word_length:
                 reason = "long_word"
             else:
-                if has_citations:
+                if has_citations and self.citations is not None:
                     line = self.citations.sub("", line)
                 if self.ends is not None and (not line.endswith(self.ends) or line.endswith(ELLIPSIS)):
                     reason = "no_end_mark"
@@ -122,10 +137,10 @@ class _Cleaner:
             if reason:
                 removed[reason] = removed.get(reason, 0) + 1
             else:
-                kept.append(line)
+                kept_lines.append(line)
         for reason, count in removed.items():
             findings.count(f"lines_{reason}", count)
-        return "", kept
+        return "", kept_lines
 
     def _is_suspect(self, text: str) -> bool:
         """Whether any line can fail a check of its content."""
@@ -154,13 +169,14 @@ class _Cleaner:
 
 
 class _Sentences(dict):
-    """Counts sentences as spaCy's rule-based sentencizer does: one ends at the first word after an end mark.
+    """Counts sentences as spaCy's rule-based sentencizer does: one ends before the first word after an end mark.
 
-    Closing quotes and further marks still belong to the sentence. A piece of text maps to what it does in either state,
-    outside and after an end mark: (sentences that begin in it, the state after it).
+    Closing quotes and further marks still belong to the sentence. Counting is an automaton with two states, 0 and 1
+    (after an end mark). The dict is its table: a piece of text -> for either state, the number of sentences that begin
+    in the piece and the state behind it. A piece is split at its first look-up.
     """
 
-    def __init__(self, ends: Sequence[str], english: bool):
+    def __init__(self, ends: Sequence[str], english: bool) -> None:
         super().__init__()
         self.ends, self.english = frozenset(ends), english
 
@@ -177,7 +193,7 @@ class _Sentences(dict):
         return outside, after
 
     def count(self, lines: list[str], enough: int) -> int:
-        """Sentences in some lines, each of which has one at least; stops looking once there are enough."""
+        """The number of sentences, at least one a line; counting stops at `enough`."""
         if len(self) > MAX_PIECES:
             self.clear()
         total = 0
@@ -194,7 +210,7 @@ class _Sentences(dict):
 
 
 def _chunks(line: str) -> Iterator[str]:
-    """A line in parts of some hundred characters, cut at spaces, since the first sentences often suffice."""
+    """A line in parts of about 400 characters, cut at spaces: the first sentences are often enough."""
     start = 0
     while (end := line.find(" ", start + 400)) >= 0:
         yield line[start:end]
@@ -203,7 +219,7 @@ def _chunks(line: str) -> Iterator[str]:
 
 
 def _spaced(chunk: str) -> Iterator[str]:
-    """Pieces of a text with more than single spaces; what white space is left after one space is a piece as well."""
+    """Pieces of a text with other white space than single spaces: beyond one space spaCy takes it for a word."""
     for position, run in enumerate(_RUNS.findall(chunk)):
         if position and run[0] == " ":
             run = run[1:]

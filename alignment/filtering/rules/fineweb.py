@@ -57,19 +57,20 @@ def check(
                 continue
         if max_newlines_per_word is not None and _may_be_list(text, num_newlines, max_newlines_per_word):
             lists.append(position)
+    # Only these few documents need their words.
     counts = batch.take(lists).words.counts_N.tolist() if lists else []
     for position, num_words in zip(lists, counts, strict=True):
         share = batch.texts[position].count("\n") / num_words
-        if share > max_newlines_per_word:
+        if max_newlines_per_word is not None and share > max_newlines_per_word:
             findings.fail(position, "list_ratio", share, max_newlines_per_word)
     return findings
 
 
 def _may_be_list(text: str, num_newlines: int, limit: float) -> bool:
-    """Whether line breaks over words can exceed the limit; a piece between white space is one word or more."""
+    """Whether line breaks over words can exceed the limit, judged without splitting pieces into words."""
     if limit <= 0:
         return True
-    enough = int(num_newlines / limit) + 1
+    enough = int(num_newlines / limit) + 1  # each piece between white space is at least one word
     return len(text.split(None, enough)) < enough
 
 

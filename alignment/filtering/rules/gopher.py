@@ -46,7 +46,7 @@ def quality(
     columns = batch.words
     count_N = columns.counts_N
     findings.fail_where(count_N == 0, "empty", count_N, 1)
-    words_N = np.maximum(count_N, 1)  # a divisor; documents without words have failed
+    words_N = np.maximum(count_N, 1)  # only a divisor: documents without words have failed already
     kind_W = columns.vocabulary.kind(columns.ids_W)
     is_word_W = (kind_W & words.IS_WORD) > 0
     real_words_N = columns.sums(is_word_W)
@@ -80,7 +80,7 @@ def _above(findings: Findings, reason: str, value_N: np.ndarray, limit: float | 
 
 
 def _lines(batch: Batch, findings: Findings, max_bullets: float | None, max_ellipses: float | None) -> None:
-    """Check how lines start and end. A text with too few of the marks for that is not looked at line by line."""
+    """Check how lines start and end; a text with too few marks to fail is not read line by line."""
     for position, (text, lines) in enumerate(zip(batch.texts, batch.lines, strict=True)):
         if findings.reasons[position]:
             continue
@@ -95,9 +95,10 @@ def _lines(batch: Batch, findings: Findings, max_bullets: float | None, max_elli
 
 
 def _stop_words(batch: Batch) -> np.ndarray:
-    """How many different stop words each document has."""
+    """The number of different stop words in each document [N]."""
     columns, pack = batch.words, batch.pack
     stop_words = {word: i for i, word in enumerate(sorted(pack.stop_words))}
+    # Each word of the vocabulary is compared once; documents then look their words' columns up.
     column_V = columns.vocabulary.mapped(
         ("stop words", pack.stop_words, pack.stop_normaliser),
         lambda word: stop_words.get(pack.stop_key(word), -1),

@@ -1,26 +1,27 @@
-"""Which language a text is in: the cheapest evidence that decides.
+"""Identify a text's language by the cheapest evidence that decides.
 
 Dimensions: N documents, U UTF-16 units of a text, K kinds of character.
 
-Letters come first: one pass over a text counts its scripts, which alone tells Arabic from English. Within a script,
-letters of their own tell Persian, Urdu and others from Arabic, and frequent words tell English from the rest. Only what
-is then open goes to py3langid, restricted to languages that share the script.
+Letters come first: one pass over a text counts its scripts, which distinguishes Arabic from English. In one script,
+special letters distinguish Persian, Urdu and others from Arabic, and frequent words English from the rest. Only texts
+that are still open go to py3langid (Lui & Baldwin 2012), restricted to languages of the same script.
 """
 
 import functools
 import pathlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from alignment.filtering.rules import locales
 
-UNDETERMINED = "und"  # ISO 639-2: no language in it, such as code, numbers, symbols
+UNDETERMINED = "und"  # ISO 639-2: a text without language, such as code, numbers, symbols
 
-_OTHER, _IGNORED, _CODE = range(3)  # kinds of character that are no letters; IGNORED: white space and combining marks
+_OTHER, _IGNORED, _CODE = range(3)  # kinds of characters other than letters; IGNORED: white space, combining marks
 _CODE_MARKS = "{}[]<>=_+*\\|^~"  # not those of addresses, tags, prices and HTML entities: / @ # $ % & ;
-_SCRIPTS = (  # first word of a letter's Unicode name, and the language where one is written in it above all
+_SCRIPTS = (  # first word of a letter's Unicode name, and the language if the script has one main language
     ("LATIN", ""),
     ("ARABIC", ""),
     ("CYRILLIC", ""),
@@ -48,7 +49,7 @@ _SCRIPTS = (  # first word of a letter's Unicode name, and the language where on
     ("SINHALA", "si"),
     ("ETHIOPIC", "am"),
 )
-_GROUPS = (  # letters in Arabic script that Arabic does not use; a later group's languages also use earlier ones
+_GROUPS = (  # letters of Arabic script that Arabic does not use; later languages use letters of earlier groups, too
     ("fa", "پچژگکی"),
     ("ur", "ٹڈڑےںہھ"),
     ("sd", "ٿڀٺڄڃڇڏڌڙڪڳڱڻڦ"),
@@ -59,27 +60,27 @@ _GROUPS = (  # letters in Arabic script that Arabic does not use; a later group'
 _FIRST_SCRIPT = 3
 _FIRST_GROUP = _FIRST_SCRIPT + len(_SCRIPTS)
 _NUM_KINDS = _FIRST_GROUP + len(_GROUPS)
-_LATIN = "en de fr es it pt nl sv da no pl cs ro hu tr id vi fi sw tl zxx"  # "zxx": no language at all
+_LATIN = "en de fr es it pt nl sv da no pl cs ro hu tr id vi fi sw tl zxx"  # "zxx": without language
 _CYRILLIC = "ru uk be bg sr mk kk ky mn tg"
-_CONFUSABLE = {  # what py3langid chooses from, beside the packs' own languages
+_CONFUSABLE = {  # py3langid's choices, beside the packs' own languages
     "LATIN": frozenset(_LATIN.split()),
     "ARABIC": frozenset(("ar", "fa", "ur", "ps", "ug")),
     "CYRILLIC": frozenset(_CYRILLIC.split()),
     "DEVANAGARI": frozenset(("hi", "mr", "ne", "sa")),
 }
-_LONG_CODES = (  # ISO 639-3, as GlotLID and NLLB have them, and 639-1
+_LONG_CODES = (  # ISO 639-3, as in GlotLID and NLLB, and ISO 639-1
     "eng:en arb:ar ara:ar ars:ar ary:ar arz:ar apc:ar ajp:ar acm:ar acq:ar aeb:ar afb:ar fra:fr deu:de spa:es ita:it "
     "por:pt nld:nl swe:sv dan:da nob:no nor:no pol:pl ces:cs ron:ro hun:hu tur:tr ind:id vie:vi fin:fi rus:ru ukr:uk "
     "pes:fa fas:fa prs:fa urd:ur pbt:ps pus:ps uig:ug ell:el heb:he hin:hi ben:bn cmn:zh zho:zh jpn:ja kor:ko tha:th"
 )
 _SHORT_CODES = dict(pair.split(":") for pair in _LONG_CODES.split())
-_SAMPLE = 500  # characters, twice
-_LONGEST = 100_000  # characters of a text that are looked at
+_SAMPLE = 500  # characters, from two places
+_LONGEST = 100_000  # characters of a text that are read
 
 
 @functools.cache
 def _kinds() -> np.ndarray:
-    """Kind of each UTF-16 unit, `[65536]` uint8. Letters outside the basic plane count as symbols."""
+    """The kind of each UTF-16 unit [65536], uint8; letters outside the basic plane count as symbols."""
     kinds = np.zeros(1 << 16, np.uint8)
     scripts = {name: _FIRST_SCRIPT + i for i, (name, _) in enumerate(_SCRIPTS)}
     for code in range(1 << 16):
@@ -96,8 +97,8 @@ def _kinds() -> np.ndarray:
 
 
 def _counts(text: str) -> list[int]:
-    """How many characters of each kind a text has."""
-    if text.isascii():
+    """The number of characters of each kind."""
+    if text.isascii():  # deleting a kind's bytes and comparing lengths is several times faster than numpy
         content = text[:_LONGEST].encode()
         counts = [0] * _NUM_KINDS
         for kind, members in _ascii_kinds().items():
@@ -114,7 +115,7 @@ def _ascii_kinds() -> dict[int, bytes]:
 
 
 def scripts(text: str) -> dict[str, float]:
-    """Share of each script among a text's letters, the largest first, by Unicode's names; {} without letters."""
+    """The share of each script among a text's letters, the largest first, by Unicode's names; {} without letters."""
     counts = _counts(text)
     arabic = _FIRST_SCRIPT + 1
     counts[arabic] += sum(counts[_FIRST_GROUP:])
@@ -134,24 +135,25 @@ def identify(
     """The language of each text.
 
     Args:
-        texts: any text; of a long one the first 100,000 characters are looked at.
-        packs: languages to expect, whose common words decide; default: the packs that come with the library.
-        min_letters: share of letters, of all characters but white space and marks, below which a text has no language.
-        max_code_marks: share of brackets (round ones aside), operators and the like above which a text is code. Of
-            Python files four fifths have more, of C4's pages and of tweets none.
-        min_common_words: share of a pack's common words that decides without a model; another pack must have less than
+        texts: any text; of a long one the first 100,000 characters are read.
+        packs: languages to expect, whose common words decide; None takes the packs that come with the library.
+        min_letters: share of letters, among all characters but white space and marks, below which a text has no
+            language.
+        max_code_marks: share of brackets (except round ones), operators and the like above which a text is code. Four
+            fifths of Python files have more, of C4's pages and of tweets none.
+        min_common_words: share of a pack's common words that decides without a model, if every other pack has less than
             a third of it.
 
     Returns:
-        (ISO 639 code, probability) each. The probability is the share of the letters that are in the language's script,
-        times py3langid's posterior where that was asked; a half Arabic, half English text has about .5.
-        ("und", ...) for code, numbers and symbols, with the share of characters that are no letters.
+        (ISO 639 code, probability) for each text. The probability is the share of the letters that belong to the
+        language's script, times py3langid's posterior if that decided; a half Arabic, half English text has about .5.
+        Code, numbers and symbols have "und", with the share of characters that are not letters.
     """
     packs = _own_packs() if packs is None else packs
     lexica = _lexica(tuple(packs.values()))
-    models = tuple(packs)
+    languages = tuple(packs)
     limits = (min_letters, max_code_marks, min_common_words)
-    return [_one(text, lexica, models, *limits) for text in texts]
+    return [_one(text, lexica, languages, *limits) for text in texts]
 
 
 @functools.cache
@@ -160,14 +162,21 @@ def _own_packs() -> dict[str, locales.Pack]:
 
 
 def _lexica(packs: tuple[locales.Pack, ...]) -> dict[str, list[locales.Pack]]:
-    """Packs by the script that they are written in."""
-    found: dict[str, list[locales.Pack]] = {}
+    """Packs by their script."""
+    by_script: dict[str, list[locales.Pack]] = {}
     for pack in packs:
-        found.setdefault(pack.script.upper(), []).append(pack)
-    return found
+        by_script.setdefault(pack.script.upper(), []).append(pack)
+    return by_script
 
 
-def _one(text, lexica, languages, min_letters, max_code_marks, min_common_words) -> tuple[str, float]:
+def _one(
+    text: str,
+    lexica: Mapping[str, Sequence[locales.Pack]],
+    languages: tuple[str, ...],
+    min_letters: float,
+    max_code_marks: float,
+    min_common_words: float,
+) -> tuple[str, float]:
     counts = _counts(text)
     letters = counts[_FIRST_SCRIPT:_FIRST_GROUP]
     groups = counts[_FIRST_GROUP:]
@@ -195,13 +204,13 @@ def _one(text, lexica, languages, min_letters, max_code_marks, min_common_words)
 
 
 def _east_asian(han: int, kana: int, num_letters: int) -> tuple[str, float]:
-    """Japanese mixes both; a tenth of kana is far below what it has, and above what Chinese quotes."""
+    """Japanese mixes both; a tenth of kana is far below its usual share, and above that of Chinese with quotations."""
     return ("ja" if kana > 0.1 * (han + kana) else "zh"), (han + kana) / num_letters
 
 
 def _by_letters(groups: Sequence[int], num_letters: int) -> str:
-    """A language in Arabic script by the letters that Arabic lacks; "" where they do not decide."""
-    if sum(groups) <= 0.005 * num_letters:  # a foreign name; Persian in Arabic spelling still has 2 % of them
+    """A language in Arabic script by the letters that Arabic lacks; "" if they do not decide."""
+    if sum(groups) <= 0.005 * num_letters:  # a foreign name has some; Persian in Arabic spelling still has 2 %
         return "ar"
     for (language, _), count in reversed(list(zip(_GROUPS, groups, strict=True))[1:]):
         if count > 0.015 * num_letters:
@@ -210,7 +219,7 @@ def _by_letters(groups: Sequence[int], num_letters: int) -> str:
 
 
 def _by_words(text: str, packs: Sequence[locales.Pack], min_share: float) -> str:
-    """The pack of which frequent words are a good share of all words; "" where none is, or two are near."""
+    """The pack whose frequent words are a good share of all words; "" if no pack has enough, or two have."""
     shares = []
     for pack in packs:
         words = pack.comparison_key(_sample(text)).split()
@@ -221,8 +230,8 @@ def _by_words(text: str, packs: Sequence[locales.Pack], min_share: float) -> str
 
 
 @functools.lru_cache(maxsize=16)
-def _model(languages: tuple[str, ...]):
-    """py3langid's classifier over those of the languages that it knows."""
+def _model(languages: tuple[str, ...]) -> Any:
+    """py3langid's classifier, restricted to those of the languages that it knows."""
     from py3langid import langid
 
     model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
@@ -237,7 +246,7 @@ def _by_model(text: str, script: str, languages: tuple[str, ...]) -> tuple[str, 
 
 
 def _sample(text: str) -> str:
-    """A thousand characters, from the start and from the middle of a text."""
+    """A thousand characters from the start and the middle of a text."""
     if len(text) <= 2 * _SAMPLE:
         return text
     middle = min(len(text), _LONGEST) // 2
@@ -245,12 +254,12 @@ def _sample(text: str) -> str:
 
 
 def from_fasttext(path: str | pathlib.Path) -> Callable[[Sequence[str]], list[tuple[str, float]]]:
-    """A fastText identifier such as lid.176 or GlotLID, to use in the place of `identify`.
+    """A fastText identifier such as lid.176 or GlotLID, to use instead of `identify`.
 
-    Labels such as `__label__arb_Arab` come out as the two-letter code where there is one, Arabic's dialects as "ar".
+    Labels such as `__label__arb_Arab` become the two-letter code if there is one; Arabic's dialects become "ar".
 
     Raises:
-        InputError: the file is no fastText classifier.
+        InputError: the file is missing, damaged or not a fastText classifier.
     """
     from alignment.models import fasttext
 
@@ -258,8 +267,8 @@ def from_fasttext(path: str | pathlib.Path) -> Callable[[Sequence[str]], list[tu
     names = {label: _short(label) for label in model.labels}
 
     def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
-        found = model.predict([text[:_LONGEST] for text in texts])
-        answers = [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in found]
+        predictions = model.predict([text[:_LONGEST] for text in texts])
+        answers = [(names[best[0][0]], min(1.0, best[0][1])) if best else (UNDETERMINED, 0.0) for best in predictions]
         return [answer if text.strip() else (UNDETERMINED, 0.0) for text, answer in zip(texts, answers, strict=True)]
 
     return identify

@@ -1,27 +1,29 @@
-"""Text whose UTF-8 was read as another encoding ("CafÃ©" for "Café"), repaired line by line where nothing is lost."""
+"""Repair text whose UTF-8 was read in another encoding ("CafÃ©" for "Café"), line by line, where nothing is lost."""
 
 import contextlib
 import re
 
 from alignment.filtering.rules.batch import Batch, Findings
 
-_MAX_ROUNDS = 3  # text that was read wrongly more than once
+_MAX_ROUNDS = 3  # some text was decoded wrongly more than once
 
 
 def _bytes_of(encoding: str) -> dict[int, str]:
-    """Characters of a one-byte encoding to the byte that they stand for, itself written as a character."""
-    found = {}
+    """Character of a one-byte encoding -> its byte, written as the Latin-1 character with that code."""
+    table = {}
     for byte in range(0x80, 0x100):
-        with contextlib.suppress(UnicodeDecodeError):  # five bytes that Windows-1252 leaves open stand for themselves
-            found[ord(bytes([byte]).decode(encoding))] = chr(byte)
-    return found
+        with contextlib.suppress(
+            UnicodeDecodeError
+        ):  # Windows-1252 leaves five bytes undefined; they stand for themselves
+            table[ord(bytes([byte]).decode(encoding))] = chr(byte)
+    return table
 
 
 _WESTERN, _ARABIC = _bytes_of("cp1252"), _bytes_of("cp1256")
 
 
 def _pattern(table: dict[int, str]) -> re.Pattern:
-    """A first byte of UTF-8 with a second one behind it, as the encoding shows them."""
+    """The first two bytes of a UTF-8 character, as the encoding shows them."""
     first = [chr(code) for code, byte in table.items() if "\xc2" <= byte <= "\xf4"]
     second = [chr(code) for code, byte in table.items() if byte < "\xc0"]
     return re.compile(f"[{re.escape(''.join(first))}][\x80-\x9f{re.escape(''.join(second))}]")
@@ -31,14 +33,15 @@ _TABLES = ((_pattern(_WESTERN), _WESTERN), (_pattern(_ARABIC), _ARABIC))
 
 
 def is_suspect(text: str) -> bool:
-    """Whether two characters stand together that wrongly read UTF-8 is made of; good text may have them too."""
+    """Whether the text has a pair of characters that is typical of wrongly read UTF-8; good text may have it too."""
     return not text.isascii() and any(pattern.search(text) for pattern, _ in _TABLES)
 
 
 def repair(text: str) -> str:
-    """The text with every line read rightly that is UTF-8 read as Windows-1252, Latin-1 or Windows-1256.
+    """Decode lines again that are UTF-8 read as Windows-1252, Latin-1 or Windows-1256.
 
-    A line is changed only if all of it goes back to bytes and these are valid UTF-8, which other text hardly ever is.
+    A line changes only if all of it can be turned back into bytes that are valid UTF-8, which is hardly ever true of
+    good text.
     """
     if not is_suspect(text):
         return text
@@ -49,11 +52,11 @@ def _line(line: str) -> str:
     for _ in range(_MAX_ROUNDS):
         for pattern, table in _TABLES:
             try:
-                found = line.translate(table).encode("latin-1").decode("utf-8") if pattern.search(line) else line
+                repaired = line.translate(table).encode("latin-1").decode("utf-8") if pattern.search(line) else line
             except UnicodeError:
                 continue
-            if found != line:
-                line = found
+            if repaired != line:
+                line = repaired
                 break
         else:
             break

@@ -2,8 +2,8 @@
 
 Dimensions: U UTF-16 units of a text.
 
-The thresholds are NeMo Curator's for English. Where its rules count ASCII letters and digits, these count Unicode's,
-vowel signs included, so that one threshold serves more languages.
+The thresholds are NeMo Curator's for English. Its rules count ASCII letters and digits; these count Unicode's letters,
+vowel signs and digits, so that one threshold serves more languages.
 """
 
 import functools
@@ -38,16 +38,16 @@ def check(
 
     Args:
         batch: documents of one language; the pack names end marks and phrases of policies and page furniture.
-        max_non_alphanumeric: share of characters that are none of letters, digits, line breaks and "? ! , ."; spaces
-            count.
+        max_non_alphanumeric: share of characters other than letters, digits, line breaks and "? ! , ."; spaces are
+            among them.
         max_numbers: share of characters that are digits, of any script.
         max_urls: share of characters within addresses (http, https, www).
         max_white_space: share of characters that are white space.
-        max_parentheses: share of characters that are brackets of some shape.
-        max_no_end_mark: share of lines with text that end in none of the pack's end marks.
+        max_parentheses: share of characters that are brackets, of any shape.
+        max_no_end_mark: share of non-blank lines that do not end in one of the pack's end marks.
         max_boilerplate: share of paragraphs (blank lines between) with such a phrase.
-        boilerplate_at_ends: whether one such phrase in the first or last paragraph is enough; NeMo Curator's default,
-            and off here, since many a good page ends in a notice.
+        boilerplate_at_ends: drop also for one such phrase in the first or last paragraph. NeMo Curator does this by
+            default; here it is off, since many good pages end in a notice.
 
     Returns:
         Reasons `empty`, then `nemo_non_alphanumeric`, `nemo_numbers`, `nemo_urls`, `nemo_white_space`,
@@ -69,8 +69,9 @@ def check(
             findings.fail(position, "empty", 0, 1)
             continue
         for name, share in shares(text).items():
-            if limits[name] is not None and share > limits[name]:
-                findings.fail(position, f"nemo_{name}", share, limits[name])
+            limit = limits[name]
+            if limit is not None and share > limit:
+                findings.fail(position, f"nemo_{name}", share, limit)
         if findings.reasons[position]:
             continue
         if max_no_end_mark is not None:
@@ -89,7 +90,8 @@ def check(
 
 
 def shares(text: str) -> dict[str, float]:
-    """Shares of a text's characters by the names of `check`; all 0 for an empty text."""
+    """Shares of a text's characters, by the names of `check`'s arguments; all 0 for an empty text."""
+    # Counting UTF-16 units in numpy is far faster than a loop over characters; nearly all characters have one unit.
     units_U = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
     counts = np.bincount(_kinds()[units_U], minlength=_OTHER + 1).tolist()
     total = max(1, len(units_U))
@@ -105,10 +107,10 @@ def shares(text: str) -> dict[str, float]:
 
 
 def boilerplate(text: str, phrases: tuple[str, ...]) -> list[bool]:
-    """Of each paragraph, whether it has one of the phrases; text and phrases in one spelling (`Pack.comparison_key`).
+    """Whether each paragraph has one of the phrases; text and phrases must be in one spelling (`Pack.comparison_key`).
 
-    Lines count as paragraphs where the text has no blank line; empty where no phrase is found, and for a single
-    paragraph, of which it would say nothing.
+    Lines count as paragraphs in a text without blank lines. The list is empty if no phrase occurs, and for a single
+    paragraph, where a share would say nothing.
     """
     if not any(phrase in text for phrase in phrases):
         return []
@@ -122,7 +124,7 @@ def boilerplate(text: str, phrases: tuple[str, ...]) -> list[bool]:
 
 @functools.cache
 def _kinds() -> np.ndarray:
-    """Kind of each UTF-16 unit, `[65536]` uint8. Halves of characters outside the basic plane are symbols."""
+    """The kind of each UTF-16 unit [65536], uint8; halves of characters outside the basic plane count as symbols."""
     kinds = np.full(1 << 16, _OTHER, np.uint8)
     for code in range(1 << 16):
         character = chr(code)

@@ -1,8 +1,8 @@
 """Personal data by its form: e-mail and IP addresses, telephone, bank account and card numbers.
 
-Numbers with a check digit are checked (IBAN: ISO 13616, modulo 97; cards: Luhn), so that few other numbers are taken
-for them. Every search is linear in the length of a text, whatever the text: patterns are bounded, and start only where
-nothing of their kind stands before.
+Check digits are verified (IBAN: ISO 13616, modulo 97; cards: Luhn), so that few other numbers are mistaken for them.
+Every search takes time linear in the length of a text, whatever the text: patterns have bounded lengths, and start only
+where no character of their kind stands before.
 """
 
 import ipaddress
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from alignment import errors
 from alignment.filtering.rules.batch import Batch, Findings
 
-KINDS = ("email", "iban", "card", "ip", "phone")  # where two overlap, the earlier one stands
+KINDS = ("email", "iban", "card", "ip", "phone")  # where two overlap, the one earlier in this list wins
 TAGS = {kind: f"<{kind.upper()}>" for kind in KINDS}
 
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
 _LONGEST_LOCAL, _LONGEST_DOMAIN = 64, 253  # RFC 5321
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9\-])")
 _AT = re.compile(r"@(?=[A-Za-z0-9])")
-# Each pattern begins with a class of few characters and only then looks back at what stands before: a search then
-# passes over ordinary text quickly.
+# Each pattern begins with a class of few characters and only then looks back at the characters before it: this makes a
+# search skip ordinary text quickly.
 _DIGIT = "[0-9\u0660-\u0669\u06f0-\u06f9]"  # ASCII, Arabic-Indic, Persian
 _IPV4 = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])(?!\w)")
 _IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])")  # 2000::/3, global unicast
@@ -56,16 +56,16 @@ def mod_97(iban: str) -> bool:
 
 
 def spans(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[int, int, str]]:
-    """Where personal data stands.
+    """The places of personal data.
 
     Returns:
         (start, end, kind) in order and without overlap, in characters; kinds are those of `KINDS`.
     """
-    found = sorted((start, end, kind) for kind in kinds for start, end in _FINDERS[kind](text))
-    if len(found) < 2:
-        return found
+    candidates = sorted((start, end, kind) for kind in kinds for start, end in _FINDERS[kind](text))
+    if len(candidates) < 2:
+        return candidates
     taken: list[tuple[int, int, str]] = []
-    for span in found:
+    for span in candidates:
         if not taken or span[0] >= taken[-1][1]:
             taken.append(span)
         elif KINDS.index(span[2]) < KINDS.index(taken[-1][2]) and (len(taken) < 2 or span[0] >= taken[-2][1]):
@@ -73,10 +73,10 @@ def spans(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[int, int, str]]
     return taken
 
 
-def replace(text: str, found: Sequence[tuple[int, int, str]]) -> str:
-    """The text with a tag such as <EMAIL> in the place of each span."""
+def replace(text: str, places: Sequence[tuple[int, int, str]]) -> str:
+    """The text with a tag such as <EMAIL> instead of each span."""
     parts, at = [], 0
-    for start, end, kind in found:
+    for start, end, kind in places:
         parts += [text[at:start], TAGS[kind]]
         at = end
     return "".join([*parts, text[at:]])
@@ -89,9 +89,10 @@ def rule(
 
     Args:
         batch: documents of any language.
-        kinds: which of `KINDS` count.
-        max_spans: more of them drop a document (Dolma, Soldaini et al. 2024, arXiv:2402.00159); None keeps it.
-        replace_spans: write tags over them in documents that stay.
+        kinds: some of `KINDS`.
+        max_spans: a document with more spans is dropped (Dolma, Soldaini et al. 2024, arXiv:2402.00159); None drops
+            none.
+        replace_spans: replace the spans by tags in documents that stay.
 
     Returns:
         Reason `pii`; new texts; attributes `pii_email`, ... with the number of spans a document.
@@ -99,26 +100,26 @@ def rule(
     Raises:
         InputError: unknown kind.
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise errors.InputError(f"unknown kinds of personal data {unknown}: use some of {', '.join(KINDS)}")
+    for kind in kinds:
+        errors.one_of("kind of personal data", kind, KINDS)
     findings = Findings.passing(len(batch))
     attributes = {f"pii_{kind}": [0.0] * len(batch) for kind in kinds}
     for position, text in enumerate(batch.texts):
-        found = spans(text, kinds)
-        for kind, count in Counter(kind for _, _, kind in found).items():
+        places = spans(text, kinds)
+        for kind, count in Counter(kind for _, _, kind in places).items():
             attributes[f"pii_{kind}"][position] = float(count)
-        if max_spans is not None and len(found) > max_spans:
-            findings.fail(position, "pii", len(found), max_spans)
-        elif found and replace_spans:
-            findings.texts[position] = replace(text, found)
-            for _, _, kind in found:
+        if max_spans is not None and len(places) > max_spans:
+            findings.fail(position, "pii", len(places), max_spans)
+        elif places and replace_spans:
+            findings.texts[position] = replace(text, places)
+            for _, _, kind in places:
                 findings.count(f"{kind}_replaced")
     findings.attributes.update(attributes)
     return findings
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
-    """From each "@" outwards: a pattern that began with the local part would look at long words again and again."""
+    """Search from each "@" outwards: a pattern that began with the local part would read long words again and again."""
     low = 0
     for match in _AT.finditer(text):
         at = match.start()
@@ -131,7 +132,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _ips(text: str) -> Iterator[tuple[int, int]]:
-    """Addresses that are reachable from anywhere; private, local and reserved ones name nobody."""
+    """Public addresses; private, local and reserved ones identify nobody."""
     if text.count(".") >= 3:
         yield from (match.span() for match in _IPV4.finditer(text) if _is_public(match.group()))
     if text.count(":") >= 2:

@@ -2,9 +2,10 @@
 
 Dimensions: N documents, W words, G n-grams (one starts at each word that has n - 1 more after it), R repeated n-grams.
 
-An n-gram repeats only where the (n-1)-gram at its start does, so each order looks at what the order before left, and in
-ordinary text little is left after pairs. An n-gram's key is exact: the number of that (n-1)-gram among the repeated
-ones of the batch, and its last word's number. One sort finds the repeated keys of all documents.
+An n-gram can repeat only where the (n-1)-gram at its start repeats. Each order therefore examines only the repeated
+n-grams of the order before, and in ordinary text few remain after pairs. An n-gram's key is exact, not a hash: the
+number of that (n-1)-gram among the repeated ones of the batch, and its last word's number. One sort finds the repeated
+keys of all documents.
 """
 
 import re
@@ -18,7 +19,7 @@ from alignment.filtering.rules.batch import Batch, Findings
 TOP_N_GRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))
 DUPLICATE_N_GRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 _PARAGRAPHS = re.compile(r"\n{2,}")
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number near 2 ** 64 over the golden ratio
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, made odd (Fibonacci hashing, Knuth 6.4)
 
 
 def check(
@@ -31,7 +32,7 @@ def check(
     top_n_grams: Sequence[tuple[int, float]] = TOP_N_GRAMS,
     duplicate_n_grams: Sequence[tuple[int, float]] = DUPLICATE_N_GRAMS,
 ) -> Findings:
-    """Drop documents that say the same thing over and over. None, or an empty sequence, switches a check off.
+    """Drop documents that repeat themselves. None, or an empty sequence, switches a check off.
 
     Args:
         batch: documents; English ones are split into words by spaCy's conventions.
@@ -62,11 +63,18 @@ def check(
 
 
 def _lines(text: str) -> list[str]:
-    """What stands between runs of line breaks; a break at the very start or end has "" before or after it."""
+    """The texts between runs of line breaks; a break at the very start or end has "" before or after it."""
     return [""] * text.startswith("\n") + list(filter(None, text.split("\n"))) + [""] * text.endswith("\n")
 
 
-def _duplicates(findings: Findings, position: int, units: list[str], num_characters: int, name: str, limits) -> None:
+def _duplicates(
+    findings: Findings,
+    position: int,
+    units: list[str],
+    num_characters: int,
+    name: str,
+    limits: tuple[float | None, float | None],
+) -> None:
     """Check the share of units that occurred before, by number and by characters."""
     if len(distinct := set(units)) == len(units):
         return
@@ -78,37 +86,44 @@ def _duplicates(findings: Findings, position: int, units: list[str], num_charact
         findings.fail(position, f"{name}_char_frac", character_share, limits[1])
 
 
-def _n_grams(batch: Batch, findings: Findings, top_n_grams, duplicate_n_grams) -> None:
-    """Check n-grams of every order asked for, smallest first within each kind, over the documents still there."""
+def _n_grams(
+    batch: Batch,
+    findings: Findings,
+    top_n_grams: Sequence[tuple[int, float]],
+    duplicate_n_grams: Sequence[tuple[int, float]],
+) -> None:
+    """Check the n-grams of each order, over the documents that passed so far."""
     if not top_n_grams and not duplicate_n_grams:
         return
-    left = [i for i, reason in enumerate(findings.reasons) if not reason]
-    grams = _Grams(batch.words if len(left) == len(batch) else batch.words.take(left))
-    num_characters_N = np.array([len(batch.texts[i]) for i in left], dtype=np.int64)
+    passing = [i for i, reason in enumerate(findings.reasons) if not reason]
+    grams = _Grams(batch.words if len(passing) == len(batch) else batch.words.take(passing))
+    num_characters_N = np.array([len(batch.texts[i]) for i in passing], dtype=np.int64)
     for name, orders in (("top_{}_gram", top_n_grams), ("duplicated_{}_n_grams", duplicate_n_grams)):
         for n, limit in orders:
             if name.startswith("top"):
                 share_N = grams.top(n) / num_characters_N
             else:
                 share_N = grams.duplicated(n, num_characters_N, limit) / num_characters_N
-            for i in np.flatnonzero((share_N > limit) & grams.is_left_N).tolist():
-                findings.fail(left[i], name.format(n), share_N[i], limit)
-                grams.is_left_N[i] = False
+            for i in np.flatnonzero((share_N > limit) & grams.is_passing_N).tolist():
+                findings.fail(passing[i], name.format(n), share_N[i], limit)
+                grams.is_passing_N[i] = False
 
 
 class _Grams:
-    """The repeated n-grams of a batch, order by order; documents that are no longer `is_left_N` are passed over."""
+    """The repeated n-grams of a batch, order by order; documents that no longer pass are skipped."""
 
-    def __init__(self, columns: words.Columns):
+    def __init__(self, columns: words.Columns) -> None:
         self.columns = columns
-        self.is_left_N = np.ones(columns.num_documents, dtype=bool)
+        self.is_passing_N = np.ones(columns.num_documents, dtype=bool)
         self.length_before_W1 = np.concatenate([[0], np.cumsum(columns.length_W, dtype=np.int64)])
-        self._order, self._at_R, self._number_R = 0, None, None
+        self._order = 0  # of the n-grams below; 0 before the first
+        self._at_R = self._number_R = np.empty(0, np.int64)
 
     def repeated(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where n-grams that occur more than once in their document start, ascending, and which one each is.
+        """The n-grams that occur more than once in their document: start [R], ascending, and number [R].
 
-        N-grams of one document with the same words share a number; numbers are 0, 1, ... in the order of documents.
+        Equal n-grams of a document share a number; numbers are 0, 1, ... in the order of documents. Call it
+        with rising orders: each continues from the one before.
         """
         if n < self._order or not self._order:
             self._order = min(n, 2)
@@ -123,22 +138,23 @@ class _Grams:
         return self._at_R, self._number_R
 
     def _extend(self, at_G: np.ndarray, number_G: np.ndarray, n: int) -> None:
-        """From numbered (n-1)-grams to the n-grams that begin with them, as far as those are repeated."""
+        """From numbered (n-1)-grams to the repeated n-grams that begin with them."""
         ids_W, document_W = self.columns.ids_W, self.columns.document_W
         last_G = np.minimum(at_G + (n - 1), len(ids_W) - 1)
         document_G = document_W[at_G]
-        fits_G = (at_G + n <= len(ids_W)) & (document_W[last_G] == document_G) & self.is_left_N[document_G]
+        fits_G = (at_G + n <= len(ids_W)) & (document_W[last_G] == document_G) & self.is_passing_N[document_G]
         at_G = at_G[fits_G]
         key_G = number_G[fits_G].astype(np.uint64)
         key_G *= np.uint64(len(self.columns.vocabulary))
         key_G += ids_W[last_G[fits_G]].astype(np.uint64)
-        kept, self._number_R = _repeats(key_G)
-        self._at_R = at_G[kept]
+        repeated, self._number_R = _repeats(key_G)
+        self._at_R = at_G[repeated]
 
     def top(self, n: int) -> np.ndarray:
-        """Length times count of each document's most frequent n-gram, the earliest of equals; spaces count."""
+        """Length (spaces included) times count of each document's most frequent n-gram, the earliest of equals [N]."""
         result_N = np.zeros(self.columns.num_documents, dtype=np.int64)
         has_any_N = self.columns.counts_N >= n
+        # Without a repeated n-gram all occur once, and the earliest is the first.
         result_N[has_any_N] = self._characters(self.columns.starts_N1[:-1][has_any_N], n) + n - 1
         at_R, number_R = self.repeated(n)
         if len(at_R):
@@ -146,7 +162,9 @@ class _Grams:
             first = self._firsts(at_R, number_R)
             document = self.columns.document_W[first]
             begins = np.flatnonzero(np.concatenate([[True], document[1:] != document[:-1]]))
-            score = count * len(self.columns.ids_W) - first  # most frequent, then earliest
+            # One number orders by count, then by place, since places are below the number of words; it can be taken
+            # apart again.
+            score = count * len(self.columns.ids_W) - first
             best = np.maximum.reduceat(score, begins)
             best_count = -(-best // len(self.columns.ids_W))
             best_first = best_count * len(self.columns.ids_W) - best
@@ -154,40 +172,43 @@ class _Grams:
         return result_N
 
     def duplicated(self, n: int, num_characters_N: np.ndarray, limit: float) -> np.ndarray:
-        """Characters of n-grams that occurred before, without overlap; 0 where their share cannot exceed the limit.
+        """Characters of n-grams that occurred before, without overlap [N]; 0 where the share cannot exceed the limit.
 
-        Only documents whose repetitions together cover more than that are read from left to right.
+        Counting without overlap needs a loop from left to right. All repetitions together, overlaps once, are an upper
+        bound; only documents with a bound above the limit are read.
         """
         result_N = np.zeros(self.columns.num_documents, dtype=np.int64)
         at_R, number_R = self.repeated(n)
         if not len(at_R):
             return result_N
         again = at_R[self._firsts(at_R, number_R)[number_R] < at_R]
-        until = np.minimum(again + n, np.append(again[1:], len(self.columns.ids_W)))  # count what overlaps once
+        until = np.minimum(again + n, np.append(again[1:], len(self.columns.ids_W)))  # overlaps count once
         covered = self.length_before_W1[until] - self.length_before_W1[again]
         bound_N = np.bincount(self.columns.document_W[again], weights=covered, minlength=len(result_N))
         border_N1 = np.searchsorted(at_R, self.columns.starts_N1)
-        for i in np.flatnonzero((bound_N / num_characters_N > limit) & self.is_left_N).tolist():
+        for i in np.flatnonzero((bound_N / num_characters_N > limit) & self.is_passing_N).tolist():
             some = slice(border_N1[i], border_N1[i + 1])
             result_N[i] = self._read(at_R[some].tolist(), number_R[some].tolist(), n)
         return result_N
 
     def _read(self, starts: list[int], numbers: list[int], n: int) -> int:
-        """Go over one document's repeated n-grams; one seen before is counted and its n words are stepped over."""
-        seen, free_from, before, total = set(), 0, self.length_before_W1, 0
+        """Read one document's repeated n-grams; one that occurred before is counted and its n words are skipped."""
+        earlier: set[int] = set()
+        free_from, before, total = 0, self.length_before_W1, 0
         for start, number in zip(starts, numbers, strict=True):
             if start < free_from:
                 continue
-            if number in seen:
+            if number in earlier:
                 total += int(before[start + n] - before[start])
                 free_from = start + n
             else:
-                seen.add(number)
+                earlier.add(number)
         return total
 
     def _firsts(self, at_R: np.ndarray, number_R: np.ndarray) -> np.ndarray:
-        """Where each repeated n-gram occurs first."""
+        """The first occurrence of each repeated n-gram."""
         first = np.empty(number_R.max() + 1, dtype=np.int64)
+        # Assigned from the last to the first: of several values for an index numpy keeps the one assigned last.
         first[number_R[::-1]] = at_R[::-1]
         return first
 
@@ -198,7 +219,7 @@ class _Grams:
 def _repeats(key_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions, ascending, of keys that occur more than once, and each such key's rank among them.
 
-    A table of spread keys finds most of those that occur once, which spares them the sort.
+    Counting hashed keys in a small table shows most of the keys that occur once; only the others are sorted.
     """
     bits = min(22, max(8, len(key_G).bit_length() + 2))
     slot_G = key_G * _SPREAD

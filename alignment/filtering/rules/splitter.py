@@ -1,10 +1,10 @@
-"""From a piece of text without white space to its words, by the conventions of spaCy's rule-based English splitter.
+"""From a piece of text without white space to its words, by the conventions of spaCy's rule-based English tokenizer.
 
-Those conventions are what datatrove counts words by, so thresholds published for its rules hold here too: punctuation
-and quotes stand alone, an abbreviation keeps its period, "don't" is "do" and "n't", a hyphen between letters is a word
-of its own, addresses and emoticons stay whole. The outline: a piece loses its marks at both ends, one at a time, until
-it is a known exception or nothing comes off; what is left is an address, or is cut at the marks inside it; last, marks
-that together spell an exception (":" and ")") are joined again.
+datatrove counts words by these conventions, so thresholds published for its rules hold here too: punctuation and quotes
+are words of their own, an abbreviation keeps its period, "don't" is "do" and "n't", a hyphen between letters is a word,
+addresses and emoticons stay whole. In outline: a piece loses its marks at both ends, one at a time, until an exception
+is left or nothing can be cut; the middle is an address, or is cut at the marks inside it; last, marks that together
+spell an exception (":" and ")") are joined again.
 """
 
 import functools
@@ -34,11 +34,11 @@ _UNITS = (
     "км/ч|км²|км³|км|м/с|м²|м³|м|дм²|дм³|дм|см²|см³|см|мм²|мм³|мм|нм|кг|г|мг|кПа|Па|мбар|Кб|КБ|кб|Мб|МБ|мб|Гб|ГБ|гб|Тб|ТБ|тб"
 )
 _LONGEST_EXCEPTION, _LONGEST_SUFFIX, _LONGEST_ADDRESS = 16, 8, 4096  # characters
-LONGEST_PIECE = 100_000  # characters; what is longer is damage, and is one word, so that it takes no time
+LONGEST_PIECE = 100_000  # characters; a longer piece is damage and counts as one word, so that it costs no time
 
 
 def _cased() -> tuple[str, str]:
-    """The capital letters of the scripts that have them, and all other letters, as character classes."""
+    """The capital letters of scripts with two cases, and their other letters, as character classes."""
     letters = re.compile(f"[{_LETTERS}]")
     cased = [chr(code) for code in itertools.chain(range(0x41, 0x530), range(0x1D00, 0x1F00), range(0xFF21, 0xFF5B))]
     upper = "".join(c for c in cased if letters.match(c) and c.isupper())
@@ -136,7 +136,7 @@ def _common() -> Iterator[tuple[str, ...]]:
 
 @functools.cache
 def _exceptions(english: bool) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, ...], tuple[str, ...]]]:
-    """Exceptions by their spelling, and by the marks and words into which the other rules would break them."""
+    """Exceptions by their spelling, and by the parts into which the other rules would break them."""
     spelled = {"".join(parts): parts for parts in _common()}
     if english:
         spelled |= {"".join(parts): parts for parts in _english()}
@@ -151,14 +151,15 @@ def split(piece: str, *, english: bool = True) -> tuple[str, ...]:
     """The words of a piece of text that has no white space in it.
 
     Args:
-        piece: such as one element of `text.split()`; beyond `LONGEST_PIECE` it is taken for one word.
-        english: also part English contractions and keep English abbreviations.
+        piece: such as an element of `text.split()`; longer than `LONGEST_PIECE` it counts as one word.
+        english: also split English contractions and keep English abbreviations whole.
     """
     spelled, broken = _exceptions(english)
     if piece in spelled:
         return spelled[piece]
     if piece.isalpha() or len(piece) > LONGEST_PIECE:
         return (piece,)
+    # A shortcut for the commonest piece by far: letters and one mark behind them.
     body = piece[:-1]
     is_plain_end = piece[-1:] in _PLAIN_END or (piece[-1:] == "." and body[-1:].islower())
     if is_plain_end and body.isascii() and body.isalpha():
@@ -167,9 +168,10 @@ def split(piece: str, *, english: bool = True) -> tuple[str, ...]:
 
 
 def _cut(piece: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
-    """Take marks off both ends until an exception, an address or a bare middle is left."""
+    """Cut marks off both ends until an exception, an address or a bare middle is left."""
     low, high = 0, len(piece)
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     while low < high and not _is_exception(piece, low, high, exceptions):
         match = _PREFIX.match(piece, low, high)
         head = match.end() - low if match else 0
@@ -197,12 +199,13 @@ def _is_exception(piece: str, low: int, high: int, exceptions: dict[str, tuple[s
 
 
 def _suffix(piece: str, low: int, high: int) -> int:
-    """How many characters the mark at the end of piece[low:high] has; 0 for none."""
+    """The number of characters of the mark at the end of piece[low:high]; 0 without a mark."""
     if piece.endswith("..", low, high):
         start = high - 2
         while start > low and piece[start - 1] == ".":
             start -= 1
         return high - start
+    # A slice of the end alone, or a search in a long piece would take time quadratic in its length.
     match = _SUFFIX.search(piece[max(low, high - _LONGEST_SUFFIX) : high])
     return match.end() - match.start() if match else 0
 
@@ -215,22 +218,24 @@ def _middle(core: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
         return list(exceptions[core])
     if core.isalnum() or ("." in core and len(core) <= _LONGEST_ADDRESS and _ADDRESS.match(core)):
         return [core]
-    found, start = [], 0
+    parts: list[str] = []
+    start = 0
     for match in _INFIX.finditer(core):
         if match.start() == 0:
             continue
         if match.start() > start:
-            found.append(core[start : match.start()])
-        found.append(match.group())
+            parts.append(core[start : match.start()])
+        parts.append(match.group())
         start = match.end()
-    return found + [core[start:]] if start < len(core) else found
+    return parts + [core[start:]] if start < len(core) else parts
 
 
 def _join(parts: list[str], broken: dict[tuple[str, ...], tuple[str, ...]]) -> tuple[str, ...]:
-    """Parts with every run that spells an exception replaced by that exception's parts; the longest run first."""
+    """Replace every run of parts that spells an exception by the exception's parts, the longest run first."""
     if len(parts) < 2:
         return tuple(parts)
-    joined, i = [], 0
+    joined: list[str] = []
+    i = 0
     while i < len(parts):
         for width in range(min(5, len(parts) - i), 1, -1):
             if (run := tuple(parts[i : i + width])) in broken:

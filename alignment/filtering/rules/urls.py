@@ -1,7 +1,7 @@
-"""Documents by where they were found: lists of domains, addresses, words and parts of words.
+"""Drop documents by their address: lists of domains, addresses, words and parts of words.
 
-The lists are files of the user's, one entry a line, "#" before comments: block lists of domains such as UT1's come
-that way. Addresses are parsed, never fetched.
+The lists are the user's files, with an entry on each line and "#" before comments, the format of block lists of domains
+such as UT1's. Addresses are parsed, never fetched.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from collections.abc import Sequence
 from alignment import errors
 from alignment.filtering.rules.batch import Batch, Findings
 
-_LONGEST = 8_192  # characters of an address that are looked at
+_LONGEST = 8_192  # characters of an address that are read
 _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """What addresses are held against.
+    """Lists that addresses are compared with.
 
     Fields:
         domains: a domain stands for itself and all domains below it; without "www.", in ASCII (IDNA).
         addresses: host, path and query, as `address` writes them.
-        words: one of these between marks, or as a part of the host's name between marks, is enough.
+        words: one of these as a whole word of the address (between marks) is enough.
         soft_words: several of these are needed.
-        substrings: anywhere in the address.
+        substrings: may stand anywhere in the address.
     """
 
     domains: frozenset[str] = frozenset()
@@ -39,10 +39,10 @@ class Lists:
 
 
 def parse(url: str) -> tuple[str, str]:
-    """The host of an address, in ASCII and without "www.", and the rest: path and query, decoded, in lower case.
+    """The host of an address, in ASCII and without "www.", and its path and query, decoded and in lower case.
 
     Raises:
-        ValueError: there is no host in it.
+        ValueError: the address has no host.
     """
     url = url.strip()[:_LONGEST]
     if "://" not in url:
@@ -59,13 +59,13 @@ def ascii_host(host: str) -> str:
     """A domain as name servers know it: lower case, international names in IDNA's ASCII, no "www." and no last dot."""
     host = host.strip().rstrip(".").lower()
     if not host.isascii():
-        with contextlib.suppress(UnicodeError):  # no name server knows such a name; it is compared as it is
+        with contextlib.suppress(UnicodeError):  # not a name that a name server can know; it is compared as it is
             host = host.encode("idna").decode("ascii")
     return host.removeprefix("www.")
 
 
 def domain_of(host: str, domains: frozenset[str]) -> str:
-    """The listed domain that a host is or lies below; "" for none."""
+    """The listed domain that the host equals or lies below, or ""."""
     while host:
         if host in domains:
             return host
@@ -81,10 +81,10 @@ def load(
     soft_words: Sequence[str] = (),
     substrings: Sequence[str] = (),
 ) -> Lists:
-    """Read lists; each argument holds paths of text files.
+    """Read lists; each argument names text files.
 
     Raises:
-        InputError: a file that cannot be read, or an address without a host.
+        InputError: a file cannot be read, or an address has no host.
     """
     lines = {
         "domains": domains,
@@ -93,13 +93,13 @@ def load(
         "soft_words": soft_words,
         "substrings": substrings,
     }
-    found = {name: [line for path in paths for line in _lines(path)] for name, paths in lines.items()}
+    entries = {name: [line for path in paths for line in _lines(path)] for name, paths in lines.items()}
     return Lists(
-        domains=frozenset(ascii_host(line) for line in found["domains"]),
-        addresses=frozenset(_address(line) for line in found["addresses"]),
-        words=frozenset(line.casefold() for line in found["words"]),
-        soft_words=frozenset(line.casefold() for line in found["soft_words"]),
-        substrings=tuple(dict.fromkeys(line.casefold() for line in found["substrings"])),
+        domains=frozenset(ascii_host(line) for line in entries["domains"]),
+        addresses=frozenset(_address(line) for line in entries["addresses"]),
+        words=frozenset(line.casefold() for line in entries["words"]),
+        soft_words=frozenset(line.casefold() for line in entries["soft_words"]),
+        substrings=tuple(dict.fromkeys(line.casefold() for line in entries["substrings"])),
     )
 
 
@@ -113,12 +113,12 @@ def rule(
     substrings: Sequence[str] = (),
     min_soft_words: int = 2,
 ) -> Findings:
-    """Drop documents by their address; those without one pass (`no_url`), as do those with a broken one (`bad_url`).
+    """Drop documents by their address; those without an address (`no_url`) or with a broken one (`bad_url`) pass.
 
     Args:
         batch: documents with `metadata["url"]`, or without.
-        domains, addresses, words, soft_words, substrings: paths of lists, one entry a line; see `Lists`.
-        min_soft_words: different soft words in one address that drop the document.
+        domains, addresses, words, soft_words, substrings: paths of lists; see `Lists`.
+        min_soft_words: a document with so many different soft words in its address is dropped.
 
     Returns:
         Reasons `url_domain`, `url_address`, `url_word`, `url_soft_words`, `url_substring`, in this order.
@@ -141,24 +141,31 @@ def rule(
 
 
 def _verdict(host: str, rest: str, lists: Lists, min_soft_words: int) -> tuple[str, float, float]:
-    """Reason or "", and the numbers that go with it."""
+    """The reason or "", the measured number and its threshold."""
     if lists.domains and domain_of(host, lists.domains):
         return "url_domain", 1, 0
     if lists.addresses and host + rest in lists.addresses:
         return "url_address", 1, 0
     if lists.words or lists.soft_words:
-        found = set(_WORD.findall(host + " " + rest))
-        if found & lists.words:
-            return "url_word", len(found & lists.words), 0
-        if lists.soft_words and len(found & lists.soft_words) >= min_soft_words:
-            return "url_soft_words", len(found & lists.soft_words), min_soft_words
+        words = set(_WORD.findall(host + " " + rest))
+        if words & lists.words:
+            return "url_word", len(words & lists.words), 0
+        if lists.soft_words and len(words & lists.soft_words) >= min_soft_words:
+            return "url_soft_words", len(words & lists.soft_words), min_soft_words
     if lists.substrings and any(part in host + rest for part in lists.substrings):
         return "url_substring", 1, 0
     return "", 0, 0
 
 
 @functools.lru_cache(maxsize=8)
-def _cached(domains, addresses, words, soft_words, substrings) -> Lists:
+def _cached(
+    domains: tuple[str, ...],
+    addresses: tuple[str, ...],
+    words: tuple[str, ...],
+    soft_words: tuple[str, ...],
+    substrings: tuple[str, ...],
+) -> Lists:
+    """`load`, once for each set of paths in a process."""
     return load(domains=domains, addresses=addresses, words=words, soft_words=soft_words, substrings=substrings)
 
 
@@ -166,7 +173,7 @@ def _address(line: str) -> str:
     try:
         return "".join(parse(line))
     except ValueError as error:
-        raise errors.InputError(f"list of addresses: {error}; write one such as https://example.org/page") from None
+        raise errors.InputError(f"list of addresses: {error}; an entry looks like https://example.org/page") from None
 
 
 def _lines(path: str) -> list[str]:

@@ -1,7 +1,8 @@
 """The words of a batch of documents as flat columns.  Dimensions: N documents, W words, V vocabulary.
 
-Most pieces of a text (what white space separates) were seen before, so each is split into words once and kept; a
-document is then a list of look-ups. A word's properties are computed when it is first met and gathered by its number.
+Most pieces of a text (runs without white space) have occurred before. Each is split into words once and its words are
+stored; a document is then a list of look-ups. A word's properties are computed at its first occurrence and afterwards
+gathered by its number.
 """
 
 import array
@@ -14,7 +15,7 @@ import numpy as np
 
 from alignment.filtering.rules import splitter
 
-# What a word may consist of and still not count as a word: general marks, control characters, and ...
+# Characters that do not make a word by themselves: general marks, control characters, and ...
 _MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«´»–—’“”„…∶━►、。〈〉《》「」【】！％（），．１：；？～"
 _CONTROLS = "".join(map(chr, itertools.chain(range(9), range(11, 32), range(127, 160))))
 # ... the marks that end a sentence in any script (Unicode's Sentence_Terminal and the like), as ranges of code points.
@@ -27,7 +28,7 @@ _TERMINALS = (
     "1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c 11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 "
     "16b37-16b38 16b44 16e98 1bc9f 1da88"
 )
-MAX_PIECES, MAX_CHARACTERS = 200_000, 4_000_000  # of a vocabulary that the next batch still uses: about 60 MB
+MAX_PIECES, MAX_CHARACTERS = 200_000, 4_000_000  # beyond this the next batch starts a new vocabulary: about 60 MB
 IS_WORD, HAS_LETTER = 1, 2
 
 
@@ -41,22 +42,25 @@ SYMBOLS = frozenset(_MARKS + _CONTROLS + TERMINALS)
 
 
 class _Column:
-    """A growing column of numbers, and numpy's copy of it: the column could not grow while numpy looked at it."""
+    """A growing column of numbers with a copy in numpy.
 
-    def __init__(self, kind: str):
+    Without a copy the column could not grow: an `array.array` is locked while numpy has a view of it.
+    """
+
+    def __init__(self, kind: str) -> None:
         self.grown = array.array(kind)
         self._copy = np.array(self.grown)
 
-    def __getitem__(self, at):
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
         if len(self._copy) < len(self.grown):
             self._copy = np.array(self.grown)
         return self._copy[at]
 
 
 class _Pieces(dict):
-    """Piece of text to its number; a new piece is split and enters the vocabulary."""
+    """Piece of text -> its number; a new piece is split and enters the vocabulary."""
 
-    def __init__(self, add_fn):
+    def __init__(self, add_fn: Callable[[str], None]) -> None:
         super().__init__()
         self._add_fn = add_fn
 
@@ -67,13 +71,13 @@ class _Pieces(dict):
 
 
 class Vocabulary:
-    """Every piece and word met so far. It only grows; not for two threads at once.
+    """Every piece and word so far. It only grows, and two threads must not share it.
 
     Args:
         english: split English contractions and abbreviations too (`splitter.split`).
     """
 
-    def __init__(self, english: bool):
+    def __init__(self, english: bool) -> None:
         self.english = english
         self.pieces = _Pieces(self._add_piece)
         self.words: dict[str, int] = {}
@@ -87,12 +91,14 @@ class Vocabulary:
 
     @property
     def is_full(self) -> bool:
+        """Whether the next batch should start a new vocabulary, so that memory has a bound."""
         return len(self.pieces) > MAX_PIECES or self.num_characters > MAX_CHARACTERS
 
     def expand(self, pieces_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The words of pieces one after the other, and how many words each piece has."""
+        """The words of pieces one after the other [W], and the number of words of each piece [P]."""
         count_P = self._piece_counts[pieces_P]
         start_P = self._piece_starts[pieces_P]
+        # For word w of piece p the place is start_p + (w - offset_p), where offset_p counts the words before the piece.
         offset_P = np.cumsum(count_P, dtype=np.int64) - count_P
         at_W = np.repeat(start_P - offset_P, count_P) + np.arange(count_P.sum(dtype=np.int64))
         return self._piece_words[at_W], count_P
@@ -102,15 +108,15 @@ class Vocabulary:
         return self._lengths[ids_W]
 
     def kind(self, ids_W: np.ndarray) -> np.ndarray:
-        """IS_WORD where a word has more than marks, plus HAS_LETTER where it has a letter."""
+        """IS_WORD for words with more than marks, plus HAS_LETTER for words with a letter."""
         return self._kinds[ids_W]
 
     def mapped(self, key: Hashable, number_fn: Callable[[str], int]) -> np.ndarray:
-        """`number_fn` of every word, `[V]` int32; asked once a word as long as the key is the same."""
+        """`number_fn` of every word [V], int32; it is called once for each word and key."""
         column = self._mapped.setdefault(key, _Column("i"))
-        known = len(column.grown)
-        if known < len(self.words):
-            column.grown.extend(map(number_fn, itertools.islice(self.words, known, None)))
+        num_mapped = len(column.grown)
+        if num_mapped < len(self.words):
+            column.grown.extend(map(number_fn, itertools.islice(self.words, num_mapped, None)))
         return column[:]
 
     def _add_piece(self, piece: str) -> None:
@@ -136,9 +142,9 @@ class Columns:
     """Words of a batch.
 
     Fields:
-        vocabulary: what the numbers mean.
-        ids_W: int32, each word's number, document after document.
-        starts_N1: int64, where each document's words begin, and the end.
+        vocabulary: the words of the numbers.
+        ids_W: int32, the number of each word, document after document.
+        starts_N1: int64, the start of each document's words, and the end.
     """
 
     vocabulary: Vocabulary
@@ -151,7 +157,7 @@ class Columns:
 
     @functools.cached_property
     def counts_N(self) -> np.ndarray:
-        """Words a document."""
+        """The number of words of each document."""
         return np.diff(self.starts_N1)
 
     @functools.cached_property
@@ -161,21 +167,16 @@ class Columns:
 
     @functools.cached_property
     def document_W(self) -> np.ndarray:
-        """int32, which document a word is of."""
+        """int32, the document of each word."""
         return np.repeat(np.arange(self.num_documents, dtype=np.int32), self.counts_N)
 
     def sums(self, value_W: np.ndarray) -> np.ndarray:
-        """Sum of a column over each document's words."""
+        """Sum of a column over each document's words [N]."""
         total_W1 = np.concatenate([[0], np.cumsum(value_W, dtype=np.int64)])
         return total_W1[self.starts_N1[1:]] - total_W1[self.starts_N1[:-1]]
 
-    def strings(self, position: int) -> list[str]:
-        """One document's words as text; for a look by eye and for tests, not for speed."""
-        names = list(self.vocabulary.words)
-        return [names[i] for i in self.ids_W[self.starts_N1[position] : self.starts_N1[position + 1]].tolist()]
-
     def take(self, positions: Sequence[int]) -> "Columns":
-        """The words of some documents, in the order given."""
+        """The words of the documents at these positions, in this order."""
         positions_N = np.asarray(positions, dtype=np.int64)
         count_N = self.counts_N[positions_N]
         starts_N1 = np.concatenate([[0], np.cumsum(count_N)])
@@ -187,11 +188,11 @@ _VOCABULARIES: dict[bool, Vocabulary] = {}
 
 
 def _vocabulary(english: bool) -> Vocabulary:
-    """The vocabulary that this process goes on with; a new one once it has grown large, so that memory is bounded."""
-    found = _VOCABULARIES.get(english)
-    if found is None or found.is_full:
-        found = _VOCABULARIES[english] = Vocabulary(english)
-    return found
+    """This process's vocabulary, or a new one if that is full."""
+    vocabulary = _VOCABULARIES.get(english)
+    if vocabulary is None or vocabulary.is_full:
+        vocabulary = _VOCABULARIES[english] = Vocabulary(english)
+    return vocabulary
 
 
 def columns(texts: Sequence[str], *, english: bool = True) -> Columns:
@@ -199,24 +200,17 @@ def columns(texts: Sequence[str], *, english: bool = True) -> Columns:
 
     Args:
         texts: one string a document.
-        english: part English contractions, keep English abbreviations whole.
+        english: split English contractions, keep English abbreviations whole.
     """
     vocabulary = _vocabulary(english)
     look_up = vocabulary.pieces.__getitem__
-    pieces, ends = [], [0]
+    pieces: list[int] = []
+    ends = [0]
     for text in texts:
         pieces.extend(map(look_up, text.split()))
         ends.append(len(pieces))
     pieces_P = np.array(pieces, dtype=np.int32)
-    del pieces
+    del pieces  # a list of Python integers, several times the size of the array
     ids_W, count_P = vocabulary.expand(pieces_P)
     end_P1 = np.concatenate([[0], np.cumsum(count_P, dtype=np.int64)])
     return Columns(vocabulary, ids_W, end_P1[ends])
-
-
-def known(words: Sequence[Sequence[str]]) -> Columns:
-    """Columns of documents whose words are already known, one list of strings a document."""
-    vocabulary = Vocabulary(english=False)
-    ids = [vocabulary._number(word) for document in words for word in document]
-    starts_N1 = np.concatenate([[0], np.cumsum([len(document) for document in words])]).astype(np.int64)
-    return Columns(vocabulary, np.array(ids, dtype=np.int32), starts_N1)

@@ -29,7 +29,7 @@ def test_an_unknown_pack_is_refused_with_the_known():
         locales.load("tlh")
     with pytest.raises(errors.InputError, match="cannot be read"):
         locales.load("missing.yaml")
-    with pytest.raises(errors.InputError, match="unknown locale pack"):
+    with pytest.raises(errors.InputError, match="is not one of"):
         locales.load("../locale_en")
 
 
@@ -40,7 +40,7 @@ def test_a_pack_goes_to_a_worker_and_is_consistent(name):
     assert {pack.stop_key(word) for word in pack.stop_words} == pack.stop_words
     assert {pack.comparison_key(phrase) for phrase in pack.policy_phrases} == set(pack.policy_phrases)
     assert set(pack.sentence_end) <= set(pack.terminal_punctuation)
-    assert all(pack.word.fullmatch(word) for word in pack.stop_words)
+    assert all(re.fullmatch(f"[{pack.letters}]+", word) for word in pack.stop_words)
     assert pack.script.upper() in {max(language.scripts(word)) for word in pack.stop_words}
     for rule, settings in pack.overrides.items():
         assert set(settings or {}) <= set(chain.defaults(rule))
@@ -51,13 +51,13 @@ def test_english_has_the_lists_of_gopher_and_c4():
     assert pack.stop_words == {"the", "be", "to", "of", "and", "that", "have", "with"}
     assert set(pack.end_punctuation) == {".", "?", "!", '"', "'"}
     assert "use cookies" in pack.policy_phrases and pack.overrides == {}
-    assert pack.citations.sub("", "a[1] b[] c[edit] d[citation needed] e[x]") == "a b c d e[x]"
+    assert re.sub("|".join(pack.citation_patterns), "", "a[1] b[] c[edit] d[citation needed] e[x]") == "a b c d e[x]"
 
 
 def test_arabic_words_keep_their_signs_and_citations_go():
     pack = locales.load("ar")
-    assert pack.word.findall("قَالَ: «العـــربية» abc ١٢") == ["قَالَ", "العـــربية"]
-    assert pack.citations.sub("", "نص[1] نص[٣] نص[عدل] نص[بحاجة لمصدر]") == "نص نص نص نص"
+    assert re.findall(f"[{pack.letters}]+", "قَالَ: «العـــربية» abc ١٢") == ["قَالَ", "العـــربية"]
+    assert re.sub("|".join(pack.citation_patterns), "", "نص[1] نص[٣] نص[عدل] نص[بحاجة لمصدر]") == "نص نص نص نص"
     assert pack.stop_key("إِلَى") in pack.stop_words
     assert "ماذا؟".endswith(pack.terminal_punctuation) and "ہے۔".endswith(pack.end_punctuation)
 
@@ -73,20 +73,20 @@ def test_a_pack_of_ones_own_comes_by_path(fields, tmp_path):
     path.write_text(yaml.safe_dump(fields), "utf-8")
     pack = locales.load(str(path))
     assert (pack.name, pack.stop_words, pack.overrides) == ("xx", {"zorp", "glim"}, {"c4": None})
-    assert pack.normalise("ZORP") == "zorp"
+    assert pack.stop_key("ZORP") == "zorp"
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"stopwords": ["a"]}, r"unknown keys \['stopwords'\]"),
-        ({"stop_words": None}, "stop_words is a list"),
-        ({"stop_words": ["yes", False]}, "stop_words is a list of texts"),
-        ({"letters": "z-a"}, "letters is no regular expression"),
-        ({"citation_patterns": ["["]}, "citation_patterns is no regular expression"),
-        ({"comparison_normaliser": "rot13"}, "comparison_normaliser is 'rot13'.*casefold"),
-        ({"overrides": ["c4"]}, "overrides maps"),
-        ({"name": 7}, "name is a text"),
+        ({"stop_words": None}, "stop_words must be a list"),
+        ({"stop_words": ["yes", False]}, "stop_words must be a list of texts"),
+        ({"letters": "z-a"}, "letters is not a regular expression"),
+        ({"citation_patterns": ["["]}, "citation_patterns is not a regular expression"),
+        ({"comparison_normaliser": "rot13"}, "comparison_normaliser='rot13'.*casefold"),
+        ({"overrides": ["c4"]}, "overrides must map"),
+        ({"name": 7}, "name must be a text"),
     ],
 )
 def test_mistakes_in_a_pack_are_named(fields, tmp_path, change, match):

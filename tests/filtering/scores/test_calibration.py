@@ -146,7 +146,7 @@ def test_a_level_without_texts_and_no_texts_at_all_leave_finite_numbers():
 
 def test_what_makes_no_sense_is_refused():
     logits, labels = drawn(50, levels=3)
-    with pytest.raises(InputError, match="'beta'; it is one of none, temperature"):
+    with pytest.raises(InputError, match="'beta' is not one of: none, temperature"):
         calibration.fit("beta", logits, labels)
     with pytest.raises(InputError, match="two levels, not 3"):
         calibration.fit("isotonic", logits, labels)

@@ -167,7 +167,7 @@ def test_settings_that_make_no_sense_are_refused():
         (dict(words=(2, 1)), r"words=\(2, 1\)"),
         (dict(characters=(3, 9)), "shortest, longest"),
         (dict(words=(0, 0), characters=(0, 0)), "no n-grams"),
-        (dict(bucket=8), "bucket are not known"),
+        (dict(bucket=8), "'bucket' is not one of"),
     ]:
         with pytest.raises(InputError, match=words):
             ngrams.settings(change)

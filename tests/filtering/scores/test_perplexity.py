@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         scorer(max_len=48)
     with pytest.raises(InputError, match="does not split over"):
         scorer((2, 1, 1), batch_size=3)
-    with pytest.raises(InputError, match="the model knows 40"):
+    with pytest.raises(InputError, match="the model has 40"):
         perplexity.build(
             helpers.model(), None, lambda texts: [[1, 99]], max_len=32, batch_size=1, mesh=helpers.make_mesh()
         ).perplexities(["a"])
