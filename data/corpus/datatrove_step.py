@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
 
 
 @functools.cache
-def _step_class():
+def _step_class() -> Any:
     try:
         from datatrove.pipeline.filters.base_filter import BaseFilter
     except ImportError as e:
@@ -57,15 +57,15 @@ def _step_class():
     class Step(BaseFilter):
         name = "Plumbline"
 
-        def __init__(self, score, rules, exclusion_writer, batch_size: int, source: str):
+        def __init__(self, score: Any, rules: Any, exclusion_writer: Any, batch_size: int, source: str):
             super().__init__(exclusion_writer, batch_size)
             self.score, self.rules, self.source = score, rules, source
 
-        def filter(self, doc):
+        def filter(self, doc: Any) -> bool | tuple[bool, str]:
             return self.filter_batch([doc])[0]
 
-        def filter_batch(self, batch):
-            results = [True] * len(batch)
+        def filter_batch(self, batch: list[Any]) -> list[bool | tuple[bool, str]]:
+            results: list[bool | tuple[bool, str]] = [True] * len(batch)
             if self.rules is not None:
                 verdicts = self.rules([_record(doc, self.source) for doc in batch])
                 results = [_judged(doc, verdict) for doc, verdict in zip(batch, verdicts, strict=True)]

@@ -14,7 +14,7 @@ from alignment.errors import InputError, Stopped
 from data.corpus import worker_processes
 
 WAIT = 1.0  # seconds in Ray's compiled code at a time; Python handles signals only between such calls
-OBJECTS_BYTES = 128 << 20  # shared memory of a cluster that we start; Ray's default is a third of the machine's memory
+OBJECTS_BYTES = 128 << 20  # shared memory of a cluster that we start; Ray would take about 30 % of the machine's
 
 
 class Pool:

@@ -201,7 +201,7 @@ class _Lines:
         if packed == ".gz":
             self._pack = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header, which zlib writes without a time
         elif packed == ".zst":
-            # threads=0 compresses in this thread: with more, the frame's blocks depend on their number.
+            # threads=0 compresses in this thread; threads of zstandard's own would cut the frame into other blocks.
             self._pack = zstandard.ZstdCompressor(level=3, threads=0, write_checksum=True).compressobj()
 
     def add(self, row: Mapping[str, Any]) -> None:
