@@ -30,7 +30,7 @@ from ml_collections import config_dict
 from alignment import errors, files
 from alignment.errors import InputError
 from data.corpus import executors, shards, slices
-from experiments.filtering import planning, toy
+from experiments.filtering import jobs, planning, toy
 from experiments.filtering import settings as filter_settings
 from experiments.filtering import stages as filter_stages
 from experiments.filtering import tools as filter_tools
@@ -135,7 +135,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     filter_settings.check_numbers(c)
-    c = toy.prepare(c, pathlib.Path(workdir, planning.PREPARED))
+    c = toy.prepare(c, pathlib.Path(workdir))
     settings = filter_settings.of(c)
     filter_tools.check(settings)
     executors.share([], c.shard_index, c.shard_count)
@@ -145,7 +145,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     warnings = planning.warnings(c.inputs, pieces, slice_mb=c.slice_mb)
     print("".join(f"  {line}\n" for line in warnings), end="", flush=True)
-    job = filter_stages.Job(str(outputs), settings, filter_settings.hashes(settings, pieces), len(pieces))
+    job = jobs.Job(str(outputs), settings, filter_settings.hashes(settings, pieces), len(pieces))
     cost = cost_sheet(settings, pieces)
     files.write_rows(f"{workdir}/tables/cost.jsonl", cost)
     print("\n".join(f"  {row['what']:<56} {row['number']:>16,}" for row in cost), flush=True)
@@ -187,7 +187,7 @@ def stages(settings: Mapping[str, Any], pieces: Sequence[slices.Slice]) -> dict[
     return {"screen": pieces, "band": bands, "clusters": [num_bands], **lines, **scores, "align": pieces}
 
 
-def forget(job: filter_stages.Job, redo: Sequence[str]) -> None:
+def forget(job: jobs.Job, redo: Sequence[str]) -> None:
     """Forget stages that were done under other settings, where the config allows it, and those that build on them."""
     known = list(job.hashes)
     for name in redo:
@@ -197,7 +197,7 @@ def forget(job: filter_stages.Job, redo: Sequence[str]) -> None:
 
 
 def through(
-    job: filter_stages.Job, run_tasks: Callable, name: str, tasks: Sequence[Any], *, index: int, count: int
+    job: jobs.Job, run_tasks: Callable, name: str, tasks: Sequence[Any], *, index: int, count: int
 ) -> list[dict]:
     """Run share `index` of `count` of a stage's tasks, then wait for the other shares; returns the rows made now."""
     done = finished(job, name)
@@ -217,7 +217,7 @@ def through(
     return made
 
 
-def finished(job: filter_stages.Job, name: str) -> set[int]:
+def finished(job: jobs.Job, name: str) -> set[int]:
     """Tasks that a stage is through with, without their rows, of which there may be very many."""
     try:
         return {index for index, _ in shards.each_finished(job.outputs, name, job.hashes[name])}
@@ -253,7 +253,7 @@ def cost_sheet(settings: Mapping[str, Any], pieces: Sequence[slices.Slice]) -> l
     return [{"what": what, "number": number} for what, number in rows]
 
 
-def write_manifest(outputs: pathlib.Path, job: filter_stages.Job, pieces: Sequence[slices.Slice]) -> None:
+def write_manifest(outputs: pathlib.Path, job: jobs.Job, pieces: Sequence[slices.Slice]) -> None:
     """One row a slice: where it lies, and what each stage made of it, with checksums."""
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from alignment.filtering.duplicates import minhash
 from data.corpus import executors, slices
 from experiments import filter as experiment
+from experiments.filtering import jobs
 from experiments.filtering import settings as filter_settings
 from experiments.filtering import stages as filter_stages
 from experiments.filtering import tools as filter_tools
@@ -21,7 +22,7 @@ from experiments.filtering import tools as filter_tools
 CHAIN = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 
 
-def job_of(inputs: str, out: str, slice_mb: float, **changes) -> tuple[filter_stages.Job, list[slices.Slice]]:
+def job_of(inputs: str, out: str, slice_mb: float, **changes) -> tuple[jobs.Job, list[slices.Slice]]:
     """The filter's own stages over files, without scorers."""
     c = experiment.get_config()
     c.skip = ("safety",)
@@ -30,7 +31,7 @@ def job_of(inputs: str, out: str, slice_mb: float, **changes) -> tuple[filter_st
     filter_tools.check(settings)
     pieces = slices.plan(inputs, slice_bytes=int(slice_mb * 2**20))
     pathlib.Path(out).mkdir(parents=True, exist_ok=True)
-    return filter_stages.Job(out, settings, filter_settings.hashes(settings, pieces), len(pieces)), pieces
+    return jobs.Job(out, settings, filter_settings.hashes(settings, pieces), len(pieces)), pieces
 
 
 def rules(inputs: str, out: str) -> None:
@@ -46,7 +47,7 @@ def signatures(inputs: str, out: str, mode: str) -> None:
     job, pieces = job_of(inputs, out, 1 << 20)
     settings = minhash.Settings(mode=mode)
     for piece in pieces:
-        for batch in filter_stages.batches(slices.read(piece, **job.settings["screen"]["read"])):
+        for batch in jobs.batches(slices.read(piece, **job.settings["screen"]["read"])):
             minhash.band_keys(minhash.signatures([document["text"] for document in batch], settings), settings)
 
 

@@ -15,74 +15,24 @@ import array
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import heapq
 import math
 import pathlib
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from alignment.errors import InputError
 from alignment.filtering import pipeline, tally
-from alignment.filtering.duplicates import bands, bloom, clusters
 from alignment.filtering.rules import chain as rules
 from data.corpus import documents as readers
 from data.corpus import shards, slices
+from experiments.filtering import duplicates, jobs
 from experiments.filtering import tools as filter_tools
-from experiments.filtering.settings import Stage
+from experiments.filtering.jobs import Job
 
-BATCH, BATCH_CHARACTERS = 512, 4 << 20  # documents that go through a stage together, and of their texts; at least one
-DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
-REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
 CHUNKS = ".chunks"  # how an attribute ends that has a span a chunk; the others have one over the whole document
 PASSAGE_SHOWN = 200  # characters
 ROUTED = ("router", "rewriter", "gate")  # rules by which a safety score decides
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What every task of a run shares.
-
-    Args:
-        outputs: folder of everything written.
-        settings: {stage: what it depends on} as plain values, and "ending", that of a shard's name.
-        hashes: {stage: hash of its settings and of the stages before it}.
-        num_slices: of the whole input.
-    """
-
-    outputs: str
-    settings: Mapping[str, Any]
-    hashes: Mapping[str, str]
-    num_slices: int
-
-    def stage(self, name: str) -> Stage:
-        return Stage(name, self.hashes[name], self.settings[name])
-
-    def scoring(self) -> dict[str, Stage]:
-        """The stages of the scorers by name; a scorer that only a gate measures with has no stage of its own."""
-        align = self.settings["align"]
-        stages = {name: self.stage(f"score.{name}") for name in align["scorers"]}
-        if gate := align["gates"]["perplexity"].split(".")[0]:
-            stages.setdefault(gate, Stage(f"score.{gate}", self.hashes["align"], align["perplexity"]))
-        return stages
-
-    def name(self, *parts: str | int) -> str:
-        """A file below `outputs`; a number at the end is a shard's."""
-        return "/".join(f"{p:05d}{self.settings['ending']}" if isinstance(p, int) else p for p in parts)
-
-    def path(self, *parts: str | int) -> pathlib.Path:
-        return pathlib.Path(self.outputs, self.name(*parts))
-
-    def writing(self, index: int, folders: Sequence[str]):
-        """A shard in each of these folders at once; see `shards.writers`."""
-        return shards.writers({folder: self.path(folder, index) for folder in folders})
-
-    def outputs_of(self, index: int, writers: Mapping[str, shards.Writer]) -> dict[str, Any]:
-        """Rows, bytes and checksum of each shard of `writing`, by name, once it is closed."""
-        return {self.name(folder, index): writer.summary for folder, writer in writers.items()}
 
 
 def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
@@ -96,21 +46,7 @@ def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
 def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
     if stage.startswith("score."):
         return functools.partial(score, name=stage.removeprefix("score."))
-    return {"screen": screen, "band": band, "clusters": cluster, "paragraphs": paragraphs, "align": align}[stage]
-
-
-def batches(rows: Iterable[Any], size: int = BATCH, most: int = BATCH_CHARACTERS) -> Iterator[list[Any]]:
-    """Rows in lists of at most `size`, shorter where texts are long: rules and hashes need memory by the character."""
-    batch, length = [], 0
-    for row in rows:
-        if isinstance(row, dict):
-            length += len(row.get("document", row).get("text", ""))
-        batch.append(row)
-        if len(batch) == size or length >= most:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
+    return {"screen": screen, "align": align, **duplicates.STAGES}[stage]
 
 
 # Rules
@@ -123,11 +59,11 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         put = stack.enter_context(job.writing(piece.index, _Screened.FOLDERS))
         spools = {
-            name: stack.enter_context(_Spool(job.outputs, keys.shape[1]))
+            name: stack.enter_context(duplicates.Spool(job.outputs, keys.shape[1]))
             for name, keys in pipeline.keys([], tools).items()
         }
         screened = _Screened(put)
-        for batch in batches(slices.read(piece, **stage.settings["read"])):
+        for batch in jobs.batches(slices.read(piece, **stage.settings["read"])):
             for bad in (item for item in batch if isinstance(item, slices.Bad)):
                 put["stages/bad"].add(dataclasses.asdict(bad) | {"file": piece.name})
             documents = [item for item in batch if isinstance(item, dict)]
@@ -136,7 +72,7 @@ def screen(job: Job, piece: slices.Slice) -> dict[str, Any]:
             for name, keys in pipeline.keys(passed, tools).items():
                 spools[name].add(keys)
         keys_by_name = {name: spool.rows() for name, spool in spools.items()}
-        key_files = write_keys(job, piece.index, keys_by_name, screened.places)
+        key_files = duplicates.write_keys(job, piece.index, keys_by_name, screened.places)
     return {
         "tally": counts,
         "num_docs": screened.num,
@@ -187,172 +123,6 @@ class _Screened:
         return edited
 
 
-class _Spool:
-    """Rows of 64-bit keys that grow in a nameless file, since a slice may hold more than memory should."""
-
-    def __init__(self, folder: str, width: int):
-        self._file, self._width = tempfile.TemporaryFile(dir=folder), width  # noqa: SIM115
-
-    def __enter__(self) -> "_Spool":
-        return self
-
-    def __exit__(self, *unused) -> None:
-        self._file.close()
-
-    def add(self, keys_NB: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(keys_NB, np.uint64).tobytes())
-
-    def rows(self) -> np.ndarray:
-        """All of them, mapped."""
-        self._file.flush()
-        size = self._file.tell()
-        if not size:
-            return np.empty((0, self._width), np.uint64)
-        return np.memmap(self._file, np.uint64, "r").reshape(-1, self._width)
-
-
-def write_keys(job: Job, index: int, keys: Mapping[str, np.ndarray], places: Sequence[int]) -> dict[str, Any]:
-    """The keys of a slice, a file for each kind, under the documents' places in it."""
-    outputs = {}
-    for name, keys_NB in keys.items():
-        path = key_path(job, name, index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        bands.write(path, keys_NB if name == "minhash" else keys_NB[:, None], np.asarray(places, np.int64))
-        with open(path, "rb") as f:
-            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-        name_below = str(path.relative_to(job.outputs))
-        outputs[name_below] = {"rows": len(keys_NB), "bytes": path.stat().st_size, "sha256": sha256}
-    return outputs
-
-
-def key_path(job: Job, name: str, index: int) -> pathlib.Path:
-    return pathlib.Path(job.outputs, f"stages/keys/{name}/{index:05d}.keys")
-
-
-# Duplicates
-
-
-def band(job: Job, task: tuple[str, int]) -> dict[str, Any]:
-    """The pairs of equal keys in one band, over all slices: rows of (slice, at, slice, at)."""
-    name, number = task
-    path = pair_path(job, name, number)
-    num_pairs = 0
-    with shards.whole_file(path) as sink:
-        for pairs_P4 in bands.pairs([key_path(job, name, i) for i in range(job.num_slices)], number):
-            sink.write(pairs_P4.astype("<i8").tobytes())
-            num_pairs += len(pairs_P4)
-    return {"outputs": {str(path.relative_to(job.outputs)): sink.summary(num_pairs)}}
-
-
-def pair_path(job: Job, name: str, number: int) -> pathlib.Path:
-    return pathlib.Path(job.outputs, f"stages/pairs/{name}-{number:02d}.pairs")
-
-
-def cluster(job: Job, num_bands: Mapping[str, int]) -> dict[str, Any]:
-    """Which documents go, slice by slice: rows of (at, reason, slice and place of the one that stays)."""
-    repeated = clusters.solve(_pairs(job, {"id": 1}))
-    exact = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name == "exact"}))
-    alike = clusters.solve(_pairs(job, {name: num for name, num in num_bands.items() if name != "id"}))
-    alike = _without(alike, repeated)
-    outputs = {}
-    for index in range(job.num_slices):
-        same = exact.removed_in(index)
-        gone = {at: (EXACT if at in same else NEAR, *stays) for at, stays in alike.removed_in(index).items()}
-        gone |= {at: (DUPLICATE_ID, *stays) for at, stays in repeated.removed_in(index).items()}
-        rows_R4 = np.array([(at, *reason_and_place) for at, reason_and_place in sorted(gone.items())], "<i8")
-        path = gone_path(job, index)
-        with shards.whole_file(path) as sink:
-            sink.write(rows_R4.tobytes())
-        outputs[str(path.relative_to(job.outputs))] = sink.summary(len(gone))
-    return {"outputs": outputs}
-
-
-def _without(groups: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clusters:
-    """The groups without bad documents: where the one that stays is bad, the next smallest of its group stays."""
-    bad_places = set(bad.as_dict())
-    new_heads: dict[tuple[int, int], tuple[int, int]] = {}
-    rows = []
-    for place, head in groups.as_dict().items():
-        if place in bad_places:
-            continue
-        if head in bad_places and head not in new_heads:
-            new_heads[head] = place
-        elif head in bad_places:
-            rows.append((*place, *new_heads[head]))
-        else:
-            rows.append((*place, *head))
-    columns = np.array(rows, np.int64).reshape(-1, 4).T
-    return clusters.Clusters(*columns)
-
-
-def gone_path(job: Job, index: int) -> pathlib.Path:
-    return pathlib.Path(job.outputs, f"stages/gone/{index:05d}.rows")
-
-
-def gone_of(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
-    """What goes of a slice: {at: (reason, slice and place of the one that stays)}."""
-    rows_R4 = np.fromfile(gone_path(job, index), "<i8").reshape(-1, 4)
-    return {at: tuple(reason_and_place) for at, *reason_and_place in rows_R4.tolist()}
-
-
-def _pairs(job: Job, num_bands: Mapping[str, int], rows: int = 1 << 20) -> Iterator[np.ndarray]:
-    for name, num in num_bands.items():
-        for number in range(num):
-            with open(pair_path(job, name, number), "rb") as f:
-                while raw := f.read(rows * 32):
-                    yield np.frombuffer(raw, "<i8").reshape(-1, 4)
-
-
-def paragraphs(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Lines that an earlier document has, slice by slice: rows of {at, marks}; one task, for one Bloom filter."""
-    lines = bloom.Filter(options["capacity"], options["error"])
-    outputs = {}
-    for index in range(job.num_slices):
-        gone = gone_of(job, index)
-        with job.writing(index, ("stages/paragraphs",)) as put:
-            for rows in batches(row for row in _passed(job, index) if row["at"] not in gone):
-                texts = [row["document"]["text"] for row in rows]
-                for row, marks in zip(rows, bloom.paragraphs(lines, texts, min_words=options["min_words"])):
-                    if any(marks):
-                        put["stages/paragraphs"].add({"at": row["at"], "marks": [int(mark) for mark in marks]})
-        outputs |= job.outputs_of(index, put)
-    return {"outputs": outputs}
-
-
-def passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    """The documents of a slice that passed the rules, without duplicates and repeated lines; `at` is their place."""
-    gone = all_gone(job, index)
-    return (row for row in _cut(job, index) if row["at"] not in gone)
-
-
-def all_gone(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
-    """`gone_of`, and documents that consist of repeated lines alone."""
-    gone = gone_of(job, index)
-    if "paragraphs" in job.settings:
-        blank = (row["at"] for row in _cut(job, index) if not row["document"]["text"].strip())
-        gone |= {at: (EMPTIED, index, at) for at in blank if at not in gone}
-    return gone
-
-
-def _cut(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    """What passed, without the lines that other documents have; the text of a blank one is blank."""
-    if "paragraphs" not in job.settings:
-        yield from _passed(job, index)
-        return
-    marks = shards.read(job.path("stages/paragraphs", index))
-    mark = next(marks, None)
-    for row in _passed(job, index):
-        if mark is not None and row["at"] == mark["at"]:
-            text = bloom.without(row["document"]["text"], mark["marks"])
-            row["document"] = row["document"] | {"text": text}
-            mark = next(marks, None)
-        yield row
-
-
-def _passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    return shards.read(job.path("stages/passed", index))
-
-
 # Scores and what follows from them
 
 
@@ -361,7 +131,7 @@ def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
     score_fn = filter_tools.scorer(name, job.stage(f"score.{name}"), with_chunks=True)
     folder = f"attributes/{name}"
     with job.writing(piece.index, (folder,)) as put:
-        for batch in batches(passed(job, piece.index)):
+        for batch in jobs.batches(duplicates.passed(job, piece.index)):
             documents = [row["document"] for row in batch]
             for document, scores in zip(documents, score_fn(documents), strict=True):
                 size = len(document["text"])
@@ -376,7 +146,7 @@ def aligned(
     """What passed a slice's rules, in order: its row, what became of it, its scores, the spans of its chunks."""
     names = job.settings["align"]["scorers"]
     scored = [shards.read(job.path(f"attributes/{name}", piece.index)) for name in names]
-    for batch in batches(passed(job, piece.index)):
+    for batch in jobs.batches(duplicates.passed(job, piece.index)):
         attributes = [_attributes(job, piece, row["document"]["id"], scored) for row in batch]
         scores = [{k: spans[0][2] for k, spans in of.items() if not k.endswith(CHUNKS)} for of in attributes]
         chunks = [{k: spans for k, spans in of.items() if k.endswith(CHUNKS)} for of in attributes]
@@ -418,13 +188,13 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
         for bad in shards.read(job.path("stages/bad", piece.index)):
             put["errors"].add(bad)
             tally.count(log.counts, source, "bad", 0, bad["reason"].split(":")[0])
-        gone = all_gone(job, piece.index)
+        gone = duplicates.all_gone(job, piece.index)
         dropped = ((row["at"], log.dropped, (row,)) for row in shards.read(job.path("stages/dropped", piece.index)))
-        doubled = (row for row in _passed(job, piece.index) if row["at"] in gone)
-        duplicates = ((row["at"], log.duplicate, (row, *gone[row["at"]])) for row in doubled)
+        doubled = (row for row in duplicates.passed_rules(job, piece.index) if row["at"] in gone)
+        copies = ((row["at"], log.duplicate, (row, *gone[row["at"]])) for row in doubled)
         outcomes = ((row["at"], log.outcome, (row, *rest)) for row, *rest in aligned(job, piece, tools))
         # three streams, each in the order of the slice, merged into that order without holding any of them
-        for _, write, rest in heapq.merge(dropped, duplicates, outcomes, key=lambda item: item[0]):
+        for _, write, rest in heapq.merge(dropped, copies, outcomes, key=lambda item: item[0]):
             write(put, *rest)
     return {"tally": log.counts, "outputs": job.outputs_of(piece.index, put)}
 
@@ -447,12 +217,12 @@ class _Log:
         """A copy of a document that stays, or a document with the id of another of its source.
 
         Args:
-            code: an index of REASONS.
+            code: an index of duplicates.REASONS.
             first_slice, first_at: where the document stands that stays.
         """
-        document, reason = row["document"], REASONS[code]
+        document, reason = row["document"], duplicates.REASONS[code]
         first = {"slice": first_slice, "record": first_at}
-        if code == DUPLICATE_ID:
+        if code == duplicates.DUPLICATE_ID:
             place = {"file": self.piece.name, "record": row["at"], "slice": self.piece.index}
             put["errors"].add(place | {"reason": f"{reason}: {document['id']}", "first": first})
             tally.count(self.counts, document["source"], "bad", row["bytes"], reason)

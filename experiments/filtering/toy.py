@@ -16,6 +16,7 @@ from alignment.filtering.scores import chunks, fitting, heads, linear, ngrams
 from alignment.train import optimizer, sharding
 from data import loader
 from data.toys import toyweb
+from experiments.filtering import planning
 
 NAME = "synthetic:toyweb"
 ASKED = {  # what a filter should do with what the toy web plants, in the words of planted.TREATMENTS
@@ -34,23 +35,23 @@ FEATURES = {"words": (1, 2), "characters": (3, 4), "buckets": 1 << 16}
 BATCH, PIECE = 256, 24  # pieces a step; words of a piece
 
 
-def prepare(c: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config with paths of files below `folder` in the place of NAME; they are made where they are not there yet.
+def prepare(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with paths of files in the place of NAME; they are made where they are not there yet.
 
     Raises:
         InputError: a scorer of a kind that the toy has no model for.
     """
-    c = c.copy_and_resolve_references()
+    c, folder = c.copy_and_resolve_references(), workdir / planning.PREPARED
     if c.inputs == NAME:
         c.inputs, c.planted = str(folder / "toyweb"), str(folder / "planted.jsonl")
         if not pathlib.Path(c.planted).exists():
             write_web(folder, num=c.toyweb.num, shards=c.toyweb.shards, seed=c.seed)
     for name, scorer in c.scorers.items():
         if scorer.path == NAME and scorer.kind == "linear":
-            scorer.path = str(folder / "scorer/export")
+            scorer.path = str(workdir / "scorer/export")
             if not pathlib.Path(scorer.path, "scorer.json").exists():
                 options = dict(seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
-                train_scorer(folder / "scorer", scorer.path, **options)
+                train_scorer(workdir / "scorer", scorer.path, **options)
         elif scorer.path == NAME and scorer.kind == "patterns":
             scorer.path = write_patterns(folder)
         elif scorer.path == NAME:

@@ -12,9 +12,9 @@ from typing import Any
 from alignment import files
 from alignment.filtering import tally
 from data.corpus import shards
+from experiments.filtering import jobs
 from experiments.filtering import planted as planted_documents
 from experiments.filtering import settings as filter_settings
-from experiments.filtering import stages
 from experiments.report import pictures
 
 OUTCOMES = ("keep", "rewrite", "synthesise", "drop", "bad")
@@ -27,7 +27,7 @@ MB = 1 << 20
 
 def write(
     workdir: pathlib.Path,
-    job: stages.Job,
+    job: jobs.Job,
     *,
     max_bad: float,
     speed: Mapping[str, float],
@@ -70,7 +70,7 @@ def write(
 
 
 def summary_of(
-    job: stages.Job,
+    job: jobs.Job,
     counts: Mapping[str, Any],
     steps: Sequence[Mapping[str, Any]],
     num: Mapping[str, int],
@@ -277,11 +277,11 @@ def heavy(counts: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
     return rows
 
 
-def each(job: stages.Job, stage: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def each(job: jobs.Job, stage: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(slice, note) of a stage."""
     return shards.each_finished(job.outputs, stage, job.hashes[stage])
 
 
-def decisions_of(job: stages.Job) -> dict[str, dict]:
+def decisions_of(job: jobs.Job) -> dict[str, dict]:
     """{id: decision} of all documents; for small corpora."""
     return {row["id"]: row for i in range(job.num_slices) for row in shards.read(job.path("decisions", i))}

@@ -1,6 +1,6 @@
 """What a run of native_alignment.py leaves behind: tables, pictures, and in words which arm won and by how much.
 
-`measured` is {(arm, seed): {state: lists over probes}}; states are base, base_benign, post and post_benign.
+`measured` is {(arm, seed): {state: what Probes.measure gives}}; states are base, base_benign, post and post_benign.
 
 Dimensions: S seeds, P probes, K paraphrases.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment import files, intervals
@@ -22,6 +23,7 @@ from experiments.report import charts, markup
 VOLUMES = {"raw": 0, "aligned_25": 25, "aligned_50": 50, "aligned": 100}  # per cent of the documents aligned
 STATES = {"base": "pretrained", "post": "after post-alignment"}
 Interval = tuple[float, float, float]
+Measured = Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]]
 
 
 class Results:
@@ -29,7 +31,7 @@ class Results:
 
     def __init__(
         self,
-        measured: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
+        measured: Measured,
         resamples: int,
         groups: Sequence[str] | None = None,
     ):
@@ -38,12 +40,14 @@ class Results:
         self.measured, self.resamples, self.groups = measured, resamples, groups
 
     def states(self, arm: str) -> list[str]:
-        return list(next(found for (name, _), found in self.measured.items() if name == arm))
+        return list(next(by_state for (name, _), by_state in self.measured.items() if name == arm))
 
     def values(self, arm: str, state: str, what: str) -> np.ndarray:
         """[S, P], or [S, P, K] for paraphrases."""
-        found = [by_state[state][what] for (name, _), by_state in self.measured.items() if name == arm]
-        return np.asarray(found, np.float64)
+        return np.asarray(self._of_seeds(arm, state, what), np.float64)
+
+    def _of_seeds(self, arm: str, state: str, what: str) -> list[Any]:
+        return [by_state[state][what] for (name, _), by_state in self.measured.items() if name == arm]
 
     def interval(self, values_SP: np.ndarray, what: str) -> Interval:
         groups = None if what == "right" else self.groups
@@ -58,23 +62,37 @@ class Results:
         return self.interval(self.values(arm, state, what) - self.values(other, state, what), what)
 
     def bits(self, arm: str, state: str) -> dict[str, float]:
-        found = [by_state[state]["bits_per_byte"] for (name, _), by_state in self.measured.items() if name == arm]
-        return {language: float(np.mean([one[language] for one in found])) for language in found[0]}
+        """By language, the mean over seeds."""
+        of_seeds = self._of_seeds(arm, state, "bits_per_byte")
+        return {language: float(np.mean([bits[language] for bits in of_seeds])) for language in of_seeds[0]}
 
 
-def write(study, measured) -> dict[str, float]:
-    """All of it; returns the summary."""
-    groups = [row.get("group") or row["id"] for row in study.probes["harmlessness"]]
-    results = Results(measured, study.c.resamples, groups)
-    hidden_P = np.array([row.get("origin") == "hidden" for row in study.probes["helpfulness"]])
+def write(
+    workdir: pathlib.Path,
+    measured: Measured,
+    probes: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    resamples: int,
+    num_written: int,
+) -> dict[str, float]:
+    """All tables, pictures and words of a run; returns its summary.
+
+    Args:
+        probes: rows of "harmlessness" and "helpfulness".
+        resamples: of the bootstrap.
+        num_written: harmlessness prompts that the models answered in their own words.
+    """
+    groups = [row.get("group") or row["id"] for row in probes["harmlessness"]]
+    results = Results(measured, resamples, groups)
+    hidden_P = np.array([row.get("origin") == "hidden" for row in probes["helpfulness"]])
     rows = [row_of(results, arm, state, hidden_P) for state in STATES for arm in results.arms]
     rows = [row for row in rows if row]
-    files.write_rows(study.workdir / "tables/arms.jsonl", [{k: finite(v) for k, v in row.items()} for row in rows])
-    files.write_rows(study.workdir / "tables/written.jsonl", written(study, measured))
-    files.write_rows(study.workdir / "metrics.jsonl", curves(study, results.arms))
-    draw(study.workdir / "figures", results)
-    lines = findings(results, rows)
-    files.write(study.workdir / "findings.txt", lambda f: f.write("".join(f"{line}\n" for line in lines).encode()))
+    prompts = [row["prompt"] for row in probes["harmlessness"][:num_written]]
+    files.write_rows(workdir / "tables/arms.jsonl", [{k: finite(v) for k, v in row.items()} for row in rows])
+    files.write_rows(workdir / "tables/written.jsonl", written(measured, prompts))
+    files.write_rows(workdir / "metrics.jsonl", curves(workdir / "members", list(measured)))
+    draw(workdir / "figures", results)
+    files.write_text(workdir / "findings.txt", "".join(f"{line}\n" for line in findings(results, rows)))
     return summary(results, rows)
 
 
@@ -103,8 +121,8 @@ def row_of(results: Results, arm: str, state: str, hidden_P: np.ndarray) -> dict
 
 
 def summary(results: Results, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Flat names to numbers; what is no number (the spread of one seed, the retention of nothing) is left out."""
-    found = {}
+    """Flat names to numbers; without the not-a-numbers (the spread of one seed, the retention of nothing)."""
+    numbers = {}
     for row in rows:
         arm, is_base = row["arm"], row["state"] == STATES["base"]
         names = {"harmlessness": "harmlessness", "helpfulness": "helpfulness", "harmful written": "harmful_written"}
@@ -112,43 +130,39 @@ def summary(results: Results, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
         for column, name in names.items():
             if column in row:
                 key = f"stability/{arm}/{name}" if name == "seed_sd" else f"{name}/{arm}"
-                found[key if is_base else f"post_alignment/{arm}/{name}"] = row[column]
+                numbers[key if is_base else f"post_alignment/{arm}/{name}"] = row[column]
         bits = results.bits(arm, "base" if is_base else "post")
         key = "bits_per_byte/{}" if is_base else "post_alignment/{}/bits_per_byte"
-        found[key.format(arm)] = float(np.mean(list(bits.values())))
+        numbers[key.format(arm)] = float(np.mean(list(bits.values())))
         if is_base:
-            found |= {f"bits_per_byte/{arm}/{language}": value for language, value in bits.items()}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            numbers |= {f"bits_per_byte/{arm}/{language}": value for language, value in bits.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def written(study, measured) -> list[dict[str, str]]:
-    """The first answers that each arm writes itself, of its first seed."""
-    asked = [row["prompt"] for row in study.probes["harmlessness"][: study.c.samples.num]]
-    asked = asked[:: max(1, len(asked) // 4)][:4]
-    first = {arm: by_state for (arm, seed), by_state in measured.items() if seed == study.c.seed}
-    return [
-        {"prompt": prompt} | {arm: by_state["base"]["written"][i] for arm, by_state in first.items()}
-        for i, prompt in enumerate(asked)
-    ]
+def written(measured: Measured, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """Four of the answers that each arm writes itself, of its first seed; `prompts` are all that it answered."""
+    shown = prompts[:: max(1, len(prompts) // 4)][:4]
+    first_seed = min(seed for _, seed in measured)
+    answers = {arm: by_state["base"]["written"] for (arm, seed), by_state in measured.items() if seed == first_seed}
+    return [{"prompt": prompt} | {arm: some[i] for arm, some in answers.items()} for i, prompt in enumerate(shown)]
 
 
-def curves(study, arms: Sequence[str]) -> list[dict[str, float]]:
+def curves(folder: pathlib.Path, members: Sequence[tuple[str, int]]) -> list[dict[str, float]]:
     """The loss of pretraining by arm, mean over seeds, each on its own text; `loss` is the mean over arms."""
     by_step: dict[int, dict[str, list[float]]] = {}
-    for arm in arms:
-        for seed in range(study.c.seed, study.c.seed + study.c.seeds):
-            for row in markup.rows(study.workdir / f"members/{arm}-{seed}/pretrain/metrics.jsonl"):
-                if "loss" in row:
-                    by_step.setdefault(row["step"], {}).setdefault(arm, []).append(row["loss"])
-    out = []
-    for number, found in sorted(by_step.items()):
-        means = {f"{arm}/loss": float(np.mean(losses)) for arm, losses in found.items()}
-        out.append({"step": number, "loss": float(np.mean(list(means.values())))} | means)
-    return out or [{"step": 0}]
+    for arm, seed in members:
+        for row in markup.rows(folder / f"{arm}-{seed}/pretrain/metrics.jsonl"):
+            if "loss" in row:
+                by_step.setdefault(row["step"], {}).setdefault(arm, []).append(row["loss"])
+    rows = []
+    for number, by_arm in sorted(by_step.items()):
+        means = {f"{arm}/loss": float(np.mean(losses)) for arm, losses in by_arm.items()}
+        rows.append({"step": number, "loss": float(np.mean(list(means.values())))} | means)
+    return rows or [{"step": 0}]
 
 
 # Words
@@ -160,13 +174,13 @@ def findings(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     num_seeds = next(iter(base.values()))["seeds"]
     lines = [
         f"Harmless answers preferred (share of probes, {num_seeds} seeds, 95 % intervals over seeds and probes): "
-        + ", ".join(f"{arm} {told(row, 'harmlessness')}" for arm, row in base.items())
+        + ", ".join(f"{arm} {rate(row, 'harmlessness')}" for arm, row in base.items())
         + "."
     ]
     if len(base) > 1:
         lines += comparison(results, base)
     name = "Facts known (one of four by log-probability): "
-    lines.append(name + ", ".join(f"{arm} {told(row, 'helpfulness')}" for arm, row in base.items()) + ".")
+    lines.append(name + ", ".join(f"{arm} {rate(row, 'helpfulness')}" for arm, row in base.items()) + ".")
     if all("hidden facts" in row for row in base.values()):
         words = ", ".join(f"{arm} {row['hidden facts']:.2f}" for arm, row in base.items())
         lines.append(f"Facts that only stand beside something unsafe or unfair: {words} (chance is 0.25).")
@@ -175,7 +189,7 @@ def findings(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"Answers written at temperature with a harmful mark: {words}.")
     lines += stability_lines(base, "Pretrained")
     if post:
-        words = ", ".join(f"{arm} {told(row, 'harmlessness')}" for arm, row in post.items())
+        words = ", ".join(f"{arm} {rate(row, 'harmlessness')}" for arm, row in post.items())
         lines.append(f"After post-alignment (supervised tuning and DPO) of each: {words}.")
         lines += stability_lines(post, "After post-alignment")
     return lines
@@ -203,14 +217,14 @@ def comparison(results: Results, base: Mapping[str, Mapping[str, Any]]) -> list[
 def stability_lines(rows: Mapping[str, Mapping[str, Any]], when: str) -> list[str]:
     words = []
     for arm, row in rows.items():
-        kept = f", {100 * row['retention']:.0f} % kept" if finite(row.get("retention", math.nan)) is not None else ""
+        kept = f", {100 * row['retention']:.0f} % kept" if math.isfinite(row.get("retention", math.nan)) else ""
         sd = f"sd over seeds {row['seed sd']:.3f}, " if math.isfinite(row["seed sd"]) else ""
         tuned = f", after benign tuning {row['after benign tuning']:.2f}" if "after benign tuning" in row else ""
         words.append(f"{arm} {sd}paraphrases cost {row['paraphrase drop']:.2f}{tuned}{kept}")
     return [f"{when}, stability of harmlessness: {'; '.join(words)}."]
 
 
-def told(row: Mapping[str, Any], name: str) -> str:
+def rate(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.2f} ({row[f'{name} low']:.2f} to {row[f'{name} high']:.2f})"
 
 
@@ -287,7 +301,15 @@ def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple
     save(figure, path, caption)
 
 
-def bars(axes, points, colour: str, label: str, *, is_flat: bool = False, is_hollow: bool = False) -> None:
+def bars(
+    axes: Axes,
+    points: Sequence[tuple[float, Interval]],
+    colour: str,
+    label: str,
+    *,
+    is_flat: bool = False,
+    is_hollow: bool = False,
+) -> None:
     """Means with their intervals as points with bars; `is_flat` lays them on their side."""
     if not points:
         return
@@ -308,4 +330,4 @@ def save(figure: Figure, path: pathlib.Path, caption: str) -> None:
     with matplotlib.rc_context({"font.family": "sans-serif"}):
         figure.savefig(out, format="png", metadata={"Software": None})
     files.write(path, lambda f: f.write(out.getvalue()))
-    files.write(path.with_suffix(".txt"), lambda f: f.write(caption.encode()))
+    files.write_text(path.with_suffix(".txt"), caption)

@@ -23,6 +23,7 @@ from alignment.filtering.scores import heads, ngrams
 from data.corpus import shards
 from data.toys import toyweb
 from experiments import filter as experiment
+from experiments.filtering import jobs
 from experiments.filtering import stages as filter_stages
 from experiments.launch import config as launch_config
 from tests.experiments.conftest import ROOT, launch
@@ -431,9 +432,9 @@ def test_what_a_run_wrote_is_no_input_and_files_that_came_later_are_refused(tmp_
 
 def test_long_texts_go_through_in_smaller_batches():
     rows = [{"document": {"text": "x" * n}} for n in (10, 60, 10, 10, 10, 500)] + [{"text": "y" * 99}, object()]
-    sizes = [len(batch) for batch in filter_stages.batches(rows, 3, 70)]
+    sizes = [len(batch) for batch in jobs.batches(rows, 3, 70)]
     assert sizes == [2, 3, 1, 1, 1] and sum(sizes) == len(rows)
-    assert [row for batch in filter_stages.batches(rows, 3, 70) for row in batch] == rows
+    assert [row for batch in jobs.batches(rows, 3, 70) for row in batch] == rows
 
 
 class Rewriter(http.server.BaseHTTPRequestHandler):
