@@ -242,7 +242,7 @@ def test_a_damaged_export_is_refused(tmp_path):
     refused(heads.ABOUT, b"[]", "damaged")
     refused(heads.ABOUT, changed(kind="embedding"), "of kind 'embedding'")
     refused(heads.ABOUT, changed(format=9), "format 9")
-    refused(heads.ABOUT, changed(objective="x"), "'x'; it is one of softmax")
+    refused(heads.ABOUT, changed(objective="x"), "'x' is not one of: softmax")
     refused(heads.ABOUT, changed(levels=["a", "b", "c"]), "weights are")
     refused(heads.ABOUT, changed(features={**FEATURES, "buckets": 1 << 11}), "weights are")
     refused(heads.ABOUT, changed(features={**FEATURES, "buckets": 1 << 40}), "power of 2")

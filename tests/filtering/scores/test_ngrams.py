@@ -113,11 +113,11 @@ def test_a_texts_features_do_not_depend_on_its_company(texts, seed):
         np.testing.assert_array_equal(ngrams.dot(alone, weights)[0], products[i])
 
 
-def test_a_batch_longer_than_a_stretch_is_handled_alike(monkeypatch):
+def test_a_batch_longer_than_a_group_is_handled_alike(monkeypatch):
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcde  ", k=rng.randint(0, 300))) for _ in range(200)]
     whole = ngrams.features(texts)
-    monkeypatch.setattr(ngrams._stretches, "__defaults__", (500,))
+    monkeypatch.setattr(ngrams, "GROUP", 500)
     for ours, theirs in zip(ngrams.features(texts), whole):
         np.testing.assert_array_equal(ours, theirs)
     assert len(whole.offsets) == 201
