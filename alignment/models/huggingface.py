@@ -4,6 +4,7 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 `config_of` and `config_for` the two directions of config.json; `load` and `save` those of the weights.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -14,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment import files
+from alignment import files, gguf
 from alignment.errors import InputError
-from alignment.models import decoder, rope, tensors
+from alignment.models import decoder, gguf_names, rope, tensors
 
 FAMILIES = {  # architecture: model_type
     "LlamaForCausalLM": "llama",
@@ -56,8 +57,13 @@ def names(model: decoder.DecoderLM) -> dict[str, tuple[tuple[str, ...], int | No
 
 
 def resolve(spec: str) -> pathlib.Path:
-    """The folder that `hf:<folder or hub id>` (or just what follows the colon) means; a hub id is downloaded."""
+    """The folder of `hf:<folder or hub id>` (or just what follows the colon), or the file of `gguf:<file>`.
+
+    A hub id is downloaded.
+    """
     spec = spec.removeprefix("hf:")
+    if spec.startswith("gguf:"):
+        return gguf.read(spec.removeprefix("gguf:")).file
     folder = pathlib.Path(spec).expanduser()
     if folder.is_dir():
         return folder
@@ -80,7 +86,9 @@ def resolve(spec: str) -> pathlib.Path:
 
 
 def read_config(folder: str | pathlib.Path) -> dict:
-    """config.json as it stands."""
+    """config.json as it stands; of a GGUF file, what config.json of the same model would say."""
+    if pathlib.Path(folder).suffix == ".gguf":
+        return gguf_names.config(gguf.read(str(folder)))
     file = pathlib.Path(folder) / "config.json"
     if not file.is_file():
         raise InputError(f"{file} does not exist; a checkpoint folder has config.json and *.safetensors")
@@ -191,15 +199,17 @@ def load(
     """The parameters in a checkpoint folder, in the tree that `model.init` gives (without boxes).
 
     Args:
-        folder: see `tensors.index`.
+        folder: see `tensors.index`; or a GGUF file, whose tensors are dequantised one at a time.
         model: `DecoderLM(**config_of(folder))`, or with other settings that keep the shapes.
         shardings: a tree like the parameters; each device's part is read from the files by itself. None: one device.
         dtype: of the parameters; None: the model's `param_dtype`.
     """
-    stored, table = tensors.index(folder), names(model)
+    is_gguf = pathlib.Path(folder).suffix == ".gguf"
+    stored = gguf_names.tensors(gguf.read(str(folder))) if is_gguf else tensors.index(folder)
+    table = names(model)
     shapes = param_shapes(model)
     _check_names(folder, stored, table, model)
-    parts: dict[tuple[str, ...], list] = {}  # path: views of its layers (or of itself alone) in our shape
+    parts: dict[tuple[str, ...], list] = {}  # path: functions that read its layers (or itself alone) in our shape
     for name, (path, layer, inputs) in table.items():
         shape = shapes[path] if layer is None else shapes[path][1:]
         if stored[name].shape != _hf_shape(shape, inputs):
@@ -207,13 +217,12 @@ def load(
                 f"{name} in {stored[name].file} has shape {stored[name].shape}; "
                 f"config.json asks for {_hf_shape(shape, inputs)}"
             )
-        view = tensors.view(name, stored[name])
-        parts.setdefault(path, []).append(_from_hf(view, shape, inputs))
+        parts.setdefault(path, []).append(functools.partial(_read, name, stored[name], shape, inputs))
     dtype = jnp.dtype(dtype or model.param_dtype)
     tree: dict[str, Any] = {"layers": {}}
-    for path, views in parts.items():
+    for path, readers in parts.items():
         sharding = None if shardings is None else _at(shardings, path)
-        leaf = _assemble(views, shapes[path], path[0] == "layers", dtype, sharding)
+        leaf = _assemble(readers, shapes[path], path[0] == "layers", dtype, sharding)
         (tree["layers"] if path[0] == "layers" else tree)[path[-1]] = leaf
     return tree
 
@@ -254,6 +263,12 @@ def _hf_shape(shape, inputs):
     return (out, int(np.prod(shape[:inputs]))) if inputs else (out,)
 
 
+def _read(name, stored, shape, inputs):
+    """A stored tensor in our shape: a view of a safetensors file, or the dequantised values of a GGUF file."""
+    is_quantised = isinstance(stored, gguf_names.Renamed)
+    return _from_hf(stored.array() if is_quantised else tensors.view(name, stored), shape, inputs)
+
+
 def _from_hf(view, shape, inputs):
     """A view of a stored tensor in our shape; numpy splits and swaps dimensions without copying."""
     return (view.T if inputs else view).reshape(shape)
@@ -264,16 +279,17 @@ def _to_hf(array, inputs):
     return array.reshape(hf_shape[::-1]).T if inputs else array.reshape(hf_shape)
 
 
-def _assemble(views, shape, is_stacked, dtype, sharding):
+def _assemble(readers, shape, is_stacked, dtype, sharding):
     """One array of the parameters: layers are copied in one at a time, and only the slices a device holds are read."""
 
     def part(index):
         if not is_stacked:
-            return np.array(views[0][index], dtype)
-        layers = views[index[0]]
-        out = np.empty((len(layers), *layers[0][index[1:]].shape), dtype)
-        for row, view in zip(out, layers):
-            row[...] = view[index[1:]]
+            return np.array(readers[0]()[index], dtype)
+        out = None
+        for i, read in enumerate(layers := readers[index[0]]):  # one layer's tensor exists at a time
+            layer = read()[index[1:]]
+            out = np.empty((len(layers), *layer.shape), dtype) if out is None else out
+            out[i] = layer
         return out
 
     if sharding is None:

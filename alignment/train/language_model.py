@@ -46,8 +46,8 @@ def build(
     """The network of a run, checked against its tokenizer, its machine and its export before any training.
 
     Args:
-        init_from: "" for a network from nothing with the architecture `model`; `hf:<folder or hub id>` and
-            `run:<workdir>` bring their own architecture. `params` reads the weights.
+        init_from: "" for a network from nothing with the architecture `model`; `hf:<folder or hub id>`,
+            `gguf:<file>` and `run:<workdir>` bring their own architecture. `params` reads the weights.
         model: keyword arguments of `DecoderLM` but for `vocab_size`, which the tokenizer gives.
         compute: how it is computed wherever it comes from: dtype, remat, attention, unroll.
         rows_are_plain: see `network`.
@@ -81,14 +81,14 @@ def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     if not init_from:
         return dict(model)
     kind, _, name = init_from.partition(":")
-    if kind == "hf" and name:
-        return huggingface.config_of(huggingface.resolve(name))
+    if kind in ("hf", "gguf") and name:
+        return huggingface.config_of(huggingface.resolve(init_from))
     if kind == "run" and name:
         path = pathlib.Path(name) / MODEL_FILE
         if not path.is_file():
             raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
         return json.loads(path.read_text())
-    raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id> or run:<workdir>")
+    raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id>, gguf:<file> or run:<workdir>")
 
 
 def _check_vocab(tok: Tokenizer, vocab_size: int) -> None:
@@ -137,7 +137,7 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
 def tokenizer_of(init_from: str) -> str:
     """The name under which `data.tokens.tokenizer.load` finds the tokenizer of `init_from`; bytes for no checkpoint."""
     kind, _, name = init_from.partition(":")
-    return {"hf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
+    return {"hf": init_from, "gguf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
 
 
 def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
@@ -147,8 +147,8 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     kind, _, name = init_from.partition(":")
     example_BT = jnp.zeros((1, 4), jnp.int32)
     shardings = train_state.param_shardings(model, example_BT, mesh)
-    if kind == "hf":
-        return huggingface.load(huggingface.resolve(name), model, shardings=shardings)
+    if kind in ("hf", "gguf"):
+        return huggingface.load(huggingface.resolve(init_from), model, shardings=shardings)
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
 
 
@@ -172,15 +172,15 @@ def export(
     kind, _, name = init_from.partition(":")
     earlier = pathlib.Path(name) / "export/hf"
     if kind == "run" and (earlier / "config.json").is_file():  # that run may itself have begun from a checkpoint
-        kind, name = "hf", str(earlier)
-    is_from_hf = kind == "hf"
+        kind, init_from = "hf", f"hf:{earlier}"
+    is_checkpoint = kind in ("hf", "gguf")
     ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
     huggingface.save(
         params,
         model,
         folder,
         dtype=dtype,
-        like=huggingface.read_config(huggingface.resolve(name)) if is_from_hf else None,
-        token_ids=None if is_from_hf else ids,
+        like=huggingface.read_config(huggingface.resolve(init_from)) if is_checkpoint else None,
+        token_ids=None if is_checkpoint else ids,
         extra_fn=lambda unfinished: tok.save(str(unfinished)),
     )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from alignment import files
 from alignment.errors import InputError
-from data.tokens import chat, checkpoint_files, encoders
+from data.tokens import chat, checkpoint_files, encoders, gguf
 
 
 class Encoder(Protocol):
@@ -106,33 +106,37 @@ def load(spec: str = "bytes") -> Tokenizer:
 
     Args:
         spec: 'bytes'; a folder with tokenizer.json or tokenizer.model; a `.json` or `.model` file; `hf:` and a folder
-            or a hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'.
+            or a hub id, such as 'hf:Qwen/Qwen2.5-0.5B-Instruct'; `gguf:` and one of llama.cpp's files.
 
     Raises:
         InputError: nothing lies there, or the files are not a tokenizer's.
     """
     if spec == "bytes":
         return _build(encoders.Bytes(), checkpoint_files.for_bytes(), name=spec)
+    if spec.startswith("gguf:"):
+        return _of_files(gguf.files(spec.removeprefix("gguf:")), spec, name=spec)
     path = pathlib.Path(checkpoint_files.locate(spec)).expanduser()
     if path.is_dir():
-        folder = checkpoint_files.read(path)
-        encoder: Any
-        if "tokenizer.json" in folder.content:
-            encoder = encoders.Json(
-                folder.content["tokenizer.json"], str(path / "tokenizer.json"), folder.added_tokens()
-            )
-        elif "tokenizer.model" in folder.content:
-            encoder = encoders.SentencePiece(
-                folder.content["tokenizer.model"], str(path / "tokenizer.model"), folder.added_tokens(), folder.legacy()
-            )
-        else:
-            raise InputError(f"{path} has no tokenizer.json and no tokenizer.model; it has {sorted(folder.names)}")
-        return _build(encoder, folder, name=spec)
+        return _of_files(checkpoint_files.read(path), str(path), name=spec)
     if path.suffix not in (".json", ".model"):
         raise InputError(f"tokenizer {spec!r}: give 'bytes', a folder, a tokenizer.json, a .model file or hf:<hub id>")
     raw = checkpoint_files.read_bytes(path)
     encoder = (encoders.Json if path.suffix == ".json" else encoders.SentencePiece)(raw, str(path), {})
     return _build(encoder, checkpoint_files.for_bare_file(encoder, path.suffix, raw), name=spec)
+
+
+def _of_files(folder: checkpoint_files.Files, where: str, *, name: str) -> Tokenizer:
+    """The tokenizer of a folder's files, wherever they came from."""
+    encoder: Any
+    added = folder.added_tokens()
+    if "tokenizer.json" in folder.content:
+        encoder = encoders.Json(folder.content["tokenizer.json"], f"{where}/tokenizer.json", added)
+    elif "tokenizer.model" in folder.content:
+        content, is_legacy = folder.content["tokenizer.model"], folder.legacy()
+        encoder = encoders.SentencePiece(content, f"{where}/tokenizer.model", added, is_legacy)
+    else:
+        raise InputError(f"{where} has no tokenizer.json and no tokenizer.model; it has {sorted(folder.names)}")
+    return _build(encoder, files, name=name)
 
 
 def _build(encoder: Encoder, folder: checkpoint_files.Files, *, name: str) -> Tokenizer:
