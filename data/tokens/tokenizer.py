@@ -136,7 +136,7 @@ def _of_files(folder: checkpoint_files.Files, where: str, *, name: str) -> Token
         encoder = encoders.SentencePiece(content, f"{where}/tokenizer.model", added, is_legacy)
     else:
         raise InputError(f"{where} has no tokenizer.json and no tokenizer.model; it has {sorted(folder.names)}")
-    return _build(encoder, files, name=name)
+    return _build(encoder, folder, name=name)
 
 
 def _build(encoder: Encoder, folder: checkpoint_files.Files, *, name: str) -> Tokenizer:
