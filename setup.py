@@ -33,6 +33,7 @@ CORE = [
 EXTRAS = {
     "test": [
         "build>=1.2",
+        "gguf>=0.17",
         "hypothesis>=6.100",
         "mypy>=2.4",
         "pyarrow>=18",
@@ -62,13 +63,16 @@ EXTRAS = {
     "data": ["pyarrow>=18"],
     "ray": ["ray>=2.57"],
     "datatrove": ["datatrove>=0.10"],
+    "gguf": ["gguf>=0.17"],
     "hub": ["huggingface_hub>=1.0"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.4"],
 }
-EXTRAS["all"] = sorted({line for name in ("test", "data", "ray", "hub", "wandb", "trackio") for line in EXTRAS[name]})
+EXTRAS["all"] = sorted(
+    {line for name in ("test", "data", "ray", "gguf", "hub", "wandb", "trackio") for line in EXTRAS[name]}
+)
 
 setuptools.setup(
     name="plumbline",
