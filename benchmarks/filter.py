@@ -1,14 +1,14 @@
-"""Filtering text beside datatrove's local executor: same rules, same files, one run; and memory, time and executors.
+"""Compare filtering with datatrove's local executor (same rules, same files); measure memory, time and executors.
 
 Run:    python benchmarks/filter.py                              (about ten minutes on two cores, plus installing)
 Look:   python benchmarks/filter.py --documents 200 --rounds 1 --megabytes 5
 Keep:   python benchmarks/filter.py --output benchmarks/results/filter.md
 Large:  python benchmarks/filter.py --parts memory --megabytes 10,100,1000,10000       (three quarters of an hour)
 
-Documents are those of --data (JSONL files with a `text`, plain text by paragraphs; default: the toy web's English),
-joined or cut to about 2.5 kB and varied by a few words each, so that none is another's copy. datatrove runs in an
-environment of its own (about 600 MB under ~/.cache/plumbline/bench, or --env-dir). Each side is a fresh process; they
-take turns, and only one works at any moment. The clock starts when all is imported.
+Documents come from --data (JSONL files with a `text`, or plain text by paragraphs; default: the toy web's English).
+They are joined or cut to about 2.5 kB, and a few words of each are changed, so that none is a copy of another.
+datatrove runs in an environment of its own (about 600 MB under ~/.cache/plumbline/bench, or --env-dir). Each side is a
+fresh process; they take turns, and only one works at a time. The clock starts after the imports.
 
 Parts: `rules`, Gopher repetition and quality, C4 without the end-mark rule and FineWeb, with decisions compared one by
 one; `signatures`, MinHash of 14 x 8; `executors`, processes against Ray, warm; `memory`, peak memory and time of the
@@ -42,35 +42,36 @@ VARIED = 8  # words changed in a document
 
 
 def texts(data: str) -> list[str]:
-    """About SIZE characters each: long ones cut between lines, short ones joined."""
+    """Texts of about SIZE characters: long ones are cut between lines, short ones joined."""
     if not data:
         from data.toys import toyweb
 
-        found = [d["text"] for d in toyweb.documents(4_000, seed=0, languages=("en",))]
+        originals = [d["text"] for d in toyweb.documents(4_000, seed=0, languages=("en",))]
     else:
-        found = []
+        originals = []
         for path in sorted(pathlib.Path(p) for part in data.split(",") for p in part.split()):
             content = path.read_text("utf-8")
             if path.suffix == ".jsonl":
-                found += [row["text"] for row in map(json.loads, content.splitlines()) if row.get("text")]
+                originals += [row["text"] for row in map(json.loads, content.splitlines()) if row.get("text")]
             else:
-                found += [part for part in content.split("\n\n") if part.strip()]
-    whole, held = [], ""
-    for text in found:
+                originals += [part for part in content.split("\n\n") if part.strip()]
+    cut_texts, buffer = [], ""
+    for text in originals:
         for line in text.split("\n"):
-            held += line + "\n"
-            while len(held) >= SIZE:
-                cut = held.find("\n" if "\n" in held[SIZE - 1 : SIZE + 500] else " ", SIZE - 1) + 1 or len(held)
-                whole.append(held[:cut].strip())
-                held = held[cut:]
-        held += "\n"
-    return whole
+            buffer += line + "\n"
+            while len(buffer) >= SIZE:
+                end = "\n" if "\n" in buffer[SIZE - 1 : SIZE + 500] else " "
+                cut = buffer.find(end, SIZE - 1) + 1 or len(buffer)
+                cut_texts.append(buffer[:cut].strip())
+                buffer = buffer[cut:]
+        buffer += "\n"
+    return cut_texts
 
 
 def write(path: pathlib.Path, originals: list[str], *, num: int = 1 << 62, size: float = 1e30, seed: int = 0) -> int:
-    """Documents as JSONL (.gz), until there are `num` or, unpacked, `size` bytes; returns how many there are.
+    """Write documents as JSONL (.gz) up to `num` documents or `size` bytes before packing; return their number.
 
-    They are the originals in turn, some words of each exchanged for others of the corpus.
+    They are the originals in turn, with some words replaced by others of the corpus.
     """
     rng = random.Random(seed)
     words = [word for text in originals for word in text.split(" ")]
@@ -96,20 +97,20 @@ def measured(python: str, script: str, part: str, inputs: pathlib.Path, out: pat
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{script} --part {part} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    told = json.loads(done.stdout.strip().splitlines()[-1])
+    row = json.loads(done.stdout.strip().splitlines()[-1])
     wall, used = time.perf_counter() - start, _children() - own  # starting included
-    told["others"] = max(0.0, (machine.busy_cpu_seconds() - before - used) / wall)
-    return told
+    row["others"] = max(0.0, (machine.busy_cpu_seconds() - before - used) / wall)
+    return row
 
 
 def _children() -> float:
-    """CPU seconds of all processes that were started here and have ended."""
+    """CPU seconds of all child processes that ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def side_by_side(contestants: dict, inputs: pathlib.Path, folder: pathlib.Path, args) -> dict[str, list[dict]]:
-    """Rounds in turns: {contestant: a row a round}."""
+    """Measure the contestants in turns: {contestant: a row for each round}."""
     rows = {name: [] for name in contestants}
     for turn in range(args.rounds):
         for name, (python, script, part) in contestants.items():
@@ -120,12 +121,12 @@ def side_by_side(contestants: dict, inputs: pathlib.Path, folder: pathlib.Path, 
 
 
 def speeds(part: str, rows: dict[str, list[dict]], num: int) -> list[dict]:
-    """A row a contestant: documents a second of one core, and how many times datatrove's, round by round."""
+    """A row for each contestant: documents a second of one core, and the ratio to datatrove's, round by round."""
     peer = [row["cpu_seconds"] for row in rows["datatrove"]]
-    found = []
+    table = []
     for name, own in rows.items():
         ratios = [theirs / row["cpu_seconds"] for theirs, row in zip(peer, own)]
-        found.append(
+        table.append(
             {
                 "part": part,
                 "contestant": name,
@@ -139,7 +140,7 @@ def speeds(part: str, rows: dict[str, list[dict]], num: int) -> list[dict]:
                 "versions": own[0]["versions"],
             }
         )
-    return found
+    return table
 
 
 def decisions(ours: pathlib.Path, theirs: pathlib.Path, num: int) -> dict:
@@ -179,16 +180,22 @@ def executors(folder: pathlib.Path, originals: list[str], args) -> list[dict]:
                 functools.partial(filter_stages.do, job), executor=name, workers=2, retries=0
             ) as run_tasks:
                 tasks = [("screen", piece.index, piece) for piece in pieces]
-                list(run_tasks(tasks))  # workers start, words are met
+                list(run_tasks(tasks))  # workers start and fill their vocabularies
                 start = time.perf_counter()
                 rows = dict(run_tasks(tasks))
                 rates[name].append(num / (time.perf_counter() - start))
             digests.add(json.dumps([rows[i]["outputs"] for i in sorted(rows)], sort_keys=True))
             print(f"  {name}: {rates[name][-1]:.0f} documents a second", flush=True)
     ratios = [ray / process for ray, process in zip(rates["ray"], rates["process"])]
-    shown = {name: statistics.median(found) for name, found in rates.items()}
+    medians = {name: statistics.median(of_rounds) for name, of_rounds in rates.items()}
     return [
-        {"part": "executors", **shown, "ratio": statistics.median(ratios), "ratios": ratios, "same": len(digests) == 1}
+        {
+            "part": "executors",
+            **medians,
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+            "same": len(digests) == 1,
+        }
     ]
 
 
@@ -200,11 +207,11 @@ def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> lis
         for ending in (".jsonl", ".jsonl.gz") if megabytes in packed else (".jsonl",):
             path = folder / f"size{ending}"
             num = write(path, originals, size=megabytes * 1e6)
-            told = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
+            used = measured(python, "filter_ours.py", "screen", path, folder / "size-out")
             row = {"part": "memory", "megabytes": megabytes, "file": ending, "documents": num}
-            rows.append(row | {key: told[key] for key in ("seconds", "cpu_seconds", "peak_mb", "others")})
-            times = f"{told['seconds']:.1f} s, {told['cpu_seconds']:.1f} CPU seconds"
-            print(f"  {megabytes:g} MB {ending}: {told['peak_mb']:.0f} MiB, {times}", flush=True)
+            rows.append(row | {key: used[key] for key in ("seconds", "cpu_seconds", "peak_mb", "others")})
+            times = f"{used['seconds']:.1f} s, {used['cpu_seconds']:.1f} CPU seconds"
+            print(f"  {megabytes:g} MB {ending}: {used['peak_mb']:.0f} MiB, {times}", flush=True)
             subprocess.run(["rm", "-rf", str(folder / "size-out"), str(path)], check=True)
     return rows
 
@@ -215,15 +222,15 @@ def memory(folder: pathlib.Path, originals: list[str], args, python: str) -> lis
 def report(rows: list[dict], facts: dict) -> str:
     lines = []
     for part in ("rules", "signatures"):
-        found = [row for row in rows if row["part"] == part]
-        if found:
+        own = [row for row in rows if row["part"] == part]
+        if own:
             lines += [
                 f"### {part}",
                 "",
                 "| contestant | documents per core and second | x datatrove (range) |",
             ]
             lines.append("| --- | --- | --- |")
-            for row in found:
+            for row in own:
                 cells = [row["contestant"], f"{row['docs_per_core_second']:,.0f}"]
                 cells.append(f"{row['ratio']:.1f} ({row['low']:.1f}-{row['high']:.1f})")
                 lines.append("| " + " | ".join(cells) + " |")
@@ -240,11 +247,11 @@ def report(rows: list[dict], facts: dict) -> str:
                 f"Ray with two CPUs does {row['ray']:,.0f} documents a second, two processes {row['process']:,.0f}: "
                 f"{row['ratio']:.2f} times as many, with {same}."
             )
-    found = [row for row in rows if row["part"] == "memory"]
-    if found:
+    sizes = [row for row in rows if row["part"] == "memory"]
+    if sizes:
         lines += ["", "### memory", "", "| input, MB | file | documents | seconds | CPU seconds | peak memory, MiB |"]
         lines.append("| --- | --- | --- | --- | --- | --- |")
-        for row in found:
+        for row in sizes:
             cells = [f"{row['megabytes']:g}", row["file"], f"{row['documents']:,}"]
             cells += [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['peak_mb']:.0f}"]
             lines.append("| " + " | ".join(cells) + " |")

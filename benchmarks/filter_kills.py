@@ -1,10 +1,10 @@
-"""Kill a filter run at random moments until it is through, on each executor, and compare what it leaves byte by byte.
+"""Kill a filter run at random moments until it ends, on each executor, and compare its outputs byte by byte.
 
     python benchmarks/filter_kills.py --kills 20 --executors local,process,ray --folder runs/filter_kills
 
 Most kills are SIGKILL to the whole process group; one in six is SIGTERM to the launcher (exit code 75), and one in six
-SIGKILL to one worker, which the run has to outlive. A run that is through before all kills have fallen is compared and
-begun anew in another folder. The input has damaged lines, a cut .gz and an empty file.
+SIGKILL to one worker, which the run must survive. When a run ends before all kills are used up, it is compared, and
+another run starts in another folder. The input has damaged lines, a truncated .gz and an empty file.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from data.toys import toyweb  # noqa: E402
 
 DONE, TOO_MANY_BAD = 0, 3
 DAMAGE = (b'{"id": "cut', b'{"id": "no text"}', b'{"id": "x", "text": "\xff\xfe"}')
-# the last three where SIGTERM comes while Python or Ray starts; Ray's compiled code may abort then
+# The last three occur when SIGTERM arrives while Python or Ray starts; Ray's compiled code may abort then.
 ENDS = (DONE, TOO_MANY_BAD, -signal.SIGKILL, 75, -signal.SIGTERM, signal.SIGTERM, -signal.SIGABRT)
 
 
 def write_inputs(folder: pathlib.Path, num: int) -> None:
-    """Toy documents in four files, with records among them that cannot be read."""
+    """Toy documents in four files, some records unreadable."""
     folder.mkdir(parents=True)
     documents = toyweb.documents(num, seed=3)
     for i in range(3):
@@ -48,24 +48,25 @@ def write_inputs(folder: pathlib.Path, num: int) -> None:
 def command(inputs: pathlib.Path, workdir: pathlib.Path, executor: str, slice_mb: float) -> list[str]:
     target = str(ROOT / "experiments/filter.py:tiny")
     flags = {"inputs": inputs, "executor": executor, "slice_mb": slice_mb, "workers": 2 * (executor != "local")}
-    told = [f"--config.{name}={value}" for name, value in flags.items()]
-    return [sys.executable, "-m", "experiments.run", "--config", target, "--workdir", str(workdir), *told]
+    overrides = [f"--config.{name}={value}" for name, value in flags.items()]
+    return [sys.executable, "-m", "experiments.run", "--config", target, "--workdir", str(workdir), *overrides]
 
 
 def content(workdir: pathlib.Path) -> dict[str, bytes]:
-    """Every file of the outputs; answers of the rewriter are a cache, in the order in which they came."""
+    """Every file of the outputs, except the cache of the rewriter's answers, which are in the order of arrival."""
     folder = workdir / "clean"
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if "answers" not in p.parts}
 
 
 def numbers(workdir: pathlib.Path) -> dict[str, float]:
-    found = json.loads((workdir / "summary.json").read_text("utf-8"))
-    return {name: value for name, value in found.items() if name not in ("docs_per_second", "seconds")}
+    """The summary without times."""
+    summary = json.loads((workdir / "summary.json").read_text("utf-8"))
+    return {name: value for name, value in summary.items() if name not in ("docs_per_second", "seconds")}
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and theirs, from /proc."""
+    """All processes below a process, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -74,17 +75,18 @@ def descendants(pid: int) -> list[int]:
             except (OSError, IndexError):
                 continue
             children.setdefault(parent, []).append(int(entry.name))
-    found, open_ = [], [pid]
-    while open_:
-        more = children.get(open_.pop(), [])
-        found += more
-        open_ += more
-    return found
+    below: list[int] = []
+    parents = [pid]
+    while parents:
+        more = children.get(parents.pop(), [])
+        below += more
+        parents += more
+    return below
 
 
 def workers_of(pid: int) -> list[int]:
-    """Those that run tasks: of our own pool by its command, of Ray by the name it gives them at work."""
-    found = []
+    """The processes that run tasks: our own pool's by their command, Ray's by their name at work."""
+    workers = []
     for child in descendants(pid):
         try:
             words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
@@ -92,20 +94,20 @@ def workers_of(pid: int) -> list[int]:
             continue
         is_rays = words.startswith(b"ray::") and b"Agent" not in words  # a node ends with its agents
         if b"workers.serve" in words or is_rays:
-            found.append(child)
-    return found
+            workers.append(child)
+    return workers
 
 
 def hurt(run: subprocess.Popen, kind: str, moments: random.Random) -> bool:
-    """Kill as told; whether there was somebody to kill."""
+    """Send the signal; return whether there was a process to send it to."""
     if run.poll() is not None:
         return False
     if kind == "worker":
-        found = workers_of(run.pid)
-        if not found:
+        workers = workers_of(run.pid)
+        if not workers:
             return False
         try:
-            os.kill(moments.choice(found), signal.SIGKILL)
+            os.kill(moments.choice(workers), signal.SIGKILL)
         except ProcessLookupError:
             return False
         return True
@@ -116,7 +118,10 @@ def hurt(run: subprocess.Popen, kind: str, moments: random.Random) -> bool:
     return True
 
 
-def try_executor(executor: str, args, inputs, whole, told) -> None:
+def try_executor(
+    executor: str, args: argparse.Namespace, inputs: pathlib.Path, files: dict[str, bytes], summary: dict[str, float]
+) -> None:
+    """Kill runs on one executor and compare them with the undisturbed run's files and summary."""
     moments, num, finished = random.Random(executor), dict.fromkeys(("group", "term", "worker"), 0), 0
     folder = args.folder / executor
     while sum(num.values()) < args.kills:
@@ -138,15 +143,16 @@ def try_executor(executor: str, args, inputs, whole, told) -> None:
             log.close()
             if code not in ENDS:
                 raise SystemExit(f"{executor}: exit code {code}; {folder}/log.txt says why")
-        left = [str(p) for p in workdir.rglob("*") if p.name.endswith((".tmp", ".unfinished"))]
-        found = content(workdir)
-        differ = sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
-        if differ or left or numbers(workdir) != told:
-            raise SystemExit(f"{executor}, run {finished}: differs in {differ[:20]}, left over {left}")
+        temporary = [str(p) for p in workdir.rglob("*") if p.name.endswith((".tmp", ".unfinished"))]
+        own = content(workdir)
+        differ = sorted(name for name in files.keys() | own.keys() if files.get(name) != own.get(name))
+        if differ or temporary or numbers(workdir) != summary:
+            raise SystemExit(f"{executor}, run {finished}: differs in {differ[:20]}, temporary files {temporary}")
         finished += 1
-    said = ", ".join(f"{number} {kind}" for kind, number in num.items())
+    kinds = ", ".join(f"{number} {kind}" for kind, number in num.items())
     print(
-        f"{executor}: {sum(num.values())} kills ({said}) over {finished} runs; {len(whole)} files identical", flush=True
+        f"{executor}: {sum(num.values())} kills ({kinds}) over {finished} runs; {len(files)} files identical",
+        flush=True,
     )
 
 
@@ -168,14 +174,14 @@ def main() -> None:
     undisturbed = args.folder / "undisturbed"
     began = time.monotonic()
     code = subprocess.run(command(inputs, undisturbed, "local", args.slice_mb), cwd=ROOT, stdout=subprocess.DEVNULL)
-    whole, told = content(undisturbed), numbers(undisturbed)
+    files, summary = content(undisturbed), numbers(undisturbed)
     print(
-        f"undisturbed: exit code {code.returncode}, {time.monotonic() - began:.0f} s, {told['docs_in']} documents, "
-        f"{told['bad_records']} set aside, {len(whole)} files",
+        f"undisturbed: exit code {code.returncode}, {time.monotonic() - began:.0f} s, {summary['docs_in']} documents, "
+        f"{summary['bad_records']} set aside, {len(files)} files",
         flush=True,
     )
     for executor in args.executors.split(","):
-        try_executor(executor, args, inputs, whole, told)
+        try_executor(executor, args, inputs, files, summary)
 
 
 if __name__ == "__main__":

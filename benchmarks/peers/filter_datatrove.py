@@ -18,7 +18,7 @@ from datatrove.utils.text import split_into_words
 
 
 def rules(inputs: str, out: pathlib.Path) -> list:
-    """Gopher repetition and quality, C4 without the end-mark rule, FineWeb; what each drops is written, as here."""
+    """Gopher repetition and quality, C4 without the end-mark rule, FineWeb; dropped documents are written, as here."""
 
     def dropped(name: str) -> JsonlWriter:
         return JsonlWriter(str(out / "removed" / name), compression=None)
@@ -49,10 +49,10 @@ def main() -> None:
     executor = LocalPipelineExecutor(steps, tasks=1, workers=1, logging_dir=str(args.out / "logs"))
     wall, cpu = time.perf_counter(), time.process_time()
     executor.run()
-    told = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told["versions"] = {name: importlib.metadata.version(name) for name in ("datatrove", "spacy", "numpy")}
-    print(json.dumps(told))
+    row = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row["versions"] = {name: importlib.metadata.version(name) for name in ("datatrove", "spacy", "numpy")}
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -75,13 +75,13 @@ def main() -> None:
     args = parser.parse_args()
     wall, cpu = time.perf_counter(), time.process_time()
     PARTS[args.part](args.inputs, args.out)
-    told = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    row = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     who = resource.RUSAGE_CHILDREN if args.part == "screen" else resource.RUSAGE_SELF
     used = resource.getrusage(who)
-    told["peak_mb"] = used.ru_maxrss / 1024
-    told["cpu_seconds"] = used.ru_utime + used.ru_stime if args.part == "screen" else told["cpu_seconds"]
-    told["versions"] = {name: importlib.metadata.version(name) for name in ("numpy", "orjson", "zstandard")}
-    print(json.dumps(told))
+    row["peak_mb"] = used.ru_maxrss / 1024
+    row["cpu_seconds"] = used.ru_utime + used.ru_stime if args.part == "screen" else row["cpu_seconds"]
+    row["versions"] = {name: importlib.metadata.version(name) for name in ("numpy", "orjson", "zstandard")}
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
