@@ -94,8 +94,8 @@ def write_task(path: Path, num_mosaics: int, seed: int = 0) -> None:
     coarse = rng.uniform(0, 255, (len(labels_I), TILE // 16, TILE // 16, 3)).repeat(16, 1).repeat(16, 2)
     tiles = (coarse + rng.normal(0, 25, coarse.shape)).clip(0, 255).astype(np.uint8)
     plan = mosaics.plan(labels_I, per_class=-(-num_mosaics // CLASSES), seed=seed)
-    chosen = rng.permutation(len(plan))[:num_mosaics]
-    arrays = {name: getattr(plan, name)[chosen] for name in ("tile_index", "tile_label", "target")}
+    rows = rng.permutation(len(plan))[:num_mosaics]
+    arrays = {name: getattr(plan, name)[rows] for name in ("tile_index", "tile_label", "target")}
     np.savez(path, tiles=tiles, num_classes=CLASSES, **arrays)
 
 
@@ -163,8 +163,8 @@ def pilot(name: str, part: str, folder: Path, args: argparse.Namespace, python: 
             best[batch] = min(contestant.explain(0, max(batch, 4), is_counted=False) for _ in range(3))
         finally:
             contestant.close()
-    found = ", ".join(f"{batch}: {1e3 * seconds:.0f} ms" for batch, seconds in best.items())
-    print(f"{part}, {name}: {found} a mosaic by batch size", flush=True)
+    times = ", ".join(f"{batch}: {1e3 * seconds:.0f} ms" for batch, seconds in best.items())
+    print(f"{part}, {name}: {times} a mosaic by batch size", flush=True)
     return min(best, key=best.get)
 
 
@@ -199,7 +199,7 @@ def agree(contestants: list[Contestant], count: int) -> None:
 
 
 def take_turns(part: str, sizes: dict, num_mosaics: int, folder: Path, args: argparse.Namespace, pythons: dict):
-    """The contestants of a part after their turns, and the best matrix rate seen, GFLOP/s."""
+    """The contestants of a part after their turns, and the best matrix rate of all, GFLOP/s."""
     contestants, rates = [], []
     count = max(1, round(num_mosaics * PARTS[part][2]))
     a_turn = min(args.turn, count)

@@ -179,14 +179,14 @@ def _mean_recall(right_RC: np.ndarray, all_RC: np.ndarray) -> np.ndarray:
     return recalls_RC.sum(axis=1) / np.maximum(np.count_nonzero(all_RC, axis=1), 1)
 
 
-def _ratio(part, whole) -> float:
-    return float(part / whole) if whole else float("nan")
+def _ratio(part: int, total: int) -> float:
+    return float(part / total) if total else float("nan")
 
 
 def _ratios(part_C: np.ndarray, whole_C: np.ndarray) -> np.ndarray:
     return np.where(whole_C > 0, part_C / np.maximum(whole_C, 1), np.nan)
 
 
-def _number(part: int, whole: int) -> float | None:
-    """For a table: a dash where there is nothing to divide by."""
-    return part / whole if whole else None
+def _number(part: int, total: int) -> float | None:
+    """A ratio for a table, which shows None as a dash."""
+    return part / total if total else None

@@ -1,7 +1,7 @@
-"""Convolutions, max-pools and their input gradients in the forms that run fast.  Dimensions: N images, Y X rows and
+"""Convolutions, max-pools and their input gradients in forms that run fast on CPUs.  Dimensions: N images, Y X rows and
 columns, I J rows and columns of an output, C channels in, O channels out, W window positions.
 
-The same numbers as `jax.vjp` of the lax primitives gives, from the parameters of the traced equation, but:
+They give the numbers of `jax.vjp` of the lax primitives, from the parameters of the traced equation, but:
 
 - the flipped kernel of a transposed convolution is a value of its own, so it can be made once for many batches;
 - a strided convolution from few channels (an image's three) is transposed by phases: one dense convolution makes the
@@ -10,8 +10,8 @@ The same numbers as `jax.vjp` of the lax primitives gives, from the parameters o
 - max-pooling remembers the winner of each window, and its transpose is a few selections.  XLA's
   scatter goes through windows one by one (ResNet's pool at 448 pixels on two cores: 3 ms for both, 68 ms by scatter).
 
-Whatever has another layout than images [N,Y,X,C] and kernels [Y,X,C,O], groups or dilation takes the general way; so do
-transposed convolutions on other backends than the CPU, whose libraries know them by the form that lax gives them.
+Other layouts than images [N,Y,X,C] and kernels [Y,X,C,O], groups and dilation take the general way; so do transposed
+convolutions on other backends than the CPU, whose libraries recognise the form that lax writes.
 """
 
 from typing import Any
@@ -25,7 +25,8 @@ NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def conv(x: jax.Array, kernel: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution of a traced equation, `params` being the equation's."""
+    """The convolution of a traced equation with these `params`."""
+    # a traced equation records its shapes, which need not be those of x and kernel here
     params = {name: value for name, value in params.items() if name not in ("lhs_shape", "rhs_shape")}
     return lax.conv_general_dilated_p.bind(x, kernel, **params)
 
@@ -57,8 +58,15 @@ def is_plain(params: dict[str, Any]) -> bool:
     return tuple(params["dimension_numbers"]) == tuple(NHWC) and groups == (1, 1) and not is_dilated
 
 
-def _by_zeros(gradient_NIJO, kernel_YXCO, strides, padding, shape, precision):
-    """A convolution with the flipped kernel; the stride becomes zeros between rows, which XLA's kernels step over."""
+def _by_zeros(
+    gradient_NIJO: jax.Array,
+    kernel_YXCO: jax.Array,
+    strides: tuple[int, int],
+    padding: Any,
+    shape: tuple[int, ...],
+    precision: Any,
+) -> jax.Array:
+    """A convolution with the flipped kernel; a stride becomes zeros between rows (`lhs_dilation`)."""
     flipped_YXOC = kernel_YXCO[::-1, ::-1].swapaxes(2, 3)
     pads = []
     for axis in (0, 1):
@@ -70,9 +78,19 @@ def _by_zeros(gradient_NIJO, kernel_YXCO, strides, padding, shape, precision):
     )
 
 
-def _by_phases(gradient_NIJO, kernel_YXCO, strides, padding, shape, precision):
-    """Input row s q + r hears of output row q + d through tap t where s d = r + before - t: for each r another kernel
-    of every s-th tap. All of them are one kernel with s x s times the channels, whose output is put side by side.
+def _by_phases(
+    gradient_NIJO: jax.Array,
+    kernel_YXCO: jax.Array,
+    strides: tuple[int, int],
+    padding: Any,
+    shape: tuple[int, ...],
+    precision: Any,
+) -> jax.Array:
+    """A strided convolution transposed without zeros in between.
+
+    With stride s, input row s q + r contributes to output row q + d through tap t where s d = r + before - t. So the
+    rows of each phase r need a kernel of every s-th tap. These s x s kernels become one with s x s times the channels,
+    and the channels of its output are put side by side as pixels.
     """
     (sy, sx), (N, Y, X, C) = strides, shape
     splits = [_phases(kernel_YXCO.shape[a], strides[a], padding[a][0]) for a in (0, 1)]
@@ -90,16 +108,16 @@ def _by_phases(gradient_NIJO, kernel_YXCO, strides, padding, shape, precision):
     return out.reshape(N, rows * sy, columns * sx, C)[:, :Y, :X]
 
 
-def _phases(window, stride, before):
-    """Taps of zeros to put in front, output rows that an input row hears of, and the last of these (d above)."""
+def _phases(window: int, stride: int, before: int) -> tuple[int, int, int]:
+    """Taps of zeros to put in front, number of output rows that an input row contributes to, and the last d of them."""
     front = -before % stride
     return front, -(-(window + front) // stride), (before + front) // stride
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
-    """The sum over the last axis. An image's few channels are added one by one: XLA's reduction over so short an axis
-    is slow on CPUs (benchmarks/focus.py on two cores, LRP for four classes: 329 ms so, 384 ms with it).
-    """
+    """The sum over the last axis."""
+    # On CPUs XLA's reduction over an axis as short as an image's channels is slow (benchmarks/focus.py on two cores, LRP
+    # for four classes: 384 ms with it, 329 ms when the channels are added one by one).
     if not 0 < x.shape[-1] <= 4:
         return jnp.sum(x, axis=-1)
     first, *others = (x[..., c] for c in range(x.shape[-1]))
@@ -118,7 +136,7 @@ def is_plain_pool(params: dict[str, Any]) -> bool:
 
 
 def max_pool(x_NYXC: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The maxima, as reduce_window_max has them, and with its gradient."""
+    """The maxima of reduce_window_max, with a faster gradient."""
 
     @jax.custom_vjp
     def pool(x_NYXC):
@@ -126,10 +144,10 @@ def max_pool(x_NYXC: jax.Array, params: dict[str, Any]) -> jax.Array:
 
     def forward(x_NYXC):
         best_NIJC, winner_NIJC = winners(x_NYXC, params)
-        return best_NIJC, (winner_NIJC, x_NYXC[:0])  # no image, but its shape
+        return best_NIJC, (winner_NIJC, x_NYXC[:0])  # the backward pass needs x's shape only, so no memory is spent
 
-    def backward(kept, gradient_NIJC):
-        winner_NIJC, like = kept
+    def backward(residuals, gradient_NIJC):
+        winner_NIJC, like = residuals
         return (unpool(gradient_NIJC, winner_NIJC, params, like.shape),)
 
     pool.defvjp(forward, backward)
@@ -137,13 +155,14 @@ def max_pool(x_NYXC: jax.Array, params: dict[str, Any]) -> jax.Array:
 
 
 def winners(x_NYXC: jax.Array, params: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """The maxima and which position of the window each came from (counted row by row; the first of equals)."""
+    """The maxima, and the position in its window of each (counted row by row; of equals the first)."""
     first, *others = _windows(x_NYXC, params)
+    # positions as float32, so that `_once` can divide them; up to 127 of them (`is_plain_pool`), which are exact
     best_NIJC, winner_NIJC = first, jnp.zeros(first.shape, jnp.float32)
     for i, value_NIJC in enumerate(others, 1):
         winner_NIJC = jnp.where(value_NIJC > best_NIJC, i, winner_NIJC)
         best_NIJC = jnp.maximum(best_NIJC, value_NIJC)
-    return best_NIJC, _kept(winner_NIJC)
+    return best_NIJC, _once(winner_NIJC)
 
 
 def unpool(
@@ -161,7 +180,7 @@ def unpool(
     (_, (py, _), (px, _), _) = params["padding"]
     N, I, J, C = gradient_NIJC.shape
     rows, columns = -(-shape[1] // sy), -(-shape[2] // sx)
-    gradient_NIJC = _kept(gradient_NIJC)
+    gradient_NIJC = _once(gradient_NIJC)
 
     def pixels(r, c):
         """Gradients of every sy-th row from r and every sx-th column from c: a sum over the windows they are in."""
@@ -178,18 +197,20 @@ def unpool(
     return grid.reshape(N, rows * sy, columns * sx, C)[:, : shape[1], : shape[2]]
 
 
-def _kept(x):
-    """The same array, computed once. XLA computes what it takes for cheap anew for each of its readers, unless the last
-    step is one it takes for dear, such as a division; this one is by a 1 that it cannot know beforehand.
-    If XLA changes that, only speed is lost.
+def _once(x: jax.Array) -> jax.Array:
+    """The same array, computed once.
+
+    XLA fuses an operation that it considers cheap into each of its readers, and so computes it several times. It does
+    not do so with a division, which it considers expensive; here x is divided by a 1 that XLA cannot know when it
+    compiles. If XLA changes its mind, only speed is lost.
     """
     first = x[(0,) * x.ndim]
-    zero = jnp.minimum(jnp.abs(jnp.where(jnp.isnan(first), 0, first)), 0)  # also where the first is infinite or large
+    zero = jnp.minimum(jnp.abs(jnp.where(jnp.isnan(first), 0, first)), 0)  # 0 for infinite and large values too
     return x / (zero + 1).astype(x.dtype)
 
 
-def _windows(x_NYXC, params):
-    """The input at each position of the window, [N,I,J,C] each; what is outside the image never wins."""
+def _windows(x_NYXC: jax.Array, params: dict[str, Any]) -> list[jax.Array]:
+    """The input at each position of the window, [N,I,J,C] each; padding is the lowest value, so that it never wins."""
     (_, ky, kx, _), (_, sy, sx, _) = params["window_dimensions"], params["window_strides"]
     lowest = jnp.array(-jnp.inf if jnp.issubdtype(x_NYXC.dtype, jnp.floating) else jnp.iinfo(x_NYXC.dtype).min)
     x_NYXC = lax.pad(x_NYXC, lowest.astype(x_NYXC.dtype), [(*pads, 0) for pads in params["padding"]])

@@ -1,4 +1,4 @@
-"""How much of an explanation lies on the frame of a picture: a cheap look for shortcuts in background and border."""
+"""The share of an explanation that lies on the frame of a picture: a cheap test for shortcuts in the background."""
 
 import numpy as np
 

@@ -119,7 +119,7 @@ def gradcam(
     relu: bool = True,
     scale: bool = True,
 ) -> jax.Array:
-    """GradCAM, Eq. 2 of Selvaraju et al. 2017 (arXiv:1610.02391), resized to the image: maps_NKYX.
+    """GradCAM, ReLU(sum_c w_c A_c), Eq. 2 of Selvaraju et al. 2017 (arXiv:1610.02391), resized to the image: maps_NKYX.
 
     Args:
         layer: name of an activation or path of a module; "" is `default_layer`.

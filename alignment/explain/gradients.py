@@ -5,8 +5,8 @@ begins with it) and class numbers targets_NK, and returns maps_NKYX in float32; 
 The defaults are the settings of Arias-Duart et al. 2022 (arXiv:2109.15035). `channels` says how C becomes one number a
 pixel: "sum" keeps the sign, "max_abs" is the largest magnitude, "keep" returns maps_NKYXC.
 
-Networks treat images apart from each other (batch statistics are those of evaluation), and noise is drawn for an image
-from `key` and its number in `ids_N`, so nothing depends on which images share a batch.
+Networks process each image by itself (batch norm uses its running statistics), and an image's noise comes from `key`
+and the image's number in `ids_N`, so nothing depends on which images share a batch.
 
 Dimensions: N images, K targets an image, Y X rows and columns, C channels (classes in logits), S steps in one pass.
 """
@@ -36,9 +36,9 @@ def logits(apply_fn: Callable, variables: Any, x_NYXC: jax.Array) -> jax.Array:
 
 
 def scoring(apply_fn: Callable, variables: Any, x_NYXC: jax.Array) -> Callable:
-    """x_NYXC to logits_NC, for gradients: on CPUs max-pools get the fast transpose of `convolutions`.
+    """The function x_NYXC -> logits_NC, for gradients: on CPUs max-pools get the fast transpose of `convolutions`.
 
-    Networks that cannot be read as a graph (control flow on the image) are taken as they stand.
+    A network that cannot be read as a graph (control flow on the image) is used unchanged.
     """
     plain = functools.partial(logits, apply_fn, variables)
     if jax.default_backend() != "cpu":
@@ -69,13 +69,14 @@ def of_targets(
         score_fn: x_NYXC to scores_NC; a row depends on its own image only.
         x_NYXC: the point of the gradient; any shape that begins with N.
         targets_NK: class numbers.
-        together: take the K backward passes at once, for short ones. Otherwise one comes after the other, in the memory
-            of one: written out on CPUs, where convolutions inside XLA loops are slow, and as a loop elsewhere.
+        together: do the K backward passes at once, which suits short ones. Otherwise one follows the other, in the
+            memory of one: unrolled on CPUs, where convolutions inside XLA loops are slow, and as a loop elsewhere.
 
     Returns:
         scores_NK and gradients_NKYXC.
     """
     scores_NC, pull_back = jax.vjp(score_fn, x_NYXC)
+    # a row depends on its own image only, so one pull-back of one-hot rows gives every image its own target's gradient
     ones_KNC = jax.nn.one_hot(targets_NK.T, scores_NC.shape[1], dtype=scores_NC.dtype)
 
     def back(ones_NC):
@@ -103,7 +104,7 @@ def over_channels(maps_NKYXC: jax.Array, channels: str) -> jax.Array:
 
 
 def like_images(value: float | jax.Array, x_NYXC: jax.Array, name: str) -> jax.Array:
-    """An option in the units of x at every pixel, [N, Y, X, C]."""
+    """An option in the units of x, broadcast to every pixel, [N, Y, X, C]."""
     try:
         return jnp.broadcast_to(jnp.asarray(value, x_NYXC.dtype), x_NYXC.shape)
     except ValueError as error:
@@ -192,8 +193,8 @@ def guided_backprop(
 ) -> jax.Array:
     """Guided backpropagation of Springenberg et al. 2015 (arXiv:1412.6806).
 
-    The traced program is evaluated again with `guided_relu` in the place of every rectifier, so the network needs no
-    change; other activations (GELU, SiLU, also ReLU6 and rectifiers by jnp.where or jnp.clip) keep their gradient.
+    The traced program is evaluated with `guided_relu` in the place of every rectifier, so the network needs no change;
+    other activations (GELU, SiLU, also ReLU6 and rectifiers by jnp.where or jnp.clip) keep their gradient.
 
     Raises:
         InputError: the network has no rectifier.
@@ -240,7 +241,7 @@ def smoothgrad(
     driver: str | None = None,
     per_pass: int = 1,
 ) -> jax.Array:
-    """SmoothGrad of Smilkov et al. 2017 (arXiv:1706.03825): the mean gradient over noisy copies of an image.
+    """SmoothGrad of Smilkov et al. 2017 (arXiv:1706.03825): the mean of the gradients at x + N(0, sigma^2).
 
     Args:
         num_samples: noisy copies.
@@ -313,6 +314,8 @@ def integrated_gradients(
     per_pass: int = 1,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Integrated gradients of Sundararajan et al. 2017 (arXiv:1703.01365), Eq. 1.
+
+    (x - x') times the integral over a in [0, 1] of the gradient at x' + a (x - x'), by the quadrature `rule`.
 
     Args:
         baseline: where the path begins, in the units of x: a number, or an array that broadcasts to x_NYXC by its last

@@ -21,8 +21,8 @@ GROWTH = 2  # an equation on weights is hoisted if its outputs have at most so m
 def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
     """One compiled function for each group of arguments; each does the work that needs no later group.
 
-    The first is called as `kept = parts[0](group)`, those between as `kept = parts[i](kept, group)`, and the last
-    returns `fn(*groups)`. `kept` may be used again with other later groups.
+    The first is called as `state = parts[0](group)`, those between as `state = parts[i](state, group)`, and the last
+    returns `fn(*groups)`. `state` may be used again with other later groups.
 
     Args:
         fn: a JAX function of trees of arrays.
@@ -43,7 +43,7 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
     needed = [{atom for e in part for atom in e.invars if isinstance(atom, core.Var)} for part in equations]
     needed[last].update(atom for atom in jaxpr.outvars if isinstance(atom, core.Var))
     # a stage hands on the values of its own and of earlier stages that a later stage reads
-    kept = [
+    handed_on = [
         [var for var in stage if 0 <= stage[var] <= at and any(var in needs for needs in needed[at + 1 :])]
         for at in range(last)
     ]
@@ -51,16 +51,16 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
 
     def part(at: int) -> Callable:
         inputs = [var for var, number in zip(jaxpr.invars, numbers) if number == at]
-        made = set() if at == last else {var for var in kept[at] if stage[var] == at}
+        made = set() if at == last else {var for var in handed_on[at] if stage[var] == at}
 
         @jax.jit
         def compute(before, group):
-            values = {**constants, **dict(zip(kept[at - 1] if at else [], before, strict=True))}
+            values = {**constants, **dict(zip(handed_on[at - 1] if at else [], before, strict=True))}
             values.update(zip(inputs, jax.tree.leaves(group), strict=True))
             _run(equations[at], values)
             if at == last:
                 return jax.tree.unflatten(treedef, [_value(values, atom) for atom in jaxpr.outvars])
-            return [values[var] for var in kept[at] if var in made]
+            return [values[var] for var in handed_on[at] if var in made]
 
         compiled: set = set()
 
@@ -70,9 +70,9 @@ def split(fn: Callable, *groups: Any) -> tuple[Callable, ...]:
             if at == last:
                 return out
             # earlier values are handed on as they are and never pass through the compiled function
-            earlier = dict(zip(kept[at - 1] if at else [], before, strict=True))
+            earlier = dict(zip(handed_on[at - 1] if at else [], before, strict=True))
             fresh = iter(out)
-            return [next(fresh) if var in made else earlier[var] for var in kept[at]]
+            return [next(fresh) if var in made else earlier[var] for var in handed_on[at]]
 
         return call if at else lambda group: call([], group)
 

@@ -149,20 +149,20 @@ def weight_at(traced: graph.Graph, equation: graph.Equation) -> int:
 
 
 def nonnegative(traced: graph.Graph) -> set[int]:
-    """Values that cannot be negative whatever the image: outputs of ReLU, and what keeps their sign."""
-    known = {value for value, array in traced.constants.items() if _is_nonnegative(array)}
-    known.update(value for value, aval in traced.shapes.items() if aval.dtype == bool)
+    """Values that cannot be negative whatever the image: outputs of ReLU, and values that keep their sign."""
+    safe = {value for value, array in traced.constants.items() if _is_nonnegative(array)}
+    safe.update(value for value, aval in traced.shapes.items() if aval.dtype == bool)
     for e in traced.equations:
         if (
             e.op in _POSITIVE
-            or (e.op == "max" and not known.isdisjoint(e.inputs))
+            or (e.op == "max" and not safe.isdisjoint(e.inputs))
             or (e.op == "integer_pow" and e.params["y"] % 2 == 0)
             or (e.op in ("mul",) and len(set(e.inputs)) == 1)
-            or (e.op == "clamp" and e.inputs[0] in known)
-            or (e.op in _KEEPS_SIGN and known.issuperset(_signed_inputs(e)))
+            or (e.op == "clamp" and e.inputs[0] in safe)
+            or (e.op in _KEEPS_SIGN and safe.issuperset(_signed_inputs(e)))
         ):
-            known.update(e.outputs)
-    return known
+            safe.update(e.outputs)
+    return safe
 
 
 def _signed_inputs(equation: graph.Equation) -> Sequence[int]:

@@ -22,7 +22,13 @@ SMALL = 100  # pixels a side; quickshift's kernel does not shrink with the image
 PAD = 16  # super-pixels are counted in multiples of this, so that few programs are compiled
 
 
-def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-1.0, 1.0), **options) -> np.ndarray:
+def segment(
+    x_NYXC: np.ndarray,
+    segmenter: str = "quickshift",
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    **options: Any,
+) -> np.ndarray:
     """Super-pixels by scikit-image.
 
     The paper's quickshift is meant for images of hundreds of pixels a side: its kernel does not shrink with the image,
@@ -41,7 +47,7 @@ def segment(x_NYXC: np.ndarray, segmenter: str = "quickshift", *, value_range=(-
     Raises:
         InputError: another number of channels, or an unknown segmenter.
     """
-    from skimage import segmentation  # half a second
+    from skimage import segmentation  # its import takes half a second
 
     one_of("segmenter", segmenter, SEGMENTERS, hint="or pass segments_NYX of your own")
     if x_NYXC.shape[-1] not in (1, 3):
@@ -83,9 +89,9 @@ def perturbations(key: jax.Array, image: int, num_samples: int, num_segments: in
 
 
 def proximity(on_PG: np.ndarray, kernel_width: float = 0.25) -> np.ndarray:
-    """Weights exp(-d^2 / (2 width^2)) with d the cosine distance to the whole image, where all is shown."""
+    """Weights exp(-d^2 / (2 width^2)), where d is the cosine distance to the complete image."""
     share_P = np.asarray(on_PG, np.float64).mean(-1)
-    distance_P = 1 - np.sqrt(share_P)  # z.1 / (|z| |1|) is the root of the share that is shown
+    distance_P = 1 - np.sqrt(share_P)  # the cosine z.1 / (|z| |1|) of a 0-1 vector is the root of its share of ones
     return np.exp(-(distance_P**2) / (2 * kernel_width**2))
 
 
@@ -151,14 +157,14 @@ def relevance(
         segments_NYX: super-pixels of your own, one integer each; otherwise `segment` makes them.
         segmenter: "quickshift" or "slic", with `segmenter_options`.
         value_range: what x spans, for the colours that the segmenter sees.
-        hide: what stands for a hidden super-pixel, in the units of x: a number, or an array that broadcasts to x_NYXC.
+        hide: value of hidden super-pixels, in the units of x: a number, or an array that broadcasts to x_NYXC.
         kernel_width: of the proximity, in cosine distance.
         alpha: of the ridge regression.
         driver: see `steps`.
         per_pass: perturbations that go through the network together.
 
     Raises:
-        InputError: no key, no samples, or super-pixels that are no integers.
+        InputError: no key, no samples, or super-pixels that are not integers.
     """
     if key is None:
         raise InputError("lime draws random numbers and was given no key; pass key=jax.random.key(0), say")

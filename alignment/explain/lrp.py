@@ -141,9 +141,9 @@ def _plan(
     traced = graph.trace(apply_fn, variables, x)
     if composite == "auto":
         composite = composites.default(layers.read(traced))
-    chosen = composites.choose(composite, low, high)
-    network = layers.read(traced, fold=chosen.fold)
-    return _Plan(traced, network, composites.assign(network, [*rules, *chosen.pairs]))
+    resolved = composites.choose(composite, low, high)
+    network = layers.read(traced, fold=resolved.fold)
+    return _Plan(traced, network, composites.assign(network, [*rules, *resolved.pairs]))
 
 
 def _start(logits_NC: jax.Array, targets_NK: jax.Array) -> jax.Array:

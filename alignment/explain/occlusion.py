@@ -1,4 +1,4 @@
-"""Occlusion: what the score loses when a window is hidden.
+"""Occlusion: the drop of the score when a window of the image is hidden.
 
 Dimensions: N images, K targets an image, Y X rows and columns, C channels (classes in logits), W windows, S of them in
 one pass.
@@ -69,7 +69,7 @@ def relevance(
     Args:
         window: pixels hidden at a time; None takes an eighth of each side.
         stride: pixels from one window to the next; None takes half a window. Windows past the edge are cut off.
-        fill: what hides them, in the units of x: a number, or an array that broadcasts to x_NYXC by its last axes.
+        fill: value of hidden pixels, in the units of x: a number, or an array that broadcasts to x_NYXC by its last axes.
         score: "logit" or "probability" (softmax).
         driver: see `steps`.
         per_pass: windows that go through the network together.

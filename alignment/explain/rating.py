@@ -73,7 +73,7 @@ def rate(
     ids_M = np.arange(len(explained_M)) if ids_M is None else np.asarray(ids_M)
     rows = {"index": tile_index_M4, "is_target": is_target_M4, "explained": explained_M[:, None], "ids": ids_M}
     parts: list[dict[str, np.ndarray]] = []
-    kept: dict[int, np.ndarray] = {}
+    maps_by_number: dict[int, np.ndarray] = {}
     times = [time.perf_counter()]
     for batch, count in _batches(tiles_NYXC, rows, mesh, batch_size):
         x_BYXC = mosaics_of(batch["tiles"])
@@ -90,13 +90,16 @@ def rate(
         wanted = [i for i, number in enumerate(ids_B) if int(number) in keep]
         if wanted or on_maps_fn is not None:
             maps_BYX = np.asarray(sharding.to_host(maps_BKYX))[:count, 0]
-            kept |= {int(ids_B[i]): maps_BYX[i] for i in wanted}
+            maps_by_number |= {int(ids_B[i]): maps_BYX[i] for i in wanted}
             if on_maps_fn is not None:
                 on_maps_fn(ids_B, maps_BYX)
     rated = {"mosaic": ids_M.astype(np.int32)}
     rated |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if kept:
-        rated |= {"kept": np.array(list(kept), np.int32), "kept_maps": np.stack(list(kept.values()))}
+    if maps_by_number:
+        rated |= {
+            "kept": np.array(list(maps_by_number), np.int32),
+            "kept_maps": np.stack(list(maps_by_number.values())),
+        }
     num_untimed = 1 if len(parts) > 1 else 0  # the first batch compiles
     seconds = times[-1] - times[num_untimed]
     return rated, (len(ids_M) - num_untimed * batch_size) / max(seconds, 1e-9)
@@ -108,17 +111,17 @@ def _reporting(advance_fn: Callable[[float], None] | None, count: int) -> Iterat
     if advance_fn is None:
         yield
         return
-    left = 1.0
+    remaining = 1.0
 
     def advance(share: float) -> None:
-        nonlocal left
-        share = min(share, left)  # shares of passes are rounded, and may sum to a little more than 1
-        left -= share
+        nonlocal remaining
+        share = min(share, remaining)  # shares of passes are rounded, and may sum to a little more than 1
+        remaining -= share
         advance_fn(share * count)
 
     with steps.listening(advance):
         yield
-    advance(left)
+    advance(remaining)
 
 
 def _batches(

@@ -62,14 +62,13 @@ def main() -> None:
     mosaics_fn, scores_fn = jax.jit(mosaics), jax.jit(scores)
 
     def explain(first, count, wants_maps):
-        found = []
+        parts = []
         for rows in task.rows(first, count, args.batch):
             x_MYXC = mosaics_fn(tiles_IYXC, tile_index_M4[rows])
             maps_MKYX = maps_fn(x_MYXC, targets_MK[rows])
             scores_MK = scores_fn(maps_MKYX, tile_label_M4[rows], targets_MK[rows])
-            found.append((maps_MKYX, scores_MK) if wants_maps else scores_MK)
-        whole = jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[:count], *found)
-        return whole
+            parts.append((maps_MKYX, scores_MK) if wants_maps else scores_MK)
+        return jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays])[:count], *parts)
 
     def floor(size: int = 3072) -> float:
         left, right = jax.random.normal(jax.random.key(0), (2, size, size))

@@ -1,4 +1,4 @@
-"""What a contestant of benchmarks/focus.py is told, and how it answers.  Needs numpy alone, of any environment.
+"""The protocol between benchmarks/focus.py and its contestants.  It needs numpy alone, of any environment.
 
     driver: {"do": "explain", "first": 0, "count": 10}      contestant: {"event": "explained", "seconds", "cpu_seconds"}
     driver: {"do": "maps", "first": 0, "count": 2, "path"}  contestant: {"event": "maps"}, arrays in the npz at the path
@@ -77,16 +77,16 @@ def serve(explain_fn, versions: dict, floor_fn, memory_fn=channel.peak_rss_mb) -
 
     send("ready", versions=versions)
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["do"] == "explain":
+        request = json.loads(line)
+        if request["do"] == "explain":
             start, cpu_start = time.perf_counter(), time.process_time()
-            scores_MK = explain_fn(asked["first"], asked["count"], False)
+            scores_MK = explain_fn(request["first"], request["count"], False)
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
             mean = float(np.nanmean(scores_MK))
             send("explained", seconds=seconds, cpu_seconds=cpu_seconds, score=mean, peak_mb=memory_fn())
-        elif asked["do"] == "maps":
-            maps_MKYX, scores_MK = explain_fn(asked["first"], asked["count"], True)
-            np.savez(asked["path"], maps=maps_MKYX, scores=scores_MK)
+        elif request["do"] == "maps":
+            maps_MKYX, scores_MK = explain_fn(request["first"], request["count"], True)
+            np.savez(request["path"], maps=maps_MKYX, scores=scores_MK)
             send("maps")
-        elif asked["do"] == "floor":
+        elif request["do"] == "floor":
             send("floor", gflops=floor_fn())

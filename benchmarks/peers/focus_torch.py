@@ -82,7 +82,7 @@ def normed(norm, x):
 
 
 def fold(net: nn.Module) -> None:
-    """Every batch norm into the convolution before it; nothing is left where it was."""
+    """Fold every batch norm into the convolution before it, and remove the norm."""
     blocks = [module for module in net.modules() if isinstance(module, Block)]
     for module, conv, norm in [(net, "conv1", "bn1")] + [(b, f"conv{i}", f"bn{i}") for b in blocks for i in (1, 2)]:
         setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
@@ -128,8 +128,8 @@ def integrated_gradients_fn(net):
     method, options = attr.IntegratedGradients(net), {"n_steps": args.steps, "method": "gausslegendre"}
 
     def maps(x, target_M):
-        found = method.attribute(x, target=torch.as_tensor(target_M), internal_batch_size=max(len(x), 1), **options)
-        return found.sum(1).detach().cpu().numpy()
+        maps = method.attribute(x, target=torch.as_tensor(target_M), internal_batch_size=max(len(x), 1), **options)
+        return maps.sum(1).detach().cpu().numpy()
 
     return maps
 

@@ -38,16 +38,16 @@ def csv_table(
     named = _columns(columns)
     rows = read_table(file, [theirs for ours, theirs in named.items() if ours != "subset" or theirs != ours], HINT)
     names_file = file.with_name(f"{file.stem}_labels.csv")
-    known = tuple(sorted({row[named["label"]] for _, row in rows}))
+    class_names = tuple(sorted({row[named["label"]] for _, row in rows}))
     if names_file.is_file():
-        known = tuple(row["label"] for _, row in read_table(names_file, ("label",)))
+        class_names = tuple(row["label"] for _, row in read_table(names_file, ("label",)))
     has_subset = named["subset"] in (rows[0][1] if rows else ())
     if has_subset:
         subsets = [row[named["subset"]].lower() for _, row in rows]
         rows = [row for row, subset in zip(rows, subsets) if image_sources.SAME_SPLIT.get(subset, subset) == split]
     for n, row in rows:
-        one_of(f"{file}:{n}: label", row[named["label"]], known, hint=f"{names_file.name} lists the classes")
-    labels = [known.index(row[named["label"]]) for _, row in rows]
+        one_of(f"{file}:{n}: label", row[named["label"]], class_names, hint=f"{names_file.name} lists the classes")
+    labels = [class_names.index(row[named["label"]]) for _, row in rows]
     if not has_subset:
         mine = np.flatnonzero(image_sources.parts(np.array(labels, np.int32), seed) == split)
         rows, labels = [rows[i] for i in mine], [labels[i] for i in mine]
@@ -58,7 +58,9 @@ def csv_table(
             p if p.is_file() else image_sources.below(base / "data", row[named["filename"]], where="")
             for p, (_, row) in zip(places, rows)
         ]
-    return image_sources.of_files(f"csv:{path}", split, places, labels, known, lines=(str(file), [n for n, _ in rows]))
+    return image_sources.of_files(
+        f"csv:{path}", split, places, labels, class_names, lines=(str(file), [n for n, _ in rows])
+    )
 
 
 def _columns(columns: Mapping[str, str] | None) -> dict[str, str]:

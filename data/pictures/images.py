@@ -31,7 +31,7 @@ SOURCES: dict[str, Callable[..., Images]] = {
     "tfds": image_sources.tfds,
     "mame": mame.open_folder,
 }
-KEEP_BYTES = 1 << 28  # of decoded pictures kept in memory, where all of them fit
+KEEP_BYTES = 1 << 28  # a split of at most so many bytes, decoded, stays in memory
 
 
 def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD, **options) -> Images:

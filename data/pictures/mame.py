@@ -78,7 +78,7 @@ def catalogue(
     content, name = _metadata(root, TOY if toy else TABLE, checksums)
     rows = image_tables.parse_table(content, name, COLUMNS)
     class_names = _class_names(root, checksums, sorted({row["Medium"] for _, row in rows}))
-    numbers = {known: i for i, known in enumerate(class_names)}
+    numbers = {name: i for i, name in enumerate(class_names)}
     cards: list[Card] = []
     line_of: dict[str, int] = {}
     for line, row in rows:
@@ -171,20 +171,20 @@ def check_md5(file: pathlib.Path) -> None:
     Raises:
         InputError: another sum than the published one.
     """
-    known = MD5.get(file.name)
-    if known is None:
+    published = MD5.get(file.name)
+    if published is None:
         return
     note = file.with_name(f"{file.name}.md5")
-    if note.is_file() and note.stat().st_mtime >= file.stat().st_mtime and note.read_text().split()[:1] == [known]:
+    if note.is_file() and note.stat().st_mtime >= file.stat().st_mtime and note.read_text().split()[:1] == [published]:
         return
     with open(file, "rb") as f:
         digest = hashlib.file_digest(f, "md5").hexdigest()
-    if digest != known:
+    if digest != published:
         raise InputError(
-            f"{file} has the md5 sum {digest}, the published one {known}; fetch it again, or set checksums=False"
+            f"{file} has the md5 sum {digest}, the published one {published}; fetch it again, or set checksums=False"
         )
     with contextlib.suppress(OSError):  # a folder that cannot be written: the next opening computes it again
-        files.write_text(note, f"{known}  {file.name}\n")
+        files.write_text(note, f"{published}  {file.name}\n")
 
 
 def _metadata(root: pathlib.Path, name: str, checksums: bool) -> tuple[bytes, str]:

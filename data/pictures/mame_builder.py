@@ -66,17 +66,16 @@ class Mame(tfds.core.GeneratorBasedBuilder):
         root = pathlib.Path(dl_manager.manual_dir)
         config = self.builder_config
         options = dict(toy=config.toy, pictures=config.pictures, checksums=self.checksums)
-        found = {split: images.open(f"mame:{root}", split=split, **options) for split in ("train", "val", "test")}
-        self.info.features["label"].names = found["train"].class_names
-        return {split: self._generate_examples(pictures) for split, pictures in found.items()}
+        splits = {split: images.open(f"mame:{root}", split=split, **options) for split in ("train", "val", "test")}
+        self.info.features["label"].names = splits["train"].class_names
+        return {split: self._generate_examples(pictures) for split, pictures in splits.items()}
 
     def _generate_examples(self, pictures: images.Images) -> Iterator[tuple[str, dict]]:
         for i, file in enumerate(pictures.files):
             name = pathlib.PurePosixPath(file.replace("\\", "/")).name
-            known = {key: pictures.groups[key][i] for key in ("museum", "object_id", "width", "height")}
-            known = {key: value.item() for key, value in known.items()}
+            scalars = {key: pictures.groups[key][i].item() for key in ("museum", "object_id", "width", "height")}
             content = io.BytesIO(pictures.read_fn.content(i))
-            yield name, {"image": content, "label": int(pictures.labels_N[i]), "file": name, **known}
+            yield name, {"image": content, "label": int(pictures.labels_N[i]), "file": name, **scalars}
 
 
 def prepare(folder: str, *, data_dir: str, config: str = "full", checksums: bool = True) -> str:
@@ -91,7 +90,7 @@ def prepare(folder: str, *, data_dir: str, config: str = "full", checksums: bool
     Returns:
         The folder of the prepared data, which `images.open("tfds:<folder>")` opens.
     """
-    mame.catalogue(folder, checksums=checksums)  # what is wrong with the folder is told before anything is written
+    mame.catalogue(folder, checksums=checksums)  # refuses a wrong folder before anything is written
     builder = Mame(data_dir=data_dir, config=config, file_format="array_record")
     builder.checksums = checksums
     place = tfds.download.DownloadConfig(manual_dir=folder)

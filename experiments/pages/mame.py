@@ -159,8 +159,8 @@ def explain(
     sample_N = np.linspace(0, num_rows - 1, min(num_pictures, num_rows)).astype(int)
     true = [names[predictions.labels_N[n]] for n in errors_N]
     taken = [names[predictions.predicted_N[n]] for n in errors_N]
-    shown = [tested.picture(n) for n in errors_N]
-    sheet = [[(picture, f"{t}\ntaken for {p}")] for picture, t, p in zip(shown, true, taken)]
+    inputs = [tested.picture(n) for n in errors_N]
+    sheet = [[(picture, f"{t}\ntaken for {p}")] for picture, t, p in zip(inputs, true, taken)]
     summary = {}
     for method in methods:
         for row, maps_KYX, t, p in zip(sheet, explained(tested, method, errors_N, both=True), true, taken):
@@ -177,7 +177,7 @@ def explain(
 
 
 def worst(predictions: classify.Predictions, num: int) -> np.ndarray:
-    """Rows of the errors whose own class was given the least probability, worst first."""
+    """Rows of the errors whose own class got the least probability, worst first."""
     logits_NC = predictions.logits_NC.astype(np.float64)
     own_N = logits_NC[np.arange(len(logits_NC)), predictions.labels_N] - np.logaddexp.reduce(logits_NC, axis=1)
     wrong_N = np.flatnonzero(predictions.predicted_N != predictions.labels_N)
@@ -196,10 +196,10 @@ def explained(tested: Tested, method: str, rows_N: np.ndarray, *, both: bool = F
     maps = []
     for start in range(0, len(rows_N), num):
         rows = rows_N[start : start + num]
-        shown = [tested.picture(n) for n in rows]
-        height, width = shown[0].shape[:2]
+        inputs = [tested.picture(n) for n in rows]
+        height, width = inputs[0].shape[:2]
         size = (width, height) if view.is_fixed else (-(-width // 32) * 32, -(-height // 32) * 32)
-        padded, masks = zip(*(transforms.pad(picture, size) for picture in shown))
+        padded, masks = zip(*(transforms.pad(picture, size) for picture in inputs))
         variables = {**tested.variables, "mask": np.stack(masks)} if tested.has_mask else tested.variables
         x_NYXC = classify.normalise(np.stack(padded), np.stack(masks))
         targets_NK = np.stack([predictions.predicted_N[rows], predictions.labels_N[rows]], axis=1)[:, : 1 + both]

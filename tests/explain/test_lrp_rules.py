@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alignment.errors import InputError
 from alignment.explain import lrp, lrp_rules
 from tests.explain import lrp_twins as twins
 
@@ -70,6 +71,27 @@ def test_worked_numbers_of_batch_norm_and_residual():
     step = _step(lambda v, x: x[:, :1] + x[:, 1:], None, jnp.asarray([[3.0, 1.0]]), "sum")
     shares = lrp_rules.proportional(step, jnp.asarray([[2.0]]))
     np.testing.assert_allclose(jnp.concatenate(shares), [[1.5], [0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (partial(lrp_rules.alpha_beta, alpha=5.0, beta=1.0), "alpha - beta must be 1.* beta=4 goes with this alpha"),
+        (partial(lrp_rules.alpha_beta, alpha=0.5, beta=-0.5), "beta=-0.5 of an LRP rule must not be negative"),
+        (partial(lrp_rules.gamma, gamma=-0.25), "gamma=-0.25 of an LRP rule must not be negative"),
+        (partial(lrp_rules.epsilon, eps=-1e-6), "eps=-1e-06 of an LRP rule must not be negative"),
+        (partial(lrp_rules.z_box, low=1.0, high=-1.0), "low must be the smaller"),
+    ],
+)
+def test_a_rule_that_would_not_share_out_relevance_is_refused(rule, said):
+    with pytest.raises(InputError, match=said):
+        _worked(rule, (1, 2, 3), [[2], [-1], [1]], [5])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 7.0])
+def test_alpha_beta_conserves_relevance_where_alpha_less_beta_is_one(alpha):
+    rule = partial(lrp_rules.alpha_beta, alpha=alpha, beta=alpha - 1)
+    assert float(_worked(rule, (1, 2, 3), [[2], [-1], [1]], [5]).sum()) == pytest.approx(5, rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=["signed", "nonnegative"])
