@@ -116,7 +116,7 @@ def _phases(window: int, stride: int, before: int) -> tuple[int, int, int]:
 
 def channel_sum(x: jax.Array) -> jax.Array:
     """The sum over the last axis."""
-    # On CPUs XLA's reduction over an axis as short as an image's channels is slow (benchmarks/focus.py on two cores, LRP
+    # On CPUs XLA's reduction over an axis as short as a picture's channels is slow (benchmarks/focus.py, two cores, LRP
     # for four classes: 384 ms with it, 329 ms when the channels are added one by one).
     if not 0 < x.shape[-1] <= 4:
         return jnp.sum(x, axis=-1)

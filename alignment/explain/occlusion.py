@@ -69,7 +69,7 @@ def relevance(
     Args:
         window: pixels hidden at a time; None takes an eighth of each side.
         stride: pixels from one window to the next; None takes half a window. Windows past the edge are cut off.
-        fill: value of hidden pixels, in the units of x: a number, or an array that broadcasts to x_NYXC by its last axes.
+        fill: value of hidden pixels, in the units of x: a number, or an array that broadcasts to x_NYXC (last axes).
         score: "logit" or "probability" (softmax).
         driver: see `steps`.
         per_pass: windows that go through the network together.
