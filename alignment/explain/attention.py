@@ -37,7 +37,7 @@ def roll_out(attention_NHTS: list[jax.Array], *, heads: str = "mean", residual: 
     for block_NHTS in attention_NHTS:
         joined_NTS = HEADS[heads](block_NHTS.astype(jnp.float32), axis=1)
         mixed_NTS = (1 - residual) * joined_NTS + residual * jnp.eye(joined_NTS.shape[-1])[None]
-        mixed_NTS = mixed_NTS / mixed_NTS.sum(-1, keepdims=True)
+        mixed_NTS = mixed_NTS / mixed_NTS.sum(-1, keepdims=True)  # with "max" or "min" rows no longer sum to 1
         shares_NTS = mixed_NTS if shares_NTS is None else mixed_NTS @ shares_NTS
     if shares_NTS is None:
         raise InputError("there are no attention weights to roll out")
@@ -64,6 +64,7 @@ def rollout(
     """
     out = apply_fn(variables, x_NYXC)
     activations = out[1] if isinstance(out, tuple | list) and len(out) > 1 else {}
+    # "attention10" sorts before "attention2" as text, so blocks are sorted by their number
     matches = {name: re.fullmatch(r"attention(\d+)", name) for name in activations}
     weights = {int(match[1]): activations[name] for name, match in matches.items() if match}
     if not weights:

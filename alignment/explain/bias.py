@@ -111,6 +111,7 @@ def matrix(
             share_R, tiles_R, off_R, mosaics_R = _drawn(rng, sums, group_m, num_samples)
             with np.errstate(invalid="ignore", divide="ignore"):
                 lift[t, o] = 2 * share[t, o] / (1 - focus[t])
+                # half of the relevance off the target is what one of two outer tiles gets without a bias
                 lift_R = 2 * (share_R / tiles_R) / (off_R / mosaics_R)
             finite_R = lift_R[np.isfinite(lift_R)]  # a sample may hold no tile of a rare class
             if len(finite_R):
@@ -130,6 +131,7 @@ def _drawn(
 ) -> list[np.ndarray]:
     """Sums of each column over bootstrap samples of whole groups, [R] each."""
     num_groups = group_m.max() + 1
+    # a sample of whole groups is their counts; sums over it are one product with each group's sums
     draws_RG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_samples)
     return [draws_RG @ np.bincount(group_m, column, num_groups) for column in columns]
 
@@ -214,6 +216,7 @@ def crop_box(map_YX: np.ndarray, *, percentile: float = 90.0, num_cells: int = 1
         return None
     ys = np.unique(np.linspace(0, positive_YX.shape[0], num_cells + 1).round().astype(int))
     xs = np.unique(np.linspace(0, positive_YX.shape[1], num_cells + 1).round().astype(int))
+    # cells of equal size up to a pixel, since a tile's side need not be a multiple of num_cells
     cells = np.add.reduceat(np.add.reduceat(positive_YX, ys[:-1], axis=0), xs[:-1], axis=1)
     is_high = (cells >= np.percentile(cells, percentile)) & (cells > 0)
     groups = measure.label(is_high, connectivity=1)

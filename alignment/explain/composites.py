@@ -26,6 +26,7 @@ Rule = Callable[..., object]
 Pairs = Sequence[tuple[Predicate, Rule]]
 Bound = float | jax.Array  # of the inputs: a number, or an array that broadcasts to the images
 
+# Sums and pools get a small eps: where two branches nearly cancel, shares in proportion to x / (x + y) would explode.
 DEFAULTS: dict[str, Rule] = {
     "conv": lrp_rules.epsilon,
     "dense": lrp_rules.epsilon,
@@ -105,12 +106,13 @@ def focus_paper() -> Composite:
     image = partial(lrp_rules.z_box, low=None, high=None)
     return Composite(
         [
+            # their code applies the box rule where a layer has three input channels
             (lambda layer: layer.kind == "conv" and layer.is_first and layer.in_shape[-1] == 3, image),
             (kind("conv"), lrp_rules.focus_conv),
             (kind("dense"), lrp_rules.focus_dense),
             (kind("sum", "avg_pool"), lrp_rules.proportional),
         ],
-        fold=False,
+        fold=False,  # their networks keep batch norm, whose shift then takes relevance (`absorbing`)
     )
 
 
@@ -155,6 +157,7 @@ def default(layers: Sequence[Layer]) -> str:
     """
     if any(layer.kind == "matmul" for layer in layers):
         return "attn_lrp"
+    # a folded batch norm has scaled the weights of the layer before it; one that cannot be folded is an affine layer
     has_norm = any(layer.is_scaled or layer.kind == "affine" for layer in layers)
     return "epsilon_plus_flat" if has_norm else "epsilon_gamma_box"
 
@@ -172,6 +175,7 @@ def assign(layers: Sequence[Layer], pairs: Pairs) -> list[Rule]:
             names = [layer.name for layer in layers]
             modules = {name.rpartition("/")[0] for name in names} - {""}
             errors.one_of("layer", pair[0], [*names, *sorted(modules)])
+    # names are resolved once for all layers, since a module's name means other layers where some of them have weights
     tests = [(_called(test, layers).__contains__ if isinstance(test, str) else test, rule) for test, rule in pairs]
     rule_or_none = [next((rule for holds, rule in tests if holds(layer)), DEFAULTS.get(layer.kind)) for layer in layers]
     rules = [rule for rule in rule_or_none if rule is not None]

@@ -93,10 +93,12 @@ def _by_phases(
     and the channels of its output are put side by side as pixels.
     """
     (sy, sx), (N, Y, X, C) = strides, shape
+    # zeros in front of the taps and behind them make their number a multiple of the stride: m taps for each phase
     splits = [_phases(kernel_YXCO.shape[a], strides[a], padding[a][0]) for a in (0, 1)]
     (_, my, last_y), (_, mx, last_x) = splits
     fill = [(front, s * m - k - front) for (front, m, _), s, k in zip(splits, strides, kernel_YXCO.shape)]
     taps = jnp.pad(kernel_YXCO, (*fill, (0, 0), (0, 0))).reshape(my, sy, mx, sx, *kernel_YXCO.shape[2:])
+    # flipped over the m taps, with the phases moved to the channels: [my, mx, O, sy, sx, C]
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(my, mx, -1, sy * sx * C)
     rows, columns = -(-Y // sy), -(-X // sx)
     pads = [
@@ -104,6 +106,7 @@ def _by_phases(
         (mx - 1 - last_x, columns - gradient_NIJO.shape[2] + last_x),
     ]
     out = lax.conv_general_dilated(gradient_NIJO, taps, (1, 1), pads, dimension_numbers=NHWC, precision=precision)
+    # phases from channels to pixels; what lies past the image is cut off
     out = out.reshape(N, rows, columns, sy, sx, C).transpose(0, 1, 3, 2, 4, 5)
     return out.reshape(N, rows * sy, columns * sx, C)[:, :Y, :X]
 
@@ -180,7 +183,7 @@ def unpool(
     (_, (py, _), (px, _), _) = params["padding"]
     N, I, J, C = gradient_NIJC.shape
     rows, columns = -(-shape[1] // sy), -(-shape[2] // sx)
-    gradient_NIJC = _once(gradient_NIJC)
+    gradient_NIJC = _once(gradient_NIJC)  # every pixel phase reads it, ky kx times in all
 
     def pixels(r, c):
         """Gradients of every sy-th row from r and every sx-th column from c: a sum over the windows they are in."""

@@ -125,6 +125,7 @@ def num_classes(apply_fn: Callable, variables: Any, image_shape: tuple[int, ...]
         InputError: the network does not take these images, or returns something else.
     """
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    # The network's own code may fail in any way on images of a wrong shape; its first line is the clue.
     try:
         out = jax.eval_shape(functools.partial(_forward, apply_fn), variables, image)
     except InputError:
@@ -158,7 +159,7 @@ def check_images(x_NYXC: Any) -> Any:
         raise InputError(f"x is {x.dtype}; give the numbers the network reads, such as x / 127.5 - 1 for bytes")
     if isinstance(x, jax.core.Tracer):  # inside jit there are no values to check
         return x.astype(jnp.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # float64 past float32 becomes infinite, and is refused below
         x = x.astype(np.float32)
     xp = jnp if isinstance(x, jax.Array) else np
     finite_N = np.asarray(xp.isfinite(x).all((1, 2, 3)))
@@ -225,6 +226,7 @@ def _compiled(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, arra
     return method_fn(apply_fn, variables, x_NYXC, targets_NK, **dict(settings), **arrays)
 
 
+# jax.jit would look up a program by its shapes; the parts are several programs, so they have a cache of their own.
 @functools.lru_cache(maxsize=32)
 def _parts(method_fn, apply_fn, settings, structure, leaves):
     """The program in two parts, see `hoisting`; the cache's key is what the program was traced for."""
@@ -270,6 +272,7 @@ def build(
     method_fn, apply_fn = METHODS[method], steps.hashable(apply_fn)
     if "driver" in options_of(method):
         options["driver"] = steps.choose(options.get("driver"))
+    # options that are arrays are inputs of the program; the others are part of its name, so they must be hashable
     arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray | jax.Array)}
     settings = {name: _freeze(value) for name, value in options.items() if name not in arrays}
 
@@ -282,13 +285,14 @@ def build(
         inputs = {**arrays, **drawn, **own}
         if method in ON_HOST or settings.get("driver") == "host":
             return method_fn(apply_fn, variables, jnp.asarray(x_NYXC), jnp.asarray(targets_NK), **settings, **inputs)
-        static = tuple(sorted(settings.items()))
+        static = tuple(sorted(settings.items()))  # sorted: the order of keywords does not compile anew
         arguments = (variables, x_NYXC, targets_NK, inputs)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
         is_on_cpu = jax.default_backend() == "cpu" and not is_traced
         if method in HOISTED and is_on_cpu:
             out = _in_parts(method_fn, apply_fn, static, *arguments, prepared)
         else:
+            # compiling leaves memory behind, which is given back before the program runs
             memory.compile_first(_compiled, compiled, *arguments, static=(method_fn, apply_fn, static))
             out = _compiled(method_fn, apply_fn, static, *arguments)
         return jax.block_until_ready(out) if is_on_cpu else out  # otherwise queued batches pile up in host memory
@@ -334,7 +338,7 @@ def explain(
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
     check_options(method, options, has_key=key is not None)
-    if isinstance(key, int):
+    if isinstance(key, int):  # jax.random.fold_in would fail later with a message about dtypes
         raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
     try:
         targets = np.asarray(targets)
@@ -345,11 +349,13 @@ def explain(
     is_single = targets.ndim == 1
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
+    # LRP walks back for all targets of an image at once, so K targets take the memory of K images
     together = max(targets.shape[1], 1) if targets.ndim == 2 and method == "lrp" else 1
     height, width = x_NYXC.shape[1:3]
     batch_size = min(batch_size or default_batch_size(height, width, together), num_images)
     classes = num_classes(apply_fn, variables, (batch_size, *x_NYXC.shape[1:]))
     targets_NK = check_targets(targets, num_images, classes)
+    # an array with a row for each image is cut into batches as the images are
     segments_NYX = options.pop("segments_NYX", None)
     if segments_NYX is not None and np.shape(segments_NYX) != x_NYXC.shape[:3]:
         raise InputError(

@@ -35,6 +35,7 @@ def join(tiles_M4YXC: jax.Array) -> jax.Array:
 
 def by_tile(maps_MYX: jax.Array) -> jax.Array:
     """Sums over the four quadrants [M, 4], in float32; rows split at floor(Y / 2), columns at floor(X / 2)."""
+    # four slices, since a reshape to [M, 2, Y/2, 2, X/2] needs even sides
     y, x = maps_MYX.shape[1] // 2, maps_MYX.shape[2] // 2
     halves = [(slice(None, y), slice(None, x)), (slice(None, y), slice(x, None))]
     halves += [(slice(y, None), slice(None, x)), (slice(y, None), slice(x, None))]
@@ -81,12 +82,13 @@ def measure(maps_MYX: jax.Array, is_target_M4: jax.Array | np.ndarray, *, empty:
     one_of("empty", empty, EMPTY)
     is_target_M4 = jnp.asarray(is_target_M4, jnp.float32)
     maps_MYX = jnp.asarray(maps_MYX).astype(jnp.float32)
-    maps_MYX, scale_M = _within_range(maps_MYX)
+    maps_MYX, scale_M = _within_range(maps_MYX)  # a sum over pixels of large relevance could overflow
     positive_M4 = by_tile(jnp.maximum(maps_MYX, 0))
     negative_M4 = by_tile(jnp.maximum(-maps_MYX, 0))
     total_M = positive_M4.sum(1)
     is_empty_M = total_M == 0
     tp_M, fn_M = (positive_M4 * is_target_M4).sum(1), (negative_M4 * is_target_M4).sum(1)
+    # the inner where avoids 0 / 0, whose NaN would reach gradients and `jax_debug_nans`
     focus_M = jnp.where(is_empty_M, 0.0 if empty == "zero" else jnp.nan, tp_M / jnp.where(is_empty_M, 1, total_M))
     return {
         "focus": focus_M,
@@ -261,6 +263,7 @@ class Focus:
                 maps = a_batch[part]
             maps = jnp.abs(jnp.asarray(maps)) if self.abs else maps
             parts.append(np.asarray(measure(maps, is_target_N4[part], empty=self.empty)["focus"]))
+        # a list of floats, because Quantus' callers expect one
         scores = np.concatenate(parts) if parts else np.zeros(0)
         self.num_undefined = int(np.isnan(scores).sum())
         if self.return_aggregate:

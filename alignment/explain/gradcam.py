@@ -78,6 +78,7 @@ def plus_plus_weights(activation_NIJC: jax.Array, gradients_NKIJC: jax.Array) ->
 
     alpha = g^2 / (2 g^2 + (sum of A) g^3 + 1e-6), and 0 where g is 0.
     """
+    # for the exponential of the score, whose higher derivatives are powers of its gradient
     square, cube = gradients_NKIJC**2, gradients_NKIJC**3
     sum_N11 = activation_NIJC.sum((1, 2))[:, None, None, None]
     alpha_NKIJC = jnp.where(gradients_NKIJC != 0, square / (2 * square + sum_N11 * cube + 1e-6), 0.0)
@@ -95,12 +96,14 @@ def _at_layer(
 ) -> tuple[jax.Array, jax.Array]:
     """activation_NIJC of a layer and gradients_NKIJC of the targets' logits there, in float32."""
     height, width = x_NYXC.shape[1:3]
+    # a second trace for the name alone costs no arithmetic
     layer = layer or default_layer(graph.trace(apply_fn, variables, x_NYXC, keep_custom=True))
     activation, head_fn = graph.split(apply_fn, variables, x_NYXC, layer)
 
     def score_fn(activation):
-        return head_fn(activation).astype(jnp.float32)
+        return head_fn(activation).astype(jnp.float32)  # seeds and sums of the backward pass in full precision
 
+    # what follows the layer is short, so the targets' backward passes run together
     _, gradients_NK = gradients.of_targets(score_fn, activation, targets_NK, together=True)
     if activation.ndim == 3:
         activation, gradients_NK = as_grid(activation, height, width, 1), as_grid(gradients_NK, height, width, 2)

@@ -43,6 +43,7 @@ def scoring(apply_fn: Callable, variables: Any, x_NYXC: jax.Array) -> Callable:
     plain = functools.partial(logits, apply_fn, variables)
     if jax.default_backend() != "cpu":
         return plain
+    # `keep_custom` keeps functions with a gradient of their own, such as jax.nn.relu, as the network has them
     try:
         forward = graph.trace(apply_fn, variables, x_NYXC, keep_custom=True)
     except InputError:
@@ -93,6 +94,7 @@ def of_targets(
 
 def min_max(maps_NKYX: jax.Array) -> jax.Array:
     """Each map scaled to [0, 1]; a constant map becomes 0."""
+    # a constant map has no span; 0 / 0 is avoided in both branches of the where
     low = maps_NKYX.min((-2, -1), keepdims=True)
     span = maps_NKYX.max((-2, -1), keepdims=True) - low
     return jnp.where(span > 0, (maps_NKYX - low) / jnp.where(span > 0, span, 1.0), 0.0)
@@ -208,6 +210,7 @@ def _smoothgrad_step(static, arrays, step_S, valid_S):
     variables, x_NYXC, targets_NK, keys_N = arrays
 
     def noisy(step, image_YXC, key):
+        # the key comes from the image's number and the copy's alone: the same noise in any batch and with any driver
         deviation = noise * (image_YXC.max() - image_YXC.min())
         return image_YXC + deviation * jax.random.normal(
             jax.random.fold_in(key, step), image_YXC.shape, image_YXC.dtype
@@ -215,7 +218,7 @@ def _smoothgrad_step(static, arrays, step_S, valid_S):
 
     x_SNYXC = jax.vmap(lambda step: jax.vmap(functools.partial(noisy, step))(x_NYXC, keys_N))(step_S)
     gradients_SNKYXC = _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK)
-    return jnp.einsum("s,s...->...", valid_S, gradients_SNKYXC)
+    return jnp.einsum("s,s...->...", valid_S, gradients_SNKYXC)  # filling of the last pass has weight 0
 
 
 def _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK):
@@ -295,6 +298,7 @@ def _integrated_step(static, arrays, step_S, valid_S):
 @functools.partial(jax.jit, static_argnums=0)
 def _gain(apply_fn, variables, x_NYXC, baseline_NYXC, targets_NK):
     """How far the scores rise from the baseline to the image [N, K]."""
+    # one forward pass of both; images do not see each other
     scores_NC = logits(apply_fn, variables, jnp.concatenate([x_NYXC, baseline_NYXC]))
     return pick(scores_NC[: len(x_NYXC)] - scores_NC[len(x_NYXC) :], targets_NK)
 
@@ -331,8 +335,10 @@ def integrated_gradients(
     apply_fn = steps.hashable(apply_fn)
     baseline_NYXC = like_images(baseline, x_NYXC, "baseline")
     points, weights = (jnp.asarray(a, jnp.float32) for a in nodes(rule, num_steps))
+    # points and weights are arrays, not constants, so that another `rule` needs no compilation
     arrays = (variables, x_NYXC, targets_NK, baseline_NYXC, points, weights)
     mean_NKYXC = steps.total(_integrated_step, (apply_fn,), arrays, num_steps, driver=driver, per_pass=per_pass)
+    # the gradients are averaged before they are multiplied with the difference, which is the same at every point
     shares_NKYXC = (x_NYXC - baseline_NYXC)[:, None] * mean_NKYXC
     maps = over_channels(shares_NKYXC, channels)
     if not return_delta:

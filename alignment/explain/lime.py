@@ -82,6 +82,7 @@ def _renumbered(map_YX: np.ndarray) -> np.ndarray:
 
 def perturbations(key: jax.Array, image: int, num_samples: int, num_segments: int) -> np.ndarray:
     """on_PG uint8: which super-pixels are shown, each by a fair coin; row 0 shows all of them."""
+    # numpy draws on the host from the bits of a JAX key, so that a key means the same on any backend
     words = np.asarray(jax.random.key_data(jax.random.fold_in(key, image))).ravel()
     on_PG = np.random.default_rng([int(word) for word in words]).integers(0, 2, (num_samples, num_segments), np.uint8)
     on_PG[0] = 1
@@ -98,6 +99,7 @@ def proximity(on_PG: np.ndarray, kernel_width: float = 0.25) -> np.ndarray:
 def ridge(on_PG: np.ndarray, values_PK: np.ndarray, weights_P: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     """coefficients_KG of a weighted ridge regression; the intercept is not penalised."""
     on_PG, values_PK = on_PG.astype(np.float64), values_PK.astype(np.float64)
+    # centring by the weighted means takes the place of an intercept that the penalty leaves alone
     share_P = weights_P / weights_P.sum()
     on_PG, values_PK = on_PG - share_P @ on_PG, values_PK - share_P @ values_PK
     gram_GG = (on_PG * weights_P[:, None]).T @ on_PG
@@ -117,6 +119,7 @@ def _step(static, arrays, step_S, valid_S):
     (apply_fn,) = static
     variables, x_NYXC, targets_NK, hide_NYXC, segments_NYX, on_NPG = arrays
     del valid_S  # rows past the last are cut off
+    # a super-pixel's flag is looked up for every pixel on the device; only flags travel, not images
     on_SNG = jnp.moveaxis(on_NPG[:, step_S], 1, 0)
     shown_SNYX = jax.vmap(jax.vmap(lambda on_G, segments_YX: on_G[segments_YX]), (0, None))(on_SNG, segments_NYX)
     x_SNYXC = jnp.where(shown_SNYX[..., None] > 0, x_NYXC[None], hide_NYXC[None])
@@ -178,6 +181,7 @@ def relevance(
     segments_NYX = np.stack([_renumbered(map_YX) for map_YX in np.asarray(segments_NYX)])
     counts_N = segments_NYX.max((1, 2)) + 1
     on_N = [perturbations(key, int(i), num_samples, int(count)) for i, count in zip(numbers_N, counts_N)]
+    # images differ in their number of super-pixels; padded ones belong to no pixel
     on_NPG = np.zeros((len(on_N), num_samples, -(-max(counts_N) // PAD) * PAD), np.uint8)
     for row_PG, on_PG in zip(on_NPG, on_N):
         row_PG[:, : on_PG.shape[1]] = on_PG

@@ -126,6 +126,7 @@ def gamma(step: Step, R: jax.Array, *, gamma: float = 0.25, eps: float = 1e-6) -
     It is made for inputs that are not negative. gamma=0 is LRP-epsilon; a large gamma comes near z+.
     """
     _check_not_negative(gamma=gamma, eps=eps)
+    # the forward pass of the changed weights has its own z, so one more convolution is needed than for epsilon
     weight = step.weight + gamma * positive(step.weight)
     z = step.op(step.x, weight)
     if step.bias is not None:
@@ -152,6 +153,7 @@ def alpha_beta(step: Step, R: jax.Array, *, alpha: float = 2.0, beta: float = 1.
             f"alpha={alpha}, beta={beta}: alpha - beta must be 1, or relevance does not sum to the logit; "
             f"beta={alpha - 1:g} goes with this alpha"
         )
+    # x+ w+ and x- w- are the positive contributions, x+ w- and x- w+ the negative ones
     up, down = positive(step.weight), negative(step.weight)
     b_up, b_down = (positive(step.bias), negative(step.bias)) if bias and step.bias is not None else (None, None)
     out = alpha * _share(step, R, up, down, b_up)
@@ -203,6 +205,7 @@ def z_box(
     check_bounds(low, high)
     x, axes = step.x, tuple(range(1, step.x.ndim))
     up, down = positive(step.weight), negative(step.weight)
+    # the bias has no share in this rule; taking it off the forward pass's z saves a convolution
     z = step.z if step.bias is None else step.z - step.bias.astype(step.z.dtype)
     low = jnp.min(x, axes, keepdims=True) if low is None else jnp.asarray(low, x.dtype)
     high = jnp.max(x, axes, keepdims=True) if high is None else jnp.asarray(high, x.dtype)
@@ -211,7 +214,7 @@ def z_box(
             z = z - jnp.reshape(bound, (-1,) + (1,) * (z.ndim - 1)) * step.op(jnp.ones_like(x[:1]), weight)
         else:
             z = z - step.op(jnp.broadcast_to(bound, x.shape), weight)
-    s = R * inverse(z + eps)
+    s = R * inverse(z + eps)  # between the bounds no bracket is negative, so eps never meets a negative z
     low, high = (jnp.broadcast_to(bound, x.shape) for bound in (low, high))
     to_up, to_down = _both(step, up, down, s)
     return (x - low) * to_up + (x - high) * to_down
@@ -239,6 +242,7 @@ def _both(step: Step, up: jax.Array, down: jax.Array, s: jax.Array) -> list[jax.
 
 def flat(step: Step, R: jax.Array) -> jax.Array:
     """Flat rule (Lapuschkin et al. 2019): equal shares for all inputs in a receptive field, whatever x and w are."""
+    # op of ones counts the inputs of each output, fewer at the border, where padding takes no share
     like, weight, channels = jnp.ones_like(step.x[:1]), jnp.ones_like(step.weight), None
     first = step.layer.equations[0]
     if first.op == "conv_general_dilated" and first.params["feature_group_count"] == 1:
@@ -265,6 +269,7 @@ def focus_dense(step: Step, R: jax.Array, *, stabiliser: float = 0.25) -> jax.Ar
     The stabiliser has the same sign whatever the sign of z.  This rule does not conserve relevance.
     """
     z = step.op(step.x, step.weight)
+    # over all units of an image, as in their code; it makes the rule depend on units that are not connected
     rms = jnp.sqrt(jnp.mean(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True))
     return step.x * step.transposed(step.weight, R * inverse(z + stabiliser * rms))
 
@@ -287,7 +292,7 @@ def focus_conv(step: Step, R: jax.Array) -> jax.Array:
 
 def identity(step: Step, R: jax.Array) -> jax.Array:
     """All relevance goes to the (first) input, unchanged; for norms this is AttnLRP's rule (Achtibat et al. 2024)."""
-    if R.shape != step.x.shape:
+    if R.shape != step.x.shape:  # an elementwise function of x and a larger constant
         R = jnp.broadcast_to(R, jnp.broadcast_shapes(R.shape, step.x.shape))
     return R.astype(step.x.dtype)
 
@@ -306,7 +311,7 @@ def proportional(step: Step, R: jax.Array, *, eps: float = 0.0) -> Relevance:
     On a linear layer this is LRP-0, or LRP-epsilon with an eps.
     """
     _check_not_negative(eps=eps)
-    s = R * (1 / stabilise(step.z, eps) if eps else inverse(step.z))
+    s = R * (1 / stabilise(step.z, eps) if eps else inverse(step.z))  # a stabilised z is never 0
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = tuple(x * share for x, share in zip(step.inputs, pullback((s.astype(step.z.dtype),))))
     return shares if len(shares) > 1 else shares[0]
@@ -316,7 +321,7 @@ def backward(step: Step, R: jax.Array | tuple[jax.Array, ...]) -> Relevance:
     """The transpose: relevance goes where the values came from (moves), or to the winner (max-pool; x R / z)."""
     parts = R if isinstance(R, tuple) else (R,)
     if step.layer.kind == "max_pool":
-        parts = (jnp.where(step.z == 0, 0, parts[0]),)
+        parts = (jnp.where(step.z == 0, 0, parts[0]),)  # x R / z is 0 where the winner is 0, behind a ReLU often
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = pullback(tuple(part.astype(z.dtype) for part, z in zip(parts, step.outputs)))
     return shares if len(shares) > 1 else shares[0]

@@ -45,6 +45,7 @@ def _step(static, arrays, step_S, valid_S):
     x_SNYXC = jnp.where(hidden_SYX[:, None, :, :, None], fill_NYXC[None], x_NYXC[None])
     flat = x_SNYXC.reshape(-1, *x_NYXC.shape[1:])
     scores = _scores(apply_fn, variables, flat, jnp.tile(targets_NK, (len(step_S), 1)), score)
+    # each pixel collects the scores of the windows over it, and their number, to take the mean at the end
     counted_SYX = hidden_SYX * valid_S[:, None, None]
     return jnp.einsum(
         "snk,syx->nkyx", scores.reshape(-1, num_images, targets_NK.shape[1]), counted_SYX

@@ -53,6 +53,7 @@ def cascade(
     weights = [path for path in order if path in has_weight]
     if not 0 <= num_layers <= len(weights):
         raise InputError(f"num_layers={num_layers}; this network has {len(weights)} layers to redraw, 0 to all of them")
+    # norms and other modules after the first redrawn layer are redrawn with it: their statistics fit no new weights
     first = order.index(weights[-num_layers]) if num_layers else len(order)
     redrawn = set(order[first:])
     missing = has_weight - set(order)
@@ -77,6 +78,7 @@ def layers(apply_fn: Callable[..., Any], variables: Variables, x_NYXC: jax.Array
             called.setdefault(context.module.path)
         return next_fn(*args, **kwargs)
 
+    # eval_shape runs the modules' Python code without computing, and the interceptor sees each call
     shape = jax.ShapeDtypeStruct(x_NYXC.shape, x_NYXC.dtype)
     with nn.intercept_methods(note):
         jax.eval_shape(lambda v, x: apply_fn(v, x), variables, shape)
@@ -108,13 +110,14 @@ def absent_targets(tile_label_M4: np.ndarray, num_classes: int, seed: int = 0) -
             f"mosaic {full[0]} shows all {num_classes} classes ({len(full)} do), so that no absent one can be "
             "explained; this test needs more classes than a mosaic shows, five to be safe"
         )
+    # the largest of independent uniform draws over the absent classes: each of them is equally likely
     draws_MC = np.random.default_rng(seed).random(is_absent_MC.shape)
     return np.argmax(np.where(is_absent_MC, draws_MC, -1.0), axis=1).astype(np.int32)
 
 
 def _key_of(path: Path, key: jax.Array) -> jax.Array:
     """A key for this array, from its name alone, so that it does not depend on other layers."""
-    return jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+    return jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))  # not hash(), which differs between processes
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -134,12 +137,13 @@ def _fresh(path: Path, value: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.full(value.shape, FRESH[path[-1]], value.dtype)
     if not _is_weight(path, value):
         return (0.02 * jax.random.normal(_key_of(path, key), value.shape)).astype(value.dtype)
-    bound = math.sqrt(6 / sum(_fans(value.shape)))
+    bound = math.sqrt(6 / sum(_fans(value.shape)))  # Glorot & Bengio 2010, Eq. 16
     return jax.random.uniform(_key_of(path, key), value.shape, jnp.float32, -bound, bound).astype(value.dtype)
 
 
 def _from_the_top(path: Path, value: jax.Array, key: jax.Array) -> jax.Array:
     if not _is_weight(path, value):
         return _fresh(path, value, key)
+    # He et al. 2015 by fan-out for convolutions; for dense layers N(0, 0.01^2), as torchvision's VGG has it
     std = math.sqrt(2 / _fans(value.shape)[1]) if value.ndim == 4 else 0.01
     return (std * jax.random.normal(_key_of(path, key), value.shape)).astype(value.dtype)

@@ -86,7 +86,7 @@ def rate(
         ids_B = ids_M[len(parts) * batch_size :][:count]
         focus.check_finite(scores.pop("is_finite"), ids_B)
         parts.append(scores)
-        times.append(time.perf_counter())
+        times.append(time.perf_counter())  # to_host has waited for the batch
         wanted = [i for i, number in enumerate(ids_B) if int(number) in keep]
         if wanted or on_maps_fn is not None:
             maps_BYX = np.asarray(sharding.to_host(maps_BKYX))[:count, 0]
@@ -135,10 +135,10 @@ def _batches(
     num = len(rows["ids"])
     for first in range(0, num, batch_size):
         places = np.arange(first, first + batch_size)
-        places = np.where(places < num, places, first)[mine]
+        places = np.where(places < num, places, first)[mine]  # the batch's first mosaic fills it up
         batch = {name: values[places] for name, values in rows.items()}
         batch = {name: v.astype(np.int32) if v.dtype.kind in "iu" else v for name, v in batch.items()}
-        batch["tiles"] = tiles_NYXC[batch.pop("index")]
+        batch["tiles"] = tiles_NYXC[batch.pop("index")]  # bytes: a quarter of the transfer of float32
         yield sharding.to_devices(batch, mesh), min(batch_size, num - first)
 
 

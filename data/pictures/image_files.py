@@ -85,7 +85,7 @@ def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None
     """
     name = name or _name(source)
     with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as picture:
-        if at_least is not None:
+        if at_least is not None:  # only JPEG can be decoded at a fraction of its size; others ignore it
             picture.draft(None, at_least)
         try:
             return np.asarray(rgb(picture))
@@ -101,6 +101,7 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture).astype(np.float64)
         full = 65_535.0 if picture.mode.startswith("I") else max(values.max(), 1e-12)
+        # Pillow's own conversion would clip 16 bits at 255
         grey = np.clip(values / full * 255 + 0.5, 0, 255).astype(np.uint8)
         return PIL.Image.fromarray(grey).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:

@@ -160,6 +160,7 @@ def opened_zip(path: str) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as e:
         raise InputError(f"{path} is not a readable zip archive: {e}; fetch it again") from e
+    # Nothing is unpacked here, but names from the archive end in tables and messages, and a later tool may unpack it.
     for name in archive.namelist():
         place = pathlib.PurePosixPath(name.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
@@ -185,6 +186,7 @@ def colour(picture: np.ndarray) -> np.ndarray:
 
 def parts(labels_N: np.ndarray, seed: int) -> np.ndarray:
     """A split for each picture of a source without any: of each class, the first PARTS of a seeded order."""
+    # each class has a generator of its own, so that adding a class does not move pictures of others between splits
     split_N = np.zeros(len(labels_N), "<U5")
     for label in np.unique(labels_N):
         rows = np.flatnonzero(labels_N == label)
@@ -222,6 +224,7 @@ def of_files(
         archive: a zip file whose entries `paths` are; "" where they are files.
     """
     good, bad, sizes, converted = [], [], [], Counter()
+    # headers alone: a few bytes a file, where decoding tens of thousands of pictures would take an hour
     for i, path in enumerate(paths):
         try:
             head = _header(path, archive)
@@ -388,11 +391,12 @@ def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: 
         raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
     names = [k for k, value in first.items() if isinstance(value, int | float | str)]
     sizes, bad, values = [], [], {name: [] for name in names}
+    # one pass over all rows reads sizes and columns; the pictures stay bytes until they are read
     for i, row in enumerate(source):
         try:
             sizes.append(_size(row["image"], f"tfds:{path}/{source}[{i}]"))
         except InputError as e:
-            sizes.append((0, 0))
+            sizes.append((0, 0))  # marks a row that is set aside
             bad.append(records.BadRecord(f"tfds:{path}", i + 1, str(e)))
         for name in names:
             values[name].append(row[name])

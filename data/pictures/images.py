@@ -164,6 +164,7 @@ def batches(
             raise InputError(f"{name}={value}; it must be at least {least}")
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
+    # shapes follow from the headers' sizes, so the plan of all batches is made without decoding a picture
     sizes_N2 = np.array([view.cropped(images.size(i), train=train) for i in range(len(images))])
     if view.is_fixed:
         shapes_B2, bucket_N = sizes_N2[:1], np.zeros(len(images), np.int32)
@@ -207,12 +208,13 @@ def _batch(
         # a row's random view depends on its place in the batch alone, so it is the same on any number of processes
         rng = np.random.default_rng([seed, 1, int(k), mine.start + place]) if train else None
         picture = read(int(rows[place]), rng)
+        # the next picture of the same shape stands in for one that cannot be decoded, whichever process meets it
         for _ in range(len(members) - 1 if train else 0):
             if picture is not None:
                 break
             rows[place] = members[(np.searchsorted(members, rows[place]) + 1) % len(members)]
             picture = read(int(rows[place]), rng)
-        if picture is None:
+        if picture is None:  # its row stays, with weight 0, so that the batch keeps its shape
             weights[place] = 0
             width, height = read.view.cropped(read.images.size(rows[place]), train=train)
             picture = np.zeros((height, width, 3), np.uint8)
@@ -245,6 +247,7 @@ class Endless:
     shuffle: bool
 
     def batch(self, k: int) -> tuple[int, np.ndarray, np.ndarray]:
+        # any batch can be made without those before it: a resumed run starts in the middle of an epoch
         epoch = self._epoch(k)
         order = np.repeat(np.arange(len(self.members)), self._counts(epoch + 1) - self._counts(epoch))
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(order) if self.shuffle else order
@@ -261,7 +264,7 @@ class Endless:
     def _epoch(self, k: int) -> int:
         """The last epoch that begins at or before batch k and is not empty there."""
         total = sum(map(len, self.members))
-        epoch = max(k * self.batch_size // total - 1, 0)
+        epoch = max(k * self.batch_size // total - 1, 0)  # a lower bound: each shape rounds its batches down
         while self._counts(epoch + 1).sum() <= k:
             epoch += 1
         return epoch
@@ -269,6 +272,7 @@ class Endless:
     def _stream(self, bucket: int, start: int) -> np.ndarray:
         members, rows = self.members[bucket], []
         while len(rows) < self.batch_size:
+            # a permutation of the shape's pictures for each turn through them, so none is left out for long
             turn, place = divmod(start + len(rows), len(members))
             order = members
             if self.shuffle:

@@ -175,6 +175,7 @@ def check_md5(file: pathlib.Path) -> None:
     if published is None:
         return
     note = file.with_name(f"{file.name}.md5")
+    # hashing a large archive takes minutes; a note that is younger than the archive replaces it
     if note.is_file() and note.stat().st_mtime >= file.stat().st_mtime and note.read_text().split()[:1] == [published]:
         return
     with open(file, "rb") as f:
@@ -212,6 +213,7 @@ def _class_names(root: pathlib.Path, checksums: bool, mediums: list[str]) -> tup
             raise
         return tuple(mediums)
     named = {}
+    # the published file has no header, and may begin with a byte-order mark
     for line, row in image_tables.parse_table(b"index,name\n" + content.removeprefix(b"\xef\xbb\xbf"), name, ()):
         if not row.get("index", "").isdigit() or not row.get("name") or int(row["index"]) in named:
             raise InputError(f"{name}:{line - 1}: {row} is not a number and a name that no other line has")
@@ -239,7 +241,7 @@ def _files(folder: pathlib.Path, cards: list[Card]) -> list[str]:
     for card in cards:
         if pathlib.PurePath(card.file).name != card.file:
             raise InputError(f"{TABLE}:{card.line}: {card.file!r} is not the name of a file in {folder}")
-    there = {p.name for p in folder.iterdir()}
+    there = {p.name for p in folder.iterdir()}  # one listing instead of 37,000 questions to a network file system
     return [str(folder / card.file) if card.file in there else "" for card in cards]
 
 
@@ -260,6 +262,7 @@ def _check_sizes(images: Images, version: str, is_copy: bool) -> int:
         return 0
     table_N2 = np.stack([images.groups["width"], images.groups["height"]], axis=1)
     differs_N = np.any(images.sizes_N2 != table_N2, axis=1)
+    # the copy is also recognised by its pictures, where somebody has renamed its folder
     is_copy = is_copy or bool(np.all(images.sizes_N2 == 256) and np.any(differs_N))
     if is_copy and version != "R65k-FS":
         raise InputError(

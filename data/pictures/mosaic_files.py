@@ -87,6 +87,7 @@ class Store:
         if self.zip is None:
             return {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
         for entry in self.zip.infolist():
+            # the upper half of the attributes holds the Unix mode, where an archive made on Unix marks its links
             is_link = stat.S_ISLNK(entry.external_attr >> 16)
             if is_outside(entry.filename) or is_link:
                 what = "is a link" if is_link else "points outside its folder"
@@ -264,7 +265,7 @@ def _integer(text: Any) -> int:
 
 def _unfit(store: Store, rows: list[dict[str, Any]]) -> list[BadRecord]:
     """The rows whose picture cannot be decoded, or has another size than most."""
-    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
         sizes = list(pool.map(lambda row: _size(store, row["filename"]), rows))
     usual = collections.Counter(size for size in sizes if not isinstance(size, str)).most_common(1)
     bad = []

@@ -72,6 +72,7 @@ def plan(
     for target, images in by_class.items():
         others = [rows for label, rows in by_class.items() if label != target]
         inner_M2 = _cycled(rng, images, 2 * per_class).reshape(per_class, 2)
+        # the order of draws is part of the numbers that are on record: do not change it
         if outer == "balanced":
             share = -(-2 * per_class // len(others))
             drawn = np.concatenate([_without_replacement(rng, rows, share) for rows in others])
@@ -97,6 +98,7 @@ def tile(image_YXC: np.ndarray, *, resize: int = 256, crop: int = 224) -> np.nda
 
     if not 0 < crop <= resize:
         raise InputError(f"a tile of {crop} pixels cannot be cut out of a picture resized to {resize}")
+    # squeezed, as the paper's tiles are, so that nothing of the picture is cut off before the crop
     picture = Image.fromarray(image_YXC).convert("RGB").resize((resize, resize), Image.Resampling.BILINEAR)
     start = (resize - crop) // 2
     return np.asarray(picture)[start : start + crop, start : start + crop]
@@ -106,7 +108,7 @@ def tiles(
     read_fn: Callable[[int], np.ndarray], index: np.ndarray, *, resize: int = 256, crop: int = 224
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images that a plan needs, as tiles [U, crop, crop, 3] uint8, and the plan's index into them [M, 4]."""
-    used, inverse = np.unique(index, return_inverse=True)
+    used, inverse = np.unique(index, return_inverse=True)  # a picture in many mosaics is decoded once
     made = np.empty((len(used), crop, crop, 3), np.uint8)
     for place, i in enumerate(used):
         made[place] = tile(read_fn(int(i)), resize=resize, crop=crop)

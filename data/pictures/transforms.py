@@ -82,6 +82,7 @@ def view_of(shape: View | Mapping[str, Any]) -> View:
 def scaled(size: tuple[int, int], pixels: int) -> tuple[int, int]:
     """(width, height) of at most `pixels` pixels with the same aspect ratio a: floor(sqrt(N a)), floor(sqrt(N / a))."""
     width, height = size
+    # integer square roots: the papers' floor(sqrt(.)) in floating point can come out one pixel smaller
     return max(math.isqrt(pixels * width // height), 1), max(math.isqrt(pixels * height // width), 1)
 
 
@@ -105,12 +106,14 @@ def apply(
     train = rng is not None
     size = size or (picture.shape[1], picture.shape[0])
     width, height = view.cropped(size, train=train)
+    # the papers' order; sizes come from the file's picture, since `picture` may have been decoded at a fraction of it
     picture = resize(picture, view.resized(size, train=train), keeps_shape=not view.is_fixed)
     spare_x, spare_y = picture.shape[1] - width, picture.shape[0] - height
     if not train:
         return crop(picture, spare_x // 2, spare_y // 2, width, height)
     angle = rng.uniform(-view.rotate, view.rotate)
     if angle:
+        # nearest neighbour and black corners, as torchvision's RandomRotation does by default
         turned = PIL.Image.fromarray(picture).rotate(angle, PIL.Image.Resampling.NEAREST, fillcolor=(FILL,) * 3)
         picture = np.asarray(turned)
     left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
