@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -140,7 +140,7 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
         c.baseline.update(steps=4, batch_size=8, eval_every=4)
 
 
-def sweep():
+def sweep() -> Iterator[dict[str, Any]]:
     for name in ("vgg11", "resnet18", "resnet50"):
         yield {"init_from": f"run:runs/mame-{name}"}
 
@@ -180,6 +180,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def summary_of(results: focus_page.Results, mosaic_set: MosaicSet) -> dict[str, float]:
+    """Accuracy on single tiles, and medians of Focus by test and method."""
     accuracy = (results.predicted_N == mosaic_set.labels_N).mean()
     summary = {"accuracy": float(accuracy), "mosaics": float(len(mosaic_set))}
     for method, scores in results.trained.items():
@@ -300,6 +301,7 @@ def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sh
 
 
 def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
+    """The network of a safetensors file, with a head for the classes of the pictures."""
     source = source_of(c)
     names = () if source.startswith("mosaics:") else tuple(open_images(c, source).class_names)
     num_classes = c.network.num_classes or len(names)

@@ -18,6 +18,7 @@ norm (vgg11, vgg16) before you blame the shapes.
 import functools
 import itertools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -116,7 +117,7 @@ def small(c: ml_collections.ConfigDict) -> None:
     c.explain.update(errors=6)
 
 
-def sweep():
+def sweep() -> Iterator[dict[str, Any]]:
     names = ("vgg11", "vgg16", "resnet18", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_b3")
     for name, version in itertools.product(names, mame.VERSIONS):
         yield {"network.name": name, "version": version}

@@ -251,7 +251,7 @@ def _in_parts(method_fn, apply_fn, settings, variables, x_NYXC, targets_NK, arra
 
 
 def build(
-    apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options
+    apply_fn: Callable, variables: Any, *, method: str = "lrp", key: jax.Array | None = None, **options: Any
 ) -> Callable:
     """`fn(x_NYXC, targets_NK, ids_N) -> maps_NKYX`, compiled once for each shape; inputs are not checked.
 
@@ -311,7 +311,7 @@ def explain(
     batch_size: int | None = None,
     driver: str | None = None,
     return_delta: bool = False,
-    **options,
+    **options: Any,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """One map an image of what the network's logit for a class rests on.
 

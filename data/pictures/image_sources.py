@@ -1,4 +1,8 @@
-"""Sources of labelled pictures: each is a function of a path and a split that returns `Images`."""
+"""Sources of labelled pictures: each is a function of a path and a split that returns `Images`.
+
+Here are the embedded museum and files on disk; `image_arrays` holds arrays and tensorflow-datasets, `image_tables` CSV
+files, `mame` the MAMe download.
+"""
 
 import dataclasses
 import functools
@@ -8,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +24,6 @@ from data.toys import museum as museums
 Size = tuple[int, int]  # (width, height) in pixels
 SPLITS = ("train", "val", "test")
 PARTS = (0.7, 0.1, 0.2)  # of a source without splits: train, val, test
-NPZ_NAMES = (("images", "i", "i_test", "image", "x", "data"), ("labels", "l", "l_test", "label", "y", "targets"))
 SAME_SPLIT = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
@@ -73,7 +77,7 @@ class Images:
         return self.groups["width"], self.groups["height"]
 
 
-def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options) -> Images:
+def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options: Any) -> Images:
     """Opens a source with its options.
 
     Raises:
@@ -166,22 +170,6 @@ def opened_zip(path: str) -> zipfile.ZipFile:
         if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
             raise InputError(f"{path} holds {name!r}, which points outside of it; do not trust this archive")
     return archive
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayRead:
-    """Reads pictures of one array [N, Y, X] or [N, Y, X, C]."""
-
-    pictures: np.ndarray
-
-    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
-        return colour(self.pictures[i])
-
-
-def colour(picture: np.ndarray) -> np.ndarray:
-    """A picture [Y, X], [Y, X, 1] or [Y, X, 3] as RGB."""
-    picture = picture if picture.ndim == 3 else picture[..., None]
-    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
 
 
 def parts(labels_N: np.ndarray, seed: int) -> np.ndarray:
@@ -318,126 +306,3 @@ def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:
     if "\0" in name or not path.resolve().is_relative_to(base.resolve()):
         raise InputError(f"{where}: the file name {name!r} points outside {base}")
     return path
-
-
-@functools.lru_cache(maxsize=2)
-def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            by_name = {name.lower(): name for name in stored.files}
-            images, labels = (next((by_name[n] for n in names if n in by_name), None) for names in NPZ_NAMES)
-            if images is None or labels is None:
-                raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(stored.files)}")
-            return stored[images], stored[labels]
-    except FileNotFoundError as e:
-        raise InputError(f"npz:{path} is not there") from e
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"npz:{path} is not a readable .npz file of plain arrays: {e}") from e
-
-
-def npz(path: str, *, split: str, seed: int = 0) -> Images:
-    """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed.
-
-    Other names are known too (NPZ_NAMES), such as `x` and `y`.
-    """
-    check_split(split)
-    pictures, labels_N = _arrays(path)
-    if (
-        pictures.dtype != np.uint8
-        or pictures.ndim not in (3, 4)
-        or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3))
-    ):
-        raise InputError(
-            f"npz:{path}: images are {pictures.dtype} {pictures.shape}; they must be uint8 [N, Y, X(, 1 or 3)]"
-        )
-    if (
-        labels_N.shape != pictures.shape[:1]
-        or not np.issubdtype(labels_N.dtype, np.integer)
-        or labels_N.min(initial=0) < 0
-    ):
-        raise InputError(f"npz:{path}: labels are {labels_N.dtype} {labels_N.shape}; one number from 0 a picture")
-    num_classes = int(labels_N.max()) + 1
-    rows = np.flatnonzero(parts(labels_N, seed) == split)
-    groups = {"width": np.full(len(rows), pictures.shape[2]), "height": np.full(len(rows), pictures.shape[1])}
-    return Images(
-        f"npz:{path}",
-        split,
-        labels_N[rows].astype(np.int32),
-        tuple(map(str, range(num_classes))),
-        tuple(f"{pathlib.Path(path).name}[{i}]" for i in rows),
-        ArrayRead(pictures[rows]),
-        groups,
-        {"pictures": len(rows)},
-    )
-
-
-def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: bool = True) -> Images:
-    """A tensorflow-datasets builder with `image` and `label`, such as mnist, cifar10 or mame; its scalars are groups.
-
-    Of a builder without a split for val, val is a tenth of its train, by class.
-    """
-    from data import sources  # tensorflow-datasets takes seconds to import
-
-    check_split(split)
-    options = dict(data_dir=data_dir, download=download, pictures_as_bytes=True)
-    source = sources.open_source(path, "test" if split == "test" else "train", **options)
-    val_name = next((name for name in source.splits if SAME_SPLIT.get(name, name) == "val"), "")
-    if split == "val" and val_name:
-        source = sources.open_source(path, val_name, **options)
-    first = source[0]
-    if not {"image", "label"} <= set(first):
-        raise InputError(f"tfds:{path} has {', '.join(first)}; pictures need image and label")
-    names = [k for k, value in first.items() if isinstance(value, int | float | str)]
-    sizes, bad, values = [], [], {name: [] for name in names}
-    # one pass over all rows reads sizes and columns; the pictures stay bytes until they are read
-    for i, row in enumerate(source):
-        try:
-            sizes.append(_size(row["image"], f"tfds:{path}/{source}[{i}]"))
-        except InputError as e:
-            sizes.append((0, 0))  # marks a row that is set aside
-            bad.append(records.BadRecord(f"tfds:{path}", i + 1, str(e)))
-        for name in names:
-            values[name].append(row[name])
-    sizes_N2 = np.array(sizes, np.int64)
-    values = {name: np.array(column) for name, column in values.items()}
-    is_mine_N = sizes_N2[:, 0] > 0
-    if split != "test" and not val_name:
-        part_N = parts(values["label"], seed)  # the part for val is val; those for train and test are both train
-        is_mine_N &= (part_N == "val") == (split == "val")
-    rows = np.flatnonzero(is_mine_N)
-    labels_N = values.pop("label")
-    groups = {"width": sizes_N2[:, 0], "height": sizes_N2[:, 1]} | values
-    return Images(
-        f"tfds:{path}",
-        split,
-        labels_N[rows].astype(np.int32),
-        source.names("label") or tuple(map(str, range(int(labels_N.max()) + 1))),
-        tuple(f"{path}/{split}/{i}" for i in rows),
-        _SourceRead(source, rows),
-        {name: column[rows] for name, column in groups.items()},
-        {"pictures": len(rows), "set aside": len(bad)},
-        tuple(bad),
-        sizes_N2[rows],
-    )
-
-
-def _size(picture: bytes | np.ndarray, name: str) -> tuple[int, int]:
-    if isinstance(picture, bytes):
-        head = image_files.header(picture, name=name)
-        return head.width, head.height
-    return np.shape(picture)[1], np.shape(picture)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _SourceRead:
-    source: object
-    rows: np.ndarray
-
-    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
-        row = int(self.rows[i])
-        picture = self.source[row]["image"]
-        if isinstance(picture, bytes):
-            return image_files.read(picture, at_least=at_least, name=f"{self.source}[{row}]")
-        return colour(np.asarray(picture))

@@ -20,21 +20,21 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.pictures import image_sources, image_tables, mame, transforms
+from data.pictures import image_arrays, image_sources, image_tables, mame, transforms
 from data.pictures.image_sources import Images
 
 SOURCES: dict[str, Callable[..., Images]] = {
     "museum": image_sources.museum,
     "folder": image_sources.folder,
     "csv": image_tables.csv_table,
-    "npz": image_sources.npz,
-    "tfds": image_sources.tfds,
+    "npz": image_arrays.npz,
+    "tfds": image_arrays.tfds,
     "mame": mame.open_folder,
 }
 KEEP_BYTES = 1 << 28  # a split of at most so many bytes, decoded, stays in memory
 
 
-def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD, **options) -> Images:
+def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD, **options: Any) -> Images:
     """The pictures of one split.
 
     Args:
