@@ -99,9 +99,7 @@ def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: 
     values = {name: np.array(column) for name, column in values.items()}
     is_mine_N = sizes_N2[:, 0] > 0
     if split != "test" and not val_name:
-        part_N = image_sources.parts(
-            values["label"], seed
-        )  # the part for val is val; those for train and test are both train
+        part_N = image_sources.parts(values["label"], seed)  # train takes the parts for train and for test
         is_mine_N &= (part_N == "val") == (split == "val")
     rows = np.flatnonzero(is_mine_N)
     labels_N = values.pop("label")
