@@ -111,33 +111,56 @@ def small(c: ml_collections.ConfigDict, arg: str) -> None:
     """The settings that train a small network on what lies at hand, or rate a small one that `init_from` names."""
     c.init_from = ""
     c.data.split = "test"
-    c.fallback.update(source="museum", resize=48, crop=48)
+    c.fallback.source = "museum"
+    c.fallback.resize = 48
+    c.fallback.crop = 48
     c.data.options.planted_share = 0.6  # of the borrower's pictures, so that a few mosaics suffice to find it
-    c.network.update(name="resnet_small")
+    c.network.name = "resnet_small"
     c.per_class = 60
     c.methods = (*PAPER, "input_x_gradient", "guided_backprop")
     c.random.methods = ("lrp", "gradcam")
-    c.limit.update(lime=8, smoothgrad=48, integrated_gradients=32)
+    c.limit.lime = 8
+    c.limit.smoothgrad = 48
+    c.limit.integrated_gradients = 32
     c.options.lime.num_samples = 200
-    c.cascade.update(points=6, limit=80)
-    c.baseline.update(steps=200, batch_size=32, lr=5e-3, eval_every=50, rotate=0.0)
+    c.cascade.points = 6
+    c.cascade.limit = 80
+    c.baseline.steps = 200
+    c.baseline.batch_size = 32
+    c.baseline.lr = 5e-3
+    c.baseline.eval_every = 50
+    c.baseline.rotate = 0.0
     if arg == "mnist":
         # not 28 pixels: no cell of the last map may lie across two tiles
-        c.fallback.update(source="npz:mnist.npz", resize=32, crop=32)
+        c.fallback.source = "npz:mnist.npz"
+        c.fallback.resize = 32
+        c.fallback.crop = 32
         c.per_class = 100
-        c.baseline.update(steps=700, eval_every=175, rotate=10.0, flip=False)
+        c.baseline.steps = 700
+        c.baseline.eval_every = 175
+        c.baseline.rotate = 10.0
+        c.baseline.flip = False
     elif arg == "tiny":
-        c.network.update(name="cnn")
+        c.network.name = "cnn"
         c.network.fields.widths = (4, 8)
-        c.fallback.update(resize=16, crop=16)
+        c.fallback.resize = 16
+        c.fallback.crop = 16
         c.per_class = 2
         c.methods = ("lrp", "gradcam")
         c.random.methods = ("gradcam",)
         c.batch_size = 8
-        c.cascade.update(methods=("gradcam",), points=2, limit=8)
-        c.bias.update(min_count=1, min_share=0.0, num_samples=50, pairs=1, tiles=2)
+        c.cascade.methods = ("gradcam",)
+        c.cascade.points = 2
+        c.cascade.limit = 8
+        c.bias.min_count = 1
+        c.bias.min_share = 0.0
+        c.bias.num_samples = 50
+        c.bias.pairs = 1
+        c.bias.tiles = 2
         c.pictures = 1
-        c.baseline.update(steps=4, batch_size=8, eval_every=4)
+        c.baseline.steps = 4
+        c.baseline.batch_size = 8
+        c.baseline.eval_every = 4
 
 
 def sweep() -> Iterator[dict[str, Any]]:

@@ -90,15 +90,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg:
         small(c)
     if arg == "tiny":
-        c.view.update(resize=16, crop=16)
+        c.view.resize = 16
+        c.view.crop = 16
         c.network.name = "cnn"
         c.network.fields.widths = (4, 8)
         c.data.per_class = 3
         c.epochs = 2
         c.batch_size = 8
         c.loop.log_every = 1
-        c.floor.update(trees=5, seeds=1)
-        c.explain.update(methods=("gradcam",), errors=1, pictures=4)
+        c.floor.trees = 5
+        c.floor.seeds = 1
+        c.explain.methods = ("gradcam",)
+        c.explain.errors = 1
+        c.explain.pictures = 4
     return c
 
 
@@ -106,15 +110,20 @@ def small(c: ml_collections.ConfigDict) -> None:
     """A small network on the embedded museum."""
     c.data.source = "museum"
     c.version = ""
-    c.view.update(resize=64, crop=56, rotate=15.0)
-    c.network.update(name="resnet_small", dtype="float32")
+    c.view.resize = 64
+    c.view.crop = 56
+    c.view.rotate = 15.0
+    c.network.name = "resnet_small"
+    c.network.dtype = "float32"
     c.epochs = 12
     c.batch_size = 32
     c.lr = 2e-3
     c.num_workers = 0
-    c.loop.update(log_every=10, eval_epochs=2, save_epochs=4)
-    c.floor.update(trees=100)
-    c.explain.update(errors=6)
+    c.loop.log_every = 10
+    c.loop.eval_epochs = 2
+    c.loop.save_epochs = 4
+    c.floor.trees = 100
+    c.explain.errors = 6
 
 
 def sweep() -> Iterator[dict[str, Any]]:
