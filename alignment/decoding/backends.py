@@ -136,12 +136,12 @@ def openai(
         InputError: a URL or key that the endpoint will never take (401, 403, 404 and redirects).
     """
     endpoint = _Endpoint(base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra)
-    health = _Health(endpoint.shown, {"connection": down_after, "service": refused_after, "time": hung_after})
+    health = _Health(endpoint.address, {"connection": down_after, "service": refused_after, "time": hung_after})
 
     def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
         answers: list[str | None] = [None] * len(messages)
 
-        stop = threading.Event()
+        stop = threading.Event()  # tells waiting threads to give up their next try
 
         def one(i: int) -> None:
             health.check()
@@ -167,8 +167,8 @@ def openai(
 class _Health:
     """Counts of requests in a row that failed, by cause (connection, service or time); shared by the threads."""
 
-    def __init__(self, shown: str, limits: Mapping[str, int]) -> None:
-        self.shown, self.limits = shown, limits
+    def __init__(self, address: str, limits: Mapping[str, int]) -> None:
+        self.address, self.limits = address, limits
         self.lock, self.failures, self.last = threading.Lock(), dict.fromkeys(limits, 0), ""
 
     def failed(self, cause: str, why: str) -> None:
@@ -184,7 +184,7 @@ class _Health:
         for cause, num in self.failures.items():
             if num >= self.limits[cause]:
                 raise Down(
-                    f"{self.shown} is down: {num} requests in a row had no {cause} ({self.last}). Start it again and "
+                    f"{self.address} is down: {num} requests in a row had no {cause} ({self.last}). Start it again and "
                     "run the same command: answers so far are in the cache"
                 )
 
@@ -192,8 +192,8 @@ class _Health:
         """Raise `Down` if the last requests of a call had no connection: no later one can show that it came back."""
         if self.failures["connection"]:
             raise Down(
-                f"{self.shown} is down: the last requests had no connection ({self.last}). Start it again and run the "
-                "same command: answers so far are in the cache"
+                f"{self.address} is down: the last requests had no connection ({self.last}). Start it again and run "
+                "the same command: answers so far are in the cache"
             )
 
 
@@ -218,7 +218,7 @@ class _Endpoint:
             raise InputError(f"base_url of {parts.hostname} holds a password; put the key in {api_key_env} instead")
         if not model:
             raise InputError("model='' is empty; give the name that the endpoint lists under /models")
-        self.url, self.shown = base_url.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}"
+        self.url, self.address = base_url.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}"
         self.key = os.environ.get(api_key_env, "") if api_key_env else ""
         self.key_from, self.timeout, self.retries = api_key_env, timeout_seconds, retries
         self.backoff, self.length_key = backoff_seconds, length_key
@@ -295,12 +295,12 @@ class _Endpoint:
         if code in (401, 403):
             has = "is refused" if self.key else "is not set"
             raise InputError(
-                f"{self.shown} answers {code}: the key in {self.key_from or '(no variable)'} {has}. It says: {said}"
+                f"{self.address} answers {code}: the key in {self.key_from or '(no variable)'} {has}. It says: {said}"
             )
         if code == 404 or 300 <= code < 400:
             raise InputError(
-                f"{self.shown} answers {code} to {self.url} for model {self.body['model']!r}: is the address right up "
-                f"to /v1, and does it serve that model? It says: {said}"
+                f"{self.address} answers {code} to {self.url} for model {self.body['model']!r}: is the address right "
+                f"up to /v1, and does it serve that model? It says: {said}"
             )
         if code in (408, 409, 429) or code >= 500:
             is_number = wait.isascii() and wait.replace(".", "", 1).isdigit()

@@ -198,26 +198,48 @@ def _outside(scores: Scores, bounds: Bounds) -> tuple[str, dict[str, float]] | N
     return None
 
 
-def _kept(document, rule, reason, evidence, gate=None, **more) -> Outcome:
+def _kept(
+    document: dict,
+    rule: str,
+    reason: str,
+    evidence: Mapping[str, Any],
+    gate: gates.Gate | None = None,
+    **more: Any,
+) -> Outcome:
     row = decision(document, "keep", rule, reason, evidence, text_sha256_out=sha256(document["text"]), **more)
     return Outcome(row, document["text"], gate)
 
 
-def _dropped(document, rule, reason, evidence, gate=None, **more) -> Outcome:
+def _dropped(
+    document: dict,
+    rule: str,
+    reason: str,
+    evidence: Mapping[str, Any],
+    gate: gates.Gate | None = None,
+    **more: Any,
+) -> Outcome:
     return Outcome(decision(document, "drop", rule, reason, evidence, text_sha256_out="", **more), None, gate)
 
 
-def _gated(document, action, text, gate, evidence, tools) -> Outcome:
+def _gated(
+    document: dict,
+    action: str,
+    text: str | None,
+    gate: gates.Gate,
+    evidence: Mapping[str, Any],
+    tools: Aligning,
+) -> Outcome:
     """The outcome of a rewritten text: accepted, unchanged, or the gates' fallback with the first failed check."""
     more = {"worker_id": tools.worker_id, "prompt_version": tools.prompt_version}
-    evidence = evidence | {"gates": gate.measurements}
+    evidence = {**evidence, "gates": gate.measurements}
     if gate.not_measured:
         evidence["not_measured"] = gate.not_measured
-    if gate.accepted and gate.action == "keep":
+    if gate.accepted and gate.action == "keep":  # the rewriter saw no need for an edit
         return _kept(document, "rewriter", "unchanged", evidence, gate, **more)
-    if gate.accepted:
+    if gate.accepted and text is not None:  # the gates accept no missing text
         row = decision(document, action, "rewriter", "", evidence, text_sha256_out=sha256(text), **more)
         return Outcome(row, text, gate)
+    # What the gates refuse falls back to the original, or to nothing if the original is too unsafe.
     reason = "no_rewriter" if tools.rewrite is None else gate.failed[0]
     make = _kept if gate.action == "keep" else _dropped
     return make(document, "gate", reason, evidence | {"failed": gate.failed}, gate, **more)
@@ -246,10 +268,11 @@ def duplicates(keys_of: Mapping[str, np.ndarray]) -> dict[int, tuple[str, int]]:
     return {at: ("duplicate_exact" if at in exact else "duplicate_near", kept) for at, kept in _groups(keys_of).items()}
 
 
-def _groups(keys_of, names: Sequence[str] = ("exact", "minhash")) -> dict[int, int]:
+def _groups(keys_of: Mapping[str, np.ndarray], names: Sequence[str] = ("exact", "minhash")) -> dict[int, int]:
     pairs = []
     for name in names:
         keys_NB = keys_of.get(name, np.empty((0, 0), np.uint64))
+        # An exact key is the whole row; of MinHash every column is a key by itself.
         columns = [keys_NB] if name == "exact" else list(keys_NB.T)
         for key_N in columns:
             if not len(key_N):
@@ -288,14 +311,15 @@ def clean(
     gone = duplicates(keys(passed, screening))
     for at, (reason, first) in gone.items():
         rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[first]})
-    left = [at for at in range(len(passed)) if at not in gone]
-    unique = [passed[at] for at in left]
+    unique_places = [at for at in range(len(passed)) if at not in gone]
+    unique = [passed[at] for at in unique_places]
     scores = score_fn(unique) if score_fn is not None else [{} for _ in unique]
-    kept = []
-    for at, outcome in zip(left, align(unique, scores, aligning), strict=True):
+    accepted = []
+    for at, outcome in zip(unique_places, align(unique, scores, aligning), strict=True):
         rows[places[at]] = outcome.decision
         if outcome.text is not None:
-            kept.append(passed[at] | {"text": outcome.text})
+            accepted.append(passed[at] | {"text": outcome.text})
+    # The hash of the text as it came, before the rules edited it.
     for document, row in zip(documents, rows, strict=True):
         row["text_sha256_in"] = sha256(document["text"])
-    return kept, rows
+    return accepted, rows

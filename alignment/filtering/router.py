@@ -26,7 +26,7 @@ def level(score: float) -> int:
     """
     if score is None or math.isnan(score):
         raise InputError(f"safety score {score!r} is not a number; score the document, or skip the safety stage")
-    return math.floor(min(max(score, 0.0), 5.0) + 0.5)
+    return math.floor(min(max(score, 0.0), 5.0) + 0.5)  # not round(), which takes halves to even numbers
 
 
 def check(keep_at: int, drop_at: int) -> None:

@@ -61,6 +61,7 @@ def sample(tally: dict[str, Any], group: str, id: str, row: Mapping[str, Any], m
     key = xxhash.xxh64_hexdigest(id.encode("utf-8", "surrogatepass"))
     if most < 1 or (len(rows) == most and key >= rows[-1][0]):
         return
+    # The text is cut only now: most documents never come here.
     short = {k: v[:TEXT_SHOWN] if isinstance(v, str) else v for k, v in row.items()}
     rows[:] = heapq.nsmallest(most, [*rows, [key, short]], key=_hashed)
 

@@ -122,6 +122,7 @@ class Model:
         if ids:
             vectors.append(self._sum(ids))
         count += len(ids)
+        # As in fastText, the mean is over all rows, however many each word contributes.
         return np.add.reduce(vectors) / np.float32(count) if count else None
 
     def _sum(self, ids: Sequence[int]) -> np.ndarray:
@@ -182,6 +183,7 @@ def _softmax(logits_L: np.ndarray) -> np.ndarray:
 
 def _sigmoids(logits_L: np.ndarray) -> np.ndarray:
     """Each label's own sigmoid, from fastText's table of 512 steps from -8 to 8."""
+    # The table is part of the result: an exact sigmoid would differ in the third digit.
     step_L = np.clip((logits_L + 8) * 32, 0, 512).astype(np.int64)
     table_L = 1 / (1 + np.exp(-(step_L / np.float32(32) - 8)))
     values_L = np.where(logits_L < -8, 0, np.where(logits_L > 8, 1, table_L))

@@ -109,8 +109,8 @@ class _Reader:
     def need(self, count: int, size: int, what: str) -> None:
         """Refuse the file if fewer than `count` times `size` bytes are left."""
         if count < 0 or count * size > len(self.data) - self.at:
-            left = len(self.data) - self.at
-            self.refuse(f"{what} of {count * size} bytes where {left} are left, at byte {self.at}")
+            rest = len(self.data) - self.at
+            self.refuse(f"{what} of {count * size} bytes where {rest} remain, at byte {self.at}")
 
     def refuse(self, why: str) -> NoReturn:
         raise InputError(f"{self.path} is damaged or not a fastText model: {why}. Fetch the file again")

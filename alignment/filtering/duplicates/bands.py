@@ -45,10 +45,10 @@ class _File:
         kinds = ["<u8"] * self.words + ["<u4"]
         if not self.rows:
             return [np.empty(0, kind) for kind in kinds]
-        whole = np.memmap(self.path, np.uint8, "r")
+        content = np.memmap(self.path, np.uint8, "r")
         offsets = [start + 8 * self.rows * k for k in range(self.words + 1)]
         sizes = [8 * self.rows] * self.words + [4 * self.rows]
-        return [whole[at : at + size].view(kind) for at, size, kind in zip(offsets, sizes, kinds)]
+        return [content[at : at + size].view(kind) for at, size, kind in zip(offsets, sizes, kinds)]
 
 
 def write(path: str | os.PathLike, keys: np.ndarray, index_N: np.ndarray) -> None:

@@ -62,6 +62,7 @@ class Filter:
     def _probes(self, keys_N2: np.ndarray) -> np.ndarray:
         """Bits [N, Q] by double hashing (Kirsch & Mitzenmacher 2006): first + i x second, the second made odd."""
         first_N, step_N = keys_N2[:, 0], keys_N2[:, 1] | np.uint64(1)
+        # Odd, so that the step is never 0; uint64 wraps, and only then comes the remainder.
         probes_NQ = first_N[:, None] + step_N[:, None] * np.arange(self.num_probes, dtype=np.uint64)
         return (probes_NQ % np.uint64(self.num_bits)).astype(np.int64)
 

@@ -21,8 +21,8 @@ class Clusters:
     def removed_in(self, number: int) -> dict[int, tuple[int, int]]:
         """For one slice: index of each removed document -> (slice, index) of the one that stays."""
         start, stop = np.searchsorted(self.slice_R, [number, number + 1])
-        kept = zip(self.kept_slice_R[start:stop].tolist(), self.kept_index_R[start:stop].tolist())
-        return dict(zip(self.index_R[start:stop].tolist(), kept))
+        stays = zip(self.kept_slice_R[start:stop].tolist(), self.kept_index_R[start:stop].tolist())
+        return dict(zip(self.index_R[start:stop].tolist(), stays))
 
     def as_dict(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(slice, index) of every removed document -> (slice, index) of the one that stays."""

@@ -38,5 +38,6 @@ def identifier_keys(sources: Sequence[str], ids: Sequence[str]) -> np.ndarray:
 def _keys(texts: Sequence[str]) -> np.ndarray:
     digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in texts]
     keys_N2 = np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+    # Empty texts would all be duplicates of each other.
     keys_N2[[i for i, text in enumerate(texts) if not text]] = bands.NO_KEY
     return keys_N2

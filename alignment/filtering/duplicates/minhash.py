@@ -173,12 +173,12 @@ def _check_settings(settings: Settings) -> None:
         if getattr(settings, name) < 1:
             value = getattr(settings, name)
             raise errors.InputError(f"{name}={value} is not a positive number; the defaults are 5, 14 and 8")
-    for name, known in {
+    for name, choices in {
         "unit": ("word", "character"),
         "mode": ("fast", "datatrove"),
         "shingle_hash": ("sha1", "xxhash"),
     }.items():
-        errors.one_of(name, getattr(settings, name), known)
+        errors.one_of(name, getattr(settings, name), choices)
     if settings.mode == "datatrove" and settings.unit != "word":
         raise errors.InputError(
             f"mode='datatrove' has shingles of words, not unit={settings.unit!r}; mode='fast' has both"

@@ -135,7 +135,7 @@ def wrap(text: str) -> str:
     salt = 0
     while True:
         word = hashlib.sha256(f"{salt}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        if word not in text:
+        if word not in text:  # a text that holds its own hash is absurd, but it costs nothing to be sure
             return f"<<<TEXT {word}>>>\n{text}\n<<<END {word}>>>"
         salt += 1
 

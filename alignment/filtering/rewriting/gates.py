@@ -167,6 +167,7 @@ def _texts_alone(original: str, text: str) -> dict[str, float | None]:
 
 def _compared(name: str, before: Any, after: Any) -> dict[str, float | None]:
     """A model's values for an original and its new text, as the numbers to store."""
+    # An infinite or zero perplexity (an empty text, an underflow) has no meaningful ratio.
     is_unknown = after is None or (name == "perplexity" and not (0 < before < math.inf and 0 < after < math.inf))
     if is_unknown:
         return (

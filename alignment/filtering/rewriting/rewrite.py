@@ -64,6 +64,7 @@ def rewrite(
         raise InputError(f"max_tokens={max_tokens} and batch_size={batch_size} must be at least 1")
     documents = [split(record["text"], count_tokens=count_tokens, max_tokens=max_tokens) for record in records]
     if kind != "rewrite":
+        # A new text needs only the gist, and the first chunk has it; none of the original's white space applies.
         documents = [(["", ""] if bodies else [""], bodies[:1]) for _, bodies in documents]
     bodies = [body for _, document in documents for body in document]
     requests: dict[str, tuple[backends.Messages, int]] = {}
@@ -73,6 +74,7 @@ def rewrite(
         max_new = int(1.3 * count_tokens(body)) + 64
         settings = {**(sampling or {}), "max_new": max_new}
         keys.append(caches.key(messages, model=model, sampling=settings))
+        # Equal chunks, such as notices, are one request.
         requests.setdefault(keys[-1], (messages, max_new))
     answers = iter(map(_ask(requests, complete, cache, batch_size).get, keys))
     return [_joined(gaps, [next(answers) for _ in document]) for gaps, document in documents]

@@ -102,7 +102,7 @@ class Batch:
         """The documents at these positions, with their lines and words if those were computed already."""
         positions = list(positions)
         if positions == list(range(len(self))):
-            return self
+            return self  # the usual case, in which all pass: nothing is copied
         part = Batch(
             [self.records[i] for i in positions],
             self.pack,
@@ -110,6 +110,7 @@ class Batch:
             languages=[self.languages[i] for i in positions],
             probabilities=[self.probabilities[i] for i in positions],
         )
+        # A cached property that was computed stands in __dict__; otherwise the part computes its own.
         if "lines" in self.__dict__:
             part.lines = [self.lines[i] for i in positions]
         if "words" in self.__dict__:

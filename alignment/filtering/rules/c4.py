@@ -120,7 +120,8 @@ class _Cleaner:
         kept_lines = []
         for line in lines:
             line = line.strip()
-            num_words = len(line.split(None, self.min_words))
+            num_words = len(line.split(None, self.min_words))  # splits no further than the limit
+            # As in datatrove, words are counted before citations are cut out, and long words are checked first.
             if len(line) > self.max_word_length and max(map(len, line.split())) > self.max_word_length:
                 reason = "long_word"
             else:
@@ -182,13 +183,13 @@ class _Sentences(dict):
 
     def __missing__(self, piece: str) -> tuple[tuple[int, int], tuple[int, int]]:
         words = [piece] if piece.isalpha() or piece.isspace() else splitter.split(piece, english=self.english)
-        outside, after = (0, 0), (0, 1)
+        outside, after = (0, 0), (0, 1)  # the empty piece: no sentence begins and the state stays
         for word in words:
             if word in self.ends:
                 outside, after = (outside[0], 1), (after[0], 1)
             elif word.isalpha() or not all(unicodedata.category(c)[0] == "P" for c in word):
                 outside, after = (outside[0] + outside[1], 0), (after[0] + after[1], 0)
-        if len(piece) < MAX_LENGTH:
+        if len(piece) < MAX_LENGTH:  # long pieces hardly ever come again
             self[piece] = outside, after
         return outside, after
 

@@ -152,6 +152,7 @@ def apply(
     verdicts = [Verdict("", "", 0.0, 0.0, record["text"], "", {}) for record in records]
     default = next(iter(packs))
     state = _State(records, verdicts, settings, packs, collections.Counter() if counters is None else counters)
+    # A group is the documents of one language that passed so far: their positions and their batch.
     groups = {default: (list(range(len(records))), Batch(records, packs[default]))}
     if language_fn is None:
         for verdict in verdicts:
@@ -160,7 +161,7 @@ def apply(
         groups = state.regroup(groups, language_fn)
     for name in chain:
         if name == "language":
-            if language_fn is None:
+            if language_fn is None:  # nothing identifies languages, so the rule has nothing to check
                 continue
             groups = state.regroup(groups, language_fn)
         groups = {key: state.step(name, *group) for key, group in groups.items() if group[0]}
@@ -185,7 +186,7 @@ class _State:
             return positions, batch
         findings = RULES[name](batch, **{**overrides, **self.settings.get(name, {})})
         self._add({f"{name}/{key}": amount for key, amount in findings.counters.items()})
-        kept = []
+        passing = []
         for i, (position, reason) in enumerate(zip(positions, findings.reasons, strict=True)):
             verdict = self.verdicts[position]
             for key, values in findings.attributes.items():
@@ -194,13 +195,14 @@ class _State:
                 verdict.reason, verdict.rule = reason, name
                 verdict.value, verdict.threshold = findings.values[i], findings.thresholds[i]
             else:
-                kept.append(i)
+                passing.append(i)
                 verdict.text = findings.texts.get(i, verdict.text)
-        batch = batch.with_texts(findings.texts).take(kept)
-        return [positions[i] for i in kept], batch
+        batch = batch.with_texts(findings.texts).take(passing)
+        return [positions[i] for i in passing], batch
 
     def regroup(self, groups: dict, language_fn: Callable) -> dict[str, tuple[list[int], Batch]]:
         """Identify the documents that passed so far, drop those without a pack, group the others by language."""
+        # Sorted, so that batches, and with them everything a rule computes, do not depend on the groups before.
         positions = sorted(position for members, _ in groups.values() for position in members)
         texts = [self.verdicts[position].text for position in positions]
         members: dict[str, list[tuple[int, float]]] = {}

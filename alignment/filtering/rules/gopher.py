@@ -48,6 +48,7 @@ def quality(
     findings.fail_where(count_N == 0, "empty", count_N, 1)
     words_N = np.maximum(count_N, 1)  # only a divisor: documents without words have failed already
     kind_W = columns.vocabulary.kind(columns.ids_W)
+    # One pass over all words of the batch; `sums` then adds up each document's part.
     is_word_W = (kind_W & words.IS_WORD) > 0
     real_words_N = columns.sums(is_word_W)
     characters_N = columns.sums(columns.length_W * is_word_W)
@@ -105,6 +106,7 @@ def _stop_words(batch: Batch) -> np.ndarray:
     )
     column_W = column_V[columns.ids_W]
     is_stop_W = column_W >= 0
+    # A table of booleans counts different words: a second occurrence sets the same cell.
     occurs_NS = np.zeros((len(batch), max(1, len(stop_words))), dtype=bool)
     occurs_NS[columns.document_W[is_stop_W], column_W[is_stop_W]] = True
     return occurs_NS.sum(axis=1)

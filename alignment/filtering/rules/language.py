@@ -178,6 +178,7 @@ def _one(
     min_common_words: float,
 ) -> tuple[str, float]:
     counts = _counts(text)
+    # The special letters of Persian, Urdu, ... are Arabic script, too.
     letters = counts[_FIRST_SCRIPT:_FIRST_GROUP]
     groups = counts[_FIRST_GROUP:]
     letters[1] += sum(groups)

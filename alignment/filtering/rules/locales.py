@@ -127,6 +127,7 @@ def _pack(fields: object, source: str, sha256: str) -> Pack:
         except re.error as error:
             raise errors.InputError(f"locale pack {source!r}: {key} is not a regular expression: {error}") from None
     pack = Pack(**values, sha256=sha256)
+    # Lists are normalised once here, so that rules need to normalise only the text.
     return dataclasses.replace(
         pack,
         stop_words=frozenset(map(pack.stop_key, pack.stop_words)),
@@ -148,7 +149,7 @@ def _value(value: Any, key: str, source: str) -> Any:
         if isinstance(value, str):
             return value
         raise errors.InputError(f"locale pack {source!r}: {key} must be a text, got {value!r}")
-    if key in ("stop_words", "common_words") and isinstance(value, str):
+    if key in ("stop_words", "common_words") and isinstance(value, str):  # words may also be one text
         value = value.split()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise errors.InputError(

@@ -49,7 +49,7 @@ def repair(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    for _ in range(_MAX_ROUNDS):
+    for _ in range(_MAX_ROUNDS):  # each round undoes one wrong decoding
         for pattern, table in _TABLES:
             try:
                 repaired = line.translate(table).encode("latin-1").decode("utf-8") if pattern.search(line) else line

@@ -81,6 +81,7 @@ def check(
                 findings.fail(position, "nemo_no_end_mark", share, max_no_end_mark)
         if max_boilerplate is None and not boilerplate_at_ends:
             continue
+        # The spelling is costly (it reads the whole text), so this check comes last.
         marks = boilerplate(pack.comparison_key(text), phrases)
         if max_boilerplate is not None and (share := sum(marks) / max(1, len(marks))) > max_boilerplate:
             findings.fail(position, "nemo_boilerplate", share, max_boilerplate)

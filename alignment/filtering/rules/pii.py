@@ -68,6 +68,7 @@ def spans(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[int, int, str]]
     for span in candidates:
         if not taken or span[0] >= taken[-1][1]:
             taken.append(span)
+        # A span that overlaps the last one replaces it if its kind comes first, unless it reaches into the one before.
         elif KINDS.index(span[2]) < KINDS.index(taken[-1][2]) and (len(taken) < 2 or span[0] >= taken[-2][1]):
             taken[-1] = span
     return taken
@@ -120,7 +121,7 @@ def rule(
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
     """Search from each "@" outwards: a pattern that began with the local part would read long words again and again."""
-    low = 0
+    low = 0  # the end of the last address: a character belongs to one address at most
     for match in _AT.finditer(text):
         at = match.start()
         before = text[max(low, at - _LONGEST_LOCAL) : at]
@@ -148,6 +149,7 @@ def _is_public(address: str) -> bool:
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
     for match in _IBAN.finditer(text):
+        # The pattern takes as much as it can; the country says how long the number really is.
         length = _IBAN_LENGTHS.get(match.group()[:2], 0)
         end, num_characters = match.start(), 0
         while end < match.end() and num_characters < length:

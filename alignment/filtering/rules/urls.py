@@ -45,7 +45,7 @@ def parse(url: str) -> tuple[str, str]:
         ValueError: the address has no host.
     """
     url = url.strip()[:_LONGEST]
-    if "://" not in url:
+    if "://" not in url:  # urlsplit takes "example.org/x" for a path unless "//" stands before it
         url = "//" + url.removeprefix("//")
     parts = urllib.parse.urlsplit(url)
     host = ascii_host(parts.hostname or "")
@@ -146,7 +146,7 @@ def _verdict(host: str, rest: str, lists: Lists, min_soft_words: int) -> tuple[s
         return "url_domain", 1, 0
     if lists.addresses and host + rest in lists.addresses:
         return "url_address", 1, 0
-    if lists.words or lists.soft_words:
+    if lists.words or lists.soft_words:  # splitting into words only where a list needs them
         words = set(_WORD.findall(host + " " + rest))
         if words & lists.words:
             return "url_word", len(words & lists.words), 0

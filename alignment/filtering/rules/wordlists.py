@@ -93,13 +93,13 @@ def hits(batch: Batch, word_list: WordList) -> np.ndarray:
     """The number of entries in each document [N]; at each place the longest, without overlap."""
     columns = batch.words
     number_W = columns.vocabulary.mapped(("word list", word_list), word_list.number)[columns.ids_W]
-    if word_list.lengths == (1,):
+    if word_list.lengths == (1,):  # single words alone need no loop
         return columns.sums(number_W >= 0)
     count_N = np.zeros(len(batch), np.int64)
     positions = np.flatnonzero(word_list.is_start[number_W])
     ends = columns.starts_N1[1:]
     documents = np.searchsorted(ends, positions, side="right")
-    free = 0
+    free = 0  # the first place behind the last hit
     for at, document in zip(positions.tolist(), documents.tolist(), strict=True):
         if at >= free and (length := _longest(number_W, at, int(ends[document]), word_list)):
             count_N[document] += 1

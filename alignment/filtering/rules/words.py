@@ -130,6 +130,7 @@ class Vocabulary:
         number = self.words.get(word)
         if number is None:
             self.words[word] = number = len(self.words)
+            # isalpha first: it decides for most words without a loop in Python.
             is_word = word.isalpha() or not SYMBOLS.issuperset(word)
             has_letter = word.isalpha() or any(map(str.isalpha, word))
             self._lengths.grown.append(len(word))
@@ -172,6 +173,7 @@ class Columns:
 
     def sums(self, value_W: np.ndarray) -> np.ndarray:
         """Sum of a column over each document's words [N]."""
+        # Differences of a running sum also serve empty documents, for which reduceat would give a neighbour's word.
         total_W1 = np.concatenate([[0], np.cumsum(value_W, dtype=np.int64)])
         return total_W1[self.starts_N1[1:]] - total_W1[self.starts_N1[:-1]]
 

@@ -68,6 +68,7 @@ def fit(method: str, logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration
             gradient += list(np.sum(wrong_NC, axis=0) + 1e-4 * values[1:])
         return loss + 5e-5 * np.sum(values[1:] ** 2), np.array(gradient)
 
+    # Bounds, since perfectly separated labels would send the scale to infinity.
     bounds = [(1e-3, 1e3)] + [(-30, 30)] * num_biases
     start = np.concatenate([[1.0], np.zeros(num_biases)])
     scale, *biases = optimize.minimize(loss_fn, start, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
@@ -81,6 +82,7 @@ def apply(calibration: Calibration, logits_NC: np.ndarray) -> np.ndarray:
     if not calibration.knots:
         return probabilities_NC
     xs, ys = calibration.knots
+    # np.interp is constant outside the knots, as scikit-learn's out_of_bounds="clip".
     of_one_N = np.interp(probabilities_NC[:, 1], xs, ys)
     return np.stack([1 - of_one_N, of_one_N], axis=1)
 
@@ -110,6 +112,7 @@ def from_plain(value: Mapping[str, Any]) -> Calibration:
 def reliability(confidence_N: np.ndarray, is_true_N: np.ndarray, bins: int = 15) -> list[dict[str, Any]]:
     """Number of texts, mean confidence and share of true texts in each of `bins` equal parts of [0, 1] with texts."""
     confidence_N, is_true_N = np.asarray(confidence_N, np.float64), np.asarray(is_true_N, np.float64)
+    # A confidence of exactly 1 belongs to the last bin.
     bin_N = np.minimum((confidence_N * bins).astype(np.int64), bins - 1)
     count_B = np.bincount(bin_N, minlength=bins)
     sums_B = [np.bincount(bin_N, values_N, minlength=bins) for values_N in (confidence_N, is_true_N)]
@@ -224,6 +227,7 @@ def _isotonic(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
 
 
 def _softmax(logits_NC: np.ndarray) -> np.ndarray:
+    # Subtracting the maximum changes nothing but keeps exp from overflowing.
     weights_NC = np.exp(logits_NC - np.max(logits_NC, axis=1, keepdims=True))
     return weights_NC / np.sum(weights_NC, axis=1, keepdims=True)
 

@@ -73,6 +73,7 @@ class Static:
                     vectors.append(self._mean(ids[cut : cut + size]))
                     owners.append(i)
                     starts.append(places[cut] if cut else 0)
+        # A text without tokens has a piece, the zero vector: every text needs a score.
         stacked = np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
         return stacked, np.array(owners, np.int64), np.array(starts, np.int64)
 
@@ -106,6 +107,7 @@ class Static:
         if self.weights_V is not None:
             vectors = vectors * self.weights_V[ids, None]
         mean_D = vectors.mean(axis=0)
+        # The length of the zero vector is 0, and it stays as it is.
         length = float(np.linalg.norm(mean_D)) if self.normalize else 1.0
         return mean_D / length if length > 0 else mean_D
 

@@ -99,6 +99,7 @@ def losses(
         return losses_N, jnp.argmax(outputs_NO, axis=-1)
     if objective == "regression":
         return jnp.square(outputs_NO[:, 0] - labels_N), jnp.round(outputs_NO[:, 0]).astype(jnp.int32)
+    # Ordinal from here on.
     above_NC = outputs_NO - thresholds_C[None]  # logits of being above each threshold
     is_first_N, is_last_N = labels_N == 0, labels_N == len(thresholds_C)
     low_N = jnp.take_along_axis(above_NC, jnp.maximum(labels_N - 1, 0)[:, None], axis=1)[:, 0]

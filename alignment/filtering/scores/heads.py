@@ -130,10 +130,11 @@ def logits(about: About, outputs_PO: np.ndarray, tensors: Mapping[str, np.ndarra
     """Log-probabilities of levels up to a constant [P,C]; for a regression, the level itself [P,1]."""
     if about.objective != "ordinal":
         return outputs_PO
-    if len(about.levels) == 2:
+    if len(about.levels) == 2:  # logistic regression: the general formula would lose precision in the tails
         return np.concatenate([np.zeros_like(outputs_PO), outputs_PO - tensors["thresholds"][0]], axis=1)
     # P(level = k) = P(level > k - 1) - P(level > k), with P(level > -1) = 1 and P(level > C - 1) = 0.
     above = _sigmoid(outputs_PO - tensors["thresholds"][None].astype(np.float64))
+    # The floor of 1e-12 below keeps log finite where the sigmoids of two thresholds round to the same number.
     above = np.concatenate([np.ones_like(outputs_PO), above, np.zeros_like(outputs_PO)], axis=1)
     return np.log(np.maximum(above[:, :-1] - above[:, 1:], 1e-12))
 

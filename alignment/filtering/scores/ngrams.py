@@ -139,6 +139,7 @@ def _character_n_grams(
     codes_A: np.ndarray, owner_A: np.ndarray, ends_A: np.ndarray, low: int, high: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Hashes and the texts that they belong to, for each order."""
+    # Characters are hashed first: their codes are small and alike, and a polynomial in them would collide more.
     symbols_A = _mix(codes_A.astype(np.uint64) + np.uint64(1))
     hash_A, grams = symbols_A, []
     ends_A = ends_A - np.arange(len(codes_A))  # characters left in the text
@@ -191,7 +192,7 @@ def _counted(
     if not gram_hashes:
         return np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(num_texts, np.int64)
     hashes, owners = _mix(np.concatenate(gram_hashes)), np.concatenate(gram_owners)
-    bits = buckets.bit_length()  # of bucket and sign
+    bits = buckets.bit_length()  # log2(buckets) bits for the bucket and one for the sign
     keys = (owners.astype(np.uint64) << np.uint64(bits)) | (hashes >> np.uint64(64 - bits))
     keys.sort()
     places = keys >> np.uint64(1)
@@ -201,6 +202,7 @@ def _counted(
     places, sums = places[first][sums != 0], sums[sums != 0]
     owner_E = (places >> np.uint64(bits - 1)).astype(np.int64)
     counts_N = np.bincount(owner_E, minlength=num_texts)
+    # In float64: a sum of many float32 squares would depend on their order.
     lengths_N = np.sqrt(np.bincount(owner_E, np.square(sums, dtype=np.float64), minlength=num_texts))
     values_E = (sums / lengths_N[owner_E]).astype(np.float32)
     return (places & np.uint64(buckets - 1)).astype(np.int32), values_E, counts_N

@@ -99,6 +99,7 @@ def windows(ids: np.ndarray, max_len: int, overlap: int) -> Iterator[tuple[np.nd
     """(tokens of a window, number of its predictions that an earlier window counted), over all tokens but the first."""
     start = 0
     while start + 1 < len(ids):
+        # max_len predictions need max_len + 1 tokens: inputs are all but the last, targets all but the first.
         yield ids[start : start + max_len + 1], overlap if start else 0
         if start + max_len + 1 >= len(ids):
             return
@@ -149,7 +150,9 @@ def build(
     sharding.check_batch(batch_size, mesh)
 
     @jax.jit
-    def sums(params, batch):
+    def sums(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        # `selected` goes from hidden states to the log-probabilities of the targets chunk by chunk, so that the logits
+        # [N,T,V] never exist as a whole.
         hidden_NTD = model.apply({"params": params}, batch["tokens"], None, batch["groups"])
         logps_NT = logprobs.selected(
             hidden_NTD,
@@ -162,7 +165,7 @@ def build(
         )
         return jnp.sum(logps_NT * batch["mask"], axis=-1)
 
-    def logps_fn(batch):
+    def logps_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         with sharding.activations(mesh):
             return np.asarray(sharding.to_host(sums(params, sharding.to_devices(dict(batch), mesh))))
 

@@ -130,5 +130,5 @@ def _is_there(path: str) -> bool:
     kind, colon, name = path.partition(":")
     if colon and kind == "hf":
         return bool(name)  # its loader looks for it
-    where = name if colon and kind == "run" else path
+    where = name if colon and kind == "run" else path  # a path itself may hold a colon
     return bool(where) and pathlib.Path(where).exists()
