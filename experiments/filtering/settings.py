@@ -141,14 +141,23 @@ def _chosen(rule: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_numbers(c: ml_collections.ConfigDict) -> None:
     """Refuse sizes and shares out of range."""
-    for name, (least, unset) in LEAST.items():
-        value = _leaf(c, name)
-        if value is not None and not value >= least:
-            more = f"; {unset}" if unset else ""
-            raise InputError(f"{name}={value}: it must be at least {least:g}{more}; set --config.{name}")
+    check_least(c, LEAST)
     for name in SHARES:
         if not 0 <= _leaf(c, name) <= 1:
             raise InputError(f"{name}={_leaf(c, name)}: it must be a share from 0 to 1; set --config.{name}")
+
+
+def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, str]]) -> None:
+    """Refuse numbers that are too small; values that are None are unset.
+
+    Args:
+        least: {name of a number in the config: (its smallest value, what None does where it may be None)}.
+    """
+    for name, (smallest, unset) in least.items():
+        value = _leaf(c, name)
+        if value is not None and not value >= smallest:
+            more = f"; {unset}" if unset else ""
+            raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
 
 
 def _leaf(c: ml_collections.ConfigDict, name: str) -> Any:

@@ -10,14 +10,14 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alignment import errors
 from alignment.decoding import backends
-from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct
 from alignment.models import huggingface
 from alignment.train import language_model, sharding
 from data.tokens import tokenizer
 
-FILE = "rewriter.json"  # beside the weights: what the worker was trained to be asked
+FILE = "rewriter.json"  # beside the weights: the code of conduct and the kind of prompt of its training
 PROMPTS = ("full", "bare")
 
 
@@ -46,16 +46,18 @@ def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16", max_prom
         max_prompt: longest prompt, in tokens.
     """
     path = pathlib.Path(huggingface.resolve(folder))
-    told = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
+    about = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
     tok = tokenizer.load(str(path))
     compute = dict(dtype=dtype, remat="none", attention="auto", unroll=1)
     model = language_model.build(f"hf:{path}", tok, model={}, compute=compute, rows_are_plain=True)
     params = language_model.params(f"hf:{path}", model, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
-    complete = backend(
-        model, params, tok, prompt=told.get("prompt", "full"), batch_size=batch_size, max_prompt=max_prompt
-    )
-    count = lambda text: len(tok.encode(text))  # noqa: E731
-    return Worker(complete, count, f"{path.name}:{fingerprint(path)}", told.get("sha256", ""))
+    prompt = about.get("prompt", "full")  # any chat model's folder will do, and most have no such file
+    complete = backend(model, params, tok, prompt=prompt, batch_size=batch_size, max_prompt=max_prompt)
+
+    def count_tokens(text: str) -> int:
+        return len(tok.encode(text))
+
+    return Worker(complete, count_tokens, f"{path.name}:{fingerprint(path)}", about.get("sha256", ""))
 
 
 def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, **options: Any) -> backends.Complete:
@@ -63,8 +65,8 @@ def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, *
     check_prompt(prompt)
 
     def encode(messages: Sequence[dict[str, str]]) -> list[int]:
-        shown = messages if prompt == "full" else bare(conduct.text_of(messages))
-        return tok.encode(tok.render(shown, add_generation_prompt=True))
+        chat = messages if prompt == "full" else bare(conduct.text_of(messages))
+        return tok.encode(tok.render(chat, add_generation_prompt=True))
 
     decoding = dict(encode=encode, decode=tok.decode, stop_ids=tok.stop_ids, pad_id=tok.pad_id)
     return backends.flax(model, params, **decoding, **options)
@@ -76,14 +78,13 @@ def bare(text: str) -> list[dict[str, str]]:
 
 
 def check_prompt(prompt: str) -> None:
-    if prompt not in PROMPTS:
-        raise InputError(f"prompt={prompt!r} of a rewriter is unknown; known: {', '.join(PROMPTS)}")
+    errors.one_of("prompt", prompt, PROMPTS)
 
 
-def note(code: conduct.Conduct, prompt: str) -> bytes:
-    """What FILE holds."""
-    told = {"conduct": code.name, "version": code.version, "sha256": code.sha256, "prompt": prompt}
-    return json.dumps(told, indent=2).encode()
+def note(code: conduct.Conduct, prompt: str) -> str:
+    """The content of FILE."""
+    about = {"conduct": code.name, "version": code.version, "sha256": code.sha256, "prompt": prompt}
+    return json.dumps(about, indent=2)
 
 
 def fingerprint(folder: pathlib.Path) -> str:

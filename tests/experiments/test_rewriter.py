@@ -132,7 +132,7 @@ def test_answers_are_judged_by_kind_and_by_check(tmp_path):
         Pair("It is so.", "It is so.")
     ]
     answers = ["I was at the old mill.", "Analysis: it was at the mill and it was fine.", None]
-    found = rewriter.judged(tmp_path, pairs, answers, {"language": lambda texts: [("en", 1.0)] * len(texts)})
+    found = rewriter.judge(tmp_path, pairs, answers, {"language": lambda texts: [("en", 1.0)] * len(texts)})
     assert found["heldout/identity_rate"] == 0 and found["heldout/unanswered"] == pytest.approx(1 / 3)
     assert found["heldout/edited/exact"] == found["heldout/edited/accepted"] == 0.5
     rows = [json.loads(line) for line in (tmp_path / "tables/gates.jsonl").read_text().splitlines()]
@@ -141,5 +141,5 @@ def test_answers_are_judged_by_kind_and_by_check(tmp_path):
 
 
 def test_a_prompt_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="known: full, bare"):
+    with pytest.raises(InputError, match="not one of: full, bare"):
         worker.check_prompt("short")
