@@ -10,8 +10,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from data.texts import labels, rewrite_pairs
-from data.toys import synthetic, toyweb
+from data.toys import notes, remarks, synthetic, toyweb
 from tests.docs.blocks import ROOT
 from tests.experiments import conftest as experiments
 
@@ -51,13 +50,11 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "corpus").mkdir()
     (folder / "corpus/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(synthetic.documents(24))))
     toyweb.write(folder / "raw/web", toyweb.documents(40, 0))
-    (folder / "rewrite_seed_data.jsonl").write_bytes(jsonl(
-        {"origin": pair.origin, "rewritten": pair.rewritten} for pair in rewrite_pairs.synthetic(64)
-    ))  # fmt: skip
+    (folder / "rewrite_seed_data.jsonl").write_bytes(jsonl(notes.pairs(64)))
     with open(folder / "labelled.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(["tweet", "class"])
-        writer.writerows((row["text"], {0: 2, 1: i % 2}[row["label"]]) for i, row in enumerate(labels.synthetic(120)))
+        writer.writerows((row["text"], {0: 2, 1: i % 2}[row["label"]]) for i, row in enumerate(remarks.labelled(120)))
     for name, source in (("fr", "locale_en"), ("conduct", "conduct_en_neutral")):
         (found,) = (ROOT / "alignment/filtering").rglob(f"{source}.yaml")
         (folder / f"{name}.yaml").write_bytes(found.read_bytes())
