@@ -111,7 +111,7 @@ def save(path: str | os.PathLike, variables: Mapping, *, network: str | nn.Modul
         raise InputError(f"path={path} must end in .safetensors; {path.with_suffix('.safetensors')} would do")
     leaves = _leaves(variables)
     choices = _tables(network, leaves)
-    table = choices[errors.one_of("layout", layout, choices)]
+    table = choices[errors.one_of("layout", layout, choices, hint=f"{_label(network)} has no other")]
     shapes = {name: _their_shape(entry, leaves) for name, entry in table.items()}
     tensors.write(path, shapes, np.dtype(np.float32), (_theirs(entry, leaves) for entry in table.values()))
 

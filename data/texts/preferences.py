@@ -81,9 +81,9 @@ def load(
     columns: Mapping[str, str] | None = None,
     chat: str = "auto",
     max_len: int | None = None,
-    max_prompt_len: int = 0,
+    max_prompt_len: int | None = None,
     truncation: str = "keep_end",
-    limit: int = 0,
+    limit: int | None = None,
     seed: int = 0,
     group_column: str = "",
     unpair: bool = False,
@@ -101,11 +101,11 @@ def load(
             stands for the usual names. A prompt the file does not call `prompt` is a question to a chat model.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
-        max_prompt_len: tokens of the prompt; 0 lets a prompt take what its answers leave, and at least half of
+        max_prompt_len: tokens of the prompt; None lets a prompt take what its answers leave, and at least half of
             max_len.
         truncation: 'keep_end' cuts a long prompt from the left, 'keep_start' from the right, 'drop' and 'error' do not
             cut.
-        limit: use the first so many comparisons; 0 uses all.
+        limit: use the first so many comparisons; None uses all.
         seed: of the split, and of the embedded data.
         group_column: records with equal values in this column stay on one side of the split; '' splits by prompt.
         unpair: make two labelled records of each pair, for losses on unpaired data.

@@ -85,7 +85,7 @@ def load(
     turns: str = "all",
     packed: bool = True,
     truncation: str = "keep_start",
-    limit: int = 0,
+    limit: int | None = None,
     seed: int = 0,
     bad_records_path: str = "",
 ) -> tuple[Texts, Texts, dict[str, int]]:
@@ -104,7 +104,7 @@ def load(
         turns: 'all' trains on every assistant turn, 'last' on the last one.
         packed: several texts a row; False gives each its own.
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
-        limit: use the first so many records; 0 uses all.
+        limit: use the first so many records; None uses all.
         seed: of the split, and of the embedded data.
         bad_records_path: where to write the lines set aside, as JSONL; '' writes nothing.
 

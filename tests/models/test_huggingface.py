@@ -188,5 +188,5 @@ def test_a_model_of_no_family_is_not_exported(tmp_path):
 
 def test_a_spec_is_a_folder_or_a_hub_id(tmp_path):
     assert huggingface.resolve(f"hf:{tmp_path}") == tmp_path
-    with pytest.raises(InputError, match="is no folder here"):
+    with pytest.raises(InputError, match="neither a folder here nor a hub id"):
         huggingface.resolve(f"hf:{tmp_path}/nothing/there")

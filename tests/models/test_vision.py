@@ -244,7 +244,7 @@ def test_the_forward_pass_has_no_loops_for_explanations_to_trip_over():
 
 
 def test_what_a_network_cannot_take_is_refused_with_a_way_out():
-    with pytest.raises(InputError, match="'resnet81' is unknown; did you mean 'resnet18'"):
+    with pytest.raises(InputError, match="network='resnet81' is not one of: .*; the nearest is 'resnet18'"):
         vision.network("resnet81", num_classes=2)
     with pytest.raises(InputError, match="resnet18 has no field widht; it has num_classes, stage_sizes, width"):
         vision.network("resnet18", num_classes=2, widht=8)
@@ -252,7 +252,7 @@ def test_what_a_network_cannot_take_is_refused_with_a_way_out():
         vision.network("resnet18", num_classes=0)
     with pytest.raises(InputError, match=r"224 x 224 and these are 448 x 448.*Resize.*img_size=448"):
         vision.check_input("vit_b16", (448, 448))
-    with pytest.raises(InputError, match="img_size=250 is no multiple of patch_size=16; 240 would be"):
+    with pytest.raises(InputError, match="img_size=250 is not a multiple of patch_size=16; 240 would be"):
         vision.network("vit_s16", num_classes=2, img_size=250)
     with pytest.raises(InputError, match="at least 63 x 63, and these are 62 x 90"):
         vision.check_input("alexnet", (62, 90))

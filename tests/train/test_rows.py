@@ -31,5 +31,5 @@ def test_processes_along_tensor_load_the_same_rows(monkeypatch):
 
 
 def test_a_mesh_that_gives_processes_unequal_parts_is_refused(monkeypatch):
-    with pytest.raises(InputError, match="no equal part"):
+    with pytest.raises(InputError, match="not an equal part"):
         share(monkeypatch, (3, 1, 1), 2, 0)

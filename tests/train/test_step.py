@@ -120,7 +120,7 @@ def test_schedules_warm_up_and_fall(name, wanted):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "step"}, "known: constant, linear"),
+        ({"schedule": "step"}, "is not one of: constant, linear"),
         ({"clip_norm": -1.0}, "must not be negative"),
         ({"warmup_steps": 9, "total_steps": 5}, "longer than the run"),
     ],

@@ -235,7 +235,7 @@ def test_a_run_opens_its_sinks_by_name_and_only_process_0_writes(tmp_path, monke
     writer.close()
     assert rows(tmp_path / "a") == [{"step": 1, "loss": 0.5}] and list((tmp_path / "a").glob("events.*"))
     assert capsys.readouterr().err.startswith("a step 1/3")
-    with pytest.raises(InputError, match="no metrics sink 'tensorbord'; known: tensorboard, wandb, trackio"):
+    with pytest.raises(InputError, match="sinks='tensorbord' is not one of: tensorboard, wandb, trackio"):
         writers.open_run(str(tmp_path / "b"), ["tensorbord"], restored=None, total_steps=3)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     writers.open_run(str(tmp_path / "c"), restored=None, total_steps=3).write_scalars(1, {"loss": 0.5})
