@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path):
         pretrained.load(tmp_path / "nothing.safetensors", variables, network="cnn")
     with pytest.raises(InputError, match=r"must end in .safetensors; .*model.safetensors would do"):
         pretrained.save(tmp_path / "model.pth", variables, network="cnn")
-    with pytest.raises(InputError, match="layout='timm' is not one of: torchvision.*cnn has"):
+    with pytest.raises(InputError, match=r"layout='timm' is not one of: torchvision.*cnn has"):
         pretrained.save(tmp_path / "model.safetensors", variables, network="cnn", layout="timm")
     pretrained.save(tmp_path / "model.safetensors", variables, network="cnn")
     whole = (tmp_path / "model.safetensors").read_bytes()

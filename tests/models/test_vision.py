@@ -244,7 +244,7 @@ def test_the_forward_pass_has_no_loops_for_explanations_to_trip_over():
 
 
 def test_what_a_network_cannot_take_is_refused_with_a_way_out():
-    with pytest.raises(InputError, match="network='resnet81' is not one of: .*; the nearest is 'resnet18'"):
+    with pytest.raises(InputError, match=r"network='resnet81' is not one of: .*; the nearest is 'resnet18'"):
         vision.network("resnet81", num_classes=2)
     with pytest.raises(InputError, match="resnet18 has no field widht; it has num_classes, stage_sizes, width"):
         vision.network("resnet18", num_classes=2, widht=8)
