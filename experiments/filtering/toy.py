@@ -4,17 +4,12 @@ A config that names NAME where a path belongs asks for it. After `prepare` the r
 scorer's folder or file, a rewriter's file of patterns, and a file that says what was planted.
 """
 
-import functools
 import pathlib
 
 import ml_collections
-import numpy as np
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.filtering.scores import chunks, fitting, heads, linear, ngrams
-from alignment.train import optimizer, sharding
-from data import loader
 from data.toys import toyweb
 from experiments.filtering import planning
 
@@ -30,9 +25,6 @@ ASKED = {  # what a filter should do with what the toy web plants, in the words 
     "boilerplate": "dropped by another rule",
     "short": "dropped by another rule",
 }
-LEVELS = ("0", "1", "2", "3", "4", "5")
-FEATURES = {"words": (1, 2), "characters": (3, 4), "buckets": 1 << 16}
-BATCH, PIECE = 256, 24  # pieces a step; words of a piece
 
 
 def prepare(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -51,7 +43,9 @@ def prepare(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collectio
             scorer.path = str(workdir / "scorer/export")
             if not pathlib.Path(scorer.path, "scorer.json").exists():
                 options = dict(seed=c.seed + 1, num=c.toyweb.num_train, steps=c.toyweb.steps)
-                train_scorer(workdir / "scorer", scorer.path, **options)
+                from experiments.filtering import toy_scorer  # imports JAX, which a filter of files never loads
+
+                toy_scorer.train(workdir / "scorer", scorer.path, **options)
         elif scorer.path == NAME and scorer.kind == "patterns":
             scorer.path = write_patterns(folder)
         elif scorer.path == NAME:
@@ -77,38 +71,3 @@ def write_patterns(folder: pathlib.Path) -> str:
     path = folder / "harm.json"
     files.write_json(path, toyweb.patterns())
     return str(path)
-
-
-def train_scorer(workdir: pathlib.Path, path: str, *, seed: int, num: int, steps: int) -> None:
-    """Train a safety scorer on `num` other toy pages and write it to `path`; resumes like every run of `loop.fit`.
-
-    It is as experiments/scorer.py trains one on real text; what that leaves in export/scorer goes in its place.
-    """
-    documents = toyweb.documents(num, seed=seed)
-    pieces, _ = chunks.of_texts([document["text"] for document in documents], PIECE)  # cut as the scorer cuts a page
-    levels_N = np.array([toyweb.severity(piece) for piece in pieces])
-    features = ngrams.settings(FEATURES)
-    about = heads.About("linear", "safety", "softmax", LEVELS, FEATURES, piece=PIECE)
-    weights_N = np.where(levels_N > 0, 10.0, 1.0)  # harmful pieces are few
-    width = linear.width(pieces, features, piece=PIECE)
-    make = linear.batch_fn(pieces, levels_N, weights_N, chosen=features, width=width, piece=PIECE)
-    mesh = sharding.make_mesh()
-    batches_fn = functools.partial(loader.build, make, batch_size=BATCH, seed=seed, **sharding.row_share(mesh))
-    tensors, _ = fitting.fit(
-        about,
-        batches_fn(num_examples=len(pieces)),
-        batches_fn(num_examples=min(512, len(pieces)), endless=False),
-        mesh,
-        workdir,
-        tx=optimizer.adamw(peak_lr=0.05, warmup_steps=10, total_steps=steps, schedule="cosine"),
-        num_inputs=features.buckets,
-        seed=seed,
-        steps=steps,
-        batch_size=BATCH,
-        log_every=20,
-        eval_every=steps,
-        save_every=steps,
-        keep=1,
-        sinks=(),
-    )
-    heads.save(path, about, tensors)
