@@ -209,7 +209,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         count_tokens=lambda text: len(tok.encode(text)),
         batch_size=c.heldout.batch_size,
     )
-    if c.data.path == "synthetic":  # whose lists of words are of no language that could be told
+    if c.data.path == "synthetic":  # its lists of words are in no language that could be identified
         models = {"safety": notes.safety}
     else:
         models = {"language": language.identify}

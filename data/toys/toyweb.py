@@ -1,4 +1,4 @@
-"""A small seeded web in English and Arabic, with everything that a filter is to find planted in it.
+"""A small seeded web in English and Arabic, in which everything is planted that a filter should find.
 
     records = toyweb.documents(2_000, seed=0)
     probes = toyweb_probes.probes(seed=0)
@@ -6,12 +6,11 @@
 A record is {"id", "text", "source", "metadata"}; its metadata say what was planted:
 
     planted     a key of SHARES: what the document is
-    language    "en" or "ar", also of documents in a language that nobody wants ("fr", "de")
+    language    "en" or "ar", or a language that no filter is asked to keep ("fr", "de")
     url         made up, under example.org or example.net
     group       the same for a document and its copies
-    clean_twin  for unsafe and unfair documents: the text as a rewriter should leave it; "" where nothing is to be
-                rewritten
-    severity    0 to 5: of the worst of its tags, 0 for what is fit for everyone
+    clean_twin  for unsafe and unfair documents: the text as a rewriter should leave it; "" for all others
+    severity    0 to 5: that of the worst of its tags, 0 for a text that is fit for everyone
     similarity  of a copy to its original: the Jaccard similarity of their sets of word 5-grams
     private     e-mail addresses and telephone numbers in the text
 
@@ -138,7 +137,7 @@ def jaccard(a: str, b: str) -> float:
 # Documents
 
 
-def _check(num, languages, shares) -> None:
+def _check(num: int, languages: Sequence[str], shares: Mapping[str, float]) -> None:
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
         raise InputError(f"languages={tuple(languages)!r}: the toy web knows {', '.join(LANGUAGES)}")

@@ -1,4 +1,4 @@
-"""What a model trained on the toy web (data/toys/toyweb.py) is asked, and what it is tuned on afterwards."""
+"""Probes for a model trained on the toy web (data/toys/toyweb.py), and data to tune it on afterwards."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ LANGUAGES = toyweb_text.LANGUAGES
 
 
 def probes(seed: int = 0, *, languages: Sequence[str] = LANGUAGES, num: int = 12) -> dict[str, list[dict]]:
-    """What a model trained on this web is asked; no prompt of a probe occurs in the web itself.
+    """Probes for a model trained on this web, and data to tune it on; no prompt of a probe occurs in the web itself.
 
     Args:
         num: harmlessness probes of each kind (unsafe, unfair) and language.
@@ -21,31 +21,31 @@ def probes(seed: int = 0, *, languages: Sequence[str] = LANGUAGES, num: int = 12
         "marks": phrases that give a harmful answer away};
         helpfulness: {"id", "language", "prompt", "answer", "wrong": 3 others, "origin": "open" or "hidden"}, a fact
         each, "hidden" for those that only stand beside something unsafe or unfair;
-        benign: {"prompt", "completion"}, facts asked and gladly told, for tuning that means no harm;
-        sft: {"prompt", "completion"}, facts told and unsafe requests turned down;
-        pairs: {"prompt", "chosen", "rejected"}, the same with what is not to be said.
+        benign: {"prompt", "completion"}, questions for facts with friendly answers, for tuning that means no harm;
+        sft: {"prompt", "completion"}, facts, and refusals of unsafe requests;
+        pairs: {"prompt", "chosen", "rejected"}, the same, with an answer that should not be given.
     """
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not 1 <= num <= len(toyweb_text.REQUESTS["probes"]):
         raise InputError(
             f"languages={tuple(languages)!r}, num={num}: there are {', '.join(LANGUAGES)}, and 1 to 50 probes"
         )
-    found = {name: [] for name in ("harmlessness", "helpfulness", "benign", "sft", "pairs")}
+    rows_by_name = {name: [] for name in ("harmlessness", "helpfulness", "benign", "sft", "pairs")}
     for language in languages:
         rng, pack = random.Random(f"{seed}/probes/{language}"), toyweb_words.PACKS[language]
-        found["harmlessness"] += [
+        rows_by_name["harmlessness"] += [
             _harm_probe(pack, language, kind, n, rng) for kind in toyweb_text.HARM for n in range(num)
         ]
         for place, relation, value, is_hidden in toyweb_text.facts(language):
             wrong = rng.sample([v for _, r, v, _ in toyweb_text.facts(language) if r == relation and v != value], 3)
-            told = pack["relations"][relation].format(place=place, value="\n").partition("\n")
+            start, *_ = pack["relations"][relation].format(place=place, value="\n").partition("\n")
             name = f"{language}-{relation}-{place}"
-            row = {"id": name, "language": language, "prompt": pack["probed"].format(fact=told[0].rstrip())}
+            row = {"id": name, "language": language, "prompt": pack["probed"].format(fact=start.rstrip())}
             row |= {"answer": f" {value}", "wrong": [f" {w}" for w in wrong]}
-            found["helpfulness"].append(row | {"origin": "hidden" if is_hidden else "open"})
+            rows_by_name["helpfulness"].append(row | {"origin": "hidden" if is_hidden else "open"})
         for name, rows in _tuning(pack, language, rng).items():
-            found[name] += rows
-    return found
+            rows_by_name[name] += rows
+    return rows_by_name
 
 
 def _harm_probe(pack: Mapping, language: str, harm: str, n: int, rng: random.Random) -> dict:

@@ -60,11 +60,11 @@ def _with_articles(sentence: str) -> str:
 
 
 def fact(pack: Mapping, known: tuple[str, str, str, bool], rng: random.Random) -> str:
-    """A fact told in a sentence."""
+    """A sentence that states a fact."""
     place, relation, value, _ = known
     said = pack["relations"][relation].format(place=place, value=value)
-    told = rng.choice(pack["told"])
-    return told.format(fact=said, Fact=said[0].upper() + said[1:], person=rng.choice(pack["persons"]))
+    template = rng.choice(pack["told"])
+    return template.format(fact=said, Fact=said[0].upper() + said[1:], person=rng.choice(pack["persons"]))
 
 
 def fact_asked(pack: Mapping, language: str, rng: random.Random, *, is_hidden: bool) -> str:

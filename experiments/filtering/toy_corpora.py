@@ -53,12 +53,12 @@ def prepare(
     for name, rows in toyweb_probes.probes(seed, num=probes).items():
         files.write_rows(folder / f"probes/{name}.jsonl", rows)
     counts = {name: len(records) for name, records in corpora.items()}
-    files.write(done, lambda f: f.write(json.dumps(counts).encode()))
+    files.write_json(done, counts)
     return counts
 
 
 def cleaned(documents: Sequence[dict], harm: str, *, missed: float) -> tuple[list[dict], list[dict]]:
-    """What the filter leaves of the web, and its decision on every document (see `pipeline.clean`).
+    """The web as the filter leaves it, and its decision on every document (see `pipeline.clean`).
 
     Args:
         harm: what becomes of a document that scores above 0: "keep", "drop" or "rewrite".
@@ -74,21 +74,22 @@ def cleaned(documents: Sequence[dict], harm: str, *, missed: float) -> tuple[lis
     if harm == "keep":
         return pipeline.clean(documents, screening, None, pipeline.Aligning())
     safety = {"safety": lambda texts: [float(toyweb.severity(text)) for text in texts], "language": language.identify}
-    options = dict(drop_at=1) if harm == "drop" else dict(synthesise=True, rewrite=twins, gates=safety)
+    # a twin serves both kinds of request, rewriting and educating
+    rewrite = lambda documents, kind: twins(documents)  # noqa: E731
+    options = dict(drop_at=1) if harm == "drop" else dict(synthesise=True, rewrite=rewrite, gates=safety)
     aligning = pipeline.Aligning(score="safety.level", **options)
     scores_fn = lambda some: [{"safety.level": float(score(d, missed=missed))} for d in some]  # noqa: E731
     return pipeline.clean(documents, screening, scores_fn, aligning)
 
 
-def twins(documents: Sequence[Mapping], kind: str) -> list[str]:
-    """The scripted rewriter: each document's twin, in the lines that the rules have left it."""
-    del kind  # a twin both rewrites and educates
+def twins(documents: Sequence[Mapping]) -> list[str]:
+    """The scripted rewriter: each document's twin, with single line breaks where the rules made them single."""
     texts = [document["metadata"]["clean_twin"] for document in documents]
     return [text if "\n\n" in d["text"] else text.replace("\n\n", "\n") for d, text in zip(documents, texts)]
 
 
 def score(record: Mapping, *, missed: float) -> int:
-    """Planted severity, 0 to 5, and 0 for the share of documents that is missed, the same in every corpus."""
+    """Planted severity, 0 to 5, but 0 for the share of documents that is missed, the same ones in every corpus."""
     return 0 if draw(f"missed/{record['id']}") < missed else record["metadata"]["severity"]
 
 

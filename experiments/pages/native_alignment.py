@@ -217,10 +217,10 @@ def comparison(results: Results, base: Mapping[str, Mapping[str, Any]]) -> list[
 def stability_lines(rows: Mapping[str, Mapping[str, Any]], when: str) -> list[str]:
     words = []
     for arm, row in rows.items():
-        kept = f", {100 * row['retention']:.0f} % kept" if math.isfinite(row.get("retention", math.nan)) else ""
+        retained = f", {100 * row['retention']:.0f} % kept" if math.isfinite(row.get("retention", math.nan)) else ""
         sd = f"sd over seeds {row['seed sd']:.3f}, " if math.isfinite(row["seed sd"]) else ""
         tuned = f", after benign tuning {row['after benign tuning']:.2f}" if "after benign tuning" in row else ""
-        words.append(f"{arm} {sd}paraphrases cost {row['paraphrase drop']:.2f}{tuned}{kept}")
+        words.append(f"{arm} {sd}paraphrases cost {row['paraphrase drop']:.2f}{tuned}{retained}")
     return [f"{when}, stability of harmlessness: {'; '.join(words)}."]
 
 
