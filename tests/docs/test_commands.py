@@ -137,6 +137,16 @@ def test_every_loss_stands_in_the_table_of_losses():
     assert f"{len(losses.LOSSES)} losses" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_messages_of_the_table_are_those_of_the_code():
+    paths = [path for top in ("alignment", "data", "experiments") for path in (ROOT / top).rglob("*.py")]
+    code = "".join(path.read_text(encoding="utf-8") for path in paths)
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").partition("## Messages")[2]
+    messages = re.findall(r"^\| `(.+?)` \|", text, re.MULTILINE)
+    parts = [part.strip(" ,;=") for message in messages for part in message.split("...")]
+    assert len(messages) > 15 and [part for part in parts if part not in code] == []
+
+
 def test_few_blocks_are_excused():
     excused = [block for page in PAGES for block in read(page) if block.reason]
     assert len(excused) <= MOST_EXCUSED, [f"{block.where}: {block.reason}" for block in excused]
