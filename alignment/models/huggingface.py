@@ -25,6 +25,8 @@ FAMILIES = {  # architecture: model_type
     "Qwen3ForCausalLM": "qwen3",
     "MistralForCausalLM": "mistral",
 }
+BODIES = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "Qwen3Model": "qwen3", "MistralModel": "mistral"}  # no head
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Hugging Face name: (our name, how many of our leading dimensions are a linear layer's input; torch keeps [out, in]).
 # None: the same array; 0: flattened.
@@ -41,8 +43,8 @@ LAYER = {
 }
 BIASES = {f"self_attn.{x[0]}_proj.bias": (f"{x}_bias", 0) for x in ("query", "key", "value")}
 HEAD_NORMS = {f"self_attn.{x[0]}_norm.weight": (f"{x}_norm", None) for x in ("query", "key")}
-OUTER = {"model.embed_tokens.weight": ("embedding", None), "model.norm.weight": ("final_norm", None)}
-UNTIED = {"lm_head.weight": ("head", 1)}
+OUTER = {EMBEDDING: ("embedding", None), "model.norm.weight": ("final_norm", None)}
+UNTIED = {HEAD: ("head", 1)}
 
 
 def names(model: decoder.DecoderLM) -> dict[str, tuple[tuple[str, ...], int | None, int | None]]:
@@ -117,7 +119,7 @@ def config_of(folder: str | pathlib.Path) -> dict:
             head_dim=config.get("head_dim") or _default_head_dim(config, family),
             ffn_dim=config["intermediate_size"],
             norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=config.get("tie_word_embeddings", False),
+            tie_embeddings=bool(config.get("tie_word_embeddings")) and not _has_head_of_its_own(folder),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
             **_rope_of(config),
@@ -129,10 +131,42 @@ def config_of(folder: str | pathlib.Path) -> dict:
     return kwargs
 
 
+def _stored(folder):
+    """The tensors of a checkpoint by the names of a whole language model.
+
+    transformers saves a body without its head (`LlamaModel`) under names that lack the leading `model.`, and a tied
+    matrix under either of its two names.
+    """
+    if pathlib.Path(folder).suffix == ".gguf":
+        return gguf_names.tensors(gguf.read(str(folder)))
+    stored = tensors.index(folder)
+    if not any(name.startswith("model.") for name in stored):
+        stored = {name if name.startswith("lm_head.") else f"model.{name}": place for name, place in stored.items()}
+    return stored
+
+
+def _has_head_of_its_own(folder):
+    """Whether a checkpoint that says it is tied holds another output matrix than its embedding.
+
+    transformers and vLLM then load both, whatever config.json says.
+    """
+    if pathlib.Path(folder).suffix == ".gguf" or not any(pathlib.Path(folder).glob("*.safetensors")):
+        return False
+    stored = _stored(folder)
+    if HEAD not in stored or EMBEDDING not in stored or tensors.same_values(HEAD, stored[HEAD], stored[EMBEDDING]):
+        return False
+    print(
+        f"{folder}: config.json has tie_word_embeddings=true, but {HEAD} differs from {EMBEDDING}; both are loaded, "
+        "and the model is untied",
+        flush=True,
+    )
+    return True
+
+
 def _family(config, where):
     architectures = config.get("architectures") or [config.get("model_type")]
     for architecture in architectures:
-        family = FAMILIES.get(architecture, architecture)
+        family = (FAMILIES | BODIES).get(architecture, architecture)
         if family in FAMILIES.values():
             return family
     raise InputError(
@@ -204,8 +238,9 @@ def load(
         shardings: a tree like the parameters; each device's part is read from the files by itself. None: one device.
         dtype: of the parameters; None: the model's `param_dtype`.
     """
-    is_gguf = pathlib.Path(folder).suffix == ".gguf"
-    stored = gguf_names.tensors(gguf.read(str(folder))) if is_gguf else tensors.index(folder)
+    stored = _stored(folder)
+    if model.tie_embeddings and EMBEDDING not in stored and HEAD in stored:
+        stored = {**stored, EMBEDDING: stored[HEAD]}
     table = names(model)
     shapes = param_shapes(model)
     _check_names(folder, stored, table, model)
@@ -239,7 +274,7 @@ def _check_names(folder, stored, table, model):
     missing = [name for name in table if name not in stored]
     if missing:
         raise InputError(f"{folder} lacks {_few(missing)}; it has {_few(list(stored))}")
-    ignored = ("rotary_emb.inv_freq",) + (("lm_head.weight",) if model.tie_embeddings else ())
+    ignored = ("rotary_emb.inv_freq",) + ((HEAD,) if model.tie_embeddings else ())
     extra = [name for name in stored if name not in table and not name.endswith(ignored)]
     if extra:
         file = stored[extra[0]].file

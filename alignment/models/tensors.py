@@ -5,6 +5,7 @@ dtype, shape and byte range of each tensor; the bytes. A folder holds `model.saf
 `model.safetensors.index.json`. Nothing is unpickled, and a tensor's bytes are read when its view is.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -19,12 +20,15 @@ from alignment import files
 from alignment.errors import InputError
 
 INDEX = "model.safetensors.index.json"
+MAIN = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"  # a LoRA adapter, in the layout of peft
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+COMPARED = 1 << 24  # numbers of two tensors that are compared at once
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -38,18 +42,38 @@ class Stored(NamedTuple):
 
 
 def index(folder: str | pathlib.Path) -> dict[str, Stored]:
-    """All tensors of a checkpoint folder; files that are missing, cut short or inconsistent are refused here."""
+    """All tensors of a checkpoint folder; files that are missing, cut short or inconsistent are refused here.
+
+    Of several files `model.safetensors` is read, as transformers does; others beside it (an adapter, another layout of
+    the same weights) are left alone, and that is printed once.
+    """
     folder = pathlib.Path(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if (folder / MAIN).is_file():
+        _say_ignored(folder, MAIN, tuple(file.name for file in weights if file.name != MAIN))
+        return header(folder / MAIN)
     if (folder / INDEX).is_file():
         return _indexed(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if len(weights) != 1:
-        names = ", ".join(file.name for file in weights) or "no *.safetensors"
+    own = [file for file in weights if file.name != ADAPTER]
+    if len(own) != 1:
+        if weights and not own:
+            raise InputError(
+                f"{folder} holds {ADAPTER} alone, which changes another model; merge it into that model first "
+                "(peft: model.merge_and_unload().save_pretrained(...))"
+            )
+        names = ", ".join(file.name for file in own) or "no *.safetensors"
         raise InputError(
-            f"{folder} holds {names}; a checkpoint is one model.safetensors, or several files and {INDEX} "
+            f"{folder} holds {names}; a checkpoint is one {MAIN}, or several files and {INDEX} "
             f"(pickled *.bin weights are never read: convert them with save_pretrained(..., safe_serialization=True))"
         )
-    return header(weights[0])
+    _say_ignored(folder, own[0].name, tuple(file.name for file in weights if file != own[0]))
+    return header(own[0])
+
+
+@functools.cache
+def _say_ignored(folder: pathlib.Path, name: str, others: tuple[str, ...]) -> None:
+    if others:
+        print(f"{folder}: weights come from {name}; {', '.join(others)} beside it: not read", flush=True)
 
 
 def _indexed(folder):
@@ -57,6 +81,8 @@ def _indexed(folder):
         places = json.loads((folder / INDEX).read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{folder / INDEX} is not an index of tensors ({e!r}); download it again") from None
+    others = {file.name for file in folder.glob("*.safetensors")} - set(places.values())
+    _say_ignored(folder, f"the files in {INDEX}", tuple(sorted(others)))
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         if not (folder / file).is_file():
@@ -117,6 +143,15 @@ def view(name: str, stored: Stored) -> np.ndarray:
     return raw.view(dtype).reshape(stored.shape)
 
 
+def same_values(name: str, a: Stored, b: Stored) -> bool:
+    """Whether two tensors are equal; the files are read in blocks, up to the first difference."""
+    if a.shape != b.shape:
+        return False
+    flat_a, flat_b = (view(name, stored).reshape(-1) for stored in (a, b))
+    blocks = range(0, flat_a.size, COMPARED)
+    return all(np.array_equal(flat_a[at : at + COMPARED], flat_b[at : at + COMPARED]) for at in blocks)
+
+
 def plan(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
     """Which tensors go to which file, in the order given; a tensor over the limit gets a file of its own."""
     shards: list[list[str]] = [[]]
@@ -129,7 +164,7 @@ def plan(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_shard_bytes
         shards[-1].append(name)
         used += num_bytes
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {MAIN: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 

@@ -166,6 +166,56 @@ def test_a_config_that_lacks_a_size_names_it(tmp_path):
         huggingface.config_of(tmp_path / "out")
 
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_shard_bytes", [10_000, 10**9])
+def test_a_head_that_differs_from_a_tied_embedding_is_loaded(tmp_path, family, max_shard_bytes, capsys):
+    model, params = make(**FAMILIES[family] | {"tie_embeddings": False})
+    huggingface.save(params, model, tmp_path / "out", max_shard_bytes=max_shard_bytes)
+    edit(tmp_path / "out", tie_word_embeddings=True)
+    again = decoder.DecoderLM(**huggingface.config_of(tmp_path / "out"))
+    assert not again.tie_embeddings
+    assert "tie_word_embeddings=true, but lm_head.weight differs" in capsys.readouterr().out
+    same(huggingface.load(tmp_path / "out", again), params)
+
+
+def rename(folder, names):
+    """Save the tensors of a folder again under names(old name); one that gives several names is there under each."""
+    from safetensors import numpy as reference
+
+    arrays = reference.load_file(folder / "model.safetensors")
+    reference.save_file({new: x for old, x in arrays.items() for new in names(old)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kept", [(EMBEDDING, HEAD), (HEAD,)], ids=["both", "head alone"])
+def test_a_tied_matrix_may_be_stored_twice_or_as_the_head(tmp_path, kept):
+    model, params = saved(tmp_path)
+    rename(tmp_path, lambda name: kept if name == EMBEDDING else (name,))
+    assert huggingface.config_of(tmp_path)["tie_embeddings"]
+    same(huggingface.load(tmp_path, model), params)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_without_the_leading_model_are_read(tmp_path, tied):
+    model, params = make(tie_embeddings=tied)
+    huggingface.save(params, model, tmp_path)
+    rename(tmp_path, lambda name: (name.removeprefix("model."),))
+    edit(tmp_path, architectures=["LlamaModel"])
+    again = decoder.DecoderLM(**huggingface.config_of(tmp_path))
+    assert again.tie_embeddings == tied
+    same(huggingface.load(tmp_path, again), params)
+
+
+def test_a_body_whose_head_is_not_stored_is_refused_unless_tied(tmp_path):
+    model, params = make(tie_embeddings=False)
+    huggingface.save(params, model, tmp_path)
+    rename(tmp_path, lambda name: () if name == HEAD else (name.removeprefix("model."),))
+    with pytest.raises(InputError, match=r"lacks lm_head\.weight"):
+        huggingface.load(tmp_path, decoder.DecoderLM(**huggingface.config_of(tmp_path)))
+
+
 def test_missing_unknown_and_misshaped_tensors_are_named(tmp_path):
     saved(tmp_path / "out")
     biased = decoder.DecoderLM(**TINY, qkv_bias=True)

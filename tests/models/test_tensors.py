@@ -88,3 +88,34 @@ def test_a_folder_without_its_files_is_refused(tmp_path):
     (tmp_path / tensors.INDEX).write_text(json.dumps({"weight_map": {"a": "x.safetensors", "z": "y.safetensors"}}))
     with pytest.raises(InputError, match="lacks z"):
         tensors.index(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["adapter_model.safetensors", "consolidated.safetensors", "model.fp16.safetensors"])
+def test_a_file_beside_the_weights_is_left_alone_and_that_is_said(tmp_path, capsys, other):
+    file = write(tmp_path, some())
+    write(tmp_path, {"c": np.zeros(2, np.float32)}, file=other)
+    assert {stored.file for stored in tensors.index(tmp_path).values()} == {file}
+    assert f"weights come from model.safetensors; {other} beside it: not read" in capsys.readouterr().out
+
+
+def test_an_adapter_beside_shards_is_left_alone(tmp_path, capsys):
+    write(tmp_path, some(), file="model-00001-of-00001.safetensors")
+    write(tmp_path, {"c": np.zeros(2, np.float32)}, file="adapter_model.safetensors")
+    places = {"weight_map": dict.fromkeys("ab", "model-00001-of-00001.safetensors")}
+    (tmp_path / tensors.INDEX).write_text(json.dumps(places))
+    assert set(tensors.index(tmp_path)) == {"a", "b"}
+    assert "adapter_model.safetensors beside it: not read" in capsys.readouterr().out
+
+
+def test_an_adapter_alone_is_refused_with_the_way_out(tmp_path):
+    write(tmp_path, some(), file="adapter_model.safetensors")
+    with pytest.raises(InputError, match="alone, which changes another model; merge it"):
+        tensors.index(tmp_path)
+
+
+def test_equal_values_of_two_types_are_the_same(tmp_path):
+    exact = np.arange(6, dtype=np.float32)
+    for name, array in {"x": exact, "y": exact.astype(ml_dtypes.bfloat16), "z": exact + 1}.items():
+        write(tmp_path, {name: array}, file=f"{name}.safetensors")
+    x, y, z = (tensors.header(tmp_path / f"{name}.safetensors")[name] for name in "xyz")
+    assert tensors.same_values("x", x, y) and not tensors.same_values("x", x, z)
