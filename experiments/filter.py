@@ -120,17 +120,26 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         steps=600,
     )
     if arg:
-        c.inputs = toy.NAME
-        c.scorers.safety.path = toy.NAME
-        c.rewriter.backend = "cut"
-        c.rewriter.model = toy.NAME
-        c.slice_mb = 1.0
+        small(c)
     if arg == "tiny":
-        c.toyweb.num = 200
-        c.toyweb.shards = 2
-        c.executor = "local"
-        c.scorers.safety.kind = "patterns"  # instead of a scorer that must be trained
+        tiny(c)
     return c
+
+
+def small(c: ml_collections.ConfigDict) -> None:
+    """What `laptop` and `tiny` share: the toy web, its scorer, and its patterns of harm as the rewriter."""
+    c.inputs = toy.NAME
+    c.scorers.safety.path = toy.NAME
+    c.rewriter.backend = "cut"
+    c.rewriter.model = toy.NAME
+    c.slice_mb = 1.0
+
+
+def tiny(c: ml_collections.ConfigDict) -> None:
+    c.toyweb.num = 200
+    c.toyweb.shards = 2
+    c.executor = "local"
+    c.scorers.safety.kind = "patterns"  # instead of a scorer that must be trained
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

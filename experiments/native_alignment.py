@@ -82,6 +82,28 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         heldout=40,
         probes=12,
     )
+    add_stages(c)
+    c.post = True  # whether arms get post-alignment too
+    c.post_arms = "raw,aligned,both"  # those that do
+    c.score_batch = 64  # sequences scored at a time, over all hosts
+    c.samples = dict(
+        num=200,  # harmlessness prompts answered; 0 for none
+        max_new_tokens=128,
+        temperature=1.0,
+    )
+    c.resamples = 2_000  # of the bootstrap over seeds and probes
+    c.keep_checkpoints = True  # of members that are done
+    c.export = "bfloat16"  # weights of the Hugging Face folder each pretrained member leaves; "" leaves none
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    if arg:
+        small(c)
+    if arg == "tiny":
+        tiny(c)
+    return c
+
+
+def add_stages(c: ml_collections.ConfigDict) -> None:
+    """Pretraining, supervised tuning, DPO and benign tuning."""
     c.pretrain = stage(
         steps=2_500,
         batch_size=1_024,
@@ -115,23 +137,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         warmup_steps=2,
         save_every=60,
     )
-    c.post = True  # whether arms get post-alignment too
-    c.post_arms = "raw,aligned,both"  # those that do
-    c.score_batch = 64  # sequences scored at a time, over all hosts
-    c.samples = dict(
-        num=200,  # harmlessness prompts answered; 0 for none
-        max_new_tokens=128,
-        temperature=1.0,
-    )
-    c.resamples = 2_000  # of the bootstrap over seeds and probes
-    c.keep_checkpoints = True  # of members that are done
-    c.export = "bfloat16"  # weights of the Hugging Face folder each pretrained member leaves; "" leaves none
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
-    if arg:
-        small(c)
-    if arg == "tiny":
-        tiny(c)
-    return c
 
 
 def stage(**settings: Any) -> ml_collections.ConfigDict:

@@ -98,54 +98,67 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     c.export = "bfloat16"  # weights of the Hugging Face folder left in the workdir; "" leaves none
     if arg:
-        c.export = "float32"
-        c.init_from = ""
-        c.tokenizer = "words"
-        c.prompt = "bare"
-        c.data.path = "synthetic"
-        c.data.heldout_fraction = 0.05
-        c.compute.dtype = "float32"
-        c.compute.remat = "none"
+        small(c)
     if arg == "tiny":
-        c.steps = 4
-        c.model.num_layers = 1
-        c.model.model_dim = 32
-        c.model.num_heads = 2
-        c.model.num_kv_heads = 1
-        c.model.ffn_dim = 64
-        c.data.limit = 64
-        c.data.heldout_fraction = 0.2
-        c.rows.max_len = 256
-        c.batch_size = 8
-        c.optimizer.peak_lr = 1e-2
-        c.loop.log_every = 1
-        c.loop.eval_every = 2
-        c.loop.save_every = 2
-        c.heldout.num = 4
-        c.heldout.batch_size = 4
+        tiny(c)
     elif arg == "laptop":
-        c.steps = 1_000
-        # A first layer that sees four tokens and a second that sees all: copying, hard for small models, is then learnt
-        # in a few hundred steps, because what came just before a token is what the second layer looks it up by.
-        c.model = dict(
-            num_layers=2,
-            model_dim=128,
-            num_heads=4,
-            num_kv_heads=4,
-            ffn_dim=256,
-            qk_norm=True,
-            layer_types=("sliding_attention", "full_attention"),
-            sliding_window=4,
-            tie_embeddings=False,
-        )
-        c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
-        c.data.limit = 24_000
-        c.data.heldout_fraction = 0.03
-        c.rows.max_len = 128
-        c.batch_size = 16
-        c.optimizer.peak_lr = 3e-3
-        c.loop.eval_every = 100
+        laptop(c)
     return c
+
+
+def small(c: ml_collections.ConfigDict) -> None:
+    """What `laptop` and `tiny` share."""
+    c.export = "float32"
+    c.init_from = ""
+    c.tokenizer = "words"
+    c.prompt = "bare"
+    c.data.path = "synthetic"
+    c.data.heldout_fraction = 0.05
+    c.compute.dtype = "float32"
+    c.compute.remat = "none"
+
+
+def tiny(c: ml_collections.ConfigDict) -> None:
+    c.steps = 4
+    c.model.num_layers = 1
+    c.model.model_dim = 32
+    c.model.num_heads = 2
+    c.model.num_kv_heads = 1
+    c.model.ffn_dim = 64
+    c.data.limit = 64
+    c.data.heldout_fraction = 0.2
+    c.rows.max_len = 256
+    c.batch_size = 8
+    c.optimizer.peak_lr = 1e-2
+    c.loop.log_every = 1
+    c.loop.eval_every = 2
+    c.loop.save_every = 2
+    c.heldout.num = 4
+    c.heldout.batch_size = 4
+
+
+def laptop(c: ml_collections.ConfigDict) -> None:
+    c.steps = 1_000
+    # A first layer that sees four tokens and a second that sees all: copying, hard for small models, is then learnt
+    # in a few hundred steps, because what came just before a token is what the second layer looks it up by.
+    c.model = dict(
+        num_layers=2,
+        model_dim=128,
+        num_heads=4,
+        num_kv_heads=4,
+        ffn_dim=256,
+        qk_norm=True,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_window=4,
+        tie_embeddings=False,
+    )
+    c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
+    c.data.limit = 24_000
+    c.data.heldout_fraction = 0.03
+    c.rows.max_len = 128
+    c.batch_size = 16
+    c.optimizer.peak_lr = 3e-3
+    c.loop.eval_every = 100
 
 
 def sweep():
