@@ -111,6 +111,19 @@ def check_bad(bad: Sequence[BadRecord], total: int, max_bad: float = MAX_BAD) ->
         )
 
 
+def set_aside(refused: Sequence[BadRecord], total: int, counts: dict[str, int], what: str) -> None:
+    """Count records that were read and cannot be used, and print the first three.
+
+    Raises:
+        InputError: they are more than one in a hundred, so that something other than a few records is wrong.
+    """
+    if refused:
+        counts[what] = counts.get(what, 0) + len(refused)
+        for bad in refused[:3]:
+            print(f"set aside: {bad.file}:{bad.line}: {bad.reason}", flush=True)
+        check_bad(refused, total)
+
+
 def write_bad(bad: Sequence[BadRecord], path: str | os.PathLike) -> None:
     """Write the lines set aside as JSONL of file, line and reason."""
     content = b"".join(orjson.dumps(dataclasses.asdict(b)) + b"\n" for b in bad)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alignment.errors import InputError, one_of
+from data import records
 from data.texts.pair_formats import Comparison, Message
 from data.tokens import chat
 from data.tokens.tokenizer import Tokenizer
@@ -50,8 +51,9 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
             chat.py.
     """
     messages: list[Message]
+    answer = chat.without_end(answer, tokenizer.chat_template, tokenizer.tokens)
     if isinstance(item.prompt, str):
-        if mode == "never" or (mode == "auto" and not item.is_chat):
+        if (mode == "never" or (mode == "auto" and not item.is_chat)) and not item.tools:
             return item.prompt + answer, len(item.prompt), False
         messages = [{"role": "user", "content": item.prompt}]
     else:
@@ -59,9 +61,16 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
     template = tokenizer.chat_template
     if mode == "never":
         template = chat.default_template(with_bos=tokenizer.adds_bos)
-    whole = [*messages, {"role": "assistant", "content": answer}]
-    text = chat.render(template, whole, tokens=tokenizer.tokens)
-    prefix = chat.prefix_of(template, whole, len(messages), text, tokens=tokenizer.tokens)
+    whole = [*messages, {"role": "assistant", "content": item.prefill + answer}]
+    options = {"tokens": tokenizer.tokens, **({"tools": item.tools} if item.tools else {})}
+    text = chat.render(template, whole, **options)
+    chat.check_shown(text, messages, item.tools)
+    prefix = chat.prefix_of(template, whole, len(messages), text, **options)
+    if item.prefill:  # the model reads the opening and goes on from it
+        opening = item.prefill if text.startswith(item.prefill, len(prefix)) else item.prefill.strip()
+        if not text.startswith(opening, len(prefix)):
+            raise chat.Refused("the chat template rewrites the opening of the answer")
+        prefix += opening
     mark = chat.end_of_turn(template, tokens=tokenizer.tokens)
     if mark and text.rstrip().endswith(mark):  # a model stops at its mark; the line end after it is not learned
         text = text.rstrip()
@@ -70,26 +79,29 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
 
 def encode(
     tokenizer: Tokenizer, items: Sequence[Comparison], answers: Sequence[str], *, mode: str = "auto"
-) -> list[Answered]:
+) -> list[Answered | records.BadRecord]:
     """Each item's prompt followed by its answer, with one BOS where the tokenizer adds it, and an end of turn.
 
+    A conversation that the chat template refuses, or does not show in full, comes as the record to set aside.
+
     Raises:
-        InputError: an unknown mode, or a conversation that the chat template refuses; the message names the record.
+        InputError: an unknown mode.
     """
     one_of("data.chat", mode, CHAT)
-    out = []
+    out: list[Answered | records.BadRecord] = []
     for at in range(0, len(items), 1024):
         written = [_texts(tokenizer, i, a, mode) for i, a in zip(items[at : at + 1024], answers[at : at + 1024])]
-        encoded = tokenizer.encode_batch([text for text, _, _ in written])
-        out += [_bounded(tokenizer, *e, *w[1:]) for e, w in zip(encoded, written)]
+        encoded = iter(tokenizer.encode_batch([w[0] for w in written if not isinstance(w, records.BadRecord)]))
+        for w in written:
+            out.append(w if isinstance(w, records.BadRecord) else _bounded(tokenizer, *next(encoded), *w[1:]))
     return out
 
 
-def _texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str) -> tuple[str, int, bool]:
+def _texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str) -> tuple[str, int, bool] | records.BadRecord:
     try:
         return texts(tokenizer, item, answer, mode)
-    except InputError as e:
-        raise InputError(f"{item.file}:{item.line}: {e}") from e
+    except chat.Refused as e:
+        return records.BadRecord(item.file, item.line, str(e))
 
 
 def _bounded(

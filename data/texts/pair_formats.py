@@ -18,6 +18,9 @@ Files of answers alone, for supervised tuning, are read by text.py into the same
 | prompt, completion                 | TRL                                  |
 | instruction, input, output         | Alpaca                               |
 
+All of them may have `system` (or `system_prompt`), which becomes the first turn, and `history`, earlier turns; a prompt
+is followed by the text of `input`. A text column that no reader reads is counted under its name.
+
 Columns may have the other names of ALIASES, or names that the config gives. Messages are {role, content} or {from,
 value}. Each reader takes a record's values and returns a `Comparison`, or the reason (a short text, under which such
 records are counted) why the record cannot be compared. The columns decide which reader fits, or the config names it.
@@ -25,19 +28,21 @@ records are counted) why the record cannot be compared. The columns decide which
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from alignment.errors import InputError, one_of
 from data import records
+from data.texts import turns
+from data.texts.turns import Message
 
-Message = dict[str, str]  # role and content
 ALIASES = {
     "prompt": ("prompt", "question", "instruction", "query"),
     "chosen": ("chosen", "chosen_answer", "chosen_response"),
     "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
 }
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+TIES = ("", "none", "null", "nan", "tie", "equal", "0", "0.0", "1.5")
 MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError)  # nulls, numbers, empty lists where turns should be
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -50,6 +55,9 @@ class Comparison:
         prompt: a text that the answers continue directly, or the messages before the answer.
         answers: (chosen, rejected), or one text.
         label: whether a single answer is desirable; None for two.
+        prefill: the opening of the answer that the prompt already has: it is read and not learned.
+        tools: what a chat template is given as `tools`; None for nothing.
+        answer_keys: what the last turn has beside role and content, such as a call of a tool or a weight.
         is_chat: whether a text prompt is a question to a chat model rather than text to continue. A column that the
             file calls `prompt` holds text to continue, as in TRL; a column of any other name holds questions.
         source: the record's own `source` or `dataset`, for metrics by source.
@@ -60,6 +68,9 @@ class Comparison:
     prompt: str | list[Message]
     answers: tuple[str, ...]
     label: bool | None = None
+    prefill: str = ""
+    tools: Any = None
+    answer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_chat: bool = False
     source: str = ""
     group: str = ""
@@ -100,18 +111,23 @@ def read(
         raise InputError(f"data.columns has {unknown}; it may name {sorted(_KEYS)}")
     one_of("data.format", format, ("auto", *FORMATS))
     items: list[Comparison] = []
-    for row in rows:
+    used = {*READ_BY_ALL, *columns.values(), group_column}
+    for number, row in enumerate(rows):
         if limit is not None and len(items) >= limit:
+            counts["records beyond data.limit"] = counts.get("records beyond data.limit", 0) + len(rows) - number
             break
         value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
+        count_unread(row.value, used, counts)
         try:
             item = FORMATS[name](value)
+            if isinstance(item, Comparison):
+                item = _cleaned(complete(item, value))
+        except turns.SetAside as reason:
+            item = str(reason)
         except MISSHAPEN:
             item = "record of another shape"
-        if isinstance(item, Comparison):
-            item = _cleaned(item)
         if isinstance(item, str):
             counts[item] = counts.get(item, 0) + 1
             continue
@@ -128,6 +144,33 @@ def renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     if columns.get("prompt", "prompt") != "prompt" and "prompt" in out:
         out["question"] = out.pop("prompt")
     return out
+
+
+def count_unread(value: Mapping[str, Any], used: Collection[str], counts: dict[str, int]) -> None:
+    """Count a record under each of its columns that holds a text and that no reader reads."""
+    for name, content in value.items():
+        if name not in used and isinstance(content, str) and content.strip():
+            what = f"texts in the column {name!r}, which is not read"
+            counts[what] = counts.get(what, 0) + 1
+
+
+def complete(item: Comparison, value: Mapping[str, Any]) -> Comparison:
+    """The comparison with the record's system turn, history, tools and a prefilled answer.
+
+    Raises:
+        turns.SetAside: the record has pictures, two system turns, or a prompt that already ends with an answer.
+    """
+    prompt = turns.with_context(turns.context(value), item.prompt)
+    tools = turns.parsed(value.get("tools")) or None
+    item = dataclasses.replace(item, prompt=prompt, tools=tools)
+    if isinstance(prompt, str) or not prompt or prompt[-1]["role"] != "assistant":
+        return item
+    opening = prompt[-1]["content"]
+    if not opening.strip() or any(answer.strip() == opening.strip() for answer in item.answers):
+        raise turns.SetAside("prompt that already ends with the answer")
+    whole = [answer.startswith(opening) for answer in item.answers]  # some files write the opening out again
+    answers = tuple(a.removeprefix(opening) if is_whole else a for a, is_whole in zip(item.answers, whole))
+    return dataclasses.replace(item, prompt=prompt[:-1], answers=answers, prefill=opening)
 
 
 def filled(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,14 +196,18 @@ def _detect(value: Mapping[str, Any], columns: Mapping[str, str]) -> str:
         if _pick(value, "prompt") is None and isinstance(chosen, str) and TURN.search(chosen):
             return "hh"
         return "trl"
-    return "unpaired" if "label" in value and ({"messages", "completion"} & set(value)) else ""
+    is_labelled = "label" in value and {"messages", "completion", "conversations"} & set(value)
+    return "unpaired" if is_labelled else ""
 
 
 def trl(value: Mapping[str, Any]) -> Comparison | str:
     """`prompt`, `chosen`, `rejected`: texts or message lists; without `prompt`, the opening that both answers share."""
-    prompt, chosen, rejected = _pick(value, "prompt"), _pick(value, "chosen"), _pick(value, "rejected")
+    prompt, chosen, rejected = (turns.parsed(_pick(value, name)) for name in ("prompt", "chosen", "rejected"))
     if chosen is None or rejected is None:
         return "no answer"
+    if prompt is None and value.get("messages") and not _has_question(chosen):
+        prompt = value["messages"]
+    prompt = turns.question(prompt, value)
     if isinstance(chosen, str) != isinstance(rejected, str):
         return "answers of two kinds"
     if isinstance(chosen, str):
@@ -169,9 +216,9 @@ def trl(value: Mapping[str, Any]) -> Comparison | str:
             return Comparison(chosen[:k], (chosen[k:], rejected[k:]))
         if isinstance(prompt, str):
             return Comparison(prompt, (chosen, rejected), is_chat=value.get("prompt") is None)
-        return Comparison(messages_of(prompt), (chosen, rejected))
-    before = messages_of(prompt) if prompt is not None else []
-    chosen, rejected = messages_of(chosen), messages_of(rejected)
+        return Comparison(turns.messages_of(prompt), (chosen, rejected))
+    before = turns.messages_of(prompt) if prompt is not None else []
+    chosen, rejected = turns.messages_of(chosen), turns.messages_of(rejected)
     k = 0  # turns that both have, before the answers
     while k < min(len(chosen), len(rejected)) - 1 and chosen[k] == rejected[k]:
         k += 1
@@ -179,23 +226,14 @@ def trl(value: Mapping[str, Any]) -> Comparison | str:
         return "answers differ over several turns"
     if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         return "answer is not the assistant's"
-    return Comparison(_joined(before, chosen[:k]), (chosen[-1]["content"], rejected[-1]["content"]))
+    answers = (chosen[-1]["content"], rejected[-1]["content"])
+    if any(turn.get("tool_calls") for turn in (chosen[-1], rejected[-1])):
+        return "answer that calls a tool"
+    return Comparison(turns.joined(before, chosen[:k]), answers)
 
 
-def _joined(before: list[Message], shared: list[Message]) -> list[Message]:
-    """The prompt followed by the turns that both answers share; in some files these repeat the prompt.
-
-    A repeated prompt may lack its system turn.
-    """
-    (system, turns), (shared_system, shared_turns) = map(_system_apart, (before, shared))
-    if shared_turns[: len(turns)] == turns:
-        return (shared_system or system) + shared_turns
-    return before + shared
-
-
-def _system_apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    k = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
-    return messages[:k], messages[k:]
+def _has_question(answer: Any) -> bool:
+    return not isinstance(answer, str) and any(m["role"] == "user" for m in turns.messages_of(answer))
 
 
 def hh(value: Mapping[str, Any]) -> Comparison | str:
@@ -210,48 +248,57 @@ def hh(value: Mapping[str, Any]) -> Comparison | str:
 
 def sharegpt(value: Mapping[str, Any]) -> Comparison | str:
     """`conversations` of {from, value}; `chosen` and `rejected` one such turn each (or a text)."""
-    prompt = messages_of(value["conversations"])
-    if isinstance(value.get("system"), str) and value["system"]:
-        prompt = [{"role": "system", "content": value["system"]}, *prompt]
     answers = []
     for name in ("chosen", "rejected"):
-        answer = _pick(value, name)
-        answer = answer if isinstance(answer, (str, list)) else [answer]
-        answers.append(answer if isinstance(answer, str) else messages_of(answer)[-1]["content"])
-    return Comparison(prompt, tuple(answers))
+        answer = turns.parsed(_pick(value, name))
+        messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else turns.messages_of(answer)
+        if len(messages) > 1:
+            return "answers of several turns"
+        answers.append(messages[0]["content"])
+    return Comparison(turns.messages_of(value["conversations"]), tuple(answers))
 
 
 def two_answers(value: Mapping[str, Any]) -> Comparison | str:
     """`instruction` (and `input`), `output_1`, `output_2`; `preference` is 1 or 2, the better one, or else a tie."""
-    try:
-        preference = float(value["preference"])
-    except (TypeError, ValueError):
-        preference = 0.0
+    preference = _preference(value["preference"])
+    if preference is None:
+        return "preference that is not 1, 2 or a tie"
     if preference not in (1.0, 2.0):
         return "tie"
     first, second = value["output_1"], value["output_2"]
-    prompt = _pick(value, "prompt")
-    if isinstance(value.get("input"), str) and value["input"].strip():
-        prompt = f"{prompt}\n\n{value['input']}"
+    prompt = turns.question(_pick(value, "prompt"), value)
     answers = (first, second) if preference == 1.0 else (second, first)
-    return Comparison(prompt if isinstance(prompt, str) else messages_of(prompt), answers, is_chat=True)
+    return Comparison(prompt if isinstance(prompt, str) else turns.messages_of(prompt), answers, is_chat=True)
+
+
+def _preference(value: Any) -> float | None:
+    """1 or 2, 0 for a tie; None for a value that this format does not have."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in TIES):
+        return 0.0
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return 0.0 if number in (0.0, 1.5) or number != number else number if number in (1.0, 2.0) else None
 
 
 def unpaired(value: Mapping[str, Any]) -> Comparison | str:
     """`messages` (the last is the answer), or `prompt` and `completion`; `label` says whether it is desirable."""
-    label = {"true": True, "false": False, "1": True, "0": False}.get(str(value["label"]).lower())
+    label = LABELS.get(str(value["label"]).strip().lower())
     if label is None:
         return "label is neither true nor false"
-    if value.get("messages"):
-        messages = messages_of(value["messages"])
+    if turns_given := turns.parsed(value.get("messages") or value.get("conversations")):
+        messages = turns.messages_of(turns_given)
         if messages[-1]["role"] != "assistant":
             return "conversation does not end with the assistant"
         return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
-    prompt, answer = _pick(value, "prompt"), value["completion"]
+    prompt, answer = turns.question(turns.parsed(_pick(value, "prompt")), value), turns.parsed(value["completion"])
     if isinstance(prompt, str) and isinstance(answer, str):
         return Comparison(prompt, (answer,), label=label, is_chat=value.get("prompt") is None)
-    answer = answer if isinstance(answer, str) else messages_of(answer)[-1]["content"]
-    return Comparison(messages_of(prompt), (answer,), label=label)
+    answered = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else turns.messages_of(answer)
+    if len(answered) > 1:
+        return "answers of several turns"
+    return Comparison(turns.messages_of(prompt), (answered[0]["content"],), label=label)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Comparison | str]] = {
@@ -270,13 +317,15 @@ _NEEDS = {
 }
 _KEYS = frozenset(
     ("prompt", "chosen", "rejected", "conversations", "output_1", "output_2", "preference")
-    + ("messages", "completion", "label", "input", "system", "source")
+    + ("messages", "completion", "label", "input", "system", "history", "tools", "source")
 )  # the columns that the config may rename
+READ_BY_ALL = {*_KEYS, "dataset", *turns.SYSTEM, *turns.HISTORY, *turns.PICTURES}
+READ_BY_ALL |= {name for names in ALIASES.values() for name in names}
 
 
 def _require(value: Mapping[str, Any], row: records.Record, format: str, columns: Mapping[str, str]) -> None:
     needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
-    if format == "unpaired" and "messages" not in value:
+    if format == "unpaired" and not {"messages", "conversations"} & set(value):
         needed += ["prompt", "completion"]
     missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]
     missing += [k for k, name in columns.items() if name not in row.value and k not in missing]
@@ -311,23 +360,6 @@ def _cleaned(item: Comparison) -> Comparison | str:
     if len(item.answers) == 2 and item.answers[0].strip() == item.answers[1].strip():
         return "identical answers"
     return item
-
-
-def messages_of(turns: Any) -> list[Message]:
-    """A message list in any of the usual spellings, as {role, content}; a text is one user turn."""
-    if isinstance(turns, str):
-        return [{"role": "user", "content": turns}]
-    out = []
-    for turn in [turns] if isinstance(turns, Mapping) else turns or []:
-        if not isinstance(turn, Mapping):
-            out.append({"role": "user", "content": str(turn)})
-            continue
-        role = str(turn.get("role") or turn.get("from") or "user").lower()
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):  # parts of text, pictures and sound; only the text is read
-            content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
-        out.append({"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""})
-    return out
 
 
 def _dialogue(text: Any) -> list[Message]:

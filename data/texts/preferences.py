@@ -309,8 +309,11 @@ def _tokenise(
     def count(what: str, num: int = 1) -> None:
         report[what] = report.get(what, 0) + num
 
-    fitting_items, sequences = [], []
+    fitting_items, sequences, refused = [], [], []
     for item, sides in zip(items, zip(*columns)):
+        if bad := [side for side in sides if isinstance(side, records.BadRecord)]:
+            refused.append(bad[0])
+            continue
         if any(a.is_merged for a in sides):
             count("boundary inside a token")
         pair = answers.fit(
@@ -328,6 +331,7 @@ def _tokenise(
         if pair is not None:
             fitting_items.append(item)
             sequences.append(pair)
+    records.set_aside(refused, len(items), report, "conversations that the chat template refuses")
     return fitting_items, sequences
 
 

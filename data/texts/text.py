@@ -18,6 +18,7 @@ import numpy as np
 from alignment.errors import InputError, one_of
 from data import loader, records
 from data.texts import packing, pair_formats, splits
+from data.texts import turns as conversations
 from data.texts.pair_formats import Comparison
 from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
@@ -216,11 +217,22 @@ def _read(
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
     items = []
+    if limit is not None and len(rows) > limit:
+        report["records beyond data.limit"] = report.get("records beyond data.limit", 0) + len(rows) - limit
+    used = {
+        *pair_formats.READ_BY_ALL,
+        *columns.values(),
+        *(name for names in ALIASES.values() for name in names),
+        "output",
+    }
     for row in rows[:limit]:
         value = pair_formats.renamed(row.value, columns)
-        reader = _document if _kind(value, kind, row, columns) == "documents" else _exchange
+        is_document = _kind(value, kind, row, columns) == "documents"
+        pair_formats.count_unread(row.value, used, report)
         try:
-            item = reader(value)
+            item = _document(value) if is_document else _exchange(value)
+        except conversations.SetAside as reason:
+            item = str(reason)
         except pair_formats.MISSHAPEN:
             item = "record of another shape"
         if isinstance(item, str):
@@ -268,47 +280,62 @@ def _document(value: Mapping[str, Any]) -> Comparison | str:
 
 def _exchange(value: Mapping[str, Any]) -> Comparison | str:
     """A conversation as a Comparison; everything before the last answer is its prompt."""
-    turns = value.get("messages") or value.get("conversations")
+    turns = conversations.parsed(value.get("messages") or value.get("conversations"))
+    before = conversations.context(value)
     if turns:
-        messages = pair_formats.messages_of(turns)
-        if isinstance(value.get("system"), str) and value["system"] and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": value["system"]}, *messages]
+        messages = conversations.messages_of(turns)
     else:
         prompt, answer = _pick(value, "prompt"), _pick(value, "completion")
         is_plain = value.get("prompt") is not None
         if prompt is None or answer is None:
             prompt, answer, is_plain = value.get("instruction"), value.get("output"), False
-            if isinstance(prompt, str) and value.get("input"):
-                prompt = f"{prompt}\n\n{value['input']}"
+        prompt, answer = conversations.question(conversations.parsed(prompt), value), conversations.parsed(answer)
         if not prompt or not answer:
             return "empty prompt or answer"
-        if is_plain and isinstance(prompt, str) and isinstance(answer, str):
+        if is_plain and not before and isinstance(prompt, str) and isinstance(answer, str):
             return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
-        messages = [*pair_formats.messages_of(prompt), *_answer_turn(answer)]
+        messages = [*conversations.messages_of(prompt), *_answer_turn(answer)]
+    messages = list(conversations.with_context(before, messages))
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()  # nothing answers a question at the end
     if not messages:
         return "no assistant turn"
-    if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
+    if not any(m.get("weight", 1) for m in messages if m["role"] == "assistant"):
+        return "no assistant turn that is to be learned"
+    if not all(m["content"].strip() or m.get("tool_calls") for m in messages if m["role"] == "assistant"):
         return "empty prompt or answer"
-    return Comparison(messages[:-1], (messages[-1]["content"],))
+    last = messages[-1]
+    tools = conversations.parsed(value.get("tools")) or None
+    kept_keys = {key: value for key, value in last.items() if key not in ("role", "content")}
+    return Comparison(messages[:-1], (last["content"],), tools=tools, answer_keys=kept_keys)
 
 
 def _answer_turn(answer: Any) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else pair_formats.messages_of(answer)
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else conversations.messages_of(answer)
 
 
 def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spans, bool]:
     """The whole text, the spans of characters that are targets, and whether a template wrote it."""
     if isinstance(item.prompt, str):  # text to continue; a document's prompt is empty, so all of it is target
-        text = item.prompt + item.answers[0]
+        is_answer = item.prompt != ""
+        answer = item.answers[0]
+        text = item.prompt + (chats.without_end(answer, "", tokenizer.tokens) if is_answer else answer)
         return text, [(len(item.prompt), len(text))], False
-    messages = [*item.prompt, {"role": "assistant", "content": item.answers[0]}]
-    options: dict[str, Any] = {"tokens": tokenizer.tokens}
+    template, tokens = tokenizer.chat_template, tokenizer.tokens
+    messages = [*item.prompt, {"role": "assistant", "content": item.answers[0], **item.answer_keys}]
+    options: dict[str, Any] = {"tokens": tokens, **({"tools": item.tools} if item.tools else {})}
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            messages[i] = {**message, "content": chats.without_end(message["content"], template, tokens)}
+    is_learned = [bool(m.get("weight", 1)) for m in messages if m["role"] == "assistant"]
     if turns == "all":
-        text, spans = chats.assistant_spans(tokenizer.chat_template, messages, **options)
-        return text, spans, True
-    text = chats.render(tokenizer.chat_template, messages, **options)
+        text, spans = chats.assistant_spans(template, messages, **options)
+        chats.check_shown(text, messages, item.tools)
+        if len(spans) != len(is_learned) and not all(is_learned):
+            raise chats.Refused("the chat template marks other turns than those with a weight")
+        return text, [span for span, keep in zip(spans, is_learned) if keep] if not all(is_learned) else spans, True
+    text = chats.render(template, messages, **options)
+    chats.check_shown(text, messages, item.tools)
     prefix = chats.prefix_of(tokenizer.chat_template, messages, len(messages) - 1, text, **options)
     return text, [(len(prefix), len(text.rstrip()))], True
 
@@ -353,13 +380,21 @@ def _tokenise(
     all_ids: list[np.ndarray] = []
     all_counts: list[np.ndarray] = []
     samples: list[str] = []
+    refused: list[records.BadRecord] = []
 
     def count(what: str) -> None:
         report[what] = report.get(what, 0) + 1
 
     for at in range(0, len(items), 1024):
         part = items[at : at + 1024]
-        written = [_spans(tokenizer, item, turns) for item in part]
+        written = []
+        for item in part:
+            try:
+                written.append(_spans(tokenizer, item, turns))
+            except chats.Refused as e:
+                refused.append(records.BadRecord(item.file, item.line, str(e)))
+        bad = {(one.file, one.line) for one in refused}
+        part = [item for item in part if (item.file, item.line) not in bad] if bad else part
         encoded = tokenizer.encode_batch([text for text, _, _ in written])
         samples += [text for text, _, _ in written[: max(0, 8 - len(samples))]]
         for item, (token_ids, offsets), (_, spans, is_rendered) in zip(part, encoded, written):
@@ -378,6 +413,7 @@ def _tokenise(
                 continue
             all_ids.append(ids)
             all_counts.append(counts)
+    records.set_aside(refused, len(items), report, "conversations that the chat template refuses")
     return pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
 
 

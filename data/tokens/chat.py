@@ -21,6 +21,10 @@ from data.tokens import template_sandbox
 DATE = datetime.datetime(2024, 7, 26)  # the date Llama 3.1's own template falls back to
 
 
+class Refused(InputError):
+    """A template that does not write this conversation; others it may write."""
+
+
 def default_template(*, with_bos: bool) -> str:
     """The template of tokenizers without one: 'User: ...', a blank line, 'Assistant: ...' and EOS."""
     bos = "{{ bos_token }}" if with_bos else ""
@@ -54,7 +58,7 @@ def render(
         **variables: anything else that the template reads, such as `tools` or `enable_thinking`.
 
     Raises:
-        InputError: the template has an error, refuses the conversation, or goes beyond a limit.
+        Refused: the template has an error, refuses the conversation, or goes beyond a limit.
     """
     template_sandbox.steps.set([template_sandbox.MAX_STEPS])
     names: dict[str, Any] = {
@@ -89,7 +93,7 @@ def render(
     ) as e:
         reason = str(e) or type(e).__name__
         roles = [m.get("role") for m in messages]
-        raise InputError(f"the chat template fails on a conversation with roles {roles}: {reason}") from e
+        raise Refused(f"the chat template fails on a conversation with roles {roles}: {reason}") from e
     return "".join(parts)
 
 
@@ -128,13 +132,36 @@ def prefix_of(template: str, messages: Sequence[Mapping[str, Any]], i: int, text
     prefix = render(template, messages[:i], add_generation_prompt=True, **options)
     if not text.startswith(prefix):
         at = next((k for k, (a, b) in enumerate(zip(prefix, text)) if a != b), min(len(prefix), len(text)))
-        raise InputError(
+        raise Refused(
             f"the chat template rewrites earlier text: at character {at} the prompt alone has "
             f"{prefix[at : at + 40]!r} but the whole conversation has {text[at : at + 40]!r}. Where an answer starts "
             "is then unknown; use a template whose prompt (with add_generation_prompt) is a prefix of the "
             "conversation, or one with {% generation %}"
         )
     return prefix
+
+
+def check_shown(text: str, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> None:
+    """Refuse a rendering that left out what a model would have to see: calls of tools, and the tools themselves.
+
+    Raises:
+        Refused: the name of a tool, or of a function that a turn calls, is not in the text.
+    """
+    called = [call.get("function", call) for m in messages for call in m.get("tool_calls") or ()]
+    offered = [tool.get("function", tool) for tool in tools or () if isinstance(tool, Mapping)]
+    for what, functions in (("calls of tools", called), ("tools", offered)):
+        names = [f.get("name") for f in functions if isinstance(f, Mapping)]
+        if hidden := [name for name in names if name and str(name) not in text]:
+            raise Refused(f"the chat template does not write {what}, such as {hidden[0]!r}")
+
+
+def without_end(answer: str, template: str, tokens: Mapping[str, str] | None = None) -> str:
+    """An answer without the ends of a text or turn that some files write out; one end is added again later."""
+    ends = [end for end in ((tokens or {}).get("eos_token"), end_of_turn(template, tokens=tokens)) if end]
+    while any(answer.rstrip().endswith(end) for end in ends):
+        for end in ends:
+            answer = answer.rstrip().removesuffix(end) if answer.rstrip().endswith(end) else answer
+    return answer
 
 
 def end_of_turn(template: str, *, tokens: Mapping[str, str] | None = None) -> str:
@@ -165,7 +192,7 @@ def _turn_end(
     at = text.find(words + mark, start)
     if words and at >= 0 and not text[start:at].strip():
         return at + len(words + mark)
-    raise InputError(
+    raise Refused(
         f"cannot tell where assistant turn {i} ends: the chat template writes it differently once further turns "
         "follow. Train on the last answer only (turns='last'), or use a template with {% generation %}"
     )

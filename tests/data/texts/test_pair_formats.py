@@ -205,4 +205,7 @@ def test_unknown_formats_and_column_keys_are_refused():
 def test_limit_counts_usable_comparisons():
     values = [{"prompt": f"Q{i}", "chosen": "yes", "rejected": "yes" if i % 2 else "no"} for i in range(10)]
     items, counts = read(*values, limit=3)
-    assert [i.prompt for i in items] == ["Q0", "Q2", "Q4"] and counts == {"identical answers": 2}
+    assert [i.prompt for i in items] == ["Q0", "Q2", "Q4"] and counts == {
+        "identical answers": 2,
+        "records beyond data.limit": 5,
+    }
