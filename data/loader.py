@@ -15,6 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
+import xxhash
 from absl import flags
 
 from alignment.errors import InputError
@@ -31,6 +32,7 @@ class Loader:
         num_threads: that make batches ahead; 0 makes them on demand.
         prefetch: batches made ahead, per thread pool or worker process.
         num_workers: processes that make batches; 0 makes them in this one.
+        content: digest of the data, kept with the position; a position in other data is refused. "" checks nothing.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Loader:
         num_threads: int = 1,
         prefetch: int = 2,
         num_workers: int = 0,
+        content: str = "",
     ):
-        self.num_batches = num_batches
+        self.num_batches, self.content = num_batches, content
         threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._dataset = dataset.to_iter_dataset(threads)
         if num_workers:
@@ -75,10 +78,31 @@ class Loader:
 
     def get_state(self) -> dict:
         """The position, which JSON can hold; after `set_state` of it the same batch comes next."""
-        return self._iterator.get_state()
+        return self._iterator.get_state() | ({"content": self.content} if self.content else {})
 
     def set_state(self, state: dict) -> None:
-        self._iterator.set_state(state)
+        """Go to a position of `get_state`.
+
+        Raises:
+            InputError: the data has changed since.
+        """
+        position = dict(state)
+        earlier = position.pop("content", "")  # older checkpoints have none
+        if earlier and self.content and earlier != self.content:
+            raise InputError(
+                "the data has changed since this run began: it now makes other tokens than the checkpoint's position "
+                "was counted in. Put the data back as it was, or start over in another --workdir"
+            )
+        self._iterator.set_state(position)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A hash of the arrays' values and shapes, for `content` and for what is stored beside data."""
+    content = xxhash.xxh3_64()
+    for array in arrays:
+        content.update(repr((array.dtype.str, array.shape)).encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
 
 
 def _close(iterators: list[Any]) -> None:
@@ -113,6 +137,7 @@ def build(
     process_count: int = 1,
     num_threads: int = 1,
     prefetch: int = 2,
+    content: str = "",
 ) -> Loader:
     """A loader over examples 0 to num_examples - 1.
 
@@ -125,6 +150,7 @@ def build(
             order, and the last batch is filled up with examples of weight 0.
         shuffle: whether the endless order is a permutation; a finite pass is never shuffled.
         num_threads: that make batches ahead; 0 makes them on demand.
+        content: see `Loader`.
 
     Raises:
         InputError: no examples, or a batch size that does not split over the processes.
@@ -152,4 +178,4 @@ def build(
         return make_batch((places % num_examples).astype(np.int32), weight)
 
     steps = order.batch(batch_size, drop_remainder=True).map(batch_of)
-    return Loader(steps, num_batches=num_batches, num_threads=num_threads, prefetch=prefetch)
+    return Loader(steps, num_batches=num_batches, num_threads=num_threads, prefetch=prefetch, content=content)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from alignment.errors import InputError
 from data import lines
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
+PARTS = {"test": "test", "eval": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+PARTS |= {"dev": "validation", "train": "train"}
 TABLES = {".csv": ",", ".tsv": "\t"}  # read where they are named, never as a part of a folder; what parts the fields
 PACKED = ("", ".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
+SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of Hugging Face's folders
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -143,8 +147,15 @@ def find(path: str | Sequence[str]) -> list[str]:
     where = pathlib.Path(path).expanduser()
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
-        names = sorted(file for file in below(where) if file.endswith(endings))
+        there = [file for file in below(where) if not _is_hidden(file, where)]
+        names = sorted(file for file in there if file.endswith(endings) and os.path.basename(file) not in SIDE_FILES)
         if not names:
+            arrow = next((file for file in there if file.endswith(".arrow")), None)
+            if arrow:
+                raise InputError(
+                    f"folder {path} holds {os.path.basename(arrow)}, a data set saved by datasets.save_to_disk, which "
+                    "is not read; write it with to_parquet or to_json"
+                )
             raise InputError(
                 f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst); "
                 "a glob, such as FOLDER/*.txt, takes plain text"
@@ -158,6 +169,37 @@ def find(path: str | Sequence[str]) -> list[str]:
     if not names:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return names
+
+
+def _is_hidden(file: str, folder: pathlib.Path) -> bool:
+    """Whether a name below the folder begins with a dot, as those of notebooks' checkpoints and macOS's doubles do."""
+    return any(part.startswith(".") for part in pathlib.Path(file).relative_to(folder).parts)
+
+
+def parts(path: str | Sequence[str]) -> tuple[str | list[str], list[str]]:
+    """The files to train on and those to test on, of a folder whose names tell; otherwise the path itself and nothing.
+
+    A name that begins with a word for testing, such as `test-00000-of-00001.parquet` or `validation/0.jsonl`, is not
+    trained on. Where a folder has validation files and test files, the validation files are held out and the others
+    are left alone; what is done is printed.
+    """
+    if not isinstance(path, (str, pathlib.Path)) or not pathlib.Path(path).expanduser().is_dir():
+        return path, []
+    folder = pathlib.Path(path).expanduser()
+    split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for file in find(path):
+        words = [re.split(r"[-_.]", part.lower())[0] for part in pathlib.Path(file).relative_to(folder).parts]
+        split[next((PARTS[word] for word in words if word in PARTS), "train")].append(file)
+    heldout = split["validation"] or split["test"]
+    if not split["train"] or not heldout:
+        return path, []
+    print(
+        f"data: {path} has files to train on ({len(split['train'])}) and files that are held out ({len(heldout)})",
+        flush=True,
+    )
+    if split["validation"] and split["test"]:
+        print(f"data: {len(split['test'])} test files beside the validation files are not read", flush=True)
+    return split["train"], heldout
 
 
 def below(folder: str | os.PathLike) -> Iterator[str]:

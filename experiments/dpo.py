@@ -10,8 +10,9 @@ Expect:  laptop: held-out accuracy 0.971, in 97 s on two cores of an AMD EPYC (c
 
 import functools
 import itertools
+import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,6 +145,14 @@ def _data() -> dict[str, Any]:
             completion="",
             label="",
             messages="",
+            conversations="",
+            output_1="",
+            output_2="",
+            preference="",
+            input="",
+            system="",
+            history="",
+            tools="",
         ),
     )
 
@@ -282,11 +291,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **sharding.row_share(mesh))
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
+    evals = {}
+    if len(heldout):
+        evals["heldout"] = loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
         state,
         batches_fn(train, extra=_extra(stored[0])),
-        {"heldout": loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))},
+        evals,
         mesh,
         workdir,
         steps=c.steps,
@@ -304,7 +316,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     files.write_rows(workdir / "tables/samples.jsonl", rows)
     language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     summary["heldout/pairs"] = len(heldout)
-    if heldout.label_N is None:
+    if len(heldout) and heldout.label_N is None:
         summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
 
@@ -382,17 +394,37 @@ def reference(
 ) -> np.ndarray:
     """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`."""
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
+    if not len(split):  # nothing is held out
+        return np.zeros((0, 2, num_answer), np.float32)
+    made_from = {"pairs": split.digest, "weights": language_model.digest(c.init_from)}
     if path.is_file():
-        return stored_reference(path, (len(split), 2, num_answer))
+        return stored_reference(path, (len(split), 2, num_answer), made_from)
     batches = preferences.batches(split, **c.batch, endless=False, **sharding.row_share(mesh))
     print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
     scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
+    files.write_json(path.with_suffix(".json"), made_from)  # first: scores without it would not be checked
     files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
     return scores
 
 
-def stored_reference(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """The log-probabilities that an earlier start of this run stored; refused if the data has changed since."""
+def stored_reference(
+    path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str] | None = None
+) -> np.ndarray:
+    """The log-probabilities that an earlier start of this run stored.
+
+    Args:
+        made_from: digests of the pairs and of the weights as they are now; None checks the shape alone.
+
+    Raises:
+        InputError: the file is damaged, or pairs or weights have changed since.
+    """
+    beside = path.with_suffix(".json")
+    earlier = json.loads(beside.read_text()) if made_from is not None and beside.is_file() else made_from
+    if changed := [name for name, digest in (made_from or {}).items() if (earlier or {}).get(name) != digest]:
+        raise InputError(
+            f"{path} was computed from other {' and '.join(changed)} than this run has now. Put them back as they "
+            "were, or start over in another --workdir"
+        )
     try:
         scores = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as e:
@@ -415,6 +447,8 @@ def answers(
 ) -> list[dict[str, str]]:
     """What the policy writes for the first held-out prompts, beside what people preferred."""
     num = min(c.samples.num, len(heldout))
+    if not num:
+        return []
     prompts = [heldout.prompt(i) for i in range(num)]
     options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
     written = sample.answers(

@@ -59,6 +59,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             messages="",
             prompt="",
             completion="",
+            conversations="",
+            input="",
+            system="",
+            history="",
+            tools="",
         ),
     )
     c.batch_size = 64  # rows over all hosts

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import xxhash
 from jax.sharding import Mesh
 
 from alignment import errors, files
@@ -150,6 +151,30 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     if kind in ("hf", "gguf"):
         return huggingface.load(huggingface.resolve(init_from), model, shardings=shardings)
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
+
+
+def digest(init_from: str) -> str:
+    """A hash of the files that a run's first weights come from; "" for a run from nothing.
+
+    What a run stores of its first weights, such as a reference's log-probabilities, carries it: the same path may hold
+    other weights when the run is started again. xxHash reads some gigabytes a second.
+    """
+    kind, _, name = init_from.partition(":")
+    if not init_from:
+        return ""
+    if kind == "run":
+        steps = [path for path in pathlib.Path(name, "checkpoints").iterdir() if path.name.isdigit()]
+        places = sorted(path for path in max(steps, key=lambda path: int(path.name)).rglob("*") if path.is_file())
+    else:
+        source = huggingface.resolve(init_from)
+        places = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    content = xxhash.xxh3_64()
+    for place in places:
+        content.update(place.name.encode())
+        with open(place, "rb") as f:
+            while block := f.read(1 << 24):
+                content.update(block)
+    return content.hexdigest()
 
 
 def export(

@@ -66,15 +66,17 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
     text = chat.render(template, whole, **options)
     chat.check_shown(text, messages, item.tools)
     prefix = chat.prefix_of(template, whole, len(messages), text, **options)
-    if item.prefill:  # the model reads the opening and goes on from it
-        opening = item.prefill if text.startswith(item.prefill, len(prefix)) else item.prefill.strip()
-        if not text.startswith(opening, len(prefix)):
+    start = len(prefix)
+    if item.prefill:  # the model reads the opening, which a template may have trimmed, and goes on from it
+        opening = item.prefill.strip()
+        start += len(text[start:]) - len(text[start:].lstrip())
+        if not text.startswith(opening, start):
             raise chat.Refused("the chat template rewrites the opening of the answer")
-        prefix += opening
+        start += len(opening)
     mark = chat.end_of_turn(template, tokens=tokenizer.tokens)
     if mark and text.rstrip().endswith(mark):  # a model stops at its mark; the line end after it is not learned
         text = text.rstrip()
-    return text, len(prefix), True
+    return text, start, True
 
 
 def encode(

@@ -7,6 +7,7 @@ Dimensions: B pairs, N rows, T time, R answer tokens, P = (chosen, rejected).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,12 @@ class Pairs:
     def prompt(self, i: int) -> np.ndarray:
         """Token ids of the prompt of pair i, from which generation starts."""
         return self.sequence(i, 0)[: self.prompt_len_NP[i, 0]]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the tokens and of which of them answer what: what a stored reference and a position belong to."""
+        labels = np.zeros(0) if self.label_N is None else self.label_N
+        return loader.digest(self.tokens, self.starts, self.prompt_len_NP, labels)
 
     @property
     def answer_len_NP(self) -> np.ndarray:
@@ -131,6 +138,8 @@ def load(
         "report": report,
         "seed": seed,
     }
+    if not heldout_path and not heldout_split:
+        path, heldout_path = records.parts(path)
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
         other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
@@ -187,6 +196,7 @@ def batches(
         process_index=process_index,
         process_count=process_count,
         num_threads=num_threads,
+        content=pairs.digest,
     )
 
 

@@ -10,6 +10,7 @@ Dimensions: N rows, T time.
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the tokens, which of them are targets, and the width of a row."""
+        return loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]))
 
     @property
     def num_texts(self) -> int:
@@ -123,6 +129,8 @@ def load(
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
+    if not heldout_path and not heldout_split:
+        path, heldout_path = records.parts(path)
     items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
     if heldout_path or heldout_split:
         other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
@@ -174,6 +182,7 @@ def batches(
         process_index=process_index,
         process_count=process_count,
         num_threads=num_threads,
+        content=texts.digest,
     )
 
 

@@ -102,8 +102,9 @@ def test_a_template_that_rewrites_the_prompt_names_the_record(tmp_path):
     tok = merging_tokenizer(
         tmp_path, template="{{ messages | length }}{{ messages[0].content }}{{ messages[-1].content }}"
     )
-    with pytest.raises(InputError, match=r"f\.jsonl:7.*rewrites earlier text"):
-        answers.encode(tok, [Comparison([{"role": "user", "content": "q"}], ("x",), file="f.jsonl", line=7)], ["x"])
+    item = Comparison([{"role": "user", "content": "q"}], ("x",), file="f.jsonl", line=7)
+    (bad,) = answers.encode(tok, [item], ["x"])
+    assert (bad.file, bad.line) == ("f.jsonl", 7) and "rewrites earlier text" in bad.reason
 
 
 def made(prompt_len, answer_len, *, bos=99, side=0):
