@@ -176,7 +176,7 @@ def _is_hidden(file: str, folder: pathlib.Path) -> bool:
     return any(part.startswith(".") for part in pathlib.Path(file).relative_to(folder).parts)
 
 
-def parts(path: str | Sequence[str]) -> tuple[str | list[str], list[str]]:
+def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
     """The files to train on and those to test on, of a folder whose names tell; otherwise the path itself and nothing.
 
     A name that begins with a word for testing, such as `test-00000-of-00001.parquet` or `validation/0.jsonl`, is not
@@ -193,10 +193,7 @@ def parts(path: str | Sequence[str]) -> tuple[str | list[str], list[str]]:
     heldout = split["validation"] or split["test"]
     if not split["train"] or not heldout:
         return path, []
-    print(
-        f"data: {path} has files to train on ({len(split['train'])}) and files that are held out ({len(heldout)})",
-        flush=True,
-    )
+    print(f"data: {path}: {len(split['train'])} files to train on, {len(heldout)} files held out", flush=True)
     if split["validation"] and split["test"]:
         print(f"data: {len(split['test'])} test files beside the validation files are not read", flush=True)
     return split["train"], heldout

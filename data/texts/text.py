@@ -304,7 +304,7 @@ def _exchange(value: Mapping[str, Any]) -> Comparison | str:
         if is_plain and not before and isinstance(prompt, str) and isinstance(answer, str):
             return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
         messages = [*conversations.messages_of(prompt), *_answer_turn(answer)]
-    messages = list(conversations.with_context(before, messages))
+    messages = conversations.messages_of(conversations.with_context(before, messages))
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()  # nothing answers a question at the end
     if not messages:

@@ -42,7 +42,7 @@ def messages_of(turns: Any) -> list[Message]:
         content = turn.get("content", turn.get("value"))
         if isinstance(content, list):
             content = "".join(_text_of(part) for part in content)
-        message = {"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""}
+        message: Message = {"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""}
         message |= {key: turn[key] for key in PASSED if turn.get(key)}
         switches = [turn[key] for key in WEIGHTS if isinstance(turn.get(key), (bool, int, float))]
         out.append(message | ({"weight": int(all(switches))} if switches else {}))
