@@ -7,7 +7,6 @@ import contextlib
 import os
 import pathlib
 import random
-import signal
 import sys
 import time
 import traceback
@@ -19,37 +18,47 @@ from absl import flags
 
 from alignment import errors, files
 from alignment.errors import InputError
+from experiments.launch import checks, emit, full_disk, host, sweeps
 from experiments.launch import config as configs
-from experiments.launch import emit, full_disk, host, sweeps
 from experiments.launch import workdir as workdirs
 from experiments.report import charts, markup, page
 
+PEER_WAIT = 5.0  # seconds in which the death of a peer explains an exception
 OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; the only place that turns exceptions into codes."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    before = signal.signal(signal.SIGTERM, host.on_sigterm)  # before the experiment and what it needs is imported
+    with host.stop_signals():  # before the experiment and what it needs is imported
+        code, why = coded(argv)
+        if why:
+            print(why, file=sys.stderr)
+        host.leave(code, why.removeprefix("error: "))  # last: the others of a run of several processes follow
+    return code
+
+
+def coded(argv: list[str]) -> tuple[int, str]:
+    """The exit code of a command line, and one message for a person where it did not end well."""
     try:
-        return launch(argv)
+        return launch(argv), ""
     except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return BAD_INPUT
-    except host.Terminated:
-        print("stopped by SIGTERM; start the same command again to go on", file=sys.stderr)
-        return STOPPED
+        return BAD_INPUT, f"error: {e}"
+    except host.Terminated as e:
+        return STOPPED, f"stopped by {e}; start the same command again to go on"
+    except errors.Stopped as e:
+        return STOPPED, f"{e}; start the same command again"
+    except host.PeerEnded as e:
+        return e.code, f"stopped: {e}"
     except KeyboardInterrupt:
-        print("\ninterrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED, "\ninterrupted; start the same command again to go on from the last checkpoint"
     except Exception as e:
         if full_disk.is_full_disk(e):
-            print(f"error: {e}; free some space and start the same command again", file=sys.stderr)
-            return BAD_INPUT
+            return BAD_INPUT, f"error: {e}; free some space and start the same command again"
+        if "Unable to initialize backend" in str(e):
+            return BAD_INPUT, f"error: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {e}"
         traceback.print_exc()
-        return CRASHED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return CRASHED, ""
 
 
 def launch(argv: list[str]) -> int:
@@ -63,12 +72,14 @@ def launch(argv: list[str]) -> int:
     config = experiment.config()
     options = configs.parse_flags(config, arguments)
     is_sweep = options.sweep or options.sweep_list or options.sweep_index is not None
+    checks.check_workdir(options.workdir)
     folder = options.workdir or os.path.join("runs", f"{experiment.label}-sweep" if is_sweep else experiment.label)
     if is_sweep:
         return launch_sweep(experiment, config, folder, options, arguments, argv)
     if options.emit:
         print(emit.render(options, [], experiment.label, folder, argv), end="")
         return OK
+    checks.check(experiment, config)
     return run_once(experiment, config, folder, options.distributed, argv)
 
 
@@ -95,8 +106,11 @@ def launch_sweep(
     if options.emit:
         print(emit.render(options, points, experiment.label, folder, argv), end="")
         return OK
+    sweeps.check_index(every_point, folder, experiment.name)
+    defaults = experiment.defaults()
     for point, point_config in zip(points, changed[first:last]):
-        workdirs.check(point.workdir(folder), workdirs.plain(point_config), experiment.name)
+        checks.check(experiment, point_config)
+        workdirs.check(point.workdir(folder), workdirs.plain(point_config), experiment.name, defaults)
     if options.sweep_index is None:
         sweeps.write_index(every_point, folder, experiment.name)
         rest = [a for a in argv if a.lstrip("-") not in ("sweep", "sweep=true")]
@@ -122,22 +136,41 @@ def run_once(
 ) -> int:
     """One run in one folder: guarded, seeded, resumed by simply calling `run` again, and marked DONE at the end."""
     resolved = workdirs.plain(config)
-    workdirs.check(workdir, resolved, experiment.name)
-    if workdirs.is_done(workdir):
-        return show_finished(experiment, workdir)
     host.start_distributed(is_distributed)
+    defaults = experiment.defaults()
+    goes_on = workdirs.check(workdir, resolved, experiment.name, defaults).goes_on
+    if workdirs.is_done(workdir) and not goes_on and not host.is_distributed():
+        return show_finished(experiment, workdir)
     seed = int(config.get("seed", 0))
     random.seed(seed)
     np.random.seed(seed % 2**32)
     full_disk.say_once()
-    # The folder belongs to the first process; the others learn of a refused or finished run when it does not meet them.
+    # The folder belongs to the first process, which also decides for the others whether there is anything to do.
     if host.process_index() != 0:
+        if host.agree(None) == "done":
+            return show_finished(experiment, workdir)
+        host.check_shared(workdir)
         return guarded_run(experiment, config, workdir, None)
+    is_new = not os.path.exists(workdir)
     workdirs.make(workdir)
     with contextlib.closing(workdirs.lock(workdir)):
-        workdirs.check(workdir, resolved, experiment.name)  # again: another start may have ended since
-        if workdirs.is_done(workdir):
+        before = workdirs.check(workdir, resolved, experiment.name, defaults)  # again: another start may have ended
+        is_done = workdirs.is_done(workdir) and not before.goes_on
+        host.agree("done" if is_done else "run")
+        if is_done:
             return show_finished(experiment, workdir)
+        try:
+            host.check_shared(workdir)
+        except InputError:
+            if is_new:
+                workdirs.remove_unused(workdir)
+            raise
+        for line in before.said:
+            say(line)
+        if before.is_refused:
+            workdirs.clear(workdir)
+        if before.goes_on:
+            workdirs.reopen(workdir)
         return guarded_run(experiment, config, workdir, workdirs.Record(workdir, experiment.name, resolved, argv))
 
 
@@ -159,6 +192,7 @@ def guarded_run(
     try:
         if record is not None:  # from here on whatever happens is in environment.json; a kill leaves no outcome there
             record.begin()
+            host.at_forced_end(lambda: end("stopped"))
         summary = workdirs.numbers(experiment.module.run(config, workdir))
         if record is not None:
             finish(experiment, workdir, summary, end)
@@ -176,14 +210,26 @@ def guarded_run(
         end("stopped")
         say(f"{str(e) or 'stopped'}; all work is saved in {workdir}, start the same command again to go on")
         return STOPPED
+    except host.PeerEnded:
+        end("stopped")
+        raise
     except Exception as e:
         if full_disk.is_full_disk(e):
             end("full disk")
-            raise InputError(full_disk.message(e, workdir)) from e
+            raise InputError(full_disk.message(e, workdir, folders_of(config))) from e
+        if ended := host.peer_trouble(wait=PEER_WAIT):  # a collective fails when its peer is gone
+            end("stopped")
+            raise host.PeerEnded(ended) from e
         end("crashed")
         with contextlib.suppress(OSError):
             pathlib.Path(workdir, "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
+
+
+def folders_of(config: ml_collections.ConfigDict) -> list[str]:
+    """The folders that a config names, where a run may write besides its workdir."""
+    values = workdirs.flatten(workdirs.plain(config)).values()
+    return [value for value in values if isinstance(value, str) and os.path.isdir(value)]
 
 
 def finish(
@@ -222,4 +268,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    host.exit_process(main())

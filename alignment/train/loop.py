@@ -94,7 +94,7 @@ def fit(
     sinks: tuple[str, ...] = ("tensorboard",),
     label: str = "",
 ) -> tuple[TrainState, dict[str, float]]:
-    """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one.
+    """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one; 0 evaluates only.
 
     Args:
         update: from `step.build`, not yet compiled; `state` is donated to it.
@@ -195,6 +195,9 @@ def _begin(run: _Run) -> dict[str, float]:
     heldout = run.evaluate()
     run.log.writer.write_scalars(0, heldout)
     run.save()
+    if _stop_requested(agrees=True):
+        checkpoint.wait(run.manager)
+        raise Stopped("stopped before the first step")
     return heldout
 
 
@@ -216,16 +219,19 @@ def _train(
         run.log.writer.tick(number)
         run.log.write()  # the line of an earlier step: its numbers were computed while this one was dispatched
 
-        is_last, stops = number == steps, _stop_requested(number, log_every)
-        evaluates = number % eval_every == 0 or is_last
-        saves = number % save_every == 0 or is_last or stops
-        if number % log_every == 0 or evaluates or saves:
+        is_last = number == steps
+        evaluates, saves = (number % every == 0 or is_last for every in (eval_every, save_every))
+        logs = number % log_every == 0 or evaluates or saves
+        if logs:
             run.log.close_line(number)
         if evaluates:
             values = run.log.fetch_line()
             heldout = run.evaluate()
             run.log.writer.write_scalars(number, values | heldout)
-        if saves:
+        stops = _stop_requested(agrees=logs)  # after the evaluation, so that a signal met then is obeyed now
+        if stops and not logs:
+            run.log.close_line(number)
+        if saves or stops:
             run.log.write()
             run.log.writer.flush()
             run.save()
@@ -322,11 +328,11 @@ class _Log:
         )
 
 
-def _stop_requested(number: int, log_every: int) -> bool:
-    """Whether to stop now; several hosts agree on it at the steps they log."""
+def _stop_requested(*, agrees: bool) -> bool:
+    """Whether to stop now; several hosts agree on it where `agrees`, which must be the same on all of them."""
     if jax.process_count() == 1:
         return STOP.is_set()
-    if number % log_every:
+    if not agrees:
         return False
     return bool(np.any(multihost_utils.process_allgather(np.array(STOP.is_set()))))
 
@@ -339,5 +345,5 @@ def _fetch(metrics: step.Metrics) -> dict[str, float]:
 
 def _check_intervals(*, steps: int, log_every: int, eval_every: int, save_every: int) -> None:
     for name, number in dict(steps=steps, log_every=log_every, eval_every=eval_every, save_every=save_every).items():
-        if number < (1 if name in ("steps", "log_every") else 0):
-            raise InputError(f"{name}={number} must be {'positive' if name != 'eval_every' else 'at least 0'}")
+        if number < (1 if name == "log_every" else 0):
+            raise InputError(f"{name}={number} must be {'positive' if name == 'log_every' else 'at least 0'}")

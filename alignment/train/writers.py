@@ -7,10 +7,13 @@ leave something behind; `many([])` is the silent one for the others.
 killed start logged past it is dropped, because those steps will be trained, and logged, again.
 """
 
+import dataclasses
 import importlib
+import importlib.util
 import json
 import math
 import os
+import pathlib
 import sys
 import time
 import uuid
@@ -149,6 +152,9 @@ class tensorboard(_Base):
         if is_resumed:  # viewers then hide what earlier files hold from this step on
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(step=0 if restored is None else restored + 1, session_log=log)
+        elif config := _hparams(describe(workdir).config):
+            for part in summary.hparams(config, {"loss": 0.0, "heldout/loss": 0.0}):  # the names, not the values
+                self._write(summary=part)
 
     def _write(self, **fields: Any) -> None:
         self._file.write(self._event.Event(wall_time=time.time(), **fields).SerializeToString())
@@ -182,26 +188,61 @@ class _Service(_Base):
         self._module.finish()
 
 
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise InputError(
-            f"logging to {name} needs a package that is not installed: pip install 'plumbline[{name}]'"
-        ) from e
-
-
 def wandb(workdir: str, project: str) -> Writer:
     """Weights & Biases; offline or not, and as whom, is up to its own environment variables."""
-    module = _optional("wandb")
-    settings = {"id": _run_id(workdir), "resume": "allow", "dir": workdir}
+    module = importlib.import_module("wandb")
+    run = describe(workdir)
+    settings = {"id": _run_id(workdir), "resume": "allow", "dir": workdir, "config": run.config}
+    settings |= {"group": run.sweep or None, "tags": list(run.tags)}
     return _Service(module, project, "/".join(_last_two(workdir)), settings)
 
 
 def trackio(workdir: str, project: str) -> Writer:
     """Trackio, the local-first tracker; it knows a run by its name, so the name has to hold the id."""
-    module = _optional("trackio")
-    return _Service(module, project, "-".join([*_last_two(workdir), _run_id(workdir)]), {"resume": "allow"})
+    module = importlib.import_module("trackio")
+    settings = {"resume": "allow", "config": describe(workdir).config}
+    return _Service(module, project, "-".join([*_last_two(workdir), _run_id(workdir)]), settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What trackers are told of a run beside its numbers.
+
+    Attributes:
+        config: the experiment's config, nested.
+        sweep: name of the sweep's folder, "" outside a sweep.
+        tags: the experiment, and the phase such as `pretrain`.
+    """
+
+    config: dict[str, Any]
+    sweep: str = ""
+    tags: tuple[str, ...] = ()
+
+
+def describe(workdir: str | os.PathLike) -> Description:
+    """Read what the launcher has left in a run's folder, which is `workdir` or, for a phase of a run, its parent."""
+    folder = pathlib.Path(workdir).absolute()
+    root = next((p for p in (folder, folder.parent) if (p / "config.json").is_file()), None)
+    if root is None:
+        return Description({})
+    try:
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        experiment = json.loads((root / "environment.json").read_text(encoding="utf-8"))["experiment"]
+    except (OSError, ValueError, KeyError):
+        return Description({})
+    tags = (experiment,) if root == folder else (experiment, folder.name)
+    return Description(config, root.parent.name if (root.parent / "sweep.json").is_file() else "", tags)
+
+
+def _hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a config to what TensorBoard's hyperparameters can be: numbers, switches and texts."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _hparams(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
 
 
 def _last_two(workdir: str) -> list[str]:
@@ -310,6 +351,25 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+SINKS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}  # and the package of each
+
+
+def check(sinks: Iterable[str]) -> None:
+    """Refuse a sink that does not exist or whose package is not installed, before any work.
+
+    Raises:
+        InputError: with the known names, or what to install.
+    """
+    for sink in sinks:
+        errors.one_of("sinks", sink, SINKS, hint="metrics.jsonl is always written and needs no name")
+        package = SINKS[sink]
+        if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"logging to {sink} needs a package that is not installed: pip install 'plumbline[{sink}]'; or leave "
+                "it out of sinks"
+            )
+
+
 def open_run(
     workdir: str, sinks: Iterable[str] = ("tensorboard",), *, restored: int | None, total_steps: int, label: str = ""
 ) -> "many":
@@ -322,8 +382,7 @@ def open_run(
         "wandb": lambda: wandb(workdir, "plumbline"),
         "trackio": lambda: trackio(workdir, "plumbline"),
     }
-    for sink in sinks:
-        errors.one_of("sinks", sink, makers, hint="metrics.jsonl is always written and needs no name")
+    check(sinks)
     if jax.process_index() != 0:
         return many()
     return many([jsonl(workdir, restored), *(makers[s]() for s in sinks), console(total_steps, restored or 0, label)])

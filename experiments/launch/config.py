@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from alignment import errors, files
 from alignment.errors import InputError
@@ -119,6 +120,10 @@ class Experiment:
             return self.module.get_config(self.setting).lock()
         except ValueError as e:
             raise InputError(f"--config={self.name}:{self.setting}: {e}") from e
+
+    def defaults(self) -> dict[str, Any]:
+        """Its plain config without overrides, by which a key that an older run lacks is known to be at its default."""
+        return workdirs.plain(self.config())
 
     def points(self, config: ml_collections.ConfigDict, arguments: list[str]) -> list[sweeps.Point]:
         """The points of its sweep; a value set on the command line and swept over as well is refused."""
@@ -254,13 +259,18 @@ def _leaves_unset(config: ml_collections.ConfigDict, argument: str) -> bool:
     return functools.reduce(getattr, key.split(".")[1:], config) is None
 
 
-def may_be_unset(config: ml_collections.ConfigDict, key: str) -> bool:
-    """Whether None is a value of this leaf: its default is None, or it was made by `config_dict.placeholder`."""
-    *groups, name = key.split(".")
-    for group in groups:
-        config = config[group]
-    leaf = dict(config.items(preserve_field_references=True))[name]
-    return leaf is None or isinstance(leaf, config_dict.FieldReference | str)
+def _refuse_several(config: ml_collections.ConfigDict, key: str, argument: str) -> None:
+    """Refuse a list of values for a number or a switch, which is a sweep in other launchers."""
+    value = functools.reduce(getattr, key.split("."), config)
+    text = argument.partition("=")[2]
+    is_list = "," in text or text.startswith(("[", "(", "range("))
+    if isinstance(value, (bool, int, float)) and is_list:
+        first = re.sub(r"[\[\]()]", "", text).split(",")[0].strip() or "..."
+        raise InputError(
+            f"{argument}: a run takes one value of {key}. To try several, let sweep() in a copy of the experiment's "
+            f"file yield them, as {{'{key}': {first}}}, and start that file with --sweep; or start "
+            "one run a value, each with a --workdir of its own"
+        )
 
 
 def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flags.FlagValues:
@@ -270,8 +280,9 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
         for prefix in ("config.", "noconfig."):
             if argument.startswith("-") and key.startswith(prefix):
                 sweeps.require_key(config, key.removeprefix(prefix), argument)
-                if argument.endswith("=None") and not may_be_unset(config, key.removeprefix(prefix)):
+                if argument.endswith("=None") and not sweeps.may_be_unset(config, key.removeprefix(prefix)):
                     raise InputError(f"{argument}: {key.removeprefix(prefix)} cannot be unset; give it a value")
+                _refuse_several(config, key.removeprefix(prefix), argument)
     arguments = [argument for argument in arguments if not _leaves_unset(config, argument)]
     # A set of flags of its own: absl's global one would still hold the flags of an earlier call in this process.
     values = flags.FlagValues()

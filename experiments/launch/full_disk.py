@@ -2,10 +2,13 @@
 
 import errno
 import logging
+import math
 import os
+import pathlib
+import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded", "File too large")  # the last: ulimit -f
 
@@ -19,13 +22,24 @@ def is_full_disk(error: BaseException | None) -> bool:
     )
 
 
-def message(error: BaseException, workdir: str) -> str:
-    """The message: which file could not be written, which checkpoint is still good, what to do."""
-    path = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), workdir)
-    return (
-        f"no space left on the disk while writing {path}; the last finished checkpoint in "
-        f"{os.path.join(workdir, 'checkpoints')} is good. Free some space and start the same command again."
-    )
+def message(error: BaseException, workdir: str, folders: Iterable[str] = ()) -> str:
+    """The message: what could not be written, which checkpoint is still good, what to do.
+
+    Args:
+        folders: where the run writes besides its workdir; the fullest is named where the exception names no file.
+    """
+    path = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), None)
+    path = path or min([workdir, *folders], key=_free_bytes)
+    steps = [int(p.name) for p in pathlib.Path(workdir, "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+    good = f"; the checkpoint of step {max(steps)} in {os.path.join(workdir, 'checkpoints')} is good" if steps else ""
+    return f"no space left on the disk while writing {path}{good}. Free some space and start the same command again."
+
+
+def _free_bytes(folder: str) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return math.inf
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

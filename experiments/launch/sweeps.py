@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from alignment import files
 from alignment.errors import InputError
@@ -67,6 +68,8 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml
     changed = copy.deepcopy(config).lock()  # ConfigDict(config) would share the nested parts
     for key, value in overrides.items():
         require_key(config, key, "sweep()")
+        if value is None and not may_be_unset(config, key):
+            raise InputError(f"sweep() sets {key}=None: {key} cannot be unset; give it a value")
         value = tuple(value) if isinstance(value, list) else value
         try:
             changed.update_from_flattened_dict({key: value})
@@ -85,6 +88,15 @@ def require_key(config: ml_collections.ConfigDict, key: str, who: str) -> None:
     raise InputError(f"{who} names {key}, which is not in the config; {hint}")
 
 
+def may_be_unset(config: ml_collections.ConfigDict, key: str) -> bool:
+    """Whether None is a value of this leaf: its default is None, or it was made by `config_dict.placeholder`."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config[group]
+    leaf = dict(config.items(preserve_field_references=True))[name]
+    return leaf is None or isinstance(leaf, config_dict.FieldReference | str)
+
+
 def _every_key(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
     for key in config:
         yield prefix + key
@@ -99,6 +111,32 @@ def listing(points: list[Point], folder: str) -> Iterable[str]:
         place = point.workdir(folder)
         row = dataclasses.asdict(point) | {"workdir": place, "is_done": workdirs.is_done(place)}
         yield json.dumps(workdirs.plain(row))
+
+
+def check_index(points: list[Point], folder: str, experiment: str) -> None:
+    """Refuse a folder that holds another sweep; one whose points are all among these is joined and grows.
+
+    Raises:
+        InputError: with the points that only one of the two has.
+    """
+    there = workdirs.read_json(os.path.join(folder, "sweep.json"))
+    if there is None:
+        return
+    lines = []
+    if there.get("experiment", experiment) != experiment:
+        lines.append(f"experiment: {there['experiment']!r} there, {experiment!r} now")
+    ids, old = [point.id for point in points], [point["id"] for point in there.get("points", [])]
+    was_begun = any(os.path.exists(os.path.join(folder, name, "config.json")) for name in old)
+    missing = [name for name in old if name not in ids]
+    if (missing or lines) and was_begun:
+        new = [name for name in ids if name not in old]
+        lines += [f"{name}: a point there, not now" for name in missing]
+        lines += [f"{name}: a point now, not there" for name in new]
+        listing = "\n".join(f"  {line}" for line in lines[:20]) + ("\n  ..." if len(lines) > 20 else "")
+        raise InputError(
+            f"{folder} already holds another sweep:\n{listing}\n"
+            "Give this sweep a --workdir of its own, or keep the points there among its points."
+        )
 
 
 def write_index(points: list[Point], folder: str, experiment: str) -> None:
@@ -148,7 +186,10 @@ def _run(command: list[str], stopped: list[int]) -> int:
             child.send_signal(signal.SIGTERM)
 
     # The handler is in place before the child is: a SIGTERM between the two is kept in `stopped` and passed on below.
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.getsignal(number) for number in host.STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
     try:
         child = subprocess.Popen(command)
         if stopped:  # while the child was being started
@@ -158,4 +199,5 @@ def _run(command: list[str], stopped: list[int]) -> int:
         child.wait()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,5 +1,7 @@
 """What a run leaves in its folder besides its metrics: config, environment, summary, and the marks that guard them."""
 
+import contextlib
+import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
@@ -8,6 +10,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from typing import Any, TextIO
 
 import ml_collections
 
-from alignment import files
+from alignment import errors, files
 from alignment.errors import InputError
 from experiments.launch import host
 
@@ -82,11 +85,31 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} cannot be read ({e}); use another --workdir, or remove this one to start over") from e
 
 
-REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl"}  # files of a start that was refused
+# What a start leaves that was refused before it trained: the launcher's own files, and what an experiment writes first.
+REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl"}
+BEGINNINGS = {"model.json", "tokenizer", "reference", "tables", "before.jsonl", "run_id", "error.txt"}
 
 
-def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
-    """Refuse a folder that holds another run; reads only. A run that was refused before any work does not count.
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """What a workdir holds of earlier starts.
+
+    Attributes:
+        goes_on: a run of fewer steps, finished or not, whose state this one goes on from.
+        is_refused: only starts that were refused before any training; what they left may go.
+        said: what a person should read about it.
+    """
+
+    goes_on: bool = False
+    is_refused: bool = False
+    said: tuple[str, ...] = ()
+
+
+def check(workdir: str, config: Mapping[str, Any], experiment: str, defaults: Mapping[str, Any]) -> Before:
+    """Refuse a folder that holds another run; reads only.
+
+    A run that was refused before any work does not count, larger `steps` go on from where that run is, and a key that
+    the code has gained since is no difference while it has its default.
 
     Raises:
         InputError: with the keys that differ, when the folder was started with another config or experiment.
@@ -94,25 +117,63 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str) -> None:
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise InputError(f"--workdir={workdir} is a file; a run needs a folder of its own")
     there = read_json(os.path.join(workdir, "config.json"))
-    if there is None or _was_refused(workdir):
-        return
-    lines = diff(there, config)
+    if there is None:
+        return Before()
     before = (read_json(os.path.join(workdir, "environment.json")) or {}).get("experiment", experiment)
+    old, new, usual = flatten(there), flatten(config), flatten(defaults)
+    gained = [key for key in sorted(new.keys() - old.keys()) if key in usual and new[key] == usual[key]]
+    said = [f"{key} is newer than this run, which takes its default, {new[key]!r}" for key in gained]
+    old |= {key: new[key] for key in gained}
+    first, last = old.get("steps"), new.get("steps")
+    goes_on = isinstance(first, int) and isinstance(last, int) and 0 < first < last
+    if goes_on:  # with the leaves that follow `steps`, as the length of a schedule does
+        raised = [key for key in old.keys() & new.keys() if (old[key], new[key]) == (first, last)]
+        said.append(f"this run goes on from {first} steps to {last}; {', '.join(sorted(raised))} are now {last}")
+        old |= dict.fromkeys(raised, last)
+    lines = diff(old, new)
     if before != experiment:
         lines.insert(0, f"experiment: {before!r} there, {experiment!r} now")
-    if lines:
-        changes = "\n".join(f"  {line}" for line in lines)
-        raise InputError(
-            f"{workdir} already holds a run with another config:\n{changes}\n"
-            "Give this run a --workdir of its own, go back to the values there, or remove that folder to start over."
-        )
+    if not lines:
+        return Before(goes_on=goes_on, said=tuple(said))
+    if was_refused(workdir):
+        return Before(is_refused=True)
+    changes = "\n".join(f"  {line}" for line in lines)
+    raise InputError(
+        f"{workdir} already holds a run with another config:\n{changes}\n"
+        "Give this run a --workdir of its own, go back to the values there, or remove that folder to start over."
+    )
 
 
-def _was_refused(workdir: str) -> bool:
-    """Whether every start here ended with something to put right, and left nothing but what says so."""
+def was_refused(workdir: str) -> bool:
+    """Whether every start here ended with something to put right before it had trained or written results."""
     starts = (read_json(os.path.join(workdir, "environment.json")) or {}).get("starts", [])
-    is_refused = bool(starts) and all(start.get("outcome") == "refused" for start in starts)
-    return is_refused and REFUSED_LEAVES.issuperset(os.listdir(workdir))
+    return bool(starts) and all(start.get("outcome") == "refused" for start in starts) and _only_begun(workdir)
+
+
+def _only_begun(folder: str | os.PathLike) -> bool:
+    """Whether a folder, or that of a first phase such as `pretrain`, holds neither checkpoints nor metrics."""
+    for path in pathlib.Path(folder).iterdir():
+        is_log = path.name == "metrics.jsonl" or path.name.startswith("events.out.tfevents.")
+        if path.name in REFUSED_LEAVES | BEGINNINGS or (is_log and (path.name[0] == "e" or not path.stat().st_size)):
+            continue
+        if path.name == "checkpoints" and not any(path.glob("[0-9]*")):
+            continue
+        if path.name == "pretrain" and path.is_dir() and _only_begun(path):
+            continue
+        return False
+    return True
+
+
+def clear(workdir: str) -> None:
+    """Remove what refused starts of another config began, but for the record of those starts."""
+    for path in pathlib.Path(workdir).iterdir():
+        if path.name not in REFUSED_LEAVES - {"bad_records.jsonl"}:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def reopen(workdir: str) -> None:
+    """Make a finished run an unfinished one, which then goes on from its last checkpoint."""
+    pathlib.Path(workdir, "DONE").unlink(missing_ok=True)
 
 
 def is_done(workdir: str | os.PathLike) -> bool:
@@ -133,10 +194,20 @@ def make(workdir: str) -> None:
         raise InputError(f"--workdir={workdir} cannot be written ({e.strerror}); choose a folder of your own") from e
 
 
+def remove_unused(workdir: str) -> None:
+    """Remove a folder that this start made and did nothing in."""
+    pathlib.Path(workdir, ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds more: another host's files
+        os.rmdir(workdir)
+
+
 def lock(workdir: str) -> TextIO:
     """Hold the folder for this process until it ends, however it ends; keep the returned file open.
 
     A POSIX record lock: the kernel drops it with the process, and forked data workers do not inherit it.
+
+    Raises:
+        Stopped: another process holds it, and may be about to end, as the killed start that a scheduler replaces.
     """
     handle = open(os.path.join(workdir, ".lock"), "a+")  # noqa: SIM115  (open for as long as the process lives)
     try:
@@ -145,7 +216,7 @@ def lock(workdir: str) -> TextIO:
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         handle.close()
-        raise InputError(
+        raise errors.Stopped(
             f"{workdir} is in use by another process ({owner}); wait for it or choose another --workdir"
         ) from e
     except OSError as e:  # a file system without locks

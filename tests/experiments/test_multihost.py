@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -62,3 +64,95 @@ def test_two_processes_train_like_one(tmp_path, alone, mesh):
     assert "heldout/loss" in outputs[0]
     assert "heldout/loss" not in outputs[1]  # process 0 alone speaks
     assert (tmp_path / "two/export/hf/model.safetensors").is_file()
+
+
+# ---- signals, deaths and folders of two processes
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_pair(folder, cache, *flags, workdirs=("run", "run")):
+    """Two processes of a language model's run that would take minutes."""
+    port, pair = free_port(), []
+    for i in range(2):
+        command = [sys.executable, "-m", "experiments.run", "--config", "experiments/pretrain.py:tiny", "--distributed"]
+        command += ["--config.samples.num=0", "--config.export=", "--config.sinks=()", "--config.steps=20000", *flags]
+        command += ["--config.loop.eval_every=5000", "--config.loop.save_every=5000", "--config.loop.log_every=20"]
+        devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "PLUMBLINE_JAX_CACHE": str(cache)}
+        env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pair.append(subprocess.Popen([*command, "--workdir", str(folder / workdirs[i])], env=env, **pipes))
+    return pair
+
+
+def codes(pair):
+    outputs = [process.communicate(timeout=120)[0] for process in pair]
+    return [process.returncode for process in pair], outputs
+
+
+def wait_for(path, pair):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [(signal.SIGTERM, (0, 1)), (signal.SIGHUP, (1,)), (signal.SIGUSR1, (0,))],
+    ids=["TERM to both", "HUP to one", "USR1 to one"],
+)
+def test_a_stop_signal_saves_and_ends_with_75_on_both(tmp_path, alone, number, receivers):
+    pair = start_pair(tmp_path, alone[1])
+    wait_for(tmp_path / "run/checkpoints/0", pair)
+    for i in receivers:
+        pair[i].send_signal(number)
+    ended, outputs = codes(pair)
+    assert ended == [75, 75], outputs
+    saved = max(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit())
+    assert all(f"stopped after step {saved} of 20000; all work is saved" in output for output in outputs)
+
+
+@pytest.mark.slow
+def test_a_stop_signal_while_the_processes_import_ends_both_with_75(tmp_path, alone):
+    pair = start_pair(tmp_path, alone[1])
+    time.sleep(0.8)
+    for process in pair:
+        process.send_signal(signal.SIGTERM)
+    ended, outputs = codes(pair)
+    assert ended in ([75, 75], [-15, -15]), outputs  # the latter: Python itself had not started yet
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_one_of_two_processes_dies_the_other_ends_within_seconds_with_75_and_names_it(tmp_path, alone, dead):
+    pair = start_pair(tmp_path, alone[1])
+    wait_for(tmp_path / "run/checkpoints/0", pair)
+    pair[dead].kill()
+    began = time.monotonic()
+    ended, outputs = codes(pair)
+    assert time.monotonic() - began < 30
+    assert ended[1 - dead] == 75 and f"process {dead} of this run died" in outputs[1 - dead], outputs
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_folder_each_are_refused_on_both_and_leave_no_folder(tmp_path, alone):
+    pair = start_pair(tmp_path, alone[1], workdirs=("a", "b"))
+    ended, outputs = codes(pair)
+    assert ended == [2, 2] and all("not one folder on all hosts: process 1" in output for output in outputs), outputs
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_ends_the_other_with_2_too(tmp_path, alone):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")  # another run's
+    ended, outputs = codes(start_pair(tmp_path, alone[1]))
+    assert ended == [2, 2] and all("already holds a run with another config" in output for output in outputs)

@@ -147,11 +147,24 @@ def test_a_crashed_run_started_again_calls_run_again_and_records_both_starts(tmp
 
 
 @pytest.mark.parametrize("behaviour", ["fill_disk", "fill_disk_in_words"])
-def test_a_full_disk_is_bad_input_that_names_the_path_and_the_good_checkpoint(behaviour, tmp_path, capsys):
+def test_a_full_disk_is_bad_input_that_names_the_path_and_a_checkpoint_only_where_there_is_one(
+    behaviour, tmp_path, capsys
+):
     assert launch(tmp_path, f"--config.behaviour={behaviour}") == 2
     message = capsys.readouterr().err
     path = tmp_path / "checkpoints" / "3" if behaviour == "fill_disk" else tmp_path
-    assert f"writing {path};" in message and "is good" in message and "Traceback" not in message
+    assert f"writing {path}." in message and "is good" not in message and "Traceback" not in message
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    (tmp_path / "checkpoints/4.orbax-checkpoint-tmp").mkdir()
+    assert launch(tmp_path, f"--config.behaviour={behaviour}") == 2
+    assert "the checkpoint of step 2 in" in capsys.readouterr().err
+
+
+def test_a_full_disk_without_a_file_name_names_the_fullest_of_the_folders_that_a_run_writes_to(tmp_path, monkeypatch):
+    space = {"runs/x": 9e9, "/data/outputs": 1e3}
+    monkeypatch.setattr(full_disk.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=space[folder]))
+    error = RuntimeError("[Errno 28] No space left on device")
+    assert "while writing /data/outputs." in full_disk.message(error, "runs/x", ["/data/outputs"])
 
 
 def test_what_threads_say_about_a_full_disk_is_dropped_and_nothing_else(caplog, monkeypatch):
@@ -280,7 +293,7 @@ def test_a_refused_run_may_be_corrected_in_its_folder_and_one_that_did_work_may_
 
 def test_a_folder_in_use_is_refused_until_its_owner_is_gone_and_sigterm_without_a_loop_exits_75(tmp_path, capsys):
     child = start(tmp_path, "wait")
-    assert launch(tmp_path, "--config.behaviour=wait") == 2
+    assert launch(tmp_path, "--config.behaviour=wait") == 75  # the start that a scheduler replaces is about to end
     assert f"in use by another process (pid {child.pid}" in capsys.readouterr().err
     assert launch(tmp_path, "--config.behaviour=wait", "--config.seed=1") == 2  # the diff comes before the lock
     assert "seed: 0 there, 1 now" in capsys.readouterr().err

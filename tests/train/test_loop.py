@@ -209,7 +209,7 @@ def test_the_newest_checkpoints_are_kept_and_no_more(tmp_path):
         assert sorted(manager.all_steps()) == [2, 3]
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("log_every", 0), ("eval_every", -1), ("save_every", -1)])
+@pytest.mark.parametrize(("name", "value"), [("steps", -1), ("log_every", 0), ("eval_every", -1), ("save_every", -1)])
 def test_intervals_that_mean_nothing_are_refused_by_name(name, value, tmp_path):
     options = {"steps": 2, "log_every": 1, "eval_every": 1, "save_every": 1} | {name: value}
     with pytest.raises(InputError, match=f"{name}={value} must be"):

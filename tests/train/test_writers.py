@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,30 @@ def test_a_full_disk_is_raised_where_it_happens(tmp_path, monkeypatch, make):
 def test_optional_services_that_are_not_installed_say_how_to_install_them(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=rf"pip install 'plumbline\[{name}\]'"):
-        getattr(writers, name)(str(tmp_path), project="p")
+        writers.check([name])
+
+
+def test_trackers_are_told_config_sweep_experiment_and_phase(monkeypatch, tmp_path):
+    settings = []
+    fake = types.SimpleNamespace(init=lambda **options: settings.append(options), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    run = tmp_path / "betas" / "beta=0.1"
+    run.mkdir(parents=True)
+    (tmp_path / "betas/sweep.json").write_text("{}")
+    (run / "config.json").write_text('{"seed": 0, "objective": {"beta": 0.1, "gamma": null}}')
+    (run / "environment.json").write_text('{"experiment": "dpo", "starts": []}')
+    writers.wandb(str(run), "p").close()
+    writers.wandb(str(run / "pretrain"), "p").close()
+    writers.trackio(str(run), "p").close()
+    assert [s["config"]["objective"]["beta"] for s in settings] == [0.1] * 3
+    assert [s.get("group") for s in settings] == ["betas", "betas", None]
+    assert [s.get("tags") for s in settings] == [["dpo"], ["dpo", "pretrain"], None]
+
+    writers.tensorboard(str(run)).close()
+    (events,) = run.glob("events.*")
+    assert b"objective.beta" in events.read_bytes() and b"_hparams_/experiment" in events.read_bytes()
+    assert writers.describe(tmp_path) == writers.Description({})
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
