@@ -7,7 +7,7 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -101,6 +101,49 @@ def read_config(folder: str | pathlib.Path) -> dict:
     except ValueError as e:
         raise InputError(f"{file} is not a JSON object ({e}); download it again") from None
     return config
+
+
+GENERATION = "generation_config.json"
+
+
+def read_generation(folder: str | pathlib.Path) -> bytes:
+    """generation_config.json as it stands; nothing where there is none, as in a GGUF file."""
+    file = pathlib.Path(folder) / GENERATION
+    return file.read_bytes() if file.is_file() else b""
+
+
+def ends(eos_token_id: int | list[int] | None) -> list[int]:
+    """`eos_token_id` of a config, which may be one id, several or none, as a list."""
+    return [] if eos_token_id is None else list(eos_token_id) if isinstance(eos_token_id, list) else [eos_token_id]
+
+
+def write_generation(folder: pathlib.Path, content: bytes, *, stop_ids: Sequence[int] = ()) -> None:
+    """Write generation_config.json, and its ends into config.json, beside which it lies.
+
+    Args:
+        folder: has config.json, whose token ids stand where `content` has none.
+        content: generation_config.json of the checkpoint that training started from; it stays as it is unless an end is
+            missing from it.
+        stop_ids: where an answer ends besides.
+    """
+    config = read_config(folder)
+    try:
+        generation = json.loads(content) if content else {}
+        if not isinstance(generation, dict):
+            raise ValueError("not an object")
+    except ValueError as e:
+        raise InputError(f"{GENERATION} of the checkpoint is not a JSON object ({e}); download it again") from None
+    own = ends(generation.get("eos_token_id"))
+    union = list(dict.fromkeys([*own, *ends(config.get("eos_token_id")), *stop_ids]))
+    eos = union[0] if len(union) == 1 else union or None
+    if not content:
+        generation = {key: config[key] for key in KEPT[:3] if config.get(key) is not None}
+    if not content or set(union) != set(own):
+        generation |= {"eos_token_id": eos} if union else {}
+        content = (json.dumps(generation, indent=2, ensure_ascii=False) + "\n").encode()
+    (folder / GENERATION).write_bytes(content)
+    if set(union) != set(ends(config.get("eos_token_id"))):
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}, indent=2) + "\n")
 
 
 def config_of(folder: str | pathlib.Path) -> dict:
@@ -450,8 +493,7 @@ def _write_folder(folder, params, table, stored, shards, dtype, config, extra_fn
             tensors.write(unfinished / file, shapes, dtype, _arrays(params, table, names_in_file, dtype))
         tensors.write_index(unfinished, shards, sum(int(np.prod(s)) for s in stored.values()) * dtype.itemsize)
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {key: config[key] for key in KEPT[:3] if config.get(key) is not None}
-        (unfinished / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        write_generation(unfinished, b"")
         if extra_fn is not None:
             extra_fn(unfinished)
 

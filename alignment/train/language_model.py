@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    stop_ids: tuple[int, ...]
 
     def save(self, folder: str) -> None: ...
 
@@ -188,6 +189,10 @@ def export(
 ) -> None:
     """Leave a Hugging Face folder that `transformers` loads: weights, config, tokenizer and chat template.
 
+    An answer of the exported model ends where the checkpoint ended one, and where the run's tokenizer does: config.json
+    and generation_config.json say the union of both. What else generation_config.json says (temperature and the like)
+    stays, byte for byte where no end is added.
+
     Args:
         dtype: of the weights in the files; "" leaves no folder.
         init_from: where the run began; a checkpoint's token ids and context length are kept.
@@ -198,14 +203,28 @@ def export(
     earlier = pathlib.Path(name) / "export/hf"
     if kind == "run" and (earlier / "config.json").is_file():  # that run may itself have begun from a checkpoint
         kind, init_from = "hf", f"hf:{earlier}"
-    is_checkpoint = kind in ("hf", "gguf")
+    like, generation = None, b""
+    if kind in ("hf", "gguf"):
+        source = huggingface.resolve(init_from)
+        like, generation = huggingface.read_config(source), huggingface.read_generation(source)
     ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
-    huggingface.save(
-        params,
-        model,
-        folder,
-        dtype=dtype,
-        like=huggingface.read_config(huggingface.resolve(init_from)) if is_checkpoint else None,
-        token_ids=None if is_checkpoint else ids,
-        extra_fn=lambda unfinished: tok.save(str(unfinished)),
-    )
+    if like is not None:
+        ids = {}
+        _say_ends(like, tok)
+
+    def add_files(unfinished: pathlib.Path) -> None:
+        tok.save(str(unfinished))
+        # the tokenizer may come from another folder, and bring that one's generation_config.json
+        huggingface.write_generation(unfinished, generation, stop_ids=tok.stop_ids)
+
+    huggingface.save(params, model, folder, dtype=dtype, like=like, token_ids=ids, extra_fn=add_files)
+
+
+def _say_ends(like: Mapping[str, Any], tok: Tokenizer) -> None:
+    ends = huggingface.ends(like.get("eos_token_id"))
+    if ends and tok.eos_id is not None and tok.eos_id not in ends:
+        print(
+            f"the checkpoint's config.json ends a text at {ends} and tokenizer {tok.name!r} at {tok.eos_id}; the "
+            "export names both",
+            flush=True,
+        )

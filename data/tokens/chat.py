@@ -174,7 +174,8 @@ def _end_of_turn(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
     probe = "plumbline-probe"
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": probe}]
     try:
-        return render(template, messages, tokens=dict(tokens)).rpartition(probe)[2].rstrip()
+        _, answer, after = render(template, messages, tokens=dict(tokens)).rpartition(probe)
+        return after.rstrip() if answer else ""  # some templates write no answers
     except InputError:
         return ""
 

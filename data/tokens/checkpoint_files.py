@@ -10,8 +10,16 @@ import tokenizers
 from alignment.errors import InputError
 from data.tokens import encoders
 
-SAVED = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SAVED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of templates with names, beside the one above
 GUESSES = {  # the usual names of special tokens, for files without a configuration
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>"),
     "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|eos|>"),
@@ -26,7 +34,8 @@ class Files:
 
     Attributes:
         content: name to content of the files that are saved again, byte for byte.
-        config: tokenizer_config.json over special_tokens_map.json.
+        config: tokenizer_config.json with special_tokens_map.json.
+        added: added_tokens.json, token to id.
         generation: generation_config.json.
         template: the chat template in jinja, None where there is none.
         guessed: special tokens by their usual names, where no configuration names them.
@@ -39,17 +48,30 @@ class Files:
     template: str | None
     guessed: dict[str, str]
     names: tuple[str, ...] = ()
+    added: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def special_tokens(self) -> dict[str, str]:
         """`bos_token`, `eos_token`, ... as text; a null in the configuration says that there is none."""
         configured = {k: v for k, v in self.config.items() if k.endswith("_token") and not isinstance(v, bool)}
         tokens = {**self.guessed, **{k: _text(v) for k, v in configured.items()}}
-        return {k: v for k, v in tokens.items() if isinstance(v, str)}
+        return {k: v for k, v in tokens.items() if isinstance(v, str) and v}
+
+    def named_tokens(self) -> dict[str, tokenizers.AddedToken]:
+        """All special tokens that the configuration names, with how they match in a text."""
+        values = [v for k, v in self.config.items() if k.endswith("_token") and not isinstance(v, bool)]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = self.config.get(key) or []
+            values += list(more.values()) if isinstance(more, dict) else list(more)
+        named = [_added_token(v, is_special=True) for v in values if _text(v)]
+        return {token.content: token for token in named}
 
     def generation_eos(self) -> list[int]:
         """The ids at which generation_config.json ends a text; it has one, several or none."""
         ids = self.generation.get("eos_token_id")
-        return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not all(isinstance(i, int) for i in ids):
+            raise InputError(f"generation_config.json has eos_token_id={ids}; ids are whole numbers")
+        return ids
 
     def adds_bos(self, encoder: Any, bos_id: int) -> bool:
         """Whether BOS comes first: as the configuration says, else as tokenizer.json does it, else yes.
@@ -62,10 +84,17 @@ class Files:
             return encoder.first_ids[:1] == [bos_id]
         return True
 
-    def added_tokens(self) -> dict[int, str]:
-        """Id to text of tokens that the configuration adds to the vocabulary."""
-        added = self.config.get("added_tokens_decoder") or {}
-        return {int(i): _text(token) or "" for i, token in added.items()}
+    def added_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        """Tokens beside the vocabulary by their ids, from added_tokens.json and `added_tokens_decoder`.
+
+        The first says nothing on how a token matches; transformers then looks whether the configuration names it.
+        """
+        named = self.named_tokens()
+        added = {int(i): named.get(text) or _added_token(text, is_special=False) for text, i in self.added.items()}
+        for i, token in (self.config.get("added_tokens_decoder") or {}).items():
+            is_special = _text(token) in named or (isinstance(token, dict) and bool(token.get("special")))
+            added[int(i)] = _added_token(token, is_special=is_special)
+        return added
 
     def legacy(self) -> bool:
         """Whether text after a special token gets a space of its own, as transformers once did for Llama."""
@@ -85,7 +114,7 @@ def locate(spec: str) -> str:
         raise InputError(
             f"{spec!r} is not a local folder; to fetch it from the hub: pip install huggingface_hub"
         ) from e
-    wanted = [*SAVED, TEMPLATE, "generation_config.json"]
+    wanted = [*SAVED, TEMPLATE, f"{MORE_TEMPLATES}/*"]
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=wanted)
     except Exception as e:  # network, permission and naming errors of several libraries
@@ -100,18 +129,42 @@ def read(folder: pathlib.Path) -> Files:
     """
     names = tuple(p.name for p in folder.iterdir())
     content = {name: read_bytes(folder / name) for name in SAVED if name in names}
-    config = {**_json(content, "special_tokens_map.json", folder), **_json(content, "tokenizer_config.json", folder)}
-    generation = {}
-    if "generation_config.json" in names:
-        generation = _parse(read_bytes(folder / "generation_config.json"), folder / "generation_config.json")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several templates, each with a name
-        by_name = {t["name"]: t["template"] for t in template}
-        template = by_name.get("default", next(iter(by_name.values()), None))
+    config, special = (_json(content, name, folder) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    # As transformers has it: the map is the older file, and speaks where added_tokens_decoder, the newer, does not.
+    config = special | config if "added_tokens_decoder" in config else config | special
+    added = _json(content, "added_tokens.json", folder)
+    if not all(isinstance(i, int) for i in added.values()):
+        raise InputError(f"{folder / 'added_tokens.json'} must give each token its id, a whole number")
+    named = _named_templates(config.get("chat_template"), folder)
     if TEMPLATE in names:
         content[TEMPLATE] = read_bytes(folder / TEMPLATE)
-        template = content[TEMPLATE].decode("utf-8")
-    return Files(content, config, generation, template, _guess_missing(content), names)
+        named["default"] = _decoded(content[TEMPLATE], folder / TEMPLATE)
+    for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja")):
+        content[f"{MORE_TEMPLATES}/{path.name}"] = read_bytes(path)
+        named.setdefault(path.stem, _decoded(content[f"{MORE_TEMPLATES}/{path.name}"], path))
+    if named and "default" not in named:
+        raise InputError(
+            f"{folder} has chat templates named {', '.join(named)}, and none is 'default'; write the one to use into "
+            f"{folder / TEMPLATE}"
+        )
+    generation = _json(content, "generation_config.json", folder)
+    return Files(content, config, generation, named.get("default"), _guess_missing(content), names, added)
+
+
+def _named_templates(value: Any, folder: pathlib.Path) -> dict[str, str]:
+    """The `chat_template` of a configuration: one, several by name in an object, or a list of names and templates."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list) and all(isinstance(t, dict) and {"name", "template"} <= set(t) for t in value):
+        return {t["name"]: t["template"] for t in value}
+    if isinstance(value, dict) and all(isinstance(t, str) for t in value.values()):
+        return dict(value)
+    raise InputError(
+        f"{folder / 'tokenizer_config.json'}: chat_template must be one template, or a list of objects with 'name' and "
+        "'template'"
+    )
 
 
 def for_bytes() -> Files:
@@ -187,6 +240,19 @@ def _parse(content: bytes, path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}; a JSON object is needed")
     return value
+
+
+def _decoded(content: bytes, path: pathlib.Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8: {e}") from e
+
+
+def _added_token(token: Any, *, is_special: bool) -> tokenizers.AddedToken:
+    flags = token if isinstance(token, dict) else {}
+    flags = {k: bool(flags[k]) for k in ("lstrip", "rstrip", "single_word", "normalized") if k in flags}
+    return tokenizers.AddedToken(_text(token) or "", special=is_special, **flags)
 
 
 def _text(token: Any) -> str | None:

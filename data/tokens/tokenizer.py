@@ -7,6 +7,7 @@ ids.
 
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -91,12 +92,16 @@ class Tokenizer:
             from data.tokens import sentencepiece_json  # it imports protobuf
 
             converted = sentencepiece_json.tokenizer_json(
-                contents["tokenizer.model"], bos=self.tokens.get("bos_token") if self.adds_bos else None
+                contents["tokenizer.model"],
+                bos=self.tokens.get("bos_token") if self.adds_bos else None,
+                added=self.encoder.added,
             )
             contents |= {"tokenizer.json": converted} if converted else {}
         for name in {*checkpoint_files.SAVED, checkpoint_files.TEMPLATE} - set(contents):
             (path / name).unlink(missing_ok=True)  # a file of another tokenizer, saved there before
+        shutil.rmtree(path / checkpoint_files.MORE_TEMPLATES, ignore_errors=True)
         for name, content in contents.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path / name) as f:
                 f.write(content)
 
@@ -128,12 +133,12 @@ def load(spec: str = "bytes") -> Tokenizer:
 def _of_files(folder: checkpoint_files.Files, where: str, *, name: str) -> Tokenizer:
     """The tokenizer of a folder's files, wherever they came from."""
     encoder: Any
-    added = folder.added_tokens()
+    added, named = folder.added_tokens(), folder.named_tokens()
     if "tokenizer.json" in folder.content:
-        encoder = encoders.Json(folder.content["tokenizer.json"], f"{where}/tokenizer.json", added)
+        encoder = encoders.Json(folder.content["tokenizer.json"], f"{where}/tokenizer.json", added, named)
     elif "tokenizer.model" in folder.content:
         content, is_legacy = folder.content["tokenizer.model"], folder.legacy()
-        encoder = encoders.SentencePiece(content, f"{where}/tokenizer.model", added, is_legacy)
+        encoder = encoders.SentencePiece(content, f"{where}/tokenizer.model", added, is_legacy, named)
     else:
         raise InputError(f"{where} has no tokenizer.json and no tokenizer.model; it has {sorted(folder.names)}")
     return _build(encoder, folder, name=name)
@@ -151,7 +156,8 @@ def _build(encoder: Encoder, folder: checkpoint_files.Files, *, name: str) -> To
     content = dict(folder.content)
     if own is None:
         content["chat_template.jinja"] = template.encode()
-    turn_id = id_of(chat.end_of_turn(template, tokens=tokens) or None)
+    mark = chat.end_of_turn(template, tokens=tokens)
+    turn_id = id_of(mark) if len(mark) > 1 else None  # a single letter, such as a full stop, occurs within answers
     stop_ids = [eos_id, *folder.generation_eos(), turn_id]
     return Tokenizer(
         encoder=encoder,

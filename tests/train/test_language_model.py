@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.models import huggingface
 from alignment.train import language_model
-from data.tokens import tokenizer
+from data.tokens import checkpoint_files, tokenizer
 from tests.train import helpers
 
 BYTES = tokenizer.load("bytes")
@@ -50,8 +52,74 @@ def test_nothing_is_left_in_the_workdir_when_the_export_would_fail(tmp_path):
 
 def test_only_a_checkpoint_brings_parameters():
     assert language_model.params("", build(), helpers.make_mesh()) is None
-    with pytest.raises(InputError, match="must be '', hf:<folder or hub id> or run:<workdir>"):
+    with pytest.raises(InputError, match="must be '', hf:<folder or hub id>, gguf:<file> or run:<workdir>"):
         build("qwen")
+
+
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+SAMPLING = '{\n    "do_sample": true, "eos_token_id": [259, 258],\n "temperature": 0.6, "top_p": 0.95}'
+FOLDERS = {  # tokenizer_config.json, config.json, generation_config.json ("": none), ends after the export
+    "all agree": ({"eos_token": "<|eos|>"}, {"eos_token_id": 258}, '{"eos_token_id": 258}', [258]),
+    "sampling and two ends": ({"eos_token": "<|im_end|>"}, {"eos_token_id": 259}, SAMPLING, [259, 258]),
+    "the template ends turns": ({"chat_template": CHAT}, {"eos_token_id": 258}, '{"eos_token_id": 258}', [258, 259]),
+    "the tokenizer ends elsewhere": ({"eos_token": "<|im_end|>"}, {"eos_token_id": 258}, "", [258, 259]),
+    "config.json has several": ({"eos_token": "<|eos|>"}, {"eos_token_id": [258, 257]}, "", [258, 257]),
+    "generation has none": ({}, {"eos_token_id": 258}, '{"top_k": 20, "\u00e9": "é"}', [258]),
+    "config.json has none": ({}, {}, '{"eos_token_id": [258]}', [258]),
+    "nobody has one": ({"eos_token": None, "chat_template": "x"}, {}, '{"max_new_tokens": 9}\n', []),
+    "only config.json": ({"eos_token": None, "chat_template": "x"}, {"eos_token_id": 257}, "", [257]),
+    "pad and bos besides": ({}, {"eos_token_id": 258}, '{"pad_token_id": 256, "eos_token_id": 258}\n\n', [258]),
+}
+
+
+def checkpoint_folder(path, tokenizer_config, config, generation):
+    """A tiny checkpoint as its maker left it: a byte tokenizer with <|im_end|> as 259, its template and its ends."""
+    model = build()
+    params = nn.meta.unbox(model.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
+    huggingface.save(params, model, path, like=config)
+    files = checkpoint_files.for_bytes().content
+    (path / "tokenizer.json").write_bytes(files["tokenizer.json"].replace(b"<|reserved_0|>", b"<|im_end|>"))
+    tokens = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(tokens | tokenizer_config))
+    (path / "generation_config.json").unlink()
+    if generation:
+        (path / "generation_config.json").write_bytes(generation.encode())
+    return params
+
+
+@pytest.mark.parametrize("through_a_run", [False, True], ids=["", "two runs"])
+@pytest.mark.parametrize("case", FOLDERS)
+def test_template_ends_and_sampling_survive_import_and_export(tmp_path, case, through_a_run):
+    tokenizer_config, config, generation, ends = FOLDERS[case]
+    params = checkpoint_folder(tmp_path / "in", tokenizer_config, config, generation)
+    init_from = f"hf:{tmp_path / 'in'}"
+    for workdir in ("first", "second") if through_a_run else ("first",):
+        out = tmp_path / workdir / "export/hf"
+        tok = tokenizer.load(language_model.tokenizer_of(init_from))
+        model = build(init_from, tok, workdir=tmp_path / workdir)
+        language_model.export(out, params, model, tok, dtype="float32", init_from=init_from)
+        init_from = f"run:{tmp_path / workdir}"
+    assert (out / "tokenizer_config.json").read_bytes() == (tmp_path / "in/tokenizer_config.json").read_bytes()
+    assert tokenizer.load(str(out)).chat_template == tokenizer.load(str(tmp_path / "in")).chat_template
+    after = json.loads((out / "generation_config.json").read_text())
+    assert huggingface.ends(after.get("eos_token_id")) == ends
+    assert set(huggingface.ends(huggingface.read_config(out)["eos_token_id"])) == set(ends)
+    before = json.loads(generation or "{}")
+    assert {**before, "eos_token_id": after.get("eos_token_id")} == {"eos_token_id": None, **after} or not generation
+    if generation and set(huggingface.ends(before.get("eos_token_id"))) == set(ends):
+        assert (out / "generation_config.json").read_bytes() == generation.encode()
+
+
+def test_the_sampling_of_the_checkpoint_stays_when_the_tokenizer_comes_from_elsewhere(tmp_path, capsys):
+    params = checkpoint_folder(tmp_path / "in", {}, {"eos_token_id": 258}, '{"top_p": 0.5, "eos_token_id": 258}')
+    checkpoint_folder(tmp_path / "other", {"eos_token": "<|im_end|>"}, {}, '{"top_p": 0.1, "eos_token_id": 260}')
+    tok = tokenizer.load(str(tmp_path / "other"))
+    init_from = f"hf:{tmp_path / 'in'}"
+    model = build(init_from, tok)
+    language_model.export(tmp_path / "out", params, model, tok, dtype="float32", init_from=init_from)
+    after = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert after == {"top_p": 0.5, "eos_token_id": [258, 259, 260]}
+    assert "config.json ends a text at [258] and tokenizer" in capsys.readouterr().out
 
 
 def test_exported_weights_are_those_of_the_next_run(tmp_path):

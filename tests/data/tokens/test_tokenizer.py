@@ -4,6 +4,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from alignment.errors import InputError
 from data.tokens import tokenizer
@@ -130,6 +131,161 @@ def test_hub_id_without_the_hub_library_names_the_pip_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):
         tokenizer.load("hf:owner/name")
+
+
+CHATML = {"<|im_start|>": 12, "<|im_end|>": 13}
+
+
+def sentencepiece_folder(path, *, added=None, **config):
+    """A sentencepiece BPE model of a few pieces with byte fallback, as Llama 2 and its descendants ship theirs."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abcxy", "ab", "▁a", "▁ab", "▁▁"]
+    proto = sentencepiece_model_pb2.ModelProto()
+    for i, piece in enumerate(pieces):
+        kind = 2 if i == 0 else 3 if i < 3 else 6 if i < 259 else 1
+        proto.pieces.add(piece=piece, type=kind, score=-float(i))
+    spec = proto.trainer_spec
+    spec.model_type, spec.vocab_size, spec.byte_fallback, spec.pad_id = spec.BPE, len(pieces), True, -1
+    proto.normalizer_spec.CopyFrom(
+        sentencepiece_model_pb2.NormalizerSpec(name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False)
+    )
+    path.mkdir()
+    (path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    config = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"} | config
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    if added:
+        (path / "added_tokens.json").write_text(json.dumps(added))
+    return path
+
+
+def test_added_tokens_json_beside_a_tokenizer_json_is_read(tmp_path):
+    folder = small_folder(tmp_path / "tok", eos_token="<|im_end|>")
+    (folder / "added_tokens.json").write_text(json.dumps(CHATML))
+    tok = tokenizer.load(str(folder))
+    assert tok.encode("<|im_start|>hi<|im_end|>") == [12, 10, 13]
+    assert (tok.eos_id, tok.vocab_size, tok.stop_ids) == (13, 14, (13,))
+    assert tok.decode([12, 10, 13]) == "<|im_start|> hi"  # the one that is not named is not special, as in transformers
+
+
+def test_added_tokens_json_beside_a_tokenizer_model_is_read_and_exported(tmp_path):
+    added = {"<|im_start|>": 270, "<|im_end|>": 272}  # 269 is in the model, and nobody has 271
+    folder = sentencepiece_folder(tmp_path / "tok", added=added, eos_token="<|im_end|>")
+    tok = tokenizer.load(str(folder))
+    ids = tok.encode("<|im_start|>ab<|im_end|> a")
+    assert ids[0] == 270 and 272 in ids and tok.eos_id == 272 and tok.vocab_size == 273
+    tok.save(str(tmp_path / "out"))
+    assert tokenizer.load(str(tmp_path / "out")).encode("<|im_start|>ab<|im_end|> a") == ids
+    assert (tmp_path / "out" / "added_tokens.json").read_bytes() == (folder / "added_tokens.json").read_bytes()
+
+
+@pytest.mark.parametrize("make", [small_folder, sentencepiece_folder])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<|im_end|>"},
+        {"pad_token": {"content": "<|im_end|>"}},
+        {"additional_special_tokens": ["<s>", "<|im_end|>"]},
+        {"extra_special_tokens": {"end": "<|im_end|>"}},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_a_special_token_without_an_id_is_refused(tmp_path, make, config):
+    with pytest.raises(InputError, match=r"'<\|im_end\|>' is named as a special token but has no id; give"):
+        tokenizer.load(str(make(tmp_path / "tok", **config)))
+
+
+def test_a_null_or_empty_special_token_is_none(tmp_path):
+    tok = tokenizer.load(str(small_folder(tmp_path / "tok", bos_token=None, unk_token="", adds_bos=False)))
+    assert tok.bos_id is None and not tok.adds_bos
+
+
+def test_an_added_token_whose_id_the_vocabulary_cannot_give_is_refused(tmp_path):
+    folder = small_folder(tmp_path / "tok")
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 40}))
+    with pytest.raises(InputError, match="has id 12, its config says 40"):
+        tokenizer.load(str(folder))
+
+
+def test_special_tokens_map_speaks_where_the_newer_list_does_not(tmp_path):
+    folder = small_folder(tmp_path / "tok")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    assert tokenizer.load(str(folder)).eos_id == 3
+    newer = small_folder(folder, added_tokens_decoder={"3": {"content": "<|end|>", "special": True}})
+    assert tokenizer.load(str(newer)).eos_id == 1
+
+
+@pytest.mark.parametrize("make", [small_folder, sentencepiece_folder])
+@pytest.mark.parametrize(
+    ("flags", "text", "covered"),
+    [
+        ({"rstrip": True}, "a <m>  b", "<m>  "),
+        ({"lstrip": True}, "a  <m> b", "  <m>"),
+        ({"lstrip": True, "rstrip": True}, "a \n <m>\n b", " \n <m>\n "),
+        ({"single_word": True}, "a<m> <m> b", "<m>"),
+        ({}, "a <m> b", "<m>"),
+    ],
+    ids=["rstrip", "lstrip", "both", "single_word", "none"],
+)
+def test_an_added_token_takes_the_white_space_that_its_flags_say(tmp_path, make, flags, text, covered):
+    new = 12 if make is small_folder else 269
+    entry = {"content": "<m>", "special": True, "normalized": False, **flags}
+    tok = tokenizer.load(str(make(tmp_path / "tok", added_tokens_decoder={str(new): entry})))
+    ids, offsets = tok.encode_with_offsets(text)
+    assert ids.count(new) == 1
+    start, end = offsets[ids.index(new)]
+    assert text[start:end] == covered and (flags != {"single_word": True} or start == 5)
+
+
+@pytest.mark.parametrize("text", [" a", "  ab", "a  b", " ", "<s> ab", "▁a", "\n a", "ab </s> a", "x", ""])
+def test_a_sentencepiece_export_splits_text_with_leading_blanks_as_the_model(tmp_path, text):
+    tok = tokenizer.load(str(sentencepiece_folder(tmp_path / "tok")))
+    tok.save(str(tmp_path / "out"))
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert exported.encode(text, add_special_tokens=False).ids == tok.encode(text)
+
+
+@pytest.mark.parametrize("place", ["list", "object", "files"])
+def test_several_templates_without_a_default_are_refused_with_their_names(tmp_path, place):
+    named = {"rag": "R", "tool_use": "T"}
+    as_list = [{"name": name, "template": text} for name, text in named.items()]
+    config = {"list": {"chat_template": as_list}, "object": {"chat_template": named}, "files": {}}[place]
+    folder = small_folder(tmp_path / "tok", **config)
+    if place == "files":
+        (folder / "additional_chat_templates").mkdir()
+        for name, text in named.items():
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    with pytest.raises(InputError, match=r"named rag, tool_use, and none is 'default'; write .*chat_template\.jinja"):
+        tokenizer.load(str(folder))
+    (folder / "chat_template.jinja").write_text("J")
+    tok = tokenizer.load(str(folder))
+    tok.save(str(tmp_path / "out"))
+    assert tok.chat_template == "J"
+    assert (tmp_path / "out" / "additional_chat_templates").is_dir() == (place == "files")
+
+
+@pytest.mark.parametrize("template", ["a", "{% for m in messages %}{{ m.content }}a{% endfor %}"])
+def test_a_letter_or_a_template_without_answers_ends_nothing(tmp_path, template):
+    assert tokenizer.load(str(small_folder(tmp_path / "tok", template=template))).stop_ids == (1,)
+
+
+def test_a_chat_template_of_another_shape_is_refused(tmp_path):
+    with pytest.raises(InputError, match="chat_template must be one template, or a list of objects"):
+        tokenizer.load(str(small_folder(tmp_path / "tok", chat_template=[{"template": "T"}])))
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": "</s>"}', '{"eos_token_id": [1, null]}'])
+def test_ends_that_are_not_ids_are_refused(tmp_path, content):
+    folder = small_folder(tmp_path / "tok")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match="ids are whole numbers"):
+        tokenizer.load(str(folder))
+
+
+def test_ends_of_generation_survive_being_saved(tmp_path):
+    folder = small_folder(tmp_path / "tok")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 3], "temperature": 0.6}')
+    tok = tokenizer.load(str(folder))
+    tok.save(str(tmp_path / "out"))
+    assert tokenizer.load(str(tmp_path / "out")).stop_ids == tok.stop_ids == (1, 3)
 
 
 def test_saved_folder_loads_again_the_same(tmp_path):
