@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from alignment.errors import InputError
+from alignment.train import digests
 from alignment.train.train_state import TrainState
 
 # Orbax raises its own classes for a disk that is full or closed, so the messages are searched.
@@ -51,11 +52,13 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, 
         position=ocp.args.JsonSave(position),
     )
     _guard(manager, step, lambda: manager.save(step, args=items, force=True))
+    digests.follow(pathlib.Path(manager.directory), step)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
     """Until the last checkpoint is complete on disk."""
     _guard(manager, None, lambda: (manager.wait_until_finished(), manager.check_for_errors()))
+    digests.finish(pathlib.Path(manager.directory))
 
 
 def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -96,6 +99,7 @@ def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
 
 def _read(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     """The items of one checkpoint; files that are damaged or gone become a message that says which to remove."""
+    digests.check(pathlib.Path(manager.directory), step)
     try:
         return manager.restore(step, args=items)
     except (ValueError, KeyError, TypeError, OSError) as error:

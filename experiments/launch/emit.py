@@ -13,7 +13,8 @@ from absl import flags
 from alignment.errors import InputError
 from experiments.launch import host, sweeps
 
-OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "workdir", "sweep_index")
+OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "volume", "bucket", "grace", "workdir")
+OWN += ("sweep_index",)
 SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
 PORT = 8476  # of the coordinator, inside the job's own network
 
@@ -27,6 +28,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("queue", "", "", **own)
     flags.DEFINE_multi_string("limits", [], "", **own)
     flags.DEFINE_multi_string("node_selector", [], "", **own)
+    flags.DEFINE_string("volume", "", "", **own)
+    flags.DEFINE_string("bucket", "", "", **own)
+    flags.DEFINE_integer("grace", 300, "", lower_bound=1, **own)
 
 
 def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, folder: str, argv: list[str]) -> str:

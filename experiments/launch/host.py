@@ -129,6 +129,7 @@ def start_distributed(is_requested: bool) -> None:
 
         state = distributed.global_state
         _watch = peers.join(state.client, jax.process_index(), jax.process_count(), state.coordinator_address)
+        _watch.answer_abort()
 
 
 def peer_trouble(wait: float = 0.0) -> peers.Ended | None:

@@ -5,11 +5,13 @@ process keeps a connection to the first. The kernel closes it with its process, 
 host that has lost its power or its network after SILENCE seconds.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -98,6 +100,26 @@ class Watch:
                 if not self._connections:
                     return
             time.sleep(0.02)
+
+    def answer_abort(self) -> None:
+        """End as after a peer's death where JAX aborts because of it, which it may do before this thread has its turn.
+
+        Python's own handlers run in the main thread, which waits inside JAX; a C handler runs in the thread that
+        aborts. An abort without a dead peer stays one.
+        """
+        libc = ctypes.CDLL(None)
+        libc.signal.restype = ctypes.c_void_p
+
+        def handle(number: int) -> None:
+            ended = self.trouble(2.0)
+            if ended is not None:
+                print(f"stopped: {ended}", file=sys.stderr, flush=True)
+                self.last_words()
+                self._exit_fn(ended.follow())
+            libc.signal(number, ctypes.c_void_p(0))  # SIG_DFL; abort() raises the signal again
+
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # kept, or it would be freed
+        libc.signal(int(signal.SIGABRT), self._handler)
 
     def _serve(self) -> None:
         beaten = 0.0

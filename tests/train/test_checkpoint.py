@@ -1,12 +1,14 @@
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from alignment.errors import InputError
-from alignment.train import checkpoint, sharding, step, train_state
+from alignment.train import checkpoint, digests, sharding, step, train_state
 from tests.train import helpers
 
 
@@ -50,6 +52,33 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another_bit_for_bit(shape, trai
     state, _ = restored(run_folder, like)
     assert_same(jax.device_get(state), jax.device_get(trained))
     jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(str(b)), state, like)
+
+
+def test_a_bit_that_flips_in_any_file_of_a_checkpoint_is_noticed(trained, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    paths = [p for p in sorted((folder / "1").rglob("*")) if p.is_file() and p.stat().st_size]
+    assert len(paths) > 3
+    for path in paths:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(InputError, match=f"the hash of .*{path.name} differs; copy it again"):
+            digests.check(folder, 1)
+        path.write_bytes(content)
+    digests.check(folder, 1)
+    (folder / ".digests/1.json").unlink()  # of a run that was killed before it had written them
+    paths[0].write_bytes(b"")
+    digests.check(folder, 1)
+
+
+def test_hashes_are_those_of_the_checkpoints_that_are_there(tmp_path):
+    with checkpoint.open_manager(tmp_path, keep=2) as manager:
+        for number in (1, 2, 3):
+            manager.save(number, args=ocp.args.Composite(position=ocp.args.JsonSave({"at": number})), force=True)
+            digests.follow(tmp_path, number)
+        checkpoint.wait(manager)
+    assert sorted(p.stem for p in (tmp_path / ".digests").iterdir()) == ["2", "3"]
+    assert not (tmp_path / "1").exists()
 
 
 def test_a_folder_without_a_checkpoint_is_refused(trained, tmp_path):
