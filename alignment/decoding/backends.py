@@ -9,6 +9,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -25,6 +26,20 @@ Messages = list[dict[str, str]]
 Complete = Callable[[Sequence[Messages], Sequence[int]], list[str | None]]
 MAX_ANSWER_BYTES = 16 << 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# A bad request with such words is about its own text, which is too long or was filtered; others are about every text.
+_ABOUT_THE_TEXT = re.compile(
+    r"context|too (?:long|large|many)|token|content.?(?:filter|management|policy)|moderat", re.I
+)
+_SAID = 300  # characters of a service's own words that a message repeats
+
+
+def is_storable(text: str) -> bool:
+    """Whether a text can be written as UTF-8 and read by other tools: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+class _Unstorable(ValueError):
+    """The service answered, but with a text that cannot be stored."""
 
 
 class Down(RuntimeError):
@@ -106,17 +121,19 @@ def openai(
     retries: int = 3,
     backoff_seconds: float = 1.0,
     down_after: int = 3,
-    refused_after: int = 12,
+    refused_after: int = 5,
     hung_after: int = 24,
     length_key: str = "max_tokens",
     extra: Mapping[str, Any] | None = None,
 ) -> Complete:
     """Any endpoint that speaks OpenAI's chat completions, such as vLLM, SGLang, llama.cpp or a company's service.
 
-    Time-outs, unreadable answers and the codes 408, 409, 429 and 5xx are tried again after a growing wait, or after the
-    server's Retry-After. The answer is None after `1 + retries` failures, if the server calls the request bad (400,
-    413, 422), or if the answer was cut at its longest length. Requests to other machines use the environment's
-    proxies. Redirects are not followed, since they could carry the key elsewhere.
+    Time-outs, unreadable answers, answers that cannot be stored (`is_storable`) and the codes 408, 409, 429 and 5xx
+    are tried again after a growing wait, or after the server's Retry-After. The answer is None after `1 + retries`
+    failures, if the server calls the request bad (400, 413, 422), or if the answer was cut at its longest length. A
+    service that answers no request is `Down`, in whatever way it fails, and so is one that has answered and then no
+    longer takes the key or knows the model (401, 403, 404), or is not paid (402). Requests to other machines use the
+    environment's proxies. Redirects are not followed, since they could carry the key elsewhere.
 
     Args:
         base_url: up to and including the version, such as "http://127.0.0.1:8000/v1".
@@ -126,8 +143,10 @@ def openai(
         timeout_seconds: for one whole request.
         retries, backoff_seconds: further tries of a request, and the wait before the first; it doubles each time.
         down_after: requests in a row without a connection after which the endpoint counts as `Down`.
-        refused_after: the same for requests whose last try ended in 408, 409, 429 or 5xx: a proxy in front of a dead
-            server answers so, and an exhausted quota.
+        refused_after: the same for requests whose last try ended in an error code or in something that is not an
+            answer, such as an error, a page of HTML or an empty list of choices: a proxy in front of a dead server
+            answers so, and an exhausted quota. Refusals that are about a single text (too long, filtered) count only
+            until the service has given its first answer.
         hung_after: the same for requests that timed out.
         length_key: field with the longest answer; some endpoints want "max_completion_tokens".
         extra: further fields of the request, such as {"seed": 0}. The temperature is 0 unless it is here.
@@ -136,7 +155,8 @@ def openai(
         InputError: a URL or key that the endpoint will never take (401, 403, 404 and redirects).
     """
     endpoint = _Endpoint(base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra)
-    health = _Health(endpoint.address, {"connection": down_after, "service": refused_after, "time": hung_after})
+    limits = {"connection": down_after, "service": refused_after, "time": hung_after, "acceptance": refused_after}
+    health = _Health(endpoint.address, limits)
 
     def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
         answers: list[str | None] = [None] * len(messages)
@@ -165,10 +185,14 @@ def openai(
 
 
 class _Health:
-    """Counts of requests in a row that failed, by cause (connection, service or time); shared by the threads."""
+    """Counts of requests in a row that failed, by cause; shared by the threads.
+
+    Causes are "connection", "service", "time", and "acceptance" for a request that was refused for its own text: this
+    one makes a service `Down` only if it has never answered.
+    """
 
     def __init__(self, address: str, limits: Mapping[str, int]) -> None:
-        self.address, self.limits = address, limits
+        self.address, self.limits, self.has_answered = address, limits, False
         self.lock, self.failures, self.last = threading.Lock(), dict.fromkeys(limits, 0), ""
 
     def failed(self, cause: str, why: str) -> None:
@@ -176,13 +200,17 @@ class _Health:
             self.failures[cause] += 1
             self.last = why
 
+    def answered(self) -> None:
+        self.has_answered = True
+        self.revive()
+
     def revive(self) -> None:
         with self.lock:
             self.failures = dict.fromkeys(self.failures, 0)
 
     def check(self) -> None:
         for cause, num in self.failures.items():
-            if num >= self.limits[cause]:
+            if num >= self.limits[cause] and not (cause == "acceptance" and self.has_answered):
                 raise Down(
                     f"{self.address} is down: {num} requests in a row had no {cause} ({self.last}). Start it again and "
                     "run the same command: answers so far are in the cache"
@@ -190,6 +218,7 @@ class _Health:
 
     def check_last(self) -> None:
         """Raise `Down` if the last requests of a call had no connection: no later one can show that it came back."""
+        self.check()
         if self.failures["connection"]:
             raise Down(
                 f"{self.address} is down: the last requests had no connection ({self.last}). Start it again and run "
@@ -237,26 +266,30 @@ class _Endpoint:
             try:
                 answer = self._post(body)
             except urllib.error.HTTPError as e:
-                retry_after = self._refused(e)
-                if retry_after is None:
-                    cause = ""
+                said = self._words(e)
+                self._check_refusal(e, said, health)
+                cause, why = "service", f"it answers {e.code}" + (f": {said}" if said else "")
+                if not (e.code in (408, 409, 429) or e.code >= 500):
+                    cause = "acceptance" if e.code == 413 or _ABOUT_THE_TEXT.search(said) else "service"
                     break
-                cause, why, wait = "service", f"it answers {e.code}", retry_after
+                wait = _seconds(e.headers.get("Retry-After", ""))
             except TimeoutError as e:
                 cause, why = "time", str(e)
             except (OSError, http.client.HTTPException) as e:  # URLError among them
                 # urllib wraps a time-out while connecting in a URLError, and lets one while reading through as it is.
                 is_late = isinstance(e, urllib.error.URLError) and isinstance(e.reason, TimeoutError)
                 cause, why = "time" if is_late else "connection", self._clean(str(e))
-            except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-                cause = ""  # there is a connection, but the content is not an answer
+            except _Unstorable:
+                cause = ""  # the service works; this text has no answer
+            except (ValueError, KeyError, IndexError, TypeError, RecursionError) as e:
+                cause, why = "service", self._clean(f"it answers 200 without an answer: {e}")
             else:
-                health.revive()
+                health.answered()
                 return answer
         if cause:
             health.failed(cause, why)
         else:
-            health.revive()
+            health.answered()
         return None
 
     def _post(self, body: bytes) -> str | None:
@@ -274,24 +307,30 @@ class _Endpoint:
                     raise TimeoutError(f"no whole answer within {self.timeout:g} s")
                 if len(content) > MAX_ANSWER_BYTES:
                     raise ValueError("the answer is too long")
-        choice = json.loads(content)["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str):
-            raise TypeError("the answer is not a text")
-        return None if choice.get("finish_reason") in ("length", "content_filter") else text
+        return _text_of(content)
 
-    def _refused(self, error: urllib.error.HTTPError) -> float | None:
-        """Seconds to wait before the next try, or None if this request is hopeless.
-
-        Raises:
-            InputError: no request has a chance.
-        """
+    def _words(self, error: urllib.error.HTTPError) -> str:
+        """What the service says beside an error code."""
         with error:
-            code, wait = error.code, error.headers.get("Retry-After", "")
             try:
-                said = self._clean(error.read(2_000).decode("utf-8", "replace").strip())
+                said = error.read(2_000).decode("utf-8", "replace").strip()
             except (OSError, http.client.HTTPException):  # the connection broke, or there is no body
                 said = ""
+        return self._clean(said)[:_SAID]
+
+    def _check_refusal(self, error: urllib.error.HTTPError, said: str, health: _Health) -> None:
+        """Refuse to go on where no request has a chance.
+
+        Raises:
+            InputError: the key or the address is wrong.
+            Down: the service took the key and knew the model before, or is not paid.
+        """
+        code = error.code
+        if code == 402 or (code in (401, 403, 404) and health.has_answered):
+            raise Down(
+                f"{self.address} is down: it answers {code}. It says: {said}. Mend that and run the same command: "
+                "answers so far are in the cache"
+            )
         if code in (401, 403):
             has = "is refused" if self.key else "is not set"
             raise InputError(
@@ -302,13 +341,39 @@ class _Endpoint:
                 f"{self.address} answers {code} to {self.url} for model {self.body['model']!r}: is the address right "
                 f"up to /v1, and does it serve that model? It says: {said}"
             )
-        if code in (408, 409, 429) or code >= 500:
-            is_number = wait.isascii() and wait.replace(".", "", 1).isdigit()
-            return min(float(wait), 60.0) if is_number else 0.0
-        return None
 
     def _clean(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
+
+
+def _seconds(retry_after: str) -> float:
+    """The wait that a service asks for, at most a minute; 0 where it names a date or nothing."""
+    is_number = retry_after.isascii() and retry_after.replace(".", "", 1).isdigit()
+    return min(float(retry_after), 60.0) if is_number else 0.0
+
+
+def _text_of(content: bytes) -> str | None:
+    """The text in a chat completion, None if it was cut or filtered.
+
+    Raises:
+        ValueError, TypeError: the content is not an answer; the message has its own words.
+        _Unstorable: the text cannot be stored.
+    """
+    said = content[:_SAID].decode("utf-8", "replace").strip()
+    try:
+        choice = json.loads(content)["choices"][0]
+        if choice.get("finish_reason") in ("length", "content_filter"):
+            return None
+        text = choice["message"]["content"]
+        if isinstance(text, list):  # parts, as some services write them
+            text = "".join(part["text"] for part in text if part.get("type", "text") == "text")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise ValueError(said or "nothing") from None
+    if not isinstance(text, str):
+        raise TypeError(said)
+    if not is_storable(text):
+        raise _Unstorable("NUL or half of a surrogate pair")
+    return text
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

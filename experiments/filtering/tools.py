@@ -98,8 +98,20 @@ def _scorer(name: str, stage: Stage) -> ScoreFn:
         tok = tokenizer.load(s["path"].removeprefix("hf:"))
         options["encode_fn"] = lambda texts: [tok.encode(text) for text in texts]
     elif s["kind"] == "judge":
-        options["complete"] = backends.openai(s["url"], s["model"])
+        options["complete"] = stopping(backends.openai(s["url"], s["model"]), f"the judge of {name!r}")
     return scorers.load(s["kind"], s["path"], name=name, **options)
+
+
+def stopping(complete: backends.Complete, who: str) -> backends.Complete:
+    """The backend with `Down` as the end of a run that may be started again."""
+
+    def ask(messages: Sequence[backends.Messages], max_new: Sequence[int]) -> list[str | None]:
+        try:
+            return complete(messages, max_new)
+        except backends.Down as e:
+            raise errors.Stopped(f"{who} is down: {e}") from e
+
+    return ask
 
 
 def in_languages(score_fn: ScoreFn, name: str, languages: str) -> ScoreFn:

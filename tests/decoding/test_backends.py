@@ -168,6 +168,65 @@ def test_a_service_that_only_refuses_is_down_after_a_while_and_one_that_answers_
         assert sum(answer is not None for answer in ask(complete, *"abcdefghijkl")) == 3
 
 
+def raw(content):
+    return 200, {}, b'{"choices": [{"message": {"content": ' + content + b"}}]}"
+
+
+def error(status, words):
+    return status, {}, json.dumps({"error": {"message": words}}).encode()
+
+
+@pytest.mark.parametrize("content", [rb'"a smile \ud83d"', rb'"\udc00"', rb'"a \u0000 byte"'])
+def test_an_answer_that_cannot_be_stored_is_tried_again_and_never_stops_the_service(content):
+    with server(lambda text, n: said(text) if n > 3 else raw(content)) as (url, seen):
+        assert ask(backends.openai(url, "m", **FAST), "a") == ["a"] and len(seen) == 4
+    with server(lambda text, n: raw(content)) as (url, _):
+        assert ask(backends.openai(url, "m", retries=0, concurrency=1, **FAST), *"abcdefgh") == [None] * 8
+
+
+@pytest.mark.parametrize(
+    "reply, words",
+    [
+        (error(400, "temperature is not supported"), "temperature is not supported"),
+        (error(422, "unknown field"), "unknown field"),
+        (error(400, "maximum context length is 512 tokens"), "512 tokens"),
+        (error(200, "upstream quota used up"), "upstream quota used up"),
+        (error(429, "monthly quota"), "monthly quota"),
+        ((200, {}, b"<html>502 Bad Gateway</html>"), "Bad Gateway"),
+        ((200, {}, b'{"choices": []}'), "choices"),
+        ((200, {}, b'{"choices": null}'), "null"),
+        ((200, {}, b'{"choices": [{"message": {"content": null, "reasoning_content": "hm"}}]}'), "hm"),
+    ],
+)
+def test_a_service_that_never_answers_is_down_after_a_few_requests_with_its_own_words(reply, words):
+    with server(lambda text, n: reply) as (url, seen):
+        complete = backends.openai(url, "m", retries=0, concurrency=1, **FAST)
+        with pytest.raises(backends.Down, match=words):
+            ask(complete, *"abcdefgh")
+        assert len(seen) <= 6
+
+
+@pytest.mark.parametrize(
+    "status, words", [(401, "key expired"), (403, "suspended"), (404, "unloaded"), (402, "credits")]
+)
+def test_a_service_that_stops_taking_key_or_model_is_down_and_keeps_its_answers(status, words):
+    with server(lambda text, n: said(text) if n <= 3 else error(status, words)) as (url, _):
+        with pytest.raises(backends.Down, match=words) as caught:
+            ask(backends.openai(url, "m", concurrency=1, **FAST), *"abcdefgh")
+        assert caught.value.answers[:4] == ["a", "b", "c", None]
+
+
+def test_texts_that_are_too_long_do_not_stop_a_service_that_answers_others():
+    with server(lambda text, n: said(text) if text == "a" else error(400, "maximum context length")) as (url, _):
+        complete = backends.openai(url, "m", concurrency=1, **FAST)
+        assert ask(complete, *"abcdefghijkl") == ["a"] + [None] * 11
+
+
+def test_an_answer_in_parts_is_joined():
+    with server(lambda text, n: raw(b'[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]')) as (url, _):
+        assert ask(backends.openai(url, "m", **FAST), "x") == ["ab"]
+
+
 @pytest.mark.parametrize(
     "failure", [(503, {"Content-Length": "100"}, b""), (429, {"Retry-After": "²"}, b""), (200, {}, b"[" * 200_000)]
 )

@@ -114,7 +114,7 @@ def _ask(
     batch_size: int,
 ) -> dict[str, str | None]:
     """An answer for each key, from the cache or from the backend; equal requests are sent once."""
-    answers = {key: cache.get(key) for key in requests}
+    answers = {key: _usable(cache.get(key), messages) for key, (messages, _) in requests.items()}
     missing = [key for key, answer in answers.items() if answer is None]
     for at in range(0, len(missing), batch_size):
         batch = missing[at : at + batch_size]
@@ -122,20 +122,32 @@ def _ask(
         try:
             fresh = complete(list(messages), list(max_new))
         except backends.Down as e:
-            _store(cache, batch, e.answers, answers)
+            _store(cache, requests, batch, e.answers, answers)
             raise
-        _store(cache, batch, fresh, answers)
+        _store(cache, requests, batch, fresh, answers)
     return answers
 
 
 def _store(
-    cache: caches.Cache, keys: Sequence[str], fresh: Sequence[str | None], answers: dict[str, str | None]
+    cache: caches.Cache,
+    requests: Mapping[str, tuple[backends.Messages, int]],
+    keys: Sequence[str],
+    fresh: Sequence[str | None],
+    answers: dict[str, str | None],
 ) -> None:
-    """Put fresh answers into the cache and into `answers`."""
+    """Put fresh answers into the cache and into `answers`; one that cannot be stored is none."""
     for key, answer in zip(keys, fresh):
+        answer = _usable(answer, requests[key][0])
         if answer is not None:
             cache.put(key, answer)
             answers[key] = answer
+
+
+def _usable(answer: str | None, messages: backends.Messages) -> str | None:
+    """The answer, or None if it cannot be stored and its prompt could."""
+    if answer is None or backends.is_storable(answer) or not backends.is_storable(messages[-1]["content"]):
+        return answer
+    return None
 
 
 def _joined(gaps: Sequence[str], answers: Sequence[str | None]) -> str | None:

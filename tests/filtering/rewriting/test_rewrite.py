@@ -169,3 +169,13 @@ def test_an_endpoint_that_goes_away_leaves_its_answers_in_the_cache_and_may_come
         complete = backends.openai(url, "m", **FAST)
         assert rewrite.rewrite(texts, complete, CODE, store) == [t["text"].upper() for t in texts]
         assert len(seen) == 7
+
+
+@pytest.mark.parametrize("answer", ["a smile \ud83d", "a byte \0 inside"])
+def test_an_answer_that_cannot_be_stored_is_never_cached_nor_taken_from_a_cache(tmp_path, answer):
+    answers = cache.Cache(tmp_path / "answers.jsonl")
+    assert rewritten(["good text"], rewrite.echo(lambda text: answer), cache=answers) == [None] and not len(answers)
+    put, answers.put = answers.put, lambda key, _: put(key, answer)  # a cache as an earlier version left it
+    rewritten(["good text"], cache=answers)
+    answers.put = put
+    assert rewritten(["good text"], cache=answers) == ["good text"]
