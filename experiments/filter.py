@@ -19,6 +19,7 @@ to 43.8 %, with rewriting it fell to 33.6 % (Safety Pretraining). The outputs:
 """
 
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ TOO_MANY_BAD = 3  # exit code
 TOKENS_PER_SECOND = (500, 2_000, 10_000)  # of a rewriter, per device, for the cost sheet
 BYTES_PER_TOKEN = 4
 POLL_SECONDS = 5.0
+REDOING = "redoing.json"  # in the workdir, while a run does stages again: a restart goes on with that
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -60,7 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     c.shard_index = 0  # this start's share of the slices, for array schedulers
     c.shard_count = 1
-    c.redo = ()  # stages whose outputs of other settings may be replaced, such as ("score.safety",)
+    c.redo = ()  # stages to do again, with those that build on them: ("score.safety",); settings may be others
     c.max_bad = 0.001  # share of records set aside above which the exit code is 3
     c.samples = 20  # documents shown an action
     c.compression = "zst"  # of the shards: zst, gz or ""
@@ -158,7 +160,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     cost = cost_sheet(settings, pieces)
     files.write_rows(f"{workdir}/tables/cost.jsonl", cost)
     print("\n".join(f"  {row['what']:<56} {row['number']:>16,}" for row in cost), flush=True)
-    forget(job, c.redo)
+    redo(job, c, pathlib.Path(workdir))
     files.sweep(outputs)
     started, num_docs = time.monotonic(), 0
     options = dict(c.ray) | {"resources": resources(c.ray.resources), "executor": c.executor, "workers": c.workers or 0}
@@ -168,6 +170,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             num_docs += sum(row["num_docs"] for row in rows) if stage == "screen" else 0
     seconds = time.monotonic() - started
     files.sweep(outputs)
+    pathlib.Path(workdir, REDOING).unlink(missing_ok=True)
     write_manifest(outputs, job, pieces)
     speed = {"docs_per_second": num_docs / max(seconds, 1e-9), "seconds": seconds} if num_docs else {}
     return filter_page.write(
@@ -196,13 +199,46 @@ def stages(settings: Mapping[str, Any], pieces: Sequence[slices.Slice]) -> dict[
     return {"screen": pieces, "band": bands, "clusters": [num_bands], **lines, **scores, "align": pieces}
 
 
-def forget(job: jobs.Job, redo: Sequence[str]) -> None:
-    """Forget stages that were done under other settings, where the config allows it, and those that build on them."""
+def redo(job: jobs.Job, c: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Forget the tasks of this share that are to be done again: `c.redo`, and documents without an answer.
+
+    Of a stage that was done under other settings all tasks go. A run that was stopped while it did stages again does
+    not begin with them once more.
+    """
     known = list(job.hashes)
-    for name in redo:
+    for name in c.redo:
         errors.one_of("redo", name, known)
+    is_mine = functools.partial(_is_of_share, index=c.shard_index, count=c.shard_count)
+    note, names = workdir / REDOING, sorted(c.redo)
+    is_restart = note.exists() and json.loads(note.read_text("utf-8")) == names
+    for name in c.redo:
         for stage in known if not name.startswith("score.") else (name, "align"):
             shards.forget(job.outputs, stage, job.hashes[stage])
+        for stage in () if is_restart else after(name, known):
+            shards.forget(job.outputs, stage, "", which=is_mine)
+    if names:
+        files.write_json(note, names)
+    if job.settings["align"]["rewriter"].get("backend") == "openai":
+        unanswered = {index for index, row in _rows(job, "align") if row["tally"]["counters"].get("gate/no_answer")}
+        shards.forget(job.outputs, "align", "", which=lambda index: index in unanswered and is_mine(index))
+
+
+def after(name: str, stages: Sequence[str]) -> list[str]:
+    """A stage, and the stages that build on what it writes."""
+    later = stages[list(stages).index(name) :]
+    return [name, "align"] if name.startswith("score.") else list(later)
+
+
+def _is_of_share(task: int, *, index: int, count: int) -> bool:
+    return task % count == index
+
+
+def _rows(job: jobs.Job, name: str) -> Iterator[tuple[int, dict]]:
+    """The notes of a stage; none if it was done under other settings, which `finished` refuses later."""
+    try:
+        yield from shards.each_finished(job.outputs, name, job.hashes[name])
+    except InputError:
+        return
 
 
 def through(

@@ -10,7 +10,7 @@ import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
 import orjson
@@ -132,13 +132,21 @@ def each_finished(
             yield int(note.stem), row
 
 
-def forget(folder: str | os.PathLike, stage: str, config_hash: str) -> int:
+def forget(
+    folder: str | os.PathLike, stage: str, config_hash: str, *, which: Callable[[int], bool] = lambda index: True
+) -> int:
     """Remove the notes of slices that a stage finished under another config, and return how many there were.
 
     Their files go too, since the new ones may have other names (another compression) and would lie beside them.
+
+    Args:
+        config_hash: of the notes that stay; "" lets none stay.
+        which: whether to look at the note of a slice, by the slice's index.
     """
     num_notes, root = 0, pathlib.Path(folder).resolve()
     for note in (pathlib.Path(folder) / "done" / stage).glob("*.done"):
+        if not which(int(note.stem)):
+            continue
         with contextlib.suppress(orjson.JSONDecodeError):
             row = orjson.loads(note.read_bytes())
             if row.get("config_hash") == config_hash:

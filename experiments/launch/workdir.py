@@ -89,6 +89,8 @@ def read_json(path: str | os.PathLike) -> Any:
 REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl"}
 BEGINNINGS = {"model.json", "tokenizer", "reference", "tables", "before.jsonl", "run_id", "error.txt"}
 
+OF_ONE_START = ("redo:",)  # keys that ask something of a start alone; the run stays the same without them
+
 
 @dataclasses.dataclass(frozen=True)
 class Before:
@@ -130,7 +132,7 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str, defaults: Ma
         raised = [key for key in old.keys() & new.keys() if (old[key], new[key]) == (first, last)]
         said.append(f"this run goes on from {first} steps to {last}; {', '.join(sorted(raised))} are now {last}")
         old |= dict.fromkeys(raised, last)
-    lines = diff(old, new)
+    lines = [line for line in diff(old, new) if not line.startswith(OF_ONE_START)]
     if before != experiment:
         lines.insert(0, f"experiment: {before!r} there, {experiment!r} now")
     if not lines:

@@ -185,7 +185,7 @@ def test_an_answer_that_cannot_be_stored_is_tried_again_and_never_stops_the_serv
 
 
 @pytest.mark.parametrize(
-    "reply, words",
+    ("reply", "words"),
     [
         (error(400, "temperature is not supported"), "temperature is not supported"),
         (error(422, "unknown field"), "unknown field"),
@@ -207,7 +207,7 @@ def test_a_service_that_never_answers_is_down_after_a_few_requests_with_its_own_
 
 
 @pytest.mark.parametrize(
-    "status, words", [(401, "key expired"), (403, "suspended"), (404, "unloaded"), (402, "credits")]
+    ("status", "words"), [(401, "key expired"), (403, "suspended"), (404, "unloaded"), (402, "credits")]
 )
 def test_a_service_that_stops_taking_key_or_model_is_down_and_keeps_its_answers(status, words):
     with server(lambda text, n: said(text) if n <= 3 else error(status, words)) as (url, _):

@@ -163,6 +163,16 @@ def test_another_scorer_scores_and_aligns_anew_and_nothing_else(raw, whole, tmp_
     assert fresh.code == 0 and content(tmp_path / "fresh/clean") == content(tmp_path / "clean")
 
 
+def test_redo_does_a_stage_again_and_what_builds_on_it_in_the_same_workdir(tmp_path):
+    write(tmp_path / "toy", 40)
+    assert start(tmp_path / "run", tmp_path / "toy").code == 0
+    before = content(tmp_path / "run/clean")
+    ended = start(tmp_path / "run", tmp_path / "toy", redo="('score.safety',)")
+    assert ended.code == 0, ended.err
+    stages = [line.split()[0] for line in ended.err.splitlines() if "100 %" in line]
+    assert stages == ["score.safety", "align"] and content(tmp_path / "run/clean") == before
+
+
 def test_stages_done_again_with_another_compression_leave_each_document_once(tmp_path):
     documents = write(tmp_path / "toy", 40)
     told = {"skip": "('safety',)", "outputs": tmp_path / "clean"}
