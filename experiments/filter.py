@@ -178,6 +178,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
 
 
+def has_more(c: ml_collections.ConfigDict, summary: dict[str, float | None]) -> bool:
+    """Whether a finished run goes on: stages are to be done again, or a service left texts without an answer."""
+    return bool(c.redo) or (c.rewriter.backend == "openai" and bool(summary.get("gate/no_answer")))
+
+
 def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
     """3 where more records were set aside than `max_bad` allows, and a sentence about it."""
     share, max_bad = (summary.get(name) or 0 for name in ("bad_share", "max_bad"))

@@ -139,6 +139,7 @@ def run_once(
     host.start_distributed(is_distributed)
     defaults = experiment.defaults()
     goes_on = workdirs.check(workdir, resolved, experiment.name, defaults).goes_on
+    goes_on = goes_on or experiment.has_more(config, workdir)
     if workdirs.is_done(workdir) and not goes_on and not host.is_distributed():
         return show_finished(experiment, workdir)
     seed = int(config.get("seed", 0))
@@ -155,7 +156,8 @@ def run_once(
     workdirs.make(workdir)
     with contextlib.closing(workdirs.lock(workdir)):
         before = workdirs.check(workdir, resolved, experiment.name, defaults)  # again: another start may have ended
-        is_done = workdirs.is_done(workdir) and not before.goes_on
+        goes_on = before.goes_on or experiment.has_more(config, workdir)
+        is_done = workdirs.is_done(workdir) and not goes_on
         host.agree("done" if is_done else "run")
         if is_done:
             return show_finished(experiment, workdir)
@@ -169,7 +171,7 @@ def run_once(
             say(line)
         if before.is_refused:
             workdirs.clear(workdir)
-        if before.goes_on:
+        if goes_on:
             workdirs.reopen(workdir)
         return guarded_run(experiment, config, workdir, workdirs.Record(workdir, experiment.name, resolved, argv))
 

@@ -136,6 +136,13 @@ class Experiment:
                 raise InputError(f"--config.{key} is what sweep() varies; leave it out, or run without the sweep")
         return points
 
+    def has_more(self, config: ml_collections.ConfigDict, workdir: str) -> bool:
+        """Whether a finished run is to go on, as its `has_more(c, summary)` says, where it has one."""
+        if not hasattr(self.module, "has_more"):
+            return False
+        summary = workdirs.read_json(os.path.join(workdir, "summary.json")) or {}
+        return bool(self.module.has_more(config, summary))
+
     def verdict(self, summary: Mapping[str, float | None]) -> tuple[int, str]:
         """The exit code of a finished run and why: what its `exit_code(summary)` says, where it has one, else 0."""
         return self.module.exit_code(summary) if hasattr(self.module, "exit_code") else (0, "")

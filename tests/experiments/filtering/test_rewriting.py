@@ -75,8 +75,8 @@ def test_a_rewriter_that_takes_too_long_leaves_the_decision_to_the_fallback(tmp_
     assert gated and {row["reason"] for row in gated} == {"no_answer"}
     levels = [(row["evidence"]["safety.level"] <= 2) == (row["action"] == "keep") for row in gated]
     assert all(levels)
-    num_asked = []
-    with serving(lambda asked: num_asked.append(1) or "A text that is quite another one.", int(url[-8:-3])) as url:
+    num_asked, port = [], int(url.split(":")[2].removesuffix("/v1"))
+    with serving(lambda asked: num_asked.append(1) or "A text that is quite another one.", port) as url:
         ended = start(tmp_path / "run", tmp_path / "toy", **told | {"rewriter__url": url})
     assert ended.code == 0 and num_asked, ended.err  # the same run asks again for what has no answer
     gated = [row for row in rows(tmp_path / "run/clean/decisions") if row["rule"] == "gate"]
