@@ -172,7 +172,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     worker.check_prompt(c.prompt)
     code = conduct.load(c.conduct)
     counts: dict[str, int] = {}
-    pairs = read(c, workdir, counts)
+    pairs = without_remarks(read(c, workdir, counts), code, counts)
     train_pairs, heldout_pairs = rewrite_pairs.split(pairs, fraction=c.data.heldout_fraction, seed=c.seed)
     tok = tokenizer_of(c, train_pairs)
     identity = functools.partial(rewrite_pairs.with_identity, share=c.identity_share, seed=c.seed)
@@ -240,6 +240,26 @@ def read(c: ml_collections.ConfigDict, workdir: pathlib.Path, counts: dict[str, 
         return pairs
     options = dict(columns=c.data.columns, limit=c.data.limit or 0, bad_path=str(workdir / "bad_records.jsonl"))
     return rewrite_pairs.read(c.data.path, counts=counts, **options)
+
+
+def without_remarks(
+    pairs: Sequence[rewrite_pairs.Pair], code: conduct.Conduct, counts: dict[str, int]
+) -> list[rewrite_pairs.Pair]:
+    """The pairs whose rewriting is the text alone; those with a model's remarks around it are counted in `counts`.
+
+    Raises:
+        InputError: no pair is left.
+    """
+    markers = gates.compiled(code.markers)
+    clean = [pair for pair in pairs if not gates.scaffold(pair.origin, pair.rewritten, markers)]
+    if len(clean) < len(pairs):
+        counts["rewritings with a remark or mark of the model around them"] = len(pairs) - len(clean)
+    if pairs and not clean:
+        raise InputError(
+            f"all {len(pairs)} rewritings hold a remark or a mark of the model, such as {pairs[0].rewritten[:80]!r}; "
+            "a worker trained on them would write them too: strip them from the pairs"
+        )
+    return clean
 
 
 def tokenizer_of(c: ml_collections.ConfigDict, pairs: Sequence[rewrite_pairs.Pair]) -> tokenizer.Tokenizer:

@@ -252,12 +252,13 @@ def _screen_content(screen: Mapping[str, Any]) -> dict[str, Any]:
 def _align_content(align: Mapping[str, Any]) -> dict[str, Any]:
     content = {**align, "safety": _with_content(align["safety"]), "perplexity": _with_content(align["perplexity"])}
     if rewriter := align["rewriter"]:
+        code = conduct.load(rewriter["conduct"])
         content["rewriter"] = {
             "backend": rewriter["backend"],
             "max_tokens": rewriter["max_tokens"],
             "model": _file_digests(rewriter["model"]),
-            "conduct": conduct.load(rewriter["conduct"]).sha256,
-        }
+            "conduct": code.sha256,
+        } | ({"markers": code.markers} if code.markers else {})
     return content
 
 

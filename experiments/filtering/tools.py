@@ -145,6 +145,7 @@ def aligning(align: Stage, scoring: Mapping[str, Stage], answers: pathlib.Path) 
     if s["gates"]["perplexity"]:
         gates["perplexity"] = _measure(s["gates"]["perplexity"], scoring)
     code = conduct.load(s["rewriter"]["conduct"])
+    gates["markers"] = code.markers
     model, rewrite = None, None
     if s["rewriter"]["backend"] != "none":
         model = backend(align)

@@ -143,3 +143,15 @@ def test_answers_are_judged_by_kind_and_by_check(tmp_path):
 def test_a_prompt_of_another_kind_is_refused():
     with pytest.raises(InputError, match="not one of: full, bare"):
         worker.check_prompt("short")
+
+
+def test_pairs_with_a_remark_of_the_model_are_left_out_and_counted():
+    code, counts = conduct.load("en-neutral"), {}
+    pairs = [
+        Pair("It is rude.", "It is.<|im_end|>"),
+        Pair("It is rude.", "Note: edited.\n\nIt is."),
+        Pair("Rude.", "Mild."),
+    ]
+    assert rewriter.without_remarks(pairs, code, counts) == pairs[2:] and list(counts.values()) == [2]
+    with pytest.raises(InputError, match="strip them"):
+        rewriter.without_remarks(pairs[:2], code, {})

@@ -37,6 +37,8 @@ class Conduct:
         blocks: goal -> instructions, in the order of BLOCKS.
         tasks: kind of text, one of KINDS -> instructions.
         notice: says that the wrapped text is data, whatever it contains.
+        markers: regular expressions of remarks that a model adds around its answer in the pack's language; the gates
+            refuse them beside those they know. They may be left out, and are no part of the prompt, nor of the hash.
     """
 
     name: str
@@ -46,11 +48,13 @@ class Conduct:
     blocks: Mapping[str, str]
     tasks: Mapping[str, str]
     notice: str
+    markers: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
         """Hash of the content in canonical form (sorted keys, white space folded), whatever the YAML's layout."""
-        content = json.dumps(_folded(dataclasses.asdict(self)), sort_keys=True, ensure_ascii=False)
+        prompts = {key: value for key, value in dataclasses.asdict(self).items() if key != "markers"}
+        content = json.dumps(_folded(prompts), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -79,7 +83,9 @@ def load(name: str | pathlib.Path) -> Conduct:
 
 
 def _checked(content: Any, path: pathlib.Path) -> Conduct:
+    markers = content.pop("markers", None) or [] if isinstance(content, dict) else []
     _require(content, KEYS, path, "")
+    _check_markers(markers, path)
     _require(content["blocks"], BLOCKS, path, "blocks.")
     _require(content["tasks"], KINDS, path, "tasks.")
     texts = {key: content[key] for key in ("name", "version", "locale", "default", "notice")}
@@ -93,7 +99,18 @@ def _checked(content: Any, path: pathlib.Path) -> Conduct:
         **{key: content[key].strip() for key in ("name", "version", "locale", "default", "notice")},
         blocks={key: content["blocks"][key].strip() for key in BLOCKS},
         tasks={key: content["tasks"][key].strip() for key in KINDS},
+        markers=tuple(markers),
     )
+
+
+def _check_markers(markers: Any, path: pathlib.Path) -> None:
+    if not isinstance(markers, list) or not all(isinstance(marker, str) and marker for marker in markers):
+        raise errors.InputError(f"{path}: markers must be a list of regular expressions, got {markers!r}")
+    for marker in markers:
+        try:
+            re.compile(marker)
+        except re.error as e:
+            raise errors.InputError(f"{path}: the marker {marker!r} is not a regular expression: {e}") from None
 
 
 def _require(content: Any, keys: tuple[str, ...], path: pathlib.Path, where: str) -> None:

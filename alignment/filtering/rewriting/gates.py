@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment.filtering.rewriting import distance
+from alignment.filtering.rules import arabic
 
 Values = Callable[[list[str]], Sequence]  # texts -> a value each
 
@@ -30,7 +31,26 @@ _ENGLISH_SCAFFOLD = (
     r"\bI(?: have|'ve|’ve) (?:rewritten|revised|edited|polished|removed|replaced|kept the)\b",
     r"^[^\w\n]*(?:sure|certainly|of course)[,!.:]? (?:here|i'll|i will|below)\b",
     r"\bcode of conduct above\b",
-    r"<<<\s*(?:TEXT|END)\b|</?think>",
+    r"<<<\s*(?:TEXT|END)\b",
+    # special tokens and channels of a chat format, written out
+    r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]|\bassistantfinal|^analysis(?=[A-Z])",
+    r"</?(?:think(?:ing)?|thought|reason(?:ing)?|reflection|scratchpad|analysis|answer|output|response|final|rewritten|"
+    r"edited|revised)(?:[ _-]?(?:text|version|answer|output))?>",
+    r"^[^\w\n]*(?:(?:sure|certainly|of course|okay|ok|alright|absolutely)\b[^\n]{0,20})?"
+    r"(?:here(?: is| are|'s|’s)|below (?:is|are)|(?:this|the following) is) (?:the|a|an|your|my)\b[^\n]{0,100}:[*_ ]*$",
+    r"^[^\w\n]*(?:okay|ok|alright|well|first|now)?,? ?(?:let me (?:look|think|start|see|rewrite|edit|go)|"
+    r"I(?:'ll|’ll| will| need to| should) (?:now )?(?:look|rewrite|edit|revise|go through|start))\b",
+    r"\b(?:text|passage|content|document|paragraph|version|section|parts?|language|material|instructions?)\b"
+    r"[^.\n]{0,30}\b(?:has|have) been (?:\w+ )?(?:edited|rewritten|revised|modified|removed|adjusted|cleaned|sanitised|"
+    r"sanitized|redacted|altered|rephrased|omitted|replaced|neutralised|neutralized)",
+    r"\b(?:text|passage|version) (?:was|is) (?:\w+ )?"
+    r"(?:edited|rewritten|revised|rephrased|cleaned up|sanitised|sanitized)",
+    r"\b(?:removed|omitted|replaced|took out|taken out|edited out)\b[^.\n]{0,30}\b(?:harmful|unsafe|offensive|"
+    r"inappropriate|toxic)\b",
+    r"\b(?:as per|in (?:line|accordance) with|according to|following) (?:the|your|these) "
+    r"(?:guidelines|code of conduct)",
+    r"\bno (?:changes|edits|modifications) (?:were|are|was|is) (?:made|needed|necessary|required)",
+    r"^[^\w\n]*(?:I hope this helps|let me know if|please let me know)",
 )
 _ARABIC_SCAFFOLD = (
     r"^[^\w\n]*(?:التحليل|تحليل|الشرح|الملاحظات|التعديلات|النص الأصلي|النص المعدل|النص المعدّل|النص المنقح|النص المنقّح|"
@@ -40,7 +60,25 @@ _ARABIC_SCAFFOLD = (
     r"(?:معاد|معدل|معدّل|منقح|منقّح|محرر|محرّر|مصحح|محايد)",
     r"(?:بصفتي|كوني|باعتباري|أنا) (?:نموذج|ذكاء|مساعد)\w* (?:لغوي|لغة|اصطناعي|ذكي)",
     r"ك(?:نموذج|ذكاء|مساعد) (?:لغوي|لغة|اصطناعي|ذكي)",
-    r"(?:لقد )?(?:قمت|قمنا) ب(?:إعادة صياغة|تعديل|تحرير|حذف) ",
+    r"(?:لقد )?(?:قمت|قمنا) ب(?:إعادة صياغة|تعديل|تحرير|حذف|إزالة) ",
+    r"تم(?:ت)? (?:إعادة صياغة|تعديل|تحرير|تنقيح|حذف|إزالة|استبدال) "
+    r"(?:ال)?(?:نص|محتوى|عبارات|أجزاء|تعليمات|فقرات|كلمات)",
+    r"(?:حذفت|أزلت|عدلت|حررت|استبدلت) (?:ال)?(?:نص|محتوى|عبارات|أجزاء|تعليمات|فقرات|كلمات)",
+    r"^[^\w\n]*(?:بالتأكيد|بالطبع|حسنا|طبعا|أكيد)?[^\w\n]*(?:إليك|إليكم|فيما يلي|هذا هو|هذه هي)[^\n]{0,100}:[*_ ]*$",
+    r"^[^\w\n]*(?:آمل أن|أتمنى أن يكون|أخبرني إذا|هل تريد أن)",
+    r"وفقا? (?:لقواعد|للقواعد|لمدونة|للإرشادات|لإرشادات)",
+)
+_NEW_LINES = (  # lines whose words must be in the original
+    r"[^\w]*(?:note|notes|n\.b|nb|remark|editor'?s? note|disclaimer|explanation|changes|summary of changes|edits|"
+    r"comment|warning|reasoning)s?\b[^\n:]{0,30}:.*",
+    r"[^\w]*(?:ملاحظة|ملاحظات|ملحوظة|تنويه|تنبيه|توضيح|تعليق|شرح|التغييرات|ملاحظة المحرر)\b[^\n:]{0,30}:.*",
+    r"[([][^\n]{0,20}\b(?:note|edited|removed|text|rewritten|omitted|changes|نص|ملاحظة|تعديل|حذف)\b[^\n]*[)\]]",
+    r"#{1,6}\s.*",  # a heading
+    r"(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__)\s*:?",  # a line in bold
+    r"\*\*[^*\n]{1,40}:\*\*.*",
+    r"(?:edited|rewritten|revised|final|new|clean|original|edited version of the) "
+    r"(?:text|version|passage|document)\s*:?",
+    r"النص (?:المعدل|المنقح|المحرر|النهائي|الجديد|المعاد صياغته|بعد التعديل)\s*:?",
 )
 _REFUSALS = (
     r"\bI(?:'m| am|’m)? ?(?:sorry|afraid|apologi[sz]e)\b[^.\n]{0,40}\b"
@@ -51,8 +89,18 @@ _REFUSALS = (
     r"(?:لا|لن) (?:أستطيع|يمكنني|أقدر|نستطيع|يمكننا)",
     r"(?:لا أستطيع|لا يمكنني|لن أتمكن من|يتعذر علي) (?:مساعدتك|المساعدة|تلبية|إعادة صياغة|كتابة هذا|تقديم)",
 )
-SCAFFOLD = tuple(re.compile(p, re.IGNORECASE | re.MULTILINE) for p in _ENGLISH_SCAFFOLD + _ARABIC_SCAFFOLD)
-REFUSALS = tuple(re.compile(p, re.IGNORECASE) for p in _REFUSALS)
+
+
+def compiled(patterns: Sequence[str]) -> tuple[re.Pattern, ...]:
+    """Patterns for texts in the spelling of `arabic.normalise`: they are brought into it too."""
+    return tuple(re.compile(arabic.normalise(p), re.IGNORECASE | re.MULTILINE) for p in patterns)
+
+
+SCAFFOLD = compiled(_ENGLISH_SCAFFOLD + _ARABIC_SCAFFOLD)
+REFUSALS = compiled(_REFUSALS)
+NEW_LINES = compiled(_NEW_LINES)
+_FENCE = re.compile(r"^\s*(?:```|~~~)\w*\s*$", re.MULTILINE)
+_QUOTES = {'"': '"', "“": "”", "«": "»", "'": "'", "‘": "’", "「": "」", "`": "`"}
 
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'،؛]+", re.IGNORECASE)
 _FACT = re.compile(rf"{_URL.pattern}|\d+(?:[-/.:,٫٬]\d+)*", re.IGNORECASE)  # dates are numbers joined by - / .
@@ -116,6 +164,7 @@ def check_all(
     scores: Sequence[float | None] | None = None,
     kind: str = "rewrite",
     limits: Limits | None = None,
+    markers: Sequence[str] = (),
 ) -> list[Gate]:
     """Judge each rewritten text beside its original. A model is called once for all originals and once for all texts.
 
@@ -127,12 +176,14 @@ def check_all(
         scores: safety scores of the originals; `safety` scores those with None.
         kind: a key of CHECKS, the kind of text that was requested.
         limits: thresholds; None takes the defaults.
+        markers: regular expressions of a remark of the model, beside those of SCAFFOLD; see `conduct.Conduct`.
     """
+    more = compiled(markers)
     limits = limits or Limits()
     before_scores: list[float | None] = list(scores) if scores is not None else [None] * len(originals)
     # Only texts that really are new are measured; missing, empty and unchanged ones have a verdict already.
     new_texts = {i: b for i, (a, b) in enumerate(zip(originals, rewritten)) if b is not None and b.strip() and a != b}
-    numbers = {i: _texts_alone(originals[i], text) for i, text in new_texts.items()}
+    numbers = {i: _texts_alone(originals[i], text, more) for i, text in new_texts.items()}
     sides = [[originals[i] for i in new_texts], list(new_texts.values())]
     for name, fn in (("perplexity", perplexity), ("language", language)):
         values = [list(fn(side)) if fn is not None and side else [None] * len(side) for side in sides]
@@ -152,11 +203,11 @@ def check_all(
     ]
 
 
-def _texts_alone(original: str, text: str) -> dict[str, float | None]:
+def _texts_alone(original: str, text: str, markers: Sequence[re.Pattern]) -> dict[str, float | None]:
     """The measurements that need no model."""
     return {
         "length_ratio": length_ratio(original, text),
-        "scaffold": float(num_new(SCAFFOLD, original, text)),
+        "scaffold": float(scaffold(original, text, markers)),
         "refusal": float(num_new(REFUSALS, original, text)),
         "facts_recall": facts_recall(original, text),
         "repetition": repetition(text),
@@ -243,7 +294,37 @@ def length_ratio(original: str, text: str) -> float:
 
 def num_new(patterns: Sequence[re.Pattern], original: str, text: str) -> int:
     """The number of patterns that occur more often in the rewritten text than in the original."""
+    original, text = arabic.normalise(original), arabic.normalise(text)
     return sum(len(p.findall(text)) > len(p.findall(original)) for p in patterns)
+
+
+def scaffold(original: str, text: str, markers: Sequence[re.Pattern] = ()) -> int:
+    """The number of things in a rewritten text that a model puts around its answer and that the original lacks.
+
+    They are remarks, marks of a chat format, new headings and notes, code fences and quotation marks around the whole.
+    """
+    before = _bare(arabic.normalise(original))  # a line may have stood within a longer one, whose start was cut
+    added = [line for line in arabic.normalise(text).splitlines() if _bare(line) not in before]
+    # An edited line counts as new as well, hence the comparison with the number that the original has.
+    is_new_line = _num_lines(added) > 0 and _num_lines(text.splitlines()) > _num_lines(original.splitlines())
+    is_fenced = len(_FENCE.findall(text)) > len(_FENCE.findall(original))
+    is_quoted = _is_quoted(text) and not _is_quoted(original)
+    return num_new((*SCAFFOLD, *markers), original, text) + is_new_line + is_fenced + is_quoted
+
+
+def _num_lines(lines: Sequence[str]) -> int:
+    lines = [arabic.normalise(line).strip() for line in lines]
+    return sum(any(pattern.fullmatch(line) for pattern in NEW_LINES) for line in lines)
+
+
+def _bare(line: str) -> str:
+    """A text's words between single spaces, without marks and case."""
+    return f" {' '.join(_WORD.findall(line.casefold()))} "
+
+
+def _is_quoted(text: str) -> bool:
+    text = text.strip()
+    return len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
 
 
 def repetition(text: str, size: int = 5) -> float:

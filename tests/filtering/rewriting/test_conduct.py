@@ -93,3 +93,11 @@ def test_the_word_of_the_marks_is_drawn_again_where_the_text_holds_it(monkeypatc
 def test_marks_that_a_model_repeats_are_taken_off():
     assert conduct.unwrapped(f" {conduct.wrap(LINES)}\n") == LINES
     assert conduct.unwrapped("no marks") == "no marks"
+
+
+def test_markers_of_a_pack_are_checked_and_leave_its_hash_alone(tmp_path):
+    pack = conduct.load(written(tmp_path / "more.yaml", markers=["^Remarque ?:"]))
+    assert pack.markers == ("^Remarque ?:",) and pack.sha256 == conduct.load("en-neutral").sha256
+    for wrong in ("^Remarque", [3], ["("]):
+        with pytest.raises(InputError, match="marker"):
+            conduct.load(written(tmp_path / "wrong.yaml", markers=wrong))

@@ -231,3 +231,93 @@ def test_every_pair_gets_a_verdict_and_numbers(original, text):
     assert gate.accepted == (not gate.failed) and gate.action in ("keep", "rewrite")
     numbers = [v for v in gate.measurements.values() if v is not None]
     assert not np.isnan(numbers).any() and dataclasses.asdict(gate)
+
+
+TEXT = "The mill stands by the river.\n\nIda Moss measured it in 1897."
+ARABIC_TEXT = "تقع الطاحونة قرب النهر.\n\nقاس خالد طولها قبل سنوات."
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}<|im_end|>",
+        "{}</s>",
+        "{}<eos>",
+        "{}<end_of_turn>",
+        "[INST] {}",
+        "{}<|eot_id|>",
+        "{}<｜end▁of▁sentence｜>",
+        "```\n{}\n```",
+        "```markdown\n{}\n```",
+        "~~~\n{}\n~~~",
+        '"{}"',
+        "“{}”",
+        "«{}»",
+        "# Rewritten Text\n\n{}",
+        "## The River\n\n{}",
+        "**Edited Text:**\n\n{}",
+        "**The Mill**\n\n{}",
+        "Edited text\n\n{}",
+        "{}\n\nNote: I removed the unsafe instructions.",
+        "{}\n\n*Note: nothing was changed.*",
+        "{}\n\nChanges made: none.",
+        "{}\n\n(The text was edited to remove harmful content, as per the guidelines.)",
+        "{}\n\n[Note: edited]",
+        "{}\n\nThe passage has been edited for safety.",
+        "{}\n\nNo changes were needed.",
+        "{}\n\nI hope this helps!",
+        "<think>\nIt is rude.\n</think>\n\n{}",
+        "<thinking>\nIt is rude.\n</thinking>\n{}",
+        "<reasoning>x</reasoning>{}",
+        "Okay, let me look at the text. It is rude.\n\n{}",
+        "It is rude.\n</think>\n{}",
+        "<rewritten_text>\n{}\n</rewritten_text>",
+        "<|channel|>analysis<|message|>An edit.<|end|><|start|>assistant<|channel|>final<|message|>{}",
+        "analysisThe user wants an edit.assistantfinal{}",
+        "Here's the text with the unsafe parts taken out:\n\n{}",
+        "Sure! Here is the text:\n\n{}",
+        "Below is the passage:\n{}",
+    ],
+)
+def test_what_a_model_puts_around_its_answer_is_refused_where_the_original_has_none(around):
+    assert "scaffold" in gates.check(TEXT, around.format(TEXT)).failed
+    original = around.format(TEXT)
+    assert "scaffold" not in gates.check(original, original.replace("stands", "is")).failed
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}\n\nملاحظة: حذفت التعليمات الضارة.",
+        "{}\n\nمُلاحظة: لم يتغير شيء.",
+        "{}\n\nملاحـــظة: لم يتغير شيء.",
+        "{}\n\nتنويه: تم التعديل.",
+        "إليك النص بعد حذف الأجزاء الضارة:\n\n{}",
+        "بالتأكيد! إليك النص:\n{}",
+        "**النص المعدل**\n\n{}",
+        "النص المُعدَّل\n\n{}",
+        "{}\n\nتم تعديل النص وفق القواعد.",
+        "{}\n\n(تم حذف العبارات الضارة من النص.)",
+        "# النص\n\n{}",
+    ],
+)
+def test_an_arabic_remark_is_refused_in_any_spelling(around):
+    assert "scaffold" in gates.check(ARABIC_TEXT, around.format(ARABIC_TEXT)).failed
+
+
+@pytest.mark.parametrize(
+    ("original", "text"),
+    [
+        (TEXT, TEXT.replace("stands", "is")),
+        ("The Mill\n\n" + TEXT, "# The Mill\n\n" + TEXT),  # a heading that lost its mark gets it back
+        (TEXT + " [unsafe steps]", TEXT + " (removed steps]"),
+        ("They removed the old stove. " + TEXT, "They removed the stove. " + TEXT),
+    ],
+)
+def test_an_edit_without_a_remark_is_no_scaffold(original, text):
+    assert "scaffold" not in gates.check(original, text).failed
+
+
+def test_markers_of_a_pack_are_refused_beside_the_known_ones():
+    gate = gates.check(TEXT, TEXT + "\n\nRemarque : rien.", markers=(r"^Remarque ?:",))
+    assert gate.failed == ["scaffold"]
