@@ -304,7 +304,12 @@ def scaffold(original: str, text: str, markers: Sequence[re.Pattern] = ()) -> in
     They are remarks, marks of a chat format, new headings and notes, code fences and quotation marks around the whole.
     """
     before = _bare(arabic.normalise(original))  # a line may have stood within a longer one, whose start was cut
-    added = [line for line in arabic.normalise(text).splitlines() if _bare(line) not in before]
+    lines = {_bare(line) for line in arabic.normalise(original).splitlines()}
+    added = [
+        line
+        for line in arabic.normalise(text).splitlines()
+        if _bare(line) not in (lines if line.lstrip()[:1] in ("#", "*", "_") else before)
+    ]
     # An edited line counts as new as well, hence the comparison with the number that the original has.
     is_new_line = _num_lines(added) > 0 and _num_lines(text.splitlines()) > _num_lines(original.splitlines())
     is_fenced = len(_FENCE.findall(text)) > len(_FENCE.findall(original))
