@@ -336,10 +336,11 @@ def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
     side = 2 * tile_of(c, {})["crop"]
     fresh = jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))
     variables, report = pretrained.load(path, fresh, network=model)
-    if report.skipped:
+    headless = (*report.skipped, *report.missing)
+    if headless:
         raise InputError(
-            f"{path} has no head for {num_classes} classes ({', '.join(map(str, report.skipped))}); set "
-            "network.num_classes to what it was trained on"
+            f"{path} has no head for {num_classes} classes ({', '.join(map(str, headless))}), and a random one "
+            "would be rated; set network.num_classes to what it was trained on, or give a checkpoint with its head"
         )
     return Classifier(c.network.name, model, variables, names, num_classes, {})
 

@@ -24,6 +24,7 @@ from alignment.errors import InputError, one_of
 from alignment.explain import (
     attention,
     composites,
+    fitness,
     gradcam,
     gradients,
     graph,
@@ -138,12 +139,33 @@ def num_classes(apply_fn: Callable, variables: Any, image_shape: tuple[int, ...]
             f"{first_line}"
         ) from error
     logits = out[0] if isinstance(out, tuple | list) and out else out
+    if isinstance(out, tuple | list) and len(out) > 1 and isinstance(out[1], Mapping) and "batch_stats" in out[1]:
+        raise InputError(
+            "apply_fn returns new batch statistics beside the logits, so batch norm is in training mode and maps would "
+            "depend on the other images of a batch; use use_running_average=True, without mutable=['batch_stats']"
+        )
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != image_shape[0]:
         output = getattr(logits, "shape", type(logits).__name__)
         raise InputError(
             f"apply_fn must return logits [N, C], alone or before a dict of activations; its output is {output}"
         )
     return logits.shape[1]
+
+
+def check_key(key: Any) -> None:
+    """Refuses what is not one random key; jax.random.fold_in would fail later with a message about dtypes.
+
+    Raises:
+        InputError: for a number, for several keys, and for anything else.
+    """
+    is_typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_typed and np.ndim(key) == 0 and np.asarray(key).dtype.kind in "iu":
+        raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
+    if not is_typed and (getattr(key, "dtype", None) != np.uint32 or np.ndim(key) == 0):
+        raise InputError(f"key is {type(key).__name__}; pass one random key, such as jax.random.key(0)")
+    shape = jnp.shape(key) if is_typed else np.shape(key)[:-1]
+    if shape:
+        raise InputError(f"key holds {shape[0]} random keys; pass one of them: each image folds in its own number")
 
 
 def check_images(x_NYXC: Any) -> Any:
@@ -280,6 +302,7 @@ def build(
     compiled: set = set()
 
     def fn(x_NYXC, targets_NK, ids_N=None, **own):
+        fitness.check(apply_fn, variables, x_NYXC.shape, method=method)
         ids_N = jnp.arange(len(x_NYXC)) if ids_N is None else ids_N
         drawn = {name: value for name, value in (("ids_N", ids_N), ("key", key)) if name in _keywords(method)}
         inputs = {**arrays, **drawn, **own}
@@ -338,8 +361,8 @@ def explain(
     options = dict(options, **({"driver": driver} if driver is not None else {}))
     options.update({"return_delta": True} if return_delta else {})
     check_options(method, options, has_key=key is not None)
-    if isinstance(key, int):  # jax.random.fold_in would fail later with a message about dtypes
-        raise InputError(f"key={key} is a number; pass the random key jax.random.key({key})")
+    if key is not None:
+        check_key(key)
     try:
         targets = np.asarray(targets)
     except ValueError as error:  # rows of different lengths

@@ -84,7 +84,9 @@ class Graph:
     reads_x: frozenset[int]
 
 
-def trace(apply_fn: Callable, variables: Any, x: Any, *, keep_custom: bool = False) -> Graph:
+def trace(
+    apply_fn: Callable, variables: Any, x: Any, *, keep_custom: bool = False, allow_control: bool = False
+) -> Graph:
     """Reads what `apply_fn(variables, x)` computes.
 
     Args:
@@ -92,13 +94,15 @@ def trace(apply_fn: Callable, variables: Any, x: Any, *, keep_custom: bool = Fal
         variables: any tree of arrays (or of shapes).
         x: images; only shape and dtype are read.
         keep_custom: do not inline functions with a custom derivative.
+        allow_control: let loops and branches that depend on the image stand as equations.
 
     Raises:
-        InputError: for control flow that depends on the image, and for outputs that are not logits.
+        InputError: for control flow that depends on the image, for outputs that are not logits, and for new batch
+            statistics beside them.
     """
     closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(variables, x)
     flat, _ = jax.tree_util.tree_flatten_with_path(out)
-    builder = _Builder(keep_custom)
+    builder = _Builder(keep_custom, allow_control)
     arguments = [builder.new(var.aval) for var in closed.jaxpr.invars]
     image = arguments[-1]
     builder.reads_x.add(image)
@@ -267,8 +271,8 @@ class _Builder:
     variables twice, with different values.
     """
 
-    def __init__(self, keep_custom: bool):
-        self.keep_custom = keep_custom
+    def __init__(self, keep_custom: bool, allow_control: bool = False):
+        self.keep_custom, self.allow_control = keep_custom, allow_control
         self.equations: list[Equation] = []
         self.constants: dict[int, Any] = {}
         self.shapes: dict[int, Any] = {}
@@ -315,7 +319,7 @@ class _Builder:
     def add(self, eqn: Any, inputs: list[int], path: str) -> list[int]:
         """Adds one equation; returns the value ids of its outputs."""
         reads_x = any(value in self.reads_x for value in inputs)
-        if reads_x and eqn.primitive.name in _CONTROL:
+        if reads_x and eqn.primitive.name in _CONTROL and not self.allow_control:
             raise errors.InputError(
                 f"{_CONTROL[eqn.primitive.name]} in {path or 'apply_fn'} depends on the image, and an explanation "
                 "walks a program of fixed length; write it out (a Python loop over layers, jnp.where for a branch)"
@@ -337,8 +341,15 @@ def _body(params: dict[str, Any]) -> Any:
     return getattr(closed, "jaxpr", closed)
 
 
+def is_number(array: Any) -> bool:
+    """Whether numpy can read it: not inside a trace, and not a typed random key that a network closes over."""
+    dtype = getattr(array, "dtype", None)
+    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return not is_key and not isinstance(array, jax.core.Tracer)
+
+
 def _is_zero(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer) and getattr(value, "ndim", 0) == 0 and float(value) == 0
+    return is_number(value) and getattr(value, "ndim", 0) == 0 and float(value) == 0
 
 
 def needed(equations: Sequence[Equation], targets: Iterable[int]) -> list[Equation]:

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from alignment.explain import graph
@@ -173,7 +172,7 @@ def _signed_inputs(equation: graph.Equation) -> Sequence[int]:
 
 
 def _is_nonnegative(array: Any) -> bool:
-    if isinstance(array, jax.core.Tracer) or np.size(array) > 10_000:  # reading a large array costs more than it saves
+    if not graph.is_number(array) or np.size(array) > 10_000:  # reading a large array costs more than it saves
         return False
     array = np.asarray(array)
     return array.dtype == bool or (array.dtype.kind in "fiu" and bool(np.all(array >= 0)))

@@ -107,6 +107,16 @@ def ridge(on_PG: np.ndarray, values_PK: np.ndarray, weights_P: np.ndarray, alpha
     return np.linalg.solve(gram_GG + alpha * np.eye(len(gram_GG)), moments_GK).T
 
 
+def without_noise(coefficients_KG: np.ndarray, values_PK: np.ndarray) -> np.ndarray:
+    """Coefficients, with 0 for those that rounding alone can make.
+
+    A network that ignores the image, or is sure of the class whatever is hidden, gives the same float32 value each
+    time; the regression then returns some 1e-17 with either sign.
+    """
+    least_K1 = np.finfo(np.float32).eps * np.abs(values_PK).max(0)[:, None]
+    return np.where(np.abs(coefficients_KG) > least_K1, coefficients_KG, 0.0)
+
+
 def top_positive(coefficients_KG: np.ndarray, num_features: int) -> np.ndarray:
     """1 at the `num_features` largest positive coefficients of each row, else 0."""
     order_KG = np.argsort(-coefficients_KG, axis=1, kind="stable")[:, :num_features]
@@ -192,6 +202,7 @@ def relevance(
     maps = np.zeros((*targets_NK.shape, *x_NYXC.shape[1:3]), np.float32)
     for image, on_PG in enumerate(on_N):
         coefficients_KG = ridge(on_PG, values_PNK[:, image], proximity(on_PG, kernel_width), alpha)
+        coefficients_KG = without_noise(coefficients_KG, values_PNK[:, image])
         if num_features is not None:
             coefficients_KG = top_positive(coefficients_KG, num_features)
         maps[image] = coefficients_KG[:, segments_NYX[image]]

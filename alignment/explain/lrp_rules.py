@@ -335,7 +335,10 @@ def signal(step: Step, R: jax.Array) -> Relevance:
 
 def uniform(step: Step, R: jax.Array, *, eps: float = 1e-6) -> Relevance:
     """Half of a product's or a matmul's relevance to each factor, by its contributions (AttnLRP, Eq. 13)."""
-    return tuple(share / 2 for share in proportional(step, R, eps=eps) if share is not None)
+    shares = proportional(step, R, eps=eps)
+    if not isinstance(shares, tuple):  # both factors are one value (a Gram matrix), to which both halves go
+        return shares / 2
+    return tuple(share / 2 for share in shares if share is not None)
 
 
 def softmax(step: Step, R: jax.Array) -> jax.Array:

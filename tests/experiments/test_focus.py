@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
 from alignment.explain import rating
 from alignment.models import pretrained, vision
@@ -201,6 +202,12 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
     assert 0 <= summary["focus/gradcam/median"] <= 1 and not (tmp_path / "run" / "baseline").exists()
     c.network.num_classes = 5
     with pytest.raises(ValueError, match="no head for 5 classes"):
+        focus.run(c, str(tmp_path / "other"))
+    c.network.num_classes = 8
+    stored = safetensors.numpy.load_file(tmp_path / "small.safetensors")
+    backbone = {name: array for name, array in stored.items() if not name.startswith("fc")}
+    safetensors.numpy.save_file(backbone, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"no head for 8 classes.*a random one would be rated"):
         focus.run(c, str(tmp_path / "other"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.explain import explaining, gradcam, gradients
+from alignment.explain import explaining, fitness, gradcam, gradients
 from tests.explain import nets
 
 KEY = jax.random.key(0)
@@ -74,7 +74,8 @@ def test_one_program_serves_all_batches_and_later_calls(small):
 
     for images in (x, x + 0.1):
         explaining.explain(counted, variables, images, targets, method="gradient", batch_size=2)
-    assert len(traces) == 2 and set(traces) == {(2, 8, 8, 3)}  # once for the number of classes, once for the method
+    # once for the number of classes, once to see whether images mix, and once for the method
+    assert traces == [(2, 8, 8, 3), (fitness.IMAGES, 8, 8, 3), (2, 8, 8, 3)]
 
 
 def test_a_built_method_is_one_program_inside_another(small):

@@ -131,3 +131,22 @@ def test_bad_input_is_refused(planted):
         lime.segment(np.zeros((1, 8, 8, 3)), "felzenszwalb")
     with pytest.raises(InputError, match="reads 1 or 3 channels and x has 4"):
         lime.segment(np.zeros((1, 8, 8, 4)))
+
+
+@pytest.mark.parametrize("sure", [0.0, 8.0, 1e4])
+@pytest.mark.parametrize("num_features", [5, None])
+def test_a_network_that_ignores_the_image_has_an_empty_map(sure, num_features):
+    x = np.kron(np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)), np.ones((1, 8, 8, 1))).astype(np.float32)
+    weights = jnp.array([sure, -sure, -sure - 1.0])
+    for seed in range(2):
+        maps = lime.relevance(
+            lambda v, x: v[None] + 0 * x.mean((1, 2, 3))[:, None],
+            weights,
+            jnp.asarray(x),
+            jnp.zeros((2, 1), jnp.int32),
+            key=jax.random.key(seed),
+            num_samples=50,
+            segmenter="slic",
+            num_features=num_features,
+        )
+        np.testing.assert_array_equal(maps, 0)

@@ -284,3 +284,36 @@ def test_bad_input_is_refused_with_a_way_out(plain, options, message):
     options = {"targets": TARGETS, **options}
     with pytest.raises(errors.InputError, match=message):
         lrp.relevance(*plain, X, options.pop("targets"), **options)
+
+
+class Gram(nn.Module):
+    """Second-order pooling, in one of its spellings."""
+
+    spelling: str
+
+    @nn.compact
+    def __call__(self, x):
+        f_NTC = nn.relu(nn.Conv(4, (3, 3), use_bias=False)(x)).reshape(len(x), -1, 4)
+        if self.spelling == "gram":
+            pooled = jnp.einsum("nti,ntj->nij", f_NTC, f_NTC)
+        elif self.spelling == "matmul":
+            pooled = f_NTC.swapaxes(1, 2) @ f_NTC
+        elif self.spelling == "tokens":
+            pooled = jnp.einsum("nti,nsi->nts", f_NTC, f_NTC)
+        elif self.spelling == "two views":
+            pooled = jnp.einsum("nti,ntj->nij", 2 * f_NTC, nn.relu(f_NTC))
+        else:
+            pooled = (f_NTC[..., None] * f_NTC[..., None, :]).sum(1)
+        return nn.Dense(3, use_bias=False)(pooled.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("spelling", ["gram", "matmul", "tokens", "two views", "outer product"])
+def test_second_order_pooling_is_explained_and_conserved(spelling):
+    x = jax.random.uniform(jax.random.key(0), (2, 6, 6, 3), minval=-1, maxval=1)
+    net = Gram(spelling)
+    variables = net.init(jax.random.key(1), x)
+    R, delta = lrp.relevance(
+        net.apply, variables, x, jnp.array([[0, 1], [2, 0]]), composite="epsilon", return_delta=True
+    )
+    assert np.isfinite(R).all()
+    np.testing.assert_allclose(delta, 0, atol=1e-3)
