@@ -74,7 +74,8 @@ def read(path: str) -> Model:
         import gguf
     except ImportError:
         raise InputError(f"reading {path} needs llama.cpp's package: pip install 'plumbline[gguf]'") from None
-    metadata, tensors = {}, {}
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, Quantised] = {}
     for file in _parts(pathlib.Path(path).expanduser()):
         try:
             reader = gguf.GGUFReader(file)
@@ -84,10 +85,10 @@ def read(path: str) -> Model:
                 tensors[tensor.name] = Quantised(file, tensor.name, tensor.tensor_type.name, shape, tensor.data)
         except (ValueError, IndexError, KeyError, OverflowError, TypeError) as e:  # what the reader raises on damage
             raise InputError(f"{file} is truncated or not a GGUF file ({e}); download it again") from e
-    for tensor in tensors.values():
-        if tensor.dtype not in QUANTISATIONS:
+    for quantised in tensors.values():
+        if quantised.dtype not in QUANTISATIONS:
             raise InputError(
-                f"{tensor.name} in {tensor.file} is quantised as {tensor.dtype}; supported are "
+                f"{quantised.name} in {quantised.file} is quantised as {quantised.dtype}; supported are "
                 f"{', '.join(QUANTISATIONS)}: take another file of the same model, such as its Q8_0 or Q4_K_M"
             )
     return Model(pathlib.Path(path), metadata, tensors)

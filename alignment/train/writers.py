@@ -192,7 +192,7 @@ def wandb(workdir: str, project: str) -> Writer:
     """Weights & Biases; offline or not, and as whom, is up to its own environment variables."""
     module = importlib.import_module("wandb")
     run = describe(workdir)
-    settings = {"id": _run_id(workdir), "resume": "allow", "dir": workdir, "config": run.config}
+    settings: dict[str, Any] = {"id": _run_id(workdir), "resume": "allow", "dir": workdir, "config": run.config}
     settings |= {"group": run.sweep or None, "tags": list(run.tags)}
     return _Service(module, project, "/".join(_last_two(workdir)), settings)
 
