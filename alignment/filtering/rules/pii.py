@@ -1,4 +1,4 @@
-"""Personal data by its form: e-mail and IP addresses, telephone, bank account and card numbers.
+"""Personal data by its form: e-mail and IP addresses, telephone, bank account, card and identity numbers.
 
 Check digits are verified (IBAN: ISO 13616, modulo 97; cards: Luhn), so that few other numbers are mistaken for them.
 Every search takes time linear in the length of a text, whatever the text: patterns have bounded lengths, and start only
@@ -6,6 +6,7 @@ where no character of their kind stands before.
 """
 
 import ipaddress
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from alignment import errors
 from alignment.filtering.rules.batch import Batch, Findings
 
-KINDS = ("email", "iban", "card", "ip", "phone")  # where two overlap, the one earlier in this list wins
+KINDS = ("email", "iban", "card", "national_id", "ip", "phone")  # where two overlap, the one earlier in this list wins
 TAGS = {kind: f"<{kind.upper()}>" for kind in KINDS}
 
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
@@ -33,6 +34,32 @@ _PHONE = re.compile(  # E.164: up to 15 digits behind "+" or "00"
 )
 _LOCAL_PHONE = re.compile(  # North America's
     r"[2-9](?<![\w+.\-].)[0-9]{2}(?:\) ?|[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])"
+)
+_FILES = frozenset(["png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "tif", "tiff", "pdf", "mp3", "mp4"])
+_FILES |= {"css", "js", "json", "tgz", "gz", "whl", "jar", "exe", "dll", "so"}
+_ASCII_DIGITS = {base + i: str(i) for base in (0x0660, 0x06F0) for i in range(10)}
+_NATIONAL_PHONE = re.compile(  # 0, an area and a subscriber, in groups: 020 7946 0958, 06 12 34 56 78
+    r"0(?<![\w+.\-/,:].)[1-9][0-9]{0,3}(?:\) ?|[ \-/])[0-9]{2,7}(?:[ \-][0-9]{2,5}){0,4}(?![\w\-/]|[.,][0-9])"
+)
+_MOBILE_PHONE = re.compile(  # without groups: the Gulf's 05, Egypt's 010 to 015, the 06 and 07 of many countries
+    r"0(?<![\w+.\-/,:].)(?:5[0-9]{8}|1[0125][0-9]{8}|7[0-9]{8,9}|6[0-9]{8})(?![\w\-/]|[.,][0-9])"
+)
+_SSN = re.compile(  # United States
+    r"[0-8](?<![\w.\-].)[0-9]{2}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w\-]|\.[0-9])"
+)
+_NINO = re.compile(r"[A-CEGHJ-PR-TW-Z](?<!\w.)[A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D](?!\w)")  # Britain
+_EMIRATES = re.compile(r"784(?<!\w...)[ \-]?(?:19|20)[0-9]{2}[ \-]?[0-9]{7}[ \-]?[0-9](?!\w)")
+_SAUDI = re.compile(  # ten digits alone say little: a word must stand before them
+    r"(?:\b(?:iqama|national id|id (?:no|number))|هوية|الهوية|إقامة|الإقامة)[^\d\n]{0,20}([12][0-9]{9})(?!\w)",
+    re.IGNORECASE,
+)
+_VERSION = re.compile(  # what stands before numbers that look like an IP address
+    r"(?:\b(?:v|ver|versions?|releases?|rev|revision|build|firmware|sections?|sec|chapter|clause|paragraph|article|table|"
+    r"figure)\.?|§|إصدار|الإصدار|نسخة|النسخة|القسم|قسم|الفصل|المادة|البند|الفقرة)[ :]*$",
+    re.IGNORECASE,
+)
+_COUNTRY_CODES = re.compile(  # ITU-T E.164
+    r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|(?:2[1-689]|3[578]|42|5[09]|6[789]|8[058]|9[679])[0-9]"
 )
 _IBANS = (  # country and length
     "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 "
@@ -127,7 +154,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         before = text[max(low, at - _LONGEST_LOCAL) : at]
         local = before[len(before.rstrip(_LOCAL)) :].lstrip(".!#$%&'*+/=?^`{|}~-")
         domain = _DOMAIN.match(text, at + 1, at + 1 + _LONGEST_DOMAIN)
-        if local and not local.endswith(".") and domain:
+        if local and not local.endswith(".") and domain and domain.group().rsplit(".", 1)[1].lower() not in _FILES:
             yield at - len(local), domain.end()
             low = domain.end()
 
@@ -135,7 +162,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 def _ips(text: str) -> Iterator[tuple[int, int]]:
     """Public addresses; private, local and reserved ones identify nobody."""
     if text.count(".") >= 3:
-        yield from (match.span() for match in _IPV4.finditer(text) if _is_public(match.group()))
+        yield from (m.span() for m in _IPV4.finditer(text) if _is_public(m.group()) and not _is_version(text, m))
     if text.count(":") >= 2:
         yield from (match.span() for match in _IPV6.finditer(text) if _is_public(match.group()))
 
@@ -145,6 +172,33 @@ def _is_public(address: str) -> bool:
         return ipaddress.ip_address(address).is_global
     except ValueError:
         return False
+
+
+def _is_version(text: str, match: re.Match) -> bool:
+    """Whether four numbers are rather a version or the number of a section than an address."""
+    start, line_start = match.start(), text.rfind("\n", 0, match.start()) + 1
+    before = text[max(line_start, start - 20) : start]
+    is_part = before.endswith("-") or (before.endswith("/") and not before.endswith("//"))  # of a name: Chrome/91.0.4.1
+    is_heading = not text[line_start:start].strip() and text[match.end() : match.end() + 1] in (" ", "\t")
+    numbers = [int(number) for number in match.group().split(".")]
+    is_small = max(numbers[:3]) < 10 and len(set(numbers)) > 1  # 8.8.8.8 is an address
+    return is_part or is_small or is_heading or bool(_VERSION.search(before))
+
+
+def _ids(text: str) -> Iterator[tuple[int, int]]:
+    """Numbers that a state gives to a person; where they have a check digit, it is verified."""
+    text = _with_ascii_digits(text)
+    for match in _SSN.finditer(text):
+        if not match.group().startswith(("000", "666")):
+            yield match.span()
+    yield from (match.span() for match in _NINO.finditer(text))
+    yield from (m.span() for m in _EMIRATES.finditer(text) if luhn(re.sub("[^0-9]", "", m.group())))
+    yield from (match.span(1) for match in _SAUDI.finditer(text) if luhn(match[1]))
+
+
+def _with_ascii_digits(text: str) -> str:
+    """The text with Arabic-Indic and Persian digits as ASCII ones, in the same places."""
+    return text if text.isascii() else text.translate(_ASCII_DIGITS)
 
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
@@ -168,7 +222,13 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _phones(text: str) -> Iterator[tuple[int, int]]:
-    yield from (match.span() for match in _PHONE.finditer(text))
+    yield from (match.span() for match in _PHONE.finditer(text) if not _is_decimal(match.group()))
+    ascii_text = _with_ascii_digits(text)
+    yield from (match.span() for match in _MOBILE_PHONE.finditer(ascii_text))
+    for match in _NATIONAL_PHONE.finditer(ascii_text):
+        if 9 <= sum(map(str.isdigit, match.group())) <= 11 and not _is_counting(match.group()):
+            start = match.start()
+            yield start - (")" in match.group() and text[start - 1 : start] == "("), match.end()
     for match in _LOCAL_PHONE.finditer(text):
         start = match.start()
         if text[start + 3] != ")":
@@ -177,4 +237,26 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
             yield start - 1, match.end()
 
 
-_FINDERS = {"email": _emails, "iban": _ibans, "card": _cards, "ip": _ips, "phone": _phones}
+def _is_decimal(number: str) -> bool:
+    """Whether a number behind a plus sign is a decimal; "+CC.NNNNNNNNN" is how registries write a telephone number."""
+    whole, point, rest = number.removeprefix("+").partition(".")
+    if not point or not number.startswith("+") or not (whole.isdigit() and rest.isdigit()):
+        return False
+    is_american = whole == "1" and (len(rest) != 10 or rest[0] in "01")
+    return len(rest) < 9 or is_american or not _COUNTRY_CODES.fullmatch(whole)
+
+
+def _is_counting(number: str) -> bool:
+    """Whether the groups of a number count up, as 01 02 03 04 05 do."""
+    groups = [int(part) for part in re.findall("[0-9]+", number)]
+    return len(groups) > 2 and all(b - a == 1 for a, b in itertools.pairwise(groups))
+
+
+_FINDERS = {
+    "email": _emails,
+    "iban": _ibans,
+    "card": _cards,
+    "national_id": _ids,
+    "ip": _ips,
+    "phone": _phones,
+}

@@ -107,5 +107,71 @@ def test_more_than_five_drop_a_document_and_fewer_are_replaced():
 
 
 def test_an_unknown_kind_is_refused_with_the_known():
-    with pytest.raises(errors.InputError, match=r"passport.*email, iban, card, ip, phone"):
+    with pytest.raises(errors.InputError, match=r"passport.*email, iban, card, national_id, ip, phone"):
         run(["x"], kinds=("passport",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ordra in version 2.1.1.108 and release 12.31.3.17",
+        "see section 12.31.40.2 of it",
+        "Chrome/91.10.44.12 and lib-12.10.44.12",
+        "12.10.44.12 Results of the year",
+        "v 91.20.33.41",
+        "الإصدار 12.31.40.2",
+        "moved by +0.12345678 metres",
+        "+1.00234567 and +2.71828182",
+        "+40.7127764 degrees",
+        "icon@2x.png and photo@home.jpeg",
+        "numbers 01 02 03 04 05",
+        "on 01-02-2003",
+        "000-12-3456",
+        "666-12-3456",
+        "784-1990-1234567-1",
+        "رقم الهوية 1234567890",
+        "1-234-56-7890 a",
+        "part 0123456789012",
+    ],
+)
+def test_numbers_that_belong_to_nobody_are_no_personal_data(text):
+    assert pii.spans(text) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        ("020 7946 0958", "phone"),
+        ("06 12 34 56 78", "phone"),
+        ("030 1234567", "phone"),
+        ("(020) 7946 0958", "phone"),
+        ("0501234567", "phone"),
+        ("٠٥٠١٢٣٤٥٦٧", "phone"),
+        ("٠٥٠ ١٢٣ ٤٥٦٧", "phone"),
+        ("01012345678", "phone"),
+        ("07700 900123", "phone"),
+        ("۰۵۰۱۲۳۴۵۶۷", "phone"),
+        ("+44.2079460958", "phone"),
+        ("123-45-6789", "national_id"),
+        ("١٢٣-٤٥-٦٧٨٩", "national_id"),
+        ("AB 12 34 56 C", "national_id"),
+        ("AB123456C", "national_id"),
+        ("83.31.40.2", "ip"),
+    ],
+)
+def test_national_numbers_are_found_in_all_digits(found, kind):
+    text = f"Call or write {found} today"
+    start = text.index(found)
+    assert pii.spans(text) == [(start, start + len(found), kind)]
+
+
+def test_identity_numbers_with_a_check_digit_are_verified():
+    def checked(body):
+        return next(f"{body}{i}" for i in range(10) if pii.luhn(f"{body}{i}"))
+
+    emirates, saudi = checked("784199012345671"[:14]), checked("123456789")
+    assert [kind for *_, kind in pii.spans(f"card {emirates} here")] == ["national_id"]
+    dashed = f"{emirates[:3]}-{emirates[3:7]}-{emirates[7:14]}-{emirates[14:]}"
+    assert [kind for *_, kind in pii.spans(f"card {dashed} here")] == ["national_id"]
+    assert [kind for *_, kind in pii.spans(f"رقم الهوية: {saudi}")] == ["national_id"]
+    assert pii.spans(f"at {saudi} seconds") == []
