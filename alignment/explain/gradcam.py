@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.errors import InputError
-from alignment.explain import gradients, graph, steps
+from alignment.errors import InputError, one_of
+from alignment.explain import activations, gradients, graph, steps
 
 
 def default_layer(forward: graph.Graph) -> str:
@@ -40,7 +40,30 @@ def default_layer(forward: graph.Graph) -> str:
             return tokens[-2]
         if spatial:
             return spatial[-1]
-    raise InputError(f"no layer of this network has rows and columns; name one with layer=: {', '.join(names)}")
+    named = f"name one with layer=: {', '.join(names)}" if names else ""
+    raise InputError(
+        "no layer of this network has rows and columns; "
+        + (named or "return one beside the logits: (logits, {'feature': h}), with h [N, I, J, C] or tokens [N, T, C]")
+    )
+
+
+def value_of(forward: graph.Graph, layer: str) -> int:
+    """The value of a layer; "" is `default_layer` after its nonlinearity, or the last of the numbered activations.
+
+    Raises:
+        InputError: an unknown layer, with the known ones; no layer with rows and columns.
+    """
+    names, numbered = graph.named(forward), activations.numbered(forward)
+    if layer:
+        return {**numbered, **names}[one_of("layer", layer, [*names, *numbered])]
+    try:
+        name = default_layer(forward)
+    except InputError:
+        if not numbered:
+            raise
+        return list(numbered.values())[-1]
+    # what a network returns is taken as it is; a module's output may still have its relu before it, as a function
+    return names[name] if name in forward.activations else activations.after_nonlinearity(forward, names[name])
 
 
 def grid(num_tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -96,9 +119,11 @@ def _at_layer(
 ) -> tuple[jax.Array, jax.Array]:
     """activation_NIJC of a layer and gradients_NKIJC of the targets' logits there, in float32."""
     height, width = x_NYXC.shape[1:3]
-    # a second trace for the name alone costs no arithmetic
-    layer = layer or default_layer(graph.trace(apply_fn, variables, x_NYXC, keep_custom=True))
-    activation, head_fn = graph.split(apply_fn, variables, x_NYXC, layer)
+    # a second trace for the layer alone costs no arithmetic
+    forward = graph.trace(apply_fn, variables, x_NYXC, keep_custom=True)
+    value = value_of(forward, layer)
+    activations.check_grid(forward, value, layer, height, width)
+    activation, head_fn = graph.split(apply_fn, variables, x_NYXC, value)
 
     def score_fn(activation):
         return head_fn(activation).astype(jnp.float32)  # seeds and sums of the backward pass in full precision
@@ -125,7 +150,8 @@ def gradcam(
     """GradCAM, ReLU(sum_c w_c A_c), Eq. 2 of Selvaraju et al. 2017 (arXiv:1610.02391), resized to the image: maps_NKYX.
 
     Args:
-        layer: name of an activation or path of a module; "" is `default_layer`.
+        layer: name of an activation, path of a module, or "activation0", "activation1", ... after each convolution; ""
+            is `default_layer` after its nonlinearity, or where layers have no names the last activation.
         relu: keep only what speaks for the class.
         scale: to [0, 1] by each map's smallest and largest value, after resizing.
 

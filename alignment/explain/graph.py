@@ -196,7 +196,7 @@ def split(
     apply_fn: Callable,
     variables: Any,
     x: jax.Array,
-    layer: str = "",
+    layer: str | int = "",
     *,
     replace: Callable[[Equation], Callable | None] | None = None,
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
@@ -208,11 +208,13 @@ def split(
         activation, head_fn = split(apply_fn, variables, x, "layer4")
         logits_NC, pullback = jax.vjp(head_fn, activation)
 
+    A layer is a name, or a value id of `trace(..., keep_custom=True)`.
+
     Raises:
         InputError: for an unknown name, with the known ones.
     """
     graph = trace(apply_fn, variables, x, keep_custom=True)
-    layer_value = find(graph, layer)
+    layer_value = layer if isinstance(layer, int) else find(graph, layer)
     below = {layer_value}  # values that depend on the layer
     head = []
     for equation in needed(graph.equations, [graph.logits]):

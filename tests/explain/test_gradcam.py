@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,7 +156,7 @@ def test_the_last_spatial_activation_is_the_default_layer():
 def test_a_users_own_module_is_explained_by_module_path():
     network, variables, x, targets = nets.made(nets.Plain())
     default = gradcam.gradcam(network, variables, x, targets)
-    np.testing.assert_array_equal(default, gradcam.gradcam(network, variables, x, targets, layer="shape"))
+    np.testing.assert_array_equal(default, gradcam.gradcam(network, variables, x, targets, layer="activation1"))
     with pytest.raises(InputError, match=r"'grian' is not one of.*answer.*nearest is 'grain'"):
         gradcam.gradcam(network, variables, x, targets, layer="grian")
     with pytest.raises(InputError, match=r"'answer' is \(3, 3\); GradCAM needs"):
@@ -199,3 +200,85 @@ def test_the_papers_layer_is_the_default_of_its_networks(name, layer):
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), x)
     assert gradcam.default_layer(graph.trace(net.apply, variables, x, keep_custom=True)) == layer
+
+
+def conv(x, kernel, order="NHWC"):
+    spec = (order, "HWIO", order)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=spec)
+
+
+class Dark(nn.Module):
+    """Class 0 has -mean(act(a)): nothing speaks for it."""
+
+    after: str
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Conv(1, (1, 1), use_bias=False, kernel_init=lambda *_: jnp.ones((1, 1, 3, 1)) / 3)(x)
+        h = {
+            "relu": nn.relu,
+            "max": lambda h: jnp.maximum(h, 0),
+            "scaled": lambda h: nn.relu(h * 2),
+            "sum": lambda h: nn.relu(h + x[..., :1]),
+            "pool": lambda h: nn.max_pool(nn.relu(h), (2, 2), (2, 2)),
+        }[self.after](h)
+        return nn.Dense(2, use_bias=False, kernel_init=lambda *_: jnp.array([[-1.0, 1.0]]))(h.mean((1, 2)))
+
+
+@pytest.mark.parametrize("after", ["relu", "max", "scaled", "sum", "pool"])
+def test_the_default_layer_is_taken_after_a_relu_that_is_a_function(after):
+    x = jnp.ones((1, 8, 8, 3)).at[:, 4:].set(-1)
+    net = Dark(after)
+    variables = net.init(jax.random.key(0), x)
+    maps = gradcam.gradcam(net.apply, variables, x, jnp.array([[0, 1]]))
+    np.testing.assert_array_equal(maps[0, 0], 0)
+    assert maps[0, 1, :3].min() == 1 and maps[0, 1, 5:].max() == 0
+
+
+def nameless(variables, x):
+    kernel_1, kernel_2, head = variables
+    h = jax.nn.relu(conv(x, kernel_1))
+    return jax.nn.silu(conv(h, kernel_2)).mean((1, 2)) @ head
+
+
+def test_layers_without_names_are_numbered_and_the_last_is_the_default():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (3, 3, 3, 4), (3, 3, 4, 4), (4, 2)
+    variables = tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes))
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1)
+    targets = jnp.array([[0], [1]])
+    default = gradcam.gradcam(nameless, variables, x, targets)
+
+    def with_feature(variables, x):
+        h = jax.nn.silu(conv(jax.nn.relu(conv(x, variables[0])), variables[1]))
+        return h.mean((1, 2)) @ variables[2], {"feature": h}
+
+    np.testing.assert_allclose(default, gradcam.gradcam(with_feature, variables, x, targets), atol=1e-5)
+    np.testing.assert_array_equal(default, gradcam.gradcam(nameless, variables, x, targets, layer="activation1"))
+    assert not np.allclose(default, gradcam.gradcam(nameless, variables, x, targets, layer="activation0"))
+    with pytest.raises(InputError, match="activation0, activation1"):
+        gradcam.gradcam(nameless, variables, x, targets, layer="block7")
+    with pytest.raises(InputError, match=r"return one beside the logits: \(logits, {'feature': h}\)"):
+        gradcam.gradcam(lambda v, x: x.mean((1, 2)) @ v[0][0, 0], variables, x, targets)
+
+
+@pytest.mark.parametrize(("size", "channels"), [((8, 8), 5), ((8, 8), 8), ((8, 12), 30), ((6, 4), 6)])
+@pytest.mark.parametrize("is_returned", [True, False])
+def test_activations_with_channels_first_are_refused(size, channels, is_returned):
+    def net(variables, x):
+        h = jax.nn.relu(conv(x.transpose(0, 3, 1, 2), variables[0], "NCHW"))
+        logits = h.mean((2, 3)) @ variables[1]
+        return (logits, {"feature": h}) if is_returned else logits
+
+    variables = jnp.ones((3, 3, 3, channels)), jnp.ones((channels, 2))
+    with pytest.raises(InputError, match="channels last"):
+        gradcam.gradcam(net, variables, jnp.ones((1, *size, 3)), jnp.array([[0]]))
+
+
+def test_channels_turned_last_and_grids_without_padding_are_taken():
+    def net(variables, x):
+        h = jax.nn.relu(conv(x.transpose(0, 3, 1, 2), variables[0], "NCHW")).transpose(0, 2, 3, 1)[:, 2:-2, 2:-2]
+        return h.mean((1, 2)) @ variables[1], {"feature": h}
+
+    variables = jnp.ones((3, 3, 3, 5)), jnp.ones((5, 2))
+    assert gradcam.gradcam(net, variables, jnp.ones((1, 8, 16, 3)), jnp.array([[0]])).shape == (1, 1, 8, 16)
