@@ -35,6 +35,7 @@ EXTRAS = {
         "build>=1.2",
         "gguf>=0.17",
         "hypothesis>=6.100",
+        "jsonschema>=4.20",
         "mypy>=2.4",
         "pyarrow>=18",
         "pytest>=8.2",

@@ -247,14 +247,23 @@ def sweep() -> Iterator[dict[str, Any]]:
         yield {"objective.beta": beta, "seed": seed}
 
 
-def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
-    workdir = pathlib.Path(workdir)
-    objective = {name: value for name, value in c.objective.items() if value is not None}
-    losses.check_options(c.loss, objective)
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither data nor devices to be seen."""
+    losses.check_options(c.loss, {name: value for name, value in c.objective.items() if value is not None})
     errors.one_of("reference", c.reference, ("stored", "online"))
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
+    language_model.check_dtypes(c.compute.dtype, c.export)
+    optimizer.adamw(**c.optimizer)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    workdir = pathlib.Path(workdir)
+    objective = {name: value for name, value in c.objective.items() if value is not None}
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     tok = tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
     train, heldout, counts = preferences.load(
         tokenizer=tok,
@@ -269,8 +278,6 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             f"{c.data.path} holds labelled single answers and loss={c.loss!r} compares two; take one of "
             f"{', '.join(losses.UNPAIRED)}, or a file of pairs"
         )
-    mesh = sharding.make_mesh(**c.mesh)
-    sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     model = language_model.build(
         c.init_from,
         tok,

@@ -152,16 +152,23 @@ def sweep() -> Iterator[dict[str, float]]:
         yield {"optimizer.peak_lr": peak_lr}
 
 
-def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
-    workdir = pathlib.Path(workdir)
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither data nor devices to be seen."""
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
+    language_model.check_dtypes(c.compute.dtype, c.export)
+    optimizer.adamw(**c.optimizer)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    workdir = pathlib.Path(workdir)
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch_size, mesh, c.accumulate)
     tok = tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
     train, heldout, counts = text.load(
         kind="answers", tokenizer=tok, seed=c.seed, bad_records_path=str(workdir / "bad_records.jsonl"), **c.data
     )
     files.report_counts(workdir, counts)
-    mesh = sharding.make_mesh(**c.mesh)
-    sharding.check_batch(c.batch_size, mesh, c.accumulate)
     model = language_model.build(
         c.init_from,
         tok,

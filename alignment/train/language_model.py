@@ -72,6 +72,12 @@ def build(
     return net
 
 
+def check_dtypes(compute: str, export: str) -> None:
+    """Refuse a type that `build` or `export` would refuse, before anything is loaded."""
+    errors.one_of("dtype", compute, COMPUTE_DTYPES)
+    errors.one_of("export", export, ("", *EXPORT_DTYPES))
+
+
 def settings(
     init_from: str, model: Mapping[str, Any], compute: Mapping[str, Any], *, vocab_size: int
 ) -> dict[str, Any]:

@@ -47,6 +47,9 @@ Runs one experiment. If it is killed, the same command goes on from its last che
       --hosts=N             hosts of each run; more than one adds --distributed.
       --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable); the log lies where sbatch is called
       --image=IMAGE --queue=NAME      container image; Kueue queue (jobset)
+      --volume=CLAIM:/PATH            a PersistentVolumeClaim and where it is mounted; or
+      --bucket=NAME[:/PATH]           a Google Cloud Storage bucket, mounted at /bucket: --workdir lies there (jobset)
+      --grace=300                     seconds to save in between SIGTERM and the end (jobset)
       --limits="google.com/tpu=4"     container resources (jobset; repeatable)
       --node_selector="KEY=VALUE"     (jobset; repeatable)
 
@@ -56,7 +59,8 @@ report.html and, last of all, DONE. `python -m experiments.report DIR` builds th
 
 exit codes: 0 done; 2 something to put right (config, file, checkpoint, mesh, full disk), said in one message;
             1 crash (traceback here and in error.txt); 3 done, but more bad records than the experiment allows;
-            75 stopped with all work saved (SIGTERM, a service that is down), start it again to go on.
+            75 stopped with all work saved (SIGTERM, SIGHUP or SIGUSR1; a service that is down, a folder in use, another
+            process of the run that died), start it again to go on.
 
 Compiled programs are kept in ~/.cache/plumbline/jax; PLUMBLINE_JAX_CACHE=DIR moves that, PLUMBLINE_JAX_CACHE=off
 turns it off, and JAX_COMPILATION_CACHE_DIR, where set, is left alone.

@@ -4,9 +4,11 @@ The point's number is passed as `--sweep_index`; JOB_COMPLETION_INDEX is left to
 process within one multi-host run.
 """
 
+import dataclasses
 import os
 import re
 import shlex
+from typing import Any
 
 from absl import flags
 
@@ -49,13 +51,48 @@ def render(options: flags.FlagValues, points: list[sweeps.Point], label: str, fo
     if not options.image:
         raise InputError("--emit=jobset needs --image=IMAGE, a container image with this repository installed")
     limits, selector = pairs("limits", options.limits), pairs("node_selector", options.node_selector)
-    documents = [
-        jobset(arguments, point, label, folder, options.hosts, options.image, options.queue, limits, selector)
-        for point in points or [None]
-    ]
+    disk = storage(options.volume, options.bucket, folder)
+    options_of_all = (folder, options.hosts, options.image, options.queue, limits, selector, disk, options.grace)
+    documents = [jobset(arguments, point, label, *options_of_all) for point in points or [None]]
     import yaml  # comes with flax
 
     return yaml.safe_dump_all(documents, sort_keys=False, width=1_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A pod's volume, where it is mounted, and the annotations that its driver wants."""
+
+    volume: dict[str, Any]
+    mount: dict[str, Any]
+    annotations: dict[str, str]
+
+
+def storage(claim: str, bucket: str, folder: str) -> Disk:
+    """The disk that all pods of a run share, from `--volume=CLAIM:/PATH` or `--bucket=NAME[:/PATH]`.
+
+    Raises:
+        InputError: neither or both are given, or the workdir does not lie there: a pod's own disk goes with the pod.
+    """
+    if bool(claim) == bool(bucket):
+        raise InputError(
+            "--emit=jobset needs a disk that outlives its pods: --volume=CLAIM:/PATH, a PersistentVolumeClaim, or "
+            "--bucket=NAME[:/PATH], a bucket of Google Cloud Storage; one of the two"
+        )
+    name, _, path = (claim or bucket).partition(":")
+    path = path or ("/bucket" if bucket else "")
+    if not path.startswith("/"):
+        raise InputError(f"--volume={claim} must read CLAIM:/PATH, the claim and where it is mounted")
+    if not f"{os.path.normpath(folder)}/".startswith(f"{path.rstrip('/')}/"):
+        raise InputError(
+            f"--workdir={folder} does not lie under {path}, where the volume is mounted; give one that does"
+        )
+    mount = {"name": "work", "mountPath": path}
+    if claim:
+        return Disk({"name": "work", "persistentVolumeClaim": {"claimName": name}}, mount, {})
+    attributes = {"bucketName": name, "mountOptions": "implicit-dirs"}
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+    return Disk({"name": "work", "csi": driver}, mount, {"gke-gcsfuse/volumes": "true"})
 
 
 def launcher_arguments(argv: list[str]) -> list[str]:
@@ -133,19 +170,30 @@ def jobset(
     queue: str,
     limits: dict[str, str],
     selector: dict[str, str],
+    disk: Disk,
+    grace: int,
 ) -> dict:
-    """One JobSet: an indexed Job of `hosts` pods, restarted after a crash or a preemption, never after bad input."""
+    """One JobSet: an indexed Job of `hosts` pods.
+
+    A preemption and a stop after saving (75) bring new pods and count as nothing, a crash restarts the JobSet and
+    counts, and 2 (something to put right) and 3 (done, too many bad records) are final.
+
+    Args:
+        disk: where the workdir lies.
+        grace: seconds between SIGTERM and SIGKILL, in which a run saves.
+    """
     name = dns_name(f"{label}-{point.index}" if point else label)
     command = ["python", "-m", "experiments.run", *arguments, "--workdir", folder]
     command += [f"--sweep_index={point.index}"] if point else []
     command += ["--distributed"] if hosts > 1 else []
-    container = {"name": "run", "image": image, "command": command}
+    container = {"name": "run", "image": image, "command": command, "volumeMounts": [disk.mount]}
     if hosts > 1:
         container["ports"] = [{"containerPort": PORT}]
         container["env"] = coordinates(name, hosts)
     if limits:
         container["resources"] = {"limits": limits}
-    pod = {"restartPolicy": "Never", "containers": [container]}
+    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": grace, "containers": [container]}
+    pod["volumes"] = [disk.volume]
     if selector:
         pod["nodeSelector"] = selector
     job = {
@@ -154,11 +202,15 @@ def jobset(
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
-            "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": [2]}}]
+            "rules": [
+                {"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": [2, 3]}},
+                {"action": "Ignore", "onExitCodes": {"containerName": "run", "operator": "In", "values": [75]}},
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
         },
-        "template": {"spec": pod},
+        "template": ({"metadata": {"annotations": disk.annotations}} if disk.annotations else {}) | {"spec": pod},
     }
-    rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    rule = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     metadata = {"name": name} | ({"annotations": {"plumbline/point": point.id}} if point else {})
     if queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}

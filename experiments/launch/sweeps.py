@@ -90,11 +90,20 @@ def require_key(config: ml_collections.ConfigDict, key: str, who: str) -> None:
 
 def may_be_unset(config: ml_collections.ConfigDict, key: str) -> bool:
     """Whether None is a value of this leaf: its default is None, or it was made by `config_dict.placeholder`."""
-    *groups, name = key.split(".")
-    for group in groups:
-        config = config[group]
-    leaf = dict(config.items(preserve_field_references=True))[name]
-    return leaf is None or isinstance(leaf, config_dict.FieldReference | str)
+    leaves = dict(_references(config))
+    leaf = leaves[key]
+    if isinstance(leaf, config_dict.FieldReference):
+        return sum(other is leaf for other in leaves.values()) == 1  # one that others follow is a value with a name
+    return leaf is None or isinstance(leaf, str)
+
+
+def _references(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and leaves, a reference or placeholder as itself and not as its value."""
+    for key, leaf in config.items(preserve_field_references=True):
+        if isinstance(leaf, ml_collections.ConfigDict):
+            yield from _references(leaf, f"{prefix}{key}.")
+        else:
+            yield prefix + key, leaf
 
 
 def _every_key(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:

@@ -143,7 +143,8 @@ def test_what_slurm_would_read_otherwise_in_an_option_is_refused(option, tmp_pat
 def test_one_run_is_emitted_as_one_job_whether_its_experiment_has_a_sweep_or_not(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.py").write_text(pathlib.Path(STUB).read_text().replace("def sweep", f"def {name}"))
-    assert run.main(["--config=plain.py:tiny", "--emit=jobset", "--image=i:1"]) == 0
+    place = ["--volume=c:/disk", "--workdir=/disk/p"]
+    assert run.main(["--config=plain.py:tiny", "--emit=jobset", "--image=i:1", *place]) == 0
     document = yaml.safe_load(capsys.readouterr().out)
     assert document["metadata"] == {"name": "plain-tiny"} and "--sweep_index" not in json.dumps(document)
     assert run.main(["--config=plain.py:tiny", "--emit", "slurm", "--distributed"]) == 0
@@ -159,6 +160,7 @@ def test_array_ranges_are_short_and_whole():
 
 def test_jobsets_are_one_document_a_point_and_leave_the_completion_index_to_jax(tmp_path, capsys):
     flags = ["--sweep", "--emit=jobset", "--image=i:1", "--queue=q", "--hosts=4", "--limits=google.com/tpu=4"]
+    flags += ["--volume=claim:/shared"]
     assert launch("/shared/runs", *flags) == 0
     text = capsys.readouterr().out
     documents = list(yaml.safe_load_all(text))

@@ -1,0 +1,169 @@
+"""What the launcher refuses before any work, what it takes up again in a folder, and what it says about it."""
+
+import json
+import os
+import pathlib
+import sys
+
+import pytest
+
+from alignment.train import writers
+from experiments import run
+from experiments.launch import host, sweeps
+from experiments.launch import workdir as workdirs
+from tests.experiments.conftest import ROOT
+from tests.experiments.launch.test_config import STUB
+
+DPO = str(ROOT / "experiments/dpo.py:tiny")
+
+
+def launch(workdir, *flags, target=str(STUB)):
+    return run.main(["--config", target, "--workdir", str(workdir), *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.sinks=('wandb',)"], "pip install 'plumbline[wandb]'"),
+        (["--config.sinks=('tensorboard','trackio')"], "pip install 'plumbline[trackio]'"),
+        (["--config.sinks=('tensorbord',)"], "the nearest is 'tensorboard'"),
+        (["--config.steps=-1"], "steps=-1 must be at least 0"),
+        (["--config.pretrain.steps=-2"], "pretrain.steps=-2 must be at least 0"),
+        (["--config.mesh.data=0"], "sizes must be positive"),
+        (["--config.mesh.fsdp=-1"], "at most one of them -1"),
+        (["--config.loop.log_every=0"], "log_every=0 must be positive"),
+        (["--config.loop.keep=0"], "keep=0 must be positive"),
+        (["--config.loop.save_every=-1"], "save_every=-1 must be at least 0"),
+        (["--config.loss=dpoo"], "the nearest is"),
+        (["--config.reference=online", "--config.samples.temperature=-1.0"], "temperature"),
+        (["--config.optimizer.warmup_steps=9"], "warmup_steps=9"),
+        (["--config.export=float8"], "export='float8'"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_a_folder_is_made(flags, said, tmp_path, monkeypatch, capsys):
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert launch(tmp_path / "run", *flags, target=DPO) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/x", "s3://bucket/x", "memory://x"])
+@pytest.mark.parametrize("flags", [[], ["--sweep"], ["--emit=slurm"]])
+def test_an_object_store_as_workdir_is_refused_at_once(workdir, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert launch(workdir, *flags) == 2
+    assert "names an object store. Mount the bucket" in capsys.readouterr().err and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["cuda", "tpu", "cuda,cpu"])
+def test_an_accelerator_without_its_package_is_refused_with_the_extra(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", name)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda package: None)
+    assert launch(tmp_path / "run") == 2
+    assert f"pip install 'plumbline[{name[:4].rstrip(',')}]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_home_there_is_no_cache_and_no_error(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("PLUMBLINE_JAX_CACHE", raising=False)
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setattr(pathlib.Path, "home", homeless)
+    host.use_compilation_cache()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("values", ["0.05,0.1", "(0.05,0.1)", "[0.05, 0.1]"])
+def test_several_values_on_the_command_line_are_answered_with_how_to_sweep(values, tmp_path, capsys):
+    assert launch(tmp_path / "run", f"--config.objective.beta={values}") == 2
+    assert "{'objective.beta': 0.05}, and start that file with --sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--config.sinks=None", "--config.steps=None", "--config.objective.beta=None"])
+def test_none_is_refused_where_nothing_can_be_unset(flag, tmp_path, capsys):
+    assert launch(tmp_path / "run", flag, target=DPO) == 2
+    assert "cannot be unset; give it a value" in capsys.readouterr().err
+
+
+# ---- folders
+
+
+def test_a_folder_whose_run_was_refused_takes_the_corrected_command_and_loses_what_was_begun(tmp_path, capsys):
+    assert launch(tmp_path, "--config.behaviour=refuse", "--config.seed=1") == 2
+    (tmp_path / "calls.txt").unlink()
+    for name in ("reference/train.npy", "tokenizer/tokenizer.json", "tables/data.jsonl", "model.json", "before.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of another config")
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
+    assert launch(tmp_path, "--config.seed=2") == 0
+    assert not (tmp_path / "reference").exists() and not (tmp_path / "model.json").exists()
+    assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize("work", ["checkpoints/4/x", "pretrain/checkpoints/0/x", "outputs/kept.jsonl", "DONE"])
+def test_a_refused_run_that_had_worked_keeps_its_folder(work, tmp_path, capsys):
+    assert launch(tmp_path, "--config.behaviour=refuse") == 2
+    (tmp_path / "calls.txt").unlink()
+    (tmp_path / work).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / work).touch()
+    assert launch(tmp_path) == 2 and "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / work).exists()
+
+
+def test_larger_steps_go_on_in_a_finished_run_and_smaller_ones_are_refused(tmp_path, capsys):
+    assert launch(tmp_path) == 0
+    assert launch(tmp_path, "--config.steps=6") == 0
+    said = capsys.readouterr().out
+    assert "goes on from 4 steps to 6; optimizer.total_steps, steps are now 6" in said
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 6
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["total_steps"] == 6
+    assert launch(tmp_path) == 2 and "steps: 6 there, 4 now" in capsys.readouterr().err
+    assert launch(tmp_path, "--config.steps=8", "--config.seed=1") == 2
+    assert (tmp_path / "DONE").exists()
+
+
+def test_a_key_that_the_code_gained_is_taken_at_its_default_and_said(tmp_path, capsys):
+    assert launch(tmp_path) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["objective"]["kinds"], config["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "DONE").unlink()
+    assert launch(tmp_path, "--config.seed=3") == 2  # not at its default
+    assert "seed: no such key there, 3 now" in capsys.readouterr().err
+    assert launch(tmp_path) == 0
+    assert "objective.kinds is newer than this run, which takes its default, ['a', 'b']" in capsys.readouterr().out
+
+
+def index(folder, *betas, experiment="stub", begun=True):
+    points = sweeps.points({"beta": beta} for beta in betas)
+    sweeps.check_index(points, str(folder), experiment)
+    sweeps.write_index(points, str(folder), experiment)
+    for point in points if begun else []:
+        os.makedirs(point.workdir(str(folder)), exist_ok=True)
+        pathlib.Path(point.workdir(str(folder)), "config.json").write_text("{}")
+
+
+def test_another_sweep_in_the_same_folder_is_refused_with_the_points_and_a_larger_one_joins(tmp_path):
+    index(tmp_path, 0.1, 0.2)
+    index(tmp_path, 0.1, 0.2)
+    index(tmp_path, 0.3, 0.2, 0.1)
+    with pytest.raises(host.InputError, match=r"beta=0.3: a point there, not now\n  beta=0.4: a point now"):
+        index(tmp_path, 0.1, 0.2, 0.4)
+    with pytest.raises(host.InputError, match="experiment: 'stub' there, 'dpo' now"):
+        index(tmp_path, 0.1, 0.2, 0.3, experiment="dpo")
+    assert [p["id"] for p in workdirs.read_json(tmp_path / "sweep.json")["points"]] == [
+        "beta=0.3",
+        "beta=0.2",
+        "beta=0.1",
+    ]
+    index(tmp_path / "refused", 0.1, begun=False)
+    index(tmp_path / "refused", 0.5)
+
+
+def test_every_sink_is_known_by_its_package():
+    writers.check(["tensorboard"])
+    writers.check([])
