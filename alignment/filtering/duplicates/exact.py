@@ -10,14 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignment.filtering.duplicates import bands
+from alignment.filtering.rules import arabic
 
 
 def normalise(text: str) -> str:
     """Composed characters (NFC), one space for each run of white space, none at the ends; letters keep their case.
 
+    Arabic letters come in one spelling (`arabic.letters`).
+
     Exact duplicates are texts that look the same; MinHash judges anything looser.
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(unicodedata.normalize("NFC", arabic.letters(text)).split())
 
 
 def keys(texts: Sequence[str]) -> np.ndarray:

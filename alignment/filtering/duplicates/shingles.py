@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from alignment.filtering.rules import arabic
+
 BLOCK = 1 << 17  # characters handled together: the working set stays in the processor's cache
 _SPACE, _ZERO = 32, 48
 _BASE = 0x9E3779B97F4A7C0B  # 3 modulo 8: it has an inverse, and differences of its powers have few factors of two
@@ -43,7 +45,7 @@ def blocks(texts: Sequence[str], *, n: int, unit: str = "word") -> Iterator[Bloc
     # A long document comes in pieces. The last n - 1 tokens of a piece are carried over to the next, so that the
     # n-grams across the cut are made, each once.
     carry, has_shingles = np.empty(0, np.uint64), False
-    for documents, pieces, is_first, is_last in _groups(texts):
+    for documents, pieces, is_first, is_last in _groups([arabic.letters(text) for text in texts]):
         tokens_W, counts_N = _words(pieces) if unit == "word" else _characters(pieces, is_first)
         if not is_first:
             tokens_W, counts_N = np.concatenate([carry, tokens_W]), counts_N + len(carry)

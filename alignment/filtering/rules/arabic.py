@@ -5,6 +5,7 @@ equal words differ as strings. `normalise` is for comparisons alone; documents k
 """
 
 import functools
+import re
 import unicodedata
 
 TATWEEL = "\u0640"  # stretches a word in print
@@ -20,6 +21,20 @@ _INVISIBLE = (
 _ALEF = dict.fromkeys((0x0622, 0x0623, 0x0625, 0x0671), "\u0627")  # with madda, hamza above, hamza below, wasla
 _YA = dict.fromkeys((0x0649, 0x06CC), "\u064a")  # alef maksura, Persian ya
 _TA_MARBUTA = {0x0629: "\u0647"}
+
+
+_SPELLING = re.compile("[\u0640\u06a9\u06cc\ufb50-\ufdff\ufe70-\ufefc]+")  # tatweel, Persian letters, forms for print
+_AS_LETTERS = {ord(TATWEEL): None, 0x06A9: "\u0643", 0x06CC: "\u064a"}
+
+
+def letters(text: str) -> str:
+    """The text without tatweel, and with presentation forms and Persian kaf and ya as the letters that Arabic writes.
+
+    It is what tells copies apart that differ only in how a keyboard or a printer wrote the same letters.
+    """
+    if text.isascii():
+        return text
+    return _SPELLING.sub(lambda run: unicodedata.normalize("NFKC", run[0]).translate(_AS_LETTERS), text)
 
 
 @functools.cache

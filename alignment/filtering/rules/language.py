@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.filtering.rules import locales
+from alignment.filtering.rules import arabic, locales
 
 UNDETERMINED = "und"  # ISO 639-2: a text without language, such as code, numbers, symbols
 
@@ -50,7 +50,8 @@ _SCRIPTS = (  # first word of a letter's Unicode name, and the language if the s
     ("ETHIOPIC", "am"),
 )
 _GROUPS = (  # letters of Arabic script that Arabic does not use; later languages use letters of earlier groups, too
-    ("fa", "پچژگکی"),
+    ("", "کی"),  # another spelling of Arabic's own kaf and ya, by a Persian keyboard
+    ("fa", "پچژگ"),
     ("ur", "ٹڈڑےںہھ"),
     ("sd", "ٿڀٺڄڃڇڏڌڙڪڳڱڻڦ"),
     ("ps", "ټډړښږځڅۍګڼ"),
@@ -74,6 +75,7 @@ _LONG_CODES = (  # ISO 639-3, as in GlotLID and NLLB, and ISO 639-1
     "pes:fa fas:fa prs:fa urd:ur pbt:ps pus:ps uig:ug ell:el heb:he hin:hi ben:bn cmn:zh zho:zh jpn:ja kor:ko tha:th"
 )
 _SHORT_CODES = dict(pair.split(":") for pair in _LONG_CODES.split())
+_FEW = 0.005  # share of letters: a foreign name has some; Persian in Arabic spelling still has 2 %
 _SAMPLE = 500  # characters, from two places
 _LONGEST = 100_000  # characters of a text that are read
 
@@ -196,6 +198,8 @@ def _one(
         return _east_asian(letters[4], letters[5] + letters[6], num_letters)
     if script == "ARABIC":
         language = _by_letters(groups, letters[1])
+        if not language and sum(groups[1:]) <= _FEW * letters[1]:  # Persian letters alone: judge in Arabic's spelling
+            text = arabic.letters(text)
     elif script in lexica:
         language = _by_words(text, lexica[script], min_common_words)
     if language:
@@ -211,12 +215,12 @@ def _east_asian(han: int, kana: int, num_letters: int) -> tuple[str, float]:
 
 def _by_letters(groups: Sequence[int], num_letters: int) -> str:
     """A language in Arabic script by the letters that Arabic lacks; "" if they do not decide."""
-    if sum(groups) <= 0.005 * num_letters:  # a foreign name has some; Persian in Arabic spelling still has 2 %
-        return "ar"
-    for (language, _), count in reversed(list(zip(_GROUPS, groups, strict=True))[1:]):
+    if sum(groups[1:]) <= _FEW * num_letters:
+        return "ar" if groups[0] <= _FEW * num_letters else ""
+    for (language, _), count in reversed(list(zip(_GROUPS, groups, strict=True))[2:]):
         if count > 0.015 * num_letters:
             return language
-    return "fa" if groups[0] > 0.08 * num_letters else ""
+    return "fa" if groups[0] + groups[1] > 0.08 * num_letters else ""
 
 
 def _by_words(text: str, packs: Sequence[locales.Pack], min_share: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.filtering.duplicates import bands, exact
+from alignment.filtering.duplicates import bands, exact, minhash
 
 
 def same(a, b):
@@ -42,3 +42,14 @@ def test_identifiers_are_compared_within_their_source():
 def test_keys_are_equal_exactly_where_normalised_texts_are(a, b):
     both_empty = not exact.normalise(a) and not exact.normalise(b)
     assert same(a, b) == (exact.normalise(a) == exact.normalise(b)) or both_empty
+
+
+def test_arabic_in_another_spelling_has_the_same_keys_exact_and_near():
+    text = "يكتب الكاتب في الكتاب كلمة عن السلام والبحر الكبير"
+    forms = {"ك": "ﻛ", "ي": "ﻳ", "ل": "ﻟ", "لا": "ﻻ"}
+    others = [text.replace("ك", "ک").replace("ي", "ی"), text.replace("ا", "اـ"), text.replace("لا", forms["لا"])]
+    others.append("".join(forms.get(letter, letter) for letter in text))
+    same = exact.keys([text, *others])
+    assert (same == same[0]).all()
+    near = minhash.signatures([text, *others], minhash.Settings())
+    assert (near == near[0]).all()

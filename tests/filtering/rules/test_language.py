@@ -134,3 +134,10 @@ def test_real_text_is_told_apart(shared_data):
     ):
         answers = language.identify(found)
         assert sum(answer == name and p >= 0.65 for answer, p in answers) >= least * len(found)
+
+
+def test_arabic_from_a_persian_keyboard_stays_arabic():
+    text = "قال كريم إن التمر الذي تركه عمر في المدينة قديم وإن الكتاب الكبير على الكرسي في البيت"
+    typed = text.replace("ك", "ک").replace("ي", "ی")
+    ((name, probability),) = language.identify([typed])
+    assert name == "ar" and probability > 0.65
