@@ -214,3 +214,27 @@ def test_intervals_that_mean_nothing_are_refused_by_name(name, value, tmp_path):
     options = {"steps": 2, "log_every": 1, "eval_every": 1, "save_every": 1} | {name: value}
     with pytest.raises(InputError, match=f"{name}={value} must be"):
         loop.fit(None, None, None, {}, None, tmp_path, **options)
+
+
+def test_no_steps_evaluate_only(tmp_path):
+    _, summary, _ = fit(tmp_path, steps=0)
+    assert summary["steps"] == 0 and "heldout/loss" in summary
+    assert [row["step"] for row in rows(tmp_path)] == [0] and loop.latest_step(tmp_path) == 0
+
+
+def test_a_stop_that_arrives_during_an_evaluation_is_obeyed_right_after_it(tmp_path, stop, monkeypatch):
+    evaluate = loop._Run.evaluate
+
+    def evaluate_and_stop(run):
+        values = evaluate(run)
+        if int(run.state.step) == HALF - 1:
+            stop.set()
+        return values
+
+    monkeypatch.setattr(loop._Run, "evaluate", evaluate_and_stop)
+    with pytest.raises(loop.Stopped, match=f"stopped after step {HALF - 1} "):
+        fit(tmp_path, eval_every=HALF - 1, save_every=0, log_every=100)
+    assert loop.latest_step(tmp_path) == HALF - 1 and "heldout/loss" in rows(tmp_path)[-1]
+    stop.set()
+    with pytest.raises(loop.Stopped, match="before the first step"):
+        fit(tmp_path / "fresh")

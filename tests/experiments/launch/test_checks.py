@@ -3,7 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import sys
+import threading
+import types
 
 import pytest
 
@@ -167,3 +170,38 @@ def test_another_sweep_in_the_same_folder_is_refused_with_the_points_and_a_large
 def test_every_sink_is_known_by_its_package():
     writers.check(["tensorboard"])
     writers.check([])
+
+
+# ---- signals
+
+
+@pytest.fixture
+def loop_events(monkeypatch):
+    events = types.SimpleNamespace(STOP=threading.Event(), ACTIVE=threading.Event())
+    monkeypatch.setitem(sys.modules, "alignment.train.loop", events)
+    return events
+
+
+@pytest.mark.parametrize("number", host.STOP_SIGNALS)
+def test_a_stop_signal_asks_the_loop_once_and_ends_the_process_where_there_is_none(number, loop_events, monkeypatch):
+    with host.stop_signals():
+        with pytest.raises(host.Terminated, match=number.name):
+            os.kill(os.getpid(), number)
+        loop_events.ACTIVE.set()
+        for _ in range(3):  # a scheduler that sends it to a group and to each of its processes
+            os.kill(os.getpid(), number)
+        assert loop_events.STOP.is_set()
+        monkeypatch.setattr(host, "TWICE", 0.0)
+        with pytest.raises(host.Terminated):  # the person who sends it again later does not want to wait
+            os.kill(os.getpid(), number)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(loop_events):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        with host.stop_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is host.on_stop_signal
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
