@@ -27,6 +27,7 @@ TABLES = {".csv": ",", ".tsv": "\t"}  # read where they are named, never as a pa
 PACKED = ("", ".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
 SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of Hugging Face's folders
+_ODD = re.compile(r"\.(?:jsonl?|ndjson|parquet|txt)(?:\.(?:gz|zst|zstd|xz|bz2|lzma|lz4|br|7z|zip))?$")
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -144,6 +145,8 @@ def find(path: str | Sequence[str]) -> list[str]:
     """
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
+    if not str(path).strip():
+        raise InputError("data path '' is empty; give a file, a folder or a glob ('.' is the current folder)")
     where = pathlib.Path(path).expanduser()
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
@@ -169,6 +172,32 @@ def find(path: str | Sequence[str]) -> list[str]:
     if not names:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return names
+
+
+def left_out(path: str | Sequence[str]) -> list[str]:
+    """What looks like data behind a folder or glob and is not read, as "file (why)", sorted by name.
+
+    These are links that lead nowhere, and names in capitals or packed in a way that is not read.
+    """
+    if not isinstance(path, (str, pathlib.Path)):
+        return [line for one in path for line in left_out(one)]
+    where = pathlib.Path(path).expanduser()
+    if where.is_dir():
+        walked = (os.path.join(parent, name) for parent, _, names in os.walk(where) for name in names)
+        files = [file for file in walked if not _is_hidden(file, where)]
+    else:
+        files = glob.glob(str(where), recursive=True)
+        if not files and "," in str(path):
+            return [line for one in str(path).split(",") if one.strip() for line in left_out(one.strip())]
+    lines = [
+        f"{file} (a link that leads nowhere)" for file in files if os.path.islink(file) and not os.path.exists(file)
+    ]
+    endings = tuple(s + p for s in SUFFIXES for p in PACKED)
+    odd = [file for file in files if _ODD.search(file.lower()) and not file.endswith(endings) and os.path.isfile(file)]
+    if where.is_dir():
+        ways = f"names end in {', '.join(SUFFIXES)}, in small letters, plain or with .gz or .zst"
+        lines += [f"{file} ({ways})" for file in odd]
+    return sorted(lines)
 
 
 def _is_hidden(file: str, folder: pathlib.Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from alignment.errors import InputError
+from data import records
 from data.corpus import shards, slices
 
 FILE = "plan.json"
@@ -100,6 +101,8 @@ def warnings(inputs: str, pieces: Sequence[slices.Slice], *, slice_mb: float) ->
             f"Warning: {len(passed_over):,} files of plain text are not read, such as {first}: a folder is read for "
             f"JSONL and parquet. To read them too: --config.inputs='{inputs},{pathlib.Path(first).parent}/*.txt*'"
         )
+    if unread := records.left_out(inputs):
+        lines.append(f"Warning: {len(unread):,} files that look like data are not read, such as {unread[0]}.")
     if len(pieces) > slices.MANY:
         lines.append(
             f"Warning: {len(pieces):,} slices of {slice_mb:g} MB; each is a task of every stage, with files of its "

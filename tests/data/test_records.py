@@ -168,3 +168,29 @@ def test_plain_text_documents_know_their_first_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
     for record in records.read(str(tmp_path / "a.txt"))[0]:
         assert record.value["text"].startswith(f"line {record.line}")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.JSONL", "a.jsonl.zstd", "a.jsonl.xz", "a.json.bz2", "A.Parquet", "gone.jsonl", "deep/a.ndjson.lz4"]
+)
+def test_what_looks_like_data_in_a_folder_and_is_not_read_is_named(tmp_path, name):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "good.jsonl").write_text('{"text": "a"}')
+    for hidden in ("._x.jsonl", ".ipynb_checkpoints/a.JSONL"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_text("x")
+    if name.startswith("gone"):
+        (tmp_path / name).symlink_to(tmp_path / "nothing")
+    else:
+        (tmp_path / name).write_text("x")
+    assert records.find(str(tmp_path)) == [str(tmp_path / "good.jsonl")]
+    (line,) = records.left_out(str(tmp_path))
+    assert line.startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("path", ["", " ", "a.jsonl,,"])
+def test_an_empty_path_is_not_the_current_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="is empty"):
+        records.find(path)

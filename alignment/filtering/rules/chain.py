@@ -118,6 +118,27 @@ def validate(chain: Sequence[str], settings: Mapping[str, Mapping], packs: Mappi
     for name in dict.fromkeys(chain):
         for setting in settings.get(name, {}):
             errors.one_of(f"setting of rule {name!r}", setting, defaults(name))
+    for pack in packs.values():
+        _check_overrides(pack)
+
+
+def _check_overrides(pack: locales.Pack) -> None:
+    """Refuse overrides of a pack for rules and settings that there are not, and values of another type."""
+    for name, overrides in pack.overrides.items():
+        where = f"locale pack {pack.name!r}: overrides"
+        errors.one_of(f"{where}, rule", name, RULES)
+        for setting, value in (overrides or {}).items():
+            errors.one_of(f"{where}, setting of rule {name!r}", setting, defaults(name))
+            default = defaults(name)[setting]
+            takes_number = default is None or isinstance(default, (int, float))
+            is_number = value is None or isinstance(value, (int, float))
+            if (takes_number and not is_number) or (
+                isinstance(default, tuple) and not isinstance(value, (list, tuple))
+            ):
+                kind = "a number or null" if takes_number else "a list"
+                raise errors.InputError(
+                    f"{where}.{name}.{setting}={value!r}: it takes {kind}; its default is {default!r}"
+                )
 
 
 def apply(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import errors
-from alignment.filtering.rules import chain
+from alignment.filtering.rules import chain, locales
 from tests.filtering.rules import rule_pack
 from tests.filtering.rules.test_c4 import FIVE
 from tests.filtering.rules.test_gopher import FAILING
@@ -211,3 +211,17 @@ def test_a_long_document_gets_its_verdict_in_linear_memory():
 def test_rules_start_without_jax():
     code = "import sys; from alignment.filtering.rules import chain; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ({"gopher_quality": {"min_word": 3}}, "min_words"),
+        ({"gopher_qualty": {}}, "gopher_quality"),
+        ({"gopher_quality": {"min_words": "three"}}, "a number or null"),
+    ],
+)
+def test_overrides_of_a_pack_that_no_rule_has_are_refused_before_any_work(overrides, match):
+    pack = dataclasses.replace(locales.load("en"), overrides=overrides)
+    with pytest.raises(errors.InputError, match=match):
+        chain.validate(["gopher_quality"], {}, {"en": pack})
