@@ -17,15 +17,8 @@ import numpy as np
 
 from alignment import files, gguf
 from alignment.errors import InputError
-from alignment.models import decoder, gguf_names, rope, tensors
+from alignment.models import decoder, gguf_names, huggingface_config, rope, tensors
 
-FAMILIES = {  # architecture: model_type
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "MistralForCausalLM": "mistral",
-}
-BODIES = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "Qwen3Model": "qwen3", "MistralModel": "mistral"}  # no head
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Hugging Face name: (our name, how many of our leading dimensions are a linear layer's input; torch keeps [out, in]).
@@ -150,8 +143,8 @@ def config_of(folder: str | pathlib.Path) -> dict:
     """Keyword arguments of `DecoderLM` for a checkpoint folder; what we do not compute exactly is refused."""
     config = read_config(folder)
     where = pathlib.Path(folder) / "config.json"
-    family = _family(config, where)
-    _refuse(config, where, family)
+    family = huggingface_config.family(config, where)
+    huggingface_config.refuse(config, where, family)
     try:
         kwargs = dict(
             vocab_size=config["vocab_size"],
@@ -159,14 +152,14 @@ def config_of(folder: str | pathlib.Path) -> dict:
             model_dim=config["hidden_size"],
             num_heads=config["num_attention_heads"],
             num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or _default_head_dim(config, family),
+            head_dim=config.get("head_dim") or huggingface_config.default_head_dim(config, family),
             ffn_dim=config["intermediate_size"],
             norm_eps=config.get("rms_norm_eps", 1e-6),
             tie_embeddings=bool(config.get("tie_word_embeddings")) and not _has_head_of_its_own(folder),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            **_rope_of(config),
-            **_windows_of(config, family),
+            **huggingface_config.rope_of(config),
+            **huggingface_config.windows_of(config, family),
         )
     except KeyError as e:
         raise InputError(f"{where} lacks {e.args[0]!r}, which a {family} model needs") from None
@@ -204,70 +197,6 @@ def _has_head_of_its_own(folder):
         flush=True,
     )
     return True
-
-
-def _family(config, where):
-    architectures = config.get("architectures") or [config.get("model_type")]
-    for architecture in architectures:
-        family = (FAMILIES | BODIES).get(architecture, architecture)
-        if family in FAMILIES.values():
-            return family
-    raise InputError(
-        f"{where} is a {', '.join(map(str, architectures))}; supported architectures: {', '.join(FAMILIES)}"
-    )
-
-
-def _refuse(config, where, family):
-    """Features that would silently change what the network computes."""
-    rope_config = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if any(isinstance(value, dict) for value in rope_config.values()):
-        raise InputError(f"{where} has another rope for each kind of layer, {rope_config}; only one is supported")
-    problems = {
-        "hidden_act": config.get("hidden_act", "silu") != "silu" and "only silu",
-        "attention_bias": bool(config.get("attention_bias")) and family != "qwen2" and "only false",
-        "mlp_bias": bool(config.get("mlp_bias")) and "only false",
-        "quantization_config": config.get("quantization_config") is not None and "only unquantised weights",
-        "partial_rotary_factor": (config.get("partial_rotary_factor") or rope_config.get("partial_rotary_factor", 1.0))
-        != 1.0
-        and "only 1.0",
-    }
-    for key, need in problems.items():
-        if need:
-            raise InputError(f"{where} has {key}={config.get(key, rope_config.get(key))!r}, and {need} is supported")
-
-
-def _default_head_dim(config, family):
-    return 128 if family == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
-
-
-def _rope_of(config):
-    """Both layouts: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters` that holds all."""
-    scaling = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-    theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
-    scaling.pop("partial_rotary_factor", None)
-    kind = scaling.pop("type", None)
-    kind = scaling.pop("rope_type", None) or kind or "default"
-    if kind == "default":
-        return {"rope_theta": float(theta), "rope_scaling": None}
-    if kind in ("llama3", "yarn"):
-        original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-        scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
-    return {"rope_theta": float(theta), "rope_scaling": {"rope_type": kind, **scaling}}
-
-
-def _windows_of(config, family):
-    """The sliding window, and which layers have one where not all do."""
-    window = config.get("sliding_window") if family != "llama" else None
-    if family in ("qwen2", "qwen3"):
-        window = window if config.get("use_sliding_window") else None
-        default = ["full_attention"] * min(config.get("max_window_layers", 28), config["num_hidden_layers"])
-        default += ["sliding_attention"] * (config["num_hidden_layers"] - len(default))
-        types = tuple(config.get("layer_types") or default)
-    else:
-        types = ("sliding_attention",) * config["num_hidden_layers"]
-    if window is None or "sliding_attention" not in types:
-        return {"sliding_window": None, "layer_types": None}
-    return {"sliding_window": window, "layer_types": types if "full_attention" in types else None}
 
 
 def load(
@@ -388,7 +317,7 @@ def config_for(model: decoder.DecoderLM, dtype: Any = "float32", like: Mapping |
     kept = {key: value for key, value in (like or {}).items() if key in KEPT}
     shapes = param_shapes(model)
     config = {
-        "architectures": [next(name for name, kind in FAMILIES.items() if kind == family)],
+        "architectures": [next(name for name, kind in huggingface_config.FAMILIES.items() if kind == family)],
         "model_type": family,
         "vocab_size": model.vocab_size,
         "hidden_size": model.model_dim,
