@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
+import PIL.PngImagePlugin
 
 from alignment.errors import InputError
 
@@ -23,6 +24,11 @@ MAX_PIXELS = 1 << 30  # of one picture; Pillow's own limit stops at 179 million 
 # first bytes of a JPEG or PNG -> the mark at the end of a complete file, and the bytes from the end that hold it
 ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89P": (b"IEND", 64)}
 _bomb_limit = threading.Lock()
+# Pillow refuses a PNG with more than 1 MB of text, which editors write as XMP. The text may stand behind the pixels, so
+# that the limit must be up while they are decoded, too.
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26
+PIL.PngImagePlugin.MAX_TEXT_MEMORY = 1 << 27
+FULL = (255, 1_023, 4_095, 16_383, 65_535)  # white of 8, 10, 12, 14 and 16 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +76,11 @@ def header(source: str | pathlib.Path | bytes | BinaryIO, *, name: str = "") -> 
 def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
     """The picture as RGB, uint8 [Y, X, 3].
 
-    Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, 16 bits are scaled to 8, and
-    floating-point pictures by their largest value.  Of several frames the first is taken.  A camera's orientation
+    Grey, palette, CMYK and YCCK pictures are converted, transparency is laid on white, whole numbers of 16 or 32 bits
+    are scaled by the fewest bits that hold the largest, floating-point pictures by their largest value, and where there
+    are negative values from the least to the largest; NaN and infinity are an error.
+
+    Of several frames the first is taken.  A camera's orientation
     (EXIF) is not applied, as in the papers' code: pixels are taken as they are stored.
 
     Args:
@@ -99,16 +108,34 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         picture.load()
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture).astype(np.float64)
-        full = 65_535.0 if picture.mode.startswith("I") else max(values.max(), 1e-12)
+        low, high = _range(np.asarray(picture), picture.mode)
         # Pillow's own conversion would clip 16 bits at 255
-        grey = np.clip(values / full * 255 + 0.5, 0, 255).astype(np.uint8)
+        grey = np.clip((np.asarray(picture, np.float64) - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
         return PIL.Image.fromarray(grey).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         paper = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return PIL.Image.alpha_composite(paper, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def _range(values: np.ndarray, mode: str) -> tuple[float, float]:
+    """The values that become black and white; a warning says where they are not those of the file's type."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinity")
+    low, high = float(values.min()), float(values.max())
+    if low < 0:
+        warnings.warn("pictures with negative values are read from their least to their largest value", stacklevel=3)
+        return low, max(high, low + 1e-12)
+    if mode == "F":
+        return 0.0, max(high, 1e-12)
+    full = next((full for full in FULL if high <= full), high)
+    if full != FULL[-1]:
+        warnings.warn(
+            f"pictures of 16 or 32 bits whose values end below {full + 1:.0f} are read with {full:.0f} as white",
+            stacklevel=3,
+        )
+    return 0.0, float(full)
 
 
 @contextlib.contextmanager

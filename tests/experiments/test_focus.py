@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from alignment.explain import rating
 from alignment.models import pretrained, vision
+from data.pictures import images
 from experiments import focus
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
@@ -247,3 +248,49 @@ def test_digits_that_nobody_planted_anything_in_are_explained_where_they_are(sha
     for method in ("lrp", "gradcam"):
         assert summary[f"focus/{method}/median"] > 0.7
         assert summary[f"focus_random/{method}/median"] == pytest.approx(0.5, abs=0.05)
+
+
+def pictures_of(folder, counts, broken=()):
+    """`folder` with so many PNG files of each class; those that `broken` numbers have zeros in their middle."""
+    for name, count in counts.items():
+        (folder / "test" / name).mkdir(parents=True)
+        (folder / "train" / name).mkdir(parents=True)
+        for i in range(count):
+            file = folder / "test" / name / f"{i:03}.png"
+            noise = np.random.default_rng(i).integers(256, size=(12, 12, 3), dtype=np.uint8)
+            PIL.Image.fromarray(noise).save(file)
+            if (name, i) in broken:
+                content = bytearray(file.read_bytes())
+                content[len(content) // 2 : len(content) // 2 + 60] = bytes(60)
+                file.write_bytes(content)
+    return images.open(f"folder:{folder}", split="test")
+
+
+def tiny_plan(pictures, **data):
+    c = focus.get_config("tiny")
+    c.per_class = 60
+    c.data.update(data)
+    return focus.planned(c, pictures, {"resize": 8, "crop": 8}, len(pictures.class_names))
+
+
+def test_a_picture_broken_in_its_middle_is_left_out_and_counted(tmp_path):
+    pictures = pictures_of(tmp_path, {"oak": 60, "elm": 60}, broken=[("oak", 3)])
+    plan, tiles_NYXC, local_M4, broken = tiny_plan(pictures)
+    (number,) = broken
+    assert pictures.files[number].endswith("oak/003.png") and "cannot be decoded" in broken[number]
+    assert number not in plan.tile_index and local_M4.max() + 1 == len(tiles_NYXC)
+    pictures = pictures_of(tmp_path / "more", {"oak": 60, "elm": 60}, broken=[("oak", 3), ("elm", 5)])
+    with pytest.raises(ValueError, match=r"2 of 120 pictures .* cannot be decoded, more than 1 %"):
+        tiny_plan(pictures)
+
+
+def test_classes_without_a_picture_are_named_and_can_be_left_out(tmp_path, capsys):
+    pictures = pictures_of(tmp_path, {"oak": 5, "elm": 0, "fir": 2, "ash": 4})
+    with pytest.raises(ValueError, match=r"no picture of elm in its split test; .*leave_out=\"\('elm',\)\""):
+        tiny_plan(pictures)
+    plan, *_ = tiny_plan(pictures, leave_out=("elm",))
+    names = np.array(pictures.class_names)
+    assert set(names[plan.target]) == {"oak", "fir", "ash"} == set(names[plan.tile_label].ravel())
+    assert "fir (2)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"the nearest is 'elm'"):
+        tiny_plan(pictures, leave_out=("elmm",))
