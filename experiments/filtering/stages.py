@@ -142,8 +142,8 @@ def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
 
 def aligned(
     job: Job, piece: slices.Slice, tools: pipeline.Aligning
-) -> Iterator[tuple[dict, pipeline.Outcome, dict, dict]]:
-    """What passed a slice's rules, in order: its row, what became of it, its scores, the spans of its chunks."""
+) -> Iterator[tuple[dict, pipeline.Outcome, tuple, dict]]:
+    """What passed a slice's rules, in order: its row, what became of it, its scores before and after, its chunks."""
     names = job.settings["align"]["scorers"]
     scored = [shards.read(job.path(f"attributes/{name}", piece.index)) for name in names]
     for batch in jobs.batches(duplicates.passed(job, piece.index)):
@@ -151,7 +151,21 @@ def aligned(
         scores = [{k: spans[0][2] for k, spans in of.items() if not k.endswith(CHUNKS)} for of in attributes]
         chunks = [{k: spans for k, spans in of.items() if k.endswith(CHUNKS)} for of in attributes]
         outcomes = pipeline.align([row["document"] for row in batch], scores, tools)
-        yield from zip(batch, outcomes, scores, chunks, strict=True)
+        yield from zip(batch, outcomes, zip(scores, _after(job, outcomes, scores), strict=True), chunks, strict=True)
+
+
+def _after(job: Job, outcomes: Sequence[pipeline.Outcome], scores: Sequence[Mapping]) -> list[Mapping[str, Any]]:
+    """The scores of what goes to training: of a new text its own, as far as no service would have to be asked."""
+    after = list(scores)
+    new = [i for i, o in enumerate(outcomes) if o.text is not None and o.decision["action"] in pipeline.KINDS]
+    rows: list[dict[str, Any]] = [{} for _ in new]
+    for name, stage in job.scoring().items() if new else ():
+        if name in job.settings["align"]["scorers"] and stage.settings["kind"] != "judge":
+            values = filter_tools.scorer(name, stage)([{"text": outcomes[i].text} for i in new])
+            rows = [row | value for row, value in zip(rows, values, strict=True)]
+    for i, row in zip(new, rows, strict=True):
+        after[i] = row
+    return after
 
 
 def _attributes(job: Job, piece: slices.Slice, id: str, scored: Sequence[Iterator[dict]]) -> dict[str, Any]:
@@ -238,7 +252,7 @@ class _Log:
         put: Mapping[str, shards.Writer],
         row: Mapping[str, Any],
         outcome: pipeline.Outcome,
-        scores: Mapping[str, float | None],
+        scores: tuple[Mapping[str, float | None], Mapping[str, float | None]],
         chunks: Mapping[str, Sequence],
     ) -> None:
         """A document that scores, the rewriter and its gates decided about."""
@@ -255,7 +269,7 @@ class _Log:
             highest = passage(document["text"], chunks.get(self.score.split(".")[0] + CHUNKS, ()))
             shown |= {"highest passage": highest} if highest else {}
         self._count(decision, row["bytes"], shown)
-        self._measure(outcome, scores)
+        self._measure(outcome, *scores)
 
     def _count(self, row: Mapping[str, Any], num_bytes: int, shown: Mapping[str, str]) -> None:
         reason = f"{row['rule']}/{row['reason']}" if row["action"] == "drop" else row["reason"]
@@ -263,18 +277,18 @@ class _Log:
         about = {"id": row["id"], "source": row["source"], "rule": row["rule"], "reason": row["reason"]}
         tally.sample(self.counts, row["action"], row["id"], about | dict(shown), self.num_samples)
 
-    def _measure(self, outcome: pipeline.Outcome, scores: Mapping[str, float | None]) -> None:
+    def _measure(
+        self, outcome: pipeline.Outcome, before: Mapping[str, float | None], after: Mapping[str, float | None]
+    ) -> None:
         gate = outcome.gate
-        for name, number in scores.items():
-            if name in self.perplexities and number:
-                name, number = f"log10 {name}", math.log10(number)
-            if number is None or not name.endswith((".score", ".level")):
+        for when, scores in (("before", before), ("after", after)):
+            if when == "after" and outcome.text is None:
                 continue
-            tally.histogram(self.counts, f"{name} before", [number], 0, 5)
-            if outcome.text is not None:
-                is_new = name == self.score and gate is not None and gate.action not in ("keep", "drop")
-                after = gate.measurements.get("safety_after") if is_new else None
-                tally.histogram(self.counts, f"{name} after", [number if after is None else after], 0, 5)
+            for name, number in scores.items():
+                if name in self.perplexities and number:
+                    name, number = f"log10 {name}", math.log10(number)
+                if number is not None and name.endswith((".score", ".level")):
+                    tally.histogram(self.counts, f"{name} {when}", [number], 0, 5)
         if gate is None:
             return
         for name in gate.failed:
