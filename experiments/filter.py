@@ -327,7 +327,7 @@ METRICS = {
     "bad_records": ("records that could not be read and were set aside",),
     "bad_share": ("the same as a share of all records", "lower"),
     "max_bad": ("the share of bad records above which the run ends with exit code 3",),
-    "bytes_out": ("size of the text that goes to training, in bytes",),
+    "bytes_out": ("size of the text that goes to training, in bytes of UTF-8 before compression",),
     "drop/*": ("documents dropped for this reason",),
     "gate/*": ("rewritten documents with this verdict of the gates",),
     "counter/*": ("how often this was counted while cleaning",),

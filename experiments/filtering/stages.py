@@ -110,6 +110,8 @@ class _Screened:
     def _drop(self, document: dict, verdict: rules.Verdict) -> None:
         self._put["removed/rules"].add(document | {"filter_step": verdict.rule, "filter_reason": verdict.reason})
         evidence = {"value": verdict.value, "threshold": verdict.threshold, "language": verdict.language}
+        if verdict.reason == rules.UNKNOWN_LANGUAGE:  # there is no pack for it, whatever its probability
+            del evidence["threshold"]
         row = pipeline.decision(document, "drop", verdict.rule, verdict.reason, evidence)
         row |= {"text_sha256_in": pipeline.sha256(document["text"]), "text_sha256_out": ""}
         shown = document["text"][: tally.TEXT_SHOWN]
@@ -264,6 +266,7 @@ class _Log:
             put["removed/align"].add(document | reason)
         else:
             put["documents"].add(document | {"text": outcome.text})
+            tally.add(self.counts, "bytes_out", len(outcome.text.encode()))
         shown = {"before": document["text"], "after": outcome.text or ""}
         if decision["rule"] in ROUTED and (decision["rule"], decision["action"]) != ("router", "keep"):
             highest = passage(document["text"], chunks.get(self.score.split(".")[0] + CHUNKS, ()))

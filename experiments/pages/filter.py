@@ -50,6 +50,13 @@ def write(
     num["in"] = sum(num.values())
     steps = funnel(job.settings["screen"]["chain"], total, num["in"])
     lines = [*warnings, *findings(job.settings["align"], counts, total, num)]
+    if any(name.startswith("drop/duplicates/") for name in total) and "drop/router/unsafe" in total:
+        lines.append(
+            "Copies go before scores are known: where the copy that stayed was then dropped as unsafe, a near copy "
+            "that might have been safe is gone with it. removed/duplicates names the one that stayed."
+        )
+    if "c4" in job.settings["screen"]["chain"]:
+        lines.append("The rule c4 goes by lines: blank lines between paragraphs are not kept.")
     print("\n".join(line for line in lines if line.startswith("Warning")), flush=True)
     summary = {**summary_of(job, counts, steps, num, max_bad), **speed}
     if planted:
@@ -59,7 +66,7 @@ def write(
         lines += more
     left = [{"step": i, "documents_left": row["left"]} for i, row in enumerate(steps)]
     files.write_rows(workdir / "metrics.jsonl", left)  # a step of the funnel is one of the run
-    files.write_rows(workdir / "tables/funnel.jsonl", steps)
+    files.write_rows(workdir / "tables/funnel.jsonl", [*steps, kept_row(counts, steps)])
     files.write_rows(workdir / "tables/sources.jsonl", cards(counts))
     files.write_rows(workdir / "tables/gates.jsonl", gate_rows(counts))
     files.write_rows(workdir / "tables/samples.jsonl", samples(counts))
@@ -77,7 +84,6 @@ def summary_of(
     max_bad: float,
 ) -> dict[str, float]:
     """Flat names to numbers: documents by action, by reason, by gate, and the rules' counters."""
-    outputs = (shard for _, row in each(job, "align") for shard in row["outputs"].items())
     summary = {
         "docs_in": num["in"],
         "docs_kept": num["in"] - num["drop"] - num["bad"],
@@ -86,14 +92,15 @@ def summary_of(
         "bad_records": num["bad"],
         "bad_share": num["bad"] / max(num["in"], 1),
         "max_bad": max_bad,
-        "bytes_out": sum(shard["bytes"] for name, shard in outputs if name.startswith("documents/")),
+        "bytes_out": counts["counters"].get("bytes_out", 0),
     }
     for row in steps:
         step, _, reason = row["reason"].partition("/")
         if reason and step != "bad":
             summary[f"drop/{reason}"] = summary.get(f"drop/{reason}", 0) + row["documents"]
     summary |= {f"gate/{row['gate']}": row["documents"] for row in gate_rows(counts)}
-    rule_counters = {name: n for name, n in sorted(counts["counters"].items()) if not name.startswith("gate/")}
+    others = ("gate/", "bytes_out")
+    rule_counters = {name: n for name, n in sorted(counts["counters"].items()) if not name.startswith(others)}
     return summary | {f"counter/{name}": number for name, number in rule_counters.items()}
 
 
@@ -116,6 +123,13 @@ def funnel(chain: Sequence[str], total: Mapping[str, Sequence[int]], num_in: int
         share = docs / max(num_in, 1)
         rows.append({"step": step, "reason": name, "documents": docs, "share": share, "MB": size / MB, "left": left})
     return rows
+
+
+def kept_row(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last row of the funnel's table: what goes to training, with the size of its text."""
+    left, size = steps[-1]["left"], counts["counters"].get("bytes_out", 0)
+    share = left / max(steps[0]["documents"], 1)
+    return {"step": "kept", "reason": "", "documents": left, "share": share, "MB": size / MB, "left": left}
 
 
 def cards(counts: Mapping[str, Any]) -> list[dict[str, Any]]:

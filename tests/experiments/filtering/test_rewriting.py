@@ -102,3 +102,12 @@ def test_texts_that_come_back_as_they_were_are_counted_apart_from_rewritings(raw
     assert ended.code == 0, ended.err
     found = numbers(tmp_path / "run")
     assert found["gate/unchanged"] > 0 and "gate/accepted" not in found and found["docs_rewritten"] == 0
+
+
+def test_scores_and_sizes_of_the_report_are_those_of_the_text_that_is_written(raw, tmp_path):
+    ended = start(tmp_path / "run", raw[0])
+    assert ended.code == 0, ended.err
+    documents = rows(tmp_path / "run/clean/documents")
+    kept = orjson.loads((tmp_path / "run/tables/funnel.jsonl").read_text().splitlines()[-1])
+    assert kept["step"] == "kept" and kept["documents"] == len(documents)
+    assert numbers(tmp_path / "run")["bytes_out"] == sum(len(d["text"].encode()) for d in documents)
