@@ -76,7 +76,6 @@ def read(*flags, setting="tiny"):
         (["--config.data.format=trll"], ["'trll'", "trl, hh, sharegpt"]),
         (["--config.data.columns.prompt=question"], ["(config says 'question')", "Columns found: chosen, prompt"]),
         (["--config.data.heldout_fraction=1.5"], ["heldout_fraction=1.5"]),
-        (["--config.data.heldout_fraction=0.0"], ["held out, raise data.heldout_fraction"]),
         (["--config.tokenizer=nowhere"], ["'nowhere'", "no such file or folder"]),
         (["--config.init_from=qwen"], ["init_from='qwen'", "hf:<folder or hub id>, gguf:<file> or run:<workdir>"]),
         (["--config.init_from=run:/nowhere"], ["/nowhere"]),
