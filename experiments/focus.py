@@ -30,7 +30,7 @@ from alignment.explain import explaining, focus, lime, randomize, rating
 from alignment.models import pretrained, vision
 from alignment.train import classify, optimizer, sharding
 from data import records
-from data.pictures import images, mosaic_files, mosaics
+from data.pictures import images, mosaic_files, mosaics, planning
 from experiments.pages import focus as focus_page
 from experiments.pages.focus_study import Classifier, MosaicSet, Study
 
@@ -422,7 +422,15 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
     pictures = open_images(c, source, run_options=net.images.get("options") if source == net.source else None)
     check_classes(net, pictures.class_names, source)
-    plan, tiles_NYXC, local_M4, broken = planned(c, pictures, tile, net.num_classes)
+    plan, tiles_NYXC, local_M4, broken = planning.decodable(
+        pictures,
+        tile,
+        net.num_classes,
+        per_class=c.per_class,
+        outer=c.outer,
+        leave_out=tuple(c.data.leave_out),
+        seed=c.seed,
+    )
     used = np.unique(plan.tile_index)
     counts = {f"pictures of {c.data.split}": len(pictures.labels_N), "tiles": len(used), "mosaics": len(plan)}
     if broken:
@@ -433,62 +441,6 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     names = tuple(str(pictures.files[i]) for i in used)
     labels_N = np.asarray(pictures.labels_N)[used]
     return MosaicSet(source, tiles_NYXC, labels_N, dataclasses.replace(plan, tile_index=local_M4), names)
-
-
-def planned(
-    c: ml_collections.ConfigDict, pictures: images.Images, tile: Mapping[str, int], num_classes: int
-) -> tuple[mosaics.Plan, np.ndarray, np.ndarray, dict[int, str]]:
-    """A plan over the pictures that can be decoded: it, its tiles, its index into these, and the others by number.
-
-    Raises:
-        InputError: a class without a picture that `data.leave_out` does not name; more than 1 % of broken pictures.
-    """
-    for name in c.data.leave_out:
-        one_of("data.leave_out", name, pictures.class_names)
-    broken: dict[int, str] = {}
-
-    def read(i: int) -> np.ndarray:
-        try:
-            return pictures.read(i)
-        except InputError as e:
-            broken[i] = str(e)
-            return np.zeros((1, 1, 3), np.uint8)
-
-    out = [pictures.class_names.index(name) for name in c.data.leave_out]
-    while True:
-        is_kept_N = ~np.isin(pictures.labels_N, out)
-        is_kept_N[list(broken)] = False
-        kept_N, num_broken = np.flatnonzero(is_kept_N), len(broken)
-        labels_N = np.asarray(pictures.labels_N)[kept_N]
-        check_counts(np.bincount(labels_N, minlength=len(pictures.class_names)), pictures, c.data.leave_out)
-        # with classes left out, those that remain are the labels that occur
-        classes = None if out else num_classes
-        local = mosaics.plan(labels_N, c.per_class, c.seed, num_classes=classes, outer=c.outer)
-        plan = dataclasses.replace(local, tile_index=kept_N[local.tile_index].astype(np.int32))
-        # a picture may turn out broken only when it is decoded; then the mosaics are planned again without it
-        tiles_NYXC, local_M4 = mosaics.tiles(read, plan.tile_index, **tile)
-        if len(broken) == num_broken:
-            return plan, tiles_NYXC, local_M4, broken
-        if len(broken) > records.MAX_BAD * len(pictures):
-            raise InputError(
-                f"{len(broken)} of {len(pictures)} pictures of {pictures.source} cannot be decoded, more than "
-                f"{100 * records.MAX_BAD:g} %: {'; '.join(list(broken.values())[:3])}"
-            )
-
-
-def check_counts(count_C: np.ndarray, pictures: images.Images, leave_out: tuple[str, ...]) -> None:
-    """Refuse classes without a picture, by name; say which have so few that their mosaics repeat them."""
-    names = [name for name in pictures.class_names if name not in leave_out]
-    count_by_name = dict(zip(pictures.class_names, count_C.tolist()))
-    empty = [name for name in names if not count_by_name[name]]
-    if empty:
-        flag = ",".join(map(repr, (*leave_out, *empty)))
-        raise InputError(
-            f"{pictures.source} has no picture of {', '.join(empty)} in its split {pictures.split}; give them some, or "
-            f'leave these classes out with --config.data.leave_out="({flag},)"'
-        )
-    if few := [f"{name} ({count_by_name[name]})" for name in names if count_by_name[name] < 3]:
-        print(f"few pictures, repeated in the mosaics of their class: {', '.join(few)}", flush=True)
 
 
 def check_classes(net: Classifier, names: tuple[str, ...], source: str) -> None:

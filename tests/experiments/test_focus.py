@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from alignment.explain import rating
 from alignment.models import pretrained, vision
-from data.pictures import images
+from data.pictures import images, planning
 from experiments import focus
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
@@ -266,11 +266,9 @@ def pictures_of(folder, counts, broken=()):
     return images.open(f"folder:{folder}", split="test")
 
 
-def tiny_plan(pictures, **data):
-    c = focus.get_config("tiny")
-    c.per_class = 60
-    c.data.update(data)
-    return focus.planned(c, pictures, {"resize": 8, "crop": 8}, len(pictures.class_names))
+def tiny_plan(pictures, leave_out=()):
+    options = {"per_class": 60, "outer": "balanced", "seed": 0, "leave_out": leave_out}
+    return planning.decodable(pictures, {"resize": 8, "crop": 8}, len(pictures.class_names), **options)
 
 
 def test_a_picture_broken_in_its_middle_is_left_out_and_counted(tmp_path):
