@@ -177,9 +177,13 @@ def test_every_sink_is_known_by_its_package():
 
 @pytest.fixture
 def loop_events(monkeypatch):
+    """The loop's events; the stop signals are not ignored, even where the tests were started by nohup."""
     events = types.SimpleNamespace(STOP=threading.Event(), ACTIVE=threading.Event())
     monkeypatch.setitem(sys.modules, "alignment.train.loop", events)
-    return events
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in host.STOP_SIGNALS}
+    yield events
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", host.STOP_SIGNALS)
