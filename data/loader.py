@@ -153,13 +153,10 @@ def build(
         content: see `Loader`.
 
     Raises:
-        InputError: no examples, or a batch size that does not split over the processes.
+        InputError: no examples to repeat, or a batch size that does not split over the processes.
     """
-    if num_examples < 1:
-        raise InputError(
-            "there are no examples to batch; the counts say what was dropped. If nothing was held out, raise "
-            "data.heldout_fraction or give data.heldout_path"
-        )
+    if num_examples < 1 and endless:
+        raise InputError("there are no examples to batch; the counts say what was dropped")
     if batch_size < 1 or batch_size % process_count:
         best = max(batch_size // process_count, 1) * process_count
         raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")

@@ -298,14 +298,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **sharding.row_share(mesh))
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
-    evals = {}
-    if len(heldout):
-        evals["heldout"] = loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
         state,
         batches_fn(train, extra=_extra(stored[0])),
-        evals,
+        {"heldout": loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))},
         mesh,
         workdir,
         steps=c.steps,
@@ -349,7 +346,8 @@ def begin(
     state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
     del params
     if is_stored:
-        return state, [reference(c, model, state, split, mesh, path) for split, path in zip(splits, paths)]
+        weights = language_model.digest(c.init_from)
+        return state, [reference(c, model, state, split, mesh, path, weights) for split, path in zip(splits, paths)]
     return state if c.loss in losses.REFERENCE_FREE else train_state.with_reference(state), [None, None]
 
 
@@ -398,12 +396,17 @@ def reference(
     split: preferences.Pairs,
     mesh: Mesh,
     path: pathlib.Path,
+    weights: str,
 ) -> np.ndarray:
-    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`."""
+    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`.
+
+    Args:
+        weights: digest of the weights that the policy began with.
+    """
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
     if not len(split):  # nothing is held out
         return np.zeros((0, 2, num_answer), np.float32)
-    made_from = {"pairs": split.digest, "weights": language_model.digest(c.init_from)}
+    made_from = {"pairs": split.digest, "weights": weights}
     if path.is_file():
         return stored_reference(path, (len(split), 2, num_answer), made_from)
     batches = preferences.batches(split, **c.batch, endless=False, **sharding.row_share(mesh))
@@ -414,20 +417,19 @@ def reference(
     return scores
 
 
-def stored_reference(
-    path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str] | None = None
-) -> np.ndarray:
+def stored_reference(path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str]) -> np.ndarray:
     """The log-probabilities that an earlier start of this run stored.
 
     Args:
-        made_from: digests of the pairs and of the weights as they are now; None checks the shape alone.
+        made_from: digests of the pairs and of the weights as they are now. Runs begun before there were digests have
+            none beside the file; of these the shape alone is checked.
 
     Raises:
         InputError: the file is damaged, or pairs or weights have changed since.
     """
     beside = path.with_suffix(".json")
-    earlier = json.loads(beside.read_text()) if made_from is not None and beside.is_file() else made_from
-    if changed := [name for name, digest in (made_from or {}).items() if (earlier or {}).get(name) != digest]:
+    earlier = json.loads(beside.read_text()) if beside.is_file() else made_from
+    if changed := [name for name, digest in made_from.items() if earlier.get(name) != digest]:
         raise InputError(
             f"{path} was computed from other {' and '.join(changed)} than this run has now. Put them back as they "
             "were, or start over in another --workdir"
@@ -454,8 +456,6 @@ def answers(
 ) -> list[dict[str, str]]:
     """What the policy writes for the first held-out prompts, beside what people preferred."""
     num = min(c.samples.num, len(heldout))
-    if not num:
-        return []
     prompts = [heldout.prompt(i) for i in range(num)]
     options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
     written = sample.answers(

@@ -222,6 +222,8 @@ def answers(
 
 def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
+    if "heldout/loss" not in summary:
+        return f"After {summary['steps']:.0f} updates; nothing was held out to measure the model on."
     return (
         f"After {summary['steps']:.0f} updates the model's perplexity on held-out answers is "
         f"{summary['heldout/perplexity']:.4g} per answer token (loss {summary['heldout/loss']:.4g} nats)."

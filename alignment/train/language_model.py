@@ -165,12 +165,17 @@ def digest(init_from: str) -> str:
 
     What a run stores of its first weights, such as a reference's log-probabilities, carries it: the same path may hold
     other weights when the run is started again. xxHash reads some gigabytes a second.
+
+    Raises:
+        InputError: the weights are not there.
     """
     kind, _, name = init_from.partition(":")
     if not init_from:
         return ""
     if kind == "run":
-        steps = [path for path in pathlib.Path(name, "checkpoints").iterdir() if path.name.isdigit()]
+        steps = [path for path in pathlib.Path(name, "checkpoints").glob("*") if path.name.isdigit()]
+        if not steps:
+            raise InputError(f"init_from={init_from!r}: {name} has no checkpoint; name the workdir of an earlier run")
         places = sorted(path for path in max(steps, key=lambda path: int(path.name)).rglob("*") if path.is_file())
     else:
         source = huggingface.resolve(init_from)

@@ -73,4 +73,6 @@ def fit(
         units_per_step=batch_size,
         **options,
     )
-    return state, {**summary, "heldout/perplexity": math.exp(min(summary["heldout/loss"], 700.0))}
+    if "heldout/loss" in summary:  # absent where nothing was held out
+        summary = {**summary, "heldout/perplexity": math.exp(min(summary["heldout/loss"], 700.0))}
+    return state, summary

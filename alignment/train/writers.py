@@ -206,7 +206,7 @@ def trackio(workdir: str, project: str) -> Writer:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What trackers are told of a run beside its numbers.
+    """What trackers record of a run beside its numbers.
 
     Attributes:
         config: the experiment's config, nested.

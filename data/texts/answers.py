@@ -51,7 +51,7 @@ def texts(tokenizer: Tokenizer, item: Comparison, answer: str, mode: str = "auto
             chat.py.
     """
     messages: list[Message]
-    answer = chat.without_end(answer, tokenizer.chat_template, tokenizer.tokens)
+    answer = chat.without_end(answer, tokenizer.ends)
     if isinstance(item.prompt, str):
         if (mode == "never" or (mode == "auto" and not item.is_chat)) and not item.tools:
             return item.prompt + answer, len(item.prompt), False

@@ -111,7 +111,6 @@ def read(
         raise InputError(f"data.columns has {unknown}; it may name {sorted(_KEYS)}")
     one_of("data.format", format, ("auto", *FORMATS))
     items: list[Comparison] = []
-    used = {*READ_BY_ALL, *columns.values(), group_column}
     for number, row in enumerate(rows):
         if limit is not None and len(items) >= limit:
             counts["records beyond data.limit"] = counts.get("records beyond data.limit", 0) + len(rows) - number
@@ -119,7 +118,8 @@ def read(
         value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
-        count_unread(row.value, used, counts)
+        renamed_from = (*columns.values(), group_column)
+        count_unread(value, (*_READS[name], *CONTEXT), counts, aliases=ALIASES, renamed_from=renamed_from)
         try:
             item = FORMATS[name](value)
             if isinstance(item, Comparison):
@@ -146,8 +146,24 @@ def renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     return out
 
 
-def count_unread(value: Mapping[str, Any], used: Collection[str], counts: dict[str, int]) -> None:
-    """Count a record under each of its columns that holds a text and that no reader reads."""
+def count_unread(
+    value: Mapping[str, Any],
+    names: Collection[str],
+    counts: dict[str, int],
+    *,
+    aliases: Mapping[str, Sequence[str]],
+    renamed_from: Collection[str] = (),
+) -> None:
+    """Count a record under each of its columns that holds a text and that its reader does not read.
+
+    Args:
+        value: the record, by our names.
+        names: the columns that the reader reads; of those with aliases it reads the first that is not null.
+        renamed_from: the file's names for columns that have ours in `value`.
+    """
+    used = {*renamed_from}
+    for name in names:
+        used.add(next((alias for alias in aliases.get(name, ()) if value.get(alias) is not None), name))
     for name, content in value.items():
         if name not in used and isinstance(content, str) and content.strip():
             what = f"texts in the column {name!r}, which is not read"
@@ -161,7 +177,7 @@ def complete(item: Comparison, value: Mapping[str, Any]) -> Comparison:
         turns.SetAside: the record has pictures, two system turns, or a prompt that already ends with an answer.
     """
     prompt = turns.with_context(turns.context(value), item.prompt)
-    tools = turns.parsed(value.get("tools")) or None
+    tools = turns.tools_of(value)
     item = dataclasses.replace(item, prompt=prompt, tools=tools)
     if isinstance(prompt, str) or not prompt or prompt[-1]["role"] != "assistant":
         return item
@@ -319,8 +335,14 @@ _KEYS = frozenset(
     ("prompt", "chosen", "rejected", "conversations", "output_1", "output_2", "preference")
     + ("messages", "completion", "label", "input", "system", "history", "tools", "source")
 )  # the columns that the config may rename
-READ_BY_ALL = {*_KEYS, "dataset", *turns.SYSTEM, *turns.HISTORY, *turns.PICTURES}
-READ_BY_ALL |= {name for names in ALIASES.values() for name in names}
+CONTEXT = ("input", "tools", "source", "dataset", *turns.SYSTEM, *turns.HISTORY, *turns.PICTURES)
+_READS = {
+    "trl": ("prompt", "chosen", "rejected", "messages"),
+    "hh": ("chosen", "rejected"),
+    "sharegpt": ("conversations", "chosen", "rejected"),
+    "two_answers": ("prompt", "output_1", "output_2", "preference"),
+    "unpaired": ("prompt", "completion", "messages", "conversations", "label"),
+}  # beside CONTEXT
 
 
 def _require(value: Mapping[str, Any], row: records.Record, format: str, columns: Mapping[str, str]) -> None:

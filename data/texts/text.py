@@ -35,6 +35,9 @@ ALIASES = {
 }
 
 
+EXCHANGE = ("prompt", "completion", "messages", "conversations", "instruction", "output", *pair_formats.CONTEXT)
+
+
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """Tokenised texts, and the rows into which they are packed.
@@ -228,16 +231,11 @@ def _read(
     items = []
     if limit is not None and len(rows) > limit:
         report["records beyond data.limit"] = report.get("records beyond data.limit", 0) + len(rows) - limit
-    used = {
-        *pair_formats.READ_BY_ALL,
-        *columns.values(),
-        *(name for names in ALIASES.values() for name in names),
-        "output",
-    }
     for row in rows[:limit]:
         value = pair_formats.renamed(row.value, columns)
         is_document = _kind(value, kind, row, columns) == "documents"
-        pair_formats.count_unread(row.value, used, report)
+        names = ("text", "source", "dataset") if is_document else EXCHANGE
+        pair_formats.count_unread(value, names, report, aliases=ALIASES, renamed_from=columns.values())
         try:
             item = _document(value) if is_document else _exchange(value)
         except conversations.SetAside as reason:
@@ -314,7 +312,7 @@ def _exchange(value: Mapping[str, Any]) -> Comparison | str:
     if not all(m["content"].strip() or m.get("tool_calls") for m in messages if m["role"] == "assistant"):
         return "empty prompt or answer"
     last = messages[-1]
-    tools = conversations.parsed(value.get("tools")) or None
+    tools = conversations.tools_of(value)
     kept_keys = {key: value for key, value in last.items() if key not in ("role", "content")}
     return Comparison(messages[:-1], (last["content"],), tools=tools, answer_keys=kept_keys)
 
@@ -328,14 +326,14 @@ def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spa
     if isinstance(item.prompt, str):  # text to continue; a document's prompt is empty, so all of it is target
         is_answer = item.prompt != ""
         answer = item.answers[0]
-        text = item.prompt + (chats.without_end(answer, "", tokenizer.tokens) if is_answer else answer)
+        text = item.prompt + (chats.without_end(answer, tokenizer.ends) if is_answer else answer)
         return text, [(len(item.prompt), len(text))], False
     template, tokens = tokenizer.chat_template, tokenizer.tokens
     messages = [*item.prompt, {"role": "assistant", "content": item.answers[0], **item.answer_keys}]
     options: dict[str, Any] = {"tokens": tokens, **({"tools": item.tools} if item.tools else {})}
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            messages[i] = {**message, "content": chats.without_end(message["content"], template, tokens)}
+            messages[i] = {**message, "content": chats.without_end(message["content"], tokenizer.ends)}
     is_learned = [bool(m.get("weight", 1)) for m in messages if m["role"] == "assistant"]
     if turns == "all":
         text, spans = chats.assistant_spans(template, messages, **options)
@@ -343,6 +341,8 @@ def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spa
         if len(spans) != len(is_learned) and not all(is_learned):
             raise chats.Refused("the chat template marks other turns than those with a weight")
         return text, [span for span, keep in zip(spans, is_learned) if keep] if not all(is_learned) else spans, True
+    if not is_learned[-1]:
+        raise chats.Refused("the last answer has weight 0, and data.turns='last' learns no other")
     text = chats.render(template, messages, **options)
     chats.check_shown(text, messages, item.tools)
     prefix = chats.prefix_of(tokenizer.chat_template, messages, len(messages) - 1, text, **options)

@@ -71,6 +71,23 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def tools_of(value: Mapping[str, Any]) -> list[Any] | None:
+    """What a chat template is given as `tools`: a list, or the list whose JSON text the column holds; None for nothing.
+
+    Raises:
+        SetAside: the column holds something else.
+    """
+    tools = value.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise SetAside("tools that are not a list") from None
+    if tools and not isinstance(tools, list):
+        raise SetAside("tools that are not a list")
+    return tools or None
+
+
 def question(prompt: Any, value: Mapping[str, Any]) -> Any:
     """The prompt, followed by Alpaca's `input` after a blank line where the record has one."""
     more = value.get("input")

@@ -155,12 +155,14 @@ def check_shown(text: str, messages: Sequence[Mapping[str, Any]], tools: Any = N
             raise Refused(f"the chat template does not write {what}, such as {hidden[0]!r}")
 
 
-def without_end(answer: str, template: str, tokens: Mapping[str, str] | None = None) -> str:
-    """An answer without the ends of a text or turn that some files write out; one end is added again later."""
-    ends = [end for end in ((tokens or {}).get("eos_token"), end_of_turn(template, tokens=tokens)) if end]
-    while any(answer.rstrip().endswith(end) for end in ends):
-        for end in ends:
-            answer = answer.rstrip().removesuffix(end) if answer.rstrip().endswith(end) else answer
+def without_end(answer: str, ends: Sequence[str]) -> str:
+    """An answer without the stop tokens that some files write out after it; one end is added again later.
+
+    Args:
+        ends: the tokens' texts, as in `Tokenizer.ends`.
+    """
+    while end := next((end for end in ends if answer.rstrip().endswith(end)), ""):
+        answer = answer.rstrip().removesuffix(end)
     return answer
 
 

@@ -6,6 +6,7 @@ ids.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,12 @@ class Tokenizer:
     tokens: dict[str, str]
     files: dict[str, bytes]
     name: str
+
+    @functools.cached_property
+    def ends(self) -> tuple[str, ...]:
+        """The texts of `stop_ids`, as a file writes them out."""
+        texts = (self.encoder.decode([i], False) for i in self.stop_ids)
+        return tuple(text for text in texts if text.strip())
 
     def encode(self, text: str, *, add_bos: bool = False, add_eos: bool = False) -> list[int]:
         """Token ids of a text; `add_bos` does not double a BOS that the text already has."""

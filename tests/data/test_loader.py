@@ -72,3 +72,7 @@ def test_uneven_batches_are_refused(kw, words):
         loader.build(make, num_examples=10, **kw)
     with pytest.raises(InputError, match="no examples"):
         loader.build(make, num_examples=0, batch_size=1)
+
+
+def test_one_pass_over_nothing_has_no_batch():
+    assert list(loader.build(make, num_examples=0, batch_size=2, endless=False)) == []

@@ -128,3 +128,20 @@ def test_exported_weights_are_those_of_the_next_run(tmp_path):
     language_model.export(tmp_path / "hf", params, model, BYTES, dtype="float32")
     again = language_model.params(f"hf:{tmp_path / 'hf'}", build(f"hf:{tmp_path / 'hf'}"), helpers.make_mesh())
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize("kind", ["hf", "run"])
+def test_a_digest_follows_the_bytes_of_the_weights_and_nothing_else(tmp_path, kind):
+    weights = tmp_path / {"hf": "model.safetensors", "run": "checkpoints/12/state/0"}[kind]
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    digests = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        (tmp_path / "README.md").write_bytes(content[::-1])
+        digests.append(language_model.digest(f"{kind}:{tmp_path}"))
+    assert digests[0] == digests[2] != digests[1] and language_model.digest("") == ""
+
+
+def test_a_digest_of_a_run_without_checkpoints_says_so(tmp_path):
+    with pytest.raises(InputError, match="has no checkpoint"):
+        language_model.digest(f"run:{tmp_path}")

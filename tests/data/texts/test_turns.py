@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from alignment.errors import InputError
 from data import loader, records
 from data.texts import answers, pair_formats, preferences, text, turns
-from data.tokens import tokenizer
+from data.tokens import chat, tokenizer
 
 Q, A, YES, NO, NEXT = (
     {"role": role, "content": content}
@@ -98,6 +98,25 @@ def test_columns_of_other_names_are_read_by_a_flag():
 def test_a_text_column_that_nobody_reads_is_counted_under_its_name():
     _, counts = read({"prompt": "Q", **PAIR, "persona": "a pirate", "score": 3}, {"prompt": "Q", **PAIR, "persona": ""})
     assert counts == {"texts in the column 'persona', which is not read": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "unread"),
+    [
+        ({"prompt": "Q", "question": "other", **PAIR}, "question"),
+        ({"prompt": "Q", **PAIR, "completion": "third"}, "completion"),
+        ({"instruction": "Q", "output_1": "a", "output_2": "b", "preference": 1, "output": "c"}, "output"),
+        ({"prompt": "Q", "completion": "yes", "label": True, "chosen_by": "Ann"}, "chosen_by"),
+    ],
+)
+def test_a_column_of_another_format_that_this_reader_leaves_is_counted(value, unread):
+    items, counts = read(value)
+    assert len(items) == 1 and counts == {f"texts in the column {unread!r}, which is not read": 1}
+
+
+def test_a_documents_other_texts_are_counted(tmp_path):
+    _, counts = exchanges(tmp_path, {"text": "a b c", "system": "S", "url": "x"})
+    assert [counts[f"texts in the column {name!r}, which is not read"] for name in ("system", "url")] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +231,28 @@ def test_a_call_that_the_template_does_not_show_sets_the_record_aside():
     (item,), _ = read({"prompt": [Q, CALLED, {"role": "tool", "content": "12"}], **PAIR, "tools": [CALL]})
     bad = written(item, "yes")
     assert (bad.file, bad.line) == ("f.jsonl", 1) and "'kettle_time'" in bad.reason
+
+
+def test_tools_may_be_json_text_and_nothing_else():
+    (item,), _ = read({"prompt": [Q], **PAIR, "tools": json.dumps([CALL])})
+    assert item.tools == [CALL]
+    for tools in ("kettle_time()", {"name": "kettle_time"}):
+        items, counts = read({"prompt": [Q], **PAIR, "tools": tools})
+        assert not items and counts == {"tools that are not a list": 1}
+
+
+def test_the_last_answer_alone_cannot_be_learned_where_its_weight_is_0(tmp_path):
+    value = {"messages": [Q, A, NEXT, YES | {"weight": 0}]}
+    with pytest.raises(InputError, match=r"the last answer has weight 0"):
+        exchanges(tmp_path, value, turns="last")
+    ((_, learned),), _ = exchanges(tmp_path, value)
+    assert learned.startswith(" A") and "yes" not in learned
+
+
+def test_only_stop_tokens_are_taken_off_an_answer():
+    assert tokenizer.load("bytes").ends == ("<|eos|>",)
+    assert chat.without_end("It boils.<|eos|> <|eos|>\n", ("<|eos|>",)) == "It boils."
+    assert chat.without_end("It boils.", ("<|eos|>",)) == "It boils."
 
 
 def test_turns_of_weight_0_are_read_and_not_learned(tmp_path):
