@@ -29,7 +29,7 @@ from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses, metrics, pairs
 from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
-from data.texts import preferences, text
+from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
 
 SETTINGS = ("", "laptop", "short", "tiny")
@@ -154,6 +154,13 @@ def _data() -> dict[str, Any]:
             history="",
             tools="",
         ),
+        verdicts=dict(  # the file's own words, with commas between; "" takes the usual ones
+            output_1="",  # preferences for the first answer: 1
+            output_2="",  # for the second: 2
+            desirable="",  # labels: true, 1, yes
+            undesirable="",  # false, 0, no
+            tie="",  # preferences and labels for neither side, which are counted and not learned from
+        ),
     )
 
 
@@ -253,6 +260,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("reference", c.reference, ("stored", "online"))
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
+    verdicts.of(c.data.verdicts)
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     language_model.check_dtypes(c.compute.dtype, c.export)
     optimizer.adamw(**c.optimizer)

@@ -6,7 +6,8 @@ r"""The formats of preference files, each read into one `Comparison`.
 |             | the opening that both answers share is the prompt             |                                     |
 | hh          | chosen, rejected: whole dialogues, "\n\nHuman:" opens a turn   | Anthropic's hh-rlhf                 |
 | sharegpt    | conversations (from, value); chosen, rejected: a turn each    | LLaMA-Factory's ShareGPT pairs      |
-| two_answers | instruction, input, output_1, output_2, preference (1 or 2)   | AlpacaFarm, AlpacaEval              |
+| two_answers | instruction, input, output_1, output_2, preference (1 or 2,   | AlpacaFarm, AlpacaEval; with words  |
+|             | or what `words` says); or the outputs are whole dialogues    | Chatbot Arena                       |
 | unpaired    | messages, label; or prompt, completion, label                 | TRL's and LLaMA-Factory's KTO files |
 
 Files of answers alone, for supervised tuning, are read by text.py into the same type:
@@ -28,12 +29,13 @@ records are counted) why the record cannot be compared. The columns decide which
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from alignment.errors import InputError, one_of
 from data import records
-from data.texts import turns
+from data.texts import turns, verdicts
 from data.texts.turns import Message
 
 ALIASES = {
@@ -41,8 +43,6 @@ ALIASES = {
     "chosen": ("chosen", "chosen_answer", "chosen_response"),
     "rejected": ("rejected", "discarded", "discarded_answer", "rejected_answer", "rejected_response"),
 }
-LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
-TIES = ("", "none", "null", "nan", "tie", "equal", "0", "0.0", "1.5")
 MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError)  # nulls, numbers, empty lists where turns should be
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -89,6 +89,7 @@ def read(
     *,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
     group_column: str = "",
     limit: int | None = None,
     counts: dict[str, int],
@@ -98,19 +99,22 @@ def read(
     Args:
         format: 'auto', or a key of FORMATS.
         columns: our name of a column to the file's.
+        words: what the file's preferences and labels mean; see `verdicts.of`.
         group_column: the column that becomes `Comparison.group`; '' leaves it empty.
         limit: stop after so many comparisons; None reads all.
         counts: receives the number of records that cannot be compared, under the reason.
 
     Raises:
-        InputError: an unknown format or column; columns missing in a record.
+        InputError: an unknown format or column; columns missing in a record; preferences or labels of unknown meaning.
     """
-    columns = dict(columns or {})
+    columns, meanings = dict(columns or {}), verdicts.of(words)
     unknown = sorted(set(columns) - _KEYS)
     if unknown:
         raise InputError(f"data.columns has {unknown}; it may name {sorted(_KEYS)}")
     one_of("data.format", format, ("auto", *FORMATS))
     items: list[Comparison] = []
+    judged: Counter[str] = Counter()  # records by the column that judges their answers
+    without_meaning: list[tuple[records.Record, str, Any]] = []
     for number, row in enumerate(rows):
         if limit is not None and len(items) >= limit:
             counts["records beyond data.limit"] = counts.get("records beyond data.limit", 0) + len(rows) - number
@@ -120,6 +124,12 @@ def read(
         _require(value, row, name, columns)
         renamed_from = (*columns.values(), group_column)
         count_unread(value, (*_READS[name], *CONTEXT), counts, aliases=ALIASES, renamed_from=renamed_from)
+        if column := JUDGED_BY.get(name):
+            judged[column] += 1
+            value = {**value, column: meanings.meaning(column, given := value[column])}
+            if value[column] is None and verdicts.word(given) not in verdicts.EMPTY:
+                without_meaning.append((row, column, given))
+                continue
         try:
             item = FORMATS[name](value)
             if isinstance(item, Comparison):
@@ -135,6 +145,8 @@ def read(
         group = str(value.get(group_column) or "") if group_column else ""
         source = source if isinstance(source, str) else ""
         items.append(dataclasses.replace(item, source=source, group=group, file=row.file, line=row.line))
+    meanings.check_read(set(judged))
+    verdicts.set_aside(without_meaning, judged.total(), counts)
     return items
 
 
@@ -275,34 +287,25 @@ def sharegpt(value: Mapping[str, Any]) -> Comparison | str:
 
 
 def two_answers(value: Mapping[str, Any]) -> Comparison | str:
-    """`instruction` (and `input`), `output_1`, `output_2`; `preference` is 1 or 2, the better one, or else a tie."""
-    preference = _preference(value["preference"])
-    if preference is None:
-        return "preference that is not 1, 2 or a tie"
-    if preference not in (1.0, 2.0):
+    """`instruction` (and `input`), `output_1`, `output_2`; `preference` is output_1, output_2 or tie.
+
+    The outputs may be message lists, with the prompt in their opening.
+    """
+    if value["preference"] == "tie":
         return "tie"
-    first, second = value["output_1"], value["output_2"]
-    prompt = turns.question(_pick(value, "prompt"), value)
-    answers = (first, second) if preference == 1.0 else (second, first)
+    first, second = turns.parsed(value["output_1"]), turns.parsed(value["output_2"])
+    answers = (first, second) if value["preference"] == "output_1" else (second, first)
+    if isinstance(first, list) and isinstance(second, list):
+        return trl({**value, "chosen": answers[0], "rejected": answers[1]})
+    prompt = turns.question(turns.parsed(_pick(value, "prompt")), value)
     return Comparison(prompt if isinstance(prompt, str) else turns.messages_of(prompt), answers, is_chat=True)
 
 
-def _preference(value: Any) -> float | None:
-    """1 or 2, 0 for a tie; None for a value that this format does not have."""
-    if value is None or (isinstance(value, str) and value.strip().lower() in TIES):
-        return 0.0
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return 0.0 if number in (0.0, 1.5) or number != number else number if number in (1.0, 2.0) else None
-
-
 def unpaired(value: Mapping[str, Any]) -> Comparison | str:
-    """`messages` (the last is the answer), or `prompt` and `completion`; `label` says whether it is desirable."""
-    label = LABELS.get(str(value["label"]).strip().lower())
-    if label is None:
-        return "label is neither true nor false"
+    """`messages` (the last is the answer), or `prompt` and `completion`; `label` is desirable, undesirable or tie."""
+    if value["label"] in (None, "tie"):
+        return "no label" if value["label"] is None else "label for neither side"
+    label = value["label"] == "desirable"
     if turns_given := turns.parsed(value.get("messages") or value.get("conversations")):
         messages = turns.messages_of(turns_given)
         if messages[-1]["role"] != "assistant":
@@ -324,6 +327,7 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Comparison | str]] = {
     "two_answers": two_answers,
     "unpaired": unpaired,
 }
+JUDGED_BY = {"two_answers": "preference", "unpaired": "label"}
 _NEEDS = {
     "trl": ("chosen", "rejected"),
     "hh": ("chosen", "rejected"),
@@ -347,6 +351,8 @@ _READS = {
 
 def _require(value: Mapping[str, Any], row: records.Record, format: str, columns: Mapping[str, str]) -> None:
     needed = [*_NEEDS[format], *(k for k in columns if k not in _NEEDS[format])]
+    if format == "two_answers" and isinstance(turns.parsed(value.get("output_1")), list):
+        needed.remove("prompt")  # whole dialogues open with it
     if format == "unpaired" and not {"messages", "conversations"} & set(value):
         needed += ["prompt", "completion"]
     missing = [k for k in needed if not any(name in value for name in ALIASES.get(k, (k,)))]

@@ -86,6 +86,7 @@ def load(
     heldout_split: str = "",
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
+    verdicts: Mapping[str, str] | None = None,
     chat: str = "auto",
     max_len: int | None = None,
     max_prompt_len: int | None = None,
@@ -106,6 +107,8 @@ def load(
         format: 'auto', or a key of pair_formats.FORMATS.
         columns: our name to the file's, such as `{"prompt": "question", "chosen": "good", "rejected": "bad"}`; ""
             stands for the usual names. A prompt the file does not call `prompt` is a question to a chat model.
+        verdicts: what the file's preferences or labels mean, such as `{"output_1": "model_a", "output_2": "model_b"}`;
+            "" stands for the usual words. See `verdicts.of`.
         chat: 'auto', 'always' or 'never': see answers.texts.
         max_len: tokens of prompt and answer together; None keeps all.
         max_prompt_len: tokens of the prompt; None lets a prompt take what its answers leave, and at least half of
@@ -133,6 +136,7 @@ def load(
     reading: dict[str, Any] = {
         "format": format,
         "columns": {ours: theirs for ours, theirs in (columns or {}).items() if theirs},
+        "words": verdicts,
         "group_column": group_column,
         "limit": limit or None,
         "report": report,
@@ -270,6 +274,7 @@ def _read(
     split: str,
     format: str,
     columns: Mapping[str, str],
+    words: Mapping[str, str] | None,
     group_column: str,
     limit: int | None,
     report: dict[str, int],
@@ -281,7 +286,13 @@ def _read(
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
     return pair_formats.read(
-        rows, format=format, columns=columns, group_column=group_column, limit=limit, counts=report
+        rows,
+        format=format,
+        columns=columns,
+        words=words,
+        group_column=group_column,
+        limit=limit,
+        counts=report,
     )
 
 

@@ -152,11 +152,6 @@ def test_pictures_are_set_aside_by_name(value):
         ),
         ({"prompt": [Q, A], "chosen": [A], "rejected": [NO]}, "prompt that already ends with the answer"),
         ({"prompt": "other", "chosen": [Q, YES], "rejected": [Q, NO]}, "prompt and answers that open with different"),
-        (
-            {"instruction": "Q", "output_1": "a", "output_2": "b", "preference": "model_a"},
-            "preference that is not 1, 2",
-        ),
-        ({"instruction": "Q", "output_1": "a", "output_2": "b", "preference": -3}, "preference that is not 1, 2"),
         ({"prompt": [SYSTEM, Q], "system": "other", **PAIR}, "two different system turns"),
     ],
 )
