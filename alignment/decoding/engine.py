@@ -1,0 +1,472 @@
+"""The decoding engine: requests in, answers out, a fixed number of slots always busy.
+
+A request takes a slot, its prompt is prefilled there chunk by chunk, and then it writes beside the others; when it
+ends, the next request takes the slot, and nobody waits for the slowest. Chunks of a prompt that some slot has computed
+are copied and not computed again.
+
+A request's tokens and log-probabilities are the same bits whatever else is served, in any slot, in any order, whether
+it was pre-empted or its prompt was cached, on one device, with one number of slots, without speculation. Chunks begin
+at multiples of one length and have one shape, a cached prefix ends where a chunk does, attention walks fixed blocks,
+and tokens of an answer are only ever written by decode steps, even where an evicted answer is computed again.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignment.decoding import network, programs, requests, sampling, stopping
+from alignment.decoding.requests import Answer, Request, Token
+from alignment.errors import InputError
+from alignment.models import decoder
+
+ORDERS = ("arrival", "longest")
+
+
+@dataclasses.dataclass
+class _Job:
+    """A request on its way."""
+
+    number: int
+    request: Request
+    answer: Answer
+    seed: np.uint32
+    matcher: stopping.Matcher | None
+    num_replayed: int = 0  # tokens of an evicted answer that are still to be decoded again
+    scores: list[Any] = dataclasses.field(default_factory=list)  # of the prompt, on the device until the end
+    num_taken: int = 0  # tokens that were already given out as news
+
+
+@dataclasses.dataclass
+class _Slot:
+    """What the host knows of a slot: who writes there, and which chunks of which prompts its cache still holds."""
+
+    job: _Job | None = None
+    chunks: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)  # for each model, from position 0
+    frontier: list[int] = dataclasses.field(default_factory=list)  # positions written, for each model
+    last_used: int = 0
+
+
+@dataclasses.dataclass
+class News:
+    """New tokens of one request; the answer is complete where `is_done`."""
+
+    answer: Answer
+    tokens: list[Token]
+    is_done: bool
+
+
+class Engine:
+    """Serves requests with one model, guided by others if there are any.
+
+    With guides, the next token is chosen from `log p(base) + sum_i w_i log p(guide_i)`, each model reading its own
+    prompt and the common answer (GenARM, Xu et al. 2024, arXiv:2410.08193; proxy tuning, contrastive and
+    classifier-free guidance are settings of the weights).
+
+    Args:
+        model, params: a decoder and its parameters.
+        num_slots: answers written at the same time.
+        max_len: positions of a row, prompt and answer; rounded up to a multiple of `chunk`.
+        chunk, block: tokens of a prefill, and positions of a block of the cache.
+        num_steps: steps between two looks of the host.
+        chunks_per_turn: chunks prefilled between two dispatches while others write; None: as many as free slots want,
+            which is the most throughput, while 1 or 2 keeps the writers' latency low.
+        guides: further (model, params) over the same vocabulary.
+        draft: a smaller (model, params) that guesses `num_draft` tokens; without it, and `num_draft` > 0, the row's own
+            repetitions do. See `speculation`.
+        processors, processor_states: pure functions on the logits (`programs.Processor`), and for each a tree of arrays
+            [num_slots,...] from which its slots begin.
+        pieces: the bytes of every token, b"" for special ones; needed for stop texts and for `Answer.text`.
+        stop_ids: added to those of every request.
+        seed: for requests without one.
+        order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
+        mesh: heads, features and vocabulary are split over its axis `tensor`.
+
+    Raises:
+        InputError: lengths that do not fit one another, or vocabularies that differ.
+    """
+
+    def __init__(
+        self,
+        model: decoder.DecoderLM,
+        params: Any,
+        *,
+        num_slots: int = 8,
+        max_len: int = 1_024,
+        chunk: int = 64,
+        block: int = 64,
+        num_steps: int = 16,
+        chunks_per_turn: int | None = None,
+        guides: Sequence[tuple[decoder.DecoderLM, Any]] = (),
+        draft: tuple[decoder.DecoderLM, Any] | None = None,
+        num_draft: int = 0,
+        processors: Sequence[programs.Processor] = (),
+        processor_states: Sequence[Any] | None = None,
+        pieces: Sequence[bytes] | None = None,
+        stop_ids: Sequence[int] = (),
+        seed: int = 0,
+        order: str = "arrival",
+        mesh: Mesh | None = None,
+    ) -> None:
+        max_len = -(-max_len // chunk) * chunk
+        network.check_lengths(max_len, block, chunk)
+        members = [(model, params), *guides, *([draft] if draft is not None else [])]
+        _check_members(members, num_slots, num_draft, draft is not None)
+        self.plan = programs.Plan(
+            models=tuple(m for m, _ in members[: 1 + len(guides)]),
+            num_slots=num_slots,
+            max_len=max_len,
+            block=block,
+            chunk=chunk,
+            num_steps=num_steps,
+            draft=draft[0] if draft is not None else None,
+            num_draft=num_draft,
+            processors=tuple(processors),
+            mesh=mesh if mesh is not None and mesh.size > 1 else None,
+        )
+        self.weights = tuple(network.prepare(m, p, self.plan.mesh) for m, p in members)
+        states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
+        self.state = programs.init_state(self.plan, states)
+        self._first_rows = tuple(jax.tree.map(lambda x: np.asarray(x)[0], s) for s in states)
+        self.pieces, self.stop_ids, self.seed, self.order = pieces, tuple(stop_ids), seed, order
+        self.chunks_per_turn = chunks_per_turn
+        num_models = len(self.plan.all_models)
+        self._slots = [_Slot(chunks=[[]] * num_models, frontier=[0] * num_models) for _ in range(num_slots)]
+        self._waiting: collections.deque[_Job] = collections.deque()
+        self._prefilling: dict[int, Iterator[None]] = {}  # slot -> the rest of its prefill
+        self._next_number, self._turn = 0, 0
+        self.counts = {"prompt_tokens": 0, "cached_tokens": 0, "chunks": 0, "tokens": 0, "steps": 0, "live_rows": 0}
+        self.counts |= {"full_steps": 0, "full_live_rows": 0, "dispatches": 0}
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of a row that requests may use; guesses need places behind its end."""
+        return self.plan.max_len - self.plan.num_draft
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_busy(self) -> int:
+        return sum(slot.job is not None for slot in self._slots)
+
+    def check(self, request: Request) -> None:
+        """Refuse what `submit` would refuse."""
+        requests.check(
+            request,
+            vocab_size=self.plan.models[0].vocab_size,
+            max_len=self.max_len,
+            num_guides=len(self.plan.models) - 1,
+            has_bytes=self.pieces is not None,
+        )
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; its number, which its `News` carry.
+
+        Raises:
+            InputError: a field is out of range; nothing is queued.
+        """
+        self.check(request)
+        number = self._next_number
+        self._next_number += 1
+        matcher = stopping.Matcher(self.pieces, request.stop) if self.pieces is not None else None
+        seed = sampling.row_key_bits(request.seed, self.seed, number)
+        self._enqueue(_Job(number, request, Answer(number, request), seed, matcher))
+        return number
+
+    def cancel(self, number: int) -> Answer | None:
+        """Take a request out; what it has written so far, or None if it is not here."""
+        for job in self._waiting:
+            if job.number == number:
+                self._waiting.remove(job)
+                return self._finish(job, "cancelled")
+        for i, slot in enumerate(self._slots):
+            if slot.job is not None and slot.job.number == number:
+                job, slot.job = slot.job, None
+                self._prefilling.pop(i, None)
+                return self._finish(job, "cancelled")
+        return None
+
+    def preempt(self, number: int) -> bool:
+        """Put a running request back to the head of the queue; its answer so far is decoded again, to the same bits."""
+        for i, slot in enumerate(self._slots):
+            if slot.job is not None and slot.job.number == number:
+                job, slot.job = slot.job, None
+                self._prefilling.pop(i, None)
+                job.num_replayed, job.scores = len(job.answer.tokens), []
+                self._waiting.appendleft(job)
+                return True
+        return False
+
+    def advance(self) -> list[News]:
+        """Admit, prefill and decode once; what is new. Empty when nothing runs and nothing waits."""
+        news = self._fill()
+        is_live_B = np.array([s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)])
+        if is_live_B.any():
+            news += self._decode(is_live_B)
+        return news
+
+    def run(self, all_requests: Iterable[Request]) -> Iterator[Answer]:
+        """Serve these requests; answers in the order in which they end."""
+        for request in all_requests:
+            self.submit(request)
+        while self.num_waiting or self.num_busy:
+            for news in self.advance():
+                if news.is_done:
+                    yield news.answer
+
+    def answers(self, all_requests: Iterable[Request]) -> list[Answer]:
+        """Serve these requests; answers in the requests' order."""
+        return sorted(self.run(all_requests), key=lambda answer: answer.number)
+
+    def _enqueue(self, job):
+        if self.order != "longest":
+            self._waiting.append(job)
+            return
+        place = len(self._waiting)  # behind all that are at least as long, so equals keep their order
+        while place and self._waiting[place - 1].request.max_new_tokens < job.request.max_new_tokens:
+            place -= 1
+        self._waiting.insert(place, job)
+
+    def _fill(self):
+        """Admit while a slot is free, and prefill; requests that end without writing are news."""
+        news: list[News] = []
+        left = self.chunks_per_turn
+        if not any(s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)):
+            left = None  # nobody writes, so nobody is kept waiting
+        while left is None or left > 0:
+            free = [i for i, slot in enumerate(self._slots) if slot.job is None]
+            if not self._prefilling and free and self._waiting:
+                self._admit(self._waiting.popleft(), free)
+            if not self._prefilling:
+                break
+            slot = next(iter(self._prefilling))
+            if next(self._prefilling[slot], "done") == "done":
+                del self._prefilling[slot]
+                news += self._end_unwritten(slot)
+            elif left is not None:
+                left -= 1
+        return news
+
+    def _end_unwritten(self, i):
+        """A request for no tokens ends when its prompt is through."""
+        job = self._slots[i].job
+        if job.request.max_new_tokens:
+            return []
+        self._slots[i].job = None
+        return [News(self._finish(job, "length"), [], True)]
+
+    def _admit(self, job, free):
+        """Give the request a free slot, with what other slots know of its prompts."""
+        request, plan = job.request, self.plan
+        prompts = [list(request.prompt), *map(list, request.guide_prompts)]
+        if plan.draft is not None:
+            prompts.append(prompts[0])
+        wanted = [self._whole_chunks(prompt) for prompt in prompts]
+        reads_all = [request.prompt_logprobs and i == 0 for i in range(len(prompts))]
+        shared = [
+            [0 if r else self._num_shared(s, i, w) for s in self._slots]
+            for i, (w, r) in enumerate(zip(wanted, reads_all))
+        ]
+        own = [sum(counts[i] for counts in shared) for i in range(len(self._slots))]
+        i = max(free, key=lambda i: (own[i], -self._slots[i].last_used))
+        slot = self._slots[i]
+        copies = np.zeros((len(prompts), 2), np.int32)
+        starts = []
+        for model, counts in enumerate(shared):
+            source = max(range(len(counts)), key=lambda s: (counts[s], s == i))
+            is_copied = counts[source] > counts[i]
+            num = counts[source] if is_copied else counts[i]
+            if is_copied:
+                copies[model] = source, num * plan.chunk // plan.block
+            slot.chunks[model] = wanted[model][:num]
+            slot.frontier[model] = num * plan.chunk
+            starts.append(num * plan.chunk)
+        job.answer.num_cached = starts[0]
+        self.counts["prompt_tokens"] += len(prompts[0])
+        self.counts["cached_tokens"] += starts[0]
+        slot.job, self._turn = job, self._turn + 1
+        slot.last_used = self._turn
+        self.state = programs.admit(plan, self.state, np.int32(i), self._row(job, prompts, starts), copies)
+        self._prefilling[i] = self._prefill(i, job, prompts, starts)
+
+    def _whole_chunks(self, prompt):
+        """The chunks of a prompt that other requests may take over: those before the one with its last token."""
+        C = self.plan.chunk
+        return [tuple(prompt[at : at + C]) for at in range(0, (len(prompt) - 1) // C * C, C)]
+
+    def _num_shared(self, slot, model, wanted):
+        """How many of these chunks a slot's cache holds, from the first on."""
+        num = 0
+        for held, chunk in zip(slot.chunks[model], wanted):
+            if held != chunk:
+                break
+            num += 1
+        return num if self._is_intact(slot, model, num) else 0
+
+    def _is_intact(self, slot, model, num_chunks):
+        """Whether all layers still have what a row needs that goes on behind these chunks; a ring forgets."""
+        C, block = self.plan.chunk, self.plan.block
+        for layer, window in zip(self.state["caches"][model], network.windows(self.plan.all_models[model])):
+            if window is None:
+                continue
+            ring = layer["keys"].shape[0]
+            first_needed = max(0, num_chunks * C - window + 1) // block
+            # the row's next position may have been written already, by a step whose result nobody reads
+            if (slot.frontier[model] + 1 + self.plan.num_draft) > (first_needed + ring) * block:
+                return False
+        return True
+
+    def _row(self, job, prompts, starts):
+        """What `programs.admit` writes to a slot."""
+        plan, request = self.plan, job.request
+        written = job.answer.ids[: job.num_replayed]
+        tokens_S = np.zeros(plan.max_len, np.int32)
+        given = [*prompts[0], *written]
+        tokens_S[: len(given)] = given
+        rows = self._first_rows if request.processor_rows is None else tuple(request.processor_rows)
+        with_stops = dataclasses.replace(request, stop_ids=(*self.stop_ids, *request.stop_ids))
+        return {
+            "tokens": tokens_S,
+            "num_prompt": np.int32(len(prompts[0])),
+            "num_fixed": np.int32(len(given)),
+            "limit": np.int32(len(prompts[0]) + request.max_new_tokens),
+            "pending": np.array([prompt[-1] for prompt in prompts], np.int32),
+            "position": np.array(starts, np.int32),
+            "options": programs.option_row(plan, with_stops, job.seed),
+            **programs.bias_row(request),
+            "processors": rows,
+        }
+
+    def _prefill(self, i, job, prompts, starts):
+        """Prefill one chunk after the other, yielding after each; the last token of a prompt is left to decoding."""
+        C, slot = self.plan.chunk, self._slots[i]
+        for model, (prompt, start) in enumerate(zip(prompts, starts)):
+            wants_scores = job.request.prompt_logprobs and model == 0
+            last = len(prompt) - 1
+            for at in range(start, last, C):
+                part = prompt[at : min(at + C, last)]
+                tokens_C = np.zeros(C, np.int32)
+                tokens_C[: len(part)] = part
+                end = at + len(part)
+                self.state, scored = programs.prefill(
+                    self.plan,
+                    self.weights[model],
+                    self.state,
+                    np.int32(i),
+                    tokens_C,
+                    np.int32(at),
+                    np.int32(end),
+                    np.bool_(wants_scores),
+                    which=model,
+                )
+                self.counts["chunks"] += 1
+                slot.frontier[model] = max(slot.frontier[model], at + C)
+                if len(part) == C:
+                    slot.chunks[model] = [*slot.chunks[model], tuple(part)]
+                if wants_scores:
+                    job.scores.append((scored, part, prompt[at + 1 : end + 1]))
+                yield
+
+    def _decode(self, is_live_B):
+        """One dispatch, and what it wrote."""
+        plan = self.plan
+        is_full = bool(self._waiting) and bool(is_live_B.all())
+        may_leave = np.bool_(bool(self._waiting) or bool(self._prefilling))
+        self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
+        jobs = [slot.job for slot in self._slots]
+        wants_top = any(job is not None and job.request.logprobs for job in jobs)
+        fetched = {name: out[name] for name in ("tokens", "logprobs", "num_steps", "num_live")}
+        fetched = jax.device_get(fetched | ({"top": out["top"]} if wants_top else {}))
+        self.counts["dispatches"] += 1
+        self.counts["steps"] += int(fetched["num_steps"])
+        self.counts["live_rows"] += int(fetched["num_live"])
+        if is_full or self._waiting:
+            self.counts["full_steps"] += int(fetched["num_steps"])
+            self.counts["full_live_rows"] += int(fetched["num_live"])
+        return [
+            news
+            for i, job in enumerate(jobs)
+            if is_live_B[i] and job is not None and (news := self._take(i, job, fetched)) is not None
+        ]
+
+    def _take(self, i, job, fetched):
+        """A row's new tokens, up to what ends it."""
+        slot, request = self._slots[i], job.request
+        ids = fetched["tokens"][i]
+        num = int(np.sum(ids >= 0))
+        slot.frontier = [frontier_of + num for frontier_of in self._read_up_to(slot, job)]
+        skipped = min(num, job.num_replayed)
+        job.num_replayed -= skipped
+        stop_ids = {*self.stop_ids, *request.stop_ids}
+        new: list[Token] = []
+        reason = ""
+        for k in range(skipped, num):
+            token = int(ids[k])
+            if token >= self.plan.models[0].vocab_size:
+                raise FloatingPointError(f"request {job.number}: the logits are not numbers; are the weights damaged?")
+            top = []
+            if request.logprobs:
+                pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
+                top = [(int(t), float(x)) for t, x in pairs][: request.logprobs]
+            new.append(Token(token, float(fetched["logprobs"][i, k]), top))
+            if token in stop_ids:
+                reason, job.answer.stop = "stop", token
+            elif job.matcher is not None and (text := job.matcher.feed(token)) is not None:
+                reason, job.answer.stop = "stop", text
+            elif len(job.answer.tokens) + len(new) >= request.max_new_tokens:
+                reason = "length"
+            if reason:
+                break
+        job.answer.tokens += new
+        self.counts["tokens"] += len(new)
+        if job.matcher is not None:
+            job.answer.text = job.matcher.text
+        if reason:
+            slot.job = None
+            self._finish(job, reason)
+        return News(job.answer, new, bool(reason)) if new or reason else None
+
+    def _read_up_to(self, slot, job):
+        """For each model, the positions that hold keys before this dispatch's."""
+        lengths = [len(job.request.prompt), *(len(p) for p in job.request.guide_prompts)]
+        lengths += [lengths[0]] if self.plan.draft is not None else []
+        done = len(job.answer.tokens) - job.num_replayed
+        return [max(f, length - 1 + done) for f, length in zip(slot.frontier, lengths)]
+
+    def _finish(self, job, reason):
+        job.answer.finish_reason = reason
+        for (logprob_C, (ids_CE, top_CE)), part, targets in job.scores:
+            scored = jax.device_get((logprob_C, ids_CE, top_CE))
+            for k, target in enumerate(targets[: len(part)]):
+                pairs = zip(scored[1][k], scored[2][k])
+                top = [(int(t), float(x)) for t, x in pairs][: job.request.logprobs or 0]
+                job.answer.prompt.append(Token(int(target), float(scored[0][k]), top))
+        job.scores = []
+        return job.answer
+
+
+def _check_members(members, num_slots, num_draft, has_draft):
+    if num_slots < 1:
+        raise InputError(f"num_slots={num_slots} must be at least 1")
+    if num_draft < 0:
+        raise InputError(f"num_draft={num_draft} must be at least 0; 0 switches speculation off")
+    if has_draft and not num_draft:
+        raise InputError("a draft model is there and num_draft=0, so it would guess nothing; 4 is a usual number")
+    sizes = [m.vocab_size for m, _ in members]
+    if len(set(sizes)) > 1:
+        raise InputError(
+            f"the models' vocabularies have {sizes} tokens; models that decode together need one vocabulary"
+        )
+
+
+def timed(engine: Engine, all_requests: Sequence[Request]) -> tuple[list[Answer], float]:
+    """Answers in the requests' order, and the seconds that they took."""
+    start = time.perf_counter()
+    return engine.answers(all_requests), time.perf_counter() - start

@@ -1,0 +1,296 @@
+"""A decoder's forward pass over a cache in blocks: prefill of one row, and steps of all rows.
+
+The layers' weights are separate arrays and the layers are written out one after the other. A scan over stacked weights
+reads them at three quarters of the speed, and a stacked cache that a scan carries is copied whole in every layer.
+
+Every row has its own position. A row starts at 0, so nothing is padded on the left, and rope, mask and the place to
+write follow from the position alone. The cache of a layer is `keys [N,B,G,K,C]` and `values [N,B,G,C,K]`: the block
+index comes first, so that one block of all rows is one piece of memory, and attention walks the blocks that hold live
+positions with a running softmax. A block that is masked as a whole multiplies every sum by exactly 1 and adds exactly
+0, so how far the walk goes for the sake of other rows changes no bit of a row.
+
+Dimensions: N blocks of C positions, B slots, R rows of one call, T tokens of a row, G key/value heads, H query heads,
+M = H/G*T queries of one key/value head, K head width, J = K/2, D model width, F feed-forward, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from alignment.errors import InputError
+from alignment.models import decoder, rope
+from alignment.models.attention import HIDDEN
+from alignment.train import sharding
+
+_MATRICES = {  # logical axes of both sides, as the training module names them, with heads and widths merged
+    "query": ("embed", "heads"),
+    "key": ("embed", "kv_heads"),
+    "value": ("embed", "kv_heads"),
+    "out": ("heads", "embed"),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+_BIASES = {"query_bias": "heads", "key_bias": "kv_heads", "value_bias": "kv_heads"}
+
+
+def prepare(model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
+    """A decoder's parameters as decoding reads them: one array a layer, matrices with two sides, in the model's dtype.
+
+    A tied head is a transposed copy, because a product with the embedding's own layout is a third slower.
+
+    Args:
+        params: as the training module holds them, boxed or not; they stay as they are.
+        mesh: heads, feed-forward and vocabulary are split over its axis `tensor`; None: one device.
+    """
+    params = nn.meta.unbox(params)
+    dtype, D = jnp.dtype(model.dtype), model.model_dim
+
+    def two_sided(name, kernel):
+        return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
+
+    @jax.jit
+    def separate(params):
+        layers = []
+        for i in range(model.num_layers):
+            layer = {name: x[i].astype(dtype) for name, x in params["layers"].items()}
+            layer |= {name: two_sided(name, layer[name]) for name in _MATRICES}
+            layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
+            layers.append(layer)
+        return {
+            "embedding": params["embedding"].astype(dtype),
+            "head": jnp.array(decoder.head(model, params), dtype, copy=True),
+            "final_norm": params["final_norm"],
+            "layers": layers,
+        }
+
+    if mesh is None or mesh.size == 1:
+        return separate(params)
+    weights = jax.eval_shape(separate, params)
+    places: dict[str, Any] = {name: NamedSharding(mesh, PartitionSpec()) for name in ("final_norm", "layers")}
+    places["embedding"] = NamedSharding(mesh, _split(model, ("vocab", None), mesh))
+    places["head"] = NamedSharding(mesh, _split(model, (None, "vocab"), mesh))
+    places["layers"] = [
+        {name: NamedSharding(mesh, _split(model, _axes(name), mesh)) for name in layer} for layer in weights["layers"]
+    ]
+    return jax.jit(separate, out_shardings=places)(params)
+
+
+def _axes(name):
+    if name in _BIASES:
+        return (_BIASES[name],)
+    return tuple(None if axis == "embed" else axis for axis in _MATRICES.get(name, ()))
+
+
+def _split(model, axes, mesh):
+    """Over `tensor` where the number of heads, features or tokens divides; whole heads stay together."""
+    sizes = {
+        "heads": model.num_heads,
+        "kv_heads": model.num_kv_heads or model.num_heads,
+        "mlp": model.ffn_dim or -(-8 * model.model_dim // (3 * 64)) * 64,
+        "vocab": model.vocab_size,
+        None: 1,
+    }
+    return sharding.spec(axes, tuple(sizes[axis] for axis in axes), mesh)
+
+
+def init_cache(
+    model: decoder.DecoderLM, num_slots: int, max_len: int, *, block: int, chunk: int, mesh: Mesh | None = None
+) -> list[dict[str, jax.Array]]:
+    """An empty cache, a dict of keys and values for every layer.
+
+    A layer whose window slides keeps a ring of as many blocks as the window and one chunk need; absolute block i lies
+    at i modulo the ring's length.
+
+    Args:
+        max_len: positions of a row.
+        block: positions of a block, C.
+        chunk: tokens that one call writes to a row at most, a multiple of `block`.
+    """
+    G, K = model.num_kv_heads or model.num_heads, model._head_dim()
+    place = None
+    if mesh is not None and mesh.size > 1:
+        place = NamedSharding(mesh, PartitionSpec(None, None, *sharding.spec(("kv_heads",), (G,), mesh)))
+    cache = []
+    for window in windows(model):
+        num_blocks = -(-max_len // block)
+        if window is not None:
+            num_blocks = min(num_blocks, -(-(window + chunk) // block) + 1)
+        shapes = {"keys": (num_blocks, num_slots, G, K, block), "values": (num_blocks, num_slots, G, block, K)}
+        cache.append({name: jnp.zeros(shape, model.dtype, device=place) for name, shape in shapes.items()})
+    return cache
+
+
+def windows(model: decoder.DecoderLM) -> list[int | None]:
+    """The sliding window of every layer; None: it sees all positions."""
+    types = model.layer_types or ("sliding_attention",) * model.num_layers
+    return [model.sliding_window if kind == "sliding_attention" else None for kind in types]
+
+
+def forward(
+    model: decoder.DecoderLM,
+    weights: Mapping[str, Any],
+    cache: list[dict[str, jax.Array]],
+    tokens_RT: jax.Array,
+    positions_RT: jax.Array,
+    *,
+    first_row: jax.Array | int = 0,
+    is_live_R: jax.Array | None = None,
+    is_chunk: bool = False,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """Hidden states [R,T,D] after the final norm, and the cache with these tokens' keys and values in it.
+
+    Args:
+        tokens_RT: tokens of R neighbouring rows of the cache.
+        positions_RT: consecutive positions of each row, from 0.
+        first_row: the first of those rows.
+        is_live_R: rows whose result is read; attention walks no further than they need. None: all.
+        is_chunk: R is 1, T a multiple of the cache's block and the first position too: the tokens are written as
+            blocks.
+    """
+    C = cache[0]["keys"].shape[-1]
+    R = tokens_RT.shape[0]
+    frequencies_J, factor = rope.frequencies(model._head_dim(), model.rope_theta, model.rope_scaling)
+    tables = rope.tables(positions_RT, frequencies_J, factor)
+    hidden_RTD = jnp.take(weights["embedding"], tokens_RT, axis=0)
+    is_live_R = jnp.ones(R, bool) if is_live_R is None else is_live_R
+    end = jnp.max(jnp.where(is_live_R, positions_RT[:, -1], 0)) // C + 1
+    earliest = jnp.min(jnp.where(is_live_R, positions_RT[:, 0], jnp.iinfo(jnp.int32).max))
+
+    new_cache = []
+    for layer, layer_cache, window in zip(weights["layers"], cache, windows(model)):
+        x_RTD = decoder.rms_norm(hidden_RTD, layer["attention_norm"], model.norm_eps)
+        q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, x_RTD, tables)
+        write = _write_blocks if is_chunk else _write_positions
+        layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
+        begin = 0 if window is None else jnp.maximum(earliest - window + 1, 0) // C
+        mixed_RTM = _attend(q_RTHK, layer_cache, positions_RT, first_row, begin, end, window)
+        hidden_RTD += _times(mixed_RTM, layer["out"])
+        x_RTD = decoder.rms_norm(hidden_RTD, layer["mlp_norm"], model.norm_eps)
+        hidden_RTD += _times(nn.silu(_times(x_RTD, layer["gate"])) * _times(x_RTD, layer["up"]), layer["down"])
+        new_cache.append(layer_cache)
+    return decoder.rms_norm(hidden_RTD, weights["final_norm"], model.norm_eps), new_cache
+
+
+def logits(weights: Mapping[str, Any], hidden_XD: jax.Array) -> jax.Array:
+    """Logits [X,V] in fp32 of some hidden states."""
+    return jnp.matmul(hidden_XD, weights["head"], preferred_element_type=jnp.float32)
+
+
+def copy_blocks(
+    cache: list[dict[str, jax.Array]], source: jax.Array, target: jax.Array, num_blocks: jax.Array
+) -> list[dict[str, jax.Array]]:
+    """The cache with the first `num_blocks` blocks of row `source` in row `target` as well.
+
+    Of a ring, all blocks are copied that exist. The blocks go one at a time, so that the donated cache is changed in
+    place.
+    """
+
+    def copy(x):
+        def one(i, x):
+            block = jax.lax.dynamic_slice(x, (i, source, 0, 0, 0), (1, 1, *x.shape[2:]))
+            return jax.lax.dynamic_update_slice(x, block, (i, target, 0, 0, 0))
+
+        return jax.lax.fori_loop(0, jnp.minimum(num_blocks, x.shape[0]), one, x)
+
+    return jax.tree.map(copy, cache)
+
+
+def check_lengths(max_len: int, block: int, chunk: int) -> None:
+    """Refuse lengths that do not fit one another.
+
+    Raises:
+        InputError: a chunk is not a number of blocks, or the cache not a number of chunks.
+    """
+    for name, value in {"max_len": max_len, "block": block, "chunk": chunk}.items():
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    if chunk % block:
+        raise InputError(f"chunk={chunk} is not a multiple of block={block}; {-(-chunk // block) * block} would be")
+    if max_len % chunk:
+        raise InputError(f"max_len={max_len} is not a multiple of chunk={chunk}; {-(-max_len // chunk) * chunk} is")
+
+
+def _heads(model, layer, x_RTD, tables):
+    """Queries [R,T,H,K], keys and values [R,T,G,K], turned by their positions."""
+
+    def project(name):
+        out = _times(x_RTD, layer[name])
+        if f"{name}_bias" in layer:
+            out += layer[f"{name}_bias"][None, None]
+        return out.reshape(*out.shape[:2], -1, model._head_dim())
+
+    query, key, value = project("query"), project("key"), project("value")
+    if model.qk_norm:
+        query = decoder.rms_norm(query, layer["query_norm"], model.norm_eps)
+        key = decoder.rms_norm(key, layer["key_norm"], model.norm_eps)
+    return rope.rotate(query, *tables), rope.rotate(key, *tables), value
+
+
+def _times(x_RTX, kernel_XY):
+    """A product of two matrices: on the CPU an einsum over three axes transposes one side first."""
+    return (x_RTX.reshape(-1, x_RTX.shape[-1]) @ kernel_XY).reshape(*x_RTX.shape[:-1], -1)
+
+
+def _write_positions(cache, k_RTGK, v_RTGK, positions_RT, first_row):
+    """Scatter: one program for any rows, and in place. Writing row by row compiles three times as long."""
+    N, C = cache["keys"].shape[0], cache["keys"].shape[-1]
+    rows_R1 = first_row + jnp.arange(k_RTGK.shape[0])[:, None]
+    block_RT, place_RT = positions_RT // C % N, positions_RT % C
+    options: dict[str, Any] = dict(mode="promise_in_bounds", unique_indices=True)
+    return {
+        "keys": cache["keys"].at[block_RT, rows_R1, :, :, place_RT].set(k_RTGK, **options),
+        "values": cache["values"].at[block_RT, rows_R1, :, place_RT].set(v_RTGK, **options),
+    }
+
+
+def _write_blocks(cache, k_1TGK, v_1TGK, positions_1T, row):
+    N, C = cache["keys"].shape[0], cache["keys"].shape[-1]
+    keys, values = cache["keys"], cache["values"]
+    for i in range(0, k_1TGK.shape[1], C):
+        block = positions_1T[0, i] // C % N
+        key_GKC = k_1TGK[0, i : i + C].transpose(1, 2, 0)
+        value_GCK = v_1TGK[0, i : i + C].transpose(1, 0, 2)
+        keys = jax.lax.dynamic_update_slice(keys, key_GKC[None, None], (block, row, 0, 0, 0))
+        values = jax.lax.dynamic_update_slice(values, value_GCK[None, None], (block, row, 0, 0, 0))
+    return {"keys": keys, "values": values}
+
+
+def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
+    """Softmax attention over blocks begin..end, one after the other; [R,T,H*K]."""
+    R, T, H, K = q_RTHK.shape
+    N, _, G, _, C = cache["keys"].shape
+    q_RGMK = q_RTHK.reshape(R, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(R, G, -1, K)
+    M = q_RGMK.shape[2]
+    last_RM = jnp.tile(positions_RT, (1, H // G))  # where each query stands
+
+    def one_block(i, carry):
+        top_RGM, total_RGM, mixed_RGMK = carry
+        at = (i % N, first_row, 0, 0, 0)
+        key_RGKC = jax.lax.dynamic_slice(cache["keys"], at, (1, R, G, K, C))[0]
+        value_RGCK = jax.lax.dynamic_slice(cache["values"], at, (1, R, G, C, K))[0]
+        scores_RGMC = jnp.einsum("RGMK,RGKC->RGMC", q_RGMK, key_RGKC, preferred_element_type=jnp.float32) * K**-0.5
+        place_11C = i * C + jnp.arange(C)[None, None]
+        is_seen_RMC = place_11C <= last_RM[:, :, None]
+        if window is not None:
+            is_seen_RMC &= place_11C > last_RM[:, :, None] - window
+        scores_RGMC = jnp.where(is_seen_RMC[:, None], scores_RGMC, HIDDEN)
+        new_top_RGM = jnp.maximum(top_RGM, jnp.max(scores_RGMC, axis=-1))
+        # HIDDEN is finite. Before the first visible key the weights are ones, which the first real maximum then
+        # multiplies by exp(HIDDEN - maximum) = 0, and after it a hidden key's weight is 0.
+        weight_RGMC = jnp.exp(scores_RGMC - new_top_RGM[..., None])
+        shrink_RGM = jnp.exp(top_RGM - new_top_RGM)
+        total_RGM = total_RGM * shrink_RGM + jnp.sum(weight_RGMC, axis=-1)
+        added_RGMK = jnp.einsum(
+            "RGMC,RGCK->RGMK", weight_RGMC.astype(value_RGCK.dtype), value_RGCK, preferred_element_type=jnp.float32
+        )
+        return new_top_RGM, total_RGM, mixed_RGMK * shrink_RGM[..., None] + added_RGMK
+
+    start = (jnp.full((R, G, M), HIDDEN), jnp.zeros((R, G, M)), jnp.zeros((R, G, M, K)))
+    _, total_RGM, mixed_RGMK = jax.lax.fori_loop(begin, end, one_block, start)
+    mixed_RGMK = (mixed_RGMK / total_RGM[..., None]).astype(q_RTHK.dtype)
+    return mixed_RGMK.reshape(R, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(R, T, H * K)

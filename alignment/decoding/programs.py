@@ -1,0 +1,320 @@
+"""The compiled programs of the decoding engine: admit a request, prefill a chunk, and decode for some steps.
+
+All state of the slots lives on the device, in one tree of arrays that every program takes over (donated) and gives
+back. Every option of a request is data in it, so these programs are all there are, whatever the requests look like.
+
+Prefill covers a prompt but for its last token. That one is the first token of decoding, so logits are read and tokens
+are chosen in one program only.
+
+Dimensions: B slots, S positions of a row, V vocabulary, T draft tokens, U = T+1, E ids of a list, W models (the base,
+then its guides), C tokens of a chunk, O tokens that a row writes in one dispatch at most.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from alignment.decoding import network, sampling, speculation
+from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
+from alignment.models import decoder
+
+State = dict[str, Any]
+# (logits_BV, tokens_BS, t_B, state) -> (logits_BV, state); t_B is the number of tokens so far, prompt and answer
+Processor = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is fixed when the programs are compiled.
+
+    Attributes:
+        models: the base model, then its guides.
+        draft: a smaller model that guesses tokens; None: the answer's own repetitions do (`num_draft` > 0), or nothing.
+        num_draft: tokens guessed in each step, T; 0: no speculation.
+        num_slots, max_len, block, chunk: see `network.init_cache`.
+        num_steps: steps of a dispatch, at most.
+        processors: pure functions on the logits, applied in this order, after penalties and before the draw.
+        mesh: None for one device.
+    """
+
+    models: tuple[decoder.DecoderLM, ...]
+    num_slots: int
+    max_len: int
+    block: int = 64
+    chunk: int = 64
+    num_steps: int = 16
+    draft: decoder.DecoderLM | None = None
+    num_draft: int = 0
+    processors: tuple[Processor, ...] = ()
+    mesh: Mesh | None = None
+
+    @property
+    def all_models(self) -> tuple[decoder.DecoderLM, ...]:
+        return (*self.models, *([self.draft] if self.draft is not None else []))
+
+
+def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
+    """The state of slots without requests.
+
+    Args:
+        processor_states: one tree of arrays [B,...] for each processor.
+    """
+    B, S, W, V = plan.num_slots, plan.max_len, len(plan.all_models), plan.models[0].vocab_size
+    return {
+        "caches": [
+            network.init_cache(m, B, S, block=plan.block, chunk=plan.chunk, mesh=plan.mesh) for m in plan.all_models
+        ],
+        "tokens": jnp.zeros((B, S), jnp.int32),  # prompt and answer
+        "pending": jnp.zeros((W, B), jnp.int32),  # the token that each model reads next
+        "position": jnp.zeros((W, B), jnp.int32),  # and where it stands
+        "num_fixed": jnp.zeros(B, jnp.int32),  # tokens of the row that are given and not chosen
+        "limit": jnp.zeros(B, jnp.int32),  # tokens of the row, at most
+        "num_written": jnp.zeros((B, V), jnp.int32),
+        "is_in_prompt": jnp.zeros((B, V), bool),
+        "processors": jax.tree.map(jnp.array, processor_states),
+        "options": {
+            **{name: jnp.zeros(B, jnp.float32) for name in FLOATS},
+            "top_k": jnp.zeros(B, jnp.int32),
+            "seed": jnp.zeros(B, jnp.uint32),
+            "sample": jnp.zeros(B, jnp.uint32),
+            "wants_top": jnp.zeros(B, bool),
+            "has_bias": jnp.zeros(B, bool),
+            "bias": jnp.zeros((B, V), jnp.float32),
+            "stop_ids": jnp.full((B, NUM_STOP_IDS), -1, jnp.int32),
+            "guide_weights": jnp.zeros((len(plan.models) - 1, B), jnp.float32),
+        },
+    }
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], copies: jax.Array) -> State:
+    """Put a request into a slot, with the prefix of its prompt that another slot holds.
+
+    Args:
+        row: `tokens` [S] (the prompt, and the answer so far where one is continued), `num_prompt`, `num_fixed`,
+            `limit`, `pending` and `position` [W] (each prompt's last token, and where its prefill begins), `options`,
+            `bias_ids` and `biases` [NUM_BIASES], `processors`. Options and processors as in the state, without its
+            axis B.
+        copies: for each model the slot to copy from and the number of blocks, [W,2].
+    """
+    tokens_S, options = row["tokens"], dict(row["options"])
+    V = plan.models[0].vocab_size
+    place_S = jnp.arange(plan.max_len)
+    bias_V = jnp.zeros(V, jnp.float32).at[row["bias_ids"]].add(row["biases"])  # the list is filled up with zeros
+    options |= {"bias": bias_V, "has_bias": jnp.any(row["biases"] != 0)}
+    # id V lies outside, and is dropped
+    in_prompt_S = jnp.where(place_S < row["num_prompt"], tokens_S, V)
+    new = {
+        "tokens": tokens_S,
+        "num_fixed": row["num_fixed"],
+        "limit": row["limit"],
+        "is_in_prompt": jnp.zeros(V, bool).at[in_prompt_S].set(True, mode="drop"),
+        "num_written": jnp.zeros(V, jnp.int32),
+        "processors": row["processors"],
+        "options": {name: value for name, value in options.items() if name != "guide_weights"},
+    }
+    old = {**state, "options": {n: x for n, x in state["options"].items() if n != "guide_weights"}}
+    old = {name: old[name] for name in new}
+    updated = jax.tree.map(lambda x, value: x.at[slot].set(value), old, new)
+    weights = state["options"]["guide_weights"].at[:, slot].set(options["guide_weights"])
+    updated["options"] = {**updated["options"], "guide_weights": weights}
+    caches = [network.copy_blocks(cache, copies[i, 0], slot, copies[i, 1]) for i, cache in enumerate(state["caches"])]
+    reading = {name: state[name].at[:, slot].set(row[name]) for name in ("pending", "position")}
+    return {**state, **updated, **reading, "caches": caches}
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "which"), donate_argnames="state")
+def prefill(
+    plan: Plan,
+    weights: Any,
+    state: State,
+    slot: jax.Array,
+    tokens_C: jax.Array,
+    start: jax.Array,
+    next_position: jax.Array,
+    wants_scores: jax.Array,
+    *,
+    which: int,
+) -> tuple[State, tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+    """Write one chunk of a prompt into a slot's cache.
+
+    Args:
+        weights: of the model `which`, an index into `plan.all_models`.
+        tokens_C: the prompt from `start` on, then anything: decoding overwrites it.
+        start: a multiple of the chunk's length.
+        next_position: the first position behind these tokens.
+        wants_scores: whether the tokens that follow each of these are scored.
+
+    Returns:
+        The state; the log-probability of each token's successor in the row [C], and the best tokens there, zeros where
+        they are not wanted.
+    """
+    C = plan.chunk
+    positions_1C = (start + jnp.arange(C, dtype=jnp.int32))[None]
+    hidden_1CD, cache = network.forward(
+        plan.all_models[which],
+        weights,
+        state["caches"][which],
+        tokens_C[None],
+        positions_1C,
+        first_row=slot,
+        is_chunk=True,
+    )
+    row_S = jax.lax.dynamic_index_in_dim(state["tokens"], slot, keepdims=False)
+    targets_C = jnp.take(row_S, positions_1C[0] + 1, mode="clip")
+
+    def scores():
+        return sampling.logprobs(network.logits(weights, hidden_1CD[0]), targets_C, jnp.bool_(True))
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(scores))
+    scored = jax.lax.cond(wants_scores, scores, lambda: nothing)
+    state = {
+        **state,
+        "caches": [cache if i == which else old for i, old in enumerate(state["caches"])],
+        "position": state["position"].at[which, slot].set(next_position),
+    }
+    return state, scored
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def decode(
+    plan: Plan, weights: tuple[Any, ...], state: State, is_live_B: jax.Array, may_leave: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """Up to `plan.num_steps` steps of all live rows.
+
+    Args:
+        weights: of every model of `plan.all_models`.
+        is_live_B: rows that write.
+        may_leave: whether to come back after the first step in which a row ended, because a request waits.
+
+    Returns:
+        The state, and what was written: `tokens` and `logprobs` [B,O], -1 and 0 behind a row's end, `top` (ids and
+        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps.
+    """
+    B, U = plan.num_slots, plan.num_draft + 1
+    num_out = plan.num_steps * U
+    num_top = min(sampling.NUM_TOP, plan.models[0].vocab_size)
+    out = {
+        "tokens": jnp.full((B, num_out), -1, jnp.int32),
+        "logprobs": jnp.zeros((B, num_out), jnp.float32),
+        "top": (jnp.zeros((B, num_out, num_top), jnp.int32), jnp.zeros((B, num_out, num_top), jnp.float32)),
+        "num": jnp.zeros(B, jnp.int32),
+        "num_steps": jnp.int32(0),
+        "num_live": jnp.int32(0),
+    }
+
+    def goes_on(carry):
+        _, out, is_live_now_B = carry
+        is_first_end = may_leave & jnp.any(is_live_B & ~is_live_now_B)
+        return (out["num_steps"] < plan.num_steps) & jnp.any(is_live_now_B) & ~is_first_end
+
+    def step(carry):
+        state, out, is_live_B = carry
+        out = {**out, "num_steps": out["num_steps"] + 1, "num_live": out["num_live"] + jnp.sum(is_live_B)}
+        state, drafts_BT = speculation.drafts(plan, weights, state, is_live_B)
+        logits_BUV, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
+        state = {**state, "caches": caches}
+        is_writing_B = is_live_B
+        for i in range(U):  # a guess that turns out to be the choice lets the row write one more token
+            state, out, is_live_B, chosen_B = _write(plan, state, out, logits_BUV[:, i], is_live_B, is_writing_B)
+            if i < plan.num_draft:
+                is_writing_B = is_writing_B & is_live_B & (drafts_BT[:, i] == chosen_B)
+        return state, out, is_live_B
+
+    state, out, _ = jax.lax.while_loop(goes_on, step, (state, out, is_live_B))
+    return state, {name: value for name, value in out.items() if name != "num"}
+
+
+def _all_logits(plan, weights, state, drafts_BT, is_live_B):
+    """The combined logits [B,U,V] at the pending token and behind every guess, and all caches."""
+    B, U = plan.num_slots, plan.num_draft + 1
+    combined_BUV, caches = None, list(state["caches"])
+    for i, model in enumerate(plan.models):
+        tokens_BU = jnp.concatenate([state["pending"][i][:, None], drafts_BT], axis=1)
+        positions_BU = state["position"][i][:, None] + jnp.arange(U, dtype=jnp.int32)[None]
+        hidden_BUD, caches[i] = network.forward(
+            model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B
+        )
+        logits_BUV = network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1)
+        if len(plan.models) > 1:
+            logits_BUV = jax.nn.log_softmax(logits_BUV)
+        if i == 0:
+            combined_BUV = logits_BUV
+        else:
+            combined_BUV += state["options"]["guide_weights"][i - 1][:, None, None] * logits_BUV
+    return combined_BUV, caches
+
+
+def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
+    """One token more in the rows that are writing."""
+    B, S = state["tokens"].shape
+    rows_B, options, position_WB = jnp.arange(B), state["options"], state["position"]
+    next_B = position_WB[0] + 1  # where the new token stands, and the number of tokens so far
+    adjusted_BV = sampling.adjust(logits_BV, options, state["num_written"], state["is_in_prompt"])
+    processor_states = []
+    for fn, old in zip(plan.processors, state["processors"]):
+        adjusted_BV, new = fn(adjusted_BV, state["tokens"], next_B, old)
+        processor_states.append(jax.tree.map(functools.partial(_where_rows, is_writing_B), new, old))
+    chosen_B = sampling.choose(adjusted_BV, options, next_B, is_writing_B)
+    is_fixed_B = next_B < state["num_fixed"]
+    fixed_B = jnp.take_along_axis(state["tokens"], jnp.minimum(next_B, S - 1)[:, None], axis=1)[:, 0]
+    chosen_B = jnp.where(is_fixed_B, fixed_B, chosen_B)
+    # logits that are NaN choose V, which is outside: the host reports it, and nothing is indexed with it
+    safe_B = jnp.minimum(chosen_B, logits_BV.shape[1] - 1)
+    wants_top = jnp.any(options["wants_top"] & is_writing_B)
+    logprob_B, top = sampling.logprobs(logits_BV, safe_B, wants_top)
+
+    place_B = jnp.where(is_writing_B, out["num"], out["tokens"].shape[1])  # outside, and dropped
+    out = {
+        **out,
+        "tokens": out["tokens"].at[rows_B, place_B].set(chosen_B, mode="drop"),
+        "logprobs": out["logprobs"].at[rows_B, place_B].set(logprob_B, mode="drop"),
+        "top": tuple(x.at[rows_B, place_B].set(new, mode="drop") for x, new in zip(out["top"], top)),
+        "num": out["num"] + is_writing_B,
+    }
+    ends_B = sampling.is_in(chosen_B, options["stop_ids"]) & ~is_fixed_B
+    ends_B |= (next_B + 1 >= state["limit"]) | (chosen_B >= logits_BV.shape[1])
+    written_at_B = jnp.where(is_writing_B, next_B, S)
+    state = {
+        **state,
+        "tokens": state["tokens"].at[rows_B, written_at_B].set(safe_B, mode="drop"),
+        "pending": jnp.where(is_writing_B[None], safe_B[None], state["pending"]),
+        "position": position_WB + is_writing_B[None],
+        "num_written": state["num_written"].at[rows_B, safe_B].add(is_writing_B.astype(jnp.int32)),
+        "processors": tuple(processor_states),
+    }
+    return state, out, is_live_B & ~(is_writing_B & ends_B), chosen_B
+
+
+def _where_rows(is_row_B, new, old):
+    return jnp.where(is_row_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def option_row(plan: Plan, request: Any, seed: np.uint32) -> dict[str, Any]:
+    """A request's options as `admit` takes them."""
+    stop_ids = list(dict.fromkeys(request.stop_ids))[:NUM_STOP_IDS]
+    return {
+        **{name: np.float32(getattr(request, name)) for name in FLOATS},
+        "top_k": np.int32(min(request.top_k, plan.models[0].vocab_size)),
+        "seed": seed,
+        "sample": np.uint32(request.sample),
+        "wants_top": np.bool_(bool(request.logprobs)),
+        "stop_ids": np.array(stop_ids + [-1] * (NUM_STOP_IDS - len(stop_ids)), np.int32),
+        "guide_weights": np.array(request.guide_weights, np.float32),
+    }
+
+
+def bias_row(request: Any) -> dict[str, np.ndarray]:
+    """A request's logit bias as two lists of one length for all requests."""
+    ids, biases = np.zeros(NUM_BIASES, np.int32), np.zeros(NUM_BIASES, np.float32)
+    for i, (token, bias) in enumerate(request.logit_bias.items()):
+        ids[i], biases[i] = token, bias
+    return {"bias_ids": ids, "biases": biases}

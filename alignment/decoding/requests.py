@@ -1,0 +1,204 @@
+"""What is asked of the decoding engine, and what it answers. This module imports no JAX."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignment.errors import InputError
+
+NUM_STOP_IDS = 16  # stop tokens that the device compares with; the host compares with the rest
+NUM_BIASES = 512
+MAX_LOGPROBS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One answer to write.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_new_tokens: the answer's longest length; 0 only reads the prompt.
+        temperature: 0 takes the most likely token.
+        top_k, top_p, min_p: filters of a draw; see `sampling.keep`. 0, 1 and 0 switch them off.
+        repetition_penalty, frequency_penalty, presence_penalty: see `sampling.adjust`. 1, 0 and 0 switch them off.
+        logit_bias: token id -> what is added to its logit.
+        stop_ids: tokens that end the answer; the token itself is the answer's last one.
+        stop: texts that end the answer, also across tokens; the engine needs the tokens' bytes for them.
+        seed: of the draws; None takes one from the engine's seed and the number of the request.
+        sample: which of several samples of one prompt this is.
+        logprobs: how many of the best tokens come with every token of the answer, 0 to 20; None: none, and the chosen
+            token's log-probability comes all the same.
+        prompt_logprobs: whether the prompt's tokens are scored as well.
+        guide_prompts: a prompt for each guiding model, in its own template; see `Engine`.
+        guide_weights: the weight of each guiding model's log-probabilities.
+        processor_rows: what each processor's state begins with, in the engine's order; None: its default.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    stop_ids: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    sample: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    guide_prompts: Sequence[Sequence[int]] = ()
+    guide_weights: Sequence[float] = ()
+    processor_rows: Sequence[Any] | None = None
+
+    def samples(self, n: int) -> list["Request"]:
+        """`n` requests that differ in their draws; their prompt is computed once."""
+        return [dataclasses.replace(self, sample=self.sample + i) for i in range(n)]
+
+
+@dataclasses.dataclass
+class Token:
+    """One token with its log-probability under the model (before penalties, filters and temperature), in nats.
+
+    Attributes:
+        top: the likeliest tokens and their log-probabilities, best first.
+    """
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Answer:
+    """What was written.
+
+    Attributes:
+        number: of the request, as `submit` gave it.
+        tokens: the answer with its stop token, if it has one.
+        text: the bytes before the stop token or text; b"" where the engine does not know the tokens' bytes.
+        finish_reason: "stop", "length" or "cancelled".
+        stop: the stop text or id that ended the answer.
+        prompt: the prompt's tokens from the second on, where the request wanted them scored.
+        num_cached: tokens of the prompt whose keys and values were there already.
+    """
+
+    number: int
+    request: Request
+    tokens: list[Token] = dataclasses.field(default_factory=list)
+    text: bytes = b""
+    finish_reason: str = ""
+    stop: str | int | None = None
+    prompt: list[Token] = dataclasses.field(default_factory=list)
+    num_cached: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The ids without a stop token at the end."""
+        ids = self.ids
+        return ids[:-1] if isinstance(self.stop, int) and self.finish_reason == "stop" else ids
+
+
+def check(request: Request, *, vocab_size: int, max_len: int, num_guides: int = 0, has_bytes: bool = True) -> None:
+    """Refuse what the engine cannot serve.
+
+    Args:
+        vocab_size: ids are in [0, vocab_size).
+        max_len: positions of a row of the cache.
+        num_guides: guiding models of the engine.
+        has_bytes: whether the engine knows the tokens' bytes, which stop texts need.
+
+    Raises:
+        InputError: the message begins with the field's name.
+    """
+    _check_prompt("prompt", request.prompt, vocab_size)
+    check_options(request, vocab_size=vocab_size)
+    if len(request.prompt) + request.max_new_tokens > max_len:
+        raise InputError(
+            f"prompt has {len(request.prompt)} tokens and max_new_tokens={request.max_new_tokens}; together they must "
+            f"be at most {max_len}, the cache's length: shorten one of them, or set a larger max_len"
+        )
+    if request.stop and not has_bytes:
+        raise InputError(f"stop={list(request.stop)} needs an engine that knows the tokens' bytes; give it `pieces`")
+    if len(request.guide_prompts) != num_guides or len(request.guide_weights) != num_guides:
+        raise InputError(
+            f"guide_prompts has {len(request.guide_prompts)} entries and guide_weights {len(request.guide_weights)}; "
+            f"the engine has {num_guides} guiding models: give one of each for every model"
+        )
+    for number, prompt in enumerate(request.guide_prompts):
+        _check_prompt(f"guide_prompts[{number}]", prompt, vocab_size)
+        if len(prompt) + request.max_new_tokens > max_len:
+            raise InputError(
+                f"guide_prompts[{number}] has {len(prompt)} tokens and max_new_tokens={request.max_new_tokens}; "
+                f"together they must be at most {max_len}, the cache's length"
+            )
+    for number, weight in enumerate(request.guide_weights):
+        _check_range(f"guide_weights[{number}]", weight, -math.inf, math.inf)
+
+
+def check_options(request: Request, *, vocab_size: int | None = None) -> None:
+    """The part of `check` that does not read the prompt; for the start of a run, before any weights are read."""
+    _check_count("max_new_tokens", request.max_new_tokens, 0)
+    _check_range("temperature", request.temperature, 0, math.inf)
+    _check_count("top_k", request.top_k, 0)
+    if not (_is_number(request.top_p) and 0 < request.top_p <= 1):
+        raise InputError(f"top_p={request.top_p!r} must be above 0 and at most 1; 1 keeps all tokens")
+    _check_range("min_p", request.min_p, 0, 1)
+    if not (_is_number(request.repetition_penalty) and 0 < request.repetition_penalty < math.inf):
+        raise InputError(f"repetition_penalty={request.repetition_penalty!r} must be above 0; 1 switches it off")
+    _check_range("frequency_penalty", request.frequency_penalty, -100, 100)
+    _check_range("presence_penalty", request.presence_penalty, -100, 100)
+    if request.logprobs is not None and not (_is_int(request.logprobs) and 0 <= request.logprobs <= MAX_LOGPROBS):
+        raise InputError(f"logprobs={request.logprobs!r} must be a whole number from 0 to {MAX_LOGPROBS}")
+    if request.seed is not None and not _is_int(request.seed):
+        raise InputError(f"seed={request.seed!r} must be a whole number")
+    for text in request.stop:
+        if not isinstance(text, str) or not text:
+            raise InputError(f"stop={list(request.stop)!r} has an entry that is not a text of at least one letter")
+    _check_ids("stop_ids", request.stop_ids, vocab_size)
+    _check_ids("logit_bias", list(request.logit_bias), vocab_size)
+    if len(request.logit_bias) > NUM_BIASES:
+        raise InputError(f"logit_bias has {len(request.logit_bias)} entries; it may have {NUM_BIASES}")
+    for token, bias in request.logit_bias.items():
+        _check_range(f"logit_bias of token {token}", bias, -1e4, 1e4)
+
+
+def _check_prompt(name: str, prompt: Sequence[int], vocab_size: int) -> None:
+    if not len(prompt):
+        raise InputError(f"{name} is empty; it needs at least one token")
+    _check_ids(name, prompt, vocab_size)
+
+
+def _check_ids(name: str, ids: Sequence[int], vocab_size: int | None) -> None:
+    for i in ids:
+        if isinstance(i, bool) or not hasattr(i, "__index__") or i < 0 or (vocab_size is not None and i >= vocab_size):
+            limit = "a token id" if vocab_size is None else f"a token id from 0 to {vocab_size - 1}"
+            raise InputError(f"{name} has {i!r}, which is not {limit}")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not _is_int(value) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+        wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        wanted = "a finite number" if low == -math.inf else f"{wanted} and finite"
+        raise InputError(f"{name}={value!r} must be {wanted}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
