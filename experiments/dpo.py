@@ -15,7 +15,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -24,13 +23,13 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from alignment import errors, files
-from alignment.decoding import sample
 from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses, metrics, pairs
 from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
+from experiments.launch import groups, lm
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -46,48 +45,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.sft_weight = 0.0  # weight of the chosen answer's own negative log-probability per token
     c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
     c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
-    c.model = dict(  # read where init_from is ""
-        num_layers=12,
-        model_dim=768,
-        num_heads=12,
-        num_kv_heads=4,
-        ffn_dim=2_048,
-        qk_norm=False,
-    )
-    c.compute = dict(
-        dtype="bfloat16",
-        remat="full",
-        attention="auto",
-        unroll=1,
-    )
+    c.model = groups.decoder()
+    c.compute = groups.compute()
     c.data = _data()
     c.batch = dict(
         batch_size=64,  # pairs over all hosts
         layout="separate",  # a row an answer; "shared": a row a pair, which holds one copy of the prompt
     )
     c.accumulate = 1  # parts that a batch is taken in
-    c.optimizer = dict(
-        peak_lr=5e-7,
-        warmup_steps=150,
-        total_steps=c.get_ref("steps"),
-        schedule="cosine",
-        weight_decay=0.0,
-        clip_norm=1.0,
-        b1=0.9,
-        b2=0.999,
-    )
-    c.loop = dict(  # in steps
-        log_every=10,
-        eval_every=200,
-        save_every=200,
-        keep=2,  # checkpoints
-    )
-    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
-    c.mesh = dict(  # -1 takes the devices left over
-        data=-1,
-        fsdp=1,
-        tensor=1,
-    )
+    c.optimizer = groups.adamw(c, peak_lr=5e-7, warmup_steps=150, b2=0.999)
+    c.loop = groups.loop()
+    c.sinks = groups.SINKS
+    c.mesh = groups.mesh()
     c.pretrain = dict(  # on the pairs' own text, before DPO
         steps=0,
         batch_size=64,
@@ -111,15 +80,9 @@ def _objective() -> dict[str, Any]:
     """Keyword arguments of the loss; None takes the loss's own default."""
     return dict(
         beta=0.1,  # larger stays nearer the reference
-        label_smoothing=config_dict.placeholder(float),
-        gamma=config_dict.placeholder(float),
-        penalty=config_dict.placeholder(float),
-        tau=config_dict.placeholder(float),
-        alpha=config_dict.placeholder(float),
-        delta=config_dict.placeholder(float),
-        desirable_weight=config_dict.placeholder(float),
-        undesirable_weight=config_dict.placeholder(float),
-        divergence=config_dict.placeholder(str),
+        **groups.unset(float, "label_smoothing", "gamma", "penalty", "tau", "alpha", "delta"),
+        **groups.unset(float, "desirable_weight", "undesirable_weight"),
+        **groups.unset(str, "divergence"),
     )
 
 
@@ -138,21 +101,9 @@ def _data() -> dict[str, Any]:
         max_len=1_024,  # tokens
         max_prompt_len=config_dict.placeholder(int),  # tokens; None takes what the answers leave
         truncation="keep_end",
-        columns=dict(  # "" takes the usual names
-            prompt="",
-            chosen="",
-            rejected="",
-            completion="",
-            label="",
-            messages="",
-            conversations="",
-            output_1="",
-            output_2="",
-            preference="",
-            input="",
-            system="",
-            history="",
-            tools="",
+        columns=groups.columns(
+            *("prompt", "chosen", "rejected", "completion", "label", "messages", "conversations"),
+            *("output_1", "output_2", "preference", "input", "system", "history", "tools"),
         ),
         verdicts=dict(  # the file's own words, with commas between; "" takes the usual ones
             output_1="",  # preferences for the first answer: 1
@@ -166,28 +117,16 @@ def _data() -> dict[str, Any]:
 
 def _small(c: ml_collections.ConfigDict) -> None:
     """A policy from nothing, in float32."""
-    c.init_from = ""
-    c.export = "float32"
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
+    groups.small_decoder(c)
     c.data.path = "synthetic"
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
-    c.steps = 4
-    c.model.num_layers = 1
-    c.model.model_dim = 32
-    c.model.num_heads = 2
-    c.model.num_kv_heads = 1
-    c.model.ffn_dim = 64
-    c.data.limit = 64
+    groups.tiny_decoder(c)
     c.data.max_len = 160
     c.batch.batch_size = 8
     c.optimizer.peak_lr = 1e-3
     c.optimizer.warmup_steps = 1
-    c.loop.log_every = 1
-    c.loop.eval_every = 2
-    c.loop.save_every = 2
     c.pretrain.steps = 2
     c.pretrain.batch_size = 8
     c.pretrain.max_len = 64
@@ -198,14 +137,9 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
 
 
 def _laptop(c: ml_collections.ConfigDict) -> None:
+    groups.laptop_decoder(c)
     c.steps = 40
     c.objective.beta = 0.3
-    c.model.num_layers = 2
-    c.model.model_dim = 128
-    c.model.num_heads = 4
-    c.model.num_kv_heads = 2
-    c.model.ffn_dim = 384
-    c.compute.unroll = 2  # layers per iteration of the scan: all of them, which is faster on a CPU
     c.data.limit = 2_000
     c.data.max_len = 160
     c.batch.batch_size = 32
@@ -261,9 +195,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     verdicts.of(c.data.verdicts)
-    sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
-    language_model.check_dtypes(c.compute.dtype, c.export)
-    optimizer.adamw(**c.optimizer)
+    lm.check(c)
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -272,7 +204,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     objective = {name: value for name, value in c.objective.items() if value is not None}
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
-    tok = tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
+    tok = lm.load_tokenizer(c)
     train, heldout, counts = preferences.load(
         tokenizer=tok,
         seed=c.seed,
@@ -286,16 +218,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             f"{c.data.path} holds labelled single answers and loss={c.loss!r} compares two; take one of "
             f"{', '.join(losses.UNPAIRED)}, or a file of pairs"
         )
-    model = language_model.build(
-        c.init_from,
-        tok,
-        model=c.model,
-        compute=c.compute,
-        rows_are_plain=c.batch.layout == "separate",
-        export=c.export,
-        workdir=workdir,
-    )
-
+    model = lm.build(c, tok, workdir, rows_are_plain=c.batch.layout == "separate")
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
     is_fresh = loop.latest_step(workdir) is None
@@ -465,10 +388,7 @@ def answers(
     """What the policy writes for the first held-out prompts, beside what people preferred."""
     num = min(c.samples.num, len(heldout))
     prompts = [heldout.prompt(i) for i in range(num)]
-    options = dict(max_new_tokens=c.samples.max_new_tokens, temperature=c.samples.temperature)
-    written = sample.answers(
-        model, params, prompts, **options, rng=jax.random.PRNGKey(c.seed), stop_ids=tok.stop_ids, pad_id=tok.pad_id
-    )
+    written = lm.complete(c, model, params, tok, prompts)
     rows = []
     for i in range(num):
         in_data = [tok.decode(heldout.sequence(i, p)[heldout.prompt_len_NP[i, p] :]).strip() for p in (0, 1)]

@@ -31,6 +31,7 @@ from alignment.models import pretrained, vision
 from alignment.train import classify, optimizer, sharding
 from data import records
 from data.pictures import images, mosaic_files, mosaics, planning
+from experiments.launch import groups
 from experiments.pages import focus as focus_page
 from experiments.pages.focus_study import Classifier, MosaicSet, Study
 
@@ -93,7 +94,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.pictures = 4  # mosaics shown with every method's map
     c.save_maps = False  # float16 shards of every map
     c.save_mosaics = False  # PNG files and a table
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.mesh = groups.mesh()
     c.baseline = dict(
         steps=2_000,
         batch_size=64,
@@ -101,7 +102,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         eval_every=200,  # steps
         rotate=30.0,  # degrees, the most
         flip=True,
-        sinks=("tensorboard",),
+        sinks=groups.SINKS,
     )
     if arg:
         small(c, arg)

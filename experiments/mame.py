@@ -34,6 +34,7 @@ from alignment.models import layouts, pretrained, vision
 from alignment.train import classify, loop, optimizer, sharding
 from data import records
 from data.pictures import images, mame, transforms
+from experiments.launch import groups
 from experiments.pages import mame as mame_page
 
 SETTINGS = ("", "laptop", "tiny")
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         toy=False,  # of mame: its smaller table
         allow_missing=False,  # of mame: go on without the pictures that are not there
         per_class=placeholder(int),  # of museum: pictures of each class; None: 100 for train, 40 for val and test
-        columns=dict(filename="", label="", subset=""),  # of csv: the table's own names of these columns
+        columns=groups.columns("filename", "label", "subset"),  # of csv
     )
     c.version = "R65k-FS"  # R65k or R360k pixels; FS squeezed to a square, VS in their own shape; "" takes `view`
     c.replicate_release_bug = False  # R360k-VS at 65,536 pixels, as the released code has it
@@ -85,8 +86,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         pictures=64,  # for the share of relevance on frames
     )
     c.export = True  # leave export/model.safetensors, torchvision's names, where the network has such a layout
-    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.sinks = groups.SINKS
+    c.mesh = groups.mesh()
     if arg:
         small(c)
     if arg == "tiny":

@@ -35,6 +35,7 @@ from data import records
 from data.texts import preferences, text
 from data.tokens import tokenizer
 from experiments.filtering import probes, toy_corpora, training
+from experiments.launch import groups, lm
 from experiments.pages import native_alignment as native_page
 
 SETTINGS = ("", "laptop", "tiny")
@@ -57,20 +58,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.arms = "aligned"  # some of ARMS, with commas between
     c.init_from = "hf:meta-llama/Meta-Llama-3-8B"  # "" for nothing, hf:<folder or hub id>, run:<workdir>
     c.tokenizer = ""  # "": that of init_from; learn:<tokens> of the raw corpus; or as tokenizer.load takes it
-    c.model = dict(  # for init_from=""
+    c.model = groups.decoder(
         num_layers=32,
         model_dim=4_096,
         num_heads=32,
         num_kv_heads=8,
         ffn_dim=14_336,
-        qk_norm=False,
     )
-    c.compute = dict(
-        dtype="bfloat16",
-        remat="full",
-        attention="auto",
-        unroll=1,
-    )
+    c.compute = groups.compute()
     c.data = dict(
         path="corpora",  # a folder of raw/, aligned/, ..., heldout/, probes/; synthetic:toyweb makes one
         max_len=4_096,
@@ -94,7 +89,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.resamples = 2_000  # of the bootstrap over seeds and probes
     c.keep_checkpoints = True  # of members that are done
     c.export = "bfloat16"  # weights of the Hugging Face folder each pretrained member leaves; "" leaves none
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.mesh = groups.mesh()
     if arg:
         small(c)
     if arg == "tiny":
@@ -104,39 +99,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def add_stages(c: ml_collections.ConfigDict) -> None:
     """Pretraining, supervised tuning, DPO and benign tuning."""
-    c.pretrain = stage(
-        steps=2_500,
-        batch_size=1_024,
-        accumulate=16,
-        peak_lr=2e-5,
-        warmup_steps=25,
-        save_every=100,
-    )
-    c.sft = stage(
-        steps=400,
-        batch_size=128,
-        accumulate=4,
-        peak_lr=1e-5,
-        warmup_steps=12,
-        save_every=100,
-    )
-    c.dpo = stage(
-        steps=90,
-        batch_size=128,
-        accumulate=16,
-        peak_lr=5e-7,
-        warmup_steps=9,
-        save_every=45,
-    )
+    c.pretrain = stage(steps=2_500, batch_size=1_024, accumulate=16, peak_lr=2e-5, warmup_steps=25, save_every=100)
+    c.sft = stage(steps=400, batch_size=128, accumulate=4, peak_lr=1e-5, warmup_steps=12, save_every=100)
+    c.dpo = stage(steps=90, batch_size=128, accumulate=16, peak_lr=5e-7, warmup_steps=9, save_every=45)
     c.dpo.beta = 0.1  # larger stays nearer the reference
-    c.benign = stage(
-        steps=60,
-        batch_size=128,
-        accumulate=4,
-        peak_lr=1e-5,
-        warmup_steps=2,
-        save_every=60,
-    )
+    c.benign = stage(steps=60, batch_size=128, accumulate=4, peak_lr=1e-5, warmup_steps=2, save_every=60)
 
 
 def stage(**settings: Any) -> ml_collections.ConfigDict:
@@ -148,49 +115,22 @@ def small(c: ml_collections.ConfigDict) -> None:
     """What `laptop` and `tiny` share."""
     c.seeds = 3
     c.arms = ",".join(ARMS)
-    c.init_from = ""
+    groups.small_decoder(c)
     c.tokenizer = "learn:2000"
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
-    c.model = dict(
+    c.model = groups.decoder(
         num_layers=1,
         model_dim=64,
         num_heads=4,
         num_kv_heads=2,
         ffn_dim=192,
-        qk_norm=False,
     )
     c.data.path = TOY
     c.data.max_len = 128
-    c.pretrain = stage(
-        steps=1_000,
-        batch_size=4,
-        peak_lr=1e-2,
-        warmup_steps=30,
-        save_every=0,
-    )
-    c.sft = stage(
-        steps=20,
-        batch_size=8,
-        peak_lr=1e-3,
-        warmup_steps=2,
-        save_every=0,
-    )
-    c.dpo = stage(
-        steps=15,
-        batch_size=16,
-        peak_lr=3e-4,
-        warmup_steps=2,
-        save_every=0,
-    )
+    c.pretrain = stage(steps=1_000, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
+    c.sft = stage(steps=20, batch_size=8, peak_lr=1e-3, warmup_steps=2, save_every=0)
+    c.dpo = stage(steps=15, batch_size=16, peak_lr=3e-4, warmup_steps=2, save_every=0)
     c.dpo.beta = 0.3
-    c.benign = stage(
-        steps=20,
-        batch_size=8,
-        peak_lr=2e-3,
-        warmup_steps=2,
-        save_every=0,
-    )
+    c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
     c.samples.max_new_tokens = 24
     c.keep_checkpoints = False
     c.export = ""
@@ -200,11 +140,7 @@ def tiny(c: ml_collections.ConfigDict) -> None:
     c.seeds = 1
     c.arms = "raw,aligned_50,aligned"
     c.post_arms = "raw"
-    c.model.num_layers = 1
-    c.model.model_dim = 32
-    c.model.num_heads = 2
-    c.model.num_kv_heads = 1
-    c.model.ffn_dim = 64
+    c.model.update(groups.TINY)
     c.toy.num = 60
     c.toy.heldout = 4
     c.toy.probes = 2
@@ -233,9 +169,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     folder = corpora(c, workdir)
     mesh = sharding.make_mesh(**c.mesh)
     tok = tokenizer_of(c, folder, workdir)
-    model = language_model.build(
-        c.init_from, tok, model=c.model, compute=c.compute, rows_are_plain=False, export=c.export, workdir=workdir
-    )
+    model = lm.build(c, tok, workdir, rows_are_plain=False)
     arms, seeds = names(c.arms), range(c.seed, c.seed + c.seeds)
     stages = {name: c[name].to_dict() for name in training.STAGES}
     trainer = training.Trainer(model, mesh, stages, num_members=len(arms) * len(seeds))

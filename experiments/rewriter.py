@@ -22,12 +22,13 @@ from alignment.decoding import cache
 from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct, distance, gates, rewrite
 from alignment.filtering.rules import language
-from alignment.train import language_model, loop, next_token, optimizer, sharding
+from alignment.train import language_model, optimizer, sharding
 from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
 from data.toys import notes
 from experiments.filtering import settings as filter_settings
 from experiments.filtering import worker
+from experiments.launch import groups, lm
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
@@ -47,20 +48,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.num_words = 768  # of the tokenizer "words"
     c.conduct = "en-neutral"  # a pack's name or the path of a YAML file
     c.prompt = "full"  # "full": code of conduct and wrapped text; "bare": the text alone
-    c.model = dict(  # for init_from=""
-        num_layers=12,
-        model_dim=768,
-        num_heads=12,
-        num_kv_heads=4,
-        ffn_dim=2_048,
-        qk_norm=False,
-    )
-    c.compute = dict(
-        dtype="bfloat16",
-        remat="full",
-        attention="auto",
-        unroll=1,
-    )
+    c.model = groups.decoder()
+    c.compute = groups.compute()
     c.data = dict(
         path="rewrite_seed_data.json",
         heldout_fraction=0.02,
@@ -84,14 +73,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         b2=0.95,
     )
     c.warmup = 0.03  # share of the steps
-    c.loop = dict(  # in steps
-        log_every=10,
-        eval_every=200,
-        save_every=200,
-        keep=2,  # checkpoints
-    )
-    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.loop = groups.loop()
+    c.sinks = groups.SINKS
+    c.mesh = groups.mesh()
     c.heldout = dict(
         num=256,  # held-out pairs rewritten at the end, half of them identity pairs
         batch_size=32,
@@ -108,31 +92,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def small(c: ml_collections.ConfigDict) -> None:
     """What `laptop` and `tiny` share."""
-    c.export = "float32"
-    c.init_from = ""
+    groups.small_decoder(c)
     c.tokenizer = "words"
     c.prompt = "bare"
     c.data.path = "synthetic"
     c.data.heldout_fraction = 0.05
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
 
 
 def tiny(c: ml_collections.ConfigDict) -> None:
-    c.steps = 4
-    c.model.num_layers = 1
-    c.model.model_dim = 32
-    c.model.num_heads = 2
-    c.model.num_kv_heads = 1
-    c.model.ffn_dim = 64
-    c.data.limit = 64
+    groups.tiny_decoder(c)
     c.data.heldout_fraction = 0.2
     c.rows.max_len = 256
     c.batch_size = 8
     c.optimizer.peak_lr = 1e-2
-    c.loop.log_every = 1
-    c.loop.eval_every = 2
-    c.loop.save_every = 2
     c.heldout.num = 4
     c.heldout.batch_size = 4
 
@@ -152,7 +124,7 @@ def laptop(c: ml_collections.ConfigDict) -> None:
         sliding_window=4,
         tie_embeddings=False,
     )
-    c.compute.unroll = 2  # layers a turn of the scan: all of a small model's, for speed on a CPU
+    c.compute.unroll = 2
     c.data.limit = 24_000
     c.data.heldout_fraction = 0.03
     c.rows.max_len = 128
@@ -185,31 +157,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     steps = c.steps or max(1, round(c.epochs * len(train) / c.batch_size))
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
-    model = language_model.build(
-        c.init_from,
+    model, state, summary = lm.fit(
+        c,
         tok,
-        model=c.model,
-        compute=c.compute,
-        rows_are_plain=not c.rows.packed,
-        export=c.export,
-        workdir=workdir,
-    )
-
-    batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
-    state, summary = next_token.fit(
-        model,
-        language_model.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh),
-        batches_fn(train),
-        batches_fn(heldout, endless=False),
+        (train, heldout),
         mesh,
         workdir,
+        rows_are_plain=not c.rows.packed,
         tx=optimizer.adamw(**c.optimizer, total_steps=steps, warmup_steps=max(1, round(c.warmup * steps))),
-        seed=c.seed,
         steps=steps,
-        batch_size=c.batch_size,
-        accumulate=c.accumulate,
-        sinks=c.sinks,
-        **c.loop,
     )
     options = dict(prompt=c.prompt, batch_size=c.heldout.batch_size, max_prompt=c.rows.max_len)
     complete = worker.backend(model, state.params, tok, **options)
@@ -264,7 +220,7 @@ def without_remarks(
 
 def tokenizer_of(c: ml_collections.ConfigDict, pairs: Sequence[rewrite_pairs.Pair]) -> tokenizer.Tokenizer:
     if c.tokenizer != "words":
-        return tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
+        return lm.load_tokenizer(c)
     if c.init_from:
         raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
     with tempfile.TemporaryDirectory() as folder:

@@ -30,6 +30,7 @@ from alignment.train import optimizer, sharding
 from data import loader
 from data.texts import labels
 from experiments.filtering import settings as filter_settings
+from experiments.launch import groups
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
@@ -79,15 +80,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         weight_decay=0.0,
         clip_norm=0.0,
     )
-    c.loop = dict(  # in steps
-        log_every=50,
-        eval_every=1_000,
-        save_every=2_000,
-        keep=2,  # checkpoints
-    )
+    c.loop = groups.loop(log_every=50, eval_every=1_000, save_every=2_000)
     c.samples = 10  # mistakes shown, the most certain first; 0 for none
-    c.sinks = ("tensorboard",)  # beside metrics.jsonl: tensorboard, wandb, trackio
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1 takes the devices left over
+    c.sinks = groups.SINKS
+    c.mesh = groups.mesh()
     if arg:
         c.data.path = "synthetic"
         c.split.calibration = 0.2

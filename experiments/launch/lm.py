@@ -1,0 +1,141 @@
+"""What the experiments that train a language model share: refusing, training on rows, sampling; see groups.py."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from alignment import files
+from alignment.decoding import sample
+from alignment.models import decoder
+from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
+from data.texts import text
+from data.tokens import tokenizer
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither data nor devices to be seen."""
+    sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
+    language_model.check_dtypes(c.compute.dtype, c.export)
+    optimizer.adamw(**c.optimizer)
+
+
+def load_tokenizer(c: ml_collections.ConfigDict) -> tokenizer.Tokenizer:
+    """That of the config, or else that of the checkpoint which the run begins from."""
+    return tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
+
+
+def build(
+    c: ml_collections.ConfigDict, tok: tokenizer.Tokenizer, workdir: pathlib.Path, *, rows_are_plain: bool
+) -> decoder.DecoderLM:
+    """The network of the config; architecture and tokenizer are left in `workdir`. See `language_model.build`."""
+    options = dict(rows_are_plain=rows_are_plain, export=c.export, workdir=workdir)
+    return language_model.build(c.init_from, tok, model=c.model, compute=c.compute, **options)
+
+
+def fit(
+    c: ml_collections.ConfigDict,
+    tok: tokenizer.Tokenizer,
+    splits: tuple[text.Texts, text.Texts],
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    *,
+    rows_are_plain: bool,
+    tx: optax.GradientTransformation | None = None,
+    steps: int | None = None,
+) -> tuple[decoder.DecoderLM, train_state.TrainState, dict[str, float]]:
+    """Build the config's network and train it on the next tokens of rows of text.
+
+    Args:
+        splits: rows to train on, and held-out ones.
+        rows_are_plain: whether each row is one text, padded on the right.
+        tx, steps: for an experiment that derives them from its data; None takes `c.optimizer` and `c.steps`.
+
+    Returns:
+        The network, its last state, and the summary of `loop.fit` with the held-out perplexity.
+    """
+    model = build(c, tok, workdir, rows_are_plain=rows_are_plain)
+    batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
+    train, heldout = splits
+    # A run that goes on has its parameters in its own checkpoint.
+    params = language_model.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh)
+    state, summary = next_token.fit(
+        model,
+        params,
+        batches_fn(train),
+        batches_fn(heldout, endless=False),
+        mesh,
+        workdir,
+        tx=optimizer.adamw(**c.optimizer) if tx is None else tx,
+        seed=c.seed,
+        steps=steps or c.steps,
+        batch_size=c.batch_size,
+        accumulate=c.accumulate,
+        sinks=c.sinks,
+        **c.loop,
+    )
+    return model, state, summary
+
+
+def run(
+    c: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    kind: str,
+    rows_are_plain: bool,
+    samples_fn: Callable[..., list[dict[str, str]]],
+) -> dict[str, float]:
+    """Pretraining or supervised tuning from a config to its export; returns the summary.
+
+    Args:
+        kind: of `text.load`: documents or answers.
+        samples_fn: (config, network, tokenizer, held-out texts, parameters) -> rows of the page's table of samples.
+    """
+    check(c)
+    mesh = sharding.make_mesh(**c.mesh)
+    sharding.check_batch(c.batch_size, mesh, c.accumulate)
+    tok = load_tokenizer(c)
+    bad_records_path = str(workdir / "bad_records.jsonl")
+    train, heldout, counts = text.load(
+        kind=kind, tokenizer=tok, seed=c.seed, bad_records_path=bad_records_path, **c.data
+    )
+    files.report_counts(workdir, counts)
+    model, state, summary = fit(c, tok, (train, heldout), mesh, workdir, rows_are_plain=rows_are_plain)
+    files.write_rows(workdir / "tables/samples.jsonl", samples_fn(c, model, tok, heldout, state.params))
+    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    return summary
+
+
+def complete(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    params: Any,
+    tok: tokenizer.Tokenizer,
+    prompts: Sequence[Sequence[int]],
+) -> list[list[int]]:
+    """The tokens that the model writes after each prompt, as `c.samples` asks."""
+    return sample.answers(
+        model,
+        params,
+        prompts,
+        max_new_tokens=c.samples.max_new_tokens,
+        temperature=c.samples.temperature,
+        rng=jax.random.PRNGKey(c.seed),
+        stop_ids=tok.stop_ids,
+        pad_id=tok.pad_id,
+    )
+
+
+def headline(summary: dict[str, float], of: str, per: str) -> str:
+    """The page's first sentence: the perplexity `of` some texts `per` token of theirs."""
+    if "heldout/loss" not in summary:
+        return f"After {summary['steps']:.0f} updates; nothing was held out to measure the model on."
+    return (
+        f"After {summary['steps']:.0f} updates the model's perplexity on {of} is "
+        f"{summary['heldout/perplexity']:.4g} per {per} (loss {summary['heldout/loss']:.4g} nats)."
+    )
