@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grain
@@ -90,15 +90,19 @@ class Loader:
         earlier = position.pop("content", "")  # older checkpoints have none
         if earlier and self.content and earlier != self.content:
             raise InputError(
-                "the data has changed since this run began: it now makes other tokens than the checkpoint's position "
-                "was counted in. Put the data back as it was, or start over in another --workdir"
+                "the data has changed since this run began, and the checkpoint's position is in the data as they were. "
+                "Put them back, or start over in another --workdir"
             )
         self._iterator.set_state(position)
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """A hash of the arrays' values and shapes, for `content` and for what is stored beside data."""
+def digest(*arrays: np.ndarray, texts: Iterable[str] = ()) -> str:
+    """A hash of texts and of the arrays' values and shapes, for `content` and for what is stored beside data."""
     content = xxhash.xxh3_64()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        content.update(f"{len(encoded)}:")
+        content.update(encoded)
     for array in arrays:
         content.update(repr((array.dtype.str, array.shape)).encode())
         content.update(np.ascontiguousarray(array).data)

@@ -26,14 +26,14 @@ from ml_collections.config_dict import placeholder
 
 from alignment import files
 from alignment.errors import InputError, one_of
-from alignment.explain import explaining, focus, lime, randomize, rating
+from alignment.explain import explaining, lime, randomize, rating
 from alignment.models import pretrained, vision
 from alignment.train import classify, optimizer, sharding
-from data import records
-from data.pictures import images, mosaic_files, mosaics, planning
+from data import loader, records
+from data.pictures import image_sources, images, mosaics, planning
 from experiments.launch import groups
 from experiments.pages import focus as focus_page
-from experiments.pages.focus_study import Classifier, MosaicSet, Study
+from experiments.pages.focus_study import Classifier, MosaicSet, Study, ready_mosaics
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
@@ -201,22 +201,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             randomised["R3"][method] = study.scored("R3", method, explained_M=absent_M, limit=limit)
     curves = study.cascade(c.cascade.methods, num_redrawn, c.cascade.limit)
     results = focus_page.Results(trained, randomised, curves, predicted_N)
-    return summary_of(results, mosaic_set) | leave(c, study, results)
-
-
-def summary_of(results: focus_page.Results, mosaic_set: MosaicSet) -> dict[str, float]:
-    """Accuracy on single tiles, and medians of Focus by test and method."""
-    accuracy = (results.predicted_N == mosaic_set.labels_N).mean()
-    summary = {"accuracy": float(accuracy), "mosaics": float(len(mosaic_set))}
-    for method, scores in results.trained.items():
-        numbers = focus.summary(scores["focus"])
-        summary[f"focus/{method}/median"] = numbers["median"]
-        summary[f"focus/{method}/undefined"] = numbers["n_undefined"]
-        summary[f"mosaics_per_second/{method}"] = float(scores["rate"])
-    for test, name in (("R1", "focus_random"), ("R3", "focus_absent")):
-        for method, scores in results.randomised[test].items():
-            summary[f"{name}/{method}/median"] = focus_page.median(scores)
-    return summary
+    return focus_page.summary_of(results, mosaic_set) | leave(c, study, results)
 
 
 def leave(c: ml_collections.ConfigDict, study: Study, results: focus_page.Results) -> dict[str, float]:
@@ -267,6 +252,32 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     if not source_of(c) and kind != "run":
         raise InputError("data.source is empty; only run:<workdir> knows its own. Name one, such as folder:<path>")
+    if c.network.num_classes and kind != "checkpoint":
+        raise InputError(
+            f"network.num_classes={c.network.num_classes} is of checkpoint:<file.safetensors>; with "
+            f"init_from={c.init_from!r} the network has the classes of its training"
+        )
+    if c.data.source.startswith("mosaics:"):
+        check_mosaics(c, kind)
+
+
+def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
+    """Refuse with ready-made mosaics what belongs to the planning of mosaics; `kind`: of `init_from`."""
+    if not kind:
+        raise InputError(
+            f"data.source={c.data.source!r}: ready-made mosaics are explained and not trained on; init_from names the "
+            "network"
+        )
+    options = {name: value for name, value in c.data.options.items() if name != "planted_share"}  # of a setting
+    unread = {"data.leave_out": tuple(c.data.leave_out), "data.columns": columns_of(c), "data.options": options}
+    if kind == "run":  # the network of a checkpoint is set up for the size of the tiles
+        unread |= {f"tile.{name}": value for name, value in c.tile.items()}
+    for name, value in unread.items():
+        if value:
+            raise InputError(
+                f"{name}={value} is read where mosaics are planned from pictures, and those of "
+                f"{c.data.source} are made already; leave it out"
+            )
 
 
 def options_for(c: ml_collections.ConfigDict, tile_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
@@ -355,10 +366,16 @@ def tile_of(c: ml_collections.ConfigDict, trained_on: Mapping[str, Any]) -> dict
 
 def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
     """Train a small network on the same source, in a folder of its own, unless an earlier start has done it."""
-    if (folder / "summary.json").is_file():
-        return
     source = source_of(c)
     train, val = open_images(c, source, "train"), open_images(c, source, "val")
+    content = loader.digest(texts=[train.digest, val.digest])
+    if (folder / "summary.json").is_file():
+        if classify.about(folder)["images"].get("content", content) != content:
+            raise InputError(
+                f"the pictures of {source} have changed since {folder} was trained on them. Put them back as they "
+                "were, or start over in another --workdir"
+            )
+        return
     fields = dict(c.network.fields)
     model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
     tile = tile_of(c, {})
@@ -366,11 +383,12 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax
     batches = functools.partial(
         images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
     )
-    trained_on = {"source": source, "options": {"columns": columns_of(c)} if source.startswith("csv:") else {}, **tile}
+    options = {"columns": columns_of(c)} if source.startswith("csv:") else {}
+    trained_on = {"source": source, "options": options, "content": content, **tile}
     classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=trained_on)
     _, summary = classify.fit(
         model,
-        batches(train, train=True),
+        batches(train, train=True, beside=(val,)),
         {"valid": batches(val, train=False)},
         mesh,
         folder,
@@ -410,15 +428,7 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     """Ready-made mosaics, or those planned from the pictures of a source; their counts go to the report."""
     source = c.data.source or net.source or c.fallback.source
     if source.startswith("mosaics:"):
-        ready = mosaic_files.read(source.removeprefix("mosaics:"), num_classes=net.num_classes)
-        records.write_bad(ready.set_aside, workdir / "mosaics_set_aside.jsonl")
-        vision.check_input(net.model, ready.size)
-        files.report_counts(workdir, ready.counts)
-        tiles_NYXC = mosaic_files.cut(ready)
-        index_M4 = np.arange(len(tiles_NYXC), dtype=np.int32).reshape(-1, 4)
-        names = tuple(name for four in ready.tile_files for name in four)
-        plan = mosaics.Plan(index_M4, ready.tile_label, ready.target)
-        return MosaicSet(source, tiles_NYXC, ready.tile_label.ravel(), plan, names)
+        return ready_mosaics(source.removeprefix("mosaics:"), net, workdir)
     tile = tile_of(c, net.images)
     vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
     pictures = open_images(c, source, run_options=net.images.get("options") if source == net.source else None)
@@ -438,7 +448,8 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
         counts["left out: cannot be decoded"] = len(broken)
         bad = [records.BadRecord(str(pictures.files[i]), 0, reason) for i, reason in broken.items()]
         records.write_bad(bad, str(workdir / "bad_records.jsonl"))
-    files.report_counts(workdir, counts | {what: n for what, n in pictures.counts.items() if what != "pictures"})
+    counts |= {what: n for what, n in pictures.counts.items() if what != "pictures"}
+    files.report_counts(workdir, counts | image_sources.count_unread(pictures.unread))
     names = tuple(str(pictures.files[i]) for i in used)
     labels_N = np.asarray(pictures.labels_N)[used]
     return MosaicSet(source, tiles_NYXC, labels_N, dataclasses.replace(plan, tile_index=local_M4), names)

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from ml_collections.config_dict import placeholder
 
 from alignment import files
@@ -33,12 +34,13 @@ from alignment.explain import explaining
 from alignment.models import layouts, pretrained, vision
 from alignment.train import classify, loop, optimizer, sharding
 from data import records
-from data.pictures import images, mame, transforms
+from data.pictures import image_sources, images, mame, transforms
 from experiments.launch import groups
 from experiments.pages import mame as mame_page
 
 SETTINGS = ("", "laptop", "tiny")
 SPLITS = ("train", "val", "test")
+FEW = 3  # pictures of a class in a split, below which it is named
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -156,7 +158,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     heldout = {split: batches_fn(splits[split], train=False) for split in ("val", "test")}
     state, summary = classify.fit(
         model,
-        batches_fn(splits["train"], train=True, seed=c.seed),
+        batches_fn(splits["train"], train=True, seed=c.seed, beside=(splits["val"], splits["test"])),
         {"valid": heldout["val"]},
         mesh,
         folder,
@@ -180,7 +182,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         export(c, folder, model, on_host)
         has_mask = c.masked_pool and not view.is_fixed
         tested = mame_page.Tested(c.network.name, model, on_host, view, has_mask, splits["test"], predictions, c.seed)
-        summary |= mame_page.judge(folder, tested, splits["train"], trees=c.floor.trees, seeds=c.floor.seeds)
+        is_copy_N = images.copies(splits["test"], [splits["train"], splits["val"]])
+        summary |= mame_page.judge(folder, tested, splits["train"], is_copy_N, trees=c.floor.trees, seeds=c.floor.seeds)
         summary |= mame_page.explain(
             folder, tested, methods=c.explain.methods, num_errors=c.explain.errors, num_pictures=c.explain.pictures
         )
@@ -201,6 +204,11 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"floor={dict(c.floor)}: trees and seeds must be at least 1")
     if any(c.data.columns.values()) and not c.data.source.startswith("csv:"):
         raise InputError(f"data.columns={dict(c.data.columns)} is of csv:<file.csv>, and data.source={c.data.source!r}")
+    for name in ("toy", "allow_missing"):
+        if c.data[name] and not c.data.source.startswith("mame:"):
+            raise InputError(f"data.{name}={c.data[name]} is of mame:<folder>, and data.source={c.data.source!r}")
+    if c.replicate_release_bug and c.version != "R360k-VS":
+        raise InputError(f"replicate_release_bug is of version=R360k-VS, and version={c.version!r}")
     for method in c.explain.methods:
         explaining.check_options(method, {})
         if method == "attention_rollout" and not c.network.name.startswith("vit"):
@@ -234,7 +242,16 @@ def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str
     options = source_options(c)
     splits = {split: images.open(c.data.source, split=split, **options) for split in SPLITS}
     records.write_bad([bad for part in splits.values() for bad in part.bad], str(workdir / "bad_records.jsonl"))
-    files.report_counts(workdir, {f"{s}: {name}": n for s, part in splits.items() for name, n in part.counts.items()})
+    counts = {f"{s}: {name}": n for s, part in splits.items() for name, n in part.counts.items()}
+    counts |= image_sources.count_unread(file for part in splits.values() for file in part.unread)
+    for one, other in itertools.combinations(SPLITS, 2):
+        if num := int(images.copies(splits[other], [splits[one]]).sum()):
+            counts[f"{other}: byte-equal to a picture of {one}"] = num
+    for split, part in splits.items():
+        number = np.bincount(part.labels_N, minlength=len(part.class_names))
+        if few := [f"{name} ({num})" for name, num in zip(part.class_names, number) if num < FEW]:
+            counts[f"{split}: classes with fewer than {FEW} pictures: {', '.join(few)}"] = len(few)
+    files.report_counts(workdir, counts)
     return splits
 
 
@@ -286,6 +303,9 @@ def compare(folder: str) -> None:
 
 
 METRICS = {
+    "test/copies": ("test pictures that are byte-equal to one of train or val, which the network has seen", "lower"),
+    "test/accuracy without copies": ("test accuracy on the other pictures", "higher"),
+    "test/classes": ("classes with a test picture, over which the mean per class is taken",),
     "*accuracy low": ("lower end of its 95 % interval",),
     "*accuracy high": ("upper end of its 95 % interval",),
     "floor/*": ("accuracy on test without looking at a pixel, from this alone; what the network has to beat",),
@@ -299,7 +319,8 @@ def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     accuracy, floors = summary["test/accuracy"], {n: x for n, x in summary.items() if n.startswith("floor/")}
     words = f"The network recognises {100 * accuracy:.1f} % of the test pictures (95 % interval "
-    words += f"{100 * summary['test/accuracy low']:.1f} to {100 * summary['test/accuracy high']:.1f} %)"
+    words += f"{100 * summary['test/accuracy low']:.1f} to {100 * summary['test/accuracy high']:.1f} %"
+    words += f"; it has seen {num:.0f} of them in train or val)" if (num := summary.get("test/copies")) else ")"
     if not floors:
         return f"{words}."
     best = max(floors, key=floors.get)

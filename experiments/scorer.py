@@ -13,6 +13,7 @@ Texts fall in three parts: the first trains, the second calibrates, the third is
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -145,7 +146,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     batches_fn = functools.partial(loader.build, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     tensors, summary = fitting.fit(
         about,
-        batches_fn(make_fn(parts[0]), num_examples=len(parts[0])),
+        batches_fn(make_fn(parts[0]), num_examples=len(parts[0]), content=content_of(about, labelled)),
         batches_fn(make_fn(parts[2]), num_examples=len(parts[2]), endless=False),
         mesh,
         workdir,
@@ -184,6 +185,11 @@ def about_of(c: ml_collections.ConfigDict, levels: tuple[str, ...], features: di
     if objective == "auto":
         objective = "ordinal" if len(levels) == 2 else "softmax"
     return heads.About(c.kind, c.name, objective, levels, features, pool=c.pool, piece=c.piece)
+
+
+def content_of(about: heads.About, labelled: labels.Labelled) -> str:
+    """A digest of all texts and of what makes them into inputs, kept with the position of a run in them."""
+    return loader.digest(texts=(labelled.digest, json.dumps(about.features, sort_keys=True, default=str)))
 
 
 def weights_of(c: ml_collections.ConfigDict, part: labels.Labelled) -> np.ndarray:

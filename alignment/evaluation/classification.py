@@ -42,6 +42,11 @@ def mean_per_class(counts_CC: np.ndarray) -> float:
     return float(np.mean(recalls_C[np.isfinite(recalls_C)])) if np.any(np.isfinite(recalls_C)) else float("nan")
 
 
+def num_present(counts_CC: np.ndarray) -> int:
+    """Number of classes that have images: those that a mean per class is over."""
+    return int(np.count_nonzero(np.sum(counts_CC, axis=1)))
+
+
 def bootstrap(
     counts_CC: np.ndarray, *, resamples: int = 2_000, confidence: float = 0.95, seed: int = 0
 ) -> intervals.Interval:
@@ -124,7 +129,9 @@ def top_confusions(counts_CC: np.ndarray, class_names: Sequence[str], num: int =
 def by_group(
     labels_N: np.ndarray, predicted_N: np.ndarray, groups_N: np.ndarray | Sequence[Any], num_classes: int
 ) -> list[dict[str, Any]]:
-    """A row a value of `groups_N` (a museum, say): its images, accuracy with Wilson's interval, mean class accuracy."""
+    """A row a value of `groups_N` (a museum, say): its images, accuracy with Wilson's interval, mean class accuracy and
+    the number of classes that it is over.
+    """
     labels_N, predicted_N = np.asarray(labels_N), np.asarray(predicted_N)
     group_N = np.asarray(groups_N)
     if len(group_N) != len(labels_N):
@@ -158,8 +165,8 @@ def _part(labels_N: np.ndarray, predicted_N: np.ndarray, is_in_N: np.ndarray, nu
     counts_CC = confusion(labels_N[is_in_N], predicted_N[is_in_N], num_classes)
     right, trials = int(np.trace(counts_CC)), int(np.sum(counts_CC))
     low, high = intervals.wilson(right, trials)
-    mean = mean_per_class(counts_CC)
-    return {"images": trials, "accuracy": _number(right, trials), "low": low, "high": high, "mean_class_accuracy": mean}
+    row = {"images": trials, "accuracy": _number(right, trials), "low": low, "high": high}
+    return row | {"mean_class_accuracy": mean_per_class(counts_CC), "classes": num_present(counts_CC)}
 
 
 def _resampled(cells: np.ndarray, resamples: int, seed: int) -> np.ndarray:

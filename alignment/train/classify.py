@@ -312,9 +312,21 @@ def remember(
         class_names: in the order of the labels.
         images: how images become batches: arguments of the experiment's data; plain JSON.
     """
-    about = dict(network=network, fields=dict(fields), class_names=list(class_names), images=dict(images))
-    content = json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False)
-    files.write_text(pathlib.Path(workdir) / MODEL_FILE, content)
+    content = dict(network=network, fields=dict(fields), class_names=list(class_names), images=dict(images))
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    files.write_text(pathlib.Path(workdir) / MODEL_FILE, text)
+
+
+def about(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What `remember` left: `network`, `fields`, `class_names`, `images`.
+
+    Raises:
+        InputError: the folder is not that of a classifier.
+    """
+    path = pathlib.Path(workdir) / MODEL_FILE
+    if not path.is_file():
+        raise InputError(f"{path} is not there; name the workdir of a run of experiments/mame.py")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,10 +352,7 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
     Raises:
         InputError: a folder that is not that of a finished or running classifier.
     """
-    path = pathlib.Path(workdir) / MODEL_FILE
-    if not path.is_file():
-        raise InputError(f"{path} is not there; name the workdir of a run of experiments/mame.py")
-    about = json.loads(path.read_text(encoding="utf-8"))
+    stored = about(workdir)
     folder = (pathlib.Path(workdir) / BEST_FOLDER / "checkpoints").resolve()
     kept = checkpoint.open_manager(folder, read_only=True) if folder.is_dir() else None
     if kept is None or kept.latest_step() is None:
@@ -351,10 +360,10 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
     mesh = sharding.make_mesh() if mesh is None else mesh
     with kept:
         state, _ = checkpoint.restore(kept, _stored(kept, mesh))
-    merged = {**about["fields"], **fields}
-    model = vision.network(about["network"], num_classes=len(about["class_names"]), **merged)
+    merged = {**stored["fields"], **fields}
+    model = vision.network(stored["network"], num_classes=len(stored["class_names"]), **merged)
     return Recalled(
-        model, variables(state), about["network"], merged, about["class_names"], about["images"], int(state.step)
+        model, variables(state), stored["network"], merged, stored["class_names"], stored["images"], int(state.step)
     )
 
 

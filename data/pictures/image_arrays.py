@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 
 import numpy as np
+import xxhash
 
 from alignment.errors import InputError
 from data import records
@@ -114,7 +115,7 @@ def tfds(path: str, *, split: str, seed: int = 0, data_dir: str = "", download: 
         {name: column[rows] for name, column in groups.items()},
         {"pictures": len(rows), "set aside": len(bad)},
         tuple(bad),
-        sizes_N2[rows],
+        sizes_N2=sizes_N2[rows],
     )
 
 
@@ -137,6 +138,10 @@ class _SourceRead:
             return image_files.read(picture, at_least=at_least, name=f"{self.source}[{row}]")
         return colour(np.asarray(picture))
 
+    def digest(self, i: int) -> int:
+        picture = self.source[int(self.rows[i])]["image"]
+        return xxhash.xxh3_64_intdigest(picture) if isinstance(picture, bytes) else _digest(np.asarray(picture))
+
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRead:
@@ -146,6 +151,16 @@ class ArrayRead:
 
     def __call__(self, i: int, at_least: image_sources.Size | None = None) -> np.ndarray:
         return colour(self.pictures[i])
+
+    def digest(self, i: int) -> int:
+        return _digest(self.pictures[i])
+
+
+def _digest(picture: np.ndarray) -> int:
+    """Of the shape and the values."""
+    content = xxhash.xxh3_64(repr((picture.dtype.str, picture.shape)))
+    content.update(np.ascontiguousarray(picture).data)
+    return content.intdigest()
 
 
 def colour(picture: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 import PIL.PngImagePlugin
+import xxhash
 
 from alignment.errors import InputError
 
@@ -28,6 +29,7 @@ _bomb_limit = threading.Lock()
 # that the limit must be up while they are decoded, too.
 PIL.PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26
 PIL.PngImagePlugin.MAX_TEXT_MEMORY = 1 << 27
+WHOLE, PIECE = 1 << 20, 1 << 18  # bytes: files up to WHOLE are hashed as a whole, of larger ones four pieces
 FULL = (255, 1_023, 4_095, 16_383, 65_535)  # white of 8, 10, 12, 14 and 16 bits
 
 
@@ -100,6 +102,28 @@ def read(source: str | pathlib.Path | bytes, *, at_least: tuple[int, int] | None
             return np.asarray(rgb(picture))
         except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as e:
             raise InputError(f"{name} cannot be decoded: {e}; fetch it again, or remove it") from e
+
+
+def digest(path: str | pathlib.Path) -> int:
+    """A hash of a file's bytes, 64 bits: equal files have equal ones.
+
+    Of a file of more than a megabyte its length and four pieces from its start to its end are hashed, so that a data
+    set of 100 GB is not read once more at every start. A picture that is encoded anew differs in all of them.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as f:
+            size = f.seek(0, io.SEEK_END)
+            starts = [0] if size <= WHOLE else [(size - PIECE) * k // 3 for k in range(4)]
+            content = xxhash.xxh3_64(str(size))
+            for start in starts:
+                f.seek(start)
+                content.update(f.read(WHOLE if size <= WHOLE else PIECE))
+            return content.intdigest()
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e}") from e
 
 
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

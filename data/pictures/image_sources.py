@@ -11,13 +11,15 @@ import pathlib
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 
 from alignment.errors import InputError, one_of
-from data import records
+from data import loader, records
 from data.pictures import image_files
 from data.toys import museum as museums
 
@@ -25,6 +27,18 @@ Size = tuple[int, int]  # (width, height) in pixels
 SPLITS = ("train", "val", "test")
 PARTS = (0.7, 0.1, 0.2)  # of a source without splits: train, val, test
 SAME_SPLIT = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+class Reader(Protocol):
+    """Reads pictures by number."""
+
+    def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
+        """Picture i, uint8 [Y, X, 3]; `at_least` (width, height) may spare decoding every pixel."""
+        ...
+
+    def digest(self, i: int) -> int:
+        """A hash of what is stored of picture i, 64 bits."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +50,11 @@ class Images:
         labels_N: int32 class numbers.
         class_names: in order of number.
         files: a name for each picture, for people.
-        read_fn: `(i, at_least) -> uint8 [Y, X, 3]`; `at_least` (width, height) may spare decoding every pixel.
+        read_fn: reads them.
         groups: arrays [N] of other columns; always `width` and `height`, of the original where the file is a copy.
         counts: of pictures read, converted and set aside.
         bad: pictures set aside.
+        unread: files that lie among the pictures and are not read, for their kind or their place.
         sizes_N2: (width, height) of the files' pictures where these differ from the groups'.
     """
 
@@ -48,10 +63,11 @@ class Images:
     labels_N: np.ndarray
     class_names: tuple[str, ...]
     files: Sequence[str]
-    read_fn: Callable[..., np.ndarray]
+    read_fn: Reader
     groups: dict[str, np.ndarray]
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     bad: tuple[records.BadRecord, ...] = ()
+    unread: tuple[str, ...] = ()
     sizes_N2: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -60,6 +76,17 @@ class Images:
     def read(self, i: int, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
         """Picture i as RGB, uint8 [Y, X, 3]."""
         return self.read_fn(int(i), at_least)
+
+    @functools.cached_property
+    def digests_N(self) -> np.ndarray:
+        """A hash of each picture, uint64: byte-equal pictures have equal ones."""
+        with futures.ThreadPoolExecutor(8) as pool:  # a network file system answers many questions at once
+            return np.fromiter(pool.map(self.read_fn.digest, range(len(self))), np.uint64, len(self))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the pictures and their labels, in their order: what a position in them belongs to."""
+        return loader.digest(self.digests_N, self.labels_N)
 
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of the file's picture."""
@@ -122,6 +149,10 @@ class _MuseumRead:
     def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return self.house.picture(i)
 
+    def digest(self, i: int) -> int:
+        """The pictures are drawn from the museum's fields and a number, and from nothing else."""
+        return xxhash.xxh3_64_intdigest(f"{self.house} {i}")
+
 
 @dataclasses.dataclass(frozen=True)
 class FileRead:
@@ -134,6 +165,9 @@ class FileRead:
 
     def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return image_files.read(self.paths[i], at_least=at_least)
+
+    def digest(self, i: int) -> int:
+        return image_files.digest(self.paths[i])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +185,11 @@ class ZipRead:
 
     def __call__(self, i: int, at_least: Size | None = None) -> np.ndarray:
         return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
+
+    def digest(self, i: int) -> int:
+        """Of the checksum and the length that the archive's directory has, for which nothing is unpacked."""
+        entry = opened_zip(self.archive).getinfo(self.entries[i])
+        return xxhash.xxh3_64_intdigest(f"{entry.CRC} {entry.file_size}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -241,7 +280,7 @@ def of_files(
         groups,
         counts,
         tuple(bad),
-        sizes_N2,
+        sizes_N2=sizes_N2,
     )
 
 
@@ -276,14 +315,18 @@ def folder(path: str, *, split: str, seed: int = 0) -> Images:
     if unknown:
         raise InputError(f"{base} has classes that train lacks: {', '.join(unknown)}")
     paths, labels = [], []
+    unread = [p for parent in {root, base} for p in parent.iterdir() if not p.is_dir() and not p.name.startswith(".")]
     for label, name in enumerate(classes):
-        of_class = sorted(p for p in (base / name).rglob("*") if _is_picture(p))
-        paths += of_class
-        labels += [label] * len(of_class)
+        of_class = _files(base / name)
+        pictures = [p for p in of_class if p.suffix.lower() in image_files.SUFFIXES and p.is_file()]
+        unread += sorted(set(of_class) - set(pictures))
+        paths += pictures
+        labels += [label] * len(pictures)
     rows = np.arange(len(paths))
     if not has_splits:
         rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
-    return of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+    found = of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+    return dataclasses.replace(found, unread=tuple(map(str, unread)))
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
@@ -291,9 +334,27 @@ def _folders(root: pathlib.Path) -> list[pathlib.Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
 
 
-def _is_picture(path: pathlib.Path) -> bool:
-    """Whether the name is that of a picture; macOS leaves a "._" file beside each file."""
-    return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies below a folder, links that lead nowhere too, but nothing whose name or folder begins with a dot."""
+    inside = {*map(pathlib.Path, records.below(folder)), *(p for p in folder.rglob("*") if not p.exists())}
+    return sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def unread_kinds(unread: Iterable[str]) -> dict[str, list[str]]:
+    """The files by the ending of their names, or by what else keeps them from being read."""
+    by_kind: dict[str, list[str]] = {}
+    for file in sorted(set(unread)):
+        path = pathlib.Path(file)
+        kind = "links that lead nowhere" if not path.exists() else path.suffix.lower() or "names without an ending"
+        kind = "pictures outside the folder of a class" if kind in image_files.SUFFIXES else kind
+        by_kind.setdefault(kind, []).append(file)
+    return by_kind
+
+
+def count_unread(unread: Iterable[str]) -> dict[str, int]:
+    """Counts for the report, each kind with one of its files."""
+    by_kind = unread_kinds(unread)
+    return {f"files that are not read: {kind}, such as {some[0]}": len(some) for kind, some in by_kind.items()}
 
 
 def below(base: pathlib.Path, name: str, *, where: str) -> pathlib.Path:

@@ -62,8 +62,15 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
             f"{100 * max_bad:g} %: {_some(reasons)}. Repair or remove them"
         )
     if not len(pictures):
-        raise InputError(f"{source} has no pictures in the split {split!r}")
+        kinds = [f"{kind} ({len(some)})" for kind, some in image_sources.unread_kinds(pictures.unread).items()]
+        hint = f"; files that are not read: {_some(kinds)}" if kinds else ""
+        raise InputError(f"{source} has no pictures in the split {split!r}{hint}")
     return pictures
+
+
+def copies(pictures: Images, others: Sequence[Images]) -> np.ndarray:
+    """Whether each picture is byte-equal to one of other splits, bool [N]."""
+    return np.isin(pictures.digests_N, np.concatenate([other.digests_N for other in others]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +137,7 @@ def batches(
     most_shapes: int = 12,
     mask_name: str = "mask",
     max_bad: float = records.MAX_BAD,
+    beside: Sequence[Images] = (),
     process_index: int = 0,
     process_count: int = 1,
 ) -> loader.Loader:
@@ -149,6 +157,7 @@ def batches(
         max_bad: share of pictures that may turn out undecodable. In training the next one of the same shape stands in
             for such a picture; in one pass, and where there is no other, its row has weight 0. Batch k is the same
             whenever it is made.
+        beside: other splits that a run's results hang on; with them, too, a position is refused once they change.
 
     Raises:
         InputError: for a batch size that does not split, a shape that cannot be, or more than `max_bad` bad pictures.
@@ -185,7 +194,11 @@ def batches(
     )
     num_batches = sys.maxsize if endless else plan.num_batches
     order = grain.MapDataset.range(num_batches).map(build)
-    return loader.Loader(order, num_batches=num_batches, num_threads=1, prefetch=2, num_workers=num_workers)
+    # only an endless loader's position outlives its run
+    content = loader.digest(texts=[split.digest for split in (images, *beside)]) if endless else ""
+    return loader.Loader(
+        order, num_batches=num_batches, num_threads=1, prefetch=2, num_workers=num_workers, content=content
+    )
 
 
 def _batch(

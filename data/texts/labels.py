@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from data import records
+from data import loader, records
 from data.texts import pair_formats, splits
 from data.toys import remarks
 
@@ -36,6 +36,11 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """Of the texts and their levels: what a position in them belongs to."""
+        return loader.digest(self.labels_N, texts=(*self.levels, *self.texts))
 
     def take(self, index: Sequence[int]) -> "Labelled":
         """The texts of these positions, in this order."""

@@ -65,6 +65,21 @@ def median(scores: Scores) -> float:
     return focus.summary(scores["focus"])["median"]
 
 
+def summary_of(results: Results, mosaics: MosaicSet) -> dict[str, float]:
+    """Accuracy on single tiles, and medians of Focus by test and method."""
+    accuracy = (results.predicted_N == mosaics.labels_N).mean()
+    summary = {"accuracy": float(accuracy), "mosaics": float(len(mosaics))}
+    for method, scores in results.trained.items():
+        numbers = focus.summary(scores["focus"])
+        summary[f"focus/{method}/median"] = numbers["median"]
+        summary[f"focus/{method}/undefined"] = numbers["n_undefined"]
+        summary[f"mosaics_per_second/{method}"] = float(scores["rate"])
+    for test, name in (("R1", "focus_random"), ("R3", "focus_absent")):
+        for method, scores in results.randomised[test].items():
+            summary[f"{name}/{method}/median"] = median(scores)
+    return summary
+
+
 # Tables
 
 

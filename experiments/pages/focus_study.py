@@ -5,8 +5,11 @@ Dimensions: M mosaics, 4 tiles, N tiles, B mosaics of a batch, Y X rows and colu
 
 import dataclasses
 import functools
+import json
 import pathlib
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +22,8 @@ from alignment import files
 from alignment.errors import InputError
 from alignment.explain import explaining, focus, randomize, rating
 from alignment.models import vision
-from data.pictures import mosaics
+from data import loader, records
+from data.pictures import mosaic_files, mosaics
 from experiments.report import progress
 
 Scores = dict[str, np.ndarray]  # arrays of `rating.rate`, and `rate` in mosaics a second
@@ -83,6 +87,23 @@ class MosaicSet:
         return jnp.zeros((1, *(2 * side for side in self.tiles_NYXC.shape[1:3]), 3))
 
 
+def ready_mosaics(path: str, net: Classifier, workdir: pathlib.Path) -> MosaicSet:
+    """Mosaics from disk; those set aside and the counts go to the workdir.
+
+    Raises:
+        InputError: they cannot be read, have other classes than the network, or a size that it does not take.
+    """
+    ready = mosaic_files.read(path, num_classes=net.num_classes)
+    records.write_bad(ready.set_aside, workdir / "mosaics_set_aside.jsonl")
+    vision.check_input(net.model, ready.size)
+    files.report_counts(workdir, ready.counts)
+    tiles_NYXC = mosaic_files.cut(ready)
+    index_M4 = np.arange(len(tiles_NYXC), dtype=np.int32).reshape(-1, 4)
+    names = tuple(name for four in ready.tile_files for name in four)
+    plan = mosaics.Plan(index_M4, ready.tile_label, ready.target)
+    return MosaicSet(f"mosaics:{path}", tiles_NYXC, ready.tile_label.ravel(), plan, names)
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """Rates attribution methods; a score that lies in the workdir is read instead of made again.
@@ -108,6 +129,16 @@ class Study:
     def key(self, name: str) -> jax.Array:
         """A random key for one purpose."""
         return jax.random.fold_in(jax.random.PRNGKey(self.seed), int.from_bytes(name.encode()[:4], "little"))
+
+    @functools.cached_property
+    def made_from(self) -> dict[str, str]:
+        """Digests of what the scores hang on beside the config: stored scores carry them."""
+        plan = self.mosaics.plan
+        leaves = jax.tree.leaves(nn.meta.unbox(dict(self.net.variables)))
+        return {
+            "mosaics": loader.digest(self.mosaics.tiles_NYXC, plan.tile_index, plan.tile_label, plan.target),
+            "weights": loader.digest(*map(np.asarray, leaves)),
+        }
 
     @functools.cached_property
     def absent_M(self) -> np.ndarray | None:
@@ -165,8 +196,7 @@ class Study:
         """The scores of one method in one test, from `scores/` where an earlier start left them there."""
         path = self.workdir / "scores" / f"{test}_{method}.npz"
         if path.is_file():
-            with np.load(path) as stored:
-                return dict(stored)
+            return stored_scores(path, self.made_from)
         ids = rating.spread(len(self.mosaics), self.num_explained(method, limit))
         is_plain = test == "trained"
         more: dict[str, Any] = {"keep": self.shown} if is_plain else {}
@@ -176,7 +206,8 @@ class Study:
         label = f"{test} {method}"
         scores, rate = self.rate(method, ids, variables=variables, explained_M=explained_M, label=label, **more)
         scores["rate"] = np.asarray(rate, np.float64)
-        files.write(path, lambda f: np.savez_compressed(f, **scores))
+        stored = scores | {"made_from": np.array(json.dumps(self.made_from))}
+        files.write(path, lambda f: np.savez_compressed(f, **stored))
         median = focus.summary(scores["focus"])["median"]
         seconds = time.perf_counter() - started
         print(f"{label}: median Focus {median:.3f} over {len(ids)} mosaics, {seconds:.1f} s", flush=True)
@@ -213,3 +244,26 @@ class Study:
         tiles_NYXC, batch_size = self.mosaics.tiles_NYXC, self.batch_size * 4  # a tile has a quarter of the pixels
         apply_fn = self.net.model.apply
         return rating.predict(apply_fn, self.net.variables, tiles_NYXC, self.mesh, batch_size=batch_size, scale=scale)
+
+
+def stored_scores(path: pathlib.Path, made_from: Mapping[str, str]) -> Scores:
+    """The scores that an earlier start of this run stored.
+
+    Args:
+        made_from: digests of the mosaics and the weights as they are now; scores of older versions have none.
+
+    Raises:
+        InputError: the file is damaged, or mosaics or weights have changed since.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            scores = dict(stored)
+        earlier = json.loads(str(scores.pop("made_from", json.dumps(dict(made_from)))))
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as e:
+        raise InputError(f"{path} is damaged ({e}); remove it, and it is computed again") from e
+    if changed := [name for name, digest in made_from.items() if earlier.get(name) != digest]:
+        raise InputError(
+            f"{path} was computed from other {' and '.join(changed)} than this run has now. Put them back as they "
+            "were, or start over in another --workdir"
+        )
+    return scores

@@ -65,34 +65,64 @@ class Tested:
 # The test split
 
 
-def judge(workdir: pathlib.Path, tested: Tested, train: images.Images, *, trees: int, seeds: int) -> dict[str, float]:
+def judge(
+    workdir: pathlib.Path, tested: Tested, train: images.Images, is_copy_N: np.ndarray, *, trees: int, seeds: int
+) -> dict[str, float]:
     """Tables, predictions, the confusion matrix and findings of the test split; the numbers of the summary.
 
     Args:
         train: the split that the floors learn from.
+        is_copy_N: which test pictures the network has seen, as `images.copies` says.
         trees, seeds: size and number of the random forests behind the floors.
     """
     labels_N, predicted_N = tested.predictions.labels_N, tested.predictions.predicted_N
     names = list(tested.test.class_names)
     counts_CC = classification.confusion(labels_N, predicted_N, len(names))
-    overall, mean = classification.overall(counts_CC), classification.mean_per_class(counts_CC)
-    low, high = intervals.wilson(int(np.trace(counts_CC)), int(counts_CC.sum()))
-    mean_low, mean_high = classification.bootstrap(counts_CC, seed=tested.seed)
+    is_new_N = ~is_copy_N[tested.predictions.index_N]
+    row = accuracy(tested.network, counts_CC, seed=tested.seed)
+    rows = [row]
+    if not is_new_N.all() and is_new_N.any():
+        without_CC = classification.confusion(labels_N[is_new_N], predicted_N[is_new_N], len(names))
+        rows.append(accuracy(f"{tested.network}, without copies", without_CC, seed=tested.seed))
     floor = floors_of(train, tested.test, trees=trees, seeds=range(tested.seed, tested.seed + seeds))
-    row = {"what": tested.network, "overall": overall, "low": low, "high": high}
-    row |= {"mean per class": mean, "mean low": mean_low, "mean high": mean_high}
-    rows = [{"what": f"without a pixel: {name}", "overall": o, "mean per class": m} for name, (o, m) in floor.items()]
-    write_tables(workdir, tested, counts_CC, {"accuracy": [row, *rows]})
-    summary = {"accuracy": overall, "accuracy low": low, "accuracy high": high, "mean_class_accuracy": mean}
-    summary |= {"mean_class_accuracy low": mean_low, "mean_class_accuracy high": mean_high}
-    summary = {f"test/{name}": value for name, value in summary.items()}
+    pixel_free = [
+        {"what": f"without a pixel: {name}", "overall": o, "mean per class": m} for name, (o, m) in floor.items()
+    ]
+    write_tables(workdir, tested, counts_CC, {"accuracy": [*rows, *pixel_free]})
     best = max(floor, key=lambda name: floor[name][0])
     files.write_text(
         workdir / "findings.txt",
-        f"Test accuracy {overall:.3f} ({low:.3f} to {high:.3f}), mean per class {mean:.3f} ({mean_low:.3f} to "
-        f"{mean_high:.3f}). Without a pixel: {floor[best][0]:.3f}, from {best.replace('_', ' ')}.\n",
+        f"Test accuracy {row['overall']:.3f} ({row['low']:.3f} to {row['high']:.3f}), mean per class "
+        f"{row['mean per class']:.3f} ({row['mean low']:.3f} to {row['mean high']:.3f}) over {row['classes']} of "
+        f"{len(names)} classes. Without a pixel: {floor[best][0]:.3f}, from {best.replace('_', ' ')}.\n"
+        + copies_line(int(np.count_nonzero(~is_new_N)), len(is_new_N), rows[1:]),
     )
+    keys = {"overall": "accuracy", "mean per class": "mean_class_accuracy"}
+    keys |= {"low": "accuracy low", "high": "accuracy high", "classes": "classes"}
+    keys |= {"mean low": "mean_class_accuracy low", "mean high": "mean_class_accuracy high"}
+    summary = {f"test/{keys[name]}": float(row[name]) for name in keys}
+    summary["test/copies"] = float(np.count_nonzero(~is_new_N))
+    if rows[1:]:
+        summary["test/accuracy without copies"] = rows[1]["overall"]
     return summary | {f"floor/{name}": o for name, (o, _) in floor.items()}
+
+
+def accuracy(what: str, counts_CC: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """A row of the table: both accuracies with their intervals, pictures, and the classes that have any."""
+    low, high = intervals.wilson(int(np.trace(counts_CC)), int(counts_CC.sum()))
+    mean_low, mean_high = classification.bootstrap(counts_CC, seed=seed)
+    row = {"what": what, "overall": classification.overall(counts_CC), "low": low, "high": high}
+    row |= {"mean per class": classification.mean_per_class(counts_CC), "mean low": mean_low, "mean high": mean_high}
+    return row | {"images": int(counts_CC.sum()), "classes": classification.num_present(counts_CC)}
+
+
+def copies_line(num_copies: int, num_pictures: int, without: Sequence[dict[str, Any]]) -> str:
+    """How many test pictures the network has seen, and its accuracy on the others."""
+    if not num_copies:
+        return "No test picture is byte-equal to one of train or val.\n"
+    words = f"{num_copies} of the {num_pictures} test pictures are byte-equal to one of train or val"
+    words += "".join(f"; the accuracy on the others is {row['overall']:.3f}" for row in without)
+    return f"{words}.\n"
 
 
 def write_tables(workdir: pathlib.Path, tested: Tested, counts_CC: np.ndarray, tables: dict[str, list[dict]]) -> None:
@@ -270,7 +300,7 @@ def difference(first: pathlib.Path, second: pathlib.Path) -> dict[str, float]:
     names = sorted({name for labels in (a, b) for file in shared for name in labels[file]})
     numbers = {name: k for k, name in enumerate(names)}
     columns = [[numbers[name] for name in column] for column in zip(*((*a[file], b[file][1]) for file in shared))]
-    row: dict[str, float] = {"images": len(shared)}
+    row: dict[str, float] = {"images": len(shared), "classes": len({a[file][0] for file in shared})}
     for measure, label in (("overall", "overall"), ("mean_per_class", "mean per class")):
         gain = classification.paired_difference(*columns, len(names), measure=measure)
         row |= {label: gain["difference"], f"{label} low": gain["low"], f"{label} high": gain["high"]}

@@ -33,7 +33,9 @@ COMMON = {
     ),
     "perplexity": Meaning("exponential of the loss per token: between how many tokens it wavers", "lower", TOKENS),
     "accuracy": Meaning("share of examples given their true class", "higher"),
-    "mean_class_accuracy": Meaning("accuracy within each class, averaged over the classes, rare ones too", "higher"),
+    "mean_class_accuracy": Meaning(
+        "accuracy within each class, averaged over the classes that have pictures, rare ones too", "higher"
+    ),
     "tokens": Meaning("share of a batch's positions that count in the loss; the rest is padding or a prompt"),
     "grad_norm": Meaning("length of the gradient before clipping; a jump warns of instability"),
     "lr": Meaning("learning rate of the step"),

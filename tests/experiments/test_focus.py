@@ -13,8 +13,11 @@ import safetensors.numpy
 
 from alignment.explain import rating
 from alignment.models import pretrained, vision
+from alignment.train import classify
+from data import loader
 from data.pictures import images, planning
 from experiments import focus
+from experiments.pages import focus_study
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
 
@@ -212,6 +215,9 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
         focus.run(c, str(tmp_path / "other"))
 
 
+READY = ("--config.data.source=mosaics:there", "--config.init_from=run:there")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -224,6 +230,11 @@ def test_a_checkpoint_in_torchvisions_layout_is_rated(tmp_path):
         (["--config.batch_size=12"], "batch"),
         (["--config.data.columns.label=texture"], "is of csv:"),
         (["--config.data.source=museums"], "source of pictures='museums' is not one of"),
+        (["--config.data.source=mosaics:there"], "are explained and not trained on; init_from names"),
+        ([*READY, "--config.data.leave_out=('elm',)"], "data.leave_out=('elm',) is read where mosaics are planned"),
+        ([*READY, "--config.data.columns.label=texture"], "is read where mosaics are planned"),
+        ([*READY, "--config.tile.crop=8"], "tile.crop=8 is read where mosaics are planned"),
+        (["--config.network.num_classes=3"], "network.num_classes=3 is of checkpoint:"),
     ],
 )
 def test_what_cannot_be_rated_is_refused_in_one_line(flags, said, tmp_path):
@@ -292,3 +303,36 @@ def test_classes_without_a_picture_are_named_and_can_be_left_out(tmp_path, capsy
     assert "fir (2)" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"the nearest is 'elm'"):
         tiny_plan(pictures, leave_out=("elmm",))
+
+
+def test_stored_scores_of_these_mosaics_and_weights_are_taken_up_again_and_no_others(tmp_path):
+    scores = {"focus": np.array([0.5, np.nan]), "mosaic": np.arange(2)}
+    made_from = {"mosaics": "a", "weights": "b"}
+    np.savez(tmp_path / "old.npz", **scores)
+    np.savez(tmp_path / "new.npz", **scores, made_from=np.array(json.dumps(made_from)))
+    for name in ("old", "new"):
+        stored = focus_study.stored_scores(tmp_path / f"{name}.npz", made_from)
+        assert stored.keys() == scores.keys() and stored["mosaic"].tolist() == [0, 1]
+    for changed in made_from:
+        with pytest.raises(ValueError, match=rf"new\.npz was computed from other {changed} than this run has now"):
+            focus_study.stored_scores(tmp_path / "new.npz", made_from | {changed: "c"})
+    content = (tmp_path / "new.npz").read_bytes()
+    (tmp_path / "new.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"new\.npz is damaged .*remove it"):
+        focus_study.stored_scores(tmp_path / "new.npz", made_from)
+
+
+def test_a_baseline_of_pictures_that_have_changed_is_refused(tmp_path):
+    c = focus.get_config("tiny")
+    save_pictures(tmp_path / "set", num=20)
+    c.data.source = f"folder:{tmp_path / 'set'}"
+    folder = tmp_path / "baseline"
+    source = {split: images.open(c.data.source, split=split).digest for split in ("train", "val")}
+    content = {"content": loader.digest(texts=source.values())}
+    classify.remember(folder, network="cnn", fields={}, class_names=["a"], images=content)
+    (folder / "summary.json").write_text("{}")
+    focus.train_baseline(c, folder, None)
+    for file in (tmp_path / "set/dots").iterdir():
+        PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(file)
+    with pytest.raises(ValueError, match=r"have changed since .*baseline was trained on them"):
+        focus.train_baseline(c, folder, None)

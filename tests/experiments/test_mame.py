@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from alignment import files
@@ -106,12 +107,72 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
         ("--config.explain.methods=('attention_rollout',)", "cnn has none"),
         ("--config.data.columns.label=texture", "is of csv:"),
         ("--config.floor.trees=0", "trees and seeds"),
+        ("--config.data.toy=True", "data.toy=True is of mame:<folder>"),
+        ("--config.data.allow_missing=True", "is of mame:<folder>"),
+        ("--config.replicate_release_bug=True", "is of version=R360k-VS"),
         ("--config.loop.save_epochs=0", "save_epochs=0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(flag, words, tmp_path):
     ended = launch("mame.py:tiny", tmp_path / "run", flag)
     assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+def painted(root, counts):
+    """A folder of pictures of noise: split -> class -> their numbers; equal numbers are equal pictures."""
+    for split, by_class in counts.items():
+        for name, numbers in by_class.items():
+            (root / split / name).mkdir(parents=True)
+            for place, number in enumerate(numbers):
+                noise = np.random.default_rng(number).integers(256, size=(9, 9, 3), dtype=np.uint8)
+                PIL.Image.fromarray(noise).save(root / split / name / f"{place}.png")
+    c = mame.get_config("tiny")
+    c.data.source = f"folder:{root}"
+    return c
+
+
+def test_copies_between_splits_small_classes_and_unread_files_are_counted(tmp_path, capsys):
+    train = {"ash": range(5), "elm": range(5, 10), "fir": [10, 11], "oak": []}
+    test = {"ash": [0, 1, 30], "elm": [31, 32, 33], "fir": [34, 35, 36], "oak": []}
+    c = painted(tmp_path / "set", {"train": train, "val": {"elm": [5, 40, 41]}, "test": test})
+    (tmp_path / "set/train/ash/late.heic").write_bytes(b"?")
+    mame.open_splits(c, tmp_path)
+    counts = {row["what"]: row["count"] for row in rows(tmp_path / "tables/data.jsonl")}
+    assert (
+        counts["test: byte-equal to a picture of train"] == 2 and counts["val: byte-equal to a picture of train"] == 1
+    )
+    assert counts["train: classes with fewer than 3 pictures: fir (2), oak (0)"] == 2
+    assert counts["test: classes with fewer than 3 pictures: oak (0)"] == 1
+    assert [n for what, n in counts.items() if ".heic" in what and what.endswith("late.heic")] == [1]
+    assert "byte-equal to a picture of train" in capsys.readouterr().out
+
+
+def test_the_accuracy_stands_beside_the_number_of_copies_and_of_classes(tmp_path):
+    """Of 6 test pictures 2 are copies, both recognised, and of the other 4 one is; fir has none."""
+    test = {"ash": [0, 1, 30], "elm": [31, 32, 33], "fir": []}
+    c = painted(tmp_path / "set", {"train": {"ash": range(5), "elm": range(5, 10), "fir": [11]}, "test": test})
+    train, test = (images.open(c.data.source, split=split) for split in ("train", "test"))
+    logits_NC = np.eye(3)[[0, 0, 1, 1, 0, 0]]
+    predictions = classify.Predictions(np.arange(6), test.labels_N, logits_NC)
+    tested = mame_page.Tested("cnn", None, None, None, False, test, predictions, 0)
+    summary = mame_page.judge(tmp_path, tested, train, images.copies(test, [train]), trees=2, seeds=1)
+    assert summary["test/accuracy"] == 0.5 and summary["test/mean_class_accuracy"] == 0.5
+    assert summary["test/copies"] == 2 and summary["test/accuracy without copies"] == 0.25
+    assert summary["test/classes"] == 2
+    words = (tmp_path / "findings.txt").read_text()
+    assert "over 2 of 3 classes" in words
+    assert (
+        "2 of the 6 test pictures are byte-equal to one of train or val; the accuracy on the others is 0.250" in words
+    )
+    table = rows(tmp_path / "tables/accuracy.jsonl")
+    assert [(row["what"], row["images"], row["classes"]) for row in table[:2]] == [
+        ("cnn", 6, 2),
+        ("cnn, without copies", 4, 2),
+    ]
+    assert {row["classes"] for row in rows(tmp_path / "tables/pixels.jsonl")} == {2}
+    assert "it has seen 2 of them in train or val" in mame.headline(summary)
+    alone = mame_page.judge(tmp_path, tested, train, np.zeros(6, bool), trees=2, seeds=1)
+    assert alone["test/copies"] == 0 and "No test picture is byte-equal" in (tmp_path / "findings.txt").read_text()
 
 
 def made_up_runs(folder, predicted, network="resnet18"):
@@ -141,12 +202,12 @@ def test_versions_are_compared_on_the_pictures_they_share(tmp_path):
         ("shape", "R65k-FS", "R65k-VS"),
     ]
     row, same = ({k: float(v) for k, v in row.items() if k not in ("network", "effect", "A", "B")} for row in table)
-    assert row["images"] == 6  # the seventh is in one of them
+    assert row["images"] == 6 and row["classes"] == 2  # the seventh is in one of them
     assert row["overall"] == pytest.approx(1 / 3) and row["mean per class"] == pytest.approx(0.25)
     # drawing 6 of 6, of which 2 improve: the quantiles of Binomial(6, 1/3) at 2.5 and 97.5 % are 0 and 4
     assert row["overall low"] == 0 and row["overall high"] == pytest.approx(4 / 6)
     assert row["mean per class low"] == 0 and 0.4 < row["mean per class high"] < 1
-    assert {v for k, v in same.items() if k not in ("seed", "images")} == {0}
+    assert {v for k, v in same.items() if k not in ("seed", "images", "classes")} == {0}
     page = (runs / "report.html").read_text()
     assert ">versions</h2>" in page and "R360k-FS" in page
 

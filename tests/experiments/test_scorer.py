@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from alignment.filtering.scores import calibration, scorers
+from alignment.filtering.scores import calibration, heads, scorers
 from data.texts import labels
 from data.tokens import tokenizer
 from experiments import scorer
@@ -43,6 +43,30 @@ def test_the_report_says_what_was_found_and_shows_it(tiny):
         assert (workdir / f"figures/{name}.png").stat().st_size > 1_000
     mistakes = rows(workdir / "tables/mistakes.jsonl")
     assert mistakes and all((row["score"] > 0.5) != (row["level"] == "1") for row in mistakes)
+
+
+@pytest.mark.parametrize("kind", ["text", "label", "order", "levels", "features"])
+def test_the_position_of_a_run_belongs_to_its_texts_levels_and_features(kind):
+    def content(texts=("a b", "c", ""), found=(0, 1, 1), levels=("mild", "harsh"), words=(1, 2)):
+        about = heads.About("linear", "safety", "ordinal", levels, {"words": words})
+        return scorer.content_of(about, labels.Labelled(list(texts), np.array(found), levels, [""] * 3))
+
+    changed = {"text": {"texts": ("a", "b c", "")}, "label": {"found": (0, 1, 0)}, "features": {"words": (1, 3)}}
+    changed |= {"order": {"texts": ("c", "a b", "")}, "levels": {"levels": ("mild", "worse")}}
+    assert content() == content() != content(**changed[kind])
+
+
+def test_a_run_whose_labels_have_changed_is_not_taken_up_again(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    texts = [{"text": f"{'fine' if i % 2 else 'vile'} words {i}", "label": i % 2} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    flags = [f"--config.data.path={path}", "--config.data.limit=None"]
+    ended = launch("scorer.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    (tmp_path / "run/DONE").unlink()
+    path.write_text("".join(json.dumps(row | {"label": 1 - row["label"]}) + "\n" for row in texts))
+    ended = launch("scorer.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 2 and "the data has changed since this run began" in ended.err
 
 
 def test_a_killed_run_ends_with_the_same_scorer(tiny, tmp_path):
