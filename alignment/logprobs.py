@@ -56,6 +56,37 @@ def selected(
     return _selected(hidden_NTD, head_DV, targets_NM, wanted_NM, shards, num_tokens or num_columns, chunk)
 
 
+def selected_and_greedy(
+    hidden_NTD: jax.Array,
+    head_DV: jax.Array,
+    sources_NM: jax.Array,
+    targets_NM: jax.Array,
+    *,
+    mask_NM: jax.Array,
+    mesh: Mesh | None = None,
+    chunk: int = 128,
+) -> tuple[jax.Array, jax.Array]:
+    """`selected`, and whether each target is the likeliest token, of equals the first; without gradients.
+
+    Returns:
+        float32 `[N,M]`, nats, and bool `[N,M]`; 0 and False where the mask is 0.
+    """
+    hidden_NMD = jax.vmap(lambda hidden_TD, sources_M: hidden_TD[sources_M])(hidden_NTD, sources_NM)
+    num_tokens = head_DV.shape[1]
+    shards = _shards(mesh, hidden_NMD.shape[0])
+    if shards is not None and num_tokens % shards.shape[VOCAB_AXIS]:
+        head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_tokens % shards.shape[VOCAB_AXIS])))
+    local = functools.partial(
+        _local_greedy, num_tokens=num_tokens, chunk=chunk, axis=VOCAB_AXIS if shards is not None else None
+    )
+    if shards is not None:
+        rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
+        local = jax.shard_map(
+            local, mesh=shards, in_specs=(rows, head, rows, rows), out_specs=(rows, rows), check_vma=False
+        )
+    return local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, jnp.asarray(mask_NM) != 0)
+
+
 def sums(logps_BPA: jax.Array, mask_BPA: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Answer log-probability `[B,P]` in nats (a sum, not a mean) and the number of tokens it sums over."""
     return jnp.sum(logps_BPA * mask_BPA, axis=-1), jnp.sum(mask_BPA, axis=-1)
@@ -129,6 +160,27 @@ def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, ch
             total_C, target_C = jax.lax.psum((total_C, target_C), axis)
         lse_C = top_C + jnp.log(total_C)
         return target_C - lse_C, lse_C
+
+    return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
+
+
+def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis):
+    def of_chunk(hidden_CD, targets_C):
+        logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
+        columns_1V = jnp.arange(logits_CV.shape[1])[None, :]
+        if axis:
+            columns_1V += jax.lax.axis_index(axis) * logits_CV.shape[1]
+        top_C = jnp.max(logits_CV, axis=1)
+        if axis:
+            top_C = jax.lax.pmax(top_C, axis)
+        total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
+        target_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
+        # a minimum over columns, because XLA's argmax is several times slower on a CPU
+        first_C = jnp.min(jnp.where(logits_CV == top_C[:, None], columns_1V, jnp.iinfo(jnp.int32).max), axis=1)
+        if axis:
+            total_C, target_C = jax.lax.psum((total_C, target_C), axis)
+            first_C = jax.lax.pmin(first_C, axis)
+        return target_C - (top_C + jnp.log(total_C)), first_C == targets_C
 
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 

@@ -1,0 +1,328 @@
+"""How likely a model finds continuations that are given: no cache and no engine, but rows as training packs them.
+
+All continuations of one context are branches of one group, so the context is read once; several groups share a row.
+Rows have few lengths, so few programs are compiled. The head is applied only where a token is scored.
+
+Dimensions: N sequences, R rows of a call, T time, M = T scored tokens of a row.
+"""
+
+import bisect
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignment import logprobs
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.train import sharding
+
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of its continuation
+
+SHORTEST_ROW = 64
+USUAL_ROW = 512  # long enough that several groups fill it well, short enough that attention stays cheap
+TOKENS_PER_CALL = {"cpu": 2_048}  # where a CPU's matrix products are at their best; accelerators want more
+NAMES = ("tokens", "positions", "groups", "branches", "sources", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What `score` and `rolling` return, in the order of what went in.
+
+    Attributes:
+        total_N: nats, summed over the tokens of each continuation.
+        length_N: tokens of each continuation.
+        is_greedy_N: whether every token of it is the likeliest after those before; of equals the first counts.
+        num_cut: sequences whose context was cut on the left.
+    """
+
+    total_N: np.ndarray
+    length_N: np.ndarray
+    is_greedy_N: np.ndarray
+    num_cut: int = 0
+
+
+@dataclasses.dataclass
+class _Group:
+    """A context with some of its continuations, laid out from position 0; `owners` says whose each target is."""
+
+    trunk: np.ndarray
+    continuations: list[np.ndarray]
+    owners: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.trunk) + sum(len(c) - 1 for c in self.continuations)
+
+    @property
+    def size(self) -> int:
+        """Places that the group takes in a row: each of its tokens has one, and each of its targets."""
+        return max(self.num_tokens, sum(len(c) for c in self.continuations))
+
+
+def score(
+    model: decoder.DecoderLM,
+    params: Any,
+    pairs: Sequence[Pair],
+    *,
+    max_len: int | None = None,
+    mesh: Mesh | None = None,
+    tokens_per_call: int | None = None,
+) -> Scores:
+    """Log-probability of each continuation after its context.
+
+    Args:
+        pairs: a context of at least one token and a continuation of at least one.
+        max_len: positions that the model reads at most. A context and continuation of more than `max_len + 1` tokens
+            (the last one is only predicted) lose the context's first tokens; None: nothing is cut.
+        mesh: rows are split over `data` and `fsdp`, vocabulary over `tensor`; None: one device.
+        tokens_per_call: places of one call of the model; None: what suits the machine.
+
+    Raises:
+        InputError: an empty context or continuation, or a continuation of more than `max_len` tokens.
+    """
+    keys, num_cut = _cut(pairs, max_len)
+    unique = list(dict.fromkeys(keys))  # the same pair may come often, as answers without their question do
+    place = {key: i for i, key in enumerate(unique)}
+    model = _for_branches(model)
+    total_U, is_greedy_U = np.zeros(len(unique)), np.ones(len(unique), bool)
+    waiting: collections.deque = collections.deque()
+
+    def finish() -> None:
+        owners, out = waiting.popleft()
+        logps_Q, greedy_Q = (x[: len(owners)][owners >= 0] for x in sharding.to_host(out))
+        owners_Q = owners[owners >= 0]
+        np.add.at(total_U, owners_Q, logps_Q.astype(np.float64))
+        np.logical_and.at(is_greedy_U, owners_Q, greedy_Q)
+
+    for rows, owners in _calls(_groups(unique), _width(mesh), tokens_per_call or _tokens_per_call()):
+        waiting.append((owners, _run(model, params, rows, mesh)))
+        if len(waiting) > 1:  # the device computes one call while the host lays out the next
+            finish()
+    while waiting:
+        finish()
+    index_N = np.array([place[key] for key in keys], np.int64)
+    lengths_N = np.array([len(rest) for _, rest in pairs], np.int64)
+    return Scores(total_U[index_N], lengths_N, is_greedy_U[index_N], num_cut)
+
+
+def rolling(
+    model: decoder.DecoderLM,
+    params: Any,
+    texts: Sequence[Sequence[int]],
+    *,
+    prefix_id: int,
+    max_len: int,
+    stride: int | None = None,
+    **options: Any,
+) -> Scores:
+    """Log-probability of whole texts of any length: each token is scored once, in a window that ends with it or later.
+
+    Args:
+        texts: token ids; an empty text has log-probability 0.
+        prefix_id: what the first token of a text is predicted from, such as BOS.
+        max_len: positions of a window.
+        stride: tokens that each window after the first scores, 1 to `max_len`: with fewer, each has more context (at
+            least `max_len - stride + 1` tokens) and there are more windows. None: `max_len`.
+        options: `mesh` and `tokens_per_call` of `score`.
+    """
+    stride = max_len if stride is None else stride
+    if not 1 <= stride <= max_len:
+        raise InputError(f"stride={stride} must be from 1 to max_len={max_len}")
+    owners, pairs = [], []
+    for i, text in enumerate(texts):
+        for pair in _windows(list(text), prefix_id, max_len, stride):
+            owners.append(i)
+            pairs.append(pair)
+    total_N, length_N, is_greedy_N = np.zeros(len(texts)), np.zeros(len(texts), np.int64), np.ones(len(texts), bool)
+    if pairs:
+        scores = score(model, params, pairs, max_len=max_len, **options)
+        np.add.at(total_N, owners, scores.total_N)
+        np.add.at(length_N, owners, scores.length_N)
+        np.logical_and.at(is_greedy_N, owners, scores.is_greedy_N)
+    return Scores(total_N, length_N, is_greedy_N)
+
+
+def _windows(text: list[int], prefix_id: int, max_len: int, stride: int) -> Iterator[Pair]:
+    """A context and what is scored after it, at most max_len + 1 tokens together."""
+    ids = [prefix_id, *text]
+    end = min(max_len, len(text)) + 1
+    if text:
+        yield ids[:1], ids[1:end]
+    while end < len(ids):
+        start, end = end, min(end + stride, len(ids))
+        yield ids[max(0, end - max_len - 1) : start], ids[start:end]
+
+
+def _cut(pairs, max_len):
+    """The pairs as keys for a dict, cut to what the model can read, and how many were cut."""
+    keys, num_cut = [], 0
+    for n, (context, rest) in enumerate(pairs):
+        if not len(context) or not len(rest):
+            raise InputError(
+                f"sequence {n} has {len(context)} tokens of context and {len(rest)} after it; both need one"
+            )
+        excess = 0 if max_len is None else len(context) + len(rest) - max_len - 1
+        if excess > 0:
+            if excess >= len(context):
+                raise InputError(
+                    f"sequence {n} has a continuation of {len(rest)} tokens; with max_len={max_len} it may have "
+                    f"{max_len}"
+                )
+            context, num_cut = context[excess:], num_cut + 1
+        # bytes are hashed and compared faster than tuples of numbers
+        keys.append((np.asarray(context, np.int32).tobytes(), np.asarray(rest, np.int32).tobytes()))
+    return keys, num_cut
+
+
+def _groups(keys):
+    """The continuations of each context together; a group that would not fit the longest row is split."""
+    by_context: dict[bytes, _Group] = {}
+    for owner, (context, rest) in enumerate(keys):
+        group = by_context.get(context)
+        if group is None:
+            group = by_context[context] = _Group(np.frombuffer(context, np.int32), [], [])
+        group.continuations.append(np.frombuffer(rest, np.int32))
+        group.owners.append(owner)
+    whole = list(by_context.values())
+    single = [max(len(g.trunk) + len(c) - 1 for c in g.continuations) for g in whole]
+    longest_row = max(USUAL_ROW, _row_length(max(single, default=1)))
+    return [part for group in whole for part in _split(group, longest_row)]
+
+
+def _split(group, longest_row):
+    if group.size <= longest_row:
+        yield group
+        return
+    part = _Group(group.trunk, [], [])
+    for continuation, owner in zip(group.continuations, group.owners):
+        more = _Group(group.trunk, [*part.continuations, continuation], [*part.owners, owner])
+        if more.size > longest_row:
+            yield part
+            more = _Group(group.trunk, [continuation], [owner])
+        part = more
+    yield part
+
+
+def _row_length(size):
+    """The shortest of 64, 96, 128, 192, 256, 384, ... that is long enough: two lengths for each power of two."""
+    length = SHORTEST_ROW
+    while length < size:
+        length *= 2
+    return length * 3 // 4 if length > SHORTEST_ROW and length * 3 // 4 >= size else length
+
+
+def _pack(groups):
+    """Groups in rows: (row length, groups); each row is filled with the largest groups that still fit."""
+    left = sorted(range(len(groups)), key=lambda i: (groups[i].size, -i))
+    sizes = [groups[i].size for i in left]
+    usual = min(USUAL_ROW, _row_length(sum(sizes)))
+    while left:
+        length = max(usual, _row_length(sizes[-1]))
+        room, row = length, []
+        while left and (at := bisect.bisect_right(sizes, room)):
+            sizes.pop(at - 1)
+            row.append(groups[left.pop(at - 1)])
+            room -= row[-1].size
+        yield length, row
+
+
+def _calls(groups, width, tokens_per_call):
+    """Batches of rows as the model reads them, each with the owner of every target, -1 for filling.
+
+    Args:
+        width: the number of rows is a multiple of this.
+    """
+    by_length = collections.defaultdict(list)
+    for length, row in _pack(groups):
+        by_length[length].append(row)
+    for length, rows in by_length.items():  # the longest come first, so memory runs out at once or never
+        most = max(1, tokens_per_call // (length * width)) * width
+        num_calls = -(-len(rows) // most)
+        num_rows = -(-len(rows) // (num_calls * width)) * width  # all calls alike, so that one program serves them
+        for at in range(0, len(rows), num_rows):
+            yield _lay_out(rows[at : at + num_rows], num_rows, length)
+
+
+def _lay_out(rows, num_rows, length):
+    """The arrays [R,T] of a call, and the owners [R,T] of its targets."""
+    batch = {name: np.zeros((num_rows, length), np.int32) for name in NAMES}
+    owners_RM = np.full((num_rows, length), -1, np.int64)
+    for r, row in enumerate(rows):
+        parts = []
+        at = 0
+        for number, group in enumerate(row, start=1):
+            parts.append(_arrays(group, number, at))
+            at += group.num_tokens
+        owners = np.concatenate([np.repeat(g.owners, [len(c) for c in g.continuations]) for g in row])
+        owners_RM[r, : len(owners)] = owners
+        for name, pieces in zip(NAMES, zip(*parts)):
+            values = np.concatenate(pieces)
+            batch[name][r, : len(values)] = values
+    batch["wanted"] = owners_RM >= 0
+    return batch, owners_RM
+
+
+def _arrays(group, number, at):
+    """What `NAMES` lists, for one group: one value a token, and for the last two one a target.
+
+    Args:
+        number: of the group in its row.
+        at: where in the row its first token stands.
+    """
+    num_trunk = len(group.trunk)
+    lengths = np.array([len(c) for c in group.continuations])
+    inner = lengths - 1  # the last token of a continuation is predicted and never read
+    tokens = np.concatenate([group.trunk, *(c[:-1] for c in group.continuations)])
+    starts = np.cumsum(inner) - inner
+    within = np.arange(inner.sum()) - np.repeat(starts, inner)
+    positions = np.concatenate([np.arange(num_trunk), num_trunk + within])
+    branches = np.concatenate([np.zeros(num_trunk, np.int64), np.repeat(np.arange(1, len(lengths) + 1), inner)])
+    # a continuation's first token is predicted at the trunk's end, token k at its own branch's token k - 1
+    first = np.cumsum(lengths) - lengths
+    order = np.arange(lengths.sum()) - np.repeat(first, lengths)
+    sources = np.where(order == 0, num_trunk - 1, num_trunk + np.repeat(starts, lengths) + order - 1)
+    groups = np.full(len(tokens), number)
+    return tokens, positions, groups, branches, at + sources, np.concatenate(group.continuations)
+
+
+def _width(mesh):
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _tokens_per_call():
+    return TOKENS_PER_CALL.get(jax.default_backend(), 16_384)
+
+
+def _for_branches(model):
+    """The model with an attention kernel that takes branches, which fused kernels do not."""
+    return model.clone(attention="blocked") if model.attention == "cudnn" else model
+
+
+def _run(model, params, rows, mesh):
+    if mesh is None:
+        return _scored(model, params, rows, None)
+    share = sharding.row_share(mesh)
+    num_mine = len(rows["tokens"]) // share["process_count"]
+    mine = slice(share["process_index"] * num_mine, (share["process_index"] + 1) * num_mine)
+    with sharding.activations(mesh):
+        return _scored(model, params, sharding.to_devices({k: v[mine] for k, v in rows.items()}, mesh), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def _scored(
+    model: decoder.DecoderLM, params: Any, rows: dict[str, jax.Array], mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target and whether it is the likeliest token, [R,M]."""
+    hidden_RTD: Any = model.apply(
+        {"params": params}, rows["tokens"], rows["positions"], rows["groups"], rows["branches"]
+    )
+    head_DV = decoder.head(model, params)
+    return logprobs.selected_and_greedy(
+        hidden_RTD, head_DV, rows["sources"], rows["targets"], mask_NM=rows["wanted"], mesh=mesh
+    )
