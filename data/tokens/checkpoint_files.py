@@ -169,7 +169,7 @@ def _named_templates(value: Any, folder: pathlib.Path) -> dict[str, str]:
 
 def for_bytes() -> Files:
     """The byte tokenizer as a folder: byte-level BPE without a single merge, so that other libraries read it."""
-    letters = _byte_letters()
+    letters = encoders.byte_letters()
     out = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     out.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     out.decoder = tokenizers.decoders.ByteLevel()
@@ -257,10 +257,3 @@ def _added_token(token: Any, *, is_special: bool) -> tokenizers.AddedToken:
 
 def _text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _byte_letters() -> str:
-    """The printable letter that byte-level BPE writes for each byte (GPT-2's table)."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = iter(range(256, 512))
-    return "".join(chr(b) if b in kept else chr(next(moved)) for b in range(256))
