@@ -112,9 +112,7 @@ def init_cache(
         chunk: tokens that one call writes to a row at most, a multiple of `block`.
     """
     G, K = model.num_kv_heads or model.num_heads, model._head_dim()
-    place = None
-    if mesh is not None and mesh.size > 1:
-        place = NamedSharding(mesh, PartitionSpec(None, None, *sharding.spec(("kv_heads",), (G,), mesh)))
+    place = None if mesh is None else cache_place(model, mesh)
     cache = []
     for window in windows(model):
         num_blocks = -(-max_len // block)
@@ -123,6 +121,12 @@ def init_cache(
         shapes = {"keys": (num_blocks, num_slots, G, K, block), "values": (num_blocks, num_slots, G, block, K)}
         cache.append({name: jnp.zeros(shape, model.dtype, device=place) for name, shape in shapes.items()})
     return cache
+
+
+def cache_place(model: decoder.DecoderLM, mesh: Mesh) -> NamedSharding:
+    """Where a layer's keys and values lie: heads over `tensor`, where their number divides."""
+    num_heads = model.num_kv_heads or model.num_heads
+    return NamedSharding(mesh, PartitionSpec(None, None, *sharding.spec(("kv_heads",), (num_heads,), mesh)))
 
 
 def windows(model: decoder.DecoderLM) -> list[int | None]:

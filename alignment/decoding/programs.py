@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import network, sampling, speculation
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
@@ -68,7 +68,7 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
         processor_states: one tree of arrays [B,...] for each processor.
     """
     B, S, W, V = plan.num_slots, plan.max_len, len(plan.all_models), plan.models[0].vocab_size
-    return {
+    state = {
         "caches": [
             network.init_cache(m, B, S, block=plan.block, chunk=plan.chunk, mesh=plan.mesh) for m in plan.all_models
         ],
@@ -92,6 +92,21 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
             "guide_weights": jnp.zeros((len(plan.models) - 1, B), jnp.float32),
         },
     }
+    return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
+
+
+def _places(plan, state):
+    """Shardings of the state: caches by heads, everything else on every device."""
+    places = jax.tree.map(lambda _: NamedSharding(plan.mesh, PartitionSpec()), state)
+    of_caches = [network.cache_place(model, plan.mesh) for model in plan.all_models]
+    return places | {
+        "caches": [jax.tree.map(lambda _, p=p: p, cache) for cache, p in zip(state["caches"], of_caches)]
+    }
+
+
+def _placed(plan, state):
+    """The state where `init_state` put it: left to itself, XLA may choose other places, and compile once more."""
+    return state if plan.mesh is None else jax.lax.with_sharding_constraint(state, _places(plan, state))
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
@@ -128,7 +143,7 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
     updated["options"] = {**updated["options"], "guide_weights": weights}
     caches = [network.copy_blocks(cache, copies[i, 0], slot, copies[i, 1]) for i, cache in enumerate(state["caches"])]
     reading = {name: state[name].at[:, slot].set(row[name]) for name in ("pending", "position")}
-    return {**state, **updated, **reading, "caches": caches}
+    return _placed(plan, {**state, **updated, **reading, "caches": caches})
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "which"), donate_argnames="state")
@@ -181,7 +196,7 @@ def prefill(
         "caches": [cache if i == which else old for i, old in enumerate(state["caches"])],
         "position": state["position"].at[which, slot].set(next_position),
     }
-    return state, scored
+    return _placed(plan, state), scored
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
@@ -230,7 +245,7 @@ def decode(
         return state, out, is_live_B
 
     state, out, _ = jax.lax.while_loop(goes_on, step, (state, out, is_live_B))
-    return state, {name: value for name, value in out.items() if name != "num"}
+    return _placed(plan, state), {name: value for name, value in out.items() if name != "num"}
 
 
 def _all_logits(plan, weights, state, drafts_BT, is_live_B):

@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment.decoding import network
+from alignment.errors import InputError
+from tests.decoding.models import VOCAB, all_logits, random_lm
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+KINDS = {
+    "llama3": dict(rope_scaling=LLAMA3),
+    "tied": dict(tie_embeddings=True),
+    "qwen2.5": dict(qkv_bias=True),
+    "qwen3": dict(qk_norm=True, head_dim=8),
+    "mistral": dict(sliding_window=6),
+    "mixed layers": dict(sliding_window=5, layer_types=("full_attention", "sliding_attention")),
+    "one key head": dict(num_kv_heads=1),
+    "as many key heads": dict(num_kv_heads=4, rope_scaling=YARN),
+}
+
+
+def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slots=3, max_len=48):
+    """Logits behind each token from `num_prefilled` on, one step at a time, in one slot of several."""
+    model, params = lm
+    weights = network.prepare(model, params)
+    cache = network.init_cache(model, num_slots, max_len, block=block, chunk=chunk)
+    # left-over keys of another request lie in the slot: they must not matter
+    cache = jax.tree.map(lambda x: x + 3.0, cache)
+
+    @jax.jit
+    def prefill(cache, tokens_C, start):
+        positions_1C = (start + jnp.arange(chunk))[None]
+        return network.forward(
+            model, weights, cache, tokens_C[None], positions_1C, first_row=jnp.int32(slot), is_chunk=True
+        )[1]
+
+    @jax.jit
+    def step(cache, token, position):
+        positions_B1 = jnp.where(jnp.arange(num_slots) == slot, position, 0)[:, None]
+        is_live_B = jnp.arange(num_slots) == slot
+        tokens_B1 = jnp.full((num_slots, 1), token)
+        hidden_B1D, cache = network.forward(model, weights, cache, tokens_B1, positions_B1, is_live_R=is_live_B)
+        return network.logits(weights, hidden_B1D[slot]), cache
+
+    for at in range(0, num_prefilled, chunk):
+        part = np.resize([*tokens[at : min(at + chunk, num_prefilled)], *[VOCAB - 1] * chunk], chunk)
+        cache = prefill(cache, part, jnp.int32(at))
+    out = []
+    for position in range(num_prefilled, len(tokens)):
+        logits_1V, cache = step(cache, jnp.int32(tokens[position]), jnp.int32(position))
+        out.append(np.asarray(logits_1V[0]))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stepwise_logits_equal_those_of_the_whole_sequence(kind):
+    lm = random_lm(**KINDS[kind])
+    tokens = np.random.default_rng(0).integers(0, VOCAB, size=40).tolist()
+    for num_prefilled in (0, 19):
+        got = stepwise_logits(lm, tokens, num_prefilled, block=4, chunk=8)
+        np.testing.assert_allclose(got, all_logits(lm, tokens)[num_prefilled:], atol=1e-4)
+
+
+def test_a_window_needs_a_ring_of_fixed_length_only():
+    model, _ = random_lm(sliding_window=6, layer_types=("full_attention", "sliding_attention"))
+    full, ring = network.init_cache(model, 2, 4_096, block=4, chunk=8)
+    assert full["keys"].shape[0] == 1_024
+    assert ring["keys"].shape[0] == 5  # window and chunk, 14 positions, rounded up, and one block
+
+
+def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
+    model, params = random_lm(tie_embeddings=True)
+    weights = network.prepare(model, params)
+    assert len(weights["layers"]) == model.num_layers
+    np.testing.assert_array_equal(weights["head"], np.asarray(params["embedding"]).T)
+    np.testing.assert_array_equal(
+        weights["layers"][1]["query"], np.asarray(params["layers"]["query"][1]).reshape(model.model_dim, -1)
+    )
+    assert not params["embedding"].is_deleted()
+
+
+def test_copied_blocks_are_the_source_s_bits_and_only_those():
+    model, _ = random_lm()
+    cache = network.init_cache(model, 3, 32, block=4, chunk=8)
+    cache = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), cache)
+    copied = network.copy_blocks(cache, jnp.int32(2), jnp.int32(0), jnp.int32(3))
+    for before, after in zip(jax.tree.leaves(cache), jax.tree.leaves(copied)):
+        np.testing.assert_array_equal(after[:3, 0], before[:3, 2])
+        np.testing.assert_array_equal(after[3:, 0], before[3:, 0])
+        np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"), [((64, 5, 8), "chunk=8"), ((60, 4, 8), "max_len=60"), ((64, 0, 8), "block=0")]
+)
+def test_lengths_that_do_not_fit_are_refused(lengths, words):
+    with pytest.raises(InputError, match=words):
+        network.check_lengths(*lengths)
