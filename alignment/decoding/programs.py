@@ -99,9 +99,7 @@ def _places(plan, state):
     """Shardings of the state: caches by heads, everything else on every device."""
     places = jax.tree.map(lambda _: NamedSharding(plan.mesh, PartitionSpec()), state)
     of_caches = [network.cache_place(model, plan.mesh) for model in plan.all_models]
-    return places | {
-        "caches": [jax.tree.map(lambda _, p=p: p, cache) for cache, p in zip(state["caches"], of_caches)]
-    }
+    return places | {"caches": [jax.tree.map(lambda _, p=p: p, cache) for cache, p in zip(state["caches"], of_caches)]}
 
 
 def _placed(plan, state):
