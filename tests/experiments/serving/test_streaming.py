@@ -1,0 +1,89 @@
+import pytest
+
+from tests.experiments.serving.conftest import Parrot, opened
+
+
+def text_of(chunks, index=0):
+    return "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == index)
+
+
+def test_a_stream_of_a_completion_says_what_the_whole_answer_says(run):
+    async def work():
+        async with opened() as door:
+            options = {"max_tokens": 9, "logprobs": 1, "stop": "bb", "n": 2}
+            whole = (await door.complete("aébcab", **options)).json
+            reply = await door.complete("aébcab", stream=True, stream_options={"include_usage": True}, **options)
+            assert reply.status == 200 and reply.headers["content-type"].startswith("text/event-stream")
+            *chunks, last = reply.chunks
+            assert last["choices"] == [] and last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+            assert all(c["object"] == "text_completion" and "usage" not in c for c in chunks)
+            assert len({c["id"] for c in chunks}) == 1
+            for index, choice in enumerate(whole["choices"]):
+                own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+                assert "".join(c["text"] for c in own) == choice["text"]
+                assert [c["finish_reason"] for c in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+                for name, values in choice["logprobs"].items():
+                    assert [v for c in own for v in c["logprobs"][name]] == values, name
+
+    run(work())
+
+
+def test_a_stream_of_a_chat_begins_with_the_role_and_ends_with_a_reason(run):
+    async def work():
+        async with opened() as door:
+            reply = await door.chat("x", stream=True, max_tokens=4, logprobs=True)
+            first, *rest = reply.chunks
+            assert first["object"] == "chat.completion.chunk"
+            assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+            deltas = [c["choices"][0] for c in rest]
+            assert "".join(d["delta"].get("content", "") for d in deltas) == "User"
+            assert deltas[-1]["finish_reason"] == "length"
+            assert [t["token"] for d in deltas if d["logprobs"] for t in d["logprobs"]["content"]] == list("User")
+
+    run(work())
+
+
+def test_only_whole_characters_and_nothing_a_stop_text_may_take_back_is_streamed(run):
+    async def work():
+        async with opened() as door:
+            reply = await door.complete("a€bé", stream=True, max_tokens=20, stop="bé")
+            texts = [c["choices"][0]["text"] for c in reply.chunks]
+            assert "".join(texts) == "a€" and not any("\ufffd" in text for text in texts)
+            cut = await door.complete([0xE2, 0x82], stream=True, max_tokens=2)  # two bytes of three, and then the end
+            assert text_of(cut.chunks) == "\ufffd"
+
+    run(work())
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_stream_with_echo_begins_with_the_prompt(logprobs, run):
+    async def work():
+        async with opened() as door:
+            options = {"max_tokens": 3, "echo": True, "logprobs": logprobs}
+            whole = (await door.complete("ab", **options)).json["choices"][0]
+            chunks = (await door.complete("ab", stream=True, **options)).chunks
+            own = [c["choices"][0] for c in chunks]
+            assert own[0]["text"] == "ab" and "".join(c["text"] for c in own) == whole["text"] == "ababa"
+            if logprobs is not None:
+                for name, values in whole["logprobs"].items():
+                    assert [v for c in own for v in c["logprobs"][name]] == values
+
+    run(work())
+
+
+def test_tokens_go_out_as_they_come(run):
+    async def work():
+        engine = Parrot()
+        async with opened(engine) as door:
+            num_sent = []
+
+            async def on_send(message):
+                num_sent.append(len(engine.busy))
+
+            reply = await door.post(
+                "/v1/completions", {"prompt": "abc", "max_tokens": 30, "stream": True}, on_send=on_send
+            )
+            assert reply.is_complete and len(reply.chunks) == 30
+            assert num_sent[5] == 1  # the sixth message left while the engine still wrote
+
+    run(work())
