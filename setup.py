@@ -31,10 +31,12 @@ CORE = [
 ]
 
 EXTRAS = {
+    "serve": ["prometheus-client>=0.22", "pydantic>=2.10", "starlette>=0.49", "uvicorn>=0.38"],
     "test": [
         "build>=1.2",
         "gguf>=0.17",
         "hypothesis>=6.100",
+        "httpx>=0.28",
         "jsonschema>=4.20",
         "mypy>=2.4",
         "pyarrow>=18",
@@ -53,7 +55,9 @@ EXTRAS = {
         "datatrove[io,processing]>=0.10",
         "fasttext-numpy2-wheel>=0.9.2",
         "opencv-python-headless>=4.11",  # with ttach, what grad-cam imports; it is installed apart, see the Makefile
+        "openai>=2.0",
         "peft>=0.17",
+        "schemathesis>=4.0",
         "spacy>=3.8",  # datatrove splits English into words with it
         "torch==2.13.0",
         "transformers>=5.0",
@@ -71,8 +75,9 @@ EXTRAS = {
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.4"],
 }
+EXTRAS["test"] += EXTRAS["serve"]
 EXTRAS["all"] = sorted(
-    {line for name in ("test", "data", "ray", "gguf", "hub", "wandb", "trackio") for line in EXTRAS[name]}
+    {line for name in ("test", "serve", "data", "ray", "gguf", "hub", "wandb", "trackio") for line in EXTRAS[name]}
 )
 
 setuptools.setup(
@@ -85,7 +90,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["alignment", "alignment.*", "data", "data.*", "experiments", "experiments.*"]
     ),
-    package_data={"alignment": ["filtering/*/*.yaml"]},
+    package_data={"alignment": ["filtering/*/*.yaml"], "experiments": ["serving/*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -137,8 +138,7 @@ def run_once(
     """One run in one folder: guarded, seeded, resumed by simply calling `run` again, and marked DONE at the end."""
     resolved = workdirs.plain(config)
     host.start_distributed(is_distributed)
-    defaults = experiment.defaults()
-    goes_on = workdirs.check(workdir, resolved, experiment.name, defaults).goes_on
+    goes_on = look_before(experiment, resolved, workdir).goes_on
     goes_on = goes_on or experiment.has_more(config, workdir)
     if workdirs.is_done(workdir) and not goes_on and not host.is_distributed():
         return show_finished(experiment, workdir)
@@ -155,7 +155,7 @@ def run_once(
     is_new = not os.path.exists(workdir)
     workdirs.make(workdir)
     with contextlib.closing(workdirs.lock(workdir)):
-        before = workdirs.check(workdir, resolved, experiment.name, defaults)  # again: another start may have ended
+        before = look_before(experiment, resolved, workdir)  # again: another start may have ended
         goes_on = before.goes_on or experiment.has_more(config, workdir)
         is_done = workdirs.is_done(workdir) and not goes_on
         host.agree("done" if is_done else "run")
@@ -174,6 +174,13 @@ def run_once(
         if goes_on:
             workdirs.reopen(workdir)
         return guarded_run(experiment, config, workdir, workdirs.Record(workdir, experiment.name, resolved, argv))
+
+
+def look_before(experiment: configs.Experiment, resolved: Mapping[str, Any], workdir: str) -> workdirs.Before:
+    """What earlier starts left in the folder; refuses another run's."""
+    if experiment.is_server:
+        return workdirs.check_server(workdir, experiment.name)
+    return workdirs.check(workdir, resolved, experiment.name, experiment.defaults())
 
 
 def guarded_run(
@@ -196,7 +203,10 @@ def guarded_run(
             record.begin()
             host.at_forced_end(lambda: end("stopped"))
         summary = workdirs.numbers(experiment.module.run(config, workdir))
-        if record is not None:
+        if record is not None and experiment.is_server:
+            end("done")
+            show_summary(summary)
+        elif record is not None:
             finish(experiment, workdir, summary, end)
         code, why = experiment.verdict(summary)
         if why:

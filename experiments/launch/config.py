@@ -112,6 +112,11 @@ class Experiment:
         """`dpo-laptop`, as in the default workdir."""
         return f"{self.name}-{self.setting}" if self.setting else self.name
 
+    @property
+    def is_server(self) -> bool:
+        """Whether its run has no end of its own: it leaves no DONE, and any config may start in its folder again."""
+        return bool(getattr(self.module, "IS_SERVER", False))
+
     def config(self) -> ml_collections.ConfigDict:
         """Its locked config for the setting.
 

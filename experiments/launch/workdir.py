@@ -146,6 +146,20 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str, defaults: Ma
     )
 
 
+def check_server(workdir: str, experiment: str) -> Before:
+    """Refuse the folder of a run; a server may start in a folder of its own again with any config.
+
+    Raises:
+        InputError: with the experiment whose folder it is.
+    """
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise InputError(f"--workdir={workdir} is a file; a server needs a folder of its own")
+    before = (read_json(os.path.join(workdir, "environment.json")) or {}).get("experiment", experiment)
+    if before != experiment:
+        raise InputError(f"{workdir} already holds a run of {before}; give {experiment} a --workdir of its own")
+    return Before()
+
+
 def was_refused(workdir: str) -> bool:
     """Whether every start here ended with something to put right before it had trained or written results."""
     starts = (read_json(os.path.join(workdir, "environment.json")) or {}).get("starts", [])

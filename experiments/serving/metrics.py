@@ -36,7 +36,9 @@ class Metrics:
         Gauge("plumbline_busy_slots", "slots that write", registry=r).set_function(busy)
         Gauge("plumbline_waiting", "answers that wait for a slot", registry=r).set_function(waiting)
         Gauge("plumbline_slots", "slots", registry=r).set(slots)
-        Gauge("plumbline_info", "what is served", ("model", "fingerprint"), registry=r).labels(model, fingerprint).set(1)
+        Gauge("plumbline_info", "what is served", ("model", "fingerprint"), registry=r).labels(model, fingerprint).set(
+            1
+        )
         self.num_tokens, self.num_requests = 0, 0
 
     def count_event(self, event: Event) -> None:

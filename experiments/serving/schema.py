@@ -268,7 +268,10 @@ def openapi(*, model: str, max_len: int) -> dict[str, Any]:
         },
     }
     failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    refusals = {"4XX": {"description": "refused", "content": failure}, "5XX": {"description": "failed", "content": failure}}
+    refusals = {
+        "4XX": {"description": "refused", "content": failure},
+        "5XX": {"description": "failed", "content": failure},
+    }
     good = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
 
     def door(kind: type[_Common]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import pytest
 from alignment.decoding import requests, stopping
 from alignment.decoding.engine import News
 from alignment.decoding.requests import Answer, Token
-from data.tokens import tokenizer
+from data.tokens import pieces, tokenizer
 from experiments.serving import app
 from experiments.serving.service import Limits, Service
 
 TOK = tokenizer.load("bytes")
-PIECES = [*(bytes([i]) for i in range(256)), *[b""] * 8]
+PIECES = pieces.pieces(TOK)
 MAX_LEN = 256
 
 
@@ -217,12 +217,12 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def opened(engine=None, *, limits=None, tok=TOK, pieces=PIECES, service_options=None, **options):
+async def opened(engine=None, *, limits=None, tok=TOK, all_pieces=PIECES, service_options=None, **options):
     """A door over an engine, a parrot by default; it is closed again."""
     engine = Parrot() if engine is None else engine
     num_slots = getattr(engine, "num_slots", 2)
     shared = dict(name="parrot", fingerprint="fp_test", num_slots=num_slots, max_len=engine.max_len)
-    service = Service(engine, tok, pieces, limits=limits or Limits(), **shared, **(service_options or {}))
+    service = Service(engine, tok, all_pieces, limits=limits or Limits(), **shared, **(service_options or {}))
     service.start()
     try:
         yield Door(service, **options)
