@@ -237,12 +237,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         mesh,
         workdir,
         steps=c.steps,
-        unit="pairs",
-        units_per_step=c.batch.batch_size,
-        finish_fn=metrics.finish,
+        pace=loop.Pace(**c.loop),
+        logging=loop.Logging("pairs", c.batch.batch_size, metrics.finish, c.sinks),
         on_first_fn=pairs.check_first(c.loss, objective, tolerance=tolerance, has_anchor=bool(c.sft_weight)),
-        sinks=c.sinks,
-        **c.loop,
     )
     rows = [
         {"prompt": old.pop("prompt"), "before": old.pop("answer"), "after": new["answer"], **old}
@@ -313,10 +310,8 @@ def pretrain(
         seed=c.seed,
         steps=steps,
         batch_size=batch_size,
-        log_every=max(steps // 20, 1),
-        save_every=c.loop.save_every,
-        label="pretrain",
-        sinks=c.sinks,
+        pace=loop.Pace(log_every=max(steps // 20, 1), save_every=c.loop.save_every),
+        logging=loop.Logging(sinks=c.sinks, label="pretrain"),
     )[0].params
 
 

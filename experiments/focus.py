@@ -28,7 +28,7 @@ from alignment import files
 from alignment.errors import InputError, one_of
 from alignment.explain import explaining, lime, randomize, rating
 from alignment.models import pretrained, vision
-from alignment.train import classify, optimizer, sharding
+from alignment.train import classify, loop, optimizer, sharding
 from data import loader, records
 from data.pictures import image_sources, images, mosaics, planning
 from experiments.launch import groups
@@ -386,6 +386,7 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax
     options = {"columns": columns_of(c)} if source.startswith("csv:") else {}
     trained_on = {"source": source, "options": options, "content": content, **tile}
     classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=trained_on)
+    every = c.baseline.eval_every
     _, summary = classify.fit(
         model,
         batches(train, train=True, beside=(val,)),
@@ -396,11 +397,8 @@ def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax
         seed=c.seed,
         steps=c.baseline.steps,
         batch_size=c.baseline.batch_size,
-        log_every=max(c.baseline.eval_every // 10, 1),
-        eval_every=c.baseline.eval_every,
-        save_every=c.baseline.eval_every,
-        sinks=c.baseline.sinks,
-        label="baseline",
+        pace=loop.Pace(max(every // 10, 1), eval_every=every, save_every=every),
+        logging=loop.Logging(sinks=c.baseline.sinks, label="baseline"),
     )
     files.write_text(folder / "summary.json", json.dumps(summary))
 

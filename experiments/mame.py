@@ -169,11 +169,13 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         select="valid",
         variables=start(c, model, view, folder),
         accumulate=c.accumulate,
-        log_every=c.loop.log_every,
-        eval_every=c.loop.eval_epochs * steps_per_epoch,
-        save_every=c.loop.save_epochs * steps_per_epoch,
-        keep=c.loop.keep,
-        sinks=c.sinks,
+        pace=loop.Pace(
+            log_every=c.loop.log_every,
+            eval_every=c.loop.eval_epochs * steps_per_epoch,
+            save_every=c.loop.save_epochs * steps_per_epoch,
+            keep=c.loop.keep,
+        ),
+        logging=loop.Logging(sinks=c.sinks),
     )
     variables = classify.variables(state)
     on_host = sharding.to_host(variables)  # a collective: every process takes part

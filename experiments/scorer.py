@@ -27,7 +27,7 @@ from ml_collections import config_dict
 from alignment import errors, files
 from alignment.errors import InputError
 from alignment.filtering.scores import calibration, embedding, fitting, heads, linear, ngrams
-from alignment.train import optimizer, sharding
+from alignment.train import loop, optimizer, sharding
 from data import loader
 from data.texts import labels
 from experiments.filtering import settings as filter_settings
@@ -154,9 +154,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         seed=c.seed,
         steps=c.steps,
         batch_size=c.batch_size,
-        sinks=c.sinks,
+        pace=loop.Pace(**c.loop),
+        logging=loop.Logging(sinks=c.sinks),
         **options,
-        **c.loop,
     )
     if jax.process_index() == 0:
         about = calibrated(c, about, build_fn(about, tensors), parts[1])
@@ -174,6 +174,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("calibration", c.calibration, calibration.METHODS)
     unset = {"data.limit": (1, "None takes all"), "embedding.hidden": (1, "None: there is no hidden layer")}
     filter_settings.check_least(c, unset)
+    loop.Pace(**c.loop)
     if c.unsafe.weight <= 0:
         raise InputError(f"unsafe.weight={c.unsafe.weight} must be above 0")
     if c.calibration != "none" and c.objective == "regression":

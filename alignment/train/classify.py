@@ -206,7 +206,8 @@ def fit(
     select: str = "valid",
     variables: Mapping[str, Any] | None = None,
     accumulate: int = 1,
-    **options: Any,
+    pace: loop.Pace,
+    logging: loop.Logging,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
     """Train a classifier; killed and started again it ends in the same state, bit for bit, as every run of `loop.fit`.
 
@@ -218,7 +219,7 @@ def fit(
         select: which of evals chooses the best evaluation: highest mean class accuracy, then lowest loss, then the
             earliest. Its variables are kept in `<workdir>/best`; without such an entry the last ones are.
         variables: a checkpoint's params and batch_stats, donated; None draws them from `seed`.
-        options: of `loop.fit`.
+        pace, logging: of `loop.fit`; the unit is images.
 
     Returns:
         The best state (of an empty optimizer), and the summary of `loop.fit` with `best/step` and, where evals chose
@@ -242,9 +243,8 @@ def fit(
             mesh,
             workdir,
             steps=steps,
-            unit="images",
-            units_per_step=batch_size,
-            **options,
+            pace=pace,
+            logging=dataclasses.replace(logging, unit="images", units_per_step=batch_size),
         )
         if select not in evaluators:
             checkpoint.save(kept, dataclasses.replace(state, opt_state={}), {})

@@ -47,6 +47,45 @@ FinishFn = Callable[[dict[str, float]], dict[str, float]]
 OnFirstFn = Callable[[dict[str, float], dict[str, np.ndarray]], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How often a run logs, evaluates and saves, in steps; 0 evaluates or saves only at the end.
+
+    Args:
+        keep: how many checkpoints stay, the newest.
+
+    Raises:
+        InputError: an interval that means nothing.
+    """
+
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "eval_every", "save_every"):
+            _check_interval(name, getattr(self, name), least=int(name == "log_every"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """What becomes of a run's numbers.
+
+    Args:
+        unit, units_per_step: what `<unit>_per_second` counts.
+        finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
+        sinks: writers beside `metrics.jsonl`.
+        label: what the progress line calls this run.
+    """
+
+    unit: str = "examples"
+    units_per_step: int = 1
+    finish_fn: FinishFn = dict
+    sinks: tuple[str, ...] = ("tensorboard",)
+    label: str = ""
+
+
 def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) -> Evaluator:
     """Exact means of a loss and its metrics over a finite set of batches, under the parameters of a state."""
 
@@ -83,30 +122,18 @@ def fit(
     workdir: str | pathlib.Path,
     *,
     steps: int,
-    log_every: int = 10,
-    eval_every: int = 0,
-    save_every: int = 0,
-    keep: int = 2,
-    unit: str = "examples",
-    units_per_step: int = 1,
+    pace: Pace,
+    logging: Logging,
     on_first_fn: OnFirstFn | None = None,
-    finish_fn: FinishFn = dict,
-    sinks: tuple[str, ...] = ("tensorboard",),
-    label: str = "",
 ) -> tuple[TrainState, dict[str, float]]:
     """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one; 0 evaluates only.
 
     Args:
         update: from `step.build`, not yet compiled; `state` is donated to it.
         evals: name -> evaluator; their numbers appear as `<name>/<metric>`.
-        log_every, eval_every, save_every: in steps; 0 for eval and save means only at the end. An evaluation before the
-            first step is always made, so that every curve starts where the run did.
-        unit, units_per_step: what `<unit>_per_second` counts.
+        pace: whatever it says, a fresh run is evaluated before the first step, so that curves start where it did.
         on_first_fn: called once in a fresh run with the metrics of the first update, which are those of the untouched
             parameters, and with its batch; raises where they cannot be right.
-        finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
-        sinks: writers beside `metrics.jsonl`.
-        label: what the progress line calls this run.
 
     Returns:
         The final state, and the last value of every held-out metric with `steps` and `<unit>_per_second`.
@@ -115,14 +142,16 @@ def fit(
         Stopped: when STOP is set, after saving.
         InputError: a loss that is not a finite number, with the step and the batch; a full disk, with what is left.
     """
-    _check_intervals(steps=steps, log_every=log_every, eval_every=eval_every, save_every=save_every)
+    _check_interval("steps", steps, least=0)
     workdir = pathlib.Path(workdir)
     ACTIVE.set()
     try:
-        with checkpoint.open_manager(workdir / "checkpoints", keep=keep) as manager, sharding.activations(mesh):
+        with checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager, sharding.activations(mesh):
             state, is_resumed = _restore(manager, state, batches)
             restored = int(state.step) if is_resumed else None
-            writer = writers.open_run(str(workdir), sinks, restored=restored, total_steps=steps, label=label)
+            writer = writers.open_run(
+                str(workdir), logging.sinks, restored=restored, total_steps=steps, label=logging.label
+            )
             run = _Run(
                 update=step.compile_update(update, state),
                 state=state,
@@ -130,13 +159,13 @@ def fit(
                 evals=evals,
                 mesh=mesh,
                 manager=manager,
-                finish_fn=finish_fn,
-                log=_Log(writer, manager, finish_fn, unit, units_per_step),
+                finish_fn=logging.finish_fn,
+                log=_Log(writer, manager, logging),
             )
             try:
                 heldout = {} if is_resumed else _begin(run)
                 first_fn = None if is_resumed else on_first_fn
-                heldout |= _train(run, first_fn, steps, log_every, eval_every or steps, save_every or steps)
+                heldout |= _train(run, first_fn, steps, pace)
                 summary = {**(heldout or run.evaluate()), "steps": float(steps), **run.log.rate(workdir)}
             finally:
                 writer.close()
@@ -201,11 +230,10 @@ def _begin(run: _Run) -> dict[str, float]:
     return heldout
 
 
-def _train(
-    run: _Run, on_first_fn: OnFirstFn | None, steps: int, log_every: int, eval_every: int, save_every: int
-) -> dict[str, float]:
+def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> dict[str, float]:
     """The steps that are left; the last held-out values, empty if no step was."""
     heldout = {}
+    eval_every, save_every = pace.eval_every or steps, pace.save_every or steps
     start = int(run.state.step)
     for number in range(start + 1, steps + 1):
         batch = next(run.batches)
@@ -221,7 +249,7 @@ def _train(
 
         is_last = number == steps
         evaluates, saves = (number % every == 0 or is_last for every in (eval_every, save_every))
-        logs = number % log_every == 0 or evaluates or saves
+        logs = number % pace.log_every == 0 or evaluates or saves
         if logs:
             run.log.close_line(number)
         if evaluates:
@@ -249,16 +277,8 @@ class _Log:
     after it has dispatched the next step; the device computes that step while the host waits for the line's numbers.
     """
 
-    def __init__(
-        self,
-        writer: writers.many,
-        manager: ocp.CheckpointManager,
-        finish_fn: FinishFn,
-        unit: str,
-        units_per_step: int,
-    ):
-        self.writer, self._manager, self._finish_fn = writer, manager, finish_fn
-        self._unit, self._units_per_step = unit, units_per_step
+    def __init__(self, writer: writers.many, manager: ocp.CheckpointManager, logging: Logging):
+        self.writer, self._manager, self._logging = writer, manager, logging
         self._add = jax.jit(step.add)  # without donation: `_steps` holds arrays of the first step's metrics
         self._sums: step.Metrics | None = None  # over the steps since the last line
         self._steps: list[tuple[jax.Array, np.ndarray | None]] = []  # of each: its nonfinite flag, records in its batch
@@ -288,15 +308,15 @@ class _Log:
         """Wait for the numbers of the line that is due; refuse a loss or gradient that is not finite."""
         assert self._due is not None
         (number, sums, steps, num_timed), self._due = self._due, None
-        values = self._finish_fn(_fetch(sums))
+        values = self._logging.finish_fn(_fetch(sums))
         now = time.perf_counter()
         if values.pop("nonfinite") > 0:
             self._refuse(number, steps)
         if num_timed:
             seconds = now - (self._clock or now)
             values["step_seconds"] = seconds / num_timed
-            values[f"{self._unit}_per_second"] = self._units_per_step / values["step_seconds"]
-            self._timed.append((self._units_per_step * num_timed, seconds))
+            values[f"{self._logging.unit}_per_second"] = self._logging.units_per_step / values["step_seconds"]
+            self._timed.append((self._logging.units_per_step * num_timed, seconds))
         self._clock = now
         return values
 
@@ -310,7 +330,7 @@ class _Log:
 
     def rate(self, workdir: pathlib.Path) -> dict[str, float]:
         """Units per second over all lines; of the start that logged it, where this one trained nothing."""
-        name = f"{self._unit}_per_second"
+        name = f"{self._logging.unit}_per_second"
         if self._timed:
             units, seconds = map(sum, zip(*self._timed))
             return {name: units / seconds}
@@ -343,7 +363,6 @@ def _fetch(metrics: step.Metrics) -> dict[str, float]:
     return {name: float(mean.total) / float(mean.count) for name, mean in fetched.items() if mean.count}
 
 
-def _check_intervals(*, steps: int, log_every: int, eval_every: int, save_every: int) -> None:
-    for name, number in dict(steps=steps, log_every=log_every, eval_every=eval_every, save_every=save_every).items():
-        if number < (1 if name == "log_every" else 0):
-            raise InputError(f"{name}={number} must be {'positive' if name == 'log_every' else 'at least 0'}")
+def _check_interval(name: str, number: int, *, least: int) -> None:
+    if number < least:
+        raise InputError(f"{name}={number} must be {'positive' if least else 'at least 0'}")

@@ -1,5 +1,6 @@
 """The language model's own loss: pretraining and supervised tuning differ only in the mask that the batch brings."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -45,7 +46,8 @@ def fit(
     steps: int,
     batch_size: int,
     accumulate: int = 1,
-    **options: Any,
+    pace: loop.Pace,
+    logging: loop.Logging,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
     """Train a language model on next tokens; resumes like every run of `loop.fit`.
 
@@ -53,7 +55,7 @@ def fit(
         params: a checkpoint's parameters, or None to draw them from `seed`.
         train, heldout: endless and finite batches.
         batch_size: rows of a batch over all hosts, for checking it against the mesh.
-        options: of `loop.fit`.
+        pace, logging: of `loop.fit`; the unit is rows.
 
     Returns:
         As `loop.fit`, with `heldout/perplexity`, the exponential of the held-out loss per token.
@@ -69,9 +71,8 @@ def fit(
         mesh,
         workdir,
         steps=steps,
-        unit="rows",
-        units_per_step=batch_size,
-        **options,
+        pace=pace,
+        logging=dataclasses.replace(logging, unit="rows", units_per_step=batch_size),
     )
     if "heldout/loss" in summary:  # absent where nothing was held out
         summary = {**summary, "heldout/perplexity": math.exp(min(summary["heldout/loss"], 700.0))}

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from alignment.filtering.scores import chunks, fitting, heads, linear, ngrams
-from alignment.train import optimizer, sharding
+from alignment.train import loop, optimizer, sharding
 from data import loader
 from data.toys import toyweb
 
@@ -41,10 +41,7 @@ def train(workdir: pathlib.Path, path: str, *, seed: int, num: int, steps: int) 
         seed=seed,
         steps=steps,
         batch_size=BATCH,
-        log_every=20,
-        eval_every=steps,
-        save_every=steps,
-        keep=1,
-        sinks=(),
+        pace=loop.Pace(log_every=20, eval_every=steps, save_every=steps, keep=1),
+        logging=loop.Logging(sinks=()),
     )
     heads.save(path, about, tensors)

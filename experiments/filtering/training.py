@@ -69,14 +69,14 @@ class Trainer:
             self.mesh,
             folder / stage,
             steps=settings["steps"],
-            log_every=max(settings["steps"] // 5, 1),
-            save_every=settings["save_every"],
-            keep=1,
-            unit="pairs" if stage == "dpo" else "rows",
-            units_per_step=settings["batch_size"],
-            finish_fn=metrics.finish if stage == "dpo" else dict,
-            sinks=(),
-            label=f"{folder.name} {stage}",
+            pace=loop.Pace(log_every=max(settings["steps"] // 5, 1), save_every=settings["save_every"], keep=1),
+            logging=loop.Logging(
+                unit="pairs" if stage == "dpo" else "rows",
+                units_per_step=settings["batch_size"],
+                finish_fn=metrics.finish if stage == "dpo" else dict,
+                sinks=(),
+                label=f"{folder.name} {stage}",
+            ),
         )
         return state.params
 

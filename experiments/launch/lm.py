@@ -23,6 +23,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
     language_model.check_dtypes(c.compute.dtype, c.export)
     optimizer.adamw(**c.optimizer)
+    loop.Pace(**c.loop)
 
 
 def load_tokenizer(c: ml_collections.ConfigDict) -> tokenizer.Tokenizer:
@@ -76,8 +77,8 @@ def fit(
         steps=steps or c.steps,
         batch_size=c.batch_size,
         accumulate=c.accumulate,
-        sinks=c.sinks,
-        **c.loop,
+        pace=loop.Pace(**c.loop),
+        logging=loop.Logging(sinks=c.sinks),
     )
     return model, state, summary
 

@@ -69,6 +69,9 @@ class Loader:
         self.number = state["number"]
 
 
+QUIET = loop.Logging(sinks=())
+
+
 def heldout(num=2, **options):
     batches = [images(number, seed=1, **options) for number in range(num)]
     batches[-1]["weights"][-3:] = 0
@@ -86,12 +89,12 @@ def updated(mesh, batches, **options):
 
 
 def fit(workdir, steps=6, train=None, mesh=None, **options):
-    options = (
-        dict(tx=optimizer.amsgrad(3e-2), seed=0, steps=steps, batch_size=8, eval_every=2, save_every=2, sinks=())
-        | options
-    )
+    pace = {"log_every": 1, "eval_every": 2, "save_every": 2}
+    pace |= {name: options.pop(name) for name in list(options) if name in pace}
+    options = dict(tx=optimizer.amsgrad(3e-2), seed=0, steps=steps, batch_size=8, logging=QUIET) | options
+    evals = {"valid": heldout()}
     return classify.fit(
-        Small(), train or Loader(), {"valid": heldout()}, mesh or make_mesh(), workdir, log_every=1, **options
+        Small(), train or Loader(), evals, mesh or make_mesh(), workdir, pace=loop.Pace(**pace), **options
     )
 
 
@@ -237,7 +240,7 @@ def test_a_network_is_recalled_from_its_folder_with_what_it_was_told(tmp_path):
     with pytest.raises(InputError, match="no network yet"):
         classify.recall(tmp_path)
     model = vision.network("cnn", num_classes=3)
-    options = dict(tx=optimizer.amsgrad(1e-2), seed=0, steps=1, batch_size=8, sinks=())
+    options = dict(tx=optimizer.amsgrad(1e-2), seed=0, steps=1, batch_size=8, pace=loop.Pace(), logging=QUIET)
     best, _ = classify.fit(model, Loader(sizes=((8, 8),)), {}, make_mesh(), tmp_path, **options)
     found = classify.recall(tmp_path)
     assert found.model == model and found.step == 1

@@ -39,7 +39,10 @@ def fit(workdir, steps=STEPS, events=None, **options):
 
     loader = Loader(events)
     evals = {"heldout": loop.evaluator(lm_loss, [helpers.lm_batch(n, seed=1) for n in range(2)])}
-    settings = {"log_every": 2, "eval_every": HALF, "save_every": HALF, "sinks": ()} | options
+    pace = {"log_every": 2, "eval_every": HALF, "save_every": HALF}
+    pace |= {name: options.pop(name) for name in ("log_every", "eval_every", "save_every", "keep") if name in options}
+    on_first_fn = options.pop("on_first_fn", None)
+    settings = dict(pace=loop.Pace(**pace), logging=loop.Logging(**{"sinks": ()} | options), on_first_fn=on_first_fn)
     update = step.build(loss_fn, tx, rate_fn=helpers.optimizer.learning_rate)
     state, summary = loop.fit(update, state, loader, evals, mesh, workdir, steps=steps, **settings)
     return jax.device_get(state), summary, loader
@@ -211,9 +214,8 @@ def test_the_newest_checkpoints_are_kept_and_no_more(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("steps", -1), ("log_every", 0), ("eval_every", -1), ("save_every", -1)])
 def test_intervals_that_mean_nothing_are_refused_by_name(name, value, tmp_path):
-    options = {"steps": 2, "log_every": 1, "eval_every": 1, "save_every": 1} | {name: value}
     with pytest.raises(InputError, match=f"{name}={value} must be"):
-        loop.fit(None, None, None, {}, None, tmp_path, **options)
+        fit(tmp_path, **{name: value})
 
 
 def test_no_steps_evaluate_only(tmp_path):

@@ -6,6 +6,7 @@ Batches hold `labels` [N] int32 levels, `weights` [N] float32 (0 for rows that f
 Dimensions: N texts, K entries of a row, D width of an embedding, F of the hidden layer, B buckets, C levels, O outputs.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -142,13 +143,14 @@ def fit(
     seed: int,
     steps: int,
     batch_size: int,
-    **options: Any,
+    pace: loop.Pace,
+    logging: loop.Logging,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Train a head; a second start resumes, as every run of `loop.fit` does.
 
     Args:
         num_inputs: buckets, or the width of the embedding.
-        options: of `loop.fit`.
+        pace, logging: of `loop.fit`; the unit is texts.
 
     Returns:
         The tensors that `heads.save` writes, on the host, and the summary of `loop.fit`.
@@ -169,9 +171,8 @@ def fit(
         mesh,
         workdir,
         steps=steps,
-        unit="texts",
-        units_per_step=batch_size,
-        **options,
+        pace=pace,
+        logging=dataclasses.replace(logging, unit="texts", units_per_step=batch_size),
     )
     tensors = {name: np.asarray(value, np.float32) for name, value in sharding.to_host(state.params).items()}
     if "thresholds_bias" in tensors:

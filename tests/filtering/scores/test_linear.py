@@ -9,7 +9,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.filtering.scores import calibration, fitting, heads, linear, ngrams, scorers
-from alignment.train import optimizer
+from alignment.train import loop, optimizer
 from tests.train.helpers import make_mesh
 
 FEATURES = dict(words=[1, 2], characters=[3, 3], buckets=1 << 10, lower=True)
@@ -60,7 +60,8 @@ class Texts:
 def fit(told, workdir, mesh_shape=(1, 1, 1), steps=30):
     texts = Texts(told, len(told.levels))
     mesh, tx = make_mesh(mesh_shape), optimizer.adamw(0.1, schedule="constant", clip_norm=0.0)
-    options = dict(num_inputs=1 << 10, tx=tx, seed=0, steps=steps, batch_size=16, sinks=(), save_every=10)
+    options = dict(num_inputs=1 << 10, tx=tx, seed=0, steps=steps, batch_size=16)
+    options |= dict(pace=loop.Pace(save_every=10), logging=loop.Logging(sinks=()))
     return texts, *fitting.fit(told, texts, [texts.batch(0)], mesh, workdir, **options)
 
 
