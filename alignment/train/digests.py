@@ -38,6 +38,8 @@ def finish(folder: pathlib.Path, *, waits: bool = True) -> None:
         over.set()
         if waits:
             thread.join()
+    if waits:
+        _forget(folder)  # Orbax removes an old checkpoint after the new one has its name, and so after its hashes began
     _writers[folder] = [(thread, over) for thread, over in _writers.get(folder, []) if thread.is_alive()]
 
 
@@ -71,9 +73,14 @@ def _write(folder: pathlib.Path, step: int, over: threading.Event) -> None:
         hashes = {path.relative_to(checkpoint).as_posix(): _hash(path) for path in paths}
         if hashes:
             files.write_json(folder / FOLDER / f"{step}.json", hashes)
-        for old in (folder / FOLDER).glob("*.json"):
-            if not (folder / old.stem).is_dir():
-                old.unlink(missing_ok=True)
+        _forget(folder)
+
+
+def _forget(folder: pathlib.Path) -> None:
+    """Remove the hashes of checkpoints that are gone."""
+    for old in (folder / FOLDER).glob("*.json"):
+        if not (folder / old.stem).is_dir():
+            old.unlink(missing_ok=True)
 
 
 def _hash(path: pathlib.Path) -> str:
