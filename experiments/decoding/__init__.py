@@ -1,0 +1,1 @@
+"""Glue that the doors to the decoder share: which model, and the engine that serves it."""

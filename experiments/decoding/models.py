@@ -1,0 +1,226 @@
+"""The model that a door of the decoder opens on: its config group, the refusals before weights are read, the engine."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from alignment import errors
+from alignment.decoding import engine as engines
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.train import language_model, loop, next_token, optimizer, sharding
+from data.texts import text
+from data.tokens import pieces, tokenizer
+
+RANDOM, TOY = "random", "toy"  # models that come with the code
+KINDS = ("hf", "run", "gguf")
+RANDOM_SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
+TOY_SIZES = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384)
+TOY_STEPS = 200
+SMOL = "hf:models/smollm2"  # what `make models` leaves
+LEAST = {"num_slots": 1, "max_len": 1, "chunk": 1, "block": 1, "num_steps": 1, "num_draft": 0}
+
+
+def settings(arg: str = "") -> dict[str, Any]:
+    """The part of a door's config that says which model answers and how the engine is sized.
+
+    Args:
+        arg: `tiny`: a small model with random weights; `laptop`: one that `load` trains in a minute on the embedded
+            museum's conversations; `smol`: SmolLM2-135M-Instruct where `make models` left it.
+    """
+    engine = dict(
+        num_slots=16,  # answers written at the same time
+        max_len=2_048,  # tokens of prompt and answer
+        chunk=64,  # tokens of a prompt that are read at once
+        block=64,  # positions of a block of the cache
+        num_steps=16,  # tokens of every answer between two looks of the host
+        num_draft=0,  # tokens guessed ahead
+    )
+    out = dict(
+        init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy
+        tokenizer="",  # "" takes that of init_from
+        dtype=config_dict.placeholder(str),  # None: bfloat16 on accelerators, float32 on a CPU
+        draft_from="",  # a smaller model that guesses num_draft tokens; "": the row's own repetitions do
+        mesh=dict(tensor=1),  # devices that share the model; -1 takes all
+        engine=engine,
+    )
+    if arg == "tiny":
+        out |= dict(init_from=RANDOM, dtype="float32")
+        engine |= dict(num_slots=4, max_len=128, chunk=16, block=16, num_steps=4)
+    elif arg == "laptop":
+        out |= dict(init_from=TOY, dtype="float32")
+        engine |= dict(num_slots=8, max_len=512)
+    elif arg == "smol":
+        out |= dict(init_from=SMOL, dtype="float32")
+        engine |= dict(num_slots=8)
+    return out
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse a model that is not there and sizes out of range; no weights are read and no device is started."""
+    for name in ("init_from", "draft_from"):
+        _check_place(name, c[name])
+    if c.dtype is not None:
+        errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="leave it out for the machine's own")
+    for name, least in LEAST.items():
+        value = c.engine[name]
+        if value < least:
+            raise InputError(f"engine.{name}={value} must be at least {least}")
+    if c.draft_from and not c.engine.num_draft:
+        raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
+    if c.draft_from and c.init_from in (RANDOM, TOY):
+        raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
+
+
+def _check_place(name: str, init_from: str) -> None:
+    kind, _, place = init_from.partition(":")
+    if name == "draft_from" and not init_from:
+        return
+    if name == "init_from" and init_from in (RANDOM, TOY):
+        return
+    if kind not in KINDS or not place:
+        own = f", or {RANDOM!r} or {TOY!r}" if name == "init_from" else ""
+        raise InputError(f"{name}={init_from!r} must be hf:<folder or hub id>, run:<workdir> or gguf:<file>{own}")
+    path = pathlib.Path(place).expanduser()
+    if init_from == SMOL and not path.is_dir():
+        raise InputError(f"{name}={init_from!r}: the model is not there; run: make models")
+    if kind == "hf" and not path.is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
+        raise InputError(f"{name}={init_from!r}: {place} is neither a folder here nor a hub id (owner/name)")
+    if kind == "run" and not (path / language_model.MODEL_FILE).is_file():
+        raise InputError(f"{name}={init_from!r}: {path / language_model.MODEL_FILE} is not there; name a run's workdir")
+    if kind == "gguf" and not path.is_file():
+        raise InputError(f"{name}={init_from!r}: {path} is not a file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that answers.
+
+    Attributes:
+        name: for people and for the `model` field of what it writes.
+        digest: of the weights and the numerics; what is stored of its answers carries it.
+        pieces: the bytes of every token.
+        drops_first_space: whether a text that stands alone begins without the space of its first token.
+        draft: the guessing model and its parameters.
+    """
+
+    network: decoder.DecoderLM
+    params: Any
+    tok: tokenizer.Tokenizer
+    name: str
+    digest: str
+    pieces: list[bytes]
+    drops_first_space: bool
+    mesh: Mesh
+    draft: tuple[decoder.DecoderLM, Any] | None = None
+
+    def text(self, raw: bytes, *, is_alone: bool) -> str:
+        """An answer's bytes as text; `is_alone`: it is a turn of a chat and not the rest of its prompt."""
+        raw = raw.removeprefix(b" ") if is_alone and self.drops_first_space else raw
+        return raw.decode("utf-8", "replace")
+
+
+def load(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
+    """The model of a config; the toy is trained first, in `workdir/toy`, unless an earlier start has done so."""
+    mesh = _mesh(c.mesh.tensor)
+    dtype = c.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if dtype == "bfloat16" and jax.default_backend() == "cpu":
+        print("dtype=bfloat16 is slow on a CPU, which has no arithmetic for it; float32 is faster", flush=True)
+    init_from = c.init_from
+    if init_from == TOY:
+        init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy')}"
+    tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
+    network, params = _read(init_from, tok, dtype, mesh)
+    table = pieces.pieces(tok)
+    return Model(
+        network=network,
+        params=params,
+        tok=tok,
+        name=c.init_from,
+        digest=_digest(init_from, dtype),
+        pieces=table,
+        drops_first_space=pieces.drops_first_space(tok, table),
+        mesh=mesh,
+        draft=_read(c.draft_from, tok, dtype, mesh) if c.draft_from else None,
+    )
+
+
+def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engines.Engine:
+    """The engine of `c.engine` for this model; `options` are more of `Engine`'s arguments."""
+    return engines.Engine(
+        model.network,
+        model.params,
+        **{**c.engine, "pieces": model.pieces, "stop_ids": model.tok.stop_ids, **options},
+        draft=model.draft,
+        mesh=model.mesh,
+    )
+
+
+def _mesh(tensor: int) -> Mesh:
+    """The first `tensor` devices. The others stay idle: rows are not split, and copies would compute the same."""
+    devices = jax.devices()
+    num = len(devices) if tensor == -1 else tensor
+    if not 1 <= num <= len(devices):
+        raise InputError(f"mesh.tensor={tensor} and there are {len(devices)} devices; -1 takes all")
+    return Mesh(np.array(devices[:num]).reshape(1, 1, num), sharding.AXES)
+
+
+def _read(init_from: str, tok: tokenizer.Tokenizer, dtype: str, mesh: Mesh) -> tuple[decoder.DecoderLM, Any]:
+    compute = _compute(dtype)
+    if init_from == RANDOM:
+        network = language_model.build("", tok, model=RANDOM_SIZES, compute=compute, rows_are_plain=True)
+        return network, nn.meta.unbox(network.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    network = language_model.build(init_from, tok, model={}, compute=compute, rows_are_plain=True)
+    return network, language_model.params(init_from, network, mesh)
+
+
+def _compute(dtype: str) -> dict[str, Any]:
+    return dict(dtype=dtype, remat="none", attention="blocked", unroll=1)
+
+
+def _digest(init_from: str, dtype: str) -> str:
+    content = json.dumps(RANDOM_SIZES) if init_from == RANDOM else language_model.digest(init_from)
+    return hashlib.sha256(f"{content} {dtype}".encode()).hexdigest()[:16]
+
+
+def train_toy(folder: pathlib.Path) -> pathlib.Path:
+    """A small byte-level model that answers the embedded museum's questions: a minute on two cores.
+
+    A finished or a killed training in `folder` is taken up where it ended.
+    """
+    if loop.latest_step(folder) == TOY_STEPS:
+        return folder
+    tok = tokenizer.load("bytes")
+    train, heldout, _ = text.load(
+        kind="answers", path="synthetic:conversations", tokenizer=tok, max_len=256, limit=4_000, heldout_fraction=0.01
+    )
+    network = language_model.build(
+        "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder
+    )
+    batches_fn = functools.partial(text.batches, batch_size=16, seed=0)
+    next_token.fit(
+        network,
+        None,
+        batches_fn(train),
+        batches_fn(heldout, endless=False),
+        _mesh(1),
+        folder,
+        tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=20, total_steps=TOY_STEPS, schedule="cosine", clip_norm=1.0),
+        seed=0,
+        steps=TOY_STEPS,
+        batch_size=16,
+        save_every=50,
+        sinks=(),
+    )
+    return folder

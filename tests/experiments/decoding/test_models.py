@@ -1,0 +1,74 @@
+import ml_collections
+import numpy as np
+import pytest
+
+from alignment.decoding.requests import Request
+from alignment.errors import InputError
+from experiments.decoding import models
+
+
+def config(arg="tiny", **values):
+    c = ml_collections.ConfigDict(models.settings(arg))
+    for name, value in values.items():
+        group, _, leaf = name.partition("__")
+        if leaf:
+            c[group][leaf] = value
+        else:
+            c[name] = value
+    return c
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir> or gguf:<file>"),
+        (dict(init_from="hf:./none"), "neither a folder here nor a hub id"),
+        (dict(init_from="run:none"), "model.json is not there; name a run's workdir"),
+        (dict(init_from="gguf:none.gguf"), "none.gguf is not a file"),
+        (dict(draft_from="random"), "draft_from='random' must be hf:"),
+        (dict(dtype="float16"), "dtype='float16' is not one of: float32, bfloat16"),
+        (dict(engine__max_len=0), "engine.max_len=0 must be at least 1"),
+        (dict(engine__num_slots=0), "engine.num_slots=0 must be at least 1"),
+        (dict(engine__num_draft=-1), "engine.num_draft=-1 must be at least 0"),
+        (dict(init_from="hf:a/b", draft_from="hf:a/c"), "engine.num_draft=0, so it would guess nothing"),
+        (dict(draft_from="hf:a/c", engine__num_draft=4), "gains nothing from draft_from"),
+    ],
+)
+def test_a_model_that_is_not_there_and_sizes_out_of_range_are_refused(values, said):
+    with pytest.raises(InputError) as refused:
+        models.check(config(**values))
+    assert said in str(refused.value)
+
+
+def test_the_real_small_model_is_refused_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="run: make models"):
+        models.check(config("smol"))
+
+
+@pytest.mark.parametrize("arg", ["", "tiny", "laptop"])
+def test_every_setting_passes_its_own_check(arg):
+    models.check(config(arg))
+
+
+def test_the_random_model_is_the_same_at_every_start_and_answers_in_bytes(tmp_path):
+    first, second = (models.load(config(), tmp_path) for _ in range(2))
+    assert first.digest == second.digest and first.name == "random"
+    np.testing.assert_array_equal(first.params["embedding"], second.params["embedding"])
+    engine = models.engine(first, config(), stop_ids=())
+    (answer,) = engine.answers([Request(prompt=first.tok.encode("hello"), max_new_tokens=6)])
+    assert answer.text == b"".join(first.pieces[i] for i in answer.ids) and len(answer.ids) == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_devices_than_there_are_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"mesh.tensor=99 and there are 8 devices; -1 takes all"):
+        models.load(config(mesh__tensor=99), tmp_path)
+
+
+def test_the_first_space_of_an_answer_is_kept_in_a_text_that_goes_on(tmp_path):
+    model = models.load(config(), tmp_path)
+    assert model.text(b" hi", is_alone=True) == " hi"  # a byte tokenizer writes no space of its own
+    words = models.dataclasses.replace(model, drops_first_space=True)
+    assert words.text(b" hi", is_alone=True) == "hi" and words.text(b" hi", is_alone=False) == " hi"
+    assert words.text(b"\xff", is_alone=False) == "\ufffd"
