@@ -5,6 +5,7 @@ an extra: pip install 'plumbline[gguf]'. A model split over several files (`NAME
 """
 
 import functools
+import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping
@@ -62,6 +63,13 @@ class Model(NamedTuple):
         return str(self.metadata.get("general.architecture", ""))
 
 
+def check(path: str) -> None:
+    """Refuse a model whose files are missing, or the package that reads them, without opening one."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"reading {path} needs llama.cpp's package: pip install 'plumbline[gguf]'")
+    _parts(pathlib.Path(path).expanduser())
+
+
 @functools.lru_cache(maxsize=2)
 def read(path: str) -> Model:
     """Metadata and tensors of a model; no tensor is dequantised yet.
@@ -70,10 +78,9 @@ def read(path: str) -> Model:
         InputError: the file is missing, truncated or not GGUF, a part of a split model is missing, a tensor has a
             quantisation that is not in QUANTISATIONS, or the package `gguf` is not installed.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(f"reading {path} needs llama.cpp's package: pip install 'plumbline[gguf]'") from None
+    check(path)
+    import gguf
+
     metadata: dict[str, Any] = {}
     tensors: dict[str, Quantised] = {}
     for file in _parts(pathlib.Path(path).expanduser()):

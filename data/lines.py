@@ -1,9 +1,11 @@
-"""Files to lines with bounded memory: plain, .gz and .zst, however long a line is, up to where a file breaks off."""
+"""Files to lines with bounded memory, plain or compressed, however long a line is, up to where a file breaks off."""
 
+import bz2
 import contextlib
+import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import zstandard
@@ -12,13 +14,26 @@ from alignment.errors import InputError
 
 CHUNK = 1 << 20  # bytes read, or decompressed, at a time
 SKIPPABLE = tuple(bytes([low, 0x2A, 0x4D, 0x18]) for low in range(0x50, 0x60))  # frames of zstandard that hold no data
-MAGIC = {".gz": (b"\x1f\x8b",), ".zst": (b"\x28\xb5\x2f\xfd", *SKIPPABLE)}
+_ZSTANDARD = (b"\x28\xb5\x2f\xfd", *SKIPPABLE)
+MAGIC = {  # how a compressed file begins, by the ending of its name
+    ".gz": (b"\x1f\x8b",),
+    ".zst": _ZSTANDARD,
+    ".zstd": _ZSTANDARD,
+    ".xz": (b"\xfd7zXZ\0",),
+    ".bz2": (b"BZh",),
+}
+PACKED = tuple(MAGIC)
 
 
 class Damaged(Exception):
     """A stream breaks off; `split` sets `offset` to where the line starts that is incomplete."""
 
     offset = 0
+
+
+def unpacked(file: str) -> str:
+    """The name of a file without the ending that says how it is compressed."""
+    return file[: -len(ending)] if (ending := os.path.splitext(file)[1]) in MAGIC else file
 
 
 def chunks(file: str, start: int = 0) -> Iterator[bytes]:
@@ -30,10 +45,9 @@ def chunks(file: str, start: int = 0) -> Iterator[bytes]:
     """
     try:
         with open(file, "rb", buffering=0) as f:
-            if file.endswith(".gz"):
-                yield from _gzip(f)
-            elif file.endswith(".zst"):
-                yield from _zstandard(f)
+            ending = os.path.splitext(file)[1]
+            if ending in READERS:
+                yield from READERS[ending](f)
             else:
                 f.seek(start)
                 while chunk := f.read(CHUNK):
@@ -177,3 +191,55 @@ def _is_whole(f: BinaryIO) -> bool:
             return False
         at += 4 * (descriptor >> 2 & 1)  # a checksum
     return at == size
+
+
+def _streams(f: BinaryIO, name: str, open_fn: Callable[[], Any], step: int = 4096) -> Iterator[bytes]:
+    """All streams of an .xz or .bz2 file, with zero bytes after one as padding.
+
+    Python's decompressors lose the output of the call that meets damage, so a call returns no more than `step` bytes.
+
+    Args:
+        name: of the format, for messages.
+        open_fn: makes a decompressor of one stream.
+    """
+    stream, raw, out = open_fn(), b"", bytearray()
+    is_new = True  # no byte of this stream was read yet
+    while True:
+        # the decompressor keeps what it has not used of `raw`, and says whether it wants more
+        raw = f.read(CHUNK) if not raw and stream.needs_input else raw
+        if not raw and stream.needs_input:
+            break
+        if is_new and not (raw := raw.lstrip(b"\0")):
+            continue
+        is_new = False
+        try:
+            out += stream.decompress(raw, step)
+        except (lzma.LZMAError, OSError, ValueError, EOFError) as e:
+            yield bytes(out)
+            raise Damaged(f"damaged {name} data: {e}") from e
+        raw = b""
+        if stream.eof:
+            raw, stream, is_new = stream.unused_data, open_fn(), True
+        if len(out) >= CHUNK:
+            yield bytes(out)
+            out.clear()
+    yield bytes(out)
+    if not is_new:
+        raise Damaged(f"truncated {name} data")
+
+
+def _xz(f: BinaryIO) -> Iterator[bytes]:
+    return _streams(f, "xz", lzma.LZMADecompressor)
+
+
+def _bzip2(f: BinaryIO) -> Iterator[bytes]:
+    return _streams(f, "bzip2", bz2.BZ2Decompressor)
+
+
+READERS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
+    ".gz": _gzip,
+    ".zst": _zstandard,
+    ".zstd": _zstandard,
+    ".xz": _xz,
+    ".bz2": _bzip2,
+}

@@ -1,4 +1,4 @@
-"""Files to records: JSON lines, JSON arrays, CSV, parquet, plain text; from folders, globs or tensorflow-datasets.
+"""Files to records: JSON lines, JSON arrays, CSV, parquet, plain text; from disk, tensorflow-datasets or the hub.
 
 A line that cannot be read is set aside with its file and number; more than one in a hundred stops the run.
 """
@@ -6,6 +6,7 @@ A line that cannot be read is set aside with its file and number; more than one 
 import csv
 import dataclasses
 import glob
+import importlib.util
 import io
 import json
 import os
@@ -18,16 +19,17 @@ import orjson
 
 from alignment import files
 from alignment.errors import InputError
-from data import lines
+from data import hub, lines
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
 PARTS = {"test": "test", "eval": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 PARTS |= {"dev": "validation", "train": "train"}
 TABLES = {".csv": ",", ".tsv": "\t"}  # read where they are named, never as a part of a folder; what parts the fields
-PACKED = ("", ".gz", ".zst")
+PACKED = ("", *lines.PACKED)
 BOM = b"\xef\xbb\xbf"
 SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of Hugging Face's folders
-_ODD = re.compile(r"\.(?:jsonl?|ndjson|parquet|txt)(?:\.(?:gz|zst|zstd|xz|bz2|lzma|lz4|br|7z|zip))?$")
+_FOREIGN = ("lzma", "lz4", "br", "7z", "zip", "rar", "snappy", "sz", "z")  # ways to pack that are not read
+_ODD = re.compile(rf"\.(?:jsonl?|ndjson|parquet|txt|csv|tsv)(?:\.(?:gz|zst|zstd|xz|bz2|{'|'.join(_FOREIGN)}))?$")
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -55,7 +57,8 @@ def read(
     """All records of a path, and the lines set aside.
 
     Args:
-        path: a file, a folder, a glob, several of these (a list, or with commas between), or `tfds:name/config`.
+        path: a file, a folder, a glob, several of these (a list, or with commas between), `tfds:name/config`, or
+            `hub:owner/name[@revision][:glob]` (see data/hub.py).
         split: of a tensorflow-datasets source; files have none.
         max_bad: share of unreadable lines, in [0, 1], above which nothing is returned.
 
@@ -68,6 +71,8 @@ def read(
         return [Record(v, path, i) for i, v in enumerate(sources.open_source(path[5:], split), 1)], []
     good: list[Record] = []
     bad: list[BadRecord] = []
+    for line in left_out(path):
+        print(f"data: not read: {line}", flush=True)
     for file in find(path):
         for item in read_file(file):
             if isinstance(item, Record):
@@ -135,16 +140,37 @@ def write_bad(bad: Sequence[BadRecord], path: str | os.PathLike) -> None:
     files.write(path, lambda f: f.write(content))
 
 
+def check(path: str | Sequence[str]) -> None:
+    """Refuse what `read` would not find, without reading a record or asking a hub.
+
+    Raises:
+        InputError: nothing lies there; a package is missing.
+    """
+    if not isinstance(path, (str, pathlib.Path)):
+        for one in path:
+            check(one)
+    elif str(path).startswith("tfds:"):
+        if importlib.util.find_spec("tensorflow_datasets") is None:
+            raise InputError(f"{path} needs tensorflow-datasets: pip install tensorflow-datasets array_record")
+    elif hub.PREFIX in str(path):
+        for one in str(path).split(","):
+            hub.check(one.strip()) if hub.is_spec(one.strip()) else find(one.strip())
+    else:
+        find(path)
+
+
 def find(path: str | Sequence[str]) -> list[str]:
     """The data files behind a file name, a folder, a glob, or several of these (a list, or one string with commas).
 
-    The files of a folder or glob come sorted by name.
+    The files of a folder or glob come sorted by name; those of `hub:owner/name` are fetched first.
 
     Raises:
         InputError: nothing lies there.
     """
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
+    if hub.is_spec(path) and "," not in str(path):
+        return list(fetched(str(path)).files)
     if not str(path).strip():
         raise InputError("data path '' is empty; give a file, a folder or a glob ('.' is the current folder)")
     where = pathlib.Path(path).expanduser()
@@ -160,8 +186,8 @@ def find(path: str | Sequence[str]) -> list[str]:
                     "is not read; write it with to_parquet or to_json"
                 )
             raise InputError(
-                f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])} (.gz, .zst); "
-                "a glob, such as FOLDER/*.txt, takes plain text"
+                f"folder {path} has no data files; names should end in {', '.join(SUFFIXES[:4])}, plain or with "
+                f"{', '.join(lines.PACKED)}; a glob, such as FOLDER/*.txt, takes plain text"
             )
         return names
     if where.is_file():
@@ -172,6 +198,12 @@ def find(path: str | Sequence[str]) -> list[str]:
     if not names:
         raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
     return names
+
+
+def fetched(spec: str) -> hub.Fetched:
+    """The files of a data set of the hub on this disk, of the kinds that are read."""
+    endings = tuple(ending + packed for ending in SUFFIXES[:4] for packed in PACKED)
+    return hub.fetch(spec, endings, tuple(ending + packed for ending in (".txt", *TABLES) for packed in PACKED))
 
 
 def left_out(path: str | Sequence[str]) -> list[str]:
@@ -189,15 +221,15 @@ def left_out(path: str | Sequence[str]) -> list[str]:
         files = glob.glob(str(where), recursive=True)
         if not files and "," in str(path):
             return [line for one in str(path).split(",") if one.strip() for line in left_out(one.strip())]
-    lines = [
+    said = [
         f"{file} (a link that leads nowhere)" for file in files if os.path.islink(file) and not os.path.exists(file)
     ]
     endings = tuple(s + p for s in SUFFIXES for p in PACKED)
     odd = [file for file in files if _ODD.search(file.lower()) and not file.endswith(endings) and os.path.isfile(file)]
     if where.is_dir():
-        ways = f"names end in {', '.join(SUFFIXES)}, in small letters, plain or with .gz or .zst"
-        lines += [f"{file} ({ways})" for file in odd]
-    return sorted(lines)
+        ways = f"names end in {', '.join(SUFFIXES)}, in small letters, plain or with {', '.join(lines.PACKED)}"
+        said += [f"{file} ({ways})" for file in odd]
+    return sorted(said)
 
 
 def _is_hidden(file: str, folder: pathlib.Path) -> bool:
@@ -212,9 +244,12 @@ def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
     trained on. Where a folder has validation files and test files, the validation files are held out and the others
     are left alone; what is done is printed.
     """
-    if not isinstance(path, (str, pathlib.Path)) or not pathlib.Path(path).expanduser().is_dir():
+    if hub.is_spec(path) and "," not in str(path) and not hub.parse(str(path)).glob:
+        folder = pathlib.Path(fetched(str(path)).folder)
+    elif not isinstance(path, (str, pathlib.Path)) or not pathlib.Path(path).expanduser().is_dir():
         return path, []
-    folder = pathlib.Path(path).expanduser()
+    else:
+        folder = pathlib.Path(path).expanduser()
     split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for file in find(path):
         words = [re.split(r"[-_.]", part.lower())[0] for part in pathlib.Path(file).relative_to(folder).parts]
@@ -239,10 +274,14 @@ def below(folder: str | os.PathLike) -> Iterator[str]:
 
 def read_file(file: str) -> Iterator[Record | BadRecord]:
     """The records of one file, in order; a line that cannot be read comes as a `BadRecord`."""
-    name = file.removesuffix(".gz").removesuffix(".zst")
+    name = lines.unpacked(file)
+    if file.lower().endswith(tuple(f".{packed}" for packed in _FOREIGN)):
+        raise InputError(
+            f"{file} is packed in a way that is not read; unpack it, or pack it as {', '.join(lines.PACKED)}"
+        )
     if name.endswith(".parquet"):
         yield from _parquet(file)
-    elif file.endswith(tuple(TABLES)):
+    elif name.endswith(tuple(TABLES)):
         yield from _csv(file)
     elif name.endswith(".txt"):
         yield from _plain_text(file, _lines(file))
@@ -368,9 +407,13 @@ def _lines(file: str) -> Iterator[bytes]:
 def _csv(file: str) -> Iterator[Record | BadRecord]:
     """The rows below a row of column names."""
     # surrogateescape keeps bytes that are not UTF-8 apart from all text, so that they cost their own row alone.
-    text = pathlib.Path(file).read_bytes().removeprefix(BOM).decode("utf-8", "surrogateescape")
+    try:
+        content = b"".join(lines.chunks(file))
+    except lines.Damaged as e:
+        raise InputError(f"{file} is damaged or cut short: {e}. Fetch or pack it again") from e
+    text = content.removeprefix(BOM).decode("utf-8", "surrogateescape")
     csv.field_size_limit(1 << 24)  # Python's own limit, 131,072 characters, is less than a long document
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(file).suffix])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(lines.unpacked(file)).suffix])
     try:
         names = next(reader, [])
         for row in reader:

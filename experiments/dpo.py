@@ -29,7 +29,7 @@ from alignment.preference import losses, metrics, pairs
 from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
-from experiments.launch import groups, lm
+from experiments.launch import checks, groups, lm
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -194,8 +194,10 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("reference", c.reference, ("stored", "online"))
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
+    errors.one_of("layout", c.batch.layout, preferences.LAYOUTS)
     verdicts.of(c.data.verdicts)
     lm.check(c)
+    checks.call(preferences.check, c.data)
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

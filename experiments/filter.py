@@ -21,6 +21,7 @@ to 43.8 %, with rewriting it fell to 33.6 % (Safety Pretraining). The outputs:
 import functools
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.errors import InputError
+from data import records
 from data.corpus import executors, shards, slices
 from experiments.filtering import jobs, planning, toy
 from experiments.filtering import settings as filter_settings
@@ -142,6 +144,33 @@ def tiny(c: ml_collections.ConfigDict) -> None:
     c.toyweb.shards = 2
     c.executor = "local"
     c.scorers.safety.kind = "patterns"  # instead of a scorer that must be trained
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither documents nor a service to be seen."""
+    filter_settings.check_numbers(c)
+    executors.share([], c.shard_index, c.shard_count)
+    executors.check(c.executor)
+    resources(c.ray.resources)
+    if c.inputs != toy.NAME:
+        records.check(c.inputs)
+    if c.planted and not pathlib.Path(c.planted).is_file():
+        raise InputError(f'planted={c.planted!r} is not there; give a file of JSON lines, or ""')
+    for name, scorer in c.scorers.items():
+        needs_file = scorer.kind in ("linear", "embedding", "fasttext") and name not in c.skip
+        if needs_file and scorer.path not in ("", toy.NAME) and not pathlib.Path(scorer.path).exists():
+            raise InputError(
+                f"scorers.{name}.path={scorer.path!r} is not there; experiments/scorer.py leaves one in export/scorer"
+            )
+    if c.rewriter.backend == "flax":
+        from alignment.models import huggingface  # imports JAX, which a filter of files never loads
+
+        huggingface.check_source(c.rewriter.model)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = filter_settings.of(toy.without_web(c, pathlib.Path(folder)))
+        filter_tools.check(settings)
+    for name in c.redo:
+        errors.one_of("redo", name, list(stages(settings, [])))
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

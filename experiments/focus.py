@@ -30,12 +30,27 @@ from alignment.explain import explaining, lime, randomize, rating
 from alignment.models import pretrained, vision
 from alignment.train import classify, loop, optimizer, sharding
 from data import loader, records
-from data.pictures import image_sources, images, mosaics, planning
-from experiments.launch import groups
+from data.pictures import image_sources, images, mosaic_files, mosaics, planning
+from experiments.launch import checks, groups
 from experiments.pages import focus as focus_page
 from experiments.pages.focus_study import Classifier, MosaicSet, Study, ready_mosaics
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
+LEAST = {  # the smallest value of a number in the config, and what None does where it may be None
+    "per_class": (1, ""),
+    "random.limit": (1, "None takes all"),
+    "cascade.limit": (1, ""),
+    "cascade.points": (1, ""),
+    "bias.num_samples": (1, ""),
+    "bias.min_count": (0, ""),
+    "baseline.eval_every": (1, ""),
+    "tile.resize": (1, "None takes that of the run"),
+    "tile.crop": (1, "None takes that of the run"),
+    "fallback.resize": (1, ""),
+    "fallback.crop": (1, ""),
+    "pictures": (0, ""),
+}
+SPLITS = ("train", "val", "test")
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
 
 
@@ -237,7 +252,7 @@ def leave(c: ml_collections.ConfigDict, study: Study, results: focus_page.Result
 
 
 def check(c: ml_collections.ConfigDict) -> None:
-    """Refuse values that cannot work before anything is read or run."""
+    """Refuse what needs neither pictures nor devices to be seen."""
     for method in {*c.methods, *c.random.methods, *c.cascade.methods, *([c.bias.method] if c.bias.method else [])}:
         one_of("method", method, explaining.METHODS)
         explaining.check_options(method, dict(c.options[method]))
@@ -259,6 +274,19 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     if c.data.source.startswith("mosaics:"):
         check_mosaics(c, kind)
+    if kind == "run":
+        classify.about(path)
+    elif kind == "checkpoint":
+        pretrained.check_file(path)
+    if kind != "run":
+        vision.network(c.network.name, num_classes=c.network.num_classes or 2, dtype=c.dtype, **c.network.fields)
+    if kind != "run" or c.data.source:
+        check_source(c, source_of(c))
+    one_of("outer", c.outer, mosaics.OUTER)
+    one_of("data.split", c.data.split, SPLITS)
+    one_of("options.lime.segmenter", c.options.lime.segmenter, ("", *lime.SEGMENTERS))
+    optimizer.adamw(c.baseline.lr)
+    checks.check_least(c, LEAST | {f"limit.{method}": (1, "None takes all") for method in c.limit})
 
 
 def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
@@ -278,6 +306,14 @@ def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
                 f"{name}={value} is read where mosaics are planned from pictures, and those of "
                 f"{c.data.source} are made already; leave it out"
             )
+
+
+def check_source(c: ml_collections.ConfigDict, source: str) -> None:
+    """Refuse pictures, or mosaics, that are not there."""
+    if source.startswith("mosaics:"):
+        mosaic_files.check(source.removeprefix("mosaics:"))
+    else:
+        images.check(source, **options_of(c, source))
 
 
 def options_for(c: ml_collections.ConfigDict, tile_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
@@ -412,6 +448,11 @@ def open_images(
     c: ml_collections.ConfigDict, source: str, split: str = "", run_options: Mapping[str, Any] | None = None
 ) -> images.Images:
     """A split of the source, with the options of the run whose source it is, and the config's."""
+    return images.open(source, split=split or c.data.split, **options_of(c, source, run_options))
+
+
+def options_of(c: ml_collections.ConfigDict, source: str, run_options: Mapping[str, Any] | None = None) -> dict:
+    """The options that `images.open` takes for a source: those of the run whose source it is, and the config's."""
     options = {**(run_options or {}), **c.data.options}
     if source.startswith("csv:"):
         options["columns"] = {**options.get("columns", {}), **columns_of(c)}
@@ -419,7 +460,7 @@ def open_images(
         raise InputError(f"data.columns={columns_of(c)} is of csv:<file.csv>, and these pictures are {source}")
     if source.split(":")[0] != "museum":
         options.pop("planted_share", None)
-    return images.open(source, split=split or c.data.split, **options)
+    return options
 
 
 def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path) -> MosaicSet:

@@ -196,7 +196,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def check(c: ml_collections.ConfigDict) -> None:
-    """Refuse values that cannot work before anything is read."""
+    """Refuse what needs neither pictures nor devices to be seen."""
     if c.epochs < 1:
         raise InputError(f"epochs={c.epochs} must be at least 1")
     for name in ("eval_epochs", "save_epochs"):
@@ -211,6 +211,11 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"data.{name}={c.data[name]} is of mame:<folder>, and data.source={c.data.source!r}")
     if c.replicate_release_bug and c.version != "R360k-VS":
         raise InputError(f"replicate_release_bug is of version=R360k-VS, and version={c.version!r}")
+    images.check(c.data.source, **source_options(c))
+    network(c, 2, view_of(c))
+    if c.init_from:
+        pretrained.check_file(c.init_from)
+    optimizer.amsgrad(c.lr or 0.0)
     for method in c.explain.methods:
         explaining.check_options(method, {})
         if method == "attention_rollout" and not c.network.name.startswith("vit"):

@@ -30,6 +30,7 @@ from ml_collections import config_dict
 from alignment import errors, files
 from alignment.decoding import sample
 from alignment.errors import InputError
+from alignment.preference import losses
 from alignment.train import language_model, sharding
 from data import records
 from data.texts import preferences, text
@@ -174,7 +175,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     stages = {name: c[name].to_dict() for name in training.STAGES}
     trainer = training.Trainer(model, mesh, stages, num_members=len(arms) * len(seeds))
     rows = probes.read(folder / "probes")
-    reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit or 0, seed=c.seed)
+    reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit, seed=c.seed)
     heldout_options = dict(batch_size=c.pretrain.batch_size, kind="documents", **reading)
     heldout = probes.heldout(folder / "heldout", trainer.loss_fn, mesh, **heldout_options)
     bench = probes.Probes(model, tok, mesh, rows, heldout, batch_size=c.score_batch, **c.samples)
@@ -197,7 +198,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def check(c: ml_collections.ConfigDict) -> None:
-    """Refuse wrong values before anything is read or run."""
+    """Refuse what needs neither data nor devices to be seen."""
     for name in ("arms", "post_arms"):
         for arm in names(c[name]):
             errors.one_of(name, arm, ARMS)
@@ -215,6 +216,16 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:2000")
     if c.data.limit is not None and c.data.limit < 1:
         raise InputError(f"data.limit={c.data.limit} must be at least 1, or None for all texts")
+    if c.data.max_len < 2:
+        raise InputError(f"data.max_len={c.data.max_len}; a row needs at least 2 tokens")
+    if kind == "learn" and c.init_from:
+        raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
+    lm.check_model(c, made_here=kind == "learn")
+    losses.check_options("dpo", {"beta": c.dpo.beta})
+    for name in training.STAGES:
+        training.check(c[name].to_dict())
+    if c.data.path != TOY:
+        check_folders(c)
 
 
 def names(listing: str) -> list[str]:
@@ -234,6 +245,12 @@ def corpora(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
         counts = toy_corpora.prepare(workdir / "toyweb", seed=c.seed, **c.toy)
         files.report_counts(workdir, {f"documents of {name}": n for name, n in counts.items()})
         return workdir / "toyweb"
+    check_folders(c)
+    return pathlib.Path(c.data.path)
+
+
+def check_folders(c: ml_collections.ConfigDict) -> None:
+    """Refuse a folder that lacks a corpus of one of the arms, held-out text or probes."""
     needed = {corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"}
     missing = sorted(name for name in needed if not pathlib.Path(c.data.path, name).is_dir())
     if missing:
@@ -242,7 +259,6 @@ def corpora(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
             f"{', '.join(sorted(needed))} in it: shards of experiments/filter.py, heldout/ and probes/ as "
             f"experiments/filtering/toy_corpora.py writes them; or take {TOY!r}"
         )
-    return pathlib.Path(c.data.path)
 
 
 def tokenizer_of(c: ml_collections.ConfigDict, folder: pathlib.Path, workdir: pathlib.Path) -> tokenizer.Tokenizer:

@@ -23,18 +23,22 @@ from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct, distance, gates, rewrite
 from alignment.filtering.rules import language
 from alignment.train import language_model, optimizer, sharding
+from data import records
 from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
 from data.toys import notes
-from experiments.filtering import settings as filter_settings
 from experiments.filtering import worker
-from experiments.launch import groups, lm
+from experiments.launch import checks, groups, lm
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {  # the smallest value of a number in the config, and what None does
     "steps": (1, "None takes as many as epochs need"),
     "data.limit": (1, "None takes all"),
+    "num_words": (1, ""),
+    "max_origin": (1, ""),
+    "rows.max_len": (2, ""),
+    "heldout.num": (1, ""),
 }
 
 
@@ -138,10 +142,25 @@ def sweep():
         yield {"identity_share": identity_share}
 
 
-def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
-    workdir = pathlib.Path(workdir)
-    filter_settings.check_least(c, LEAST)
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither data nor devices to be seen."""
+    checks.check_least(c, LEAST)
+    if c.epochs <= 0 or not 0 <= c.warmup <= 1:
+        raise InputError(f"epochs={c.epochs} must be above 0, and warmup={c.warmup} a share of the steps from 0 to 1")
     worker.check_prompt(c.prompt)
+    conduct.load(c.conduct)
+    rewrite_pairs.check(heldout_fraction=c.data.heldout_fraction, identity_share=c.identity_share)
+    if c.data.path != "synthetic":
+        records.check(c.data.path)
+    if c.tokenizer == "words" and c.init_from:
+        raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
+    lm.check_model(c, made_here=c.tokenizer == "words")
+    optimizer.adamw(**c.optimizer)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    workdir = pathlib.Path(workdir)
     code = conduct.load(c.conduct)
     counts: dict[str, int] = {}
     pairs = without_remarks(read(c, workdir, counts), code, counts)
@@ -221,8 +240,6 @@ def without_remarks(
 def tokenizer_of(c: ml_collections.ConfigDict, pairs: Sequence[rewrite_pairs.Pair]) -> tokenizer.Tokenizer:
     if c.tokenizer != "words":
         return lm.load_tokenizer(c)
-    if c.init_from:
-        raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
     with tempfile.TemporaryDirectory() as folder:
         texts = (f" {side}" for pair in pairs for side in (pair.origin, pair.rewritten))
         return word_bytes.build(texts, folder, num_words=c.num_words)

@@ -80,7 +80,8 @@ def launch(argv: list[str]) -> int:
     if options.emit:
         print(emit.render(options, [], experiment.label, folder, argv), end="")
         return OK
-    checks.check(experiment, config)
+    if not is_finished(experiment, config, folder):
+        checks.check(experiment, config)
     return run_once(experiment, config, folder, options.distributed, argv)
 
 
@@ -110,7 +111,8 @@ def launch_sweep(
     sweeps.check_index(every_point, folder, experiment.name)
     defaults = experiment.defaults()
     for point, point_config in zip(points, changed[first:last]):
-        checks.check(experiment, point_config)
+        if not is_finished(experiment, point_config, point.workdir(folder)):
+            checks.check(experiment, point_config)
         workdirs.check(point.workdir(folder), workdirs.plain(point_config), experiment.name, defaults)
     if options.sweep_index is None:
         sweeps.write_index(every_point, folder, experiment.name)
@@ -126,6 +128,14 @@ def launch_sweep(
 
         say(f"comparison: {comparison.compare_sweep(folder)}")
     return code
+
+
+def is_finished(experiment: configs.Experiment, config: ml_collections.ConfigDict, workdir: str) -> bool:
+    """Whether nothing is left to do in a folder, so that what the run once read may be gone by now; reads only."""
+    if not workdirs.is_done(workdir):
+        return False
+    before = workdirs.check(workdir, workdirs.plain(config), experiment.name, experiment.defaults())
+    return not (before.goes_on or experiment.has_more(config, workdir))
 
 
 def run_once(

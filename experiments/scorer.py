@@ -28,10 +28,9 @@ from alignment import errors, files
 from alignment.errors import InputError
 from alignment.filtering.scores import calibration, embedding, fitting, heads, linear, ngrams
 from alignment.train import loop, optimizer, sharding
-from data import loader
+from data import loader, records
 from data.texts import labels
-from experiments.filtering import settings as filter_settings
-from experiments.launch import groups
+from experiments.launch import checks, groups
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
@@ -169,11 +168,24 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def check(c: ml_collections.ConfigDict) -> None:
-    """Refuse wrong values before anything is read."""
+    """Refuse what needs neither data nor devices to be seen."""
     errors.one_of("kind", c.kind, KIND_FNS)
     errors.one_of("calibration", c.calibration, calibration.METHODS)
-    unset = {"data.limit": (1, "None takes all"), "embedding.hidden": (1, "None: there is no hidden layer")}
-    filter_settings.check_least(c, unset)
+    if c.data.path != "synthetic":
+        records.check(c.data.path)
+    labels.check_fractions((c.split.calibration, c.split.heldout))
+    heads.check(about_of(c, tuple(c.data.levels) or ("0", "1"), {}))
+    if c.unsafe.level < 1 or (c.data.levels and c.unsafe.level >= len(c.data.levels)):
+        most = f" to {len(c.data.levels) - 1}" if c.data.levels else " or more"
+        raise InputError(f"unsafe.level={c.unsafe.level}: it must be 1{most}, the first level that is unsafe")
+    if c.kind == "linear":
+        ngrams.settings(dict(c.features))
+    else:
+        embedding.check(c.embedding.model)
+    optimizer.adamw(**c.optimizer)
+    least = {"samples": (0, ""), "data.limit": (1, "None takes all")}
+    least |= {"embedding.hidden": (1, "None: there is no hidden layer")}
+    checks.check_least(c, least)
     loop.Pace(**c.loop)
     if c.unsafe.weight <= 0:
         raise InputError(f"unsafe.weight={c.unsafe.weight} must be above 0")

@@ -5,6 +5,7 @@ A family is what one `model_type` of transformers calls the same network. `LAYER
 """
 
 import functools
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,31 @@ def names(model: decoder.DecoderLM) -> dict[str, tuple[tuple[str, ...], int | No
     return table
 
 
+def check_source(spec: str) -> None:
+    """Refuse a spec that `resolve` could not find, without opening a file or asking the hub.
+
+    Raises:
+        InputError: no such folder or file, or a package that reads it is missing.
+    """
+    if spec.startswith("gguf:"):
+        gguf.check(spec.removeprefix("gguf:"))
+        return
+    name = spec.removeprefix("hf:")
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder / 'config.json'} does not exist; a checkpoint folder has config.json and *.safetensors"
+            )
+        return
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name} is neither a folder here nor a hub id (owner/name); give one of the two")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InputError(
+            f"{name} is not a folder here, and reading the hub needs: pip install 'plumbline[hub]'; or give a folder"
+        )
+
+
 def resolve(spec: str) -> pathlib.Path:
     """The folder of `hf:<folder or hub id>` (or just what follows the colon), or the file of `gguf:<file>`.
 
@@ -62,14 +88,9 @@ def resolve(spec: str) -> pathlib.Path:
     folder = pathlib.Path(spec).expanduser()
     if folder.is_dir():
         return folder
-    if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise InputError(f"{spec} is neither a folder here nor a hub id (owner/name); give one of the two")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InputError(
-            f"{spec} is not a folder here, and reading the hub needs: pip install huggingface_hub; or give a folder"
-        ) from None
+    check_source(spec)
+    import huggingface_hub
+
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
         return pathlib.Path(huggingface_hub.snapshot_download(spec, allow_patterns=patterns))

@@ -117,10 +117,16 @@ def save(path: str | os.PathLike, variables: Mapping, *, network: str | nn.Modul
 
 
 def _stored(path):
-    """Name: place of a file's tensors; pickled files are refused with what turns them into one that is read."""
+    """Name: place of a file's tensors."""
+    path = check_file(path)
+    return tensors.index(path) if path.is_dir() else tensors.header(path)
+
+
+def check_file(path: str | os.PathLike) -> pathlib.Path:
+    """The file or folder of weights, if it is there; a pickled one is refused with what converts it."""
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        return tensors.index(path)
+        return path
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a .safetensors file, or a folder with model.safetensors")
     with open(path, "rb") as f:
@@ -130,7 +136,7 @@ def _stored(path):
         raise InputError(
             f"{path} is pickled and can run code when it is read; where torch is installed: {' '.join(words)}"
         )
-    return tensors.header(path)
+    return path
 
 
 def _converted(path):

@@ -72,10 +72,35 @@ def build(
     return net
 
 
-def check_dtypes(compute: str, export: str) -> None:
-    """Refuse a type that `build` or `export` would refuse, before anything is loaded."""
-    errors.one_of("dtype", compute, COMPUTE_DTYPES)
+def check(init_from: str, *, model: Mapping[str, Any], compute: Mapping[str, Any], export: str = "") -> None:
+    """Refuse what `build` would refuse and no file has to be opened for; the arguments are those of `build`.
+
+    Raises:
+        InputError: an unknown dtype, weights that are not there, or an architecture that cannot be.
+    """
+    errors.one_of("dtype", compute["dtype"], COMPUTE_DTYPES)
     errors.one_of("export", export, ("", *EXPORT_DTYPES))
+    check_init_from(init_from)
+    if not init_from:
+        kernel = "blocked" if compute["attention"] == "auto" else compute["attention"]
+        decoder.DecoderLM(**{"vocab_size": 2, **model, **compute, "attention": kernel})
+
+
+def check_init_from(init_from: str) -> None:
+    """Refuse weights that are not there, before anything is loaded; an id of the hub is looked up later.
+
+    Raises:
+        InputError: another spelling than '', hf:, gguf: or run:, no such folder or file, or a missing package.
+    """
+    kind, _, name = init_from.partition(":")
+    if kind in ("hf", "gguf") and name:
+        huggingface.check_source(init_from)
+    elif kind == "run" and name:
+        path = pathlib.Path(name) / MODEL_FILE
+        if not path.is_file():
+            raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
+    elif init_from:
+        raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id>, gguf:<file> or run:<workdir>")
 
 
 def settings(
@@ -88,15 +113,11 @@ def settings(
 def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     if not init_from:
         return dict(model)
+    check_init_from(init_from)
     kind, _, name = init_from.partition(":")
-    if kind in ("hf", "gguf") and name:
-        return huggingface.config_of(huggingface.resolve(init_from))
-    if kind == "run" and name:
-        path = pathlib.Path(name) / MODEL_FILE
-        if not path.is_file():
-            raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
-        return json.loads(path.read_text())
-    raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id>, gguf:<file> or run:<workdir>")
+    if kind == "run":
+        return json.loads((pathlib.Path(name) / MODEL_FILE).read_text())
+    return huggingface.config_of(huggingface.resolve(init_from))
 
 
 def _check_vocab(tok: Tokenizer, vocab_size: int) -> None:

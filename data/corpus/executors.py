@@ -52,7 +52,7 @@ def opened(
         WorkerDied: the workers of one task died more than `retries` times.
         Exception: what fn raised, with a note that names the task.
     """
-    _check(executor, workers, retries)
+    check(executor, workers, retries)
     if executor == "local":
         yield functools.partial(_local, fn)
         return
@@ -73,7 +73,7 @@ def run(
     fn: Callable[[Any], Any], tasks: Iterable[Any], *, executor: str = "local", workers: int = 0, **options: Any
 ) -> Iterator[tuple[int, Any]]:
     """`opened` for one list of tasks: yield (position, fn(task)) as tasks complete."""
-    _check(executor, workers, options.get("retries", 0))  # at the call; the generator below starts with its first item
+    check(executor, workers, options.get("retries", 0))  # at the call; the generator below starts with its first item
 
     def results() -> Iterator[tuple[int, Any]]:
         with opened(fn, executor=executor, workers=workers, **options) as run_tasks:
@@ -82,7 +82,8 @@ def run(
     return results()
 
 
-def _check(executor: str, workers: int, retries: int) -> None:
+def check(executor: str, workers: int = 0, retries: int = 0) -> None:
+    """Refuse an unknown executor, negative numbers, and Ray where it is not installed."""
     one_of("executor", executor, EXECUTORS)
     if workers < 0 or retries < 0:
         raise InputError(f"workers={workers}, retries={retries}: both are 0 or more")

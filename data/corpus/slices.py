@@ -79,7 +79,7 @@ def plan(inputs: str | Sequence[str], *, slice_bytes: int = 32 << 20) -> list[Sl
 
 def _check_number(names: Sequence[str], slice_bytes: int) -> None:
     """Refuse slices so small that their number costs more than the work, before any is cut."""
-    sizes = [os.path.getsize(file) for file in names if not file.endswith((".gz", ".zst", ".parquet"))]
+    sizes = [os.path.getsize(file) for file in names if not file.endswith((*lines.PACKED, ".parquet"))]
     number = len(names) - len(sizes) + sum(-(-size // slice_bytes) for size in sizes)
     if number > TOO_MANY and number > 2 * len(names):
         raise InputError(
@@ -172,7 +172,7 @@ def read(
         from data.corpus import parquet  # pyarrow is an extra
 
         return parquet.documents_of(part, columns=columns, **options)
-    kind = os.path.splitext(part.file.removesuffix(".gz").removesuffix(".zst"))[1]
+    kind = os.path.splitext(lines.unpacked(part.file))[1]
     if kind == ".txt":
         return _documents(part, TEXT_UNITS[text_unit](part, max_document_bytes), documents.from_text, options)
     options["columns"] = {"id": "", "url": "url", **columns}
@@ -271,8 +271,8 @@ def files(inputs: str | Sequence[str]) -> list[str]:
     for file in names:
         if not file.endswith(ENDINGS):
             raise InputError(
-                f"input {file}: documents are read from {', '.join(records.SUFFIXES)} (all but parquet also as .gz "
-                "and .zst); leave the file out, or convert it to JSONL"
+                f"input {file}: documents are read from {', '.join(records.SUFFIXES)} (all but parquet also as "
+                f"{', '.join(lines.PACKED)}); leave the file out, or convert it to JSONL"
             )
     return names
 
@@ -283,7 +283,7 @@ def _cuts(file: str, size: int, slice_bytes: int) -> list[tuple[int, int, str]]:
 
         return [(*cut, "row_groups") for cut in parquet.cuts(file, slice_bytes)]
     _check_start(file)
-    if file.endswith((".gz", ".zst")):
+    if file.endswith(lines.PACKED):
         return [(0, -1, "file")]
     return [(start, min(start + slice_bytes, size), "bytes") for start in range(0, size, slice_bytes)]
 
@@ -292,17 +292,17 @@ def _check_start(file: str, num_bytes: int = 4096) -> None:
     """Refuse a file whose name says another compression than it has, and JSON that is one value over many lines."""
     try:
         with open(file, "rb") as f:
-            start = f.read(4)
+            start = f.read(6)
     except OSError as e:
         raise InputError(f"cannot read {file}: {e.strerror or e}. Check that it may be read") from e
     magic = lines.MAGIC.get(os.path.splitext(file)[1], ())
-    if magic and len(start) == 4 and not start.startswith(magic):
+    if magic and len(start) == 6 and not start.startswith(magic):
         raise InputError(f"{file} is not what its name says: it starts with {start.hex(' ')}. Pack it, or rename it")
     try:
         head = next(lines.chunks(file), b"")[:num_bytes]
     except lines.Damaged:
         return  # not even its start can be read; reading the slice reports it
-    name = os.path.basename(file.removesuffix(".gz").removesuffix(".zst"))
+    name = os.path.basename(lines.unpacked(file))
     head = head.removeprefix(records.BOM).lstrip()
     rest = head[1:].lstrip(b" \t\r")
     is_array = head[:1] == b"[" and rest[:1] in (b"{", b"\n") and not name.endswith(".txt")

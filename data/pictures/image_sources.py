@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -104,17 +104,12 @@ class Images:
         return self.groups["width"], self.groups["height"]
 
 
-def call(kind: str, source_fn: Callable[..., Images], path: str, *, split: str, **options: Any) -> Images:
-    """Opens a source with its options.
-
-    Raises:
-        InputError: an option that the source does not take, with the nearest name.
-    """
+def check_options(kind: str, source_fn: Callable[..., Images], options: Iterable[str]) -> None:
+    """Refuse an option that a source does not take, with the nearest name."""
     known = [p.name for p in inspect.signature(source_fn).parameters.values() if p.kind == p.KEYWORD_ONLY]
     known.remove("split")
     for name in options:
         one_of("option", name, known, hint=f"these are the options of {kind} pictures")
-    return source_fn(path, split=split, **options) if path else source_fn(split=split, **options)
 
 
 def museum(

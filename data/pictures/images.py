@@ -10,6 +10,7 @@ travel to the device as bytes, a quarter of float32, and are normalised there.
 
 import dataclasses
 import functools
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,26 @@ SOURCES: dict[str, Callable[..., Images]] = {
     "tfds": image_arrays.tfds,
     "mame": mame.open_folder,
 }
+FORMS = {"folder": "folder", "csv": "table", "npz": "file of arrays", "mame": "folder of the download"}
 KEEP_BYTES = 1 << 28  # a split of at most so many bytes, decoded, stays in memory
+
+
+def check(source: str, **options: Any) -> None:
+    """Refuse a source that `open` could not find, and options that it does not take, without reading a picture.
+
+    Raises:
+        InputError: an unknown kind, no such file or folder, an option of another kind, a missing package.
+    """
+    kind, _, path = source.partition(":")
+    hint = "write museum, folder:<path>, csv:<file.csv>, npz:<file>, tfds:<builder> or mame:<folder>"
+    one_of("source of pictures", kind, SOURCES, hint=hint)
+    if kind != "museum" and not path:
+        raise InputError(f"{source!r} names no file; write {kind}:<path>")
+    image_sources.check_options(kind, SOURCES[kind], options)
+    if kind == "tfds":
+        records.check(source)
+    elif kind != "museum" and not pathlib.Path(path).expanduser().exists():
+        raise InputError(f"{source}: {path} is not there; give the path of the {FORMS[kind]}")
 
 
 def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD, **options: Any) -> Images:
@@ -48,12 +68,9 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
     Raises:
         InputError: for what cannot be read; single unreadable pictures are set aside in `bad`.
     """
+    check(source, **options)
     kind, _, path = source.partition(":")
-    hint = "write museum, folder:<path>, csv:<file.csv>, npz:<file>, tfds:<builder> or mame:<folder>"
-    one_of("source of pictures", kind, SOURCES, hint=hint)
-    if kind != "museum" and not path:
-        raise InputError(f"{source!r} names no file; write {kind}:<path>")
-    pictures = image_sources.call(kind, SOURCES[kind], path, split=split, **options)
+    pictures = SOURCES[kind](*([path] if path else []), split=split, **options)
     num_read = len(pictures.bad) + len(pictures)
     if pictures.bad and len(pictures.bad) > max_bad * num_read:
         reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in pictures.bad]

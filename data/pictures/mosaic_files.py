@@ -132,6 +132,14 @@ class Store:
             raise InputError(f"{self.path}: {file} cannot be read: {e}; fetch it again, or remove its row") from e
 
 
+def check(path: str | os.PathLike) -> pathlib.Path:
+    """The folder or zip, if it is there; it is not opened."""
+    where = pathlib.Path(path).expanduser()
+    if not where.exists():
+        raise InputError(f"there is no mosaic folder or zip {where}")
+    return where
+
+
 def read(
     path: str | os.PathLike,
     *,
@@ -153,9 +161,7 @@ def read(
     Raises:
         InputError: a folder or zip that cannot be read, more bad rows than allowed, a target on other than two tiles.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.exists():
-        raise InputError(f"there is no mosaic folder or zip {path}")
+    path = check(path)
     try:
         store = Store(path)
     except zipfile.BadZipFile as e:

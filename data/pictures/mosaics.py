@@ -17,6 +17,7 @@ from alignment import files
 from alignment.errors import InputError, one_of
 
 TABLE = "mosaics.jsonl"
+OUTER = ("balanced", "with_replacement")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def plan(
     by_class = _images_by_class(labels_N, num_classes)
     if per_class < 1:
         raise InputError(f"per_class={per_class}; at least one mosaic a class is needed")
-    one_of("outer", outer, ("balanced", "with_replacement"))
+    one_of("outer", outer, OUTER)
     rng = np.random.default_rng(seed)
     parts = []
     for target, images in by_class.items():

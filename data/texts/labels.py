@@ -147,14 +147,19 @@ def _of_pairs(rows: Sequence[records.Record], counts: dict[str, int]) -> Labelle
     return Labelled(texts, np.array(labels, np.int64), ("chosen", "rejected"), groups)
 
 
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse shares of the texts that `split` could not take."""
+    if min(fractions, default=0.5) <= 0 or sum(fractions) >= 1:
+        raise InputError(f"fractions {list(fractions)} must be above 0 and leave something to train on")
+
+
 def split(labelled: Labelled, *, fractions: Sequence[float], seed: int = 0) -> list[Labelled]:
     """Training texts, then a part for each fraction; no text, and no dialogue, is in two of them.
 
     Raises:
         InputError: fractions out of range, or a part that has no text.
     """
-    if min(fractions, default=0.5) <= 0 or sum(fractions) >= 1:
-        raise InputError(f"fractions {list(fractions)} must be above 0 and leave something to train on")
+    check_fractions(fractions)
     items = [
         pair_formats.Comparison(group, (str(i),), group="" if group else text)
         for i, (text, group) in enumerate(zip(labelled.texts, _joined(labelled.texts, labelled.groups)))

@@ -76,6 +76,39 @@ class Pairs:
         return [item.source for item in self.items]
 
 
+def check(
+    *,
+    path: str | Sequence[str],
+    heldout_path: str | Sequence[str] = "",
+    heldout_fraction: float = 0.1,
+    heldout_split: str = "",
+    format: str = "auto",
+    chat: str = "auto",
+    max_len: int | None = None,
+    max_prompt_len: int | None = None,
+    truncation: str = "keep_end",
+    limit: int | None = None,
+) -> None:
+    """Refuse settings of `load` before a record is read.
+
+    Raises:
+        InputError: a setting out of its range, or a path where nothing lies.
+    """
+    one_of("data.truncation", truncation, answers.TRUNCATION)
+    one_of("data.format", format, ("auto", *pair_formats.FORMATS))
+    one_of("data.chat", chat, answers.CHAT)
+    if max_len is not None and max_len < 2:
+        raise InputError(f"data.max_len={max_len}; a prompt and an answer need at least 2 tokens")
+    for name, value in {"limit": limit, "max_prompt_len": max_prompt_len}.items():
+        if value is not None and value < 1:
+            raise InputError(f"data.{name}={value} must be at least 1; None sets no limit")
+    if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
+        raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
+    for one in filter(None, (path, heldout_path)):
+        if one != "synthetic":
+            records.check(one)
+
+
 def load(
     *,
     path: str | Sequence[str],
@@ -127,11 +160,18 @@ def load(
     Raises:
         InputError: a setting out of its range, a file or column that is missing, or no pair left to train on.
     """
-    one_of("data.truncation", truncation, answers.TRUNCATION)
-    if max_len is not None and max_len < 2:
-        raise InputError(f"data.max_len={max_len}; a prompt and an answer need at least 2 tokens")
-    if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
-        raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
+    check(
+        path=path,
+        heldout_path=heldout_path,
+        heldout_fraction=heldout_fraction,
+        heldout_split=heldout_split,
+        format=format,
+        chat=chat,
+        max_len=max_len,
+        max_prompt_len=max_prompt_len,
+        truncation=truncation,
+        limit=limit,
+    )
     report: dict[str, int] = {}
     reading: dict[str, Any] = {
         "format": format,

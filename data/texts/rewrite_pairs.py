@@ -81,6 +81,14 @@ def read(
     return pairs
 
 
+def check(*, heldout_fraction: float, identity_share: float) -> None:
+    """Refuse shares that `split` and `with_identity` could not take."""
+    if not 0 < heldout_fraction < 1:
+        raise InputError(f"heldout_fraction={heldout_fraction} must lie between 0 and 1, such as 0.02")
+    if not 0 <= identity_share < 1:
+        raise InputError(f"identity_share={identity_share} must be at least 0 and below 1; the default is 0.3")
+
+
 def split(pairs: Sequence[Pair], *, fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Training and held-out pairs; all pairs of one original are on one side.
 
@@ -92,8 +100,7 @@ def split(pairs: Sequence[Pair], *, fraction: float, seed: int) -> tuple[list[Pa
     Raises:
         InputError: the fraction is out of range, or a side has no pair.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"heldout_fraction={fraction} must lie between 0 and 1, such as 0.02")
+    check(heldout_fraction=fraction, identity_share=0.0)
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
         draw = xxhash.xxh64_intdigest(pair.origin.encode("utf-8", "surrogatepass"), seed=seed % 2**64) / 2**64
@@ -116,8 +123,7 @@ def with_identity(pairs: Sequence[Pair], *, share: float, seed: int) -> list[Pai
     Args:
         share: in [0, 1). Pairs that need no change already count.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"identity_share={share} must be at least 0 and below 1; the default is 0.3")
+    check(heldout_fraction=0.5, identity_share=share)
     edits = [pair for pair in pairs if pair.origin != pair.rewritten]
     # 1e-9: a product that rounding left just above a whole number must not count as one more.
     missing = math.ceil(len(edits) * share / (1 - share) - 1e-9) - (len(pairs) - len(edits))

@@ -81,6 +81,40 @@ class Texts:
         return tokens[:start], tokens[start : start + stops[0] if len(stops) else len(tokens)]
 
 
+def check(
+    *,
+    path: str | Sequence[str],
+    max_len: int,
+    kind: str = "auto",
+    heldout_path: str | Sequence[str] = "",
+    heldout_fraction: float = 0.05,
+    heldout_split: str = "",
+    turns: str = "all",
+    truncation: str = "keep_start",
+    limit: int | None = None,
+) -> None:
+    """Refuse settings of `load` before a record is read.
+
+    Raises:
+        InputError: a setting out of its range, or a path where nothing lies.
+    """
+    one_of("data.kind", kind, KINDS)
+    one_of("data.turns", turns, ("all", "last"))
+    one_of("data.truncation", truncation, ("keep_start", "drop", "error"))
+    if max_len < 2:
+        raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
+    if limit is not None and limit < 1:
+        raise InputError(f"data.limit={limit} must be at least 1; None takes all records")
+    if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
+        raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
+    for one in filter(None, (path, heldout_path)):
+        if isinstance(one, str) and one.startswith("synthetic"):
+            name = one.partition(":")[2] or "documents"
+            one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in EMBEDDED])
+        else:
+            records.check(one)
+
+
 def load(
     *,
     path: str | Sequence[str],
@@ -124,11 +158,17 @@ def load(
     Raises:
         InputError: a setting out of its range, a file or column that is missing, or no text left to train on.
     """
-    one_of("data.kind", kind, KINDS)
-    one_of("data.turns", turns, ("all", "last"))
-    one_of("data.truncation", truncation, ("keep_start", "drop", "error"))
-    if max_len < 2:
-        raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
+    check(
+        path=path,
+        max_len=max_len,
+        kind=kind,
+        heldout_path=heldout_path,
+        heldout_fraction=heldout_fraction,
+        heldout_split=heldout_split,
+        turns=turns,
+        truncation=truncation,
+        limit=limit,
+    )
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
@@ -224,7 +264,6 @@ def _read(
 ) -> list[Comparison]:
     if isinstance(path, str) and path.startswith("synthetic"):
         name = path.partition(":")[2] or "documents"
-        one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in EMBEDDED])
         rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)

@@ -1,6 +1,7 @@
 """The files of a tokenizer in a Hugging Face folder: its special tokens, its template, whether BOS comes first."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -101,19 +102,29 @@ class Files:
         return bool(self.config.get("legacy", False))
 
 
+def check(spec: str) -> bool:
+    """Whether a spec names a local path, not an id of the hub; neither is read.
+
+    Raises:
+        InputError: nothing lies there and it is no hub id, or the package that asks the hub is missing.
+    """
+    name = spec.removeprefix("hf:")
+    if pathlib.Path(name).expanduser().exists():
+        return True
+    if not spec.startswith("hf:") or name.startswith(("/", ".", "~")):
+        raise InputError(f"tokenizer {spec!r}: no such file or folder; for a hub id write 'hf:owner/name'")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InputError(f"{spec!r} is not a local folder; to fetch it from the hub: pip install 'plumbline[hub]'")
+    return False
+
+
 def locate(spec: str) -> str:
     """A local path for a spec; `hf:<hub id>` downloads the tokenizer's files."""
     name = spec.removeprefix("hf:")
-    if pathlib.Path(name).expanduser().exists():
+    if check(spec):
         return name
-    if not spec.startswith("hf:") or name.startswith(("/", ".", "~")):
-        raise InputError(f"tokenizer {spec!r}: no such file or folder; for a hub id write 'hf:owner/name'")
-    try:
-        import huggingface_hub
-    except ImportError as e:
-        raise InputError(
-            f"{spec!r} is not a local folder; to fetch it from the hub: pip install huggingface_hub"
-        ) from e
+    import huggingface_hub
+
     wanted = [*SAVED, TEMPLATE, f"{MORE_TEMPLATES}/*"]
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=wanted)

@@ -113,6 +113,12 @@ class Tokenizer:
                 f.write(content)
 
 
+def check(spec: str) -> None:
+    """Refuse the name of a tokenizer that `load` could not find, without reading it or asking the hub."""
+    if spec != "bytes" and not spec.startswith("gguf:"):  # a file of llama.cpp is one of `init_from` and checked there
+        checkpoint_files.check(spec)
+
+
 def load(spec: str = "bytes") -> Tokenizer:
     """A tokenizer by name.
 

@@ -1,7 +1,6 @@
 """The filter's config as plain values by stage: what each stage's output depends on, checks of it, and its hash."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -19,6 +18,7 @@ from alignment.filtering.rewriting import conduct
 from alignment.filtering.rules import chain as rules
 from alignment.filtering.rules import locales
 from alignment.filtering.scores import patterns, scorers
+from experiments.launch import checks
 
 BACKENDS = ("openai", "flax", "cut", "echo", "none")
 ENDINGS = {"": ".jsonl", "gz": ".jsonl.gz", "zst": ".jsonl.zst"}
@@ -141,27 +141,10 @@ def _chosen(rule: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_numbers(c: ml_collections.ConfigDict) -> None:
     """Refuse sizes and shares out of range."""
-    check_least(c, LEAST)
+    checks.check_least(c, LEAST)
     for name in SHARES:
-        if not 0 <= _leaf(c, name) <= 1:
-            raise InputError(f"{name}={_leaf(c, name)}: it must be a share from 0 to 1; set --config.{name}")
-
-
-def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, str]]) -> None:
-    """Refuse numbers that are too small; values that are None are unset.
-
-    Args:
-        least: {name of a number in the config: (its smallest value, what None does where it may be None)}.
-    """
-    for name, (smallest, unset) in least.items():
-        value = _leaf(c, name)
-        if value is not None and not value >= smallest:
-            more = f"; {unset}" if unset else ""
-            raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
-
-
-def _leaf(c: ml_collections.ConfigDict, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), c)
+        if not 0 <= checks.leaf(c, name) <= 1:
+            raise InputError(f"{name}={checks.leaf(c, name)}: it must be a share from 0 to 1; set --config.{name}")
 
 
 def check_knobs(rule: str, chosen: Mapping[str, Any]) -> None:

@@ -33,12 +33,13 @@ def prepare(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collectio
     Raises:
         InputError: a scorer of a kind that the toy has no model for.
     """
-    c, folder = c.copy_and_resolve_references(), workdir / planning.PREPARED
+    folder = workdir / planning.PREPARED
+    c = without_web(c, folder)
     if c.inputs == NAME:
         c.inputs, c.planted = str(folder / "toyweb"), str(folder / "planted.jsonl")
         if not pathlib.Path(c.planted).exists():
             write_web(folder, num=c.toyweb.num, shards=c.toyweb.shards, seed=c.seed)
-    for name, scorer in c.scorers.items():
+    for scorer in c.scorers.values():
         if scorer.path == NAME and scorer.kind == "linear":
             scorer.path = str(workdir / "scorer/export")
             if not pathlib.Path(scorer.path, "scorer.json").exists():
@@ -46,9 +47,20 @@ def prepare(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collectio
                 from experiments.filtering import toy_scorer  # imports JAX, which a filter of files never loads
 
                 toy_scorer.train(workdir / "scorer", scorer.path, **options)
-        elif scorer.path == NAME and scorer.kind == "patterns":
+    return c
+
+
+def without_web(c: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with files of patterns in the place of NAME; pages and trained scorers, which take time, are not made.
+
+    Raises:
+        InputError: a scorer of a kind that the toy has no model for.
+    """
+    c = c.copy_and_resolve_references()
+    for name, scorer in c.scorers.items():
+        if scorer.path == NAME and scorer.kind == "patterns":
             scorer.path = write_patterns(folder)
-        elif scorer.path == NAME:
+        elif scorer.path == NAME and scorer.kind != "linear":
             raise InputError(
                 f"scorers.{name}.kind={scorer.kind!r}: the toy web has a scorer of kind linear or patterns"
             )

@@ -21,6 +21,12 @@ STAGES = ("pretrain", "sft", "dpo", "benign")
 _UNUSED = ("batch_size", "save_every")  # settings that the update of a stage does not depend on
 
 
+def check(stage: Mapping[str, Any]) -> None:
+    """Refuse the settings of a stage that no optimizer could take."""
+    settings = {key: value for key, value in stage.items() if key not in (*_UNUSED, "accumulate", "steps", "beta")}
+    optimizer.adamw(total_steps=stage["steps"], **settings)
+
+
 class Trainer:
     """Trains one network, stage by stage, from parameters that are given to it.
 

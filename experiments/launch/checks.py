@@ -3,7 +3,10 @@
 An experiment's `check(c)` raises InputError for what its `run` could not do; it reads no data and starts no device.
 """
 
-from collections.abc import Iterable
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -12,6 +15,14 @@ from alignment.errors import InputError
 from experiments.launch import config as configs
 from experiments.launch import host
 
+LEAST = {
+    "batch_size": 1,
+    "accumulate": 1,
+    "steps": 0,
+    "num_workers": 0,
+}  # the smallest value, wherever a leaf is so named
+WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
+ADDRESSES = ("url", "address")  # leaves that name a service, not data
 SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1}  # of the group `loop`
 
 
@@ -28,11 +39,13 @@ def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> 
             check_sinks(key, value)
         elif name == "mesh":
             check_mesh(key, value)
-        elif name == "steps" and isinstance(value, int) and value < 0:
-            raise InputError(f"{key}={value} must be at least 0: the updates to make, 0 only evaluates")
+        elif name in LEAST and isinstance(value, int) and value < LEAST[name]:
+            raise InputError(f"{key}={value} must be at least {LEAST[name]}{WHY.get(name, '')}")
         elif groups == ["loop"] and name in SMALLEST and isinstance(value, int) and value < SMALLEST[name]:
             need = "positive" if SMALLEST[name] else "at least 0"
             raise InputError(f"{key}: {name}={value} must be {need}")
+        elif name not in ADDRESSES:
+            check_paths(key, value)
     if hasattr(experiment.module, "check"):
         experiment.module.check(config)
 
@@ -62,6 +75,45 @@ def check_mesh(key: str, mesh: Any) -> None:
     sizes = dict(mesh)
     if any(n < 1 and n != -1 for n in sizes.values()) or sum(n == -1 for n in sizes.values()) > 1:
         raise InputError(f"{key}={sizes}: sizes must be positive, and at most one of them -1 (the devices left over)")
+
+
+def check_paths(key: str, value: Any) -> None:
+    """Refuse an object store's address, on its own or behind a prefix such as `run:`, in any text of a config."""
+    for text in value if isinstance(value, (tuple, list)) else (value,):
+        scheme = re.search(r"(\w+)://", text) if isinstance(text, str) else None
+        if scheme is None:
+            continue
+        is_web = scheme[1] in ("http", "https")
+        what, how = "an object store", "mount the bucket, as with gcsfuse or s3fs, and give the path there"
+        if is_web:
+            what, how = "a web address", "fetch it first, and give the file"
+        if scheme[1] == "hf":
+            how = "write hub:owner/name for a data set of the hub, hf:owner/name for a model"
+        raise InputError(f"{key}={text!r}: files are read from disk, and this names {what}; {how}")
+
+
+def call(check_fn: Callable[..., None], group: Mapping[str, Any], **more: Any) -> None:
+    """Call a check with those values of a config's group that it reads."""
+    names = inspect.signature(check_fn).parameters
+    check_fn(**{name: value for name, value in group.items() if name in names}, **more)
+
+
+def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, str]]) -> None:
+    """Refuse numbers that are too small; values that are None are unset.
+
+    Args:
+        least: {name of a number in the config: (its smallest value, what None does where it may be None)}.
+    """
+    for name, (smallest, unset) in least.items():
+        value = leaf(c, name)
+        if value is not None and not value >= smallest:
+            more = f"; {unset}" if unset else ""
+            raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
+
+
+def leaf(c: ml_collections.ConfigDict, name: str) -> Any:
+    """A value of the config by its dotted name."""
+    return functools.reduce(getattr, name.split("."), c)
 
 
 def check_workdir(workdir: str) -> None:

@@ -16,14 +16,28 @@ from alignment.models import decoder
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import tokenizer
+from experiments.launch import checks
 
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
     sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
-    language_model.check_dtypes(c.compute.dtype, c.export)
     optimizer.adamw(**c.optimizer)
     loop.Pace(**c.loop)
+    check_model(c)
+
+
+def check_model(c: ml_collections.ConfigDict, *, made_here: bool = False) -> None:
+    """Refuse a network, first weights or a tokenizer that cannot be; `made_here`: the run makes its tokenizer."""
+    language_model.check(c.init_from, model=c.model, compute=c.compute, export=c.export)
+    if not made_here:
+        tokenizer.check(c.tokenizer or language_model.tokenizer_of(c.init_from))
+
+
+def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
+    """`check` of a run on rows of text; `kind`: of `text.load`."""
+    check(c)
+    checks.call(text.check, c.data, kind=kind)
 
 
 def load_tokenizer(c: ml_collections.ConfigDict) -> tokenizer.Tokenizer:
@@ -97,7 +111,7 @@ def run(
         kind: of `text.load`: documents or answers.
         samples_fn: (config, network, tokenizer, held-out texts, parameters) -> rows of the page's table of samples.
     """
-    check(c)
+    check_rows(c, kind)
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
     tok = load_tokenizer(c)

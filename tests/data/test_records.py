@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import pytest
 import zstandard
@@ -8,6 +10,8 @@ from alignment.errors import InputError
 from data import records
 
 ROWS = [{"text": f"row {i} é", "n": i} for i in range(300)]
+PACK = {"gz": gzip.compress, "zst": zstandard.compress, "zstd": zstandard.compress}
+PACK |= {"xz": lzma.compress, "bz2": bz2.compress}
 LINES = b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in ROWS)
 
 
@@ -16,7 +20,9 @@ def values(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "array.json", "array.json.gz", "a.parquet"]
+    "name",
+    ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.zstd", "a.jsonl.xz", "a.json.bz2"]
+    + ["array.json", "array.json.gz", "array.json.xz", "a.parquet"],
 )
 def test_every_container_gives_the_same_records(tmp_path, name):
     content = json.dumps(ROWS, indent=1).encode() if "array" in name else LINES
@@ -24,8 +30,7 @@ def test_every_container_gives_the_same_records(tmp_path, name):
         pyarrow = pytest.importorskip("pyarrow")
         pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / name)
     else:
-        pack = gzip.compress if name.endswith(".gz") else zstandard.compress if name.endswith(".zst") else bytes
-        (tmp_path / name).write_bytes(pack(content))
+        (tmp_path / name).write_bytes(PACK.get(name.rpartition(".")[2], bytes)(content))
     assert values(tmp_path / name) == ROWS
 
 
@@ -115,9 +120,9 @@ def test_more_than_one_percent_of_bad_lines_stops(tmp_path, num_bad, stops):
         assert len(records.read(str(path))[1]) == 3  # exactly 1 % is allowed
 
 
-@pytest.mark.parametrize("packed", ["gz", "zst"])
+@pytest.mark.parametrize("packed", PACK)
 def test_a_file_cut_short_is_refused(tmp_path, packed):
-    whole = (gzip.compress if packed == "gz" else zstandard.compress)(LINES)
+    whole = PACK[packed](LINES)
     path = tmp_path / f"a.jsonl.{packed}"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="damaged or cut short"):
@@ -171,9 +176,9 @@ def test_plain_text_documents_know_their_first_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.JSONL", "a.jsonl.zstd", "a.jsonl.xz", "a.json.bz2", "A.Parquet", "gone.jsonl", "deep/a.ndjson.lz4"]
+    "name", ["a.JSONL", "a.jsonl.ZST", "a.jsonl.zip", "a.json.7z", "A.Parquet", "gone.jsonl", "deep/a.ndjson.lz4"]
 )
-def test_what_looks_like_data_in_a_folder_and_is_not_read_is_named(tmp_path, name):
+def test_what_looks_like_data_in_a_folder_and_is_not_read_is_named(tmp_path, name, capsys):
     (tmp_path / "deep").mkdir()
     (tmp_path / "good.jsonl").write_text('{"text": "a"}')
     for hidden in ("._x.jsonl", ".ipynb_checkpoints/a.JSONL"):
@@ -186,6 +191,39 @@ def test_what_looks_like_data_in_a_folder_and_is_not_read_is_named(tmp_path, nam
     assert records.find(str(tmp_path)) == [str(tmp_path / "good.jsonl")]
     (line,) = records.left_out(str(tmp_path))
     assert line.startswith(str(tmp_path / name))
+    values(tmp_path)
+    assert f"data: not read: {line}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zip", "a.json.lz4", "a.csv.7z"])
+def test_a_file_packed_in_a_way_that_is_not_read_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(InputError, match=rf"{name} is packed in a way that is not read; unpack it, or pack it as \.gz"):
+        values(tmp_path / name)
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_a_packed_table_is_read_as_a_plain_one(tmp_path, packed):
+    (tmp_path / f"a.tsv.{packed}").write_bytes(PACK[packed](b"n\ttext\n1\ta b\n"))
+    assert values(tmp_path / f"a.tsv.{packed}") == [{"n": "1", "text": "a b"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere.jsonl", "no such file, folder or glob"),
+        (["a.jsonl", "nowhere/"], "no such file, folder or glob"),
+        ("hub:owner", "must read hub:owner/name"),
+        ("a.jsonl,hub:a/b/c", "must read hub:owner/name"),
+    ],
+)
+def test_a_path_is_checked_without_reading(tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("not JSON")
+    records.check("a.jsonl")
+    records.check(["a.jsonl", "hub:a/b"])
+    with pytest.raises(InputError, match=said):
+        records.check(path)
 
 
 @pytest.mark.parametrize("path", ["", " ", "a.jsonl,,"])

@@ -112,6 +112,15 @@ class Static:
         return mean_D / length if length > 0 else mean_D
 
 
+def check(folder: str | pathlib.Path) -> pathlib.Path:
+    """The folder, if it has the files of a model2vec embedding; none is opened."""
+    folder = pathlib.Path(folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"embedding {folder} has no {name}; give a model2vec folder")
+    return folder
+
+
 def static(folder: str | pathlib.Path) -> Static:
     """Read a model2vec folder: `model.safetensors`, `tokenizer.json` and, if there is one, `config.json`.
 
@@ -122,10 +131,7 @@ def static(folder: str | pathlib.Path) -> Static:
     import tokenizers
     from safetensors import numpy as reader
 
-    folder = pathlib.Path(folder)
-    for name in ("model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"embedding {folder} has no {name}; give a model2vec folder")
+    folder = check(folder)
     try:
         content = (folder / "model.safetensors").read_bytes()
         tensors = reader.load(content)

@@ -172,7 +172,7 @@ def test_a_builder_of_tensorflow_datasets_opens_with_its_class_names():
     [
         ("photos", {}, "source of pictures='photos' is not one of: museum, folder"),
         ("folder:", {}, "write folder:<path>"),
-        ("folder:nowhere", {}, "is not a folder"),
+        ("folder:nowhere", {}, "nowhere is not there; give the path of the folder"),
         ("museum", {"per_clas": 3}, "nearest is 'per_class'"),
         ("museum", {"split": "dev"}, "split='dev' is not one of"),
         ("npz:nowhere.npz", {}, "is not there"),

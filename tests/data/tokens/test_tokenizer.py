@@ -129,7 +129,7 @@ def test_missing_and_empty_places_are_refused(tmp_path):
 
 def test_hub_id_without_the_hub_library_names_the_pip_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match="pip install huggingface_hub"):
+    with pytest.raises(InputError, match="pip install 'plumbline\\[hub\\]'"):
         tokenizer.load("hf:owner/name")
 
 
