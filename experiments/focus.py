@@ -33,23 +33,13 @@ from data import loader, records
 from data.pictures import image_sources, images, mosaic_files, mosaics, planning
 from experiments.launch import checks, groups
 from experiments.pages import focus as focus_page
-from experiments.pages.focus_study import Classifier, MosaicSet, Study, ready_mosaics
+from experiments.pages.focus_study import Classifier, MosaicSet, Study, announce, ready_mosaics
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
-LEAST = {  # the smallest value of a number in the config, and what None does where it may be None
-    "per_class": (1, ""),
-    "random.limit": (1, "None takes all"),
-    "cascade.limit": (1, ""),
-    "cascade.points": (1, ""),
-    "bias.num_samples": (1, ""),
-    "bias.min_count": (0, ""),
-    "baseline.eval_every": (1, ""),
-    "tile.resize": (1, "None takes that of the run"),
-    "tile.crop": (1, "None takes that of the run"),
-    "fallback.resize": (1, ""),
-    "fallback.crop": (1, ""),
-    "pictures": (0, ""),
-}
+UNSET = "None takes all, or that of the run"
+LEAST = dict.fromkeys(("random.limit", "tile.resize", "tile.crop"), (1, UNSET))  # the smallest value of a number
+LEAST |= dict.fromkeys(("per_class", "cascade.limit", "cascade.points", "bias.num_samples"), (1, ""))
+LEAST |= dict.fromkeys(("baseline.eval_every", "fallback.resize", "fallback.crop"), (1, "")) | {"pictures": (0, "")}
 SPLITS = ("train", "val", "test")
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
 
@@ -276,17 +266,20 @@ def check(c: ml_collections.ConfigDict) -> None:
         check_mosaics(c, kind)
     if kind == "run":
         classify.about(path)
-    elif kind == "checkpoint":
-        pretrained.check_file(path)
-    if kind != "run":
+    else:
+        if kind:
+            pretrained.check_file(path)
         vision.network(c.network.name, num_classes=c.network.num_classes or 2, dtype=c.dtype, **c.network.fields)
-    if kind != "run" or c.data.source:
-        check_source(c, source_of(c))
+    source = c.data.source if kind == "run" else source_of(c)
+    if source.startswith("mosaics:"):
+        mosaic_files.check(source.removeprefix("mosaics:"))
+    elif source:
+        images.check(source, **options_of(c, source))
     one_of("outer", c.outer, mosaics.OUTER)
     one_of("data.split", c.data.split, SPLITS)
     one_of("options.lime.segmenter", c.options.lime.segmenter, ("", *lime.SEGMENTERS))
     optimizer.adamw(c.baseline.lr)
-    checks.check_least(c, LEAST | {f"limit.{method}": (1, "None takes all") for method in c.limit})
+    checks.check_least(c, LEAST | {f"limit.{method}": (1, UNSET) for method in c.limit})
 
 
 def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
@@ -308,14 +301,6 @@ def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
             )
 
 
-def check_source(c: ml_collections.ConfigDict, source: str) -> None:
-    """Refuse pictures, or mosaics, that are not there."""
-    if source.startswith("mosaics:"):
-        mosaic_files.check(source.removeprefix("mosaics:"))
-    else:
-        images.check(source, **options_of(c, source))
-
-
 def options_for(c: ml_collections.ConfigDict, tile_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """The options of each method, with a segmenter for LIME where the config leaves it open."""
     options = {method: dict(c.options[method]) for method in c.options}
@@ -330,25 +315,6 @@ def shown_of(c: ml_collections.ConfigDict, num_mosaics: int) -> tuple[int, ...]:
     fewest = min((c.limit[method] for method in c.methods if c.limit[method] is not None), default=None)
     ids = rating.spread(num_mosaics, fewest)
     return tuple(ids[rating.spread(len(ids), c.pictures)].tolist())
-
-
-def announce(c: ml_collections.ConfigDict, study: Study, num_cascade: int) -> None:
-    """Print for each method how many mosaics it will explain, in all tests."""
-    absent = c.random.methods if study.absent_M is not None else ()
-    tests = [("", c.methods, None, 1), ("with random weights", c.random.methods, c.random.limit, 1)]
-    tests += [("for absent classes", absent, c.random.limit, 1)]
-    tests += [("in the cascade", c.cascade.methods, c.cascade.limit, num_cascade)]
-    for method in dict.fromkeys((*c.methods, *c.random.methods, *c.cascade.methods)):
-        parts = [
-            f"{f'{times} x ' if times > 1 else ''}{study.num_explained(method, limit):,} {words}".strip()
-            for words, methods, limit, times in tests
-            if method in methods
-        ]
-        options = study.options[method]
-        extra = (
-            f" ({options['segmenter']}, {options['num_samples']:,} perturbations of each)" if method == "lime" else ""
-        )
-        print(f"{method} explains {', '.join(parts)} mosaics{extra}; limit.{method} takes fewer", flush=True)
 
 
 # The network and its mosaics

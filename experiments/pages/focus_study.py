@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from alignment import files
@@ -267,3 +268,22 @@ def stored_scores(path: pathlib.Path, made_from: Mapping[str, str]) -> Scores:
             "were, or start over in another --workdir"
         )
     return scores
+
+
+def announce(c: ml_collections.ConfigDict, study: Study, num_cascade: int) -> None:
+    """Print for each method how many mosaics it will explain, in all tests."""
+    absent = c.random.methods if study.absent_M is not None else ()
+    tests = [("", c.methods, None, 1), ("with random weights", c.random.methods, c.random.limit, 1)]
+    tests += [("for absent classes", absent, c.random.limit, 1)]
+    tests += [("in the cascade", c.cascade.methods, c.cascade.limit, num_cascade)]
+    for method in dict.fromkeys((*c.methods, *c.random.methods, *c.cascade.methods)):
+        parts = [
+            f"{f'{times} x ' if times > 1 else ''}{study.num_explained(method, limit):,} {words}".strip()
+            for words, methods, limit, times in tests
+            if method in methods
+        ]
+        options = study.options[method]
+        extra = (
+            f" ({options['segmenter']}, {options['num_samples']:,} perturbations of each)" if method == "lime" else ""
+        )
+        print(f"{method} explains {', '.join(parts)} mosaics{extra}; limit.{method} takes fewer", flush=True)
