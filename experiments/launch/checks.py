@@ -15,12 +15,7 @@ from alignment.errors import InputError
 from experiments.launch import config as configs
 from experiments.launch import host
 
-LEAST = {
-    "batch_size": 1,
-    "accumulate": 1,
-    "steps": 0,
-    "num_workers": 0,
-}  # the smallest value, wherever a leaf is so named
+LEAST = {"batch_size": 1, "accumulate": 1, "steps": 0, "num_workers": 0}  # of leaves so named, in any group
 WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
 ADDRESSES = ("url", "address")  # leaves that name a service, not data
 SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1}  # of the group `loop`
