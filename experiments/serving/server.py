@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import logging.handlers
 import os
 import pathlib
 import signal
 import socket
 import threading
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -193,3 +195,26 @@ async def _first(*works: Awaitable[Any]) -> None:
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
+
+
+async def ask(url: str) -> None:
+    """One question to the server itself, as a client would put it.
+
+    Raises:
+        RuntimeError: it is not answered.
+    """
+    key = os.environ.get(KEY, "")
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}).encode()
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)
+
+    def fetch() -> Any:
+        # without proxies: the environment's would be asked for a loopback address too
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=120) as response:
+            return json.loads(response.read())
+
+    answer = await asyncio.to_thread(fetch)
+    if not answer["choices"]:
+        raise RuntimeError(f"the server answered {answer}")
+    print(f"asked itself: {answer['usage']['completion_tokens']} tokens came back", flush=True)

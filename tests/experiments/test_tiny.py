@@ -14,6 +14,7 @@ from tests.experiments.conftest import ROOT, launch
 
 FILES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if "\ndef get_config" in p.read_text(encoding="utf-8")]
 NAMES = [p.stem for p in FILES]
+ENDING = [p.stem for p in FILES if "\nIS_SERVER" not in p.read_text(encoding="utf-8")]  # test_serve.py has the others
 LN2 = math.log(2)
 
 
@@ -29,7 +30,7 @@ def test_the_experiments_are_found():
     assert {"dpo", "pretrain", "sft"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_tiny_ends_well_and_leaves_what_the_contract_names(name, tiny):
     ended = tiny(name)
     assert ended.code == 0, ended.err
@@ -46,7 +47,7 @@ def test_tiny_ends_well_and_leaves_what_the_contract_names(name, tiny):
     assert leftovers == [] and not (ended.workdir / "error.txt").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_metrics_rise_in_steps_and_the_summary_is_flat_numbers(name, tiny):
     workdir = tiny(name).workdir
     rows = metrics(workdir)
@@ -58,7 +59,7 @@ def test_metrics_rise_in_steps_and_the_summary_is_flat_numbers(name, tiny):
     assert summary and all(isinstance(value, (int, float)) for value in summary.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_the_report_is_one_page_that_needs_no_network(name, tiny):
     text = (tiny(name).workdir / "report.html").read_text(encoding="utf-8")
     assert "<svg" in text
@@ -66,7 +67,7 @@ def test_the_report_is_one_page_that_needs_no_network(name, tiny):
     assert not re.search(r"<script[^>]*\ssrc|<link|url\((?!#|data:)", text)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_the_report_opens_with_what_the_run_shows_and_every_number_has_a_meaning(name, tiny):
     workdir = tiny(name).workdir
     sentence, own = page.about(workdir)
@@ -81,7 +82,7 @@ def test_the_report_opens_with_what_the_run_shows_and_every_number_has_a_meaning
     assert numbers == explained
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_a_second_start_prints_the_summary_and_does_no_work(name, tiny, monkeypatch):
     workdir = tiny(name).workdir
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
@@ -92,7 +93,7 @@ def test_a_second_start_prints_the_summary_and_does_no_work(name, tiny, monkeypa
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENDING)
 def test_another_config_in_the_same_workdir_is_refused_with_what_differs(name, tiny):
     ended = launch(f"{name}.py:tiny", tiny(name).workdir, "--config.seed=7")
     assert ended.code == 2 and "seed: 0 there, 7 now" in ended.err and "Traceback" not in ended.err

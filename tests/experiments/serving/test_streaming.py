@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from tests.experiments.serving.conftest import Parrot, opened
@@ -73,17 +75,24 @@ def test_a_stream_with_echo_begins_with_the_prompt(logprobs, run):
 
 def test_tokens_go_out_as_they_come(run):
     async def work():
-        engine = Parrot()
+        engine, num_sent, opened_gate = Parrot(), 0, threading.Event()
+        advance = engine.advance
+
+        def standing_after_five():
+            if engine.busy and len(engine.busy[0][0].tokens) == 5:
+                assert opened_gate.wait(10), "the fifth token never left"
+            return advance()
+
+        async def on_send(message):
+            nonlocal num_sent
+            num_sent += 1
+            if num_sent == 6:  # the head and five tokens
+                opened_gate.set()
+
+        engine.advance = standing_after_five
         async with opened(engine) as door:
-            num_sent = []
-
-            async def on_send(message):
-                num_sent.append(len(engine.busy))
-
-            reply = await door.post(
-                "/v1/completions", {"prompt": "abc", "max_tokens": 30, "stream": True}, on_send=on_send
-            )
+            body = {"prompt": "abc", "max_tokens": 30, "stream": True}
+            reply = await door.post("/v1/completions", body, on_send=on_send)
             assert reply.is_complete and len(reply.chunks) == 30
-            assert num_sent[5] == 1  # the sixth message left while the engine still wrote
 
     run(work())
