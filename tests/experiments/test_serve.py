@@ -133,9 +133,7 @@ def test_a_signal_lets_answers_end_refuses_new_ones_and_the_server_exits_with_0(
         about = read(place)
         assert about["pid"] == server.pid and fetch(f"{about['url']}/healthz")["status"] == "ok"
         body = json.dumps({"prompt": "a", "max_tokens": 100, "stream": True, "logit_bias": {"258": -100}}).encode()
-        request = urllib.request.Request(
-            f"{about['url']}/v1/completions", body, {"content-type": "application/json"}
-        )
+        request = urllib.request.Request(f"{about['url']}/v1/completions", body, {"content-type": "application/json"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
             first = response.readline()
             server.send_signal(number)
