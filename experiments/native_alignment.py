@@ -28,7 +28,7 @@ import tokenizers
 from ml_collections import config_dict
 
 from alignment import errors, files
-from alignment.decoding import sample
+from alignment.decoding import requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import language_model, sharding
@@ -210,7 +210,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.pretrain.steps < 1:
         raise InputError(f"pretrain.steps={c.pretrain.steps}; an arm is what pretraining makes of it: at least 1")
     if c.samples.num:
-        sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
+        requests.check_options(requests.Request((), c.samples.max_new_tokens, c.samples.temperature))
     kind, _, size = c.tokenizer.partition(":")
     if kind == "learn" and not (size.isdigit() and int(size) > 300):
         raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:2000")

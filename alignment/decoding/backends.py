@@ -18,8 +18,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from alignment.errors import InputError
 
 Messages = list[dict[str, str]]
@@ -57,58 +55,48 @@ def flax(
     encode: Callable[[Messages], Sequence[int]],
     decode: Callable[[Sequence[int]], str],
     stop_ids: Sequence[int],
-    pad_id: int = 0,
     batch_size: int = 16,
     max_prompt: int = 4_096,
 ) -> Complete:
     """A language model in this process, decoded greedily, so that an answer depends on its prompt alone.
 
-    Every shape is a program to compile. Prompts and answers are therefore grouped by length, rounded up to powers of
-    two, and every batch is filled up to `batch_size` rows. The answer is None if the prompt is too long, or the answer
-    does not end within its length.
+    The answer is None if the prompt is too long, or the answer does not end within its length.
 
     Args:
         model, params: a decoder and its parameters.
         encode: a chat -> token ids, including the opening of the answer.
         decode: token ids of an answer, without its stop token -> text.
         stop_ids: tokens that end an answer.
+        batch_size: answers written at the same time.
         max_prompt: longest prompt, in tokens.
     """
-    from alignment.decoding import sample  # imports JAX
+    from alignment.decoding import engine, requests  # the engine imports JAX
 
-    def run(prompts: list[Sequence[int]], length: int, num_new: int) -> list[str | None]:
-        filled = [*prompts, *[prompts[0]] * (batch_size - len(prompts))]  # the copies' answers are dropped
-        tokens_BT, groups_BT = sample.pad_prompts(filled, pad_id=pad_id, length=length)
-        written_BN, lengths_B = sample.generate(
-            model, params, tokens_BT, groups_BT, max_new_tokens=num_new, stop_ids=stop_ids, pad_id=pad_id
-        )
-        rows = zip(np.asarray(written_BN), np.asarray(lengths_B), prompts)
-        return [_ended(row[:num].tolist(), stop_ids, decode) for row, num, _ in rows]
+    server: Any = None
 
     def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
+        nonlocal server
         prompts = [encode(chat) for chat in messages]
-        buckets: dict[tuple[int, int], list[int]] = {}
-        for i, (prompt, num) in enumerate(zip(prompts, max_new)):
-            if 0 < len(prompt) <= max_prompt:
-                buckets.setdefault((_power_of_two(len(prompt)), _power_of_two(num)), []).append(i)
+        wanted = [i for i, prompt in enumerate(prompts) if 0 < len(prompt) <= max_prompt]
+        if not wanted:
+            return [None] * len(messages)
+        longest = max(len(prompts[i]) + max_new[i] for i in wanted)
+        if server is None or server.max_len < longest:  # a power of two: a cache outgrown is rarely made anew
+            server = None  # the old cache and weights go before the new ones come
+            server = engine.Engine(
+                model, params, num_slots=batch_size, max_len=_power_of_two(longest), stop_ids=stop_ids, order="longest"
+            )
         answers: list[str | None] = [None] * len(messages)
-        for (length, num_new), members in sorted(buckets.items()):
-            for at in range(0, len(members), batch_size):
-                part = members[at : at + batch_size]
-                for i, answer in zip(part, run([prompts[i] for i in part], length, num_new)):
-                    answers[i] = answer
+        written = server.answers([requests.Request(prompts[i], max_new[i]) for i in wanted])
+        for i, answer in zip(wanted, written):
+            answers[i] = decode(answer.answer_ids) if answer.finish_reason == "stop" else None
         return answers
 
     return complete
 
 
-def _ended(ids: list[int], stop_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str | None:
-    """The text of an answer that ends in a stop token, else None."""
-    return decode(ids[:-1]) if ids and ids[-1] in set(stop_ids) else None
-
-
-def _power_of_two(number: int, least: int = 16) -> int:
-    return max(least, 1 << (number - 1).bit_length())
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 63).bit_length()
 
 
 def openai(

@@ -12,13 +12,11 @@ and tokens of an answer are only ever written by decode steps, even where an evi
 
 import collections
 import dataclasses
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from alignment.decoding import network, programs, requests, sampling, stopping
 from alignment.decoding.requests import Answer, Request, Token
@@ -85,7 +83,8 @@ class Engine:
         stop_ids: added to those of every request.
         seed: for requests without one.
         order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
-        mesh: heads, features and vocabulary are split over its axis `tensor`.
+
+    Parameters that lie on a mesh are split over its axis `tensor` by heads, features and vocabulary.
 
     Raises:
         InputError: lengths that do not fit one another, or vocabularies that differ.
@@ -111,7 +110,6 @@ class Engine:
         stop_ids: Sequence[int] = (),
         seed: int = 0,
         order: str = "arrival",
-        mesh: Mesh | None = None,
     ) -> None:
         max_len = -(-max_len // chunk) * chunk
         network.check_lengths(max_len, block, chunk)
@@ -127,7 +125,7 @@ class Engine:
             draft=draft[0] if draft is not None else None,
             num_draft=num_draft,
             processors=tuple(processors),
-            mesh=mesh if mesh is not None and mesh.size > 1 else None,
+            mesh=network.mesh_of(params),
         )
         self.weights = tuple(network.prepare(m, p, self.plan.mesh) for m, p in members)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
@@ -466,7 +464,26 @@ def _check_members(members, num_slots, num_draft, has_draft):
         )
 
 
-def timed(engine: Engine, all_requests: Sequence[Request]) -> tuple[list[Answer], float]:
-    """Answers in the requests' order, and the seconds that they took."""
-    start = time.perf_counter()
-    return engine.answers(all_requests), time.perf_counter() - start
+def write(
+    model: decoder.DecoderLM,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+    num_slots: int = 8,
+) -> list[list[int]]:
+    """The tokens written after each prompt, for a handful of samples; a prompt's draws follow from its place.
+
+    Raises:
+        InputError: an option or a prompt is out of range.
+    """
+    if not prompts:
+        return []
+    options: dict[str, Any] = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    longest = max(map(len, prompts)) + max_new_tokens
+    engine = Engine(model, params, num_slots=min(num_slots, len(prompts)), max_len=longest, stop_ids=stop_ids)
+    answers = engine.answers(Request(prompt, sample=i, **options) for i, prompt in enumerate(prompts))
+    return [answer.ids for answer in answers]

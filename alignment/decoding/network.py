@@ -98,6 +98,14 @@ def _split(model, axes, mesh):
     return sharding.spec(axes, tuple(sizes[axis] for axis in axes), mesh)
 
 
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters lie on; None for one device."""
+    leaf = jax.tree.leaves(nn.meta.unbox(params))[0]
+    place = getattr(leaf, "sharding", None)  # numpy arrays have none
+    mesh = place.mesh if isinstance(place, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
 def init_cache(
     model: decoder.DecoderLM, num_slots: int, max_len: int, *, block: int, chunk: int, mesh: Mesh | None = None
 ) -> list[dict[str, jax.Array]]:

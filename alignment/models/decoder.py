@@ -86,23 +86,17 @@ class DecoderLM(nn.Module):
         positions_BT: jax.Array | None = None,
         groups_BT: jax.Array | None = None,
         branches_BT: jax.Array | None = None,
-        cache: dict | None = None,
-    ):
-        """Hidden states after the final norm, [B,T,D] in `dtype`; with a cache, also the cache with these tokens in it.
+    ) -> jax.Array:
+        """Hidden states after the final norm, [B,T,D] in `dtype`. For writing text see `decoding.network`.
 
         Args:
             tokens_BT: ids in [0, V).
-            positions_BT: rope positions; None: 0, 1, ... (after the cache's tokens, if there is one).
+            positions_BT: rope positions; None: 0, 1, ...
             groups_BT: tokens of different groups do not see each other, 0 is padding; None: all ones.
             branches_BT: 0 is a group's trunk, seen by its branches 1, 2, ..., which do not see each other; None: zeros.
-            cache: from `init_cache`. T > 1 fills it with prompts (padding anywhere), T = 1 is a step of decoding.
-                Tokens beyond its length turn the result into NaN.
         """
-        places = _places(tokens_BT, positions_BT, groups_BT, branches_BT, cache)
-        key_places = places
-        if cache is not None:
-            cache, key_places = _write_places(cache, places)
-        masks = self._masks(places, key_places, is_decoding=cache is not None)
+        places = _places(tokens_BT, positions_BT, groups_BT, branches_BT)
+        masks = self._masks(places)
         frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
         rope_tables = rope.tables(places["positions"], frequencies_J, factor)
 
@@ -112,28 +106,14 @@ class DecoderLM(nn.Module):
         hidden_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(self.dtype)
         hidden_BTD = _shard(hidden_BTD, "batch", "time", None)
 
-        index_L, is_sliding_L = jnp.arange(self.num_layers), self._is_sliding()
-        (hidden_BTD, cache), _ = self._layers()((hidden_BTD, cache), index_L, is_sliding_L, masks, rope_tables)
+        is_sliding_L = self._is_sliding()
+        hidden_BTD, _ = self._layers()(hidden_BTD, is_sliding_L, masks, rope_tables)
 
         scale_D = self.param("final_norm", _ones("norm"), (self.model_dim,), self.param_dtype)
         hidden_BTD = rms_norm(hidden_BTD, scale_D, self.norm_eps)
         if not self.tie_embeddings:  # made here, so that it is a parameter of the model; `head` reads it
             self.param("head", _init(("embed", "vocab"), 0), (self.model_dim, self.vocab_size), self.param_dtype)
-        if cache is None:
-            return hidden_BTD
-        # The length is traced, so an overflow cannot raise here, and dynamic_update_slice would overwrite silently.
-        return jnp.where(cache["length"] > cache["positions"].shape[1], jnp.nan, hidden_BTD), cache
-
-    def init_cache(self, batch_size: int, max_len: int) -> dict:
-        """Empty cache for `max_len` tokens a row, padding included: keys and values [L,B,S,G,K], and their places."""
-        shape = (self.num_layers, batch_size, max_len, self.num_kv_heads or self.num_heads, self._head_dim())
-        rows = {name: jnp.zeros((batch_size, max_len), jnp.int32) for name in ("positions", "groups", "branches")}
-        return {
-            "keys": jnp.zeros(shape, self.dtype),
-            "values": jnp.zeros(shape, self.dtype),
-            "length": jnp.int32(0),
-            **rows,
-        }
+        return hidden_BTD
 
     def _head_dim(self) -> int:
         return self.head_dim or self.model_dim // self.num_heads
@@ -149,7 +129,7 @@ class DecoderLM(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),  # index and is_sliding a layer; masks and tables for all
+            in_axes=(0, nn.broadcast, nn.broadcast),  # is_sliding a layer; masks and tables for all
             length=self.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -174,13 +154,13 @@ class DecoderLM(nn.Module):
         types = self.layer_types or ("sliding_attention",) * self.num_layers
         return jnp.array([kind == "sliding_attention" for kind in types])
 
-    def _masks(self, places, key_places, is_decoding):
+    def _masks(self, places):
         """The masks of layers without and with a sliding window; None for the sort that this model lacks."""
-        mask_fn = attention.MASKS["dense" if is_decoding else self.attention]
+        mask_fn = attention.MASKS[self.attention]
         kinds = {"full_attention"} if self.sliding_window is None else set(self.layer_types or ["sliding_attention"])
         has_sliding = "sliding_attention" in kinds and bool(self.sliding_window)
-        full = mask_fn(places, key_places, None) if "full_attention" in kinds else None
-        sliding = mask_fn(places, key_places, self.sliding_window) if has_sliding else None
+        full = mask_fn(places, places, None) if "full_attention" in kinds else None
+        sliding = mask_fn(places, places, self.sliding_window) if has_sliding else None
         return full, sliding
 
 
@@ -200,43 +180,36 @@ class Layer(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, carry, index, is_sliding, masks, rope_tables):
+    def __call__(self, hidden_BTD, is_sliding, masks, rope_tables):
         """One turn of the scan over layers.
 
         Args:
-            carry: what one layer hands to the next: (hidden_BTD, cache), the cache None while training.
-            index: number of this layer.
+            hidden_BTD: what one layer hands to the next.
             is_sliding: whether this layer's window slides.
             masks: what its attention kernel takes, without and with the window; see `attention.MASKS`.
             rope_tables: cosines and sines of the positions.
 
         Returns:
-            The carry for the next layer, and None, because the scan has no output of each layer to stack.
+            The hidden states for the next layer, and None, because the scan has no output of each layer to stack.
         """
-        hidden_BTD, cache = carry
         mask = _choose_mask(masks, is_sliding)
         normed_BTD = self._norm(hidden_BTD, "attention_norm")
-        mixed_BTD, cache = self._attention(normed_BTD, cache, index, mask, rope_tables)
-        hidden_BTD = hidden_BTD + mixed_BTD
+        hidden_BTD = hidden_BTD + self._attention(normed_BTD, mask, rope_tables)
         hidden_BTD = hidden_BTD + self._feed_forward(self._norm(hidden_BTD, "mlp_norm"))
-        return (hidden_BTD, cache), None
+        return hidden_BTD, None
 
-    def _attention(self, x_BTD, cache, index, mask, rope_tables):
-        """What the heads add to the residual stream, [B,T,D], and the cache with this layer's keys and values."""
+    def _attention(self, x_BTD, mask, rope_tables):
+        """What the heads add to the residual stream, [B,T,D]."""
         query_BTHK = self._heads(x_BTD, "query", "heads", self.num_heads)
         key_BTGK = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads)
         value_BTGK = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads)
         if self.qk_norm:
             query_BTHK, key_BTGK = self._norm(query_BTHK, "query_norm"), self._norm(key_BTGK, "key_norm")
         query_BTHK, key_BTGK = rope.rotate(query_BTHK, *rope_tables), rope.rotate(key_BTGK, *rope_tables)
-        if cache is None:
-            mixed_BTHK = attention.KERNELS[self.attention](query_BTHK, key_BTGK, value_BTGK, mask)
-        else:  # one new token attends to all of the cache, an order that only the dense kernel takes
-            cache, key_BSGK, value_BSGK = _write_keys(cache, index, key_BTGK, value_BTGK)
-            mixed_BTHK = attention.KERNELS["dense"](query_BTHK, key_BSGK, value_BSGK, mask)
+        mixed_BTHK = attention.KERNELS[self.attention](query_BTHK, key_BTGK, value_BTGK, mask)
         # The names are those of REMAT's policies, which keep these arrays for the backward pass.
         mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
-        return self._mix_out(mixed_BTHK, x_BTD.shape[-1]), cache
+        return self._mix_out(mixed_BTHK, x_BTD.shape[-1])
 
     def _heads(self, x_BTD, name, axis, num_heads):
         shape = (x_BTD.shape[-1], num_heads, self.head_dim)
@@ -295,39 +268,14 @@ def _times(x_BTD, kernel_DM):
     return (x_BTD.reshape(-1, D) @ kernel_DM.reshape(D, -1)).reshape(*x_BTD.shape[:-1], *kernel_DM.shape[1:])
 
 
-def _places(tokens_BT, positions_BT, groups_BT, branches_BT, cache):
+def _places(tokens_BT, positions_BT, groups_BT, branches_BT):
     """Where each token stands: positions, groups and branches [B,T], with their defaults filled in."""
     B, T = tokens_BT.shape
     if positions_BT is None:
-        start = jnp.int32(0) if cache is None else cache["length"]
-        positions_BT = jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     groups_BT = jnp.ones((B, T), jnp.int32) if groups_BT is None else groups_BT
     branches_BT = jnp.zeros((B, T), jnp.int32) if branches_BT is None else branches_BT
     return {"positions": positions_BT, "groups": groups_BT, "branches": branches_BT}
-
-
-def _write_places(cache, places):
-    """Write the new tokens' places behind those of the cache's tokens; the cache, and the places [B,S] of all."""
-    T, S = places["groups"].shape[1], cache["groups"].shape[1]
-    if T > S:
-        raise InputError(f"{T} tokens do not fit a cache of {S}; init_cache(batch_size, max_len={T}) or more would")
-    start = cache["length"]
-    key_places = {
-        name: jax.lax.dynamic_update_slice(cache[name], new_BT.astype(jnp.int32), (0, start))
-        for name, new_BT in places.items()
-    }
-    return {**cache, **key_places, "length": start + T}, key_places
-
-
-def _write_keys(cache, index, key_BTGK, value_BTGK):
-    """Write one layer's new keys and values; the cache, and all of that layer's keys and values [B,S,G,K]."""
-    at = (index, 0, cache["length"] - key_BTGK.shape[1], 0, 0)  # the length already counts the new tokens
-    keys_LBSGK = jax.lax.dynamic_update_slice(cache["keys"], key_BTGK[None], at)
-    values_LBSGK = jax.lax.dynamic_update_slice(cache["values"], value_BTGK[None], at)
-    key_BSGK, value_BSGK = (
-        jax.lax.dynamic_index_in_dim(x_LBSGK, index, keepdims=False) for x_LBSGK in (keys_LBSGK, values_LBSGK)
-    )
-    return {**cache, "keys": keys_LBSGK, "values": values_LBSGK}, key_BSGK, value_BSGK
 
 
 def _choose_mask(masks, is_sliding):

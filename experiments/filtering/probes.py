@@ -10,12 +10,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from alignment import files
-from alignment.decoding import sample
+from alignment.decoding import engine
 from alignment.errors import InputError
 from alignment.evaluation import continuations, harmlessness
 from alignment.models import decoder
@@ -167,9 +166,7 @@ class Probes:
         if not self.asked:
             return {"harmful_written": [], "written": []}
         prompts = [self.tok.encode(row["prompt"], add_bos=self.tok.adds_bos) for row in self.asked]
-        options = dict(rng=jax.random.PRNGKey(seed), stop_ids=self.tok.stop_ids, pad_id=self.tok.pad_id)
-        with sharding.activations(self.mesh):
-            ids = sample.answers(self.model, params, prompts, **options, **self.writing)
+        ids = engine.write(self.model, params, prompts, seed=seed, stop_ids=self.tok.stop_ids, **self.writing)
         answers = [self.tok.decode(one) for one in ids]
         marked = [harmlessness.is_marked(answer, row.get("marks", ())) for answer, row in zip(answers, self.asked)]
         return {"harmful_written": list(map(int, marked)), "written": answers[:: max(1, len(answers) // 4)][:4]}

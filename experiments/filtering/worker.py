@@ -68,7 +68,7 @@ def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, *
         chat = messages if prompt == "full" else bare(conduct.text_of(messages))
         return tok.encode(tok.render(chat, add_generation_prompt=True))
 
-    decoding = dict(encode=encode, decode=tok.decode, stop_ids=tok.stop_ids, pad_id=tok.pad_id)
+    decoding = dict(encode=encode, decode=tok.decode, stop_ids=tok.stop_ids)
     return backends.flax(model, params, **decoding, **options)
 
 

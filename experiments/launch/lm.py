@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import optax
 from jax.sharding import Mesh
 
 from alignment import files
-from alignment.decoding import sample
+from alignment.decoding import engine, requests
 from alignment.models import decoder
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
@@ -21,7 +20,7 @@ from experiments.launch import checks
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
-    sample.check_options(c.samples.max_new_tokens, c.samples.temperature)
+    requests.check_options(requests.Request((), c.samples.max_new_tokens, c.samples.temperature))
     optimizer.adamw(**c.optimizer)
     loop.Pace(**c.loop)
     check_model(c)
@@ -134,15 +133,14 @@ def complete(
     prompts: Sequence[Sequence[int]],
 ) -> list[list[int]]:
     """The tokens that the model writes after each prompt, as `c.samples` asks."""
-    return sample.answers(
+    return engine.write(
         model,
         params,
         prompts,
         max_new_tokens=c.samples.max_new_tokens,
         temperature=c.samples.temperature,
-        rng=jax.random.PRNGKey(c.seed),
+        seed=c.seed,
         stop_ids=tok.stop_ids,
-        pad_id=tok.pad_id,
     )
 
 

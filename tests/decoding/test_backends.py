@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alignment.decoding import backends, sample
+from alignment.decoding import backends, engine
 from alignment.errors import InputError
 from alignment.models import decoder
 
@@ -257,10 +257,10 @@ def test_flax_answers_as_greedy_decoding_of_all_prompts_at_once(lm):
         return [ord(c) % 29 + 1 for c in chat[-1]["content"]]
 
     prompts = [encode(chat) for chat in chats(*texts)]
-    stop = sample.answers(*lm, prompts, max_new_tokens=16)[0][3]
+    stop = engine.write(*lm, prompts, max_new_tokens=16)[0][3]
     options = dict(encode=encode, decode=lambda ids: " ".join(map(str, ids)), stop_ids=(stop,), batch_size=2)
     found = backends.flax(*lm, **options)(chats(*texts), [16] * 5)
-    wanted = sample.answers(*lm, prompts, max_new_tokens=16, stop_ids=(stop,))  # one batch; rows do not matter
+    wanted = engine.write(*lm, prompts, max_new_tokens=16, stop_ids=(stop,))  # one batch; rows do not matter
     assert found == [" ".join(map(str, ids[:-1])) if ids[-1] == stop else None for ids in wanted]
     assert found[0] is not None
     assert backends.flax(*lm, max_prompt=7, **options)(chats(*texts), [16] * 5) == [found[0], None, *found[2:]]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import engine, programs
 from alignment.decoding.requests import Request
@@ -124,7 +124,8 @@ def test_tensor_parallel_on_eight_devices_writes_the_same():
     wanted = [a.ids for a in make(lm).answers(requests)]
     for tensor in (4, 8):  # over 8 the four key heads stay whole
         mesh = Mesh(np.array(jax.devices()).reshape(8 // tensor, 1, tensor), ("data", "fsdp", "tensor"))
-        server = make(lm, mesh=mesh)
+        model, params = lm
+        server = make((model, jax.device_put(params, NamedSharding(mesh, PartitionSpec()))))
         before = programs.decode._cache_size()
         assert [a.ids for a in server.answers(requests)] == wanted
         assert programs.decode._cache_size() == before + 1  # places do not change from call to call

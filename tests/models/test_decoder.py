@@ -35,8 +35,8 @@ def ids(B, T, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(model, params, *row, cache=None):
-    return model.apply({"params": params}, *row, cache=cache)
+def run(model, params, *row):
+    return model.apply({"params": params}, *row)
 
 
 def slow_forward(params, tokens_T, c):
@@ -182,38 +182,6 @@ def test_a_window_hides_exactly_what_lies_beyond_it():
     tokens = ids(1, 8)
     difference = np.abs(run(model, params, tokens) - run(model, params, tokens.at[0, 2].add(1)))[0].max(-1)
     assert (difference > 0).tolist() == [False, False, True, True, True, False, False, False]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_decoding_with_a_cache_equals_the_full_forward(side):
-    model, params = make(**EVERYTHING)
-    lengths, T, steps = [6, 3], 6, 4
-    tokens = ids(2, 12)  # row b is its first lengths[b] + steps tokens
-    prompt, positions, groups = np.zeros((2, T), int), np.zeros((2, T), int), np.zeros((2, T), int)
-    for b, n in enumerate(lengths):
-        at = slice(T - n, T) if side == "left" else slice(0, n)
-        prompt[b, at], positions[b, at], groups[b, at] = tokens[b, :n], np.arange(n), 1
-    cache = model.init_cache(2, T + steps)
-    hidden, cache = run(model, params, *map(jnp.asarray, (prompt, positions, groups)), cache=cache)
-    full = [run(model, params, tokens[b : b + 1, : n + steps])[0] for b, n in enumerate(lengths)]
-    for b, n in enumerate(lengths):
-        at = slice(T - n, T) if side == "left" else slice(0, n)
-        np.testing.assert_allclose(hidden[b, at], full[b][:n], atol=1e-5)
-    for step in range(steps):
-        now = jnp.array([[n + step] for n in lengths])
-        hidden, cache = run(
-            model, params, jnp.take_along_axis(tokens, now, axis=1), now, jnp.ones_like(now), cache=cache
-        )
-        for b, n in enumerate(lengths):
-            np.testing.assert_allclose(hidden[b, 0], full[b][n + step], atol=1e-5)
-
-
-def test_decoding_past_the_cache_is_loud():
-    model, params = make()
-    _, cache = run(model, params, ids(1, 4), cache=model.init_cache(1, 4))
-    assert np.isnan(run(model, params, ids(1, 1), cache=cache)[0]).all()
-    with pytest.raises(InputError, match="max_len=5"):
-        run(model, params, ids(1, 5), cache=model.init_cache(1, 4))
 
 
 @pytest.mark.parametrize("remat", [name for name in decoder.REMAT if name != "none"])
