@@ -68,6 +68,7 @@ EXTRAS = {
     "data": ["pyarrow>=18"],
     "ray": ["ray>=2.57"],
     "datatrove": ["datatrove>=0.10"],
+    "eval": ["lm_eval>=0.4.13"],
     "gguf": ["gguf>=0.17"],
     "hub": ["huggingface_hub>=1.0"],
     "cuda": ["jax[cuda12]"],
@@ -75,9 +76,13 @@ EXTRAS = {
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.4"],
 }
-EXTRAS["test"] += EXTRAS["serve"]
+EXTRAS["test"] += EXTRAS["serve"] + EXTRAS["eval"]
 EXTRAS["all"] = sorted(
-    {line for name in ("test", "serve", "data", "ray", "gguf", "hub", "wandb", "trackio") for line in EXTRAS[name]}
+    {
+        line
+        for name in ("test", "serve", "eval", "data", "ray", "gguf", "hub", "wandb", "trackio")
+        for line in EXTRAS[name]
+    }
 )
 
 setuptools.setup(
