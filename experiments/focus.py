@@ -33,6 +33,7 @@ from data import loader, records
 from data.pictures import image_sources, images, mosaic_files, mosaics, planning
 from experiments.launch import checks, groups
 from experiments.pages import focus as focus_page
+from experiments.pages import focus_bias
 from experiments.pages.focus_study import Classifier, MosaicSet, Study, announce, ready_mosaics
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
@@ -219,7 +220,7 @@ def leave(c: ml_collections.ConfigDict, study: Study, results: focus_page.Result
         built = mosaics.assemble(mosaic_set.tiles_NYXC, mosaic_set.plan.tile_index)
         mosaics.write(folder / "mosaics", built, mosaic_set.plan, names=mosaic_set.names)
     focus_page.draw(folder, results, net, mosaic_set, shown=study.shown)
-    lines, numbers = focus_page.biases(
+    lines, numbers = focus_bias.biases(
         folder,
         c.bias.method or results.ranked()[0],
         results,
@@ -477,6 +478,7 @@ METRICS = {
     "mosaics": ("number of mosaics explained",),
     "focus/*/undefined": ("mosaics whose map has no positive relevance, so that they have no Focus", "lower"),
     "focus/*": ("median share of positive relevance on the tiles of the explained class; chance is 0.5", "higher"),
+    "focus_*/*/undefined": ("the same in the two tests below", "lower"),
     "focus_random/*": ("the same with all weights redrawn; 0.5 is expected of a faithful method",),
     "focus_absent/*": ("the same for a class that the mosaic does not show; 1/3 to 1/2 is expected",),
     "cascade/*": ("median Focus after redrawing that many layers from the top; it should fall to 0.5",),

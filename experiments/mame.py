@@ -310,7 +310,7 @@ def compare(folder: str) -> None:
 
 
 METRICS = {
-    "test/copies": ("test pictures that are byte-equal to one of train or val, which the network has seen", "lower"),
+    "test/copies": ("test pictures that are byte-equal to one of train or val, which the network has seen",),
     "test/accuracy without copies": ("test accuracy on the other pictures", "higher"),
     "test/classes": ("classes with a test picture, over which the mean per class is taken",),
     "*accuracy low": ("lower end of its 95 % interval",),

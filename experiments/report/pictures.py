@@ -7,6 +7,7 @@ Dimensions: Y X rows and columns, C red, green, blue, or classes.
 
 import io
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -17,14 +18,22 @@ from alignment import files
 from experiments.report import charts
 
 DPI = 100
+WIDEST = 10.4  # inches, which a page of the report shows without making them smaller
+TITLE = 9  # points, of a picture's words
 HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
 
 
 def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
-    """The image in grey with relevance over it, red for and blue against; the strongest 1% are fully coloured."""
+    """The image in grey with relevance over it, red for and blue against.
+
+    The strongest 1 % of the positive part are fully coloured, and both signs have that scale, so that a few strong
+    negative pixels hide nothing of what speaks for the class. A map of next to no positive part has its negative one's.
+    """
     grey_YX1 = np.asarray(image_YXC, np.float64).mean(axis=-1, keepdims=True)
     map_YX = np.nan_to_num(np.asarray(map_YX, np.float64))
-    scale = np.quantile(np.abs(map_YX), 0.99) or np.abs(map_YX).max() or 1.0
+    most = np.abs(map_YX).max()
+    shown = map_YX[map_YX > 0] if map_YX.max() > 1e-6 * most else np.abs(map_YX)
+    scale = np.quantile(shown, 0.99) or most or 1.0
     strength_YX1 = np.clip(np.abs(map_YX) / scale, 0, 1)[..., None]
     colour_YXC = np.where(map_YX[..., None] > 0, HOT, COLD)
     light_YX1 = 60 + 0.7 * grey_YX1
@@ -38,7 +47,9 @@ def contact_sheet(
     caption: str = "",
     inches: float = 1.7,
 ) -> None:
-    """Rows of (image [Y,X,3] uint8, its words) as one PNG.
+    """Rows of (image [Y,X,3] uint8, its words) as one PNG, which a page shows in its own size.
+
+    A row longer than the page is wide goes on below, with its first picture's column left empty.
 
     Args:
         path: ending in .png.
@@ -47,17 +58,36 @@ def contact_sheet(
     """
     if not rows:
         return
+    most = int(WIDEST / inches)
+    rows = [line for row in rows for line in _wrapped(row, most)]
+    letters = int(inches * DPI / (0.62 * TITLE * DPI / 72))  # of a title's line
+    titles = [[_folded(words, letters) for _, words in row] for row in rows]
+    heights = [max((words.count("\n") + 1 for words in row if words), default=0) for row in titles]
+    tall = [inches + 0.19 * lines for lines in heights]
     columns = max(map(len, rows))
-    lines = max((words.count("\n") + 1 for row in rows for _, words in row if words), default=0)
-    figure = Figure(figsize=(inches * columns, (inches + 0.17 * lines) * len(rows)), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    figure = Figure(figsize=(inches * columns, sum(tall)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tall)
     for axes in grid.ravel():
         axes.axis("off")
-    for row, places in zip(rows, grid):
-        for (image_YXC, words), axes in zip(row, places):
-            axes.imshow(image_YXC, interpolation="nearest")
-            axes.set_title(words, fontsize=7, parse_math=False)
+    for row, words_of_row, places in zip(rows, titles, grid):
+        for (image_YXC, _), words, axes in zip(row, words_of_row, places):
+            if image_YXC is not None:
+                axes.imshow(image_YXC, interpolation="nearest")
+                axes.set_title(words, fontsize=TITLE, parse_math=False)
     _save(figure, path, caption)
+
+
+def _wrapped(row: Sequence[tuple[np.ndarray, str]], most: int) -> list[list[tuple[np.ndarray | None, str]]]:
+    """A row in lines of at most `most` pictures; from the second line on the first place is empty."""
+    lines = [list(row[:most])]
+    for start in range(most, len(row), most - 1):
+        lines.append([(None, ""), *row[start : start + most - 1]])
+    return lines
+
+
+def _folded(words: str, letters: int) -> str:
+    """The lines of a title, long ones broken."""
+    return "\n".join(part for line in words.split("\n") for part in textwrap.wrap(line, letters) or [""])
 
 
 def matrix(
@@ -78,21 +108,33 @@ def matrix(
         label: of the colour scale.
     """
     num = len(names)
-    side = np.clip(0.34 * num + 1.6, 3.2, 11)
+    values_CC = np.asarray(values_CC)
+    side = np.clip(0.42 * num + 1.6, 3.2, WIDEST - 0.6)
     figure = Figure(figsize=(side + 0.6, side), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values_CC, cmap="Blues", vmin=min(0.0, float(np.nanmin(values_CC))))
     figure.colorbar(image, ax=axes, shrink=0.8, label=label)
-    axes.set_xticks(range(num), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(num), names, fontsize=7)
-    axes.set_xlabel(columns, fontsize=8)
-    axes.set_ylabel(rows, fontsize=8)
+    # a name needs 0.12 inches of a row; where rows are narrower, some names are left out, evenly
+    every = int(np.ceil(0.12 * num / (0.75 * side)))
+    shown = [name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}" for name in names[::every]]
+    axes.set_xticks(range(0, num, every), shown, rotation=90, fontsize=8)
+    axes.set_yticks(range(0, num, every), shown, fontsize=8)
+    axes.set_xlabel(columns, fontsize=9)
+    axes.set_ylabel(rows, fontsize=9)
     if num <= 12:
-        for (y, x), value in np.ndenumerate(np.asarray(values_CC)):
+        for (y, x), value in np.ndenumerate(values_CC):
             is_dark = value > 0.6 * np.nanmax(values_CC)
             if np.isfinite(value):
-                axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if is_dark else "k")
+                words = _short(float(value), is_whole=values_CC.dtype.kind in "iu")
+                axes.text(x, y, words, ha="center", va="center", fontsize=8, color="w" if is_dark else "k")
     _save(figure, path, caption)
+
+
+def _short(value: float, *, is_whole: bool) -> str:
+    """A number of at most four characters where it is below 10,000, so that it fits into its cell."""
+    if is_whole or abs(value) >= 100:
+        return f"{value:.0f}" if abs(value) < 10_000 else f"{value:.0e}".replace("e+0", "e")
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def boxes(
@@ -112,7 +154,8 @@ def boxes(
     kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
     if not kinds:
         return
-    figure = Figure(figsize=(max(4.6, 0.55 * len(groups) * len(kinds) + 1.4), 3.4), dpi=DPI, layout="constrained")
+    inches = np.clip(0.55 * len(groups) * len(kinds) + 1.4, 4.6, WIDEST)
+    figure = Figure(figsize=(inches, 3.4), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):

@@ -62,6 +62,25 @@ def test_a_planted_bias_tops_the_ranking_and_is_told_from_a_confusion(plan):
     assert first.back == pytest.approx(next(p.lift for p in pairs if (p.target, p.other) == (1, 3)))
 
 
+def test_the_chance_of_a_lift_is_that_of_students_t():
+    """log(2) at an error of (log(4) - log(1)) / (2 x 1.96) is t = 1.96; beyond that lie 3.44 % for 15 degrees."""
+    values = dict(target=0, other=1, share=0.2, count=16, back=1.0, kind="shortcut")
+    pair = bias.Pair(lift=2.0, low=1.0, high=4.0, pictures=16, **values)
+    assert pair.chance == pytest.approx(0.0344, abs=2e-4) and pair.excess == pytest.approx(0.1)
+    assert bias.Pair(lift=2.0, low=1.0, high=4.0, pictures=4, **values).chance > 0.07
+    assert bias.Pair(lift=0.5, low=0.25, high=1.0, pictures=16, **values).chance == pytest.approx(1 - pair.chance)
+    for low, high, pictures in ((0.0, 4.0, 16), (1.0, 4.0, 1), (1.0, np.inf, 16), (np.nan, np.nan, 16)):
+        assert bias.Pair(lift=2.0, low=low, high=high, pictures=pictures, **values).chance == 1.0
+
+
+def test_without_a_bias_small_chances_are_as_rare_as_they_say():
+    plans = mosaics.plan(np.repeat(np.arange(8), 40), 60, 0)
+    shares = shares_with(plans.tile_label, plans.target, {})
+    found = bias.matrix(shares, plans.tile_label, plans.target, num_classes=8, picture_M4=plans.tile_index)
+    chances = np.array([pair.chance for pair in bias.ranking(found)])
+    assert len(chances) == 56 and (chances < 0.02).sum() <= 4 and 0.2 < chances.mean() < 0.8
+
+
 def test_the_interval_is_that_of_the_pictures_and_not_of_their_many_tiles():
     rng = np.random.default_rng(0)
     held = {True: 0, False: 0}
