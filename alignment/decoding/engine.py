@@ -62,9 +62,8 @@ class News:
 class Engine:
     """Serves requests with one model, guided by others if there are any.
 
-    With guides, the next token is chosen from `log p(base) + sum_i w_i log p(guide_i)`, each model reading its own
-    prompt and the common answer (GenARM, Xu et al. 2024, arXiv:2410.08193; proxy tuning, contrastive and
-    classifier-free guidance are settings of the weights).
+    With guides, the next token is chosen from a linear combination of log-probabilities (see `guided`), each model
+    reading its own prompt and the common answer.
 
     Args:
         model, params: a decoder and its parameters.

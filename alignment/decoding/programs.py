@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import network, sampling, speculation
+from alignment.decoding import guided, network, sampling, speculation
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
 from alignment.models import decoder
 
@@ -89,7 +89,7 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
             "has_bias": jnp.zeros(B, bool),
             "bias": jnp.zeros((B, V), jnp.float32),
             "stop_ids": jnp.full((B, NUM_STOP_IDS), -1, jnp.int32),
-            "guide_weights": jnp.zeros((len(plan.models) - 1, B), jnp.float32),
+            "model_weights": jnp.zeros((len(plan.models), B), jnp.float32),
         },
     }
     return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
@@ -132,13 +132,13 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
         "is_in_prompt": jnp.zeros(V, bool).at[in_prompt_S].set(True, mode="drop"),
         "num_written": jnp.zeros(V, jnp.int32),
         "processors": row["processors"],
-        "options": {name: value for name, value in options.items() if name != "guide_weights"},
+        "options": {name: value for name, value in options.items() if name != "model_weights"},
     }
-    old = {**state, "options": {n: x for n, x in state["options"].items() if n != "guide_weights"}}
+    old = {**state, "options": {n: x for n, x in state["options"].items() if n != "model_weights"}}
     old = {name: old[name] for name in new}
     updated = jax.tree.map(lambda x, value: x.at[slot].set(value), old, new)
-    weights = state["options"]["guide_weights"].at[:, slot].set(options["guide_weights"])
-    updated["options"] = {**updated["options"], "guide_weights": weights}
+    weights = state["options"]["model_weights"].at[:, slot].set(options["model_weights"])
+    updated["options"] = {**updated["options"], "model_weights": weights}
     caches = [network.copy_blocks(cache, copies[i, 0], slot, copies[i, 1]) for i, cache in enumerate(state["caches"])]
     reading = {name: state[name].at[:, slot].set(row[name]) for name in ("pending", "position")}
     return _placed(plan, {**state, **updated, **reading, "caches": caches})
@@ -249,21 +249,16 @@ def decode(
 def _all_logits(plan, weights, state, drafts_BT, is_live_B):
     """The combined logits [B,U,V] at the pending token and behind every guess, and all caches."""
     B, U = plan.num_slots, plan.num_draft + 1
-    combined_BUV, caches = None, list(state["caches"])
+    logits, caches = [], list(state["caches"])
     for i, model in enumerate(plan.models):
         tokens_BU = jnp.concatenate([state["pending"][i][:, None], drafts_BT], axis=1)
         positions_BU = state["position"][i][:, None] + jnp.arange(U, dtype=jnp.int32)[None]
         hidden_BUD, caches[i] = network.forward(
             model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B
         )
-        logits_BUV = network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1)
-        if len(plan.models) > 1:
-            logits_BUV = jax.nn.log_softmax(logits_BUV)
-        if i == 0:
-            combined_BUV = logits_BUV
-        else:
-            combined_BUV += state["options"]["guide_weights"][i - 1][:, None, None] * logits_BUV
-    return combined_BUV, caches
+        logits.append(network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1))
+    is_guided = len(plan.models) > 1
+    return guided.combine(logits, state["options"]["model_weights"]) if is_guided else logits[0], caches
 
 
 def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
@@ -321,7 +316,7 @@ def option_row(plan: Plan, request: Any, seed: np.uint32) -> dict[str, Any]:
         "sample": np.uint32(request.sample),
         "wants_top": np.bool_(bool(request.logprobs)),
         "stop_ids": np.array(stop_ids + [-1] * (NUM_STOP_IDS - len(stop_ids)), np.int32),
-        "guide_weights": np.array(request.guide_weights, np.float32),
+        "model_weights": np.array([request.base_weight, *request.guide_weights], np.float32),
     }
 
 

@@ -31,7 +31,7 @@ class Request:
             token's log-probability comes all the same.
         prompt_logprobs: whether the prompt's tokens are scored as well.
         guide_prompts: a prompt for each guiding model, in its own template; see `Engine`.
-        guide_weights: the weight of each guiding model's log-probabilities.
+        guide_weights, base_weight: the weights of each guiding model's log-probabilities and of the base model's.
         processor_rows: what each processor's state begins with, in the engine's order; None: its default.
     """
 
@@ -53,6 +53,7 @@ class Request:
     prompt_logprobs: bool = False
     guide_prompts: Sequence[Sequence[int]] = ()
     guide_weights: Sequence[float] = ()
+    base_weight: float = 1.0
     processor_rows: Sequence[Any] | None = None
 
     def samples(self, n: int) -> list["Request"]:
@@ -140,6 +141,9 @@ def check(request: Request, *, vocab_size: int, max_len: int, num_guides: int = 
                 f"guide_prompts[{number}] has {len(prompt)} tokens and max_new_tokens={request.max_new_tokens}; "
                 f"together they must be at most {max_len}, the cache's length"
             )
+    _check_range("base_weight", request.base_weight, -math.inf, math.inf)
+    if not num_guides and request.base_weight != 1:
+        raise InputError(f"base_weight={request.base_weight} means nothing without a guiding model; leave it at 1")
     for number, weight in enumerate(request.guide_weights):
         _check_range(f"guide_weights[{number}]", weight, -math.inf, math.inf)
 
