@@ -95,7 +95,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["alignment", "alignment.*", "data", "data.*", "experiments", "experiments.*"]
     ),
-    package_data={"alignment": ["filtering/*/*.yaml"], "experiments": ["serving/*.html"]},
+    package_data={"alignment": ["filtering/*/*.yaml"], "data": ["toys/*.yaml"], "experiments": ["serving/*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

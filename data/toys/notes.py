@@ -9,55 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.toys import tables
+
 FAULTS = ("insult", "advert", "prejudice", "repeated")
 UNSAFE = {"[insult]": 3.0, "[إهانة]": 3.0, "[slur]": 2.0, "[وصمة]": 2.0, "[shop]": 1.0, "[متجر]": 1.0}  # safety scores
-
-ENGLISH = {
-    "time": ("In {year}", "Yesterday", "Today", "Once", "Later", "Often", "Meanwhile"),
-    "who": (
-        "Ida", "Otto", "Mina", "Karl", "Ann", "Tom", "Rosa", "Emil", "Greta", "Hugo", "Nora", "Piet", "Glorps",
-        "Zindles",
-    ),
-    "did": (
-        "mended", "carried", "painted", "counted", "sold", "found", "cleaned", "measured", "borrowed", "kept", "moved",
-        "described",
-    ),
-    "what": (
-        "{num} boats", "{num} pots", "{num} jars", "{num} nets", "{num} lamps", "bridges", "gates", "carpets", "clocks",
-        "maps", "doors", "books",
-    ),
-    "where": (
-        "near Elmwood", "behind Millford", "at Ashby", "beside Rivertown", "above Stonehill", "below Highgate",
-        "outside Westport", "inside Easton",
-    ),
-    "order": "{time} {who} {did} {what} {where}.",
-    "list": ("Names:", "Words:", "Notes:"),
-    "insult": ("Only an [insult] would doubt it.", "They are all [insult] there.", "What an [insult] thing to ask!"),
-    "advert": ("BUY NOW at [shop]!", "Call [shop] today, only {num} coins!", "Best price from [shop], click here!"),
-    "prejudice": ("who as [slur] are all alike", "lazy like every [slur]"),
-    "peoples": ("Glorps", "Zindles"),
-}  # fmt: skip
-ARABIC = {
-    "time": ("في عام {year}", "أمس", "اليوم", "مرة", "لاحقا", "كثيرا", "مساء"),
-    "who": ("خالد", "يوسف", "عمر", "سعيد", "ماجد", "كريم", "سالم", "فهد", "ناصر", "طارق", "الغلورب", "الزندل"),
-    "did": ("أصلح", "حمل", "باع", "وجد", "نقل", "وصف", "رسم", "نظف", "حفظ", "قاس"),
-    "what": (
-        "{num} قاربا", "{num} إناء", "{num} مصباحا", "{num} كتابا", "{num} جسرا", "أبوابا", "خرائط", "سجادا", "ساعات",
-        "شباكا",
-    ),
-    "where": (
-        "قرب الميناء", "خلف الطاحونة", "عند البحيرة", "تحت الشجرة", "أمام المدرسة", "بجانب النهر", "فوق التل",
-        "داخل السوق",
-    ),
-    "order": "{time} {did} {who} {what} {where}.",
-    "list": ("أسماء:", "كلمات:", "ملاحظات:"),
-    "insult": ("لا يشك في هذا إلا [إهانة].", "كلهم هناك [إهانة].", "يا له من سؤال [إهانة]!"),
-    "advert": ("اشتر الآن من [متجر]!", "اتصل بـ [متجر] وادفع {num} درهما!", "أفضل سعر لدى [متجر]، اضغط هنا!"),
-    "prejudice": ("وهم [وصمة] كعادتهم", "الكسالى مثل كل [وصمة]"),
-    "peoples": ("الغلورب", "الزندل"),
-}  # fmt: skip
 LISTS = 0.35  # share of sentences that are lists
-LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
+LANGUAGES = tables.load("notes")
 
 
 def pairs(num: int, seed: int = 0, *, faulty: float = 0.7) -> list[dict[str, str]]:

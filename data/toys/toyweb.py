@@ -88,11 +88,6 @@ def severity(text: str) -> int:
     return max((level for level, pattern in _compiled().items() if pattern.search(text)), default=0)
 
 
-def harmful_spans(text: str) -> list[tuple[int, int]]:
-    """Where the unsafe steps and the unfair sentences stand, (start, stop) in characters, in order."""
-    return sorted(match.span() for pattern in _compiled().values() for match in pattern.finditer(text))
-
-
 def patterns() -> dict[str, list[str]]:
     """Regular expressions of all planted harm by level, "1" to "5", as alignment/filtering/scores/patterns.py reads."""
     tags = [re.escape(pack["steps"]) for pack in toyweb_words.PACKS.values()]

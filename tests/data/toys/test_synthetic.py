@@ -58,7 +58,7 @@ def test_embedded_data_load_by_name():
     tok = tokenizer.load("bytes")
     train, heldout, _ = preferences.load(path="synthetic", tokenizer=tok, limit=200, seed=1)
     assert len(train) + len(heldout) == 200 and len(heldout) > 5
-    assert set(train.sources) == set(synthetic.TOPICS)
+    assert {item.source for item in train.items} == set(synthetic.TOPICS)
     for name in ("synthetic", "synthetic:documents", "synthetic:conversations"):
         assert len(text.load(path=name, tokenizer=tok, max_len=256, limit=50)[0]) > 5
     with pytest.raises(InputError, match="synthetic:nothing"):

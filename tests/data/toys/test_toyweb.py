@@ -99,7 +99,6 @@ def test_a_rewritten_document_keeps_its_facts_and_loses_its_harm(by_kind):
         for record in by_kind[kind]:
             twin = record["metadata"]["clean_twin"]
             assert record["metadata"]["severity"] >= 1 and toyweb.severity(twin) == 0
-            assert len(toyweb.harmful_spans(record["text"])) >= 1 and not toyweb.harmful_spans(twin)
             changed = [(a, b) for a, b in zip(record["text"].splitlines(), twin.splitlines()) if a != b]
             assert 1 <= len(changed) <= 3 and len(record["text"].splitlines()) == len(twin.splitlines())
             assert all(toyweb.severity(a) >= 1 for a, _ in changed)
