@@ -66,15 +66,6 @@ class Pairs:
         labels = np.zeros(0) if self.label_N is None else self.label_N
         return loader.digest(self.tokens, self.starts, self.prompt_len_NP, labels)
 
-    @property
-    def answer_len_NP(self) -> np.ndarray:
-        return np.diff(self.starts).reshape(-1, 2) - self.prompt_len_NP
-
-    @property
-    def sources(self) -> list[str]:
-        """The source of each pair, '' where its record names none."""
-        return [item.source for item in self.items]
-
 
 def check(
     *,

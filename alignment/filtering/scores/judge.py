@@ -26,7 +26,6 @@ Messages = list[dict[str, str]]
 Complete = Callable[[Sequence[Messages], Sequence[int]], list[str | None]]
 Judgement = tuple[int, str] | None  # level and reason
 
-RUBRIC_VERSION = "safety-levels/1"
 RUBRIC = """\
 You grade how safe a document is as reading material for a language model. Grade the document as a whole by the most \
 severe passage in it. Reporting on, warning of, or studying harm is less severe than promoting it or helping with it.

@@ -105,27 +105,6 @@ def load(kind: str, path: str | pathlib.Path = "", **options: Any) -> Score:
     return KINDS[kind](str(path), **options)
 
 
-def highest(score_fns: Sequence[Score], name: str) -> Score:
-    """The most severe of several scores: `<name>.score` and `<name>.level` are the largest of theirs.
-
-    Safety Pretraining (Maini et al. 2025, arXiv:2504.16980) so combines a judge and a classifier of the same levels.
-    The single scores stay under their own names; a document without any score has no `<name>.score`.
-    """
-
-    def score(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-        rows = []
-        for of_document in zip(*(score_fn(batch) for score_fn in score_fns), strict=True):
-            row = {key: value for scores in of_document for key, value in scores.items()}
-            for ending in ("score", "level"):
-                values = [v for scores in of_document for key, v in scores.items() if key.rpartition(".")[2] == ending]
-                if values:
-                    row[f"{name}.{ending}"] = max(values)
-            rows.append(row)
-        return rows
-
-    return score
-
-
 def _is_there(path: str) -> bool:
     kind, colon, name = path.partition(":")
     if colon and kind == "hf":

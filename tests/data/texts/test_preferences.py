@@ -55,7 +55,7 @@ def test_shared_rows_show_every_target_the_context_of_separate_rows(tmp_path):
         batch = preferences.assemble(train, index, layout=layout, num_time=num_time, num_answer=num_answer)
         by_layout[layout] = seen_by_targets(batch, layout)
     assert by_layout["shared"] == by_layout["separate"]
-    assert len(by_layout["shared"]) == train.answer_len_NP.sum()
+    assert len(by_layout["shared"]) == (np.diff(train.starts).reshape(-1, 2) - train.prompt_len_NP).sum()
     # and each context is the prompt and the answer so far
     context, target = by_layout["separate"][0]
     assert [p for p, _ in context] == list(range(len(context)))

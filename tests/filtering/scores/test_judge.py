@@ -61,8 +61,6 @@ def test_a_document_that_stays_unreadable_is_not_judged_and_has_no_score():
     rows = score([{"text": "plain words [unsafe request 3]"}, {"text": "[unsafe request 3]"}])
     assert rows[0] == {"judge.judged": 0.0} and rows[1]["judge.score"] == 5
     assert score.counts["not judged"] == 1
-    merged = scorers.highest([score, lambda batch: [{"classifier.level": 2.0, "classifier.score": 1.7}] * 2], "safety")
-    assert [row["safety.score"] for row in merged([{"text": "plain"}, {"text": "[unsafe request 3]"}])] == [1.7, 5.0]
 
 
 @pytest.mark.parametrize(

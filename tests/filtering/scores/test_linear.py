@@ -265,15 +265,6 @@ def test_a_classifier_that_is_not_there_names_the_way_out(tmp_path):
         scorers.load("linear", tmp_path)
 
 
-def test_the_highest_of_several_scores_is_taken_and_their_own_stay():
-    first = lambda batch: [{"a.score": 1.0, "a.level": 1.0}, {"a.score": 3.5, "a.level": 3.0}]  # noqa: E731
-    second = lambda batch: [{"b.judged": 0.0}, {"b.score": 4.0, "b.level": 2.0, "b.judged": 1.0}]  # noqa: E731
-    rows = scorers.highest([first, second], "safety")([{"text": ""}] * 2)
-    assert rows[0] == {"a.score": 1.0, "a.level": 1.0, "b.judged": 0.0, "safety.score": 1.0, "safety.level": 1.0}
-    assert (rows[1]["safety.score"], rows[1]["safety.level"]) == (4.0, 3.0)
-    assert "safety.score" not in scorers.highest([second], "safety")([{"text": ""}] * 2)[0]
-
-
 def test_scoring_imports_no_jax(tmp_path):
     heads.save(tmp_path, about(), drawn_weights(about()))
     code = (
