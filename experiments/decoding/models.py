@@ -19,7 +19,7 @@ from alignment import errors
 from alignment.decoding import engine as engines
 from alignment.errors import InputError
 from alignment.models import decoder
-from alignment.train import language_model, loop, next_token, optimizer, sharding
+from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import pieces, tokenizer
 
@@ -69,10 +69,13 @@ def settings(arg: str = "") -> dict[str, Any]:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse a model that is not there and sizes out of range; no weights are read and no device is started."""
-    for name in ("init_from", "draft_from"):
-        _check_place(name, c[name])
+    _check_init_from("init_from", c.init_from)
+    if c.draft_from:
+        _check_init_from("draft_from", c.draft_from)
+    if c.tokenizer or c.init_from not in (RANDOM, TOY):
+        tokenizer.check(c.tokenizer or language_model.tokenizer_of(c.init_from))
     if c.dtype is not None:
-        errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="leave it out for the machine's own")
+        errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="None takes the machine's own")
     for name, least in LEAST.items():
         value = c.engine[name]
         if value < least:
@@ -83,24 +86,16 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
 
 
-def _check_place(name: str, init_from: str) -> None:
-    kind, _, place = init_from.partition(":")
-    if name == "draft_from" and not init_from:
+def _check_init_from(name: str, value: str) -> None:
+    if name == "init_from" and value in (RANDOM, TOY):
         return
-    if name == "init_from" and init_from in (RANDOM, TOY):
-        return
+    if value == SMOL and not pathlib.Path(SMOL.removeprefix("hf:")).is_dir():
+        raise InputError(f"{name}={value!r}: the model is not there; run: make models")
+    kind, _, place = value.partition(":")
     if kind not in KINDS or not place:
-        own = f", or {RANDOM!r} or {TOY!r}" if name == "init_from" else ""
-        raise InputError(f"{name}={init_from!r} must be hf:<folder or hub id>, run:<workdir> or gguf:<file>{own}")
-    path = pathlib.Path(place).expanduser()
-    if init_from == SMOL and not path.is_dir():
-        raise InputError(f"{name}={init_from!r}: the model is not there; run: make models")
-    if kind == "hf" and not path.is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
-        raise InputError(f"{name}={init_from!r}: {place} is neither a folder here nor a hub id (owner/name)")
-    if kind == "run" and not (path / language_model.MODEL_FILE).is_file():
-        raise InputError(f"{name}={init_from!r}: {path / language_model.MODEL_FILE} is not there; name a run's workdir")
-    if kind == "gguf" and not path.is_file():
-        raise InputError(f"{name}={init_from!r}: {path} is not a file")
+        own = f", {RANDOM} or {TOY}" if name == "init_from" else ""
+        raise InputError(f"{name}={value!r} must be hf:<folder or hub id>, run:<workdir>, gguf:<file>{own}")
+    language_model.check_init_from(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +103,24 @@ class Model:
     """A model that answers.
 
     Attributes:
+        params: None until `with_weights`.
+        init_from: where the weights lie.
         name: for people and for the `model` field of what it writes.
-        digest: of the weights and the numerics; what is stored of its answers carries it.
+        digest: of the weights and the dtype; what is stored of its answers carries it. "" until `with_weights`.
         pieces: the bytes of every token.
         drops_first_space: whether a text that stands alone begins without the space of its first token.
         draft: the guessing model and its parameters.
     """
 
     network: decoder.DecoderLM
-    params: Any
     tok: tokenizer.Tokenizer
+    init_from: str
     name: str
-    digest: str
     pieces: list[bytes]
     drops_first_space: bool
     mesh: Mesh
+    params: Any = None
+    digest: str = ""
     draft: tuple[decoder.DecoderLM, Any] | None = None
 
     def text(self, raw: bytes, *, is_alone: bool) -> str:
@@ -132,39 +130,52 @@ class Model:
 
 
 def load(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
-    """The model of a config; the toy is trained first, in `workdir/toy`, unless an earlier start has done so."""
+    """The model of a config with its weights."""
+    return with_weights(open_model(c, workdir), c)
+
+
+def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
+    """The model of a config without its weights, for what is to be refused before they are read.
+
+    The toy is trained first, in `workdir/toy`, unless an earlier start has done so.
+    """
     mesh = _mesh(c.mesh.tensor)
     dtype = c.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype == "bfloat16" and jax.default_backend() == "cpu":
         print("dtype=bfloat16 is slow on a CPU, which has no arithmetic for it; float32 is faster", flush=True)
-    init_from = c.init_from
-    if init_from == TOY:
-        init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy')}"
+    init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy')}" if c.init_from == TOY else c.init_from
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
-    network, params = _read(init_from, tok, dtype, mesh)
     table = pieces.pieces(tok)
     return Model(
-        network=network,
-        params=params,
+        network=_network(init_from, tok, dtype),
         tok=tok,
+        init_from=init_from,
         name=c.init_from,
-        digest=_digest(init_from, dtype),
         pieces=table,
         drops_first_space=pieces.drops_first_space(tok, table),
         mesh=mesh,
-        draft=_read(c.draft_from, tok, dtype, mesh) if c.draft_from else None,
     )
+
+
+def with_weights(model: Model, c: ml_collections.ConfigDict) -> Model:
+    """The model of `open_model` with its parameters, and those of the one that guesses."""
+    draft = None
+    if c.draft_from:
+        network = _network(c.draft_from, model.tok, model.network.dtype)
+        draft = network, language_model.params(c.draft_from, network, model.mesh)
+    params = _params(model.init_from, model.network, model.mesh)
+    return dataclasses.replace(model, params=params, digest=_digest(model.init_from, model.network.dtype), draft=draft)
 
 
 def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engines.Engine:
-    """The engine of `c.engine` for this model; `options` are more of `Engine`'s arguments."""
-    return engines.Engine(
-        model.network,
-        model.params,
-        **{**c.engine, "pieces": model.pieces, "stop_ids": model.tok.stop_ids, **options},
-        draft=model.draft,
-        mesh=model.mesh,
-    )
+    """The engine of `c.engine` for this model, with `c.engine.max_len` tokens for a row whatever is guessed ahead.
+
+    Args:
+        options: more of `Engine`'s arguments.
+    """
+    sizes = {**c.engine, "max_len": c.engine.max_len + c.engine.num_draft}
+    known = {"pieces": model.pieces, "stop_ids": model.tok.stop_ids, "draft": model.draft}
+    return engines.Engine(model.network, model.params, **{**sizes, **known, **options})
 
 
 def _mesh(tensor: int) -> Mesh:
@@ -176,13 +187,18 @@ def _mesh(tensor: int) -> Mesh:
     return Mesh(np.array(devices[:num]).reshape(1, 1, num), sharding.AXES)
 
 
-def _read(init_from: str, tok: tokenizer.Tokenizer, dtype: str, mesh: Mesh) -> tuple[decoder.DecoderLM, Any]:
-    compute = _compute(dtype)
-    if init_from == RANDOM:
-        network = language_model.build("", tok, model=RANDOM_SIZES, compute=compute, rows_are_plain=True)
-        return network, nn.meta.unbox(network.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
-    network = language_model.build(init_from, tok, model={}, compute=compute, rows_are_plain=True)
-    return network, language_model.params(init_from, network, mesh)
+def _network(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.DecoderLM:
+    is_random = init_from == RANDOM
+    options = dict(model=RANDOM_SIZES if is_random else {}, compute=_compute(dtype), rows_are_plain=True)
+    return language_model.build("" if is_random else init_from, tok, **options)
+
+
+def _params(init_from: str, network: decoder.DecoderLM, mesh: Mesh) -> Any:
+    if init_from != RANDOM:
+        return language_model.params(init_from, network, mesh)
+    example_BT = jnp.zeros((1, 4), jnp.int32)
+    params = nn.meta.unbox(network.init(jax.random.PRNGKey(0), example_BT)["params"])
+    return jax.device_put(params, train_state.param_shardings(network, example_BT, mesh))
 
 
 def _compute(dtype: str) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def train_toy(folder: pathlib.Path) -> pathlib.Path:
         seed=0,
         steps=TOY_STEPS,
         batch_size=16,
-        save_every=50,
-        sinks=(),
+        pace=loop.Pace(save_every=50),
+        logging=loop.Logging(sinks=()),
     )
     return folder

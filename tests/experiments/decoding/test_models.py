@@ -21,10 +21,10 @@ def config(arg="tiny", **values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir> or gguf:<file>"),
-        (dict(init_from="hf:./none"), "neither a folder here nor a hub id"),
-        (dict(init_from="run:none"), "model.json is not there; name a run's workdir"),
-        (dict(init_from="gguf:none.gguf"), "none.gguf is not a file"),
+        (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir>, gguf:<file>, random or toy"),
+        (dict(init_from="hf:./none"), "is neither a folder here nor a hub id"),
+        (dict(init_from="run:none"), "model.json is not there; name the workdir of an earlier run"),
+        (dict(init_from="gguf:none.gguf"), "none.gguf"),
         (dict(draft_from="random"), "draft_from='random' must be hf:"),
         (dict(dtype="float16"), "dtype='float16' is not one of: float32, bfloat16"),
         (dict(engine__max_len=0), "engine.max_len=0 must be at least 1"),
@@ -61,6 +61,18 @@ def test_the_random_model_is_the_same_at_every_start_and_answers_in_bytes(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_row_has_the_tokens_that_the_config_says_whatever_is_guessed_ahead(tmp_path):
+    c = config(engine__max_len=40, engine__num_draft=3)
+    engine = models.engine(models.load(c, tmp_path), c)
+    assert engine.max_len >= 40
+
+
+def test_parameters_come_after_all_that_may_be_refused(tmp_path):
+    opened = models.open_model(config(), tmp_path)
+    assert opened.params is None and opened.network.vocab_size == 264
+    assert models.with_weights(opened, config()).params is not None
+
+
 def test_more_devices_than_there_are_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"mesh.tensor=99 and there are 8 devices; -1 takes all"):
         models.load(config(mesh__tensor=99), tmp_path)
@@ -72,3 +84,12 @@ def test_the_first_space_of_an_answer_is_kept_in_a_text_that_goes_on(tmp_path):
     words = models.dataclasses.replace(model, drops_first_space=True)
     assert words.text(b" hi", is_alone=True) == "hi" and words.text(b" hi", is_alone=False) == " hi"
     assert words.text(b"\xff", is_alone=False) == "\ufffd"
+
+
+def test_the_toy_is_trained_once_and_is_the_same_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "TOY_STEPS", 2)
+    first = models.load(config("laptop"), tmp_path)
+    monkeypatch.setattr(models.next_token, "fit", lambda *args, **kwargs: 1 / 0)
+    second = models.load(config("laptop"), tmp_path)
+    np.testing.assert_array_equal(first.params["embedding"], second.params["embedding"])
+    assert first.digest == second.digest and first.name == "toy" and (tmp_path / "toy/model.json").is_file()
