@@ -51,6 +51,7 @@ def selected(
     num_columns = head_DV.shape[1]
     shards = _shards(mesh, hidden_NTD.shape[0])
     if shards is not None and num_columns % shards.shape[VOCAB_AXIS]:
+        # `shard_map` takes equal pieces only; `_logits` keeps the filling out of every sum.
         head_DV = jnp.pad(head_DV, ((0, 0), (0, -num_columns % shards.shape[VOCAB_AXIS])))
     wanted_NM = jnp.ones(targets_NM.shape, bool) if mask_NM is None else jnp.asarray(mask_NM) != 0
     return _selected(hidden_NTD, head_DV, targets_NM, wanted_NM, shards, num_tokens or num_columns, chunk)
@@ -111,6 +112,7 @@ def _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk
         specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
     logps_NM, lse_NM = local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, wanted_NM)
+    # The logits are not kept: they take V numbers a position, and the backward pass makes them again from `lse`.
     return logps_NM, (hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM)
 
 
@@ -148,17 +150,24 @@ def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
     return logits_CV, columns_1V == targets_C[:, None]
 
 
+def _row_sums(logits_CV, is_target_CV, axis):
+    """Each row's largest logit, logarithm of the sum of exponentials, and target's logit, over all shards."""
+    top_C = jnp.max(logits_CV, axis=1)
+    if axis:
+        top_C = jax.lax.pmax(top_C, axis)
+    # The largest logit is taken off before the exponential, which would overflow float32 from 89 on.
+    total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
+    # A masked sum instead of a lookup: only one shard has the target's column, and on the others the sum is 0.
+    target_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
+    if axis:
+        total_C, target_C = jax.lax.psum((total_C, target_C), axis)
+    return top_C, top_C + jnp.log(total_C), target_C
+
+
 def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis):
     def of_chunk(hidden_CD, targets_C):
         logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
-        top_C = jnp.max(logits_CV, axis=1)
-        if axis:
-            top_C = jax.lax.pmax(top_C, axis)
-        total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
-        target_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
-        if axis:
-            total_C, target_C = jax.lax.psum((total_C, target_C), axis)
-        lse_C = top_C + jnp.log(total_C)
+        _, lse_C, target_C = _row_sums(logits_CV, is_target_CV, axis)
         return target_C - lse_C, lse_C
 
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
@@ -170,17 +179,12 @@ def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chu
         columns_1V = jnp.arange(logits_CV.shape[1])[None, :]
         if axis:
             columns_1V += jax.lax.axis_index(axis) * logits_CV.shape[1]
-        top_C = jnp.max(logits_CV, axis=1)
-        if axis:
-            top_C = jax.lax.pmax(top_C, axis)
-        total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
-        target_C = jnp.sum(jnp.where(is_target_CV, logits_CV, 0.0), axis=1)
+        top_C, lse_C, target_C = _row_sums(logits_CV, is_target_CV, axis)
         # a minimum over columns, because XLA's argmax is several times slower on a CPU
         first_C = jnp.min(jnp.where(logits_CV == top_C[:, None], columns_1V, jnp.iinfo(jnp.int32).max), axis=1)
         if axis:
-            total_C, target_C = jax.lax.psum((total_C, target_C), axis)
             first_C = jax.lax.pmin(first_C, axis)
-        return target_C - (top_C + jnp.log(total_C)), first_C == targets_C
+        return target_C - lse_C, first_C == targets_C
 
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 
@@ -191,7 +195,9 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
     def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
         logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
         probability_CV = jnp.exp(logits_CV - lse_C[:, None])
+        # The gradient of a log-softmax at its target: one-hot minus probabilities.
         gradient_CV = gradient_C[:, None] * (jnp.where(is_target_CV, 1.0, 0.0) - probability_CV)
+        # In the dtype of the hidden states, so that both products run on the matrix units; they add in float32.
         gradient_CV = gradient_CV.astype(hidden_CD.dtype)
         hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=jnp.float32)
         head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
@@ -201,9 +207,11 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
     rows = (hidden_NMD, targets_NM, lse_NM, gradient_NM)
     hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
     if mesh is not None:
+        # Each shard of the vocabulary saw its own columns only, and each row shard its own rows.
         hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
         head_gradient_DV = jax.lax.psum(head_gradient_DV, "data")
         if _head_gradient_spec(mesh, head_DV)[0]:
+            # Half the traffic of a sum that every device then cuts its piece out of.
             head_gradient_DV = jax.lax.psum_scatter(head_gradient_DV, "fsdp", scatter_dimension=0, tiled=True)
         else:
             head_gradient_DV = jax.lax.psum(head_gradient_DV, "fsdp")
@@ -243,6 +251,8 @@ def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):
         [jnp.zeros((N * M, *o.shape[1:]), o.dtype) for o in outputs[:split]],
         [jnp.zeros(o.shape, jnp.float32) for o in outputs[split:]],
     )
+    # The number of turns depends on the mask, so a batch that wants few positions costs little. Such a loop has no
+    # derivative of its own, which is one reason for `custom_vjp`.
     joined, added = jax.lax.fori_loop(0, -(-jnp.sum(wanted_R) // chunk), body, zeros)
     return (*(j.reshape(N, M, *j.shape[1:]) for j in joined), *added)
 

@@ -47,10 +47,12 @@ class Loader:
     ):
         self.num_batches, self.content = num_batches, content
         threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+        # Grain's threads make batches ahead and hand them out in order, so the position stays one number.
         self._dataset = dataset.to_iter_dataset(threads)
         if num_workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags
                 flags.FLAGS.mark_as_parsed()
+            # Threads share one interpreter lock; decoding and augmenting pictures in Python needs processes.
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
             self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         self._is_shared = num_workers > 0
@@ -101,6 +103,7 @@ def digest(*arrays: np.ndarray, texts: Iterable[str] = ()) -> str:
     content = xxhash.xxh3_64()
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
+        # With the length in front, no two lists of texts give the same bytes.
         content.update(f"{len(encoded)}:")
         content.update(encoded)
     for array in arrays:
@@ -123,7 +126,9 @@ def _end_with_parent(worker: int, num_workers: int) -> None:
 
     def watch() -> None:
         if parent is not None:
+            # Returns however the parent ends: the system closes the pipe that this waits on.
             parent.join()
+            # Not sys.exit, which in a thread ends this thread only.
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -169,11 +174,15 @@ def build(
     num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
     if endless:
         order = grain.MapDataset.range(num_examples)
+        # Grain draws another permutation for each repetition, from the seed and its number.
         order = (order.shuffle(seed=seed % 2**32) if shuffle else order).repeat()
     else:
+        # Past the last example the places go on, and get weight 0 below: every batch then has one shape, and one
+        # program.
         order = grain.MapDataset.range(num_batches * batch_size)
 
     def batch_of(places: Any) -> Batch:
+        # All processes go through the same order, and each makes the batch of its own slice only.
         places = np.asarray(places)[mine]
         weight = np.ones(share, np.float32) if endless else (places < num_examples).astype(np.float32)
         return make_batch((places % num_examples).astype(np.int32), weight)

@@ -27,6 +27,7 @@ def after_nonlinearity(traced: graph.Graph, value: int) -> int:
         if reached.isdisjoint(equation.inputs) or value in equation.outputs:
             continue
         (output, *others) = equation.outputs
+        # Only while the shape stays: a pool or a broadcast makes another map.
         if equation.op in _ELEMENTWISE and not others and traced.shapes[output].shape == shape:
             reached.add(output)
             last = output

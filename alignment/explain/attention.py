@@ -38,6 +38,7 @@ def roll_out(attention_NHTS: list[jax.Array], *, heads: str = "mean", residual: 
         joined_NTS = HEADS[heads](block_NHTS.astype(jnp.float32), axis=1)
         mixed_NTS = (1 - residual) * joined_NTS + residual * jnp.eye(joined_NTS.shape[-1])[None]
         mixed_NTS = mixed_NTS / mixed_NTS.sum(-1, keepdims=True)  # with "max" or "min" rows no longer sum to 1
+        # Later blocks multiply from the left: they read what earlier ones have mixed.
         shares_NTS = mixed_NTS if shares_NTS is None else mixed_NTS @ shares_NTS
     if shares_NTS is None:
         raise InputError("there are no attention weights to roll out")
@@ -76,6 +77,7 @@ def rollout(
     height, width = x_NYXC.shape[1:3]
     rows, columns = gradcam.grid(shares_NTS.shape[-1], height, width)
     has_class_token = rows * columns < shares_NTS.shape[-1]
+    # The head reads the class token, or where there is none the mean of the patches.
     from_NS = shares_NTS[:, 0] if has_class_token else shares_NTS.mean(1)
     maps_NKIJ = gradcam.as_grid(from_NS, height, width, 1)[:, None]
     maps_NKYX = gradcam.resize(maps_NKIJ, height, width)

@@ -136,7 +136,9 @@ def matrix(
 
 def _groups(is_of_m4: np.ndarray, picture_m4: np.ndarray) -> np.ndarray:
     """A number for each mosaic, shared by those that show the same picture of the class; these are drawn together."""
+    # `argmax` of flags is the first tile of the class; where there is none, `alone_m` takes its place.
     first_m = picture_m4[np.arange(len(is_of_m4)), is_of_m4.argmax(1)]
+    # Mosaics without the class get numbers above all pictures', each its own, and are drawn alone.
     alone_m = picture_m4.max() + 1 + np.arange(len(is_of_m4))
     return np.unique(np.where(is_of_m4.any(1), first_m, alone_m), return_inverse=True)[1]
 
@@ -165,6 +167,7 @@ def ranking(matrix: Matrix, *, min_count: int = 10, min_share: float = 0.0) -> l
         is_faint = is_lifted & (matrix.share < min_share)
     pairs = []
     for t, o in zip(*np.nonzero(np.isfinite(matrix.lift) & (matrix.count >= min_count))):
+        # A faint lift the other way is spill over edges, and does not make a shortcut a confusion.
         is_mutual = is_lifted[o, t] and not is_faint[o, t]
         kind = "confusion" if is_mutual else "shortcut"
         kind = "unclear" if not is_lifted[t, o] else "faint" if is_faint[t, o] else kind
@@ -205,6 +208,7 @@ def top_tiles(
     if picture_M4 is not None:
         most: dict[int, tuple[int, int]] = {}
         for place in places:
+            # Places come from the largest share down, so the first one of a picture is where it draws most.
             most.setdefault(int(picture_M4[place]), place)
         places = list(most.values())
     return places[:num]

@@ -107,6 +107,7 @@ def _within_range(maps_MYX: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     The factor is a power of two, so that no digit is lost.
     """
+    # float32 ends at 2^128, so below 2^90 a sum over up to 2^38 pixels fits; small maps keep their smallest values.
     scale_M = jnp.where(maps_MYX.max((1, 2)) > 2.0**90, 2.0**60, 1.0).astype(jnp.float32)
     return maps_MYX / scale_M[:, None, None], scale_M
 
@@ -118,6 +119,7 @@ def summary(scores: Sequence[float] | np.ndarray) -> dict[str, float]:
     """
     scores = np.asarray(scores, np.float64).ravel()
     defined = scores[~np.isnan(scores)]
+    # np.percentile fails on an empty array.
     q1, median, q3 = np.percentile(defined, [25, 50, 75]) if len(defined) else [np.nan] * 3
     variance = np.var(defined, ddof=1) if len(defined) > 1 else np.nan
     return {

@@ -88,6 +88,7 @@ def as_grid(tokens: jax.Array, height: int, width: int, axis: int) -> jax.Array:
 def resize(maps_NKIJ: jax.Array, height: int, width: int) -> jax.Array:
     """Bilinear, with half-pixel centres and no antialiasing: maps_NKYX."""
     shape = (*maps_NKIJ.shape[:2], height, width)
+    # As OpenCV and torch resize, with which published maps were made.
     return jax.image.resize(maps_NKIJ.astype(jnp.float32), shape, "bilinear", antialias=False)
 
 

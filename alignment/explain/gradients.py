@@ -76,6 +76,7 @@ def of_targets(
     Returns:
         scores_NK and gradients_NKYXC.
     """
+    # One forward pass for all targets: its activations are kept, and each target pulls back through them.
     scores_NC, pull_back = jax.vjp(score_fn, x_NYXC)
     # a row depends on its own image only, so one pull-back of one-hot rows gives every image its own target's gradient
     ones_KNC = jax.nn.one_hot(targets_NK.T, scores_NC.shape[1], dtype=scores_NC.dtype)
@@ -176,6 +177,7 @@ def _guided_at(apply_fn, variables, x_NYXC, targets_NK):
     def replace(equation):
         if equation not in rectifiers:
             return None
+        # max(x, 0) and max(0, x) are both rectifiers.
         place = next(i for i, value in enumerate(equation.inputs) if value in forward.reads_x)
         return lambda *inputs: (guided_relu(inputs[place]),)
 
@@ -278,6 +280,7 @@ def nodes(method: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"num_steps={num_steps} is too few for {method}; the paper takes 30")
     if method == "gausslegendre":
         points_S, weights_S = np.polynomial.legendre.leggauss(num_steps)
+        # numpy's points lie in [-1, 1]; the path from baseline to image is [0, 1].
         return (points_S + 1) / 2, weights_S / 2
     if method == "middle":
         return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
@@ -289,6 +292,7 @@ def nodes(method: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
 def _integrated_step(static, arrays, step_S, valid_S):
     (apply_fn,) = static
     variables, x_NYXC, targets_NK, baseline_NYXC, points, weights = arrays
+    # Every image is taken to the same points of its own path.
     far = points[step_S].reshape(-1, 1, 1, 1, 1)
     x_SNYXC = baseline_NYXC[None] + far * (x_NYXC - baseline_NYXC)[None]
     gradients_SNKYXC = _in_one_pass(apply_fn, variables, x_SNYXC, targets_NK)

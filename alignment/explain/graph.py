@@ -100,10 +100,12 @@ def trace(
         InputError: for control flow that depends on the image, for outputs that are not logits, and for new batch
             statistics beside them.
     """
+    # Shapes are all that this reads, so it costs neither arithmetic nor memory.
     closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(variables, x)
     flat, _ = jax.tree_util.tree_flatten_with_path(out)
     builder = _Builder(keep_custom, allow_control)
     arguments = [builder.new(var.aval) for var in closed.jaxpr.invars]
+    # `make_jaxpr` flattens its arguments in order: the leaves of the variables, then the image.
     image = arguments[-1]
     builder.reads_x.add(image)
     results = builder.inline(closed, arguments, prefix="")
@@ -137,6 +139,7 @@ def named(graph: Graph) -> dict[str, int]:
     for equation in graph.equations:
         for value in equation.outputs:
             if value in graph.reads_x:
+                # The logits leave the network, so they count as read from outside every module.
                 paths = [*readers.get(value, ()), *([""] if value == graph.logits else [])]
                 for scope in _scopes(equation.path):
                     if any(not _inside(path, scope) for path in paths):
@@ -217,6 +220,7 @@ def split(
     layer_value = layer if isinstance(layer, int) else find(graph, layer)
     below = {layer_value}  # values that depend on the layer
     head = []
+    # Equations come in order of computation, so that one pass meets every value before its readers.
     for equation in needed(graph.equations, [graph.logits]):
         if layer_value not in equation.outputs and not below.isdisjoint(equation.inputs):
             below.update(equation.outputs)
@@ -225,6 +229,7 @@ def split(
         raise errors.InputError(f"the logits do not depend on layer {layer!r}; name one before them")
     values = arguments(graph, variables)
     values[graph.image] = x
+    # What depends on the layer is left to `head_fn`, so nothing is computed twice.
     run([e for e in graph.equations if below.isdisjoint(e.outputs) or layer_value in e.outputs], values, replace)
 
     def head_fn(activation):
@@ -260,6 +265,7 @@ def _is_variance(graph: Graph, value: int) -> bool:
     if maker is None or maker.op != "sub":
         return False
     square = made.get(maker.inputs[1])
+    # A product of a value with itself is a square too; JAX writes x * x in this way.
     return square is not None and (square.op in ("square", "integer_pow") or len(set(square.inputs)) == 1)
 
 
@@ -312,6 +318,8 @@ class _Builder:
             path = "/".join(part for part in (prefix, str(eqn.source_info.name_stack)) if part)
             name = eqn.primitive.name
             if name in _CALLS or (name in _CUSTOM and not self.keep_custom):
+                # The body of a call counts as written out here, so that rules see the same equations with and without
+                # jit.
                 outputs = self.inline(_closed(eqn.params), inputs, path)
             else:
                 outputs = self.add(eqn, inputs, path)
@@ -357,6 +365,7 @@ def _is_zero(value: Any) -> bool:
 def needed(equations: Sequence[Equation], targets: Iterable[int]) -> list[Equation]:
     """The equations on which the target values depend."""
     values, needed_last_first = set(targets), []
+    # From the end backwards, one pass finds all ancestors of the targets.
     for equation in reversed(equations):
         if not values.isdisjoint(equation.outputs):
             values.update(equation.inputs)

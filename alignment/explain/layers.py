@@ -101,6 +101,7 @@ def read(traced: graph.Graph, *, fold: bool = True) -> list[Layer]:
     linear: set[int] = set()  # values that depend on a conv or dense layer
     layers: list[Layer] = []
     names: Counter[str] = Counter()
+    # A value that is made and read within one group needs no relevance of its own.
     for kind, equations in reader.groups():
         made = {value for e in equations for value in e.outputs}
         inputs = tuple(dict.fromkeys(v for e in equations for v in e.inputs if v in traced.reads_x and v not in made))
@@ -124,6 +125,7 @@ def read(traced: graph.Graph, *, fold: bool = True) -> list[Layer]:
                 is_scaled=is_linear and any(e.op in ("mul", "div") for e in equations),
             )
         )
+        # `is_first` asks for a layer that no weights come before, on whatever way, skip connections included.
         if is_linear or not linear.isdisjoint(inputs):
             linear.update(outputs)
     return layers
@@ -149,6 +151,7 @@ def weight_at(traced: graph.Graph, equation: graph.Equation) -> int:
 
 def nonnegative(traced: graph.Graph) -> set[int]:
     """Values that cannot be negative whatever the image: outputs of ReLU, and values that keep their sign."""
+    # One pass in order of computation: each equation's inputs are decided before it.
     safe = {value for value, array in traced.constants.items() if _is_nonnegative(array)}
     safe.update(value for value, aval in traced.shapes.items() if aval.dtype == bool)
     for e in traced.equations:
@@ -192,6 +195,7 @@ class _Reader:
 
     def __init__(self, traced: graph.Graph, fold: bool):
         self.traced, self.fold = traced, fold
+        # What the logits do not need gets no relevance.
         self.equations = [e for e in graph.needed(traced.equations, [traced.logits]) if e.reads_x]
         self.maker = {value: e for e in self.equations for value in e.outputs}
         self.readers: dict[int, list[graph.Equation]] = {}
@@ -269,6 +273,7 @@ class _Reader:
 
     def _between(self, source: int, last: graph.Equation) -> list[graph.Equation]:
         """Equations on the way from `source` to `last`, in order of computation."""
+        # Walks back from the end; `source` is where every way meets, so the walk cannot leave the region.
         members, open_values = {last}, set(self.own(last)) - {source}
         while open_values:
             equation = self.maker[open_values.pop()]
@@ -332,6 +337,7 @@ class _Reader:
         if equation.op not in ("mul", "div"):
             return True
         axes, _ = channel_axes(self.traced, first)
+        # The constant keeps its axes of size 1, so only an axis that the weights make may have more.
         shape = next(self.shape(value) for value in equation.inputs if value not in self.traced.reads_x)
         return all(size == 1 or axis in axes for axis, size in enumerate(shape))
 
@@ -388,6 +394,7 @@ class _Reader:
 
     def _is_bounded(self, value: int) -> bool:
         made = [self.maker[step] for step in self._ladder(value) if step in self.maker]
+        # A gate may be reshaped and scaled after its sigmoid; the last equation that does neither decides.
         near = [e for e in made if e.op not in _MOVES | {"mul", "div"}]
         return bool(near) and near[0].op in _BOUNDED
 

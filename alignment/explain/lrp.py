@@ -64,6 +64,7 @@ def relevance(
         return out_NKYXC
     logit_NK = jnp.sum(start_KNC, axis=2).T
     total_NK = jnp.sum(out_NKYXC, axis=tuple(range(2, out_NKYXC.ndim)))
+    # What the sum of the map lacks of the logit was absorbed on the way, by biases and by epsilon.
     return out_NKYXC, jnp.abs(total_NK - logit_NK) / jnp.abs(logit_NK)
 
 
@@ -106,6 +107,7 @@ def check_fold(apply_fn: Callable, variables: Any, x_NYXC: jax.Array, *, toleran
         return jnp.max(jnp.abs(folded_NC - plain_NC)) / jnp.maximum(jnp.max(jnp.abs(plain_NC)), 1e-30)
 
     error = float(difference(variables, x_NYXC))
+    # Written so that a NaN is refused too: every comparison with it is false.
     if not error <= tolerance:
         raise errors.InputError(
             f"folding batch norm into the layers before it changes the logits by {error:.2g} of the largest (allowed: "
@@ -142,6 +144,7 @@ def _plan(
     if composite == "auto":
         composite = composites.default(layers.read(traced))
     resolved = composites.choose(composite, low, high)
+    # Read again: the default composite depends on the layers, and whether to fold depends on the composite.
     network = layers.read(traced, fold=resolved.fold)
     return _Plan(traced, network, composites.assign(network, [*rules, *resolved.pairs]))
 
@@ -153,6 +156,7 @@ def _start(logits_NC: jax.Array, targets_NK: jax.Array) -> jax.Array:
             f"targets of shape {jnp.shape(targets_NK)} do not fit {logits_NC.shape[0]} images; need classes [N, K]"
         )
     num_classes = logits_NC.shape[1]
+    # Under jit the values are not known, and `one_hot` would turn a class that is not there into zeros.
     if not isinstance(targets_NK, jax.core.Tracer):
         wrong = np.asarray(targets_NK)
         wrong = wrong[(wrong < 0) | (wrong >= num_classes)]
@@ -206,6 +210,7 @@ def _forward(
 ) -> tuple[list[lrp_rules.Step], jax.Array]:
     """Every layer's step, and the logits."""
     values = graph.arguments(traced, variables)
+    # First what the weights alone determine, such as a folded batch norm's factors, whichever layer reads it.
     graph.run([e for e in traced.equations if not e.reads_x], values)
     values[traced.image] = jnp.asarray(x, traced.shapes[traced.image].dtype)
     walked = []

@@ -38,10 +38,12 @@ def _step(static, arrays, step_S, valid_S):
     apply_fn, score, (rows, columns) = static
     variables, x_NYXC, targets_NK, fill_NYXC, corner_W2 = arrays
     num_images, height, width, _ = x_NYXC.shape
+    # Windows are made on the device from their corners: only two numbers a window travel, not masks.
     down_SY = jnp.arange(height)[None] - corner_W2[step_S, :1]
     right_SX = jnp.arange(width)[None] - corner_W2[step_S, 1:]
     in_SY, in_SX = (down_SY >= 0) & (down_SY < rows), (right_SX >= 0) & (right_SX < columns)
     hidden_SYX = in_SY[:, :, None] & in_SX[:, None, :]
+    # All windows of a pass and all images in one batch.
     x_SNYXC = jnp.where(hidden_SYX[:, None, :, :, None], fill_NYXC[None], x_NYXC[None])
     flat = x_SNYXC.reshape(-1, *x_NYXC.shape[1:])
     scores = _scores(apply_fn, variables, flat, jnp.tile(targets_NK, (len(step_S), 1)), score)
@@ -91,6 +93,7 @@ def relevance(
     arrays = (variables, x_NYXC, targets_NK, fill_NYXC, jnp.asarray(corner_W2))
     hidden_NKYX, count_YX = steps.total(_step, static, arrays, len(corner_W2), driver=driver, per_pass=per_pass)
     whole_NK = jax.jit(_scores, static_argnums=(0, 4))(static[0], variables, x_NYXC, targets_NK, score)
+    # A pixel that no window reached would divide by 0; the last line gives it 0.
     count = jnp.maximum(count_YX, 1)[None, None]
     drop_NKYX = whole_NK[:, :, None, None] - hidden_NKYX / count
     return jnp.where(count_YX[None, None] > 0, drop_NKYX, 0.0)

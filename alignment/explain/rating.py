@@ -151,6 +151,7 @@ def predict(
     def classes_of(variables, tiles_BYXC):
         x_BYXC = tiles_BYXC.astype(jnp.float32) / 127.5 - 1
         shape = (x_BYXC.shape[0], scale * x_BYXC.shape[1], scale * x_BYXC.shape[2], x_BYXC.shape[3])
+        # A network of one fixed size explains mosaics of four tiles, so a tile alone has half its side.
         x_BYXC = x_BYXC if scale == 1 else jax.image.resize(x_BYXC, shape, "bilinear")
         out = apply_fn(variables, x_BYXC)
         return jnp.argmax(out[0] if isinstance(out, tuple) else out, axis=-1)

@@ -56,10 +56,12 @@ def choose(driver: str | None, arrays: Any = ()) -> str:
     """
     if driver is not None:
         one_of("driver", driver, DRIVERS, hint="leave it out for the backend's own")
+    # Inside jit a Python loop would be unrolled into one program, with a copy of the network for every step.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
     if traced and driver == "host":
         raise InputError('driver="host" cannot loop inside jax.jit; use driver="scan" or "flat", or call it outside')
     if driver is None:
+        # On CPUs convolutions inside XLA's loops are slow; on GPUs every call from the host waits for a launch.
         return "host" if jax.default_backend() == "cpu" and not traced else "scan"
     return driver
 
@@ -69,6 +71,7 @@ def hashable(apply_fn: Callable) -> Callable:
     try:
         hash(apply_fn)
     except TypeError:
+        # Its identity serves as the key of compiled programs, so each wrapper compiles its own.
         return lambda variables, x: apply_fn(variables, x)
     return apply_fn
 

@@ -51,6 +51,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, 
         rest=ocp.args.StandardSave(_rest(state)),
         position=ocp.args.JsonSave(position),
     )
+    # `force`: Orbax has a policy of its own for which steps are worth saving, and here the loop decides.
     _guard(manager, step, lambda: manager.save(step, args=items, force=True))
     digests.follow(pathlib.Path(manager.directory), step)
 
@@ -90,6 +91,7 @@ def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
     manager = open_manager(folder, read_only=True) if folder.is_dir() else None
     if manager is None or manager.latest_step() is None:
         raise InputError(f"{workdir} holds no checkpoint (looked in {folder}); name a run that has saved one")
+    # Only the parameters are asked for; another run's optimizer and position stay on disk.
     with manager:
         step = manager.latest_step()
         _check_shapes(manager, step, like, workdir)
@@ -140,6 +142,7 @@ def _guard(manager: ocp.CheckpointManager, step: int | None, write) -> None:
     except Exception as error:
         if not any(sign in str(error) for sign in DISK_TROUBLE) and not isinstance(error, OSError):
             raise
+        # `all_steps` may count a checkpoint whose write has failed, so its folder is looked for.
         good = [s for s in manager.all_steps() if s != step and (manager.directory / str(s)).exists()]
         raise InputError(
             f"a checkpoint could not be written to {manager.directory}: {str(error).splitlines()[0][:300]}; "

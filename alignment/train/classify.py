@@ -38,6 +38,7 @@ Batch = dict[str, np.ndarray]
 def normalise(images_NYXC: jax.Array, mask_NYX: jax.Array | None = None) -> jax.Array:
     """Bytes as numbers from -1 (0) to 1 (255), the papers' (x / 255 - 0.5) / 0.5; exactly 0 outside the mask."""
     x_NYXC = images_NYXC.astype(jnp.float32) / 127.5 - 1
+    # Padding of byte 0 would be black (-1) here; 0 is what a convolution itself pads with.
     return x_NYXC if mask_NYX is None else x_NYXC * (mask_NYX[..., None] > 0)
 
 
@@ -62,6 +63,7 @@ def loss_fn(model: nn.Module) -> step.LossFn:
             x_NYXC,
             train=True,
             mask_NYX=mask_NYX,
+            # Flax returns what changed in these collections beside the output.
             mutable=["batch_stats"],
             rngs={"dropout": rng},
         )
@@ -73,6 +75,7 @@ def loss_fn(model: nn.Module) -> step.LossFn:
 
 def cross_entropy(logits_NC: jax.Array, labels_N: jax.Array, weights_N: jax.Array) -> tuple[step.Mean, step.Metrics]:
     """The loss, and `accuracy`, each a mean over weights."""
+    # A network in bfloat16 gives logits of 8 bits; their exponentials are summed in float32.
     logits_NC = logits_NC.astype(jnp.float32)
     losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, labels_N)
     is_right_N = jnp.argmax(logits_NC, axis=-1) == labels_N
@@ -93,6 +96,7 @@ def build(model: nn.Module, tx: optax.GradientTransformation, *, accumulate: int
         new, metrics = inner(state, batch)
         stats = metrics.pop("batch_stats")
         is_finite = metrics["nonfinite"].total == 0
+        # `step` adds up whatever rides in the metrics, so the statistics of the parts come as a sum.
         frozen = jax.tree.map(lambda s, old: jnp.where(is_finite, s / accumulate, old), stats, state.frozen)
         return new.replace(frozen=frozen), metrics
 
@@ -139,6 +143,8 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
         logits_NC = logits(net_variables, batch)
         labels_N, weights_N = batch["labels"], batch["weights"]
         mean, metrics = cross_entropy(logits_NC, labels_N, weights_N)
+        # By class: how many there are, and of these how many are right. Sums of both add over batches, recalls would
+        # not.
         is_label_NC = jax.nn.one_hot(labels_N, logits_NC.shape[-1]) * weights_N[:, None]
         is_right_N = (jnp.argmax(logits_NC, axis=-1) == labels_N).astype(jnp.float32)
         return {"loss": mean, **metrics, "recall": step.Mean(is_right_N @ is_label_NC, jnp.sum(is_label_NC, axis=0))}
@@ -188,6 +194,7 @@ def predict(model: nn.Module, net_variables: Mapping[str, Any], batches: Iterabl
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     counts_N = whole["weights"] > 0
     index_N = whole["index"][counts_N]
+    # Batches of several shapes, and several processes, come in an order of their own.
     order_N = np.argsort(index_N, kind="stable")
     return Predictions(index_N[order_N], whole["labels"][counts_N][order_N], whole["logits"][counts_N][order_N])
 
@@ -246,6 +253,7 @@ def fit(
             pace=pace,
             logging=dataclasses.replace(logging, unit="images", units_per_step=batch_size),
         )
+        # Nothing chose: the last state is the one that the caller gets.
         if select not in evaluators:
             checkpoint.save(kept, dataclasses.replace(state, opt_state={}), {})
         checkpoint.wait(kept)
@@ -256,6 +264,7 @@ def fit(
 
 def _example(train: loop.Loader) -> jax.Array:
     """Zeros of the shape of one image, off a batch that the loader will give again."""
+    # Reading a batch moves the loader on, and the first batch of training must still be the first.
     position = train.get_state()
     _, *shape = next(train)["images"].shape
     train.set_state(position)
@@ -273,6 +282,7 @@ def _keeping_best(evaluate: loop.Evaluator, kept: ocp.CheckpointManager) -> loop
         values = evaluate(state, mesh)
         score = {name: values[name] for name in ("mean_class_accuracy", "loss")}
         best = _score(kept)
+        # Strictly better, so that of equals the earliest stays, also when a resumed run meets it again.
         is_better = best is None or _order(score) > _order(best)
         if all(map(math.isfinite, score.values())) and is_better:
             at = int(state.step)

@@ -146,6 +146,7 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
     errors.one_of("dtype", model_settings.get("dtype", "float32"), COMPUTE_DTYPES)
     is_auto = model_settings.get("attention") == "auto"
     if is_auto:
+        # cuDNN's kernel takes half precision and right-padded rows only, and no sliding window.
         is_bf16, has_window = model_settings.get("dtype") == "bfloat16", bool(model_settings.get("sliding_window"))
         fits = rows_are_plain and is_bf16 and not has_window and jax.default_backend() == "gpu"
         model_settings["attention"] = "cudnn" if fits else "blocked"
@@ -194,6 +195,7 @@ def digest(init_from: str) -> str:
     if not init_from:
         return ""
     if kind == "run":
+        # Other names are of checkpoints that are still being written, and of their hashes.
         steps = [path for path in pathlib.Path(name, "checkpoints").glob("*") if path.name.isdigit()]
         if not steps:
             raise InputError(f"init_from={init_from!r}: {name} has no checkpoint; name the workdir of an earlier run")

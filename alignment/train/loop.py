@@ -97,6 +97,7 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
     def evaluate(state: TrainState, mesh: Mesh) -> dict[str, float]:
         total = None
         for batch in batches:
+            # Dispatched and not waited for: the host reads once, after the last batch.
             batch_sums = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
             total = batch_sums if total is None else step.add(total, batch_sums)
         return {} if total is None else _fetch(total)
@@ -146,6 +147,7 @@ def fit(
     workdir = pathlib.Path(workdir)
     ACTIVE.set()
     try:
+        # Leaving the block waits for the checkpoint that is being written.
         with checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager, sharding.activations(mesh):
             state, is_resumed = _restore(manager, state, batches)
             restored = int(state.step) if is_resumed else None
@@ -354,6 +356,7 @@ def _stop_requested(*, agrees: bool) -> bool:
         return STOP.is_set()
     if not agrees:
         return False
+    # One host alone may get the signal; if it left the loop, the others would wait for it in the next collective.
     return bool(np.any(multihost_utils.process_allgather(np.array(STOP.is_set()))))
 
 

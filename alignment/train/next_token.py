@@ -27,6 +27,7 @@ def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 
         logps_NT = logprobs.selected(
             hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
         )
+        # Total and count, not a mean: rows have different numbers of tokens that count, and each token counts alike.
         mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))
         return mean, {"tokens": step.Mean(jnp.sum(mask_NT), jnp.asarray(mask_NT.size, jnp.float32))}
 

@@ -85,6 +85,7 @@ def adamw(
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     # scanned layers stack vectors into matrices, so the name says what a vector is, and not the rank
     decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix) if weight_decay else optax.identity()
+    # `inject_hyperparams` keeps the rate in the optimizer's state, from where `learning_rate` reads it for the log.
     return optax.chain(clip, optax.scale_by_adam(b1, b2, eps), decay, optax.inject_hyperparams(_scale)(rate=rate))
 
 

@@ -112,6 +112,7 @@ def of(abstract: Any, mesh: Mesh) -> Any:
 
 def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
     """Shapes, dtypes and places of a model's parameters, without making any."""
+    # Traced and never run, so that a model larger than one device's memory can be described.
     boxed = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"])
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -126,6 +127,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     # With several processes each holds its own rows only, and the global array is assembled from them.
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
+    # Not the number of processes: those along `tensor` hold the same rows, which count once.
     parts = row_share(mesh)["process_count"]
     return {
         key: jax.make_array_from_process_local_data(rows, value, (len(value) * parts, *value.shape[1:]))
@@ -137,6 +139,7 @@ def to_host(tree: Any) -> Any:
     """Whole numpy arrays on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
+    # A collective: every process must call it.
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
@@ -146,5 +149,6 @@ def activations(mesh: Mesh) -> Iterator[None]:
     if mesh.size == 1:
         yield
         return
+    # Flax looks up both while the network is traced.
     with mesh, nn.logical_axis_rules(ACTIVATION_RULES):
         yield

@@ -67,6 +67,7 @@ def build(
     grad_fn = jax.grad(total_fn, has_aux=True)
 
     def update(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        # The key follows from the step's number, so a resumed run draws the noise that an uninterrupted one does.
         rng = jax.random.fold_in(state.rng, state.step)
         if accumulate == 1:
             gradient, metrics = grad_fn(state.params, batch, rng, state.frozen)
@@ -75,6 +76,7 @@ def build(
         count = metrics["loss"].count
         # Totals first and one division at the end: the mean over all tokens, however they fall on parts and devices.
         gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
+        # One number for the check: a NaN or infinity anywhere in the gradient makes the norm one too.
         norm = optax.global_norm(gradient)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
         # A bad step changes nothing: moments that took in a NaN would stay NaN, and checkpoints after it be useless.
@@ -125,6 +127,8 @@ def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     def one(leaf):
         rows = leaf.shape[0] // num_items
         leaf = leaf.reshape(num_items, rows, *leaf.shape[1:])
+        # Every part with every p-th item: a device's rows are neighbours, so it holds some of each part and no row
+        # moves.
         leaf = jnp.pad(leaf, ((0, filling),) + ((0, 0),) * (leaf.ndim - 1))
         leaf = leaf.reshape(-1, parts, *leaf.shape[1:])
         leaf = jnp.moveaxis(leaf, 1, 0)

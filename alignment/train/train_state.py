@@ -49,6 +49,7 @@ def create(
     """
 
     def init(params, frozen):
+        # JAX's keys give the same numbers however an array is split, so a run begins alike on every mesh.
         rng, init_rng = jax.random.split(jax.random.PRNGKey(seed))
         drawn = {}
         if params is None:
@@ -58,6 +59,7 @@ def create(
 
     # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
     shardings = sharding.of(jax.eval_shape(lambda: init(None, None)), mesh)
+    # Compiled with its shardings, so that each device makes its own pieces and the whole never lies on one.
     return jax.jit(lambda p, f: nn.meta.unbox(init(p, f)), out_shardings=shardings, donate_argnums=(0, 1))(
         params, frozen
     )
@@ -65,4 +67,5 @@ def create(
 
 def with_reference(state: TrainState) -> TrainState:
     """The state with a frozen copy of its parameters, the reference of preference losses."""
+    # A copy, because the update may put the new parameters into the memory of the old ones.
     return dataclasses.replace(state, frozen=jax.tree.map(jnp.copy, state.params))

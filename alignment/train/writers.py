@@ -89,6 +89,7 @@ class jsonl(_Base):
                     row = json.loads(line) if line.endswith(b"\n") else None
                 except ValueError:
                     row = None
+                # The rest is of a start that was killed after this checkpoint; its steps are trained and logged again.
                 if not isinstance(row, dict) or row.get("step", math.inf) > restored:
                     break
                 self._last, self._offset = row, end
@@ -102,6 +103,7 @@ class jsonl(_Base):
             raise ValueError(f"step {step} comes after step {last} in {self._path}; steps must not go back")
         row = {name: _finite(value) for name, value in scalars.items() if name != "step"}
         if step == last:
+            # The held-out numbers of a step come after its training numbers: one line has both.
             row = {name: value for name, value in self._last.items() if name != "step"} | row
             self._file.seek(self._offset)
             self._file.truncate()
@@ -163,6 +165,7 @@ class tensorboard(_Base):
         for name, value in sorted(scalars.items()):
             value = value.item() if hasattr(value, "item") else value
             self._write(step=int(step), summary=self._summary.scalar(name, float(value)))
+        # tensorboardX's own flush also calls fsync, too slow for every line; `flush` below does that at checkpoints.
         self._file._writer.flush()
 
     def flush(self) -> None:
