@@ -178,6 +178,7 @@ def _position(columns: Sequence[np.ndarray], key: int, file: _File) -> int:
     for k, column in enumerate(columns):
         word = np.uint64((key >> (64 * (file.words - 1 - k))) & (2**64 - 1))
         low, high = np.searchsorted(column[start:stop], word), np.searchsorted(column[start:stop], word, side="right")
+        # Among the rows with this word the next word is sorted in turn.
         start, stop = start + int(low), start + int(high)
     return start
 
@@ -206,6 +207,7 @@ def _pairs_in_range(key_files: Sequence[_File], spans: Sequence[tuple[int, int]]
     index_N = np.concatenate([index for *_, index in loaded])[order]
     is_new_N = np.ones(len(order), bool)
     is_new_N[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    # For every row the place where its group of equal keys begins: a running maximum carries it along.
     first_N = np.maximum.accumulate(np.where(is_new_N, np.arange(len(order)), 0))
     other, first = np.flatnonzero(~is_new_N), first_N[~is_new_N]
     if len(other):

@@ -67,6 +67,7 @@ def simplify(text: str) -> str:
         return text.encode().translate(_ASCII_SPACES).decode()
     for character in _SPACES.intersection(text):
         text = text.replace(character, " ")
+    # Decomposed, an accent is a character of its own (category Mn), which the loop below takes out.
     text = unicodedata.normalize("NFD", text)
     for character in set(text):
         if unicodedata.category(character) == "Mn":
@@ -125,6 +126,7 @@ def _last(word: str) -> str:
 
 def _inside(word: str) -> list[str]:
     alone = [is_symbol(word[i]) or bool(_BETWEEN.match(word, i)) for i in range(len(word))]
+    # A sign that stands alone has a key of its own, its place; the characters between two signs share one.
     groups = itertools.groupby(range(len(word)), key=lambda i: i if alone[i] else -1)
     return ["".join(word[i] for i in group) for _, group in groups]
 

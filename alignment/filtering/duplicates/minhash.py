@@ -127,6 +127,7 @@ def _datatrove(texts: Sequence[str], settings: Settings) -> np.ndarray:
     hash_fn = {"sha1": _sha1, "xxhash": _xxhash}[settings.shingle_hash]
     signatures_NH = np.full((len(texts), settings.num_hashes), EMPTY)
     for i, text in enumerate(texts):
+        # datatrove makes no shingle of a text with fewer words, and its signature then stays EMPTY.
         words = datatrove_words.words(text)
         num = len(words) - settings.n_grams + 1
         for start in range(0, num, _BLOCK):
