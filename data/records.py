@@ -111,6 +111,13 @@ def numbered(rows: Sequence[Mapping[str, Any]], name: str, *, counts: dict[str, 
     return [Record(dict(row), name, i) for i, row in enumerate(rows, 1)]
 
 
+def first(rows: Sequence[Record], limit: int | None, counts: dict[str, int]) -> Sequence[Record]:
+    """The first `limit` records (None or 0: all); the others are counted."""
+    if limit and len(rows) > limit:
+        counts["records beyond data.limit"] = counts.get("records beyond data.limit", 0) + len(rows) - limit
+    return rows[: limit or None]
+
+
 def check_bad(bad: Sequence[BadRecord], total: int, max_bad: float = MAX_BAD) -> None:
     """Stop when too many lines were set aside; the message names the first five."""
     if bad and len(bad) > max_bad * total:

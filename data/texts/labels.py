@@ -12,10 +12,11 @@ import numpy as np
 
 from alignment.errors import InputError
 from data import loader, records
-from data.texts import pair_formats, splits
+from data.texts import pair_formats, splits, turns
 from data.toys import remarks
 
 MAX_LEVELS = 100
+NO_LABEL = ("nan", "null", "n/a", "#n/a", "<na>")  # what programs write into an empty cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +73,22 @@ def load(
         The texts, and counts of the records that were read and set aside.
 
     Raises:
-        InputError: columns are missing, levels do not fit the labels, or no text is left.
+        InputError: columns are missing, levels do not fit the labels or are given for pairs, or no text is left.
     """
     counts: dict[str, int] = {}
     if path == "synthetic":
         rows = records.numbered(remarks.labelled(limit or 2_000, seed), path, counts=counts)
     else:
-        rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)[: limit or None]
+        rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
+        rows = records.first(rows, limit, counts)
     names = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     if "text" not in names and {"chosen", "rejected"} & set(rows[0].value):
+        for name, value in {"columns.label": names.get("label"), "levels": tuple(levels)}.items():
+            if value:
+                raise InputError(
+                    f"data.{name}={value!r} is of texts with labels, and {path} holds pairs, whose levels are chosen "
+                    "and rejected; leave it out, or name the column of the texts with data.columns.text"
+                )
         labelled = _of_pairs(rows, counts)
     else:
         labelled = _of_texts(rows, names.get("text", "text"), names.get("label", "label"), tuple(levels), counts)
@@ -105,8 +113,11 @@ def _of_texts(
         )
     texts: list[str] = []
     labels: list[str] = []
+    own = {word.strip() for level in levels for word in level.split(",")}
     for row in rows:
+        turns.count_others(row.value, (text_name, label_name), counts)
         text, label = row.value.get(text_name), _word(row.value.get(label_name))
+        label = "" if label.lower() in NO_LABEL and label not in own else label
         if not isinstance(text, str) or not text.strip():
             counts["empty text"] = counts.get("empty text", 0) + 1
         elif label == "":

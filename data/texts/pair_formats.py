@@ -122,8 +122,6 @@ def read(
         value = renamed(row.value, columns)
         name = detect(value, row, columns) if format == "auto" else format
         _require(value, row, name, columns)
-        renamed_from = (*columns.values(), group_column)
-        count_unread(value, (*_READS[name], *CONTEXT), counts, aliases=ALIASES, renamed_from=renamed_from)
         if column := JUDGED_BY.get(name):
             judged[column] += 1
             value = {**value, column: meanings.meaning(column, given := value[column])}
@@ -141,6 +139,8 @@ def read(
         if isinstance(item, str):
             counts[item] = counts.get(item, 0) + 1
             continue
+        used = {*columns.values(), group_column, *_READS[name]}
+        count_unread(value, item, used, counts, aliases=ALIASES)
         source = value.get("source") or value.get("dataset") or ""
         group = str(value.get(group_column) or "") if group_column else ""
         source = source if isinstance(source, str) else ""
@@ -160,26 +160,33 @@ def renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
 def count_unread(
     value: Mapping[str, Any],
-    names: Collection[str],
+    item: Comparison,
+    used: Collection[str],
     counts: dict[str, int],
     *,
     aliases: Mapping[str, Sequence[str]],
-    renamed_from: Collection[str] = (),
 ) -> None:
-    """Count a record under each of its columns that holds a text and that its reader does not read.
+    """Count a record under each of its columns with texts that are not read, and under each such key of its messages.
+
+    A column of a name that no reader knows is not read. Of the others several may stand in one record, such as `prompt`
+    and `messages`; one is read where all of its texts have reached the comparison.
 
     Args:
         value: the record, by our names.
-        names: the columns that the reader reads; of those with aliases it reads the first that is not null.
-        renamed_from: the file's names for columns that have ours in `value`.
+        item: what it became.
+        used: columns that are read without standing in there as they are; of those with aliases the first not null.
     """
-    used = {*renamed_from}
-    for name in names:
-        used.add(next((alias for alias in aliases.get(name, ()) if value.get(alias) is not None), name))
+    used = {next((alias for alias in aliases.get(name, ()) if value.get(alias) is not None), name) for name in used}
+    shown = "\n".join((item.prompt_text(), *(item.prefill + answer for answer in item.answers)))
+    known = {*COLUMNS, *(alias for some in aliases.values() for alias in some)}
     for name, content in value.items():
-        if name not in used and isinstance(content, str) and content.strip():
-            what = f"texts in the column {name!r}, which is not read"
-            counts[what] = counts.get(what, 0) + 1
+        if name in used or name in NOT_SHOWN:
+            continue
+        if any(name not in known or text not in shown for text in turns.texts_in(content)):
+            turns.count_column(name, counts)
+    for key in turns.unknown_keys(value):
+        what = f"records with the key {key!r} in a message, which is not read"
+        counts[what] = counts.get(what, 0) + 1
 
 
 def complete(item: Comparison, value: Mapping[str, Any]) -> Comparison:
@@ -254,10 +261,23 @@ def trl(value: Mapping[str, Any]) -> Comparison | str:
         return "answers differ over several turns"
     if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         return "answer is not the assistant's"
-    answers = (chosen[-1]["content"], rejected[-1]["content"])
-    if any(turn.get("tool_calls") for turn in (chosen[-1], rejected[-1])):
-        return "answer that calls a tool"
+    answers = (_text_of(chosen[-1]), _text_of(rejected[-1]))
     return Comparison(turns.joined(before, chosen[:k]), answers)
+
+
+def _text_of(turn: Message) -> str:
+    """The text of an answer.
+
+    Raises:
+        turns.SetAside: the answer has more than its text, or is not to be learned.
+    """
+    if turn.get("tool_calls"):
+        raise turns.SetAside("answer that calls a tool")
+    if turn.get("reasoning_content") or turn.get("thinking"):
+        raise turns.SetAside("answer with a reasoning beside its text")
+    if turn.get("weight") == 0:
+        raise turns.SetAside("answer of weight 0")
+    return turn["content"]
 
 
 def _has_question(answer: Any) -> bool:
@@ -282,8 +302,8 @@ def sharegpt(value: Mapping[str, Any]) -> Comparison | str:
         messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else turns.messages_of(answer)
         if len(messages) > 1:
             return "answers of several turns"
-        answers.append(messages[0]["content"])
-    return Comparison(turns.messages_of(value["conversations"]), tuple(answers))
+        answers.append(_text_of(messages[0]))
+    return Comparison(turns.messages_of(turns.parsed(value["conversations"])), tuple(answers))
 
 
 def two_answers(value: Mapping[str, Any]) -> Comparison | str:
@@ -310,14 +330,14 @@ def unpaired(value: Mapping[str, Any]) -> Comparison | str:
         messages = turns.messages_of(turns_given)
         if messages[-1]["role"] != "assistant":
             return "conversation does not end with the assistant"
-        return Comparison(messages[:-1], (messages[-1]["content"],), label=label)
+        return Comparison(messages[:-1], (_text_of(messages[-1]),), label=label)
     prompt, answer = turns.question(turns.parsed(_pick(value, "prompt")), value), turns.parsed(value["completion"])
     if isinstance(prompt, str) and isinstance(answer, str):
         return Comparison(prompt, (answer,), label=label, is_chat=value.get("prompt") is None)
     answered = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else turns.messages_of(answer)
     if len(answered) > 1:
         return "answers of several turns"
-    return Comparison(turns.messages_of(prompt), (answered[0]["content"],), label=label)
+    return Comparison(turns.messages_of(prompt), (_text_of(answered[0]),), label=label)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Comparison | str]] = {
@@ -339,14 +359,15 @@ _KEYS = frozenset(
     ("prompt", "chosen", "rejected", "conversations", "output_1", "output_2", "preference")
     + ("messages", "completion", "label", "input", "system", "history", "tools", "source")
 )  # the columns that the config may rename
-CONTEXT = ("input", "tools", "source", "dataset", *turns.SYSTEM, *turns.HISTORY, *turns.PICTURES)
+NOT_SHOWN = ("label", "preference", "tools", "source", "dataset")  # columns that are read and are not texts of a turn
+COLUMNS = (*_KEYS, "instruction", "output", *turns.SYSTEM, *turns.HISTORY)  # names that some reader knows
 _READS = {
-    "trl": ("prompt", "chosen", "rejected", "messages"),
+    "trl": ("chosen", "rejected"),
     "hh": ("chosen", "rejected"),
-    "sharegpt": ("conversations", "chosen", "rejected"),
-    "two_answers": ("prompt", "output_1", "output_2", "preference"),
-    "unpaired": ("prompt", "completion", "messages", "conversations", "label"),
-}  # beside CONTEXT
+    "sharegpt": ("chosen", "rejected"),
+    "two_answers": ("output_1", "output_2"),
+    "unpaired": (),
+}  # columns that a reader takes apart
 
 
 def _require(value: Mapping[str, Any], row: records.Record, format: str, columns: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ import xxhash
 from alignment import files
 from alignment.errors import InputError
 from data import records
+from data.texts import turns
 from data.toys import notes
 
 
@@ -61,12 +62,13 @@ def read(
     counts = {} if counts is None else counts
     counts |= {"records": len(rows) + len(bad)}
     pairs = []
-    for row in rows[: limit or None]:
+    for row in records.first(rows, limit, counts):
         if not any(name in row.value for name in names.values()):
             raise InputError(
                 f"{row.file}:{row.line} has the columns {', '.join(map(str, row.value)) or 'none'}; pairs need "
                 f"{names['origin']} and {names['rewritten']}. Name them with data.columns, such as origin=text"
             )
+        turns.count_others(row.value, tuple(names.values()), counts)
         texts = {ours: row.value.get(name) for ours, name in names.items()}
         empty = [names[ours] for ours, text in texts.items() if not isinstance(text, str) or not text.strip()]
         if empty:

@@ -35,9 +35,6 @@ ALIASES = {
 }
 
 
-EXCHANGE = ("prompt", "completion", "messages", "conversations", "instruction", "output", *pair_formats.CONTEXT)
-
-
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """Tokenised texts, and the rows into which they are packed.
@@ -268,13 +265,9 @@ def _read(
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
     items = []
-    if limit is not None and len(rows) > limit:
-        report["records beyond data.limit"] = report.get("records beyond data.limit", 0) + len(rows) - limit
-    for row in rows[:limit]:
+    for row in records.first(rows, limit, report):
         value = pair_formats.renamed(row.value, columns)
         is_document = _kind(value, kind, row, columns) == "documents"
-        names = ("text", "source", "dataset") if is_document else EXCHANGE
-        pair_formats.count_unread(value, names, report, aliases=ALIASES, renamed_from=columns.values())
         try:
             item = _document(value) if is_document else _exchange(value)
         except conversations.SetAside as reason:
@@ -284,6 +277,7 @@ def _read(
         if isinstance(item, str):
             report[item] = report.get(item, 0) + 1
         else:
+            pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES)
             items.append(dataclasses.replace(item, file=row.file, line=row.line))
     return items
 

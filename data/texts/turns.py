@@ -4,18 +4,24 @@ What the readers of pairs and of answers share: message lists of any spelling, s
 columns of their own, a prompt that the answers repeat, and what no text model can read.
 """
 
+import ast
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 Message = dict[str, Any]  # role and content, and what else of PASSED the file gives
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-ROLES |= {"function_call": "assistant", "observation": "tool"}
+ROLES |= {"function_call": "assistant", "observation": "tool", "function": "tool"}
 SYSTEM = ("system", "system_prompt", "system_message")  # columns with the text of a system turn
 HISTORY = ("history",)  # columns with earlier turns: [question, answer] pairs, or messages
 PICTURES = ("images", "image", "videos", "audios")  # columns of what a text model cannot read
 PASSED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")  # keys that reach the chat template
 WEIGHTS = ("weight", "train", "training", "loss")  # keys by which files switch the learning of a turn off
+SWITCHES = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}
+MEDIA = (*PICTURES, "image_url", "video", "audio", "input_audio", "file")  # keys of a turn or of a part of it
+KNOWN = {"role", "from", "content", "value", "function_call", *PASSED, *WEIGHTS, *MEDIA}  # keys of a message
+TEXT_PARTS = ("", "none", "text", "input_text", "output_text", "image")  # a picture's part without one is its place
 
 
 class SetAside(Exception):
@@ -26,10 +32,10 @@ def messages_of(turns: Any) -> list[Message]:
     """A message list in any of the usual spellings, as {role, content}; a text is one user turn.
 
     A content of parts is the text of its parts; a part whose text is null has none. `weight` is 0 or 1 where the file
-    says whether a turn is to be learned.
+    says whether a turn is to be learned. OpenAI's older `function_call` becomes one of `tool_calls`.
 
     Raises:
-        SetAside: a part holds a picture or a sound.
+        SetAside: a turn holds what is no text, such as a picture, or a weight between 0 and 1.
     """
     if isinstance(turns, str):
         return [{"role": "user", "content": turns}]
@@ -38,37 +44,98 @@ def messages_of(turns: Any) -> list[Message]:
         if not isinstance(turn, Mapping):
             out.append({"role": "user", "content": str(turn)})
             continue
+        if media := [key for key in MEDIA if turn.get(key)]:
+            raise SetAside(f"a turn with {media[0]}, which no text model reads")
         role = str(turn.get("role") or turn.get("from") or "user").lower()
         content = turn.get("content", turn.get("value"))
         if isinstance(content, list):
             content = "".join(_text_of(part) for part in content)
         message: Message = {"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""}
         message |= {key: turn[key] for key in PASSED if turn.get(key)}
-        switches = [turn[key] for key in WEIGHTS if isinstance(turn.get(key), (bool, int, float))]
-        out.append(message | ({"weight": int(all(switches))} if switches else {}))
+        if turn.get("function_call") and not turn.get("tool_calls"):
+            message["tool_calls"] = [{"type": "function", "function": turn["function_call"]}]
+        out.append(message | _weight(turn))
     return out
+
+
+def _weight(turn: Mapping[str, Any]) -> dict[str, int]:
+    """`weight`, 0 or 1, where the turn has a switch of its learning."""
+    words = {key: str(turn[key]).strip().lower() for key in WEIGHTS if turn.get(key) is not None}
+    if words.get("weight", "1") not in SWITCHES:
+        raise SetAside("a turn whose weight is neither 0 nor 1")
+    switches = [SWITCHES[word] for word in words.values() if word in SWITCHES]
+    return {"weight": min(switches)} if switches else {}
 
 
 def _text_of(part: Any) -> str:
     if not isinstance(part, Mapping):
         return part if isinstance(part, str) else ""
-    media = [key for key in ("image", "image_url", "video", "audio", "input_audio") if part.get(key)]
-    if media:
+    if media := [key for key in MEDIA if part.get(key)]:
         raise SetAside(f"a turn with {media[0]}, which no text model reads")
+    kind = str(part.get("type")).lower()
+    if kind not in TEXT_PARTS:
+        raise SetAside(f"a turn with a part of the type {kind!r}, which is not read")
     text = part.get("text")
     return text if isinstance(text, str) else ""
 
 
 def parsed(value: Any) -> Any:
-    """A value, or the messages whose JSON text it is; some tables store lists as text."""
-    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ ", "[\n") and value.rstrip()[-1:] == "]":
+    """A value, or the messages that its text holds: some tables store lists as JSON, others as Python writes them."""
+    if not isinstance(value, str) or not re.match(r"\s*(\[\s*)?\{", value) or value.rstrip()[-1:] not in ("]", "}"):
+        return value
+    if not any(key in value for key in ("role", "from")):
+        return value
+    try:
+        turns = json.loads(value)
+    except ValueError:
         try:
-            turns = json.loads(value)
-        except ValueError:
+            turns = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             return value
-        if turns and all(isinstance(t, dict) and ("content" in t or "value" in t) for t in turns):
-            return turns
-    return value
+    turns = [turns] if isinstance(turns, dict) else turns
+    is_messages = bool(turns) and all(isinstance(turn, dict) and _is_message(turn) for turn in turns)
+    return turns if is_messages else value
+
+
+def _is_message(turn: Mapping[str, Any]) -> bool:
+    """Whether an object is a turn; an answer in JSON, which may have a key `value` or `content` too, is none."""
+    return any(
+        isinstance(turn.get(who), str) and what in turn for who, what in (("role", "content"), ("from", "value"))
+    )
+
+
+def texts_in(content: Any) -> Iterator[str]:
+    """The texts of a column: its own, or those of the messages and lists in it."""
+    content = parsed(content)
+    if isinstance(content, str):
+        if content.strip():
+            yield content.strip()
+    elif isinstance(content, Mapping):
+        for key in ("content", "value", "text"):
+            yield from texts_in(content.get(key))
+    elif isinstance(content, (list, tuple)):
+        for part in content:
+            yield from texts_in(part)
+
+
+def count_others(value: Mapping[str, Any], used: Collection[str], counts: dict[str, int]) -> None:
+    """Count a record under each of its columns that holds texts and is not among the used ones."""
+    for name, content in value.items():
+        if name not in used and any(texts_in(content)):
+            count_column(name, counts)
+
+
+def count_column(name: str, counts: dict[str, int]) -> None:
+    """Count one more record whose texts in this column are not read."""
+    what = f"texts in the column {name!r} that are not read"
+    counts[what] = counts.get(what, 0) + 1
+
+
+def unknown_keys(value: Mapping[str, Any]) -> set[str]:
+    """Keys of the messages in a record's columns that hold something and that `messages_of` does not read."""
+    lists = (content if isinstance(content, list) else [content] for content in map(parsed, value.values()))
+    turns = (turn for content in lists for turn in content if isinstance(turn, Mapping) and _is_message(turn))
+    return {str(key) for turn in turns for key in turn.keys() - KNOWN if turn[key]}
 
 
 def tools_of(value: Mapping[str, Any]) -> list[Any] | None:
@@ -105,8 +172,10 @@ def context(value: Mapping[str, Any]) -> list[Message]:
     if media := [name for name in PICTURES if value.get(name)]:
         raise SetAside(f"records with {media[0]}, which no text model reads")
     turns: list[Message] = []
-    system = next((value[name] for name in SYSTEM if isinstance(value.get(name), str) and value[name].strip()), None)
-    if system is not None:
+    systems = [value[name] for name in SYSTEM if value.get(name) and value[name] == value[name]]  # NaN is not itself
+    if any(not isinstance(system, str) for system in systems):
+        raise SetAside("system prompt that is not a text")
+    if system := next(filter(str.strip, systems), ""):
         turns.append({"role": "system", "content": system})
     for past in next((value[name] for name in HISTORY if value.get(name)), []):
         if isinstance(past, Mapping):

@@ -97,7 +97,7 @@ def test_columns_of_other_names_are_read_by_a_flag():
 
 def test_a_text_column_that_nobody_reads_is_counted_under_its_name():
     _, counts = read({"prompt": "Q", **PAIR, "persona": "a pirate", "score": 3}, {"prompt": "Q", **PAIR, "persona": ""})
-    assert counts == {"texts in the column 'persona', which is not read": 1}
+    assert counts == {"texts in the column 'persona' that are not read": 1}
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_a_text_column_that_nobody_reads_is_counted_under_its_name():
 )
 def test_a_column_of_another_format_that_this_reader_leaves_is_counted(value, unread):
     items, counts = read(value)
-    assert len(items) == 1 and counts == {f"texts in the column {unread!r}, which is not read": 1}
+    assert len(items) == 1 and counts == {f"texts in the column {unread!r} that are not read": 1}
 
 
 def test_a_documents_other_texts_are_counted(tmp_path):
     _, counts = exchanges(tmp_path, {"text": "a b c", "system": "S", "url": "x"})
-    assert [counts[f"texts in the column {name!r}, which is not read"] for name in ("system", "url")] == [1, 1]
+    assert [counts[f"texts in the column {name!r} that are not read"] for name in ("system", "url")] == [1, 1]
 
 
 @pytest.mark.parametrize(
