@@ -29,7 +29,9 @@ PACKED = ("", *lines.PACKED)
 BOM = b"\xef\xbb\xbf"
 SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of Hugging Face's folders
 _FOREIGN = ("lzma", "lz4", "br", "7z", "zip", "rar", "snappy", "sz", "z")  # ways to pack that are not read
-_ODD = re.compile(rf"\.(?:jsonl?|ndjson|parquet|txt|csv|tsv)(?:\.(?:gz|zst|zstd|xz|bz2|{'|'.join(_FOREIGN)}))?$")
+_ODD = re.compile(
+    rf"\.(?:jsonl?|ndjson|parquet|txt|csv|tsv|arrow|feather|avro)(?:\.(?:gz|zst|zstd|xz|bz2|{'|'.join(_FOREIGN)}))?$"
+)
 MAX_BAD = 0.01  # share of lines that may be set aside
 
 
@@ -236,7 +238,13 @@ def left_out(path: str | Sequence[str]) -> list[str]:
     if where.is_dir():
         ways = f"names end in {', '.join(SUFFIXES)}, in small letters, plain or with {', '.join(lines.PACKED)}"
         said += [f"{file} ({ways})" for file in odd]
+        said += [f"{file} (plain text is read by a glob, such as FOLDER/*.txt)" for file in files if _is_text(file)]
     return sorted(said)
+
+
+def _is_text(file: str) -> bool:
+    name = os.path.basename(file).lower()
+    return name.endswith(tuple(f".txt{p}" for p in PACKED)) and not name.startswith(("readme", "license"))
 
 
 def _is_hidden(file: str, folder: pathlib.Path) -> bool:
@@ -247,9 +255,9 @@ def _is_hidden(file: str, folder: pathlib.Path) -> bool:
 def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
     """The files to train on and those to test on, of a folder whose names tell; otherwise the path itself and nothing.
 
-    A name that begins with a word for testing, such as `test-00000-of-00001.parquet` or `validation/0.jsonl`, is not
-    trained on. Where a folder has validation files and test files, the validation files are held out and the others
-    are left alone; what is done is printed.
+    A name that begins or ends with a word for testing, such as `test-00000-of-00001.parquet`, `validation/0.jsonl` or
+    `pairs_test.jsonl`, is not trained on. Where a folder has validation files and test files, the validation files are
+    held out and the others are left alone; what is done is printed.
     """
     if hub.is_spec(path) and "," not in str(path) and not hub.parse(str(path)).glob:
         folder = pathlib.Path(fetched(str(path)).folder)
@@ -259,7 +267,7 @@ def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
         folder = pathlib.Path(path).expanduser()
     split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for file in find(path):
-        words = [re.split(r"[-_.]", part.lower())[0] for part in pathlib.Path(file).relative_to(folder).parts]
+        words = [word for part in pathlib.Path(file).relative_to(folder).parts for word in _outer_words(part)]
         split[next((PARTS[word] for word in words if word in PARTS), "train")].append(file)
     heldout = split["validation"] or split["test"]
     if not split["train"] or not heldout:
@@ -268,6 +276,14 @@ def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
     if split["validation"] and split["test"]:
         print(f"data: {len(split['test'])} test files beside the validation files are not read", flush=True)
     return split["train"], heldout
+
+
+def _outer_words(name: str) -> tuple[str, str]:
+    """The first and the last word of a file's or folder's name, without its endings and the numbers of shards."""
+    endings = "|".join(re.escape(ending) for ending in (*SUFFIXES, *PACKED[1:]))
+    stem = re.sub(rf"({endings})+$", "", name.lower())
+    words = [word for word in re.split(r"[-_.]", stem) if word and not word.isdigit() and word != "of"] or [""]
+    return words[0], words[-1]
 
 
 def below(folder: str | os.PathLike) -> Iterator[str]:

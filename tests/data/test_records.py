@@ -232,3 +232,39 @@ def test_an_empty_path_is_not_the_current_folder(path, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(InputError, match="is empty"):
         records.find(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "unread"),
+    [
+        ("pairs_train.jsonl", "pairs_test.jsonl", ""),
+        ("pairs.jsonl", "pairs.test.jsonl", ""),
+        ("en-train-00000-of-00002.jsonl", "en-test-00000-of-00001.jsonl", ""),
+        ("train_prefs.jsonl", "test_prefs.jsonl", ""),
+        ("train/unit_test_notes.jsonl", "validation/0.jsonl", "test/0.jsonl"),
+        ("latest.jsonl", "dev.jsonl", "test.jsonl"),
+    ],
+)
+def test_names_say_what_is_trained_on_and_what_is_held_out(tmp_path, capsys, train, heldout, unread):
+    for name in filter(None, (train, heldout, unread)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    assert records.parts(str(tmp_path)) == ([str(tmp_path / train)], [str(tmp_path / heldout)])
+    assert "1 files to train on, 1 files held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["test_questions.jsonl", "contest.jsonl", "latest/a.jsonl"])
+def test_a_folder_without_two_parts_is_one(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"text": "a"}\n')
+    assert records.parts(str(tmp_path)) == (str(tmp_path), [])
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "more/b.txt", "c.feather"])
+def test_files_of_other_kinds_in_a_folder_are_named(tmp_path, name):
+    (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "README.txt").write_text("about these data")
+    (line,) = records.left_out(str(tmp_path))
+    assert line.startswith(str(tmp_path / name))
