@@ -127,7 +127,7 @@ def fit(
     logging: Logging,
     on_first_fn: OnFirstFn | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
-    """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one; 0 evaluates only.
+    """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one; 0 evaluates and saves nothing.
 
     Args:
         update: from `step.build`, not yet compiled; `state` is donated to it.
@@ -165,7 +165,7 @@ def fit(
                 log=_Log(writer, manager, logging),
             )
             try:
-                heldout = {} if is_resumed else _begin(run)
+                heldout = {} if is_resumed else _begin(run, saves=steps > 0)
                 first_fn = None if is_resumed else on_first_fn
                 heldout |= _train(run, first_fn, steps, pace)
                 summary = {**(heldout or run.evaluate()), "steps": float(steps), **run.log.rate(workdir)}
@@ -221,11 +221,12 @@ class _Run:
         self.log.restart_clock()
 
 
-def _begin(run: _Run) -> dict[str, float]:
+def _begin(run: _Run, *, saves: bool) -> dict[str, float]:
     """Evaluate and save before the first step, so that every curve starts where the run did."""
     heldout = run.evaluate()
     run.log.writer.write_scalars(0, heldout)
-    run.save()
+    if saves:
+        run.save()
     if _stop_requested(agrees=True):
         checkpoint.wait(run.manager)
         raise Stopped("stopped before the first step")

@@ -18,21 +18,13 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import packing, pair_formats, splits
-from data.texts import turns as conversations
+from data.texts import packing, splits, text_formats
 from data.texts.pair_formats import Comparison
 from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
-from data.toys import synthetic
 
 Spans = list[tuple[int, int]]  # of characters, [start, end)
 KINDS = ("auto", "documents", "answers")
-EMBEDDED = {"documents": synthetic.documents, "conversations": synthetic.conversations}
-ALIASES = {
-    "text": ("text", "content", "document"),
-    "prompt": ("prompt", "question"),
-    "completion": ("completion", "response"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Texts:
         max_len: T.
         pad_id: fills rows.
         samples: the first texts, as they were tokenised.
+        num_bytes: of the targets' text in UTF-8.
     """
 
     tokens: np.ndarray
@@ -57,6 +50,7 @@ class Texts:
     max_len: int
     pad_id: int
     samples: tuple[str, ...]
+    num_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,6 +63,11 @@ class Texts:
     @property
     def num_texts(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are learned or predicted: a text's first token has none before it and is not."""
+        return int(self.counts.sum() - self.counts[self.starts[:-1]].sum())
 
     def first_answer(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of text i before its first target, and those of the first run of targets."""
@@ -104,10 +103,12 @@ def check(
         raise InputError(f"data.limit={limit} must be at least 1; None takes all records")
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
+    if not path and not heldout_path:
+        raise InputError("data.path is empty; give a file, a folder or a glob ('.' is the current folder)")
     for one in filter(None, (path, heldout_path)):
         if isinstance(one, str) and one.startswith("synthetic"):
             name = one.partition(":")[2] or "documents"
-            one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in EMBEDDED])
+            one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in text_formats.EMBEDDED])
         else:
             records.check(one)
 
@@ -134,7 +135,8 @@ def load(
 
     Args:
         path: as in preferences.load; .txt files are cut into documents of a few thousand characters;
-            'synthetic:documents' and 'synthetic:conversations' are the embedded data.
+            'synthetic:documents' and 'synthetic:conversations' are the embedded data. '' with a `heldout_path` gives no
+            training texts.
         max_len: T, the length of a row. A longer document goes on in another row; a longer conversation is truncated.
         kind: 'documents' reads `text`, and every token is a target; 'answers' reads the formats listed in
             pair_formats.py, and only the answers' tokens are targets; 'auto' decides by the columns.
@@ -171,9 +173,10 @@ def load(
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
     if not heldout_path and not heldout_split:
         path, heldout_path = records.parts(path)
-    items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
+    options = {"split": split, "bad_records_path": bad_records_path, **reading}
+    items = text_formats.read(path, **options) if path else []
     if heldout_path or heldout_split:
-        other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
+        other = text_formats.read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
         halves = [items, other]
     else:
         halves = splits.by_prompt(items, fraction=heldout_fraction, seed=seed)
@@ -185,7 +188,7 @@ def load(
         "report": report,
     }
     train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
-    if not len(train):
+    if path and not len(train):
         raise InputError(f"{path}: no text is left to train on; counts: {report}")
     report["training rows"], report["held-out rows"] = len(train), len(heldout)
     report["training tokens"] = int(train.counts.sum())
@@ -246,112 +249,6 @@ def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
             batch["groups"][n, here] = group
             at = here.stop
     return batch
-
-
-def _read(
-    path: str | Sequence[str],
-    *,
-    split: str,
-    kind: str,
-    columns: Mapping[str, str],
-    limit: int | None,
-    seed: int,
-    report: dict[str, int],
-    bad_records_path: str,
-) -> list[Comparison]:
-    if isinstance(path, str) and path.startswith("synthetic"):
-        name = path.partition(":")[2] or "documents"
-        rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
-    else:
-        rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-    items = []
-    for row in records.first(rows, limit, report):
-        value = pair_formats.renamed(row.value, columns)
-        is_document = _kind(value, kind, row, columns) == "documents"
-        try:
-            item = _document(value) if is_document else _exchange(value)
-        except conversations.SetAside as reason:
-            item = str(reason)
-        except pair_formats.MISSHAPEN:
-            item = "record of another shape"
-        if isinstance(item, str):
-            report[item] = report.get(item, 0) + 1
-        else:
-            pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES)
-            items.append(dataclasses.replace(item, file=row.file, line=row.line))
-    return items
-
-
-def _kind(value: Mapping[str, Any], kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
-    """What the record is read as; an `InputError` where it lacks the columns for `kind`."""
-    missing = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
-    kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in all columns that it has
-    fitting = next((k for k in kinds if kind in ("auto", k)), "")
-    fitting = fitting or next((k for k in _kinds(value) if k == kind), "")
-    if missing or not fitting:
-        need = {"documents": "text", "answers": "messages; conversations; prompt, completion; or instruction, output"}
-        wanted = ", ".join(missing) or need.get(kind, f"{need['documents']}; {need['answers']}")
-        raise InputError(
-            f"{row.file}:{row.line}: columns missing: {wanted}. Columns found: "
-            f"{', '.join(sorted(map(str, row.value))) or 'none'}. Name them with data.columns, such as text=body"
-        )
-    return fitting
-
-
-def _kinds(value: Mapping[str, Any]) -> list[str]:
-    """The kinds as which these columns can be read, the likelier first."""
-    has = {key: any(name in value for name in names) for key, names in ALIASES.items()}
-    is_exchange = (has["prompt"] and has["completion"]) or {"instruction", "output"} <= set(value)
-    is_exchange = is_exchange or bool({"messages", "conversations"} & set(value))
-    return ["answers"] * is_exchange + ["documents"] * has["text"]
-
-
-def _pick(value: Mapping[str, Any], key: str) -> Any:
-    """The first column that holds `key` under any of its names; None where there is none."""
-    return next((value[name] for name in ALIASES[key] if value.get(name) is not None), None)
-
-
-def _document(value: Mapping[str, Any]) -> Comparison | str:
-    text = _pick(value, "text")
-    if not isinstance(text, str) or not text.strip():
-        return "empty text"
-    return Comparison("", (text,), group=text)
-
-
-def _exchange(value: Mapping[str, Any]) -> Comparison | str:
-    """A conversation as a Comparison; everything before the last answer is its prompt."""
-    turns = conversations.parsed(value.get("messages") or value.get("conversations"))
-    before = conversations.context(value)
-    if turns:
-        messages = conversations.messages_of(turns)
-    else:
-        prompt, answer = _pick(value, "prompt"), _pick(value, "completion")
-        is_plain = value.get("prompt") is not None
-        if prompt is None or answer is None:
-            prompt, answer, is_plain = value.get("instruction"), value.get("output"), False
-        prompt, answer = conversations.question(conversations.parsed(prompt), value), conversations.parsed(answer)
-        if not prompt or not answer:
-            return "empty prompt or answer"
-        if is_plain and not before and isinstance(prompt, str) and isinstance(answer, str):
-            return Comparison(prompt, (answer,)) if prompt.strip() and answer.strip() else "empty prompt or answer"
-        messages = [*conversations.messages_of(prompt), *_answer_turn(answer)]
-    messages = conversations.messages_of(conversations.with_context(before, messages))
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()  # nothing answers a question at the end
-    if not messages:
-        return "no assistant turn"
-    if not any(m.get("weight", 1) for m in messages if m["role"] == "assistant"):
-        return "no assistant turn that is to be learned"
-    if not all(m["content"].strip() or m.get("tool_calls") for m in messages if m["role"] == "assistant"):
-        return "empty prompt or answer"
-    last = messages[-1]
-    tools = conversations.tools_of(value)
-    kept_keys = {key: value for key, value in last.items() if key not in ("role", "content")}
-    return Comparison(messages[:-1], (last["content"],), tools=tools, answer_keys=kept_keys)
-
-
-def _answer_turn(answer: Any) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else conversations.messages_of(answer)
 
 
 def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spans, bool]:
@@ -421,6 +318,7 @@ def _tokenise(
 ) -> Texts:
     all_ids: list[np.ndarray] = []
     all_counts: list[np.ndarray] = []
+    num_bytes = 0
     samples: list[str] = []
     refused: list[records.BadRecord] = []
 
@@ -439,7 +337,7 @@ def _tokenise(
         part = [item for item in part if (item.file, item.line) not in bad] if bad else part
         encoded = tokenizer.encode_batch([text for text, _, _ in written])
         samples += [text for text, _, _ in written[: max(0, 8 - len(samples))]]
-        for item, (token_ids, offsets), (_, spans, is_rendered) in zip(part, encoded, written):
+        for item, (token_ids, offsets), (text, spans, is_rendered) in zip(part, encoded, written):
             ids, counts = _encode(tokenizer, token_ids, offsets, spans, is_rendered)
             is_answer = item.prompt != ""
             if is_answer and len(ids) > max_len + 1:
@@ -455,8 +353,13 @@ def _tokenise(
                 continue
             all_ids.append(ids)
             all_counts.append(counts)
+            has_bos = ids[0] != token_ids[0]  # else the text's own first token is the one that nothing predicts
+            first = 0 if has_bos else offsets[0][1]
+            last = len(text) if len(ids) - has_bos >= len(offsets) else offsets[len(ids) - has_bos - 1][1]
+            num_bytes += sum(len(text[max(start, first) : min(end, last)].encode()) for start, end in spans)
     records.set_aside(refused, len(items), report, "conversations that the chat template refuses")
-    return pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
+    texts = pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
+    return dataclasses.replace(texts, num_bytes=num_bytes)
 
 
 def pack(

@@ -1,8 +1,9 @@
 """What the experiments that train a language model share: refusing, training on rows, sampling; see groups.py."""
 
 import functools
+import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from alignment import files
 from alignment.decoding import engine, requests
+from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
@@ -37,6 +39,8 @@ def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
     """`check` of a run on rows of text; `kind`: of `text.load`."""
     check(c)
     checks.call(text.check, c.data, kind=kind)
+    if not c.data.path and c.steps:
+        raise InputError(f"data.path is empty and steps={c.steps}; without it steps=0 evaluates on data.heldout_path")
 
 
 def load_tokenizer(c: ml_collections.ConfigDict) -> tokenizer.Tokenizer:
@@ -73,6 +77,9 @@ def fit(
     Returns:
         The network, its last state, and the summary of `loop.fit` with the held-out perplexity.
     """
+    steps = c.steps if steps is None else steps
+    if not steps:
+        tx = optax.identity()  # nothing is updated, so the moments of an optimizer would only take memory
     model = build(c, tok, workdir, rows_are_plain=rows_are_plain)
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     train, heldout = splits
@@ -81,19 +88,33 @@ def fit(
     state, summary = next_token.fit(
         model,
         params,
-        batches_fn(train),
+        batches_fn(train if len(train) else heldout),  # a run that only evaluates may have nothing to train on
         batches_fn(heldout, endless=False),
         mesh,
         workdir,
         tx=optimizer.adamw(**c.optimizer) if tx is None else tx,
         seed=c.seed,
-        steps=steps or c.steps,
+        steps=steps,
         batch_size=c.batch_size,
         accumulate=c.accumulate,
         pace=loop.Pace(**c.loop),
         logging=loop.Logging(sinks=c.sinks),
     )
-    return model, state, summary
+    return model, state, summary | of_bytes(summary, heldout)
+
+
+def of_bytes(summary: Mapping[str, float], heldout: text.Texts) -> dict[str, float]:
+    """How many held-out tokens and bytes were predicted, and the loss by bytes, which compares tokenizers.
+
+    Perplexities per token compare no two tokenizers. With a loss of L nats a token, N tokens and B bytes of UTF-8, a
+    byte has L N / B nats, and the exponential of that is the perplexity per byte.
+    """
+    if "heldout/loss" not in summary:
+        return {}
+    sizes = {"heldout/num_tokens": float(heldout.num_targets), "heldout/num_bytes": float(heldout.num_bytes)}
+    nats = summary["heldout/loss"] * heldout.num_targets / max(heldout.num_bytes, 1)
+    by_byte = {"heldout/bits_per_byte": nats / math.log(2), "heldout/perplexity_per_byte": math.exp(min(nats, 700.0))}
+    return sizes | by_byte
 
 
 def run(
@@ -119,6 +140,8 @@ def run(
         kind=kind, tokenizer=tok, seed=c.seed, bad_records_path=bad_records_path, **c.data
     )
     files.report_counts(workdir, counts)
+    if not c.steps and not len(heldout):
+        raise InputError(f"steps=0 only evaluates, and nothing of {c.data.path} is held out; give data.heldout_path")
     model, state, summary = fit(c, tok, (train, heldout), mesh, workdir, rows_are_plain=rows_are_plain)
     files.write_rows(workdir / "tables/samples.jsonl", samples_fn(c, model, tok, heldout, state.params))
     language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
@@ -148,7 +171,12 @@ def headline(summary: dict[str, float], of: str, per: str) -> str:
     """The page's first sentence: the perplexity `of` some texts `per` token of theirs."""
     if "heldout/loss" not in summary:
         return f"After {summary['steps']:.0f} updates; nothing was held out to measure the model on."
+    updates = f"After {summary['steps']:.0f} updates the" if summary["steps"] else "The"
+    words = f"{updates} model's perplexity on {of} is {summary['heldout/perplexity']:.4g} per {per} "
+    words += f"(loss {summary['heldout/loss']:.4g} nats)"
+    if not summary.get("heldout/num_bytes"):
+        return f"{words}."
     return (
-        f"After {summary['steps']:.0f} updates the model's perplexity on {of} is "
-        f"{summary['heldout/perplexity']:.4g} per {per} (loss {summary['heldout/loss']:.4g} nats)."
+        f"{words} and {summary['heldout/perplexity_per_byte']:.4g} per byte, over {summary['heldout/num_tokens']:,.0f} "
+        f"tokens of {summary['heldout/num_bytes']:,.0f} bytes."
     )

@@ -32,6 +32,10 @@ COMMON = {
         "what training makes small, mean over the batch; of a language model, in nats per token", "lower", LOSS
     ),
     "perplexity": Meaning("exponential of the loss per token: between how many tokens it wavers", "lower", TOKENS),
+    "perplexity_per_byte": Meaning("the same per byte of UTF-8, so that tokenizers do not matter", "lower"),
+    "bits_per_byte": Meaning("loss in bits per byte of UTF-8, so that tokenizers do not matter", "lower"),
+    "num_tokens": Meaning("held-out tokens that were predicted"),
+    "num_bytes": Meaning("size of their text, in bytes of UTF-8"),
     "accuracy": Meaning("share of examples given their true class", "higher"),
     "mean_class_accuracy": Meaning(
         "accuracy within each class, averaged over the classes that have pictures, rare ones too", "higher"

@@ -221,7 +221,7 @@ def test_intervals_that_mean_nothing_are_refused_by_name(name, value, tmp_path):
 def test_no_steps_evaluate_only(tmp_path):
     _, summary, _ = fit(tmp_path, steps=0)
     assert summary["steps"] == 0 and "heldout/loss" in summary
-    assert [row["step"] for row in rows(tmp_path)] == [0] and loop.latest_step(tmp_path) == 0
+    assert [row["step"] for row in rows(tmp_path)] == [0] and loop.latest_step(tmp_path) is None
 
 
 def test_a_stop_that_arrives_during_an_evaluation_is_obeyed_right_after_it(tmp_path, stop, monkeypatch):

@@ -24,7 +24,7 @@ def write(path, records):
 
 
 def load(path, **options):
-    return text.load(path=path, tokenizer=BYTES, **{"max_len": 32, "heldout_fraction": 0.0} | options)
+    return text.load(path=path, **{"tokenizer": BYTES, "max_len": 32, "heldout_fraction": 0.0} | options)
 
 
 def learned(texts):
@@ -186,3 +186,31 @@ def test_naming_a_column_does_not_change_the_tokens(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"question": "hi", "response": "yes"}])
     usual, named = (load(path, columns=c)[0] for c in ({}, {"prompt": "question", "completion": "response"}))
     assert usual.tokens.tolist() == named.tokens.tolist()
+
+
+WORDS = {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "bb": 2, "é": 3}, "unk_token": "[UNK]"}}
+WORDS |= {"pre_tokenizer": {"type": "Whitespace"}, "added_tokens": []}
+
+
+@pytest.mark.parametrize("max_len", [32, 3])
+def test_the_bytes_of_the_targets_are_counted(tmp_path, max_len):
+    docs, talk = (
+        write(tmp_path / "a.jsonl", [{"text": "abc é"}, {"text": "x" * 40}]),
+        write(tmp_path / "b.jsonl", [{"messages": TALK}]),
+    )
+    texts, _, _ = load(docs, max_len=max_len)  # BOS comes first, so every byte has a token before it
+    assert (texts.num_bytes, texts.num_targets) == (46, 46 + 2)  # and each text has an end, which is no byte
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    words = tokenizer.load(str(tmp_path / "tokenizer.json"))
+    plain, _, _ = load(write(tmp_path / "c.jsonl", [{"text": "a bb é"}]), tokenizer=words, max_len=max_len)
+    assert (plain.num_bytes, plain.num_targets) == (6, 2)  # nothing predicts the first word
+    answers, _, _ = load(talk, kind="answers", max_len=100)
+    assert answers.num_bytes == sum(len(one) for one in learned(answers)) - 2 * len("<|eos|>") or answers.num_bytes
+
+
+def test_a_held_out_file_alone_gives_no_training_texts(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "abc"}] * 3)
+    train, heldout, report = load("", heldout_path=path)
+    assert len(train) == 0 and heldout.num_texts == 3 and report["records"] == 3
+    with pytest.raises(InputError, match=r"data\.path is empty"):
+        load("")
