@@ -163,8 +163,9 @@ def logprobs(
     num = min(NUM_TOP, logits_BV.shape[1])
 
     def best_tokens():
-        # without the barrier XLA turns a top_k whose result is sliced or padded back into a full sort
-        values_BE, ids_BE = jax.lax.optimization_barrier(jax.lax.top_k(logits_BV, num))
+        # Without barriers XLA turns a top_k whose result is sliced or padded back into a full sort. Each array has its
+        # own, because XLA aborts on one around the pair where the logits are spread over devices.
+        values_BE, ids_BE = map(jax.lax.optimization_barrier, jax.lax.top_k(logits_BV, num))
         return ids_BE.astype(jnp.int32), values_BE - lse_B[:, None]
 
     def none():

@@ -110,3 +110,13 @@ def test_log_probabilities_come_with_the_best_tokens():
     np.testing.assert_allclose(got, exact[np.arange(3), chosen], atol=1e-5)
     np.testing.assert_array_equal(ids, np.argsort(-exact, axis=1)[:, : sampling.NUM_TOP])
     np.testing.assert_allclose(top, -np.sort(-exact, axis=1)[:, : sampling.NUM_TOP], atol=1e-5)
+
+
+def test_the_best_tokens_of_logits_that_lie_on_several_devices():
+    """XLA aborts where the program's top_k is one that it cannot split, so this runs the program as it is compiled."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("tensor",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "tensor"))
+    logits_BV = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+    chosen_B = jnp.array([3, 4])
+    _, (ids_BE, _) = jax.jit(sampling.logprobs)(jax.device_put(logits_BV, spread), chosen_B, jnp.array(True))
+    assert ids_BE.tolist() == np.argsort(-logits_BV)[:, : ids_BE.shape[1]].tolist()
