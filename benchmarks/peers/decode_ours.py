@@ -1,0 +1,146 @@
+"""Our engine's side of benchmarks/decode.py; see decode_task.py."""
+
+import importlib.metadata
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.peers import decode_task as task
+
+WEIGHTS = Path(sys.argv[1])
+
+
+def versions():
+    return {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+
+
+def jobs():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from alignment.decoding import engine, programs
+    from alignment.decoding.requests import Request
+    from alignment.models import decoder, huggingface
+
+    model = decoder.DecoderLM(**huggingface.config_of(WEIGHTS))
+    params = huggingface.load(WEIGHTS, model)
+    engines: dict = {}
+
+    def server(num_slots, max_len=1_024, **options):
+        key = (num_slots, max_len, *sorted(options))
+        if key not in engines:
+            engines.clear()  # one engine's weights and cache at a time
+            engines[key] = engine.Engine(model, params, num_slots=num_slots, max_len=max_len, **options)
+        return engines[key]
+
+    def timed(served, requests):
+        start = time.perf_counter()
+        answers = served.answers(requests)
+        return answers, time.perf_counter() - start
+
+    def equal(num, seed, **options):
+        requests = [Request(p, task.NEW, **options) for p in task.equal_prompts(num, model.vocab_size, seed)]
+        answers, seconds = timed(server(num), requests)
+        return {"seconds": seconds, "ids": [a.ids for a in answers]}
+
+    def queue(num, seed):
+        served = server(8, order="longest")
+        before = dict(served.counts)
+        answers, seconds = timed(served, [Request(p, n) for p, n in task.queue(num, model.vocab_size, seed)])
+        counts = {name: served.counts[name] - before[name] for name in before}
+        busy = counts["full_live_rows"] / (8 * max(counts["full_steps"], 1))
+        return {"seconds": seconds, "ids": [a.ids for a in answers], "busy": busy}
+
+    def step(num, max_len=1_024, live=200, guides=0, dispatches=4, **options):
+        """Milliseconds of a step of `num` rows at `live` positions and beyond, prefill apart."""
+        others = {"guides": [(model, params)] * guides} if guides else {}
+        served = engine.Engine(model, params, num_slots=num, max_len=max_len, **others)
+        more = {"guide_prompts": [[1, 2, 3]] * guides, "guide_weights": [0.5] * guides} if guides else {}
+        for prompt in np.random.default_rng(0).integers(1, model.vocab_size, size=(num, live)).tolist():
+            served.submit(Request(prompt, max_len - live, **more, **options))
+        served.advance()  # prefill, compile and the first dispatch
+        jax.block_until_ready(served.state)
+        start, before = time.perf_counter(), served.counts["steps"]
+        for _ in range(dispatches):
+            if served.num_busy:
+                served.advance()
+        return {"ms": 1e3 * (time.perf_counter() - start) / max(served.counts["steps"] - before, 1)}
+
+    def speculate(ids, new, num_draft):
+        served = engine.Engine(model, params, num_slots=1, max_len=1_024, num_draft=num_draft)
+        served.answers([Request(ids[0], 4)])
+        answers, seconds = timed(served, [Request(prompt, new) for prompt in ids])
+        return {"seconds": seconds, "ids": [a.ids for a in answers], "steps": served.counts["steps"]}
+
+    def best_of(num):
+        served = server(8)
+        before = served.counts["chunks"]
+        prompt = task.equal_prompts(1, model.vocab_size, 0)[0] + [1]
+        served.answers(Request(prompt, 16, temperature=1.0, seed=0).samples(num))
+        return {"chunks": served.counts["chunks"] - before}
+
+    def programs_of(num, seed):
+        """Programs compiled while many requests with all options are served, after a warm-up."""
+        served, rng = server(8), np.random.default_rng(seed)
+        compiled = (programs.admit, programs.prefill, programs.decode)
+        served.answers([Request(p, 4) for p in task.equal_prompts(2, model.vocab_size, 1)])
+        before = [p._cache_size() for p in compiled]
+        served.answers(
+            [
+                Request(
+                    prompt[: rng.integers(1, 100)],
+                    int(rng.integers(1, 6)),
+                    temperature=float(rng.choice([0, 0.7])),
+                    top_k=int(rng.choice([0, 20])),
+                    top_p=float(rng.choice([1, 0.9])),
+                    frequency_penalty=float(rng.choice([0, 0.5])),
+                    stop_ids=rng.integers(0, model.vocab_size, size=rng.integers(0, 20)).tolist(),
+                    logprobs=int(rng.integers(0, 5)),
+                )
+                for prompt, _ in task.queue(num, model.vocab_size, seed)
+            ]
+        )
+        return {"programs": sum(before), "more": sum(p._cache_size() for p in compiled) - sum(before)}
+
+    def floors():
+        """What this machine reads and multiplies at best: GB/s and GFLOP/s."""
+        x, a = jnp.ones(100_000_000), jnp.ones((2_048, 2_048))
+        total, product = jax.jit(jnp.sum), jax.jit(jnp.matmul)
+
+        def best(call):
+            call().block_until_ready()
+            seconds = []
+            for _ in range(7):
+                start = time.perf_counter()
+                call().block_until_ready()
+                seconds.append(time.perf_counter() - start)
+            return min(seconds)
+
+        return {"gbs": 0.4 / best(lambda: total(x)), "gflops": 2 * 2.048**3 / best(lambda: product(a, a))}
+
+    def first(num):
+        """Seconds from weights in memory to the first whole answer of a new engine."""
+        engines.clear()
+        start = time.perf_counter()
+        engine.Engine(model, params, num_slots=num).answers([Request([1, 2, 3], 1)])
+        return {"seconds": time.perf_counter() - start}
+
+    return {
+        "equal": equal,
+        "queue": queue,
+        "step": step,
+        "speculate": speculate,
+        "best_of": best_of,
+        "programs": programs_of,
+        "floors": floors,
+        "first": first,
+    }
+
+
+if __name__ == "__main__":
+    task.serve(versions, jobs)

@@ -1,0 +1,71 @@
+"""transformers' side of benchmarks/decode.py; see decode_task.py."""
+
+import importlib.metadata
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import decode_task as task
+
+WEIGHTS = Path(sys.argv[1])
+
+
+def versions():
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+
+
+def jobs():
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+    vocab = model.config.vocab_size
+    model.generation_config.eos_token_id = None
+
+    @torch.no_grad()
+    def generate(prompts, new, cache="dynamic"):
+        """Prompts padded on the left to the longest, all continued by `new` tokens."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        options = {"cache_implementation": "static"} if cache == "static" else {}
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options)
+        return out[:, longest:].tolist()
+
+    def equal(num, seed, cache):
+        start = time.perf_counter()
+        ids = generate(task.equal_prompts(num, vocab, seed), task.NEW, cache)
+        return {"seconds": time.perf_counter() - start, "ids": ids}
+
+    def queue(num, seed):
+        """Batches of eight in the order of arrival, each to its longest answer."""
+        pairs = task.queue(num, vocab, seed)
+        start, ids = time.perf_counter(), []
+        for at in range(0, num, 8):
+            part = pairs[at : at + 8]
+            written = generate([p for p, _ in part], max(n for _, n in part))
+            ids += [row[:n] for row, (_, n) in zip(written, part)]
+        return {"seconds": time.perf_counter() - start, "ids": ids}
+
+    def continuous(num, seed):
+        """Its own continuous batching: every request with its own length."""
+        pairs = task.queue(num, vocab, seed)
+        config = transformers.GenerationConfig(do_sample=False, max_new_tokens=256, pad_token_id=0, eos_token_id=-1)
+        start = time.perf_counter()
+        with model.continuous_batching_context_manager(generation_config=config) as manager:
+            for number, (prompt, new) in enumerate(pairs):
+                manager.add_request(prompt, request_id=str(number), max_new_tokens=new)
+            done = {}
+            while len(done) < num:
+                result = manager.get_result(timeout=60)
+                if result is not None and result.is_finished():
+                    done[result.request_id] = list(result.generated_tokens)
+        return {"seconds": time.perf_counter() - start, "ids": [done[str(i)] for i in range(num)]}
+
+    return {"equal": equal, "queue": queue, "continuous": continuous}
+
+
+if __name__ == "__main__":
+    task.serve(versions, jobs)
