@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_ROWS = 200  # of a table
+TOKENS = "tokens"  # a cell of a table {TOKENS: [(text, log-probability), ...]} is written by `coloured`
+UNLIKELY = 6.0  # nats; a token this unlikely has the full colour
 LONG = 120  # characters from which on a cell gets room
 
 CSS = """
@@ -92,9 +94,22 @@ def cell(value: Any, css: str = "", spread: str = "") -> str:
     if is_number(value):
         small = f"<small>{escape(spread)}</small>" if spread else ""
         return f'<td class="{f"number {css}".strip()}">{escape(number(value))}{small}</td>'
+    if isinstance(value, dict) and set(value) == {TOKENS}:
+        return f'<td class="long"><div>{coloured(value[TOKENS])}</div></td>'
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     css = f"{css} long".strip() if len(text) >= LONG else css
     return f'<td class="{css}"><div>{escape(text)}</div></td>'
+
+
+def coloured(tokens: Iterable[tuple[str, float]]) -> str:
+    """A text whose parts are the darker the less likely they were; each shows its log-probability under the pointer."""
+    spans = []
+    for text, logprob in tokens:
+        strength = 0.75 * min(-logprob / UNLIKELY, 1.0)
+        spans.append(
+            f'<span style="background:rgba(214,110,40,{strength:.2f})" title="{logprob:.2f}">{escape(text)}</span>'
+        )
+    return "".join(spans)
 
 
 def anchor(name: str) -> str:

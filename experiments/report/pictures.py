@@ -230,12 +230,18 @@ def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str
 
 
 def histograms(
-    path: str | pathlib.Path, groups: Mapping[str, Mapping[str, object]], *, caption: str = "", label: str = ""
+    path: str | pathlib.Path,
+    groups: Mapping[str, Mapping[str, object]],
+    *,
+    caption: str = "",
+    label: str = "",
+    of: str = "documents",
 ) -> None:
     """Counts in equal bins, a colour a group.
 
     Args:
         groups: name -> {"low", "high", "counts"}.
+        of: what is counted.
     """
     figure = Figure(figsize=(4.8, 3.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -243,7 +249,7 @@ def histograms(
         edges = np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1)
         axes.stairs(histogram["counts"], edges, fill=True, alpha=0.45, label=name)
     axes.set_xlabel(label)
-    axes.set_ylabel("documents")
+    axes.set_ylabel(of)
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1:
         axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,249 @@
+"""Answers to a file of prompts: prompts or conversations in, generations.jsonl out, resumable at any kill.
+
+Run:     python -m experiments.run --config experiments/generate.py --config.prompts=FILE --config.init_from=hf:DIR
+Laptop:  python -m experiments.run --config experiments/generate.py:laptop   (CPU, minutes; `tiny`: seconds)
+Smol:    make models, then the same with generate.py:smol --config.prompts=FILE
+
+A row of generations.jsonl has id, prompt, response, model, sampling, seed, finish_reason, num_prompt_tokens and
+num_tokens; with n > 1 sample, with logprobs tokens, logprobs and top_logprobs. Rows are in the prompts' order, n of
+them for each, whatever order they were written in.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from alignment import files
+from alignment.decoding.engine import Engine
+from alignment.decoding.requests import Answer, Request
+from alignment.errors import InputError
+from alignment.train import writers
+from data import records
+from experiments.decoding import models, options, prompts
+from experiments.decoding.journal import ROWS, Journal
+from experiments.decoding.models import Model
+from experiments.decoding.prompts import Prompt
+from experiments.pages import generate as page
+from experiments.report import progress
+
+SETTINGS = ("", "laptop", "smol", "tiny")
+TOO_MANY_BAD = 3  # exit code
+LOG_SECONDS = 5.0  # between two lines of metrics.jsonl
+Work = list[tuple[tuple[int, int], Request]]  # (the prompt's number, the sample's), request
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict(models.settings(arg) | options.settings())
+    c.seed = 0  # of the draws; each record draws by this seed and its id
+    c.prompts = "prompts.jsonl"  # JSONL, JSON, CSV, parquet, or .txt with a prompt a line; several with commas between
+    c.columns = dict(id="", prompt="", messages="", system="")  # "" takes the column of that name
+    c.limit = config_dict.placeholder(int)  # records; None takes all
+    c.chat = False  # True puts prompts through the chat template, as a user's turn; messages always go through it
+    c.system = ""  # a system turn for conversations without one
+    if arg in ("tiny", "laptop"):
+        c.prompts = prompts.EMBEDDED
+        c.chat = True
+        c.max_new_tokens = 96
+    if arg == "tiny":
+        c.limit = 8
+        c.max_new_tokens = 12
+    elif arg == "smol":
+        c.chat = True
+        c.max_new_tokens = 64
+    return c
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither records, weights nor devices to be seen."""
+    options.of_run(c)
+    models.check(c)
+    prompts.check(c.prompts)
+    if c.max_new_tokens >= c.engine.max_len:
+        raise InputError(
+            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, which "
+            "counts both; set a larger one"
+        )
+    if c.limit is not None and c.limit < 1:
+        raise InputError(f"limit={c.limit} must be at least 1, or None for all records")
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    folder = pathlib.Path(workdir)
+    model = models.open_model(c, folder)
+    size = model.network.vocab_size
+    base = options.of_run(c, vocab_size=size)
+    todo, bad = prompts.load(
+        c.prompts,
+        model.tok,
+        base,
+        vocab_size=size,
+        max_len=c.engine.max_len,
+        is_chat=c.chat,
+        system=c.system,
+        columns=c.columns,
+        limit=c.limit,
+        seed=c.seed,
+    )
+    report(folder, c, model, todo, bad)
+    summary = {"prompts": len(todo), "bad_records": len(bad), "bad_share": len(bad) / (len(todo) + len(bad))}
+    if not todo:
+        files.write_rows(folder / ROWS, [])
+        return summary
+    model = models.with_weights(model, c)
+    made_from = {"weights": model.digest, "prompts": digest(todo)}
+    keys = [(number, sample) for number, prompt in enumerate(todo) for sample in range(prompt.options.n)]
+    journal = Journal(folder, made_from, keys)
+    if len(journal) < len(keys):
+        answer_all(models.engine(model, c), model, todo, journal, folder)
+    journal.sort()
+    summary |= page.write(folder, journal)
+    seconds = journal.seconds or writers.last_value(folder, "seconds") or 0.0
+    journal.close()
+    return summary | {"seconds": seconds, "tokens_per_second": summary["generated_tokens"] / max(seconds, 1e-9)}
+
+
+def report(
+    folder: pathlib.Path, c: ml_collections.ConfigDict, model: Model, todo: list[Prompt], bad: list[records.BadRecord]
+) -> None:
+    """Say what was read and set aside, and how prompts reach the model."""
+    if bad:
+        records.write_bad(bad, folder / "bad_records.jsonl")
+        for item in bad[:3]:
+            print(f"set aside: {item.file}:{item.line}: {item.reason}", flush=True)
+    files.report_counts(folder, {"records": len(todo) + len(bad), "records set aside": len(bad)})
+    plain = sum(not prompt.is_chat for prompt in todo)
+    if plain and model.tok.has_own_template and not c.chat:
+        print(f"{plain} prompts are texts to go on with; --config.chat=True puts them as questions", flush=True)
+
+
+def digest(todo: list[Prompt]) -> str:
+    """Of everything in the prompts that an answer depends on."""
+    content = hashlib.sha256()
+    for prompt in todo:
+        own = dict(prompt.options.request, n=prompt.options.n, echo=prompt.options.echo)
+        fields = [prompt.id, prompt.shown, list(prompt.ids), prompt.is_chat, prompt.seed, own]
+        content.update(json.dumps(fields, sort_keys=True, default=str).encode())
+    return content.hexdigest()[:16]
+
+
+def answer_all(engine: Engine, model: Model, todo: list[Prompt], journal: Journal, folder: pathlib.Path) -> None:
+    """Write what is not in the journal yet, the longest answers first: then few slots stay idle at the end."""
+    compile_programs(engine)
+    work: Work = [
+        ((number, sample), request)
+        for number, prompt in enumerate(todo)
+        for sample, request in enumerate(prompt.requests())
+        if (number, sample) not in journal
+    ]
+    work.sort(key=lambda item: -item[1].max_new_tokens)
+    keys = {engine.submit(request): key for key, request in work}
+    numbers = writers.jsonl(str(folder), restored=len(journal))
+    bar = progress.Progress("answers", len(work), items="tokens", every_seconds=LOG_SECONDS)
+    start, before, num_tokens, logged = time.perf_counter(), journal.seconds, 0, -LOG_SECONDS
+    while keys:
+        ended = [news.answer for news in engine.advance() if news.is_done]
+        seconds = time.perf_counter() - start
+        for answer in ended:
+            number, sample = key = keys.pop(answer.number)
+            row = row_of(todo[number], sample, answer, model)
+            shown = sample == 0 and number < page.NUM_SHOWN
+            more = {"tokens": page.spans(answer.tokens, model.pieces)} if shown else {}
+            journal.add(key, row, more=more, seconds=before + seconds)
+            bar.advance(1, len(answer.tokens))
+            num_tokens += len(answer.tokens)
+        if ended and (seconds - logged >= LOG_SECONDS or not keys):
+            logged = seconds
+            journal.sync()
+            values = {"seconds": before + seconds, "tokens_per_second": num_tokens / seconds}
+            numbers.write_scalars(len(journal), values | {"answer_tokens": num_tokens / (len(work) - len(keys))})
+    numbers.close()
+    bar.close()
+
+
+def compile_programs(engine: Engine) -> None:
+    """One request through all programs, so that the clock counts no compiling."""
+    prompt = [0] * min(engine.plan.chunk + 2, engine.max_len - 1)
+    list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)]))
+
+
+def row_of(prompt: Prompt, sample: int, answer: Answer, model: Model) -> dict[str, Any]:
+    """A line of generations.jsonl."""
+    own = prompt.options
+    text = model.text(answer.text, is_alone=prompt.is_chat and not own.echo)
+    if own.echo:
+        is_text = isinstance(prompt.shown, str) and not prompt.is_chat
+        text = (prompt.shown if is_text else model.tok.decode(prompt.ids)) + text
+    row = {
+        "id": prompt.id,
+        "prompt": prompt.shown,
+        "response": text,
+        "model": model.name,
+        "sampling": own.changed(),
+        "seed": prompt.seed,
+        "finish_reason": answer.finish_reason,
+        "num_prompt_tokens": len(prompt.ids),
+        "num_tokens": len(answer.tokens),
+    }
+    if own.n > 1:
+        row["sample"] = sample
+    if own.request["logprobs"] is not None:
+        row |= scores_of(prompt, answer)
+    return row
+
+
+def scores_of(prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    """The tokens with their log-probabilities in nats; those of an echoed prompt come first, its first one unscored."""
+    read = answer.prompt if prompt.options.echo else []
+    first = [prompt.ids[0]] if prompt.options.echo else []
+    tokens = [*read, *answer.tokens]
+    out: dict[str, Any] = {"tokens": first + [token.id for token in tokens]}
+    out["logprobs"] = [None] * len(first) + [round(token.logprob, 6) for token in tokens]
+    if prompt.options.request["logprobs"]:
+        best = [[[i, round(logprob, 6)] for i, logprob in token.top] for token in tokens]
+        out["top_logprobs"] = [None] * len(first) + best
+    return out
+
+
+METRICS = {
+    "prompts": ("prompts that were answered", ""),
+    "answers": ("answers written, n of each prompt", ""),
+    "generated_tokens": ("tokens written, stop tokens too", ""),
+    "prompt_tokens": ("tokens of the prompts", ""),
+    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+    "truncated": ("answers cut at max_new_tokens", "lower"),
+    "bad_records": ("records set aside; bad_records.jsonl names file, line and reason", "lower"),
+    "bad_share": ("share of the records set aside", "lower"),
+    "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
+    "tokens_per_second": ("tokens written in a second of answering", "higher"),
+}
+
+
+def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
+    """3 where more than one record in a hundred was set aside, and a sentence about it."""
+    share = summary.get("bad_share") or 0.0
+    if share <= records.MAX_BAD:
+        return 0, ""
+    return TOO_MANY_BAD, (
+        f"exit code {TOO_MANY_BAD}: {summary.get('bad_records') or 0:,.0f} records ({100 * share:.3g} %) were set aside, "
+        f"more than {100 * records.MAX_BAD:g} %; the answers to the others are complete. bad_records.jsonl names file, "
+        "line and reason of each"
+    )
+
+
+def headline(summary: dict[str, float]) -> str:
+    """The page's first sentence."""
+    bad = f" {summary['bad_records']:,.0f} records were set aside." if summary["bad_records"] else ""
+    if not summary.get("answers"):
+        return f"No prompt could be answered.{bad}"
+    answers, tokens = summary["answers"], summary["generated_tokens"]
+    return (
+        f"{summary['prompts']:,.0f} prompts have {answers:,.0f} answers of {tokens / answers:.0f} tokens on average, "
+        f"written at {summary['tokens_per_second']:,.0f} tokens a second; "
+        f"{100 * summary['truncated'] / answers:.0f} % were cut at their longest length.{bad}"
+    )
