@@ -65,8 +65,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     prompts.check(c.prompts)
     if c.max_new_tokens >= c.engine.max_len:
         raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, which "
-            "counts both; set a larger one"
+            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
+            "which counts both; set a larger one"
         )
     if c.limit is not None and c.limit < 1:
         raise InputError(f"limit={c.limit} must be at least 1, or None for all records")
@@ -230,9 +230,9 @@ def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
     if share <= records.MAX_BAD:
         return 0, ""
     return TOO_MANY_BAD, (
-        f"exit code {TOO_MANY_BAD}: {summary.get('bad_records') or 0:,.0f} records ({100 * share:.3g} %) were set aside, "
-        f"more than {100 * records.MAX_BAD:g} %; the answers to the others are complete. bad_records.jsonl names file, "
-        "line and reason of each"
+        f"exit code {TOO_MANY_BAD}: {summary.get('bad_records') or 0:,.0f} records ({100 * share:.3g} %) were set "
+        f"aside, more than {100 * records.MAX_BAD:g} %; the answers to the others are complete. bad_records.jsonl "
+        "names file, line and reason of each"
     )
 
 

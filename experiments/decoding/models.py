@@ -232,9 +232,7 @@ def train_toy(folder: pathlib.Path) -> pathlib.Path:
         batches_fn(heldout, endless=False),
         _mesh(1),
         folder,
-        tx=optimizer.adamw(
-            peak_lr=3e-3, warmup_steps=TOY_STEPS // 10, total_steps=TOY_STEPS, schedule="cosine", clip_norm=1.0
-        ),
+        tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=TOY_STEPS // 10, total_steps=TOY_STEPS),
         seed=0,
         steps=TOY_STEPS,
         batch_size=16,

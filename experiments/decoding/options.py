@@ -68,9 +68,7 @@ def settings() -> dict[str, Any]:
         logit_bias=(),  # pairs of a token's id and what is added to its logit
         stop_ids=(),  # ids that end an answer, beside the tokenizer's
         stop=(),  # texts that end an answer
-        logprobs=config_dict.placeholder(
-            int
-        ),  # how many of the best tokens come with each; None: no tokens in the rows
+        logprobs=config_dict.placeholder(int),  # best tokens beside each; None: the rows have no tokens
         n=1,  # answers of each prompt
         echo=False,  # whether an answer begins with its prompt
     )

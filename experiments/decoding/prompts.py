@@ -1,4 +1,4 @@
-"""Files of prompts or conversations as token ids with the options of their answers; what cannot be used is set aside."""
+"""Files of prompts or conversations, as token ids with the options of their answers; the unusable is set aside."""
 
 import dataclasses
 import hashlib

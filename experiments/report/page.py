@@ -78,7 +78,8 @@ def links(folder: pathlib.Path) -> str:
     if steps:
         there.append(("checkpoints", f"checkpoints (step {', '.join(map(str, steps))})"))
     there += [(f"export/{p.name}", f"export/{p.name}") for p in sorted(folder.glob("export/*")) if p.is_dir()]
-    names = ("clean", "metrics.jsonl", "summary.json", "config.json", "bad_records.jsonl", "error.txt")
+    names = ("clean", "generations.jsonl", "metrics.jsonl", "summary.json", "config.json")
+    names += ("bad_records.jsonl", "error.txt")
     there += [(name, name) for name in names if (folder / name).exists()]
     there += [(p.name, p.name) for p in sorted(folder.glob("*.csv"))]
     lines = []
