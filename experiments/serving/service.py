@@ -276,7 +276,9 @@ class Service:
         while num_left:
             left = began + self.limits.seconds - time.monotonic()
             try:
-                event = await asyncio.wait_for(job.events.get(), min(QUIET, max(left, 0)))
+                # not wait_for, which in Python 3.11 may swallow the cancellation of a client that goes
+                async with asyncio.timeout(min(QUIET, max(left, 0))):
+                    event = await job.events.get()
             except TimeoutError:
                 if left <= QUIET:
                     raise Failure(f"the answer took longer than {self.limits.seconds:g} seconds", 504) from None
