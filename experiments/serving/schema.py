@@ -5,6 +5,8 @@ The names, defaults and ranges are those of OpenAI's interface (platform.openai.
 """
 
 import json
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from alignment.decoding import requests
 from experiments.serving.failures import Refused
 
 MAX_SAMPLES, MAX_STOPS, MAX_STOP_CHARS, MAX_MESSAGES, MAX_PROMPTS = 128, 16, 1_000, 2_000, 2_048
+MAX_ENTRIES = requests.NUM_BIASES  # of an object
 SEED_LIMIT = 2**63
 
 # Fields of OpenAI's interface that this server does not have: null or the value given here says "not asked for".
@@ -51,6 +54,10 @@ NEEDS = {
 }
 
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
+
+
 class _Body(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
@@ -73,7 +80,9 @@ class _Common(_Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_ENTRIES)] | None = (
+        None
+    )
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = 1
     seed: Annotated[int, Field(ge=-SEED_LIMIT, lt=SEED_LIMIT)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
@@ -82,7 +91,7 @@ class _Common(_Body):
     stream_options: StreamOptions | None = None
     # accepted because clients send them, and not read
     user: Annotated[str, Field(max_length=500)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_ENTRIES)] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -172,6 +181,8 @@ def read(kind: type[_Common], value: Any) -> Any:
         raise Refused(f"the body is {_shown(value)}; it must be a JSON object")
     known = [name for name in kind.model_fields if name not in ABSENT]
     for name, content in list(value.items()):
+        if isinstance(content, dict) and len(content) > MAX_ENTRIES:  # pydantic would count after it has read them all
+            raise Refused(f"{name} has {len(content)} entries; it may have {MAX_ENTRIES}", name[:100])
         if name in ABSENT:
             if content is not None and content not in ABSENT[name]:
                 raise Refused(f"{name}={_shown(content)}: this server does not have {name}; leave it out", name)
@@ -223,7 +234,7 @@ def _refusal(error: pydantic.ValidationError, value: Any) -> Refused:
             rest, need = place[: depth + 1], NEEDS[str(name)]
             break
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest).removeprefix(".")
-    message = all_faults[0]["msg"]
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", all_faults[0]["msg"])
     if all_faults[0]["type"] == "missing":
         return Refused(f"{name} is missing; {NEEDS.get(name.rsplit('.')[-1], 'it must be there')}", name)
     at = value
@@ -239,8 +250,8 @@ def _has(container: Any, part: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut to a line."""
-    text = repr(value[:100]) if isinstance(value, str | list) else repr(value)[:200]
+    """A value in a message, cut to a line; plain `repr` would write all of it, and fails on deep nesting."""
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

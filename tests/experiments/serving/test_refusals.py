@@ -44,7 +44,7 @@ CHAT = {"messages": [{"role": "user", "content": "a"}]}
         ({"logit_bias": {"-1": 1}}, "logit_bias", "keys are token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
         ({"logit_bias": {"300": 1}}, "logit_bias", "not a token id from 0 to 263"),
-        ({"logit_bias": [1]}, "logit_bias", "dictionary"),
+        ({"logit_bias": [1]}, "logit_bias", "an object"),
         ({"stream": "yes"}, "stream", "valid boolean"),
         ({"stream": 1}, "stream", "valid boolean"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream is not true"),

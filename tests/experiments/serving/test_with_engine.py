@@ -1,0 +1,125 @@
+"""The service over the real engine, with a small model of random weights."""
+
+import asyncio
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from alignment.decoding.engine import Engine
+from alignment.decoding.requests import Request
+from alignment.models import decoder
+from tests.experiments.serving.conftest import PIECES, TOK, opened
+
+
+@pytest.fixture(scope="module")
+def weights():
+    model = decoder.DecoderLM(vocab_size=264, num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
+    return model, nn.meta.unbox(model.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
+
+
+def new_engine(weights, **options):
+    sizes = {"num_slots": 4, "max_len": 128, "chunk": 16, "block": 16, "num_steps": 4, "chunks_per_turn": 2}
+    engine = Engine(*weights, pieces=PIECES, stop_ids=TOK.stop_ids, **(sizes | options))
+    engine.num_slots = sizes["num_slots"]
+    return engine
+
+
+MIXED = [
+    {"prompt": "Hello there, museum!", "max_tokens": 20, "temperature": 0, "logprobs": 2},
+    {"prompt": "Hello there, museum, again and again and again", "max_tokens": 9, "seed": 4, "logprobs": 0},
+    {"prompt": [104, 105], "max_tokens": 30, "seed": 1, "top_k": 5, "top_p": 0.9, "logprobs": 1},
+    {
+        "prompt": "x" * 60,
+        "max_tokens": 12,
+        "seed": 2,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"97": 5},
+        "logprobs": 3,
+    },
+    {"prompt": "n of one", "max_tokens": 7, "seed": 3, "n": 3, "logprobs": 1, "min_p": 0.01},
+    {"prompt": "scored", "max_tokens": 3, "seed": 0, "echo": True, "logprobs": 2, "stop": ["q", "\n"]},
+]
+
+
+def test_an_answer_is_the_same_bits_alone_among_others_and_streamed(weights, run):
+    async def work():
+        async with opened(new_engine(weights)) as door:
+            alone = [(await door.post("/v1/completions", body)).json for body in MIXED]
+            crowd = [*MIXED, *reversed(MIXED), *({"prompt": f"noise {i}", "max_tokens": 40} for i in range(6))]
+            replies = await asyncio.gather(*(door.post("/v1/completions", body) for body in crowd))
+            together = [reply.json["choices"] for reply in replies[: 2 * len(MIXED)]]
+            assert together == [body["choices"] for body in [*alone, *reversed(alone)]]
+            for body, whole in zip(MIXED, alone):
+                chunks = (await door.post("/v1/completions", {**body, "stream": True})).chunks
+                for choice in whole["choices"]:
+                    own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+                    assert "".join(c["text"] for c in own) == choice["text"]
+                    logprobs = [x for c in own for x in c["logprobs"]["token_logprobs"]]
+                    assert logprobs == choice["logprobs"]["token_logprobs"]
+            assert await door.settled()
+
+    run(work())
+
+
+def test_samples_of_one_seed_differ_and_come_again_with_it(weights, run):
+    async def work():
+        async with opened(new_engine(weights)) as door:
+            options = {"max_tokens": 16, "seed": 11, "n": 4}
+            first = (await door.complete("abc", **options)).json["choices"]
+            assert len({choice["text"] for choice in first}) == 4
+            assert (await door.complete("abc", **options)).json["choices"] == first
+            assert (await door.complete("abc", **options | {"seed": 12})).json["choices"] != first
+            assert (await door.complete("abc", **options | {"n": 1})).json["choices"] == first[:1]
+
+    run(work())
+
+
+def test_echo_scores_what_stepwise_answers_score(weights, run):
+    async def work():
+        async with opened(new_engine(weights)) as door:
+            ids = list(b"some text to be scored, longer than a chunk")
+            wrote = (await door.complete(ids, max_tokens=8, temperature=0, logprobs=1, logit_bias={"258": -100})).json
+            (logprobs,) = (choice["logprobs"] for choice in wrote["choices"])
+            assert len(logprobs["tokens"]) == 8
+            # the answer's own ids as a prompt: their scores are those with which they were written
+            greedy = new_engine(weights).answers([Request(ids, max_new_tokens=8, logit_bias={258: -100})])[0].ids
+            echoed = (await door.complete([*ids, *greedy], max_tokens=0, echo=True, logprobs=1)).json
+            (scored,) = (choice["logprobs"] for choice in echoed["choices"])
+            assert len(scored["tokens"]) == len(ids) + 8 and scored["token_logprobs"][0] is None
+            for one, other in zip(scored["token_logprobs"][-8:], logprobs["token_logprobs"]):
+                assert math.isclose(one, other, abs_tol=1e-4)
+
+    run(work())
+
+
+def test_a_client_that_goes_in_its_prefill_or_its_answer_frees_its_slot(weights, run):
+    async def work():
+        async with opened(new_engine(weights)) as door:
+            body = {"prompt": "y" * 100, "max_tokens": 25, "stream": True, "temperature": 0, "n": 4}
+            before = (await door.complete("abc", max_tokens=20, seed=5, logprobs=0)).json["choices"]
+            gone = asyncio.Event()
+            gone.set()
+            tasks = [door.post("/v1/completions", body, leaves=leaves) for leaves in (gone, 1, 2, 3)]
+            other = door.complete("abc", max_tokens=20, seed=5, logprobs=0)
+            *left, kept = await asyncio.gather(*tasks, other)
+            assert kept.json["choices"] == before and not any(reply.is_complete for reply in left)
+            assert await door.settled() and door.service.driver.engine.num_busy == 0
+
+    run(work())
+
+
+def test_a_prompt_that_was_read_before_is_counted_as_cached(weights, run):
+    async def work():
+        async with opened(new_engine(weights)) as door:
+            prompt = "a prompt of more than two chunks of sixteen"
+            for cached in (0, 32):
+                usage = (await door.complete(prompt, max_tokens=1)).json["usage"]
+                assert usage["prompt_tokens_details"] == {"cached_tokens": cached}
+            text = (await door.get("/metrics")).body.decode()
+            assert "plumbline_prefix_cache_hits_total 1.0" in text
+            assert "plumbline_cached_prompt_tokens_total 32.0" in text
+
+    run(work())
