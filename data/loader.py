@@ -112,6 +112,17 @@ def digest(*arrays: np.ndarray, texts: Iterable[str] = ()) -> str:
     return content.hexdigest()
 
 
+def digest_files(paths: Iterable[str | os.PathLike]) -> str:
+    """A hash of the files' contents, in their order."""
+    content = xxhash.xxh3_64()
+    for path in paths:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 24):
+                content.update(block)
+        content.update(b"\0")  # so that text moved from one file to the next changes the hash
+    return content.hexdigest()
+
+
 def _close(iterators: list[Any]) -> None:
     """End the iterators' threads and processes."""
     while iterators:

@@ -254,6 +254,8 @@ def open_splits(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str
     for one, other in itertools.combinations(SPLITS, 2):
         if num := int(images.copies(splits[other], [splits[one]]).sum()):
             counts[f"{other}: byte-equal to a picture of {one}"] = num
+    if num := images.num_in_two_classes(list(splits.values())):
+        counts["pictures that are byte-equal to one of another class"] = num
     for split, part in splits.items():
         number = np.bincount(part.labels_N, minlength=len(part.class_names))
         if few := [f"{name} ({num})" for name, num in zip(part.class_names, number) if num < FEW]:

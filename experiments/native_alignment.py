@@ -18,7 +18,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from alignment.decoding import requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import language_model, sharding
-from data import records
+from data import loader, records
 from data.texts import preferences, text
 from data.tokens import tokenizer
 from experiments.filtering import probes, toy_corpora, training
@@ -246,17 +246,41 @@ def corpora(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
         files.report_counts(workdir, {f"documents of {name}": n for name, n in counts.items()})
         return workdir / "toyweb"
     check_folders(c)
-    return pathlib.Path(c.data.path)
+    folder = pathlib.Path(c.data.path)
+    check_unchanged(workdir / "made_from.json", [folder / name for name in needed_folders(c)])
+    return folder
+
+
+def needed_folders(c: ml_collections.ConfigDict) -> list[str]:
+    """The folders of data.path that the arms read."""
+    return sorted({corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"})
+
+
+def check_unchanged(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
+    """Refuse folders that are not as they were when this run began: all that lies in the workdir was made from them.
+
+    Args:
+        path: of the digests, which the first start of a run leaves there.
+    """
+    digests = {folder.name: loader.digest_files(records.find(str(folder))) for folder in folders}
+    earlier = json.loads(path.read_text()) if path.is_file() else digests
+    if changed := [str(folder) for folder in folders if earlier.get(folder.name) != digests[folder.name]]:
+        raise InputError(
+            f"{', '.join(changed)} changed since this run began, and its tokenizer, mixtures and members are of what "
+            "it held then. Put it back as it was, or start over in another --workdir"
+        )
+    if files.is_first_process():
+        files.write_json(path, digests)
 
 
 def check_folders(c: ml_collections.ConfigDict) -> None:
     """Refuse a folder that lacks a corpus of one of the arms, held-out text or probes."""
-    needed = {corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"}
-    missing = sorted(name for name in needed if not pathlib.Path(c.data.path, name).is_dir())
+    needed = needed_folders(c)
+    missing = [name for name in needed if not pathlib.Path(c.data.path, name).is_dir()]
     if missing:
         raise InputError(
             f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
-            f"{', '.join(sorted(needed))} in it: shards of experiments/filter.py, heldout/ and probes/ as "
+            f"{', '.join(needed)} in it: shards of experiments/filter.py, heldout/ and probes/ as "
             f"experiments/filtering/toy_corpora.py writes them; or take {TOY!r}"
         )
 

@@ -90,6 +90,17 @@ def copies(pictures: Images, others: Sequence[Images]) -> np.ndarray:
     return np.isin(pictures.digests_N, np.concatenate([other.digests_N for other in others]))
 
 
+def num_in_two_classes(splits: Sequence[Images]) -> int:
+    """How many pictures are byte-equal to one of another class: no network can tell them apart."""
+    digests_N, labels_N = (
+        np.concatenate([getattr(split, name) for split in splits]) for name in ("digests_N", "labels_N")
+    )
+    _, picture_N = np.unique(digests_N, return_inverse=True)
+    kinds_K2 = np.unique(np.stack([picture_N, labels_N], axis=1), axis=0)
+    classes_of_picture = np.bincount(kinds_K2[:, 0])
+    return int(np.count_nonzero(classes_of_picture[picture_N] > 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Read:
     """Reads pictures by number, in worker processes too; keeps decoded ones where all fit into memory.

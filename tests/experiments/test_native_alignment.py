@@ -182,3 +182,19 @@ def test_probes_that_lack_a_column_are_named(tmp_path):
 def test_a_missed_share_outside_of_0_to_1_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"missed=-0\.1"):
         native_web.prepare(tmp_path, num=30, seed=0, missed=-0.1, heldout=2, probes=1)
+
+
+def test_corpora_that_have_changed_since_the_run_began_are_refused(tmp_path):
+    folders = [tmp_path / name for name in ("raw", "heldout")]
+    for folder in folders:
+        folder.mkdir()
+        for i in range(2):
+            (folder / f"{i}.jsonl").write_text(json.dumps({"text": f"{folder.name} {i}"}) + "\n")
+    for _ in range(2):
+        native_alignment.check_unchanged(tmp_path / "made_from.json", folders)
+    first = (tmp_path / "raw/0.jsonl").read_text()
+    (tmp_path / "raw/0.jsonl").write_text(first + first)
+    with pytest.raises(ValueError, match=r"raw changed since this run began, and its tokenizer, mixtures and members"):
+        native_alignment.check_unchanged(tmp_path / "made_from.json", folders)
+    (tmp_path / "raw/0.jsonl").write_text(first)
+    native_alignment.check_unchanged(tmp_path / "made_from.json", folders)

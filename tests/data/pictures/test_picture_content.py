@@ -148,6 +148,15 @@ def test_copies_between_splits_are_found_whatever_they_are_called(tmp_path):
     assert images.copies(test, [train]).sum() == 1 and not images.copies(val, [train]).any()
 
 
+def test_pictures_that_lie_in_two_classes_are_counted(tmp_path):
+    source = folder(tmp_path)
+    assert images.num_in_two_classes([images.open(source, split=split) for split in image_sources.SPLITS]) == 0
+    for name in ("train/oak/8.png", "test/elm/9.png", "test/oak/9.png"):
+        (tmp_path / name).write_bytes((tmp_path / "train/elm/0.png").read_bytes())
+    splits = [images.open(source, split=split) for split in image_sources.SPLITS]
+    assert images.num_in_two_classes(splits) == 4 and images.num_in_two_classes(splits[:1]) == 2
+
+
 @pytest.mark.parametrize("has_splits", [True, False])
 def test_files_among_the_pictures_that_are_not_read_are_counted_by_kind(tmp_path, has_splits):
     root = tmp_path / "set"
