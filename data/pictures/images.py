@@ -73,7 +73,8 @@ def open(source: str, *, split: str = "train", max_bad: float = records.MAX_BAD,
     pictures = SOURCES[kind](*([path] if path else []), split=split, **options)
     num_read = len(pictures.bad) + len(pictures)
     if pictures.bad and len(pictures.bad) > max_bad * num_read:
-        reasons = [b.reason if b.file in b.reason else f"{b.file}: {b.reason}" for b in pictures.bad]
+        places = [f"{b.file}:{b.line}" if b.line else b.file for b in pictures.bad]
+        reasons = [b.reason if b.file in b.reason else f"{place}: {b.reason}" for place, b in zip(places, pictures.bad)]
         raise InputError(
             f"{len(pictures.bad)} of {num_read} pictures of {source} are unreadable, more than "
             f"{100 * max_bad:g} %: {_some(reasons)}. Repair or remove them"

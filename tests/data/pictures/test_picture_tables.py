@@ -37,7 +37,7 @@ def test_rows_without_a_label_are_set_aside_with_their_line(tmp_path, label):
     opened = images.open(source, split="train", max_bad=0.5)
     assert opened.class_names == ("elm", "oak") and len(opened) == 2 and opened.counts["set aside"] == 1
     assert opened.bad[0].line == 6 and "e.png has no label" in opened.bad[0].reason
-    with pytest.raises(InputError, match=r"e\.png has no label"):
+    with pytest.raises(InputError, match=r"set\.csv:6: e\.png has no label"):
         images.open(source, split="train")
     assert not images.open(source, split="test").bad
     source = table(tmp_path, [(*row[:2],) for row in FINE] + [("e.png", label)], header=("filename", "label"))
