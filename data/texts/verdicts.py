@@ -16,7 +16,8 @@ EMPTY = ("", "none", "null", "nan")
 SIDES = {"preference": ("output_1", "output_2"), "label": ("desirable", "undesirable")}  # by the column that says it
 DEFAULT = {
     "preference": {"1": "output_1", "2": "output_2"} | dict.fromkeys((*EMPTY, "tie", "equal", "0", "1.5"), "tie"),
-    "label": dict.fromkeys(("true", "1", "yes"), "desirable") | dict.fromkeys(("false", "0", "no"), "undesirable"),
+    "label": dict.fromkeys(("true", "1", "yes", "desirable"), "desirable")
+    | dict.fromkeys(("false", "0", "no", "undesirable"), "undesirable"),
 }
 
 

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alignment.errors import InputError
 from data import records
@@ -191,3 +193,39 @@ def test_levels_and_a_column_of_labels_are_refused_where_pairs_have_none(tmp_pat
     for options, name in (({"levels": ("0", "1")}, "levels"), ({"columns": {"label": "harm"}}, "columns.label")):
         with pytest.raises(InputError, match=rf"data\.{name}.* chosen and rejected"):
             labels.load(path, **options)
+
+
+NAMES = ("prompt", "question", "instruction", "query", "input", "system", "system_prompt", "completion", "response")
+NAMES += ("output", "text", "notes", "title", "chosen_response", "messages", "conversations", "history")
+BASES = (
+    {"chosen": "yes", "rejected": "no"},
+    {"chosen": [YES], "rejected": [NO]},
+    DIALOGUES,
+    {"output_1": "yes", "output_2": "no", "preference": 1},
+    {"completion": "yes", "label": True},
+    {"messages": [Q, YES], "label": True},
+)
+
+
+def in_column(name, is_list):
+    """A text that no other column has, as this column holds it."""
+    words = f"words of {name}."
+    if name == "history":
+        return [["earlier", words]], words
+    return ([{"role": "user", "content": words}] if is_list else words), words
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(BASES), st.dictionaries(st.sampled_from(NAMES), st.booleans()))
+def test_every_text_of_a_record_reaches_its_comparison_or_is_counted(base, columns):
+    made = {name: in_column(name, is_list) for name, is_list in columns.items()}
+    value = base | {name: content for name, (content, _) in made.items()}
+    try:
+        items, counts = read(value)
+    except InputError:  # no reader takes these columns
+        return
+    assert len(items) + sum(n for what, n in counts.items() if "not read" not in what) == 1
+    for item in items:
+        shown = "\n".join((item.prompt_text(), item.prefill, *item.answers))
+        for name, (_, words) in made.items():
+            assert words in shown or counts.get(f"texts in the column {name!r} that are not read"), name
