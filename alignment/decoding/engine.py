@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignment.decoding import network, programs, requests, sampling, stopping
+from alignment import errors
+from alignment.decoding import network, prefixes, programs, requests, sampling, stopping
 from alignment.decoding.requests import Answer, Request, Token
 from alignment.errors import InputError
 from alignment.models import decoder
@@ -42,11 +43,9 @@ class _Job:
 
 @dataclasses.dataclass
 class _Slot:
-    """What the host knows of a slot: who writes there, and which chunks of which prompts its cache still holds."""
+    """Who writes in a slot, and when it last began."""
 
     job: _Job | None = None
-    chunks: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)  # for each model, from position 0
-    frontier: list[int] = dataclasses.field(default_factory=list)  # positions written, for each model
     last_used: int = 0
 
 
@@ -81,6 +80,8 @@ class Engine:
         pieces: the bytes of every token, b"" for special ones; needed for stop texts and for `Answer.text`.
         stop_ids: added to those of every request.
         seed: for requests without one.
+        weights_dtype, cache_dtype: "int8" for eight bits, "" for the model's dtype; see `network`. They save memory and
+            its reading on accelerators, and are refused on CPUs, where XLA's products of them are many times slower.
         order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
 
     Parameters that lie on a mesh are split over its axis `tensor` by heads, features and vocabulary.
@@ -109,9 +110,13 @@ class Engine:
         stop_ids: Sequence[int] = (),
         seed: int = 0,
         order: str = "arrival",
+        weights_dtype: str = "",
+        cache_dtype: str = "",
     ) -> None:
         max_len = -(-max_len // chunk) * chunk
         network.check_lengths(max_len, block, chunk)
+        network.check_dtypes(weights_dtype, cache_dtype)
+        errors.one_of("order", order, ORDERS)
         members = [(model, params), *guides, *([draft] if draft is not None else [])]
         _check_members(members, num_slots, num_draft, draft is not None)
         self.plan = programs.Plan(
@@ -125,15 +130,17 @@ class Engine:
             num_draft=num_draft,
             processors=tuple(processors),
             mesh=network.mesh_of(params),
+            cache_dtype=cache_dtype,
         )
-        self.weights = tuple(network.prepare(m, p, self.plan.mesh) for m, p in members)
+        self.weights = tuple(network.prepare(m, p, self.plan.mesh, dtype=weights_dtype) for m, p in members)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
         self.state = programs.init_state(self.plan, states)
         self._first_rows = tuple(jax.tree.map(lambda x: np.asarray(x)[0], s) for s in states)
         self.pieces, self.stop_ids, self.seed, self.order = pieces, tuple(stop_ids), seed, order
         self.chunks_per_turn = chunks_per_turn
-        num_models = len(self.plan.all_models)
-        self._slots = [_Slot(chunks=[[]] * num_models, frontier=[0] * num_models) for _ in range(num_slots)]
+        self._slots = [_Slot() for _ in range(num_slots)]
+        ring_lengths = [[layer["keys"].shape[0] for layer in cache] for cache in self.state["caches"]]
+        self.prefixes = prefixes.Prefixes(self.plan, ring_lengths)
         self._waiting: collections.deque[_Job] = collections.deque()
         self._prefilling: dict[int, Iterator[None]] = {}  # slot -> the rest of its prefill
         self._next_number, self._turn = 0, 0
@@ -265,26 +272,20 @@ class Engine:
         prompts = [list(request.prompt), *map(list, request.guide_prompts)]
         if plan.draft is not None:
             prompts.append(prompts[0])
-        wanted = [self._whole_chunks(prompt) for prompt in prompts]
-        reads_all = [request.prompt_logprobs and i == 0 for i in range(len(prompts))]
-        shared = [
-            [0 if r else self._num_shared(s, i, w) for s in self._slots]
-            for i, (w, r) in enumerate(zip(wanted, reads_all))
-        ]
-        own = [sum(counts[i] for counts in shared) for i in range(len(self._slots))]
-        i = max(free, key=lambda i: (own[i], -self._slots[i].last_used))
-        slot = self._slots[i]
-        copies = np.zeros((len(prompts), 2), np.int32)
-        starts = []
+        wanted = [self.prefixes.whole_chunks(prompt) for prompt in prompts]
+        if request.prompt_logprobs:
+            wanted[0] = []  # every token of this prompt is read again, since its score was not kept
+        slots = range(len(self._slots))
+        shared = [[self.prefixes.num_shared(s, m, chunks) for s in slots] for m, chunks in enumerate(wanted)]
+        i = max(free, key=lambda s: (sum(counts[s] for counts in shared), -self._slots[s].last_used))
+        copies, starts = np.zeros((len(prompts), 2), np.int32), []
         for model, counts in enumerate(shared):
-            source = max(range(len(counts)), key=lambda s: (counts[s], s == i))
-            is_copied = counts[source] > counts[i]
-            num = counts[source] if is_copied else counts[i]
-            if is_copied:
-                copies[model] = source, num * plan.chunk // plan.block
-            slot.chunks[model] = wanted[model][:num]
-            slot.frontier[model] = num * plan.chunk
-            starts.append(num * plan.chunk)
+            source = max(slots, key=lambda s: (counts[s], s == i))
+            if source != i:
+                copies[model] = source, counts[source] * plan.chunk // plan.block
+            self.prefixes.start(i, model, wanted[model][: counts[source]])
+            starts.append(counts[source] * plan.chunk)
+        slot = self._slots[i]
         job.answer.num_cached = starts[0]
         self.counts["prompt_tokens"] += len(prompts[0])
         self.counts["cached_tokens"] += starts[0]
@@ -292,33 +293,6 @@ class Engine:
         slot.last_used = self._turn
         self.state = programs.admit(plan, self.state, np.int32(i), self._row(job, prompts, starts), copies)
         self._prefilling[i] = self._prefill(i, job, prompts, starts)
-
-    def _whole_chunks(self, prompt):
-        """The chunks of a prompt that other requests may take over: those before the one with its last token."""
-        C = self.plan.chunk
-        return [tuple(prompt[at : at + C]) for at in range(0, (len(prompt) - 1) // C * C, C)]
-
-    def _num_shared(self, slot, model, wanted):
-        """How many of these chunks a slot's cache holds, from the first on."""
-        num = 0
-        for held, chunk in zip(slot.chunks[model], wanted):
-            if held != chunk:
-                break
-            num += 1
-        return num if self._is_intact(slot, model, num) else 0
-
-    def _is_intact(self, slot, model, num_chunks):
-        """Whether all layers still have what a row needs that goes on behind these chunks; a ring forgets."""
-        C, block = self.plan.chunk, self.plan.block
-        for layer, window in zip(self.state["caches"][model], network.windows(self.plan.all_models[model])):
-            if window is None:
-                continue
-            ring = layer["keys"].shape[0]
-            first_needed = max(0, num_chunks * C - window + 1) // block
-            # the row's next position may have been written already, by a step whose result nobody reads
-            if (slot.frontier[model] + 1 + self.plan.num_draft) > (first_needed + ring) * block:
-                return False
-        return True
 
     def _row(self, job, prompts, starts):
         """What `programs.admit` writes to a slot."""
@@ -343,7 +317,7 @@ class Engine:
 
     def _prefill(self, i, job, prompts, starts):
         """Prefill one chunk after the other, yielding after each; the last token of a prompt is left to decoding."""
-        C, slot = self.plan.chunk, self._slots[i]
+        C = self.plan.chunk
         for model, (prompt, start) in enumerate(zip(prompts, starts)):
             wants_scores = job.request.prompt_logprobs and model == 0
             last = len(prompt) - 1
@@ -364,9 +338,7 @@ class Engine:
                     which=model,
                 )
                 self.counts["chunks"] += 1
-                slot.frontier[model] = max(slot.frontier[model], at + C)
-                if len(part) == C:
-                    slot.chunks[model] = [*slot.chunks[model], tuple(part)]
+                self.prefixes.add(i, model, part)
                 if wants_scores:
                     job.scores.append((scored, part, prompt[at + 1 : end + 1]))
                 yield
@@ -398,7 +370,8 @@ class Engine:
         slot, request = self._slots[i], job.request
         ids = fetched["tokens"][i]
         num = int(np.sum(ids >= 0))
-        slot.frontier = [frontier_of + num for frontier_of in self._read_up_to(slot, job)]
+        for model, length in enumerate(self._prompt_lengths(job.request)):
+            self.prefixes.wrote(i, model, length + len(job.answer.tokens) - job.num_replayed + num)
         skipped = min(num, job.num_replayed)
         job.num_replayed -= skipped
         stop_ids = {*self.stop_ids, *request.stop_ids}
@@ -430,12 +403,10 @@ class Engine:
             self._finish(job, reason)
         return News(job.answer, new, bool(reason)) if new or reason else None
 
-    def _read_up_to(self, slot, job):
-        """For each model, the positions that hold keys before this dispatch's."""
-        lengths = [len(job.request.prompt), *(len(p) for p in job.request.guide_prompts)]
-        lengths += [lengths[0]] if self.plan.draft is not None else []
-        done = len(job.answer.tokens) - job.num_replayed
-        return [max(f, length - 1 + done) for f, length in zip(slot.frontier, lengths)]
+    def _prompt_lengths(self, request):
+        """Of each model's own prompt; a draft reads the base's."""
+        lengths = [len(request.prompt), *map(len, request.guide_prompts)]
+        return [*lengths, lengths[0]] if self.plan.draft is not None else lengths
 
     def _finish(self, job, reason):
         job.answer.finish_reason = reason

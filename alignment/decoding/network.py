@@ -13,6 +13,7 @@ Dimensions: N blocks of C positions, B slots, R rows of one call, T tokens of a 
 M = H/G*T queries of one key/value head, K head width, J = K/2, D model width, F feed-forward, V vocabulary.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alignment import errors
 from alignment.errors import InputError
 from alignment.models import decoder, rope
 from alignment.models.attention import HIDDEN
@@ -38,7 +40,9 @@ _MATRICES = {  # logical axes of both sides, as the training module names them, 
 _BIASES = {"query_bias": "heads", "key_bias": "kv_heads", "value_bias": "kv_heads"}
 
 
-def prepare(model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
+def prepare(
+    model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | None = None, *, dtype: str = ""
+) -> dict[str, Any]:
     """A decoder's parameters as decoding reads them: one array a layer, matrices with two sides, in the model's dtype.
 
     A tied head is a transposed copy, because a product with the embedding's own layout is a third slower.
@@ -46,9 +50,11 @@ def prepare(model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | No
     Args:
         params: as the training module holds them, boxed or not; they stay as they are.
         mesh: heads, feed-forward and vocabulary are split over its axis `tensor`; None: one device.
+        dtype: "int8" rounds every matrix but the embedding to eight bits, with one scale for each output; "" keeps
+            the model's dtype.
     """
     params = nn.meta.unbox(params)
-    dtype, D = jnp.dtype(model.dtype), model.model_dim
+    is_int8, D = dtype == "int8", model.model_dim
 
     def two_sided(name, kernel):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
@@ -57,13 +63,14 @@ def prepare(model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | No
     def separate(params):
         layers = []
         for i in range(model.num_layers):
-            layer = {name: x[i].astype(dtype) for name, x in params["layers"].items()}
+            layer = {name: x[i].astype(model.dtype) for name, x in params["layers"].items()}
             layer |= {name: two_sided(name, layer[name]) for name in _MATRICES}
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
-            layers.append(layer)
+            layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
+        head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
         return {
-            "embedding": params["embedding"].astype(dtype),
-            "head": jnp.array(decoder.head(model, params), dtype, copy=True),
+            "embedding": params["embedding"].astype(model.dtype),
+            "head": quantise(head_DV) if is_int8 else head_DV,
             "final_norm": params["final_norm"],
             "layers": layers,
         }
@@ -71,19 +78,32 @@ def prepare(model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | No
     if mesh is None or mesh.size == 1:
         return separate(params)
     weights = jax.eval_shape(separate, params)
-    places: dict[str, Any] = {name: NamedSharding(mesh, PartitionSpec()) for name in ("final_norm", "layers")}
-    places["embedding"] = NamedSharding(mesh, _split(model, ("vocab", None), mesh))
-    places["head"] = NamedSharding(mesh, _split(model, (None, "vocab"), mesh))
-    places["layers"] = [
-        {name: NamedSharding(mesh, _split(model, _axes(name), mesh)) for name in layer} for layer in weights["layers"]
-    ]
+
+    def place(axes):
+        return lambda x: NamedSharding(mesh, _split(model, axes[-x.ndim :], mesh))  # a scale has the output's axis
+
+    places = {
+        "embedding": jax.tree.map(place(("vocab", None)), weights["embedding"]),
+        "head": jax.tree.map(place((None, "vocab")), weights["head"]),
+        "final_norm": NamedSharding(mesh, PartitionSpec()),
+        "layers": [
+            {name: jax.tree.map(place(_axes(name)), x) for name, x in layer.items()} for layer in weights["layers"]
+        ],
+    }
     return jax.jit(separate, out_shardings=places)(params)
+
+
+def quantise(kernel_XY: jax.Array) -> dict[str, jax.Array]:
+    """A matrix in eight bits: `int8 [X,Y]` and `scale [Y]`, the largest entry of each column over 127."""
+    scale_Y = jnp.max(jnp.abs(kernel_XY.astype(jnp.float32)), axis=0) / 127
+    whole_XY = jnp.round(kernel_XY / jnp.where(scale_Y > 0, scale_Y, 1)[None])
+    return {"int8": whole_XY.astype(jnp.int8), "scale": scale_Y}
 
 
 def _axes(name):
     if name in _BIASES:
         return (_BIASES[name],)
-    return tuple(None if axis == "embed" else axis for axis in _MATRICES.get(name, ()))
+    return tuple(None if axis == "embed" else axis for axis in _MATRICES.get(name, (None,)))
 
 
 def _split(model, axes, mesh):
@@ -107,7 +127,14 @@ def mesh_of(params: Any) -> Mesh | None:
 
 
 def init_cache(
-    model: decoder.DecoderLM, num_slots: int, max_len: int, *, block: int, chunk: int, mesh: Mesh | None = None
+    model: decoder.DecoderLM,
+    num_slots: int,
+    max_len: int,
+    *,
+    block: int,
+    chunk: int,
+    mesh: Mesh | None = None,
+    dtype: str = "",
 ) -> list[dict[str, jax.Array]]:
     """An empty cache, a dict of keys and values for every layer.
 
@@ -118,6 +145,7 @@ def init_cache(
         max_len: positions of a row.
         block: positions of a block, C.
         chunk: tokens that one call writes to a row at most, a multiple of `block`.
+        dtype: "int8" keeps a key or value in eight bits, with one scale for each; "" in the model's dtype.
     """
     G, K = model.num_kv_heads or model.num_heads, model._head_dim()
     place = None if mesh is None else cache_place(model, mesh)
@@ -127,7 +155,11 @@ def init_cache(
         if window is not None:
             num_blocks = min(num_blocks, -(-(window + chunk) // block) + 1)
         shapes = {"keys": (num_blocks, num_slots, G, K, block), "values": (num_blocks, num_slots, G, block, K)}
-        cache.append({name: jnp.zeros(shape, model.dtype, device=place) for name, shape in shapes.items()})
+        layer = {name: jnp.zeros(shape, dtype or model.dtype, device=place) for name, shape in shapes.items()}
+        if dtype == "int8":
+            scale = (num_blocks, num_slots, G, block)
+            layer |= {f"{name}_scale": jnp.zeros(scale, jnp.float32, device=place) for name in shapes}
+        cache.append(layer)
     return cache
 
 
@@ -190,7 +222,11 @@ def forward(
 
 def logits(weights: Mapping[str, Any], hidden_XD: jax.Array) -> jax.Array:
     """Logits [X,V] in fp32 of some hidden states."""
-    return jnp.matmul(hidden_XD, weights["head"], preferred_element_type=jnp.float32)
+    head = weights["head"]
+    if isinstance(head, dict):
+        logits_XV = jnp.matmul(hidden_XD, head["int8"].astype(hidden_XD.dtype), preferred_element_type=jnp.float32)
+        return logits_XV * head["scale"][None]
+    return jnp.matmul(hidden_XD, head, preferred_element_type=jnp.float32)
 
 
 def copy_blocks(
@@ -204,8 +240,9 @@ def copy_blocks(
 
     def copy(x):
         def one(i, x):
-            block = jax.lax.dynamic_slice(x, (i, source, 0, 0, 0), (1, 1, *x.shape[2:]))
-            return jax.lax.dynamic_update_slice(x, block, (i, target, 0, 0, 0))
+            rest = (0,) * (x.ndim - 2)
+            block = jax.lax.dynamic_slice(x, (i, source, *rest), (1, 1, *x.shape[2:]))
+            return jax.lax.dynamic_update_slice(x, block, (i, target, *rest))
 
         return jax.lax.fori_loop(0, jnp.minimum(num_blocks, x.shape[0]), one, x)
 
@@ -227,6 +264,21 @@ def check_lengths(max_len: int, block: int, chunk: int) -> None:
         raise InputError(f"max_len={max_len} is not a multiple of chunk={chunk}; {-(-max_len // chunk) * chunk} is")
 
 
+def check_dtypes(weights_dtype: str, cache_dtype: str) -> None:
+    """Refuse types that the engine does not know, and eight bits on a CPU unless PLUMBLINE_SLOW_INT8 is set.
+
+    Raises:
+        InputError: see above.
+    """
+    for name, value in {"weights_dtype": weights_dtype, "cache_dtype": cache_dtype}.items():
+        errors.one_of(name, value, ("", "int8"))
+        if value and jax.default_backend() == "cpu" and not os.environ.get("PLUMBLINE_SLOW_INT8"):
+            raise InputError(
+                f"{name}='int8' is slower than float32 on a CPU, where XLA widens eight bits first; leave it empty, or "
+                "set PLUMBLINE_SLOW_INT8=1 to measure its effect on perplexity here"
+            )
+
+
 def _heads(model, layer, x_RTD, tables):
     """Queries [R,T,H,K], keys and values [R,T,G,K], turned by their positions."""
 
@@ -245,7 +297,25 @@ def _heads(model, layer, x_RTD, tables):
 
 def _times(x_RTX, kernel_XY):
     """A product of two matrices: on the CPU an einsum over three axes transposes one side first."""
-    return (x_RTX.reshape(-1, x_RTX.shape[-1]) @ kernel_XY).reshape(*x_RTX.shape[:-1], -1)
+    x_NX = x_RTX.reshape(-1, x_RTX.shape[-1])
+    if isinstance(kernel_XY, dict):
+        out_NY = (x_NX @ kernel_XY["int8"].astype(x_NX.dtype)) * kernel_XY["scale"].astype(x_NX.dtype)[None]
+    else:
+        out_NY = x_NX @ kernel_XY
+    return out_NY.reshape(*x_RTX.shape[:-1], -1)
+
+
+def _entries(cache, k_RTGK, v_RTGK):
+    """What a cache keeps of new keys and values: themselves, or eight bits and a scale [R,T,G] for each."""
+    entries = {"keys": k_RTGK, "values": v_RTGK}
+    if "keys_scale" not in cache:
+        return entries
+    out = {}
+    for name, x_RTGK in entries.items():
+        scale_RTG = jnp.max(jnp.abs(x_RTGK.astype(jnp.float32)), axis=-1) / 127
+        out[name] = jnp.round(x_RTGK / jnp.where(scale_RTG > 0, scale_RTG, 1)[..., None]).astype(jnp.int8)
+        out[f"{name}_scale"] = scale_RTG
+    return out
 
 
 def _write_positions(cache, k_RTGK, v_RTGK, positions_RT, first_row):
@@ -254,22 +324,23 @@ def _write_positions(cache, k_RTGK, v_RTGK, positions_RT, first_row):
     rows_R1 = first_row + jnp.arange(k_RTGK.shape[0])[:, None]
     block_RT, place_RT = positions_RT // C % N, positions_RT % C
     options: dict[str, Any] = dict(mode="promise_in_bounds", unique_indices=True)
-    return {
-        "keys": cache["keys"].at[block_RT, rows_R1, :, :, place_RT].set(k_RTGK, **options),
-        "values": cache["values"].at[block_RT, rows_R1, :, place_RT].set(v_RTGK, **options),
-    }
+    out = {}
+    for name, new in _entries(cache, k_RTGK, v_RTGK).items():
+        before = (slice(None), slice(None)) if name == "keys" else (slice(None),)  # the axes G and K, or G
+        out[name] = cache[name].at[(block_RT, rows_R1, *before, place_RT)].set(new, **options)
+    return out
 
 
 def _write_blocks(cache, k_1TGK, v_1TGK, positions_1T, row):
     N, C = cache["keys"].shape[0], cache["keys"].shape[-1]
-    keys, values = cache["keys"], cache["values"]
-    for i in range(0, k_1TGK.shape[1], C):
-        block = positions_1T[0, i] // C % N
-        key_GKC = k_1TGK[0, i : i + C].transpose(1, 2, 0)
-        value_GCK = v_1TGK[0, i : i + C].transpose(1, 0, 2)
-        keys = jax.lax.dynamic_update_slice(keys, key_GKC[None, None], (block, row, 0, 0, 0))
-        values = jax.lax.dynamic_update_slice(values, value_GCK[None, None], (block, row, 0, 0, 0))
-    return {"keys": keys, "values": values}
+    cache = dict(cache)
+    for name, new in _entries(cache, k_1TGK, v_1TGK).items():
+        order = (1, 2, 0) if name == "keys" else (1, 0, *range(2, new.ndim - 1))
+        for i in range(0, k_1TGK.shape[1], C):
+            block = new[0, i : i + C].transpose(order)[None, None]
+            at = (positions_1T[0, i] // C % N, row, *[0] * (block.ndim - 2))
+            cache[name] = jax.lax.dynamic_update_slice(cache[name], block, at)
+    return cache
 
 
 def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
@@ -279,13 +350,20 @@ def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
     q_RGMK = q_RTHK.reshape(R, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(R, G, -1, K)
     M = q_RGMK.shape[2]
     last_RM = jnp.tile(positions_RT, (1, H // G))  # where each query stands
+    is_int8 = "keys_scale" in cache
 
     def one_block(i, carry):
         top_RGM, total_RGM, mixed_RGMK = carry
-        at = (i % N, first_row, 0, 0, 0)
-        key_RGKC = jax.lax.dynamic_slice(cache["keys"], at, (1, R, G, K, C))[0]
-        value_RGCK = jax.lax.dynamic_slice(cache["values"], at, (1, R, G, C, K))[0]
+
+        def block_of(name):
+            x = cache[name]
+            at = (i % N, first_row, *[0] * (x.ndim - 2))
+            return jax.lax.dynamic_slice(x, at, (1, R, *x.shape[2:]))[0]
+
+        key_RGKC, value_RGCK = block_of("keys").astype(q_RTHK.dtype), block_of("values").astype(q_RTHK.dtype)
         scores_RGMC = jnp.einsum("RGMK,RGKC->RGMC", q_RGMK, key_RGKC, preferred_element_type=jnp.float32) * K**-0.5
+        if is_int8:
+            scores_RGMC *= block_of("keys_scale")[:, :, None]
         place_11C = i * C + jnp.arange(C)[None, None]
         is_seen_RMC = place_11C <= last_RM[:, :, None]
         if window is not None:
@@ -297,6 +375,8 @@ def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
         weight_RGMC = jnp.exp(scores_RGMC - new_top_RGM[..., None])
         shrink_RGM = jnp.exp(top_RGM - new_top_RGM)
         total_RGM = total_RGM * shrink_RGM + jnp.sum(weight_RGMC, axis=-1)
+        if is_int8:
+            weight_RGMC *= block_of("values_scale")[:, :, None]
         added_RGMK = jnp.einsum(
             "RGMC,RGCK->RGMK", weight_RGMC.astype(value_RGCK.dtype), value_RGCK, preferred_element_type=jnp.float32
         )

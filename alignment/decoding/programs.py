@@ -43,6 +43,7 @@ class Plan:
         num_steps: steps of a dispatch, at most.
         processors: pure functions on the logits, applied in this order, after penalties and before the draw.
         mesh: None for one device.
+        cache_dtype: see `network.init_cache`.
     """
 
     models: tuple[decoder.DecoderLM, ...]
@@ -55,6 +56,7 @@ class Plan:
     num_draft: int = 0
     processors: tuple[Processor, ...] = ()
     mesh: Mesh | None = None
+    cache_dtype: str = ""
 
     @property
     def all_models(self) -> tuple[decoder.DecoderLM, ...]:
@@ -70,7 +72,8 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
     B, S, W, V = plan.num_slots, plan.max_len, len(plan.all_models), plan.models[0].vocab_size
     state = {
         "caches": [
-            network.init_cache(m, B, S, block=plan.block, chunk=plan.chunk, mesh=plan.mesh) for m in plan.all_models
+            network.init_cache(m, B, S, block=plan.block, chunk=plan.chunk, mesh=plan.mesh, dtype=plan.cache_dtype)
+            for m in plan.all_models
         ],
         "tokens": jnp.zeros((B, S), jnp.int32),  # prompt and answer
         "pending": jnp.zeros((W, B), jnp.int32),  # the token that each model reads next

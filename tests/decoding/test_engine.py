@@ -90,8 +90,7 @@ def test_a_request_s_bits_do_not_depend_on_what_else_is_served(lm, model):
     server = make(lm)
     alone = []
     for request in requests:  # each in an engine of its own, as far as the cache goes: prompts are forgotten
-        for slot in server._slots:
-            slot.chunks = [[] for _ in slot.chunks]
+        server.prefixes.forget()
         alone += map(bits, server.answers([request]))
     assert server.counts["cached_tokens"] == 0
     for orders in ("arrival", "longest"):
@@ -154,12 +153,14 @@ def test_a_prefix_on_chunk_borders_is_prefilled_once(lm):
     assert server.counts["chunks"] == 1
 
 
-def test_draws_follow_the_model_s_distribution(lm):
+@pytest.mark.parametrize("num_draft", [0, 2])
+def test_draws_follow_the_model_s_distribution(lm, num_draft):
     prompt = [3, 1, 4]
     logits = all_logits(lm, prompt)[-1] / 3.0
     p = np.exp(logits - logits.max())
     num = 3_000
-    answers = make(lm, num_slots=8).answers(Request(prompt, 1, temperature=3.0, seed=5).samples(num))
+    server = make(lm, num_slots=8, num_draft=num_draft)
+    answers = server.answers(Request(prompt, 1, temperature=3.0, seed=5).samples(num))
     counts = np.bincount([a.ids[0] for a in answers], minlength=VOCAB)
     large = num * p / p.sum() >= 5
     observed, expected = counts[large], (num * p / p.sum())[large]
@@ -363,3 +364,15 @@ def test_all_slots_are_busy_while_requests_wait(lm):
     rng = np.random.default_rng(0)
     server.answers([Request([3], int(n)) for n in rng.geometric(0.15, size=60).clip(1, 40)])
     assert server.counts["full_live_rows"] / (3 * server.counts["full_steps"]) > 0.95
+
+
+@pytest.mark.parametrize("dtypes", [dict(weights_dtype="int8"), dict(cache_dtype="int8"), dict(cache_dtype="int4")])
+def test_eight_bits_are_refused_on_a_cpu_unless_asked_twice(lm, dtypes, monkeypatch):
+    with pytest.raises(InputError, match=next(iter(dtypes))):
+        make(lm, **dtypes)
+    if "int4" not in dtypes.values():
+        monkeypatch.setenv("PLUMBLINE_SLOW_INT8", "1")
+        plain, rounded = make(lm), make(lm, **dtypes)
+        scores = [s.answers([Request(PROMPTS[3], 0, prompt_logprobs=True)])[0].prompt for s in (plain, rounded)]
+        losses = [-np.mean([token.logprob for token in tokens]) for tokens in scores]
+        assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.1 * losses[0]

@@ -27,13 +27,13 @@ KINDS = {
 }
 
 
-def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slots=3, max_len=48):
+def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slots=3, max_len=48, dtype=""):
     """Logits behind each token from `num_prefilled` on, one step at a time, in one slot of several."""
     model, params = lm
-    weights = network.prepare(model, params)
-    cache = network.init_cache(model, num_slots, max_len, block=block, chunk=chunk)
+    weights = network.prepare(model, params, dtype=dtype)
+    cache = network.init_cache(model, num_slots, max_len, block=block, chunk=chunk, dtype=dtype)
     # left-over keys of another request lie in the slot: they must not matter
-    cache = jax.tree.map(lambda x: x + 3.0, cache)
+    cache = jax.tree.map(lambda x: x + jnp.asarray(3, x.dtype), cache)
 
     @jax.jit
     def prefill(cache, tokens_C, start):
@@ -104,3 +104,25 @@ def test_copied_blocks_are_the_source_s_bits_and_only_those():
 def test_lengths_that_do_not_fit_are_refused(lengths, words):
     with pytest.raises(InputError, match=words):
         network.check_lengths(*lengths)
+
+
+def test_eight_bits_cost_little_perplexity():
+    lm = random_lm(model_dim=64, sliding_window=9, layer_types=("full_attention", "sliding_attention"))
+    tokens = np.random.default_rng(0).integers(0, VOCAB, size=40)
+
+    def loss(logits):
+        logps = np.asarray(jax.nn.log_softmax(logits))[:-1]
+        return -logps[np.arange(20), tokens[20:]].mean()
+
+    plain = stepwise_logits(lm, tokens.tolist(), 19, block=4, chunk=8)
+    rounded = stepwise_logits(lm, tokens.tolist(), 19, block=4, chunk=8, dtype="int8")
+    assert 0 < np.abs(rounded - plain).max() < 0.05 * np.abs(plain).max()
+    assert abs(loss(rounded) - loss(plain)) < 0.02 * loss(plain)
+
+
+def test_eight_bits_are_off_by_at_most_half_a_step():
+    kernel = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    kernel[:, 3] = 0
+    rounded = network.quantise(jnp.asarray(kernel))
+    back = np.asarray(rounded["int8"], np.float32) * np.asarray(rounded["scale"])
+    assert (np.abs(back - kernel) <= np.asarray(rounded["scale"]) / 2 + 1e-7).all() and not back[:, 3].any()
