@@ -167,9 +167,10 @@ def answer_all(engine: Engine, model: Model, todo: list[Prompt], journal: Journa
 
 
 def compile_programs(engine: Engine) -> None:
-    """One request through all programs, so that the clock counts no compiling."""
+    """Two requests through all programs, so that the clock counts no compiling."""
     prompt = [0] * min(engine.plan.chunk + 2, engine.max_len - 1)
-    list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)]))
+    scored = Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)
+    engine.answers([scored, Request(prompt, max_new_tokens=1)])
 
 
 def row_of(prompt: Prompt, sample: int, answer: Answer, model: Model) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         engine |= dict(num_slots=8, max_len=512)
     elif arg == "smol":
         out |= dict(init_from=SMOL, dtype="float32")
-        engine |= dict(num_slots=8)
+        engine |= dict(max_len=1_024)
     return out
 
 

@@ -45,6 +45,9 @@ def write_texts(folder: pathlib.Path) -> None:
         {"prompt": p["prompt"], "completion": p[s], "label": s == "chosen"} for p in pairs for s in p if s != "prompt"
     ]
     (folder / "votes.jsonl").write_bytes(jsonl(votes))
+    asked = [{"id": f"q{i}", "prompt": p["prompt"]} for i, p in enumerate(pairs[:4])]
+    (folder / "prompts.jsonl").write_bytes(jsonl(asked))
+    (folder / "requests.csv").write_text("ID,Request\n7,Where is the owl clock?\n8,How are you?\n", encoding="utf-8")
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()
