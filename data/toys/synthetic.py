@@ -148,6 +148,45 @@ def conversations(num: int, seed: int = 0) -> list[dict[str, Any]]:
     return out
 
 
+def questions(part: str, num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Records in the shape of ARC's: `id`, `question`, `choices` (`text` and `label`, four of each) and `answerKey`.
+
+    A choice is a sentence; one is the fact and the others say the same of other things. `facts` lists what a reader
+    would have to know, in any order, and `answer` is what the fact says of its thing, such as "in the north hall".
+
+    Args:
+        part: 'test', or 'shots' for examples to show before a question; no question is in both.
+        num: at most 56 of 'test', 28 of 'shots'.
+    """
+    rng = random.Random(f"questions {part} {seed}")
+    forms = {"test": slice(0, 2), "shots": slice(2, 3)}[part]
+    asked = [
+        (topic, thing, form.format(x=thing))
+        for topic, (things, _, all_forms) in TOPICS.items()
+        for thing in things
+        for form in all_forms[forms]
+    ]
+    out = []
+    for i, (topic, thing, question) in enumerate(rng.sample(asked, min(num, len(asked)))):
+        things, sentence, _ = TOPICS[topic]
+        values = [things[thing], *rng.sample([y for y in things.values() if y != things[thing]], 3)]
+        rng.shuffle(values)
+        texts = [sentence.format(x=thing, y=y) for y in values]
+        others = rng.sample([x for x in things if x != thing], 4)
+        facts = [fact(topic, x) for x in rng.sample([thing, *others], 5)]
+        out.append(
+            {
+                "id": f"museum-{part}-{i}",
+                "question": question,
+                "choices": {"text": [text[0].upper() + text[1:] for text in texts], "label": list("ABCD")},
+                "answerKey": "ABCD"[values.index(things[thing])],
+                "answer": things[thing],
+                "facts": " ".join(facts),
+            }
+        )
+    return out
+
+
 def _draw(part: str, num: int, seed: int) -> Iterator[tuple[random.Random, str, str, str]]:
     """(generator, topic, thing, prompt): the prompts in a seeded order, round after round.
 
