@@ -96,6 +96,8 @@ setuptools.setup(
         include=["alignment", "alignment.*", "data", "data.*", "experiments", "experiments.*"]
     ),
     package_data={"alignment": ["filtering/*/*.yaml"], "data": ["toys/*.yaml"], "experiments": ["serving/*.html"]},
+    # For releases of lm-evaluation-harness that look for plug-ins; 0.4.13 does not, so nothing has tested it yet.
+    entry_points={"lm_eval.models": ["flax = experiments.decoding.harness_models:Flax"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

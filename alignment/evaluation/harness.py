@@ -6,6 +6,7 @@ continuation begins, this class does as `hf` does.
 """
 
 import functools
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -97,6 +98,8 @@ def lm_class() -> type:
         from lm_eval.api.model import TemplateLM
     except ImportError as e:
         raise InputError(f"lm-evaluation-harness is not installed; {PIP}") from e
+    # The harness resamples in forked processes, and a fork of a process with JAX's threads may hang.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     made = type("FlaxLM", (_Methods, TemplateLM), {"__module__": __name__, "__doc__": _Methods.__doc__})
     return made
 

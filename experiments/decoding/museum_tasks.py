@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness on the embedded museum, as the YAML and JSONL files that a user's own task is made of.
+"""Tasks for lm-evaluation-harness on the embedded museum, in the YAML and JSONL that a user's own task is made of.
 
 `museum_choices` and `museum_reading` offer four answers each, without and with the facts to read; in `museum_answers`
 the model writes, and the first value that it names counts.
@@ -30,7 +30,9 @@ def write(folder: pathlib.Path, *, in_chat: bool, needs_space: bool, seed: int) 
     question = "{{question}}" if in_chat else "Question: {{question}}\nAnswer:"
     choices = "{{choices.text}}"
     if in_chat and needs_space:
-        choices = "{% set out = [] %}{% for text in choices.text %}{% set _ = out.append(' ' + text) %}{% endfor %}{{out}}"
+        choices = (
+            "{% set out = [] %}{% for text in choices.text %}{% set _ = out.append(' ' + text) %}{% endfor %}{{out}}"
+        )
     multiple = {
         "output_type": "multiple_choice",
         "doc_to_target": "{{choices.label.index(answerKey)}}",
@@ -52,7 +54,8 @@ def write(folder: pathlib.Path, *, in_chat: bool, needs_space: bool, seed: int) 
     shared = {
         "dataset_path": "json",
         "dataset_kwargs": {
-            "data_files": {part: str((folder / f"{part}.jsonl").resolve()) for part in ("test", "shots")}
+            "data_files": {part: str((folder / f"{part}.jsonl").resolve()) for part in ("test", "shots")},
+            "cache_dir": str((folder / "cache").resolve()),
         },
         "test_split": "test",
         "fewshot_split": "shots",
