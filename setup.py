@@ -95,7 +95,11 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["alignment", "alignment.*", "data", "data.*", "experiments", "experiments.*"]
     ),
-    package_data={"alignment": ["filtering/*/*.yaml"], "data": ["toys/*.yaml"], "experiments": ["serving/*.html"]},
+    package_data={
+        "alignment": ["filtering/*/*.yaml"],
+        "data": ["toys/*.yaml"],
+        "experiments": ["launch/usage.txt", "report/page.css", "serving/*.html"],
+    },
     # For releases of lm-evaluation-harness that look for plug-ins; 0.4.13 does not, so nothing has tested it yet.
     entry_points={"lm_eval.models": ["flax = experiments.decoding.harness_models:Flax"]},
     install_requires=CORE,

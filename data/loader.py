@@ -145,6 +145,19 @@ def _end_with_parent(worker: int, num_workers: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def share(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The places of each global batch that this process makes.
+
+    Raises:
+        InputError: a batch size that does not split over the processes.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        best = max(batch_size // process_count, 1) * process_count
+        raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")
+    num = batch_size // process_count
+    return slice(process_index * num, (process_index + 1) * num)
+
+
 def build(
     make_batch: Callable[[np.ndarray, np.ndarray], Batch],
     *,
@@ -177,11 +190,7 @@ def build(
     """
     if num_examples < 1 and endless:
         raise InputError("there are no examples to batch; the counts say what was dropped")
-    if batch_size < 1 or batch_size % process_count:
-        best = max(batch_size // process_count, 1) * process_count
-        raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    mine = share(batch_size, process_index, process_count)
     num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
     if endless:
         order = grain.MapDataset.range(num_examples)
@@ -195,7 +204,7 @@ def build(
     def batch_of(places: Any) -> Batch:
         # All processes go through the same order, and each makes the batch of its own slice only.
         places = np.asarray(places)[mine]
-        weight = np.ones(share, np.float32) if endless else (places < num_examples).astype(np.float32)
+        weight = np.ones(len(places), np.float32) if endless else (places < num_examples).astype(np.float32)
         return make_batch((places % num_examples).astype(np.int32), weight)
 
     steps = order.batch(batch_size, drop_remainder=True).map(batch_of)

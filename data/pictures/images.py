@@ -193,15 +193,11 @@ def batches(
     """
     view = transforms.view_of(shape)
     endless = train if endless is None else endless
-    if batch_size < 1 or batch_size % process_count:
-        best = max(batch_size // process_count, 1) * process_count
-        raise InputError(f"batch_size={batch_size} does not split over {process_count} processes; {best} would")
+    mine = loader.share(batch_size, process_index, process_count)
     numbers = dict(seed=(seed, 0), num_workers=(num_workers, 0), multiple=(multiple, 1), most_shapes=(most_shapes, 1))
     for name, (value, least) in numbers.items():
         if value < least:
             raise InputError(f"{name}={value}; it must be at least {least}")
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
     # shapes follow from the headers' sizes, so the plan of all batches is made without decoding a picture
     sizes_N2 = np.array([view.cropped(images.size(i), train=train) for i in range(len(images))])
     if view.is_fixed:

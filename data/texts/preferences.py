@@ -164,23 +164,26 @@ def load(
         limit=limit,
     )
     report: dict[str, int] = {}
-    reading: dict[str, Any] = {
-        "format": format,
-        "columns": {ours: theirs for ours, theirs in (columns or {}).items() if theirs},
-        "words": verdicts,
-        "group_column": group_column,
-        "limit": limit or None,
-        "report": report,
-        "seed": seed,
-    }
-    if not heldout_path and not heldout_split:
-        path, heldout_path = records.parts(path)
-    items = _read(path, split=split, bad_records_path=bad_records_path, **reading)
-    if heldout_path or heldout_split:
-        other = _read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
-        halves = [items, other]
-    else:
-        halves = splits.by_prompt(items, fraction=heldout_fraction, seed=seed)
+    renamed = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
+    options: dict[str, Any] = dict(format=format, columns=renamed, words=verdicts, group_column=group_column)
+
+    def read(path: str | Sequence[str], split: str, bad_records_path: str) -> list[Comparison]:
+        if path == "synthetic":
+            rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
+        else:
+            rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
+        return pair_formats.read(rows, limit=limit or None, counts=report, **options)
+
+    halves = splits.read(
+        read,
+        path,
+        split=split,
+        heldout_path=heldout_path,
+        heldout_split=heldout_split,
+        fraction=heldout_fraction,
+        seed=seed,
+        bad_records_path=bad_records_path,
+    )
     if unpair:
         halves = [_unpaired(half) for half in halves]
     fitting: dict[str, Any] = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
@@ -297,34 +300,6 @@ def round_up(length: int) -> int:
     """The next multiple of 8, above 256 of 64: few shapes are compiled, and a device's tiles are full."""
     step = 8 if length <= 256 else 64
     return -(-length // step) * step
-
-
-def _read(
-    path: str | Sequence[str],
-    *,
-    split: str,
-    format: str,
-    columns: Mapping[str, str],
-    words: Mapping[str, str] | None,
-    group_column: str,
-    limit: int | None,
-    report: dict[str, int],
-    seed: int,
-    bad_records_path: str,
-) -> list[Comparison]:
-    if path == "synthetic":
-        rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
-    else:
-        rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-    return pair_formats.read(
-        rows,
-        format=format,
-        columns=columns,
-        words=words,
-        group_column=group_column,
-        limit=limit,
-        counts=report,
-    )
 
 
 def _unpaired(items: Sequence[Comparison]) -> list[Comparison]:

@@ -2,11 +2,37 @@
 
 import bisect
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import xxhash
 
+from data import records
 from data.texts.pair_formats import Comparison
+
+ReadFn = Callable[[str | Sequence[str], str, str], list[Comparison]]  # (path, split, bad_records_path) -> items
+
+
+def read(
+    read_fn: ReadFn,
+    path: str | Sequence[str],
+    *,
+    split: str,
+    heldout_path: str | Sequence[str],
+    heldout_split: str,
+    fraction: float,
+    seed: int,
+    bad_records_path: str,
+) -> list[list[Comparison]]:
+    """Training and held-out items: two paths or splits where there are two, else `by_prompt` of one.
+
+    An empty `path` beside a `heldout_path` has nothing to train on, for a run that only evaluates.
+    """
+    if not heldout_path and not heldout_split:
+        path, heldout_path = records.parts(path)
+    items = read_fn(path, split, bad_records_path) if path else []
+    if heldout_path or heldout_split:
+        return [items, read_fn(heldout_path or path, heldout_split or split, "")]
+    return by_prompt(items, fraction=fraction, seed=seed)
 
 
 def by_prompt(items: Sequence[Comparison], *, fraction: float, seed: int = 0) -> list[list[Comparison]]:

@@ -171,22 +171,17 @@ def load(
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
-    if not heldout_path and not heldout_split:
-        path, heldout_path = records.parts(path)
-    options = {"split": split, "bad_records_path": bad_records_path, **reading}
-    items = text_formats.read(path, **options) if path else []
-    if heldout_path or heldout_split:
-        other = text_formats.read(heldout_path or path, split=heldout_split or split, bad_records_path="", **reading)
-        halves = [items, other]
-    else:
-        halves = splits.by_prompt(items, fraction=heldout_fraction, seed=seed)
-    fitting: dict[str, Any] = {
-        "max_len": max_len,
-        "turns": turns,
-        "packed": packed,
-        "truncation": truncation,
-        "report": report,
-    }
+    halves = splits.read(
+        lambda path, split, bad: text_formats.read(path, split=split, bad_records_path=bad, **reading),
+        path,
+        split=split,
+        heldout_path=heldout_path,
+        heldout_split=heldout_split,
+        fraction=heldout_fraction,
+        seed=seed,
+        bad_records_path=bad_records_path,
+    )
+    fitting: dict[str, Any] = dict(max_len=max_len, turns=turns, packed=packed, truncation=truncation, report=report)
     train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
     if path and not len(train):
         raise InputError(f"{path}: no text is left to train on; counts: {report}")

@@ -25,52 +25,7 @@ from experiments.launch import workdir as workdirs
 HOME = pathlib.Path(__file__).resolve().parents[1]  # the installed package `experiments`
 HELP_FLAGS = ("--help", "-help", "-h", "--helpfull")
 
-HELP = """\
-usage: python -m experiments.run --config NAME[:SETTING] [--config.KEY=VALUE ...] [--workdir DIR] [...]
-
-Runs one experiment. If it is killed, the same command goes on from its last checkpoint.
-
-  --config NAME[:SETTING]   the experiment: a file such as experiments/dpo.py or one of your own, or the bare name of
-                            one that comes with Plumbline (dpo), from any folder. Every experiment knows the settings
-                            tiny (seconds, to see that it works), laptop (minutes on two cores, a result that means
-                            something) and none (the real run).
-  --config.KEY=VALUE        change a value, e.g. --config.objective.beta=0.3; with --help all keys are listed.
-  --workdir DIR             where everything goes; default runs/NAME[-SETTING], runs/NAME[-SETTING]-sweep for a sweep.
-  --distributed             one process of a multi-host run: calls jax.distributed.initialize() first.
-
-  --sweep                   run all points of the experiment's sweep() here, one after the other; finished ones are
-                            skipped, a failed one does not stop the rest. Each has a folder under --workdir.
-  --sweep_index=I           run point I only; any scheduler that passes an integer can launch a sweep.
-  --sweep_list              print the points as JSON lines.
-  --emit=slurm|jobset       print an sbatch script or a Kubernetes JobSet of this run; with --sweep, of every point: an
-                            array, or a JobSet each. Nothing is submitted; --workdir must be a folder all hosts share.
-      --hosts=N             hosts of each run; more than one adds --distributed.
-      --sbatch="time=4:00:00"         a #SBATCH line (slurm; repeatable); the log lies where sbatch is called
-      --image=IMAGE --queue=NAME      container image; Kueue queue (jobset)
-      --volume=CLAIM:/PATH            a PersistentVolumeClaim and where it is mounted; or
-      --bucket=NAME[:/PATH]           a Google Cloud Storage bucket, mounted at /bucket: --workdir lies there (jobset)
-      --grace=300                     seconds to save in between SIGTERM and the end (jobset)
-      --limits="google.com/tpu=4"     container resources (jobset; repeatable)
-      --node_selector="KEY=VALUE"     (jobset; repeatable)
-
-The workdir gets config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/, summary.json,
-report.html and, last of all, DONE. `python -m experiments.report DIR` builds the page of an unfinished run, and
-`python -m experiments.report DIR DIR ...` a page that compares runs.
-
-exit codes: 0 done; 2 something to put right (config, file, checkpoint, mesh, full disk), said in one message;
-            1 crash (traceback here and in error.txt); 3 done, but more bad records than the experiment allows;
-            75 stopped with all work saved (SIGTERM, SIGHUP or SIGUSR1; a service that is down, a folder in use, another
-            process of the run that died), start it again to go on.
-
-Compiled programs are kept in ~/.cache/plumbline/jax; PLUMBLINE_JAX_CACHE=DIR moves that, PLUMBLINE_JAX_CACHE=off
-turns it off, and JAX_COMPILATION_CACHE_DIR, where set, is left alone.
-
-examples:
-  python -m experiments.run --config experiments/dpo.py:tiny
-  python -m experiments.run --config experiments/dpo.py:laptop --config.objective.beta=0.3 --workdir runs/beta
-  python -m experiments.run --config experiments/dpo.py:laptop --sweep --workdir runs/betas
-  python -m experiments.run --config experiments/dpo.py --sweep --emit=slurm --hosts=4 --sbatch=partition=gpu > job.sh
-"""
+HELP = pathlib.Path(__file__).with_name("usage.txt").read_text(encoding="utf-8")
 
 
 class LiteralParser(flags.ArgumentParser):

@@ -11,51 +11,7 @@ TOKENS = "tokens"  # a cell of a table {TOKENS: [(text, log-probability), ...]} 
 UNLIKELY = 6.0  # nats; a token this unlikely has the full colour
 LONG = 120  # characters from which on a cell gets room
 
-CSS = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #667080; --line: #e2e5ea; --card: #fff; --page: #f5f6f8;
-        --best: #1d7f4f; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ec; --soft: #99a2b0; --line: #343a44; --card: #1c2027; --page: #14171c; --best: #5fd39a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 1120px; background: var(--page); color: var(--ink);
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; }
-h3 { font-size: .9rem; margin: 0 0 .1rem; font-weight: 600; overflow-wrap: anywhere; }
-p.sub { color: var(--soft); margin: .2rem 0 1.2rem; overflow-wrap: anywhere; }
-p.headline { font-size: 1.2rem; line-height: 1.45; margin: 1rem 0; max-width: 62rem; overflow-wrap: anywhere; }
-nav.links { color: var(--soft); font-size: .88rem; overflow-wrap: anywhere; } nav.links p { margin: .15rem 0; }
-nav.links a { color: var(--ink); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .9rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem .95rem;
-        min-width: 0; }
-.card svg { display: block; width: 100%; height: auto; }
-.curve { display: flex; flex-direction: column; } .curve svg { margin-top: auto; }
-p.meaning, small { color: var(--soft); font-size: .8rem; line-height: 1.35; margin: 0 0 .4rem; font-weight: 400; }
-dl { margin: 0; } dl.facts { columns: 2 400px; column-gap: 2.5rem; column-rule: 1px solid var(--line); }
-dl.facts > div { display: flex; gap: 1rem; justify-content: space-between; align-items: baseline;
-                 break-inside: avoid; padding: .25rem 0; }
-dt { overflow-wrap: anywhere; min-width: 0; } dt small { display: block; margin: 0; }
-dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; }
-.wide { overflow: auto; padding: 0; } .tall { max-height: 34rem; }
-table { border-collapse: collapse; font-size: .88rem; } td.links { min-width: 6.5rem; }
-th, td { text-align: left; vertical-align: top; padding: .45rem .7rem; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; } tr:last-child td { border-bottom: 0; }
-.tall th { position: sticky; top: 0; background: var(--card); z-index: 1; box-shadow: inset 0 -1px var(--line); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number, td.short { white-space: nowrap; }
-td div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; min-width: 4rem; }
-td.best { color: var(--best); font-weight: 650; } td.number small { margin-left: .3em; }
-.findings ul { margin: 0; padding-left: 1.2rem; } .findings li { margin: .25rem 0; overflow-wrap: anywhere; }
-.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); align-items: start;
-         grid-auto-flow: dense; }
-.full { grid-column: 1 / -1; } td.long div { min-width: 22rem; }
-figure { margin: 0; } figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
-figcaption { color: var(--soft); font-size: .88rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin-top: .8rem; } details .grid { margin-top: .8rem; } summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-a { color: inherit; }
-@media (max-width: 600px) { body { padding: 1.2rem .8rem 3rem; } td.long div { min-width: 15rem; } }
-"""
+CSS = pathlib.Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def escape(text: Any) -> str:
@@ -138,7 +94,7 @@ def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{CSS}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<style>\n{CSS}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f'<p class="sub">{escape(subtitle)}</p>\n' + "\n".join(p for p in parts if p) + "\n</body></html>\n"
     )
 
