@@ -103,6 +103,7 @@ class DecoderLM(nn.Module):
         embedding_VD = self.param(
             "embedding", _init(("vocab", "embed"), None), (self.vocab_size, self.model_dim), self.param_dtype
         )
+        # Looked up before the cast, so that only the rows in use are cast and not the whole table.
         hidden_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(self.dtype)
         hidden_BTD = _shard(hidden_BTD, "batch", "time", None)
 

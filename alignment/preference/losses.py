@@ -213,6 +213,7 @@ def exo(policy_BP: jax.Array, reference_BP: jax.Array, *, beta: float, label_smo
         label_smoothing: probability the label gives the rejected answer, in (0, 0.5); the logarithm needs it above 0.
     """
     margin_B = beta * scores.margins(scores.log_ratios(policy_BP, reference_BP))
+    # The logarithm of 1 - s(z) taken from s(z) would be log 0 for a wide margin; log s(-z) is the same and exact.
     log_win_B, log_lose_B = jax.nn.log_sigmoid(margin_B), jax.nn.log_sigmoid(-margin_B)
     loss_B = jnp.exp(log_win_B) * (log_win_B - jnp.log1p(-label_smoothing))
     return loss_B + jnp.exp(log_lose_B) * (log_lose_B - jnp.log(label_smoothing))

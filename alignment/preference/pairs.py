@@ -140,6 +140,7 @@ def score(
         ValueError: the batches leave a pair out.
     """
     scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh))
+    # On the host: four bytes for every answer token of the split, more than a device may have left.
     stored = np.zeros((num_pairs, 2, answer_len), np.float32)
     is_scored = np.zeros(num_pairs, bool)
     with sharding.activations(mesh):

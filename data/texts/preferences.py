@@ -272,11 +272,14 @@ def assemble(pairs: Pairs, index: np.ndarray, *, layout: str, num_time: int, num
             ids, prompt_len = pairs.sequence(i, p), int(pairs.prompt_len_NP[i, p])
             here = slice(at, at + len(ids) - trunk)
             tokens[row, here] = ids[trunk:]
+            # Both branches go on from the trunk's last position, so each is rotated as if it stood alone behind it.
             positions[row, here] = np.arange(trunk, len(ids))
             groups[row, here] = 1
             branches[row, here] = p + 1 if layout == "shared" else 0
+            # The token before each answer token predicts it.
             source = np.arange(prompt_len - 1, len(ids) - 1)
             num = len(source)
+            # A shared row holds the trunk once; what a side has of its own follows at `at`.
             sources[b, p, :num] = np.where(source < trunk, source, source - trunk + at)
             targets[b, p, :num] = ids[prompt_len:]
             mask[b, p, :num] = 1

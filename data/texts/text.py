@@ -235,6 +235,7 @@ def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
     for n, i in enumerate(index):
         at = 0
         for group, (text, start, stop) in enumerate(texts.rows[i], 1):
+            # One place fewer than the piece has tokens: its last token is a target and predicts nothing.
             here = slice(at, at + stop - start - 1)
             begin, end = texts.starts[text] + start, texts.starts[text] + stop
             batch["tokens"][n, here] = texts.tokens[begin : end - 1]
@@ -280,6 +281,8 @@ def _encode(
     """Token ids and which of them are targets: those that begin inside a span and do not straddle its start."""
     counts = np.zeros(len(token_ids), np.int8)
     for start, end in spans:
+        # Offsets rise, so a search finds the first token that begins in the span; a token that straddles its start
+        # began before.
         first = bisect.bisect_left(offsets, start, key=lambda offset: offset[0])
         counts[first : bisect.bisect_left(offsets, end, key=lambda offset: offset[0])] = 1
     ids = np.array(token_ids, np.int32)
@@ -320,6 +323,8 @@ def _tokenise(
     def count(what: str) -> None:
         report[what] = report.get(what, 0) + 1
 
+    # In parts: the tokenizer encodes a part in parallel, and the rendered texts of all records never lie in memory at
+    # once.
     for at in range(0, len(items), 1024):
         part = items[at : at + 1024]
         written = []
