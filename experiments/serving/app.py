@@ -25,7 +25,7 @@ LOG = logging.getLogger("plumbline.serve")
 OPEN = ("/", "/healthz", "/metrics", "/openapi.json")  # these need no key
 HEADERS = {  # of the page: it loads nothing and belongs into no frame
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
