@@ -1,0 +1,156 @@
+"""The server through clients of others: OpenAI's own package, and schemathesis on its description."""
+
+import asyncio
+import contextlib
+import importlib.util
+import threading
+
+import pytest
+
+from experiments.serving import server
+from experiments.serving.service import Limits, Service
+from tests.experiments.serving.conftest import MAX_LEN, PIECES, TOK, Parrot
+
+openai = pytest.importorskip("openai")
+KEY = "a key of the tests"
+
+
+@contextlib.contextmanager
+def served(folder, engine=None, **limits):
+    """The address of a server in a thread with a loop of its own."""
+    ready, over = threading.Event(), threading.Event()
+    place = []
+
+    async def until(url):
+        place.append(url)
+        ready.set()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+
+    async def work():
+        fields = dict(name="parrot", fingerprint="fp_test", num_slots=2, max_len=MAX_LEN, limits=Limits(**limits))
+        service = Service(engine or Parrot(stop_ids=(ord("\n"),)), TOK, PIECES, **fields)
+        options = {"grace": 1.0, "header_seconds": 20.0, "connections": 50}
+        await server.serve(service, server.listen("127.0.0.1", 0), folder, until=until, **options)
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield place[0]
+    finally:
+        over.set()
+        thread.join(30)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    monkeypatch.setenv(server.KEY, KEY)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with served(tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as made:
+        yield made
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["parrot"]
+    assert client.models.retrieve("parrot").id == "parrot"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_completions_with_samples_logprobs_echo_and_a_seed(client):
+    done = client.completions.create(
+        model="parrot", prompt="ab", max_tokens=3, n=2, logprobs=2, echo=True, seed=1, stop=["zz"],
+        extra_body={"top_k": 5, "min_p": 0.1},
+    )  # fmt: skip
+    assert [choice.text for choice in done.choices] == ["ababa", "ababa"]
+    logprobs = done.choices[0].logprobs
+    assert logprobs.tokens == ["<|bos|>", *"ababa"] and logprobs.token_logprobs == [None, *[-0.5] * 5]
+    assert logprobs.text_offset == [0, 0, 1, 2, 3, 4] and logprobs.top_logprobs[1] == {"a": -0.5, "b": -1.5}
+    assert done.usage.completion_tokens == 6 and done.system_fingerprint == "fp_test"
+
+
+def test_a_completion_is_streamed(client):
+    stream = client.completions.create(
+        model="parrot", prompt="abc", max_tokens=5, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = stream
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "abcab"
+    assert chunks[-1].choices[0].finish_reason == "length" and last.usage.completion_tokens == 5
+
+
+def test_a_chat_answers_whole_and_streamed_with_logprobs(client):
+    asked = dict(
+        model="parrot",
+        messages=[
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        ],
+        logprobs=True,
+        top_logprobs=2,
+        max_completion_tokens=50,
+    )
+    done = client.chat.completions.create(**asked)
+    choice = done.choices[0]
+    assert choice.message.content == "System: Be kind." and choice.finish_reason == "stop"
+    assert [token.token for token in choice.logprobs.content] == list("System: Be kind.")
+    assert choice.logprobs.content[0].top_logprobs[1].logprob == -1.5
+    *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "System: Be kind."
+    assert last.usage == done.usage
+
+
+def test_errors_are_the_packages_own(client):
+    with pytest.raises(openai.BadRequestError) as e:
+        client.completions.create(model="parrot", prompt="a", temperature=3)
+    assert e.value.param == "temperature" and e.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError) as e:
+        client.completions.create(model="parrot", prompt="a" * 300)
+    assert e.value.code == "context_length_exceeded"
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_a_full_queue_is_tried_again_by_the_package(tmp_path, monkeypatch):
+    monkeypatch.delenv(server.KEY, raising=False)
+    engine = Parrot(num_slots=1, seconds=0.002)
+    with served(tmp_path, engine, queue=1) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as impatient:
+            texts, failures = [], []
+
+            def one():
+                try:
+                    texts.append(impatient.completions.create(model="parrot", prompt="abc", max_tokens=200))
+                except openai.RateLimitError as e:
+                    failures.append(e.response.headers["retry-after"])
+
+            threads = [threading.Thread(target=one) for _ in range(8)]
+            [thread.start() for thread in threads]
+            [thread.join(30) for thread in threads]
+            assert len(texts) + len(failures) == 8 and failures and all(int(seconds) >= 1 for seconds in failures)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=3) as patient:
+            assert patient.completions.create(model="parrot", prompt="abc", max_tokens=3).choices[0].text == "abc"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
+def test_schemathesis_finds_no_answer_that_the_description_does_not_know(tmp_path, monkeypatch):
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    monkeypatch.delenv(server.KEY, raising=False)
+    with served(tmp_path) as url:
+        description = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        operations = [result.ok() for result in description.get_all_operations()]
+        assert len(operations) == 5
+        for operation in operations:
+
+            @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+            @given(operation.as_strategy())
+            def check(case):
+                # what fields may not say together, and the cache's length, the description cannot tell
+                case.call_and_validate(base_url=url, timeout=30, excluded_checks=[positive_data_acceptance])
+
+            check()
