@@ -37,6 +37,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "betas.py:tiny": (*TRAINING, "--config.pretrain.steps=0"),  # which a page writes, with dpo's keys
     "sft:tiny": TRAINING,
     "pretrain:tiny": TRAINING,
+    "serve:tiny": ("--config.port=0",),
 }
 MOST_EXCUSED = 6  # blocks that are not run
 
