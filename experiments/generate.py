@@ -9,6 +9,7 @@ num_tokens; with n > 1 sample, with logprobs tokens, logprobs and top_logprobs. 
 them for each, whatever order they were written in.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -100,7 +101,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     keys = [(number, sample) for number, prompt in enumerate(todo) for sample in range(prompt.options.n)]
     journal = Journal(folder, made_from, keys)
     if len(journal) < len(keys):
-        answer_all(models.engine(model, c), model, todo, journal, folder)
+        engine = models.engine(model, c)
+        model = dataclasses.replace(model, params=None, draft=None)  # the engine has its own copy of the weights
+        answer_all(engine, model, todo, journal, folder)
     journal.sort()
     summary |= page.write(folder, journal)
     seconds = journal.seconds or writers.last_value(folder, "seconds") or 0.0

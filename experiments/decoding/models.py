@@ -17,8 +17,9 @@ from ml_collections import config_dict
 
 from alignment import errors
 from alignment.decoding import engine as engines
+from alignment.decoding import network
 from alignment.errors import InputError
-from alignment.models import decoder
+from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import pieces, tokenizer
@@ -46,6 +47,8 @@ def settings(arg: str = "") -> dict[str, Any]:
         block=64,  # positions of a block of the cache
         num_steps=16,  # tokens of every answer between two looks of the host
         num_draft=0,  # tokens guessed ahead
+        weights_dtype="",  # "int8": eight bits on accelerators; "": that of the model
+        cache_dtype="",
     )
     out = dict(
         init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy
@@ -80,6 +83,9 @@ def check(c: ml_collections.ConfigDict) -> None:
         value = c.engine[name]
         if value < least:
             raise InputError(f"engine.{name}={value} must be at least {least}")
+    network.check_lengths(c.engine.chunk, c.engine.block, c.engine.chunk)
+    for name in ("weights_dtype", "cache_dtype"):
+        errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
     if c.draft_from and not c.engine.num_draft:
         raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
     if c.draft_from and c.init_from in (RANDOM, TOY):
@@ -106,7 +112,8 @@ class Model:
         params: None until `with_weights`.
         init_from: where the weights lie.
         name: for people and for the `model` field of what it writes.
-        digest: of the weights and the dtype; what is stored of its answers carries it. "" until `with_weights`.
+        digest: of the weights and of the types of weights and cache; what is stored of its answers carries it. It is ""
+            until `with_weights`.
         pieces: the bytes of every token.
         drops_first_space: whether a text that stands alone begins without the space of its first token.
         draft: the guessing model and its parameters.
@@ -143,6 +150,7 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Mod
     dtype = c.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype == "bfloat16" and jax.default_backend() == "cpu":
         print("dtype=bfloat16 is slow on a CPU, which has no arithmetic for it; float32 is faster", flush=True)
+    network.check_dtypes(c.engine.weights_dtype, c.engine.cache_dtype)
     init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy')}" if c.init_from == TOY else c.init_from
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
     table = pieces.pieces(tok)
@@ -161,10 +169,11 @@ def with_weights(model: Model, c: ml_collections.ConfigDict) -> Model:
     """The model of `open_model` with its parameters, and those of the one that guesses."""
     draft = None
     if c.draft_from:
-        network = _network(c.draft_from, model.tok, model.network.dtype)
-        draft = network, language_model.params(c.draft_from, network, model.mesh)
+        guesser = _network(c.draft_from, model.tok, model.network.dtype)
+        draft = guesser, _params(c.draft_from, guesser, model.mesh)
     params = _params(model.init_from, model.network, model.mesh)
-    return dataclasses.replace(model, params=params, digest=_digest(model.init_from, model.network.dtype), draft=draft)
+    numerics = f"{model.network.dtype} {c.engine.weights_dtype} {c.engine.cache_dtype}"
+    return dataclasses.replace(model, params=params, digest=_digest(model.init_from, numerics), draft=draft)
 
 
 def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engines.Engine:
@@ -193,21 +202,24 @@ def _network(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.De
     return language_model.build("" if is_random else init_from, tok, **options)
 
 
-def _params(init_from: str, network: decoder.DecoderLM, mesh: Mesh) -> Any:
-    if init_from != RANDOM:
-        return language_model.params(init_from, network, mesh)
+def _params(init_from: str, net: decoder.DecoderLM, mesh: Mesh) -> Any:
+    """In the type of the arithmetic: decoding, unlike training, needs no wider copy."""
     example_BT = jnp.zeros((1, 4), jnp.int32)
-    params = nn.meta.unbox(network.init(jax.random.PRNGKey(0), example_BT)["params"])
-    return jax.device_put(params, train_state.param_shardings(network, example_BT, mesh))
+    shardings = train_state.param_shardings(net, example_BT, mesh)
+    if init_from == RANDOM:
+        return jax.device_put(nn.meta.unbox(net.init(jax.random.PRNGKey(0), example_BT)["params"]), shardings)
+    if init_from.startswith("run:"):
+        return language_model.params(init_from, net, mesh)
+    return huggingface.load(huggingface.resolve(init_from), net, shardings=shardings, dtype=net.dtype)
 
 
 def _compute(dtype: str) -> dict[str, Any]:
     return dict(dtype=dtype, remat="none", attention="blocked", unroll=1)
 
 
-def _digest(init_from: str, dtype: str) -> str:
+def _digest(init_from: str, numerics: str) -> str:
     content = json.dumps(RANDOM_SIZES) if init_from == RANDOM else language_model.digest(init_from)
-    return hashlib.sha256(f"{content} {dtype}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{content} {numerics}".encode()).hexdigest()[:16]
 
 
 def train_toy(folder: pathlib.Path) -> pathlib.Path:
@@ -221,12 +233,12 @@ def train_toy(folder: pathlib.Path) -> pathlib.Path:
     train, heldout, _ = text.load(
         kind="answers", path="synthetic:conversations", tokenizer=tok, max_len=256, limit=4_000, heldout_fraction=0.01
     )
-    network = language_model.build(
+    net = language_model.build(
         "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder
     )
     batches_fn = functools.partial(text.batches, batch_size=16, seed=0)
     next_token.fit(
-        network,
+        net,
         None,
         batches_fn(train),
         batches_fn(heldout, endless=False),

@@ -1,14 +1,18 @@
 """generate.py on a real small model, against transformers' greedy answers to the same prompts."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from alignment import files  # noqa: E402
 from data import records  # noqa: E402
-from tests.experiments.conftest import ROOT, launch  # noqa: E402
+from tests.experiments.conftest import ROOT  # noqa: E402
 
 NUM_NEW = 64
 NEAR = 1e-4  # the two best logits are nearer than that: either token is right, and what follows is not compared
@@ -39,13 +43,19 @@ def greedy(texts):
         yield out.sequences[0, ids["input_ids"].shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist()
 
 
-def test_greedy_answers_of_a_real_model_are_those_of_transformers(asked, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def answers(prompts, workdir):
+    """The rows of a process of its own: programs of the tests are compiled without optimisation."""
+    command = [sys.executable, "-m", "experiments.run", "--config", "experiments/generate.py:smol"]
+    command += [f"--config.prompts={prompts}", f"--config.max_new_tokens={NUM_NEW}", "--config.logprobs=0"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ended = subprocess.run([*command, "--workdir", workdir], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return files.read_rows(workdir / "generations.jsonl")
+
+
+def test_greedy_answers_of_a_real_model_are_those_of_transformers(asked, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
-    flags = (f"--config.prompts={tmp_path / 'prompts.jsonl'}", f"--config.max_new_tokens={NUM_NEW}")
-    ended = launch("generate.py:smol", tmp_path / "run", *flags, "--config.logprobs=0")
-    assert ended.code == 0, ended.err
-    rows = [json.loads(line) for line in (ended.workdir / "generations.jsonl").read_text().splitlines()]
+    rows = answers(tmp_path / "prompts.jsonl", tmp_path / "run")
     num_near = 0
     for row, (tokens, gaps) in zip(rows, greedy(asked), strict=True):
         near = next((i for i, gap in enumerate(gaps) if gap < NEAR), len(tokens))

@@ -29,6 +29,8 @@ def config(arg="tiny", **values):
         (dict(dtype="float16"), "dtype='float16' is not one of: float32, bfloat16"),
         (dict(engine__max_len=0), "engine.max_len=0 must be at least 1"),
         (dict(engine__num_slots=0), "engine.num_slots=0 must be at least 1"),
+        (dict(engine__chunk=24), "chunk=24 is not a multiple of block=16; 32 would be"),
+        (dict(engine__weights_dtype="int4"), "engine.weights_dtype='int4' is not one of: '', int8"),
         (dict(engine__num_draft=-1), "engine.num_draft=-1 must be at least 0"),
         (dict(init_from="hf:a/b", draft_from="hf:a/c"), "engine.num_draft=0, so it would guess nothing"),
         (dict(draft_from="hf:a/c", engine__num_draft=4), "gains nothing from draft_from"),
@@ -71,6 +73,11 @@ def test_parameters_come_after_all_that_may_be_refused(tmp_path):
     opened = models.open_model(config(), tmp_path)
     assert opened.params is None and opened.network.vocab_size == 264
     assert models.with_weights(opened, config()).params is not None
+
+
+def test_eight_bits_on_a_cpu_are_refused_before_weights_are_read(tmp_path):
+    with pytest.raises(InputError, match="cache_dtype='int8' is slower than float32 on a CPU"):
+        models.open_model(config(engine__cache_dtype="int8"), tmp_path)
 
 
 def test_more_devices_than_there_are_is_refused(tmp_path):
