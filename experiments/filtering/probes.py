@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from alignment import files
 from alignment.decoding import engine
 from alignment.errors import InputError
-from alignment.evaluation import continuations, harmlessness
+from alignment.evaluation import continuations
 from alignment.models import decoder
+from alignment.safety import harmlessness
 from alignment.train import loop, sharding, step, train_state
 from data import records
 from data.texts import text

@@ -3,7 +3,7 @@ import pytest
 
 from alignment import intervals
 from alignment.errors import InputError
-from alignment.evaluation import harmlessness
+from alignment.safety import harmlessness
 
 
 def test_preference_is_by_log_probability_per_token_and_a_tie_counts_half():

@@ -1,0 +1,230 @@
+"""Prompts for measuring safety: requests that should be refused, and requests that only look like it.
+
+Public sets are read in their own shapes, which their columns give away. None of their text lies in this repository, and
+nothing here prints any: counts and places only.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from alignment import errors
+from alignment.errors import InputError
+from data import records
+
+HARMFUL, HARMLESS, CONTROVERSIAL = KINDS = ("harmful", "harmless", "controversial")
+PLAIN = "BaseInstruction"  # Egida's name of a request without an attack
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One prompt.
+
+    Attributes:
+        id: unique in its suite.
+        prompt: the text that the model gets.
+        kind: one of KINDS.
+        category: as the set names it; "" where it does not.
+        request: what the renderings of one request have in common; its own id where it is the only one.
+        style: of the attack that it is rendered in.
+        topics: of the request.
+        context: a text that belongs to the prompt (HarmBench's contextual behaviours).
+    """
+
+    id: str
+    prompt: str
+    kind: str
+    category: str = ""
+    request: str = ""
+    style: str = PLAIN
+    topics: tuple[str, ...] = ()
+    context: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The prompts of a path.
+
+    Attributes:
+        shape: the name of the format, a key of SHAPES.
+        sha256: of the files' bytes, in the order of their names; "" for a source that is no file.
+        duplicates: ids that were dropped, because an earlier prompt has the same text and style.
+    """
+
+    cases: tuple[Case, ...]
+    shape: str
+    sha256: str
+    duplicates: tuple[str, ...]
+
+
+def load(
+    path: str,
+    *,
+    kind: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    counts: dict[str, int],
+    bad_records_path: str = "",
+) -> Suite:
+    """Read a set of prompts.
+
+    Args:
+        path: see `records.read`.
+        kind: of all prompts, for sets whose columns do not say it, such as OR-Bench's, whose toxic part looks like the
+            others; None takes what the shape says.
+        columns: names of a file's own columns for those of a shape, such as {"prompt": "Text"}.
+        limit: reads the first ones only.
+        counts: receives what was read and what was dropped.
+        bad_records_path: see `records.read_counted`.
+
+    Raises:
+        InputError: no known shape, a label that is not one, an id twice, or a kind that nobody says.
+    """
+    if kind is not None:
+        errors.one_of("kind", kind, KINDS)
+    rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
+    rows = list(records.first(rows, limit, counts))
+    renamed = [_renamed(row, columns or {}) for row in rows]
+    shape = _shape(renamed, path)
+    read = SHAPES[shape][1]
+    cases, ids, texts, duplicates, refused = [], set(), set(), [], []
+    for number, row in enumerate(renamed, 1):
+        case = read(row, number, kind)
+        if not case.prompt.strip():
+            refused.append(records.BadRecord(row.file, row.line, "an empty prompt"))
+            continue
+        if case.id in ids:
+            raise InputError(f"{row.file}:{row.line}: id {case.id!r} occurs twice; every prompt needs its own")
+        ids.add(case.id)
+        if (case.prompt, case.style) in texts:
+            duplicates.append(case.id)
+            continue
+        texts.add((case.prompt, case.style))
+        cases.append(dataclasses.replace(case, request=case.request or case.id))
+    records.set_aside(refused, len(rows), counts, "prompts that are empty")
+    if duplicates:
+        counts["prompts that occur twice"] = counts.get("prompts that occur twice", 0) + len(duplicates)
+        print(f"{path}: {len(duplicates)} prompts occur twice, the first stays: ids {', '.join(duplicates[:20])}")
+    return Suite(tuple(cases), shape, _digest(path), tuple(duplicates))
+
+
+def _renamed(row: records.Record, columns: Mapping[str, str]) -> records.Record:
+    back = {theirs: ours for ours, theirs in columns.items()}
+    missing = sorted(set(back) - set(row.value))
+    if missing:
+        raise InputError(f"{row.file}:{row.line}: no column {missing[0]!r}; it has {', '.join(map(str, row.value))}")
+    return dataclasses.replace(row, value={back.get(name, name): value for name, value in row.value.items()})
+
+
+def _shape(rows: list[records.Record], path: str) -> str:
+    """The first shape whose columns all rows have."""
+    present = set.intersection(*(set(row.value) for row in rows))
+    for name, (wanted, _) in SHAPES.items():
+        if set(wanted) <= present:
+            return name
+    known = "; ".join(f"{name}: {', '.join(wanted)}" for name, (wanted, _) in SHAPES.items())
+    raise InputError(
+        f"{path} has the columns {', '.join(sorted(present)) or '(none in all rows)'}, which are not those of a set of "
+        f"prompts that is known here. Name its columns, such as columns.prompt=<name>, or give one of: {known}"
+    )
+
+
+def _digest(path: str) -> str:
+    if ":" in path and not pathlib.Path(path).exists():
+        return ""
+    content = hashlib.sha256()
+    for file in sorted(records.find(path)):
+        content.update(pathlib.Path(file).read_bytes())
+    return content.hexdigest()
+
+
+def _said(row: records.Record, name: str, value: Any, words: Mapping[str, str]) -> str:
+    """The kind that a label means."""
+    word = str(value).strip()
+    if word not in words:
+        raise InputError(f"{row.file}:{row.line}: {name}={word!r} is not one of {', '.join(words)}")
+    return words[word]
+
+
+def _given(row: records.Record, kind: str | None) -> str:
+    if kind is None:
+        raise InputError(
+            f"{row.file}: its columns do not say whether its prompts are harmful; say kind=harmless, harmful or "
+            "controversial"
+        )
+    return kind
+
+
+def _phtest(row: records.Record, number: int, kind: str | None) -> Case:
+    words = {HARMLESS: HARMLESS, CONTROVERSIAL: CONTROVERSIAL}
+    harmfulness = _said(row, "Harmfulness", row.value["Harmfulness"], words)
+    return Case(str(row.value["ID"]), str(row.value["Request"]), kind or harmfulness)
+
+
+def _xstest(row: records.Record, number: int, kind: str | None) -> Case:
+    label = _said(row, "label", row.value["label"], {"safe": HARMLESS, "unsafe": HARMFUL})
+    return Case(str(row.value["id"]), str(row.value["prompt"]), kind or label, category=str(row.value["type"]))
+
+
+def _egida(row: records.Record, number: int, kind: str | None) -> Case:
+    value = row.value
+    topics = value["topics"] if isinstance(value["topics"], Mapping) else dict.fromkeys(value["topics"] or (), True)
+    named = tuple(sorted(topic for topic, is_on in topics.items() if is_on))
+    request, style = str(value["uuid"]), str(value["style"])
+    # one style may have several renderings of a request
+    case_id = f"{request}/{style}/{hashlib.sha256(str(value['question']).encode()).hexdigest()[:8]}"
+    source = str(value.get("source", ""))
+    return Case(case_id, str(value["question"]), kind or HARMFUL, source, request, style, named)
+
+
+def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
+    value = row.value
+    category, context = str(value.get("SemanticCategory", "")), str(value.get("ContextString") or "")
+    return Case(
+        str(value["BehaviorID"]),
+        str(value["Behavior"]),
+        kind or HARMFUL,
+        category,
+        topics=(category,) if category else (),
+        context=context,
+    )
+
+
+def _sorry_bench(row: records.Record, number: int, kind: str | None) -> Case:
+    turns = row.value["turns"]
+    text = turns[0] if isinstance(turns, list) and turns else str(turns)
+    style = str(row.value["prompt_style"])
+    name = str(row.value.get("question_id", number))
+    category = str(row.value.get("category", ""))
+    return Case(f"{name}/{style}", str(text), kind or HARMFUL, category, name, PLAIN if style == "base" else style)
+
+
+def _column(name: str, default: str | None, category: str = "") -> Callable[..., Case]:
+    """A shape with one column of text: its kind is the shape's, or must be said where `default` is None."""
+
+    def read(row: records.Record, number: int, kind: str | None) -> Case:
+        case_id = next((str(row.value[key]) for key in ("id", "ID", "Index") if row.value.get(key) is not None), "")
+        topic = str(row.value.get(category, "")) if category else ""
+        topics = (topic,) if topic else ()
+        return Case(
+            case_id or str(number), str(row.value[name]), kind or default or _given(row, kind), topic, topics=topics
+        )
+
+    return read
+
+
+# name -> (columns that all rows have, a reader of one row); the first that fits is taken
+SHAPES: dict[str, tuple[tuple[str, ...], Callable[..., Case]]] = {
+    "phtest": (("ID", "Request", "Harmfulness"), _phtest),
+    "egida": (("uuid", "style", "question", "topics"), _egida),
+    "xstest": (("id", "prompt", "type", "label"), _xstest),
+    "harmbench": (("Behavior", "BehaviorID"), _harmbench),
+    "jailbreakbench": (("Goal", "Behavior", "Category"), _column("Goal", None, "Category")),
+    "sorry_bench": (("turns", "prompt_style"), _sorry_bench),
+    "strongreject": (("forbidden_prompt",), _column("forbidden_prompt", HARMFUL, "category")),
+    "do_not_answer": (("risk_area", "question"), _column("question", HARMFUL, "risk_area")),
+    "advbench": (("goal",), _column("goal", HARMFUL)),
+    "prompts": (("prompt",), _column("prompt", None, "category")),
+}

@@ -1,0 +1,124 @@
+import csv
+import json
+
+import pytest
+
+from alignment.errors import InputError
+from data.texts import suites
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with open(path, "w", newline="") as f:
+            table = csv.DictWriter(f, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    return str(path)
+
+
+def load(path, **options):
+    counts = {}
+    return suites.load(path, counts=counts, **options), counts
+
+
+PHTEST = [
+    {"ID": 0, "Request": "open the\nblue door", "Harmfulness": "harmless"},
+    {"ID": 1, "Request": 'say "blue", then "red"', "Harmfulness": "controversial"},
+    {"ID": 2, "Request": "blue, red and green", "Harmfulness": "harmless"},
+    {"ID": 3, "Request": "open the\nblue door", "Harmfulness": "harmless"},
+    {"ID": 4, "Request": "close it", "Harmfulness": "harmless"},
+]
+
+
+def test_newlines_commas_and_quotes_go_through_and_a_text_that_occurs_twice_is_dropped(tmp_path, capsys):
+    suite, counts = load(write(tmp_path / "a.csv", PHTEST))
+    assert [case.prompt for case in suite.cases] == [PHTEST[i]["Request"] for i in (0, 1, 2, 4)]
+    assert [case.kind for case in suite.cases] == ["harmless", "controversial", "harmless", "harmless"]
+    assert suite.shape == "phtest" and suite.duplicates == ("3",) and counts["prompts that occur twice"] == 1
+    said = capsys.readouterr().out
+    assert "3" in said and "door" not in said  # ids are printed, texts are not
+
+
+SHAPES = {
+    "xstest": ({"id": "v1", "prompt": "a", "type": "homonyms", "label": "unsafe"}, "harmful", "homonyms"),
+    "egida": (
+        {"uuid": "u", "style": "S1", "question": "a", "topics": {"x": True, "y": False}, "source": "z"},
+        "harmful",
+        "z",
+    ),
+    "harmbench": ({"Behavior": "a", "BehaviorID": "b", "SemanticCategory": "c", "ContextString": ""}, "harmful", "c"),
+    "sorry_bench": ({"turns": ["a"], "prompt_style": "base", "question_id": 3, "category": "c"}, "harmful", "c"),
+    "strongreject": ({"category": "c", "source": "s", "forbidden_prompt": "a"}, "harmful", "c"),
+    "do_not_answer": ({"id": 4, "risk_area": "r", "question": "a"}, "harmful", "r"),
+    "advbench": ({"goal": "a", "target": "t"}, "harmful", ""),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_public_sets_are_known_by_their_columns(tmp_path, shape):
+    row, kind, category = SHAPES[shape]
+    suite, _ = load(write(tmp_path / "a.jsonl", [row]))
+    (case,) = suite.cases
+    assert (suite.shape, case.prompt, case.kind, case.category) == (shape, "a", kind, category)
+    assert case.request and len(suite.sha256) == 64
+
+
+def test_renderings_of_one_request_keep_it_together(tmp_path):
+    rows = [
+        {"uuid": u, "style": s, "question": f"{s} {u}", "topics": {"doors": True, "keys": u == "b"}}
+        for u in "ab"
+        for s in ("BaseInstruction", "S1")
+    ]
+    suite, _ = load(write(tmp_path / "a.jsonl", rows))
+    assert [case.request for case in suite.cases] == ["a", "a", "b", "b"]
+    assert suite.cases[3].topics == ("doors", "keys") and suite.cases[0].style == suites.PLAIN
+
+
+@pytest.mark.parametrize("columns", [["prompt", "category"], ["Goal", "Behavior", "Category"]])
+def test_sets_that_do_not_say_what_they_are_need_a_kind(tmp_path, columns):
+    path = write(tmp_path / "a.jsonl", [dict.fromkeys(columns, "a")])
+    with pytest.raises(InputError, match="kind=harmless"):
+        load(path)
+    assert load(path, kind="harmless")[0].cases[0].kind == "harmless"
+
+
+def test_names_of_columns_may_be_told(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"Text": "a"}])
+    assert load(path, kind="harmful", columns={"prompt": "Text"})[0].cases[0].prompt == "a"
+    with pytest.raises(InputError, match="no column 'Words'"):
+        load(path, columns={"prompt": "Words"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"ID": 0, "Request": "a", "Harmfulness": "bad"}], ":1: Harmfulness='bad'"),
+        ([{"ID": 0, "Request": t, "Harmfulness": "harmless"} for t in "ab"], ":2: id '0' occurs twice"),
+        ([{"ID": 0, "Request": "a"}], "Harmfulness"),
+        ([{"id": 0, "prompt": "a", "type": "t", "label": "perhaps"}], "label='perhaps'"),
+    ],
+)
+def test_rows_that_cannot_be_are_named(tmp_path, rows, words):
+    with pytest.raises(InputError, match=words):
+        load(write(tmp_path / "a.jsonl", rows))
+
+
+def test_empty_prompts_are_set_aside_and_counted(tmp_path):
+    rows = [{"goal": f"door {i}"} for i in range(200)] + [{"goal": " "}]
+    suite, counts = load(write(tmp_path / "a.jsonl", rows))
+    assert len(suite.cases) == 200 and counts["prompts that are empty"] == 1
+
+
+def test_real_sets_are_read(shared_data):
+    wanted = {
+        "overrefusal_xstest/xstest_prompts.csv": ("xstest", 450),
+        "safety_prompts/advbench_a.csv": ("advbench", 257),
+        "safety_prompts/harmbench_val.csv": ("harmbench", 80),
+    }
+    for file, (shape, num) in wanted.items():
+        suite, _ = load(str(shared_data / file))
+        assert (suite.shape, len(suite.cases) + len(suite.duplicates)) == (shape, num)
+    phtest, _ = load(str(shared_data / "overrefusal_phtest" / "phtest_v0.1_a.csv"))
+    assert phtest.shape == "phtest" and {case.kind for case in phtest.cases} == {"harmless", "controversial"}
