@@ -18,13 +18,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alignment import files
 from alignment.errors import InputError
+from experiments.launch import host
 from experiments.serving import app as apps
 from experiments.serving.service import Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "PLUMBLINE_API_KEY"  # the variable of the environment that holds the key clients must send
 LOG_BYTES, LOG_FILES = 10_000_000, 3
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*host.STOP_SIGNALS, signal.SIGINT)
 
 
 def protocol(header_seconds: float) -> type[H11Protocol]:
@@ -107,12 +108,16 @@ def request_log(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_signal(call: Callable[[], None]) -> Iterator[None]:
-    """Call back in the loop at SIGTERM and SIGINT; afterwards the handlers are those from before."""
+    """Call back in the loop at a signal that asks to stop; afterwards the handlers are those from before.
+
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield
         return
     loop, before = asyncio.get_running_loop(), {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
         loop.add_signal_handler(number, call)
     try:
         yield
@@ -140,14 +145,14 @@ async def serve(
         connections: the most at a time; further ones get 503.
         until: what to do with the server's address before it ends by itself; None serves on.
     """
-    host = sock.getsockname()[0]
-    hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else ()
+    hosts = (*LOOPBACK, "[::1]") if sock.getsockname()[0] in LOOPBACK else ()
     config = uvicorn.Config(
         apps.build(service, key=os.environ.get(KEY, ""), hosts=hosts),
         http=protocol(header_seconds),
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="critical",  # it would write a line for every client that does not speak HTTP
         access_log=False,
         server_header=False,
         proxy_headers=False,

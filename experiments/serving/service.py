@@ -47,7 +47,7 @@ class Work:
     Attributes:
         echoes: for each choice, the prompt that its answer begins with.
         echo_waits: whether the echoes are scored, which ends with the answer.
-        drops_space: see `Writer`.
+        writing: see `Writer`.
     """
 
     requests: list[Request]
@@ -55,7 +55,7 @@ class Work:
     usage: Usage
     echoes: list[Part | None]
     echo_waits: bool = False
-    drops_space: bool = False
+    writing: dict[str, bool] = dataclasses.field(default_factory=dict)
 
 
 class Service:
@@ -86,6 +86,7 @@ class Service:
         self.tok, self.pieces, self.name, self.fingerprint = tok, pieces, name, fingerprint
         self.max_len, self.limits, self.drops_space = max_len, limits, drops_space
         self.num_slots = num_slots
+        self._longest = max(map(len, [*pieces, *(end.encode() for end in tok.ends)]), default=1)
         self.driver = Driver(engine, max_open=num_slots + limits.queue)
         self.metrics = Metrics(
             model=name,
@@ -161,7 +162,7 @@ class Service:
 
     def _completion(self, body: schema.Completion) -> Work:
         prompts = body.prompts
-        ids = [p if isinstance(p, list) else self.tok.encode(p, add_bos=self.tok.adds_bos) for p in prompts]
+        ids = [p if isinstance(p, list) else self._encode(p, "prompt", add_bos=self.tok.adds_bos) for p in prompts]
         limit = 16 if body.max_tokens is None else body.max_tokens
         wants_scores = bool(body.echo) and body.logprobs is not None
         extra = {"logprobs": body.logprobs, "prompt_logprobs": wants_scores}
@@ -177,20 +178,33 @@ class Service:
             **self._shape_options(),
         )
         usage = Usage(sum(map(len, ids)))
-        return Work([r for group in wanted for r in group], shape, usage, echoes, echo_waits=wants_scores)
+        all_requests = [request for group in wanted for request in group]
+        # A stop token stands among the scored tokens: lm-evaluation-harness takes off one token, whatever it was.
+        return Work(all_requests, shape, usage, echoes, echo_waits=wants_scores, writing={"keeps_stop": True})
 
     def _chat(self, body: schema.Chat) -> Work:
         try:
             rendered = self.tok.render([m.plain() for m in body.messages], add_generation_prompt=True)
         except InputError as e:
             raise Refused(str(e), "messages") from e
-        ids = self.tok.encode(rendered)
+        ids = self._encode(rendered, "messages")
         limit = body.limit if body.limit is not None else self.limits.max_tokens
         limit = max(self.max_len - len(ids), 1) if limit is None else limit
         num_top = (body.top_logprobs or 0) if body.logprobs else None
         shape = answers.ChatShape(num_top=num_top, **self._shape_options())
         wanted = self._requests(body, ids, limit, logprobs=num_top)
-        return Work(wanted, shape, Usage(len(ids)), [None] * len(wanted), drops_space=self.drops_space)
+        return Work(wanted, shape, Usage(len(ids)), [None] * len(wanted), writing={"drops_space": self.drops_space})
+
+    def _encode(self, prompt: str, field: str, *, add_bos: bool = False) -> list[int]:
+        """Token ids of a text; one that cannot fit is refused before time is spent on it."""
+        num_bytes = len(prompt.encode())
+        if num_bytes > self.max_len * self._longest:
+            raise Refused(
+                f"{field} has {num_bytes} bytes, more than {self.max_len} tokens can hold, the cache's length",
+                field,
+                code="context_length_exceeded",
+            )
+        return self.tok.encode(prompt, add_bos=add_bos)
 
     def _requests(self, body: Any, ids: list[int], limit: int, **extra: Any) -> list[Request]:
         """The samples of one prompt, as the engine lets them through."""
@@ -271,7 +285,7 @@ class Service:
 
     async def _parts(self, work: Work, job: Job, began: float) -> AsyncIterator[tuple[Event, Part] | None]:
         """Each event with the text that it makes safe to send."""
-        writers = [Writer(self.pieces, r.stop, drops_space=work.drops_space) for r in job.requests]
+        writers = [Writer(self.pieces, r.stop, **work.writing) for r in job.requests]
         num_left, has_token = len(writers), False
         while num_left:
             left = began + self.limits.seconds - time.monotonic()

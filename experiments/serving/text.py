@@ -31,18 +31,19 @@ class Part:
 
 
 class Writer:
-    """Follows one choice. The parts' texts, joined, are the answer's text; so are their tokens.
-
-    The stop token and the tokens of a stop text are not among them.
+    """Follows one choice. The parts' texts, joined, are the answer's text; so are their tokens, up to a stop text.
 
     Args:
         pieces: the bytes of every token.
         stops: texts that end the answer.
         drops_space: a space at the very beginning is left out; see `data.tokens.pieces.drops_first_space`.
+        keeps_stop: whether a stop token is among the tokens; its text is not.
     """
 
-    def __init__(self, pieces: Sequence[bytes], stops: Sequence[str], *, drops_space: bool = False) -> None:
-        self.pieces, self._drops_space = pieces, drops_space
+    def __init__(
+        self, pieces: Sequence[bytes], stops: Sequence[str], *, drops_space: bool = False, keeps_stop: bool = False
+    ) -> None:
+        self.pieces, self._drops_space, self._keeps_stop = pieces, drops_space, keeps_stop
         self._matcher = stopping.Matcher(pieces, stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending: list[tuple[Token, int, int]] = []  # with the bytes [start, end) of the answer that it writes
@@ -59,7 +60,7 @@ class Writer:
         safe = len(event.text) if event.is_done else self._matcher.num_safe
         if event.is_done and self._pending:
             if isinstance(event.stop, int):
-                self._pending.pop()
+                del self._pending[len(self._pending) - (not self._keeps_stop) :]
             elif event.stop is not None:
                 self._pending = [entry for entry in self._pending if entry[1] < safe]
         parts, tokens = [], []

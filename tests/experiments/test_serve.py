@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import urllib.request
 import pytest
 
 from experiments import serve
+from experiments.launch import host
 from tests.experiments.conftest import ROOT, launch
 
 
@@ -69,11 +71,18 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_port_that_is_taken_is_refused(tmp_path):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as sock:
         ended = launch("serve.py:tiny", tmp_path / "run", f"--config.port={sock.getsockname()[1]}")
     assert ended.code == 2 and "cannot be listened on" in ended.err
+
+
+def test_a_signal_while_weights_are_read_ends_with_0(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise host.Terminated
+
+    monkeypatch.setattr(serve, "build", stopped)
+    ended = launch("serve.py:tiny", tmp_path / "run", "--config.port=0")
+    assert ended.code == 0 and "stopped before it served" in ended.out
 
 
 def test_the_name_of_a_model_says_nothing_about_folders():
@@ -98,17 +107,17 @@ def test_a_fingerprint_changes_with_weights_numerics_and_slots_alone():
 
 def test_only_a_server_that_others_reach_without_a_key_is_warned_of(capsys, monkeypatch):
     c = serve.get_config("tiny")
-    for host, key, is_warned in [
+    for address, key, is_warned in [
         ("127.0.0.1", "", False),
         ("localhost", "", False),
         ("::1", "", False),
         ("0.0.0.0", "", True),
         ("0.0.0.0", "secret", False),
     ]:
-        c.host = host
+        c.host = address
         monkeypatch.setenv("PLUMBLINE_API_KEY", key)
         serve._warn(c)
-        assert ("warning" in capsys.readouterr().out) == is_warned, host
+        assert ("warning" in capsys.readouterr().out) == is_warned, address
 
 
 def fetch(url, body=None):

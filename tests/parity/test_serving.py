@@ -107,7 +107,7 @@ def test_errors_are_the_packages_own(client):
         client.completions.create(model="parrot", prompt="a", temperature=3)
     assert e.value.param == "temperature" and e.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as e:
-        client.completions.create(model="parrot", prompt="a" * 300)
+        client.completions.create(model="parrot", prompt="a" * 250)
     assert e.value.code == "context_length_exceeded"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
@@ -132,6 +132,21 @@ def test_a_full_queue_is_tried_again_by_the_package(tmp_path, monkeypatch):
             assert len(texts) + len(failures) == 8 and failures and all(int(seconds) >= 1 for seconds in failures)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=3) as patient:
             assert patient.completions.create(model="parrot", prompt="abc", max_tokens=3).choices[0].text == "abc"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_harness_reads_scores_of_the_continuation_alone(ends, tmp_path, monkeypatch):
+    """It asks for one new token and takes off one, also where that token ends the answer."""
+    completions = pytest.importorskip("lm_eval.models.openai_completions")
+    monkeypatch.delenv(server.KEY, raising=False)
+    context, continuation = list(b"a context"), list(b" goes on")
+    engine = Parrot(stop_ids=(ord("a"),) if ends else ())  # the parrot goes on with the prompt's first letter
+    with served(tmp_path, engine) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        asked = dict(prompt=[context + continuation] * 2, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True)
+        body = client.completions.create(model="parrot", **asked).model_dump()
+    parse = completions.LocalCompletionsAPI.parse_logprobs
+    assert body["choices"][0]["finish_reason"] == ("stop" if ends else "length")
+    assert parse(body, ctxlens=[len(context)] * 2) == [(-0.5 * len(continuation), True)] * 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")

@@ -1,5 +1,6 @@
 import pytest
 
+from experiments.serving import answers
 from tests.experiments.serving.conftest import Parrot, opened
 
 
@@ -147,13 +148,15 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(run):
     run(work())
 
 
-def test_a_stop_token_ends_an_answer_and_is_not_in_it(run):
+def test_a_stop_token_ends_an_answer_and_is_scored_but_not_in_its_text(run):
     async def work():
         async with opened() as door:
             body = (await door.complete("one two", max_tokens=50, stop_token_ids=[ord("t")], logprobs=0)).json
             (choice,) = body["choices"]
             assert choice["text"] == "one " and choice["finish_reason"] == "stop"
-            assert choice["logprobs"]["tokens"] == list("one ") and body["usage"]["completion_tokens"] == 5
+            assert choice["logprobs"]["tokens"] == list("one t") and body["usage"]["completion_tokens"] == 5
+            chat = (await door.chat("a", stop_token_ids=[ord("e")], logprobs=True)).json["choices"][0]
+            assert chat["message"]["content"] == "Us" and len(chat["logprobs"]["content"]) == 2  # as OpenAI's
 
     run(work())
 
@@ -197,3 +200,7 @@ def test_the_models_and_the_description_are_there(run):
             assert described["openapi"].startswith("3.1") and "/v1/chat/completions" in described["paths"]
 
     run(work())
+
+
+def test_a_log_probability_that_is_not_finite_becomes_openais_least():
+    assert answers.number(float("-inf")) == -9999.0 and answers.number(-0.5) == -0.5

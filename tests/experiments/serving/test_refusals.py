@@ -86,7 +86,8 @@ def test_a_field_out_of_range_is_refused_by_name_at_both_doors(fields, param, wo
         ({"prompt": [264]}, "prompt", "prompt has 264, which is not a token id from 0 to 263"),
         ({"prompt": []}, "prompt", "prompt is empty"),
         ({"prompt": [[]]}, "prompt", "prompt is empty"),
-        ({"prompt": "a" * 300}, "prompt", "together they must be at most 256, the cache's length"),
+        ({"prompt": "a" * 250}, "prompt", "together they must be at most 256, the cache's length"),
+        ({"prompt": "a" * 5_000}, "prompt", "more than 256 tokens can hold, the cache's length"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"prompt": "a", "logprobs": True}, "logprobs", "valid integer"),
         ({"prompt": "a", "echo": 1}, "echo", "valid boolean"),
@@ -121,7 +122,8 @@ def test_what_a_completion_cannot_be_is_said(body, param, words, run):
         ({**CHAT, "logprobs": 2}, "logprobs", "valid boolean"),
         ({**CHAT, "max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "two names of one number"),
         ({**CHAT, "echo": True}, "echo", "is not one of"),
-        ({"messages": [{"role": "user", "content": "a" * 300}]}, "messages", "together they must be at most 256"),
+        ({"messages": [{"role": "user", "content": "a" * 240}]}, "messages", "together they must be at most 256"),
+        ({"messages": [{"role": "user", "content": "a" * 5_000}]}, "messages", "more than 256 tokens can hold"),
     ],
 )
 def test_what_a_chat_cannot_be_is_said(body, param, words, run):

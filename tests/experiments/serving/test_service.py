@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import logging
 
 import pytest
 
-from experiments.serving import app, service, wire
+from experiments.serving import server, service, wire
 from experiments.serving.service import Limits
 from tests.experiments.serving.conftest import Parrot, opened
 
@@ -294,15 +293,17 @@ def test_the_metrics_count_requests_tokens_slots_and_times(run):
     run(work())
 
 
-def test_the_log_has_a_line_a_request_without_its_words(run, caplog, monkeypatch):
+def test_the_log_has_a_line_a_request_without_its_words(run, tmp_path):
     async def work():
         async with opened() as door:
             await door.complete("my secret prompt", max_tokens=5)
             await door.complete("my secret prompt", temperature=-1)
+            await door.get("/v1/models")
 
-    monkeypatch.setattr(app.LOG, "propagate", True)
-    with caplog.at_level(logging.INFO, logger=app.LOG.name):
+    with server.request_log(tmp_path):
         run(work())
-    lines = [json.loads(record.message) for record in caplog.records]
-    assert [line["outcome"] for line in lines] == ["ok", "refused"] and lines[0]["tokens"] == 5
-    assert "temperature=-1" in lines[1]["why"] and not any("secret" in record.message for record in caplog.records)
+    lines = (tmp_path / "requests.jsonl").read_text().splitlines()
+    answered, refused, listed = map(json.loads, lines)
+    assert (answered["outcome"], answered["tokens"], answered["status"]) == ("ok", 5, 200)
+    assert refused["outcome"] == "refused" and "temperature=-1" in refused["why"]
+    assert listed["path"] == "/v1/models" and not any("secret" in line for line in lines)
