@@ -283,7 +283,7 @@ class Engine:
             source = max(slots, key=lambda s: (counts[s], s == i))
             if source != i:
                 copies[model] = source, counts[source] * plan.chunk // plan.block
-            self.prefixes.start(i, model, wanted[model][: counts[source]])
+            self.prefixes.start(i, model, wanted[model][: counts[source]], source)
             starts.append(counts[source] * plan.chunk)
         slot = self._slots[i]
         job.answer.num_cached = starts[0]

@@ -27,7 +27,8 @@ class Prefixes:
         ]
         num_models = len(plan.all_models)
         self._chunks: list[list[list[Chunk]]] = [[[] for _ in range(num_models)] for _ in range(plan.num_slots)]
-        self._frontiers = [[0] * num_models for _ in range(plan.num_slots)]  # the first position never written
+        # The positions before this one have been written, in this slot or in the one that its blocks were copied from.
+        self._frontiers = [[0] * num_models for _ in range(plan.num_slots)]
 
     def whole_chunks(self, prompt: Sequence[int]) -> list[Chunk]:
         """The chunks of a prompt that other requests may take over: those before the one with its last token."""
@@ -43,19 +44,22 @@ class Prefixes:
             num += 1
         return num if self._is_intact(slot, model, num) else 0
 
-    def start(self, slot: int, model: int, chunks: Sequence[Chunk]) -> None:
-        """A new request begins in a slot, behind these chunks."""
+    def start(self, slot: int, model: int, chunks: Sequence[Chunk], source: int) -> None:
+        """A new request begins in a slot, behind these chunks, which the slot `source` held; it may be the same one."""
         self._chunks[slot][model] = list(chunks)
-        self._frontiers[slot][model] = len(chunks) * self.plan.chunk
+        # What the source's ring had forgotten is missing in the copy as well: a request that shares fewer of these
+        # chunks may need blocks that the source overwrote before. So its frontier comes along.
+        self._frontiers[slot][model] = self._frontiers[source][model] if chunks else 0
 
     def add(self, slot: int, model: int, chunk: Sequence[int]) -> None:
         """The next chunk was prefilled; one that is not whole ends the prompt."""
-        if len(chunk) == self.plan.chunk:
-            self._chunks[slot][model].append(tuple(chunk))
-        self._frontiers[slot][model] += self.plan.chunk
+        C, chunks = self.plan.chunk, self._chunks[slot][model]
+        self.wrote(slot, model, (len(chunks) + 1) * C)
+        if len(chunk) == C:
+            chunks.append(tuple(chunk))
 
     def wrote(self, slot: int, model: int, end: int) -> None:
-        """Positions up to `end` were written by decoding."""
+        """The positions before `end` have been written."""
         self._frontiers[slot][model] = max(self._frontiers[slot][model], end)
 
     def forget(self) -> None:
