@@ -86,7 +86,8 @@ class Service:
         self.tok, self.pieces, self.name, self.fingerprint = tok, pieces, name, fingerprint
         self.max_len, self.limits, self.drops_space = max_len, limits, drops_space
         self.num_slots = num_slots
-        self._longest = max(map(len, [*pieces, *(end.encode() for end in tok.ends)]), default=1)
+        special = [tok.decode([i], skip_special=False).encode() for i in tok.encoder.special_ids]
+        self._longest = max(map(len, [*pieces, *special]))  # bytes of a text that one token can stand for
         self.driver = Driver(engine, max_open=num_slots + limits.queue)
         self.metrics = Metrics(
             model=name,
@@ -137,8 +138,6 @@ class Service:
                 f"model={body.model[:100]!r} is not served here; {self.name!r} is", "model", status=404,
                 code="model_not_found",
             )  # fmt: skip
-        if self.is_draining:
-            raise Failure("the server is ending", 503, retry_after=5)
         self._need_room(1)
         make_fn = self._completion if isinstance(body, schema.Completion) else self._chat
         work = await asyncio.get_running_loop().run_in_executor(self._pool, make_fn, body)
@@ -151,6 +150,8 @@ class Service:
         return work
 
     def _need_room(self, num_choices: int) -> None:
+        if self.is_draining:
+            raise Failure("the server is ending", 503, retry_after=5)
         if not self.driver.has_room(num_choices):
             waits = math.ceil(self._seconds * max(self.driver.num_open - self.num_slots, 1) / self.num_slots)
             raise Failure(

@@ -1,17 +1,29 @@
 """The server through clients of others: OpenAI's own package, and schemathesis on its description."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from experiments.serving import server
 from experiments.serving.service import Limits, Service
+from tests.experiments.conftest import ROOT
 from tests.experiments.serving.conftest import MAX_LEN, PIECES, TOK, Parrot
 
 openai = pytest.importorskip("openai")
+transformers = pytest.importorskip("transformers")
+
+from tests.parity import test_generate  # noqa: E402
+
 KEY = "a key of the tests"
 
 
@@ -169,3 +181,48 @@ def test_schemathesis_finds_no_answer_that_the_description_does_not_know(tmp_pat
                 case.call_and_validate(base_url=url, timeout=30, excluded_checks=[positive_data_acceptance])
 
             check()
+
+
+def test_a_real_model_chats_as_transformers_does_with_several_clients_at_once(tmp_path, monkeypatch):
+    if not test_generate.FOLDER.is_dir():
+        pytest.skip("models/smollm2 is not there: make models")
+    monkeypatch.delenv(server.KEY, raising=False)
+    questions = ["What is the capital of France?", "How do I kill a Python process?", "Name three colours."]
+    # a process of its own: programs of the tests are compiled without optimisation
+    command = [sys.executable, "-m", "experiments.run", "--config", "experiments/serve.py:smol", "--config.port=0"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    with (tmp_path / "out.txt").open("w") as out:
+        started = subprocess.Popen(
+            [*command, "--workdir", str(tmp_path / "run")], cwd=ROOT, env=environment, stdout=out, stderr=out
+        )
+    try:
+        place = tmp_path / "run/server.json"
+        while not place.exists():
+            assert started.poll() is None, (tmp_path / "out.txt").read_text()
+            time.sleep(0.1)
+        url = json.loads(place.read_text())["url"]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+
+            def ask(question):
+                asked = dict(model="smollm2", temperature=0, max_tokens=test_generate.NUM_NEW)
+                messages = [{"role": "user", "content": question}]
+                whole = client.chat.completions.create(messages=messages, **asked)
+                parts = client.chat.completions.create(messages=messages, stream=True, **asked)
+                text = "".join(part.choices[0].delta.content or "" for part in parts)
+                assert text == whole.choices[0].message.content
+                return text
+
+            with concurrent.futures.ThreadPoolExecutor(len(questions)) as pool:
+                texts = list(pool.map(ask, questions))
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 0
+    finally:
+        if started.poll() is None:
+            started.kill()
+            started.wait()
+    tok = transformers.AutoTokenizer.from_pretrained(test_generate.FOLDER)
+    for text, (tokens, gaps) in zip(texts, test_generate.greedy(questions), strict=True):
+        near = next((i for i, gap in enumerate(gaps) if gap < test_generate.NEAR), len(tokens))
+        wanted = tok.decode(tokens[:near], skip_special_tokens=True)
+        assert text.startswith(wanted) and (near < len(tokens) or text == wanted)
+    assert "Paris" in texts[0]

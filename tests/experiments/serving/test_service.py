@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from experiments.serving import server, service, wire
+from experiments.serving import schema, server, service, wire
+from experiments.serving.failures import Failure
 from experiments.serving.service import Limits
 from tests.experiments.serving.conftest import Parrot, opened
 
@@ -246,6 +247,18 @@ def test_a_drain_lets_answers_end_and_turns_new_ones_away(run):
             engine.gate.set()
             assert [reply.status for reply in await asyncio.gather(*tasks)] == [200] * 3
             await draining
+
+    run(work())
+
+
+def test_a_request_that_was_still_read_when_the_drain_began_is_turned_away(run):
+    async def work():
+        async with opened() as door:
+            body = schema.read(schema.Completion, {"prompt": "a"})
+            prepared = await door.service.prepare(body)
+            await door.service.drain(1)
+            with pytest.raises(Failure, match="is ending"):
+                door.service.submit(prepared)
 
     run(work())
 
