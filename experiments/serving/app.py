@@ -182,14 +182,16 @@ class Guard:
         path = scope["path"] if scope["path"] in self.paths else "other"
         self.service.metrics.count_request(path, outcome, seconds)
         if path.startswith("/v1/") or outcome == "failed":
-            said = {"why": str(cause)[:500]} if cause is not None and str(cause) else {}
+            # a refusal may quote the request, whose words do not belong into a log
+            said = {"param": cause.param} if isinstance(cause, Failure) and status < 500 else {}
+            said |= {"why": str(cause)[:500]} if cause is not None and status >= 500 else {}
             line = {"time": round(time.time(), 3), "path": path, "status": status, "outcome": outcome}
             LOG.info(json.dumps({**line, "seconds": round(seconds, 4), **scope["note"], **said}))
 
 
 def outcome_of(status: int, cause: BaseException | None) -> str:
     """One word for how a request ended."""
-    if isinstance(cause, Gone):
+    if isinstance(cause, Gone) or not status:
         return "cancelled"
     if isinstance(cause, TimeoutError) or status in (408, 504):
         return "timeout"

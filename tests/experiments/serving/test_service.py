@@ -311,12 +311,13 @@ def test_the_log_has_a_line_a_request_without_its_words(run, tmp_path):
         async with opened() as door:
             await door.complete("my secret prompt", max_tokens=5)
             await door.complete("my secret prompt", temperature=-1)
+            await door.complete(["my secret prompt", 3])
             await door.get("/v1/models")
 
     with server.request_log(tmp_path):
         run(work())
     lines = (tmp_path / "requests.jsonl").read_text().splitlines()
-    answered, refused, listed = map(json.loads, lines)
+    answered, *refused, listed = map(json.loads, lines)
     assert (answered["outcome"], answered["tokens"], answered["status"]) == ("ok", 5, 200)
-    assert refused["outcome"] == "refused" and "temperature=-1" in refused["why"]
+    assert [(line["outcome"], line["param"]) for line in refused] == [("refused", "temperature"), ("refused", "prompt")]
     assert listed["path"] == "/v1/models" and not any("secret" in line for line in lines)
