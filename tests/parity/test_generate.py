@@ -28,19 +28,25 @@ def asked(shared_data):
     return [item.value[name] for file, name in files.items() for item in records.read(str(shared_data / file))[0][:20]]
 
 
-def greedy(texts):
-    """For each prompt, transformers' tokens and how far apart the two best logits were."""
+@pytest.fixture(scope="module")
+def peer():
     tok = transformers.AutoTokenizer.from_pretrained(FOLDER)
-    model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    for text in texts:
-        messages = [{"role": "user", "content": text}]
-        ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.no_grad():
-            out = model.generate(
-                **ids, max_new_tokens=NUM_NEW, do_sample=False, return_dict_in_generate=True, output_logits=True
-            )
-        best = torch.stack(out.logits)[:, 0].topk(2).values
-        yield out.sequences[0, ids["input_ids"].shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+    return tok, transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def greedy(peer, text, answer):
+    """What transformers writes greedily where it has read the answer so far, and how near its second choice was.
+
+    One pass over the prompt and the answer says so for all of its places. As long as these tokens are the answer's own,
+    they are those of its `generate`.
+    """
+    tok, model = peer
+    messages = [{"role": "user", "content": text}]
+    prompt = tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    best = logits.topk(2)
+    return best.indices[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist()
 
 
 def answers(prompts, workdir):
@@ -53,13 +59,13 @@ def answers(prompts, workdir):
     return files.read_rows(workdir / "generations.jsonl")
 
 
-def test_greedy_answers_of_a_real_model_are_those_of_transformers(asked, tmp_path):
+def test_greedy_answers_of_a_real_model_are_those_of_transformers(asked, peer, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
-    rows = answers(tmp_path / "prompts.jsonl", tmp_path / "run")
-    num_near = 0
-    for row, (tokens, gaps) in zip(rows, greedy(asked), strict=True):
+    rows, num_near = answers(tmp_path / "prompts.jsonl", tmp_path / "run"), 0
+    for row, text in zip(rows, asked, strict=True):
+        tokens, gaps = greedy(peer, text, row["tokens"])
         near = next((i for i, gap in enumerate(gaps) if gap < NEAR), len(tokens))
         num_near += near < len(tokens)
-        assert row["tokens"][:near] == tokens[:near], row["prompt"]
-        assert near < len(tokens) or len(row["tokens"]) == len(tokens)
+        assert row["prompt"] == text and row["tokens"][:near] == tokens[:near]
+        assert len(tokens) == NUM_NEW or tokens[-1] == peer[0].eos_token_id
     assert num_near <= len(asked) / 20
