@@ -146,6 +146,8 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Mod
 
     The toy is trained first, in `workdir/toy`, unless an earlier start has done so.
     """
+    if jax.process_count() > 1:
+        raise InputError("a decoder runs in one process: start it without --distributed, on one host for each model")
     mesh = _mesh(c.mesh.tensor)
     dtype = c.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype == "bfloat16" and jax.default_backend() == "cpu":

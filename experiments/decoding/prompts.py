@@ -53,7 +53,7 @@ class Prompt:
 def check(path: str | Sequence[str]) -> None:
     """Refuse a path where nothing lies; no record is read."""
     if path != EMBEDDED:
-        records.find(path)
+        records.check(path)
 
 
 def load(
@@ -72,7 +72,8 @@ def load(
     """The prompts of files in their order, and the records set aside.
 
     Args:
-        path: JSONL, JSON, CSV, TSV, parquet, .gz, .zst; of .txt files every line is a prompt. Or EMBEDDED.
+        path: JSONL, JSON, CSV, TSV, parquet, .gz, .zst; of .txt files every line is a prompt. `hub:` and `tfds:` as in
+            `records.read`. Or EMBEDDED.
         base: options of records without their own.
         max_len: tokens of a prompt and its answer.
         is_chat: whether prompts go through the chat template as a user's turn; messages always do.
@@ -122,6 +123,9 @@ def _read(path: str | Sequence[str]) -> Iterator[Record | BadRecord]:
     if path == EMBEDDED:
         rows = [{"prompt": c["messages"][0]["content"]} for c in synthetic.conversations(NUM_EMBEDDED, seed=1)]
         yield from records.numbered(rows, EMBEDDED, counts={})
+        return
+    if isinstance(path, str) and path.startswith("tfds:"):
+        yield from records.read(path)[0]
         return
     for file in records.find(path):
         is_text = file.removesuffix(".gz").removesuffix(".zst").endswith(".txt")
