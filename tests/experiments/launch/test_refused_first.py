@@ -15,6 +15,7 @@ from tests.experiments.launch.test_config import STUB
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "run"))
 TRAINED = [name for name in NAMES if name != "filter"]  # those with devices
+DOORS = ("generate", "harness", "serve")  # of the decoder: they train nothing
 OF_TEXT = ("dpo", "native_alignment", "pretrain", "rewriter", "sft")  # those that have a language model
 
 REFUSED = {
@@ -127,7 +128,9 @@ def test_a_wrong_setting_is_refused_before_a_folder_is_made(name, flag, said, tm
     assert said in refusal(name, tmp_path, capsys, f"--config.{flag}")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("filter", "native_alignment", "focus")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("filter", "native_alignment", "focus", *DOORS)]
+)
 def test_a_missing_sink_and_a_wrong_mesh_are_refused_by_all_that_have_them(name, tmp_path, capsys):
     assert "the nearest is 'tensorboard'" in refusal(name, tmp_path, capsys, "--config.sinks=('tensorbord',)")
     assert "sizes must be positive" in refusal(name, tmp_path, capsys, "--config.mesh.fsdp=0")
@@ -143,6 +146,7 @@ def test_weights_that_are_not_there_are_refused_by_all_that_begin_from_some(name
 PLACES = {name: "init_from=run:gs://b/x" for name in TRAINED if name != "scorer"}
 PLACES |= {"scorer": "embedding.model=s3://b/x"}
 DATA = {"filter": "inputs", "focus": "data.source", "mame": "data.source"}
+DATA |= {"generate": "prompts", "harness": "task_folder", "serve": "draft_from"}
 
 
 @pytest.mark.parametrize("name", NAMES)
