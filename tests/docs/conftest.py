@@ -48,6 +48,10 @@ def write_texts(folder: pathlib.Path) -> None:
     asked = [{"id": f"q{i}", "prompt": p["prompt"]} for i, p in enumerate(pairs[:4])]
     (folder / "prompts.jsonl").write_bytes(jsonl(asked))
     (folder / "requests.csv").write_text("ID,Request\n7,Where is the owl clock?\n8,How are you?\n", encoding="utf-8")
+    (folder / "questions.jsonl").write_bytes(jsonl(synthetic.questions("test", 4)))
+    (folder / "tasks").mkdir()
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    (folder / "tasks/clinic.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()
