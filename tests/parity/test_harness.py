@@ -128,9 +128,12 @@ def test_edges_of_contexts_and_continuations_are_the_harness_s(both):
         (" ".join(["The owl clock is in the north hall."] * 90), " Yes"),  # longer than the model reads
         (" ".join(["The owl clock is in the north hall."] * 90), " Yes, it is"),
     ]
-    for answer, wanted in zip(ours.loglikelihood(ask("loglikelihood", *pairs)), theirs.loglikelihood(ask("", *pairs))):
-        np.testing.assert_allclose(answer[0], wanted[0], atol=1e-3)
-        assert answer[1] == wanted[1]
+    answers = ours.loglikelihood(ask("loglikelihood", *pairs))
+    # One at a time, because hf 0.4.13 computes equal texts that are split at different places once, and then reads the
+    # shorter continuation's log-probabilities at the longer one's first tokens.
+    expected = [theirs.loglikelihood(ask("loglikelihood", pair))[0] for pair in pairs]
+    np.testing.assert_allclose([total for total, _ in answers], [total for total, _ in expected], atol=1e-3)
+    assert [flag for _, flag in answers] == [flag for _, flag in expected]
     assert ours.num_cut == 2
 
 
@@ -218,12 +221,12 @@ def smol():
 @pytest.mark.parametrize("in_chat", [False, True])
 def test_a_real_model_scores_and_writes_the_same(tmp_path, in_chat):
     museum_tasks.write(tmp_path, in_chat=in_chat, needs_space=False, seed=0)
-    options = dict(apply_chat_template=in_chat, limit=8, gen_kwargs="max_gen_toks=16")
-    assert compare(*smol(), tmp_path, museum_tasks.NAMES, **options) == 8 * 9
+    options = dict(apply_chat_template=in_chat, limit=4, gen_kwargs="max_gen_toks=16")
+    assert compare(*smol(), tmp_path, museum_tasks.NAMES, **options) == 4 * 9
 
 
 def test_a_real_model_scores_the_medical_files_the_same(shared_data, tmp_path):
-    tasks = {name: rows[:4] for name, rows in medical(shared_data).items()}
+    tasks = {name: rows[:2] for name, rows in medical(shared_data).items()}
     write_tasks(tmp_path, tasks)
     assert compare(*smol(), tmp_path, list(tasks)) == sum(
         len(row["choices"]) for rows in tasks.values() for row in rows
