@@ -82,10 +82,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     from experiments.serving import server  # with the packages of the extra
 
     check(c)
-    if jax.process_count() > 1:
-        raise InputError("serve runs in one process; start it without --distributed")
     folder = pathlib.Path(workdir)
-    sock = server.listen(c.host, c.port)
+    sock = server.bind(c.host, c.port)  # a port that is taken is said before weights are read
     try:
         service = build(c, folder)
         _warn(c)

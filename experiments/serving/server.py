@@ -72,16 +72,22 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at this address, on which nobody listens yet: clients are refused until the server is ready.
 
     Raises:
         InputError: the address is taken, or is not this machine's.
     """
+    sock = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2_048)
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also while the last server's connections fade
+        sock.bind(address)
+        return sock
     except (OSError, OverflowError) as e:
+        if sock is not None:
+            sock.close()
         raise InputError(f"host={host!r}, port={port} cannot be listened on ({e}); port=0 takes a free one") from e
 
 

@@ -43,7 +43,7 @@ def served(folder, engine=None, **limits):
         fields = dict(name="parrot", fingerprint="fp_test", num_slots=2, max_len=MAX_LEN, limits=Limits(**limits))
         service = Service(engine or Parrot(stop_ids=(ord("\n"),)), TOK, PIECES, **fields)
         options = {"grace": 1.0, "header_seconds": 20.0, "connections": 50}
-        await server.serve(service, server.listen("127.0.0.1", 0), folder, until=until, **options)
+        await server.serve(service, server.bind("127.0.0.1", 0), folder, until=until, **options)
 
     thread = threading.Thread(target=lambda: asyncio.run(work()))
     thread.start()

@@ -19,7 +19,7 @@ async def served(tmp_path, work, **options):
     service = Service(
         Parrot(num_slots=4), TOK, PIECES, name="parrot", fingerprint="fp", num_slots=4, max_len=MAX_LEN, limits=limits
     )
-    sock = server.listen("127.0.0.1", 0)
+    sock = server.bind("127.0.0.1", 0)
 
     async def until(url):
         host, _, port = url.removeprefix("http://").partition(":")

@@ -93,7 +93,7 @@ def used(steps, tmp_path, monkeypatch, width=1000):
         fields = dict(name="parrot <b>", fingerprint="fp", num_slots=2, max_len=MAX_LEN, limits=Limits())
         service = Service(Parrot(), TOK, PIECES, **fields)
         options = {"grace": 1.0, "header_seconds": 20.0, "connections": 50}
-        await server.serve(service, server.listen("127.0.0.1", 0), tmp_path, until=browse, **options)
+        await server.serve(service, server.bind("127.0.0.1", 0), tmp_path, until=browse, **options)
 
     asyncio.run(work())
     assert measured, log.read_text()[-2000:]
