@@ -10,8 +10,9 @@ at multiples of one length and have one shape, a cached prefix ends where a chun
 and tokens of an answer are only ever written by decode steps, even where an evicted answer is computed again.
 """
 
-import collections
 import dataclasses
+import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,7 +39,6 @@ class _Job:
     matcher: stopping.Matcher | None
     num_replayed: int = 0  # tokens of an evicted answer that are still to be decoded again
     scores: list[Any] = dataclasses.field(default_factory=list)  # of the prompt, on the device until the end
-    num_taken: int = 0  # tokens that were already given out as news
 
 
 @dataclasses.dataclass
@@ -76,8 +76,10 @@ class Engine:
         draft: a smaller (model, params) that guesses `num_draft` tokens; without it, and `num_draft` > 0, the row's own
             repetitions do. See `speculation`.
         processors, processor_states: pure functions on the logits (`programs.Processor`), and for each a tree of arrays
-            [num_slots,...] from which its slots begin.
+            [num_slots,...] from which its slots begin; None: they have no state.
         pieces: the bytes of every token, b"" for special ones; needed for stop texts and for `Answer.text`.
+        num_ids: tokens from this id on are never chosen, because the tokenizer has none there: many checkpoints fill
+            their vocabulary up to a round number. None: all may be. Log-probabilities are the model's own, over all.
         stop_ids: added to those of every request.
         seed: for requests without one.
         weights_dtype, cache_dtype: "int8" for eight bits, "" for the model's dtype; see `network`. They save memory and
@@ -88,6 +90,8 @@ class Engine:
 
     Raises:
         InputError: lengths that do not fit one another, or vocabularies that differ.
+
+    After any exception but the refusals of `check`, the slots may be in the middle of anything: make a new engine.
     """
 
     def __init__(
@@ -107,18 +111,19 @@ class Engine:
         processors: Sequence[programs.Processor] = (),
         processor_states: Sequence[Any] | None = None,
         pieces: Sequence[bytes] | None = None,
+        num_ids: int | None = None,
         stop_ids: Sequence[int] = (),
         seed: int = 0,
         order: str = "arrival",
         weights_dtype: str = "",
         cache_dtype: str = "",
     ) -> None:
+        check_sizes(num_slots=num_slots, max_len=max_len, chunk=chunk, block=block, num_draft=num_draft)
         max_len = -(-max_len // chunk) * chunk
-        network.check_lengths(max_len, block, chunk)
         network.check_dtypes(weights_dtype, cache_dtype)
         errors.one_of("order", order, ORDERS)
         members = [(model, params), *guides, *([draft] if draft is not None else [])]
-        _check_members(members, num_slots, num_draft, draft is not None)
+        _check_members(members, num_draft, draft is not None)
         self.plan = programs.Plan(
             models=tuple(m for m, _ in members[: 1 + len(guides)]),
             num_slots=num_slots,
@@ -128,12 +133,16 @@ class Engine:
             num_steps=num_steps,
             draft=draft[0] if draft is not None else None,
             num_draft=num_draft,
+            num_ids=num_ids,
             processors=tuple(processors),
             mesh=network.mesh_of(params),
             cache_dtype=cache_dtype,
         )
         self.weights = tuple(network.prepare(m, p, self.plan.mesh, dtype=weights_dtype) for m, p in members)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
+        if num_ids is not None and not 1 <= num_ids <= model.vocab_size:
+            raise InputError(f"num_ids={num_ids} must be from 1 to {model.vocab_size}, the model's vocabulary")
+        programs.check_states(states, len(processors), num_slots)
         self.state = programs.init_state(self.plan, states)
         self._first_rows = tuple(jax.tree.map(lambda x: np.asarray(x)[0], s) for s in states)
         self.pieces, self.stop_ids, self.seed, self.order = pieces, tuple(stop_ids), seed, order
@@ -141,7 +150,8 @@ class Engine:
         self._slots = [_Slot() for _ in range(num_slots)]
         ring_lengths = [[layer["keys"].shape[0] for layer in cache] for cache in self.state["caches"]]
         self.prefixes = prefixes.Prefixes(self.plan, ring_lengths)
-        self._waiting: collections.deque[_Job] = collections.deque()
+        self._waiting: dict[int, _Job] = {}  # by number
+        self._queue: list[tuple[float, int]] = []  # a heap of (rank, number); numbers that no longer wait are stale
         self._prefilling: dict[int, Iterator[None]] = {}  # slot -> the rest of its prefill
         self._next_number, self._turn = 0, 0
         self.counts = {"prompt_tokens": 0, "cached_tokens": 0, "chunks": 0, "tokens": 0, "steps": 0, "live_rows": 0}
@@ -169,6 +179,8 @@ class Engine:
             num_guides=len(self.plan.models) - 1,
             has_bytes=self.pieces is not None,
         )
+        if request.processor_rows is not None:
+            programs.check_rows(tuple(request.processor_rows), self._first_rows)
 
     def submit(self, request: Request) -> int:
         """Queue a request; its number, which its `News` carry.
@@ -177,19 +189,21 @@ class Engine:
             InputError: a field is out of range; nothing is queued.
         """
         self.check(request)
+        return self._submit_checked(request)
+
+    def _submit_checked(self, request):
         number = self._next_number
         self._next_number += 1
         matcher = stopping.Matcher(self.pieces, request.stop) if self.pieces is not None else None
         seed = sampling.row_key_bits(request.seed, self.seed, number)
-        self._enqueue(_Job(number, request, Answer(number, request), seed, matcher))
+        rank = -request.max_new_tokens if self.order == "longest" else 0
+        self._enqueue(_Job(number, request, Answer(number, request), seed, matcher), rank)
         return number
 
     def cancel(self, number: int) -> Answer | None:
         """Take a request out; what it has written so far, or None if it is not here."""
-        for job in self._waiting:
-            if job.number == number:
-                self._waiting.remove(job)
-                return self._finish(job, "cancelled")
+        if number in self._waiting:
+            return self._finish(self._waiting.pop(number), "cancelled")
         for i, slot in enumerate(self._slots):
             if slot.job is not None and slot.job.number == number:
                 job, slot.job = slot.job, None
@@ -204,12 +218,16 @@ class Engine:
                 job, slot.job = slot.job, None
                 self._prefilling.pop(i, None)
                 job.num_replayed, job.scores = len(job.answer.tokens), []
-                self._waiting.appendleft(job)
+                self._enqueue(job, -math.inf)
                 return True
         return False
 
     def advance(self) -> list[News]:
-        """Admit, prefill and decode once; what is new. Empty when nothing runs and nothing waits."""
+        """Admit, prefill and decode once; what is new. It may be nothing while an evicted answer is decoded again.
+
+        Raises:
+            FloatingPointError: logits are NaN.
+        """
         news = self._fill()
         is_live_B = np.array([s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)])
         if is_live_B.any():
@@ -217,9 +235,16 @@ class Engine:
         return news
 
     def run(self, all_requests: Iterable[Request]) -> Iterator[Answer]:
-        """Serve these requests; answers in the order in which they end."""
+        """Serve these requests; answers in the order in which they end, with those of requests submitted before.
+
+        Raises:
+            InputError: a request is refused; then none of them is queued.
+        """
+        all_requests = list(all_requests)
         for request in all_requests:
-            self.submit(request)
+            self.check(request)
+        for request in all_requests:
+            self._submit_checked(request)
         while self.num_waiting or self.num_busy:
             for news in self.advance():
                 if news.is_done:
@@ -229,25 +254,29 @@ class Engine:
         """Serve these requests; answers in the requests' order."""
         return sorted(self.run(all_requests), key=lambda answer: answer.number)
 
-    def _enqueue(self, job):
-        if self.order != "longest":
-            self._waiting.append(job)
-            return
-        place = len(self._waiting)  # behind all that are at least as long, so equals keep their order
-        while place and self._waiting[place - 1].request.max_new_tokens < job.request.max_new_tokens:
-            place -= 1
-        self._waiting.insert(place, job)
+    def _enqueue(self, job, rank):
+        """Let the job wait behind all of lower or equal rank."""
+        self._waiting[job.number] = job
+        heapq.heappush(self._queue, (rank, job.number))
+
+    def _next_job(self):
+        while (number := heapq.heappop(self._queue)[1]) not in self._waiting:
+            pass  # cancelled while it waited
+        return self._waiting.pop(number)
 
     def _fill(self):
-        """Admit while a slot is free, and prefill; requests that end without writing are news."""
+        """Admit while a slot is free, and prefill; requests that end without writing are news.
+
+        A queue of such requests is not read to its end in one go: the caller gets some, and may cancel the others.
+        """
         news: list[News] = []
         left = self.chunks_per_turn
         if not any(s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)):
             left = None  # nobody writes, so nobody is kept waiting
-        while left is None or left > 0:
+        while (left is None or left > 0) and len(news) < len(self._slots):
             free = [i for i, slot in enumerate(self._slots) if slot.job is None]
             if not self._prefilling and free and self._waiting:
-                self._admit(self._waiting.popleft(), free)
+                self._admit(self._next_job(), free)
             if not self._prefilling:
                 break
             slot = next(iter(self._prefilling))
@@ -269,7 +298,7 @@ class Engine:
     def _admit(self, job, free):
         """Give the request a free slot, with what other slots know of its prompts."""
         request, plan = job.request, self.plan
-        prompts = [list(request.prompt), *map(list, request.guide_prompts)]
+        prompts = [list(map(int, prompt)) for prompt in (request.prompt, *request.guide_prompts)]
         if plan.draft is not None:
             prompts.append(prompts[0])
         wanted = [self.prefixes.whole_chunks(prompt) for prompt in prompts]
@@ -346,7 +375,6 @@ class Engine:
     def _decode(self, is_live_B):
         """One dispatch, and what it wrote."""
         plan = self.plan
-        is_full = bool(self._waiting) and bool(is_live_B.all())
         may_leave = np.bool_(bool(self._waiting) or bool(self._prefilling))
         self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
         jobs = [slot.job for slot in self._slots]
@@ -356,7 +384,7 @@ class Engine:
         self.counts["dispatches"] += 1
         self.counts["steps"] += int(fetched["num_steps"])
         self.counts["live_rows"] += int(fetched["num_live"])
-        if is_full or self._waiting:
+        if self._waiting:
             self.counts["full_steps"] += int(fetched["num_steps"])
             self.counts["full_live_rows"] += int(fetched["num_live"])
         return [
@@ -380,7 +408,9 @@ class Engine:
         for k in range(skipped, num):
             token = int(ids[k])
             if token >= self.plan.models[0].vocab_size:
-                raise FloatingPointError(f"request {job.number}: the logits are not numbers; are the weights damaged?")
+                raise FloatingPointError(
+                    f"request {job.number}: the logits are not numbers; are the weights damaged, or a processor?"
+                )
             top = []
             if request.logprobs:
                 pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
@@ -420,11 +450,20 @@ class Engine:
         return job.answer
 
 
-def _check_members(members, num_slots, num_draft, has_draft):
+def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_draft: int) -> None:
+    """Refuse sizes of an engine that are out of range or do not fit one another; see `Engine`.
+
+    Raises:
+        InputError: the message begins with the size's name.
+    """
     if num_slots < 1:
         raise InputError(f"num_slots={num_slots} must be at least 1")
-    if num_draft < 0:
-        raise InputError(f"num_draft={num_draft} must be at least 0; 0 switches speculation off")
+    network.check_lengths(-(-max_len // max(chunk, 1)) * chunk, block, chunk)
+    if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
+        raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
+
+
+def _check_members(members, num_draft, has_draft):
     if has_draft and not num_draft:
         raise InputError("a draft model is there and num_draft=0, so it would guess nothing; 4 is a usual number")
     sizes = [m.vocab_size for m, _ in members]

@@ -13,6 +13,7 @@ Dimensions: N blocks of C positions, B slots, R rows of one call, T tokens of a 
 M = H/G*T queries of one key/value head, K head width, J = K/2, D model width, F feed-forward, V vocabulary.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -53,13 +54,17 @@ def prepare(
         dtype: "int8" rounds every matrix but the embedding to eight bits, with one scale for each output; "" keeps
             the model's dtype.
     """
-    params = nn.meta.unbox(params)
+    return _separate(model, mesh if mesh is not None and mesh.size > 1 else None, dtype)(nn.meta.unbox(params))
+
+
+@functools.lru_cache(maxsize=8)  # an engine made again for the same model, as in every evaluation, compiles nothing
+def _separate(model, mesh, dtype):
+    """The compiled function from parameters to weights."""
     is_int8, D = dtype == "int8", model.model_dim
 
     def two_sided(name, kernel):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
 
-    @jax.jit
     def separate(params):
         layers = []
         for i in range(model.num_layers):
@@ -68,29 +73,28 @@ def prepare(
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
             layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
         head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
-        return {
+        weights = {
             "embedding": params["embedding"].astype(model.dtype),
             "head": quantise(head_DV) if is_int8 else head_DV,
             "final_norm": params["final_norm"],
             "layers": layers,
         }
-
-    if mesh is None or mesh.size == 1:
-        return separate(params)
-    weights = jax.eval_shape(separate, params)
+        return weights if mesh is None else jax.lax.with_sharding_constraint(weights, places(weights))
 
     def place(axes):
         return lambda x: NamedSharding(mesh, _split(model, axes[-x.ndim :], mesh))  # a scale has the output's axis
 
-    places = {
-        "embedding": jax.tree.map(place(("vocab", None)), weights["embedding"]),
-        "head": jax.tree.map(place((None, "vocab")), weights["head"]),
-        "final_norm": NamedSharding(mesh, PartitionSpec()),
-        "layers": [
-            {name: jax.tree.map(place(_axes(name)), x) for name, x in layer.items()} for layer in weights["layers"]
-        ],
-    }
-    return jax.jit(separate, out_shardings=places)(params)
+    def places(weights):
+        return {
+            "embedding": jax.tree.map(place(("vocab", None)), weights["embedding"]),
+            "head": jax.tree.map(place((None, "vocab")), weights["head"]),
+            "final_norm": NamedSharding(mesh, PartitionSpec()),
+            "layers": [
+                {name: jax.tree.map(place(_axes(name)), x) for name, x in layer.items()} for layer in weights["layers"]
+            ],
+        }
+
+    return jax.jit(separate)
 
 
 def quantise(kernel_XY: jax.Array) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ Prefill covers a prompt but for its last token. That one is the first token of d
 are chosen in one program only.
 
 Dimensions: B slots, S positions of a row, V vocabulary, T draft tokens, U = T+1, E ids of a list, W models (the base,
-then its guides), C tokens of a chunk, O tokens that a row writes in one dispatch at most.
+its guides, and the draft if there is one), C tokens of a chunk, O tokens that a row writes in one dispatch at most.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import guided, network, sampling, speculation
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
+from alignment.errors import InputError
 from alignment.models import decoder
 
 State = dict[str, Any]
@@ -41,6 +42,7 @@ class Plan:
         num_draft: tokens guessed in each step, T; 0: no speculation.
         num_slots, max_len, block, chunk: see `network.init_cache`.
         num_steps: steps of a dispatch, at most.
+        num_ids: tokens from this id on are never chosen; None: all may be.
         processors: pure functions on the logits, applied in this order, after penalties and before the draw.
         mesh: None for one device.
         cache_dtype: see `network.init_cache`.
@@ -54,6 +56,7 @@ class Plan:
     num_steps: int = 16
     draft: decoder.DecoderLM | None = None
     num_draft: int = 0
+    num_ids: int | None = None
     processors: tuple[Processor, ...] = ()
     mesh: Mesh | None = None
     cache_dtype: str = ""
@@ -96,6 +99,32 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
         },
     }
     return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
+
+
+def check_states(states: tuple[Any, ...], num_processors: int, num_slots: int) -> None:
+    """Refuse states of processors that are not one tree of arrays [num_slots,...] for each.
+
+    Raises:
+        InputError: see above.
+    """
+    if len(states) != num_processors:
+        raise InputError(
+            f"processor_states has {len(states)} entries; give one for each of {num_processors} processors"
+        )
+    for shape in map(np.shape, jax.tree.leaves(states)):
+        if shape[:1] != (num_slots,):
+            raise InputError(f"processor_states has an array of shape {shape}; num_slots={num_slots} must come first")
+
+
+def check_rows(rows: tuple[Any, ...], first_rows: tuple[Any, ...]) -> None:
+    """Refuse a request's start of the processors' states if it does not look like the engine's own.
+
+    Raises:
+        InputError: see above.
+    """
+    wanted, given = ([jax.tree.structure(x), *map(np.shape, jax.tree.leaves(x))] for x in (first_rows, rows))
+    if given != wanted:
+        raise InputError(f"processor_rows is a tree {given}; the processors' states are, for one slot, {wanted}")
 
 
 def _places(plan, state):
@@ -269,7 +298,9 @@ def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
     B, S = state["tokens"].shape
     rows_B, options, position_WB = jnp.arange(B), state["options"], state["position"]
     next_B = position_WB[0] + 1  # where the new token stands, and the number of tokens so far
-    adjusted_BV = sampling.adjust(logits_BV, options, state["num_written"], state["is_in_prompt"])
+    adjusted_BV = sampling.adjust(logits_BV, options, state["num_written"], state["is_in_prompt"], is_writing_B)
+    if plan.num_ids is not None and plan.num_ids < logits_BV.shape[1]:
+        adjusted_BV = jnp.where(jnp.arange(logits_BV.shape[1])[None] < plan.num_ids, adjusted_BV, -jnp.inf)
     processor_states = []
     for fn, old in zip(plan.processors, state["processors"]):
         adjusted_BV, new = fn(adjusted_BV, state["tokens"], next_B, old)

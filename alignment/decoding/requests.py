@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import numbers
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,8 @@ from alignment.errors import InputError
 NUM_STOP_IDS = 16  # stop tokens that the device compares with; the host compares with the rest
 NUM_BIASES = 512
 MAX_LOGPROBS = 20
+# The device computes in float32: beyond these, products with logits overflow, and one request's NaN would end the run.
+MAX_TEMPERATURE = MAX_PENALTY = MAX_WEIGHT = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Request:
         logit_bias: token id -> what is added to its logit.
         stop_ids: tokens that end the answer; the token itself is the answer's last one.
         stop: texts that end the answer, also across tokens; the engine needs the tokens' bytes for them.
-        seed: of the draws; None takes one from the engine's seed and the number of the request.
+        seed: of the draws, modulo 2^32; None takes one from the engine's seed and the number of the request.
         sample: which of several samples of one prompt this is.
         logprobs: how many of the best tokens come with every token of the answer, 0 to 20; None: none, and the chosen
             token's log-probability comes all the same.
@@ -141,29 +145,37 @@ def check(request: Request, *, vocab_size: int, max_len: int, num_guides: int = 
                 f"guide_prompts[{number}] has {len(prompt)} tokens and max_new_tokens={request.max_new_tokens}; "
                 f"together they must be at most {max_len}, the cache's length"
             )
-    _check_range("base_weight", request.base_weight, -math.inf, math.inf)
+    _check_range("base_weight", request.base_weight, -MAX_WEIGHT, MAX_WEIGHT)
     if not num_guides and request.base_weight != 1:
         raise InputError(f"base_weight={request.base_weight} means nothing without a guiding model; leave it at 1")
     for number, weight in enumerate(request.guide_weights):
-        _check_range(f"guide_weights[{number}]", weight, -math.inf, math.inf)
+        _check_range(f"guide_weights[{number}]", weight, -MAX_WEIGHT, MAX_WEIGHT)
 
 
 def check_options(request: Request, *, vocab_size: int | None = None) -> None:
     """The part of `check` that does not read the prompt; for the start of a run, before any weights are read."""
     _check_count("max_new_tokens", request.max_new_tokens, 0)
-    _check_range("temperature", request.temperature, 0, math.inf)
+    _check_range("temperature", request.temperature, 0, MAX_TEMPERATURE)
     _check_count("top_k", request.top_k, 0)
     if not (_is_number(request.top_p) and 0 < request.top_p <= 1):
         raise InputError(f"top_p={request.top_p!r} must be above 0 and at most 1; 1 keeps all tokens")
     _check_range("min_p", request.min_p, 0, 1)
-    if not (_is_number(request.repetition_penalty) and 0 < request.repetition_penalty < math.inf):
-        raise InputError(f"repetition_penalty={request.repetition_penalty!r} must be above 0; 1 switches it off")
+    if not (_is_number(request.repetition_penalty) and 1 / MAX_PENALTY <= request.repetition_penalty <= MAX_PENALTY):
+        raise InputError(
+            f"repetition_penalty={request.repetition_penalty!r} must be from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}; 1 "
+            "switches it off"
+        )
     _check_range("frequency_penalty", request.frequency_penalty, -100, 100)
     _check_range("presence_penalty", request.presence_penalty, -100, 100)
     if request.logprobs is not None and not (_is_int(request.logprobs) and 0 <= request.logprobs <= MAX_LOGPROBS):
         raise InputError(f"logprobs={request.logprobs!r} must be a whole number from 0 to {MAX_LOGPROBS}")
     if request.seed is not None and not _is_int(request.seed):
         raise InputError(f"seed={request.seed!r} must be a whole number")
+    _check_count("sample", request.sample, 0)
+    if request.sample >= 1 << 32:
+        raise InputError(f"sample={request.sample} must be below 2^32")
+    if isinstance(request.stop, str):
+        raise InputError(f"stop={request.stop!r} is one text; give a list of texts, or every letter would be one")
     for text in request.stop:
         if not isinstance(text, str) or not text:
             raise InputError(f"stop={list(request.stop)!r} has an entry that is not a text of at least one letter")
@@ -182,8 +194,9 @@ def _check_prompt(name: str, prompt: Sequence[int], vocab_size: int) -> None:
 
 
 def _check_ids(name: str, ids: Sequence[int], vocab_size: int | None) -> None:
+    end = math.inf if vocab_size is None else vocab_size
     for i in ids:
-        if isinstance(i, bool) or not hasattr(i, "__index__") or i < 0 or (vocab_size is not None and i >= vocab_size):
+        if isinstance(i, bool) or not _is_index(i) or not 0 <= i < end:
             limit = "a token id" if vocab_size is None else f"a token id from 0 to {vocab_size - 1}"
             raise InputError(f"{name} has {i!r}, which is not {limit}")
 
@@ -195,14 +208,20 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
-        wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        wanted = "a finite number" if low == -math.inf else f"{wanted} and finite"
-        raise InputError(f"{name}={value!r} must be {wanted}")
+        raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
+
+
+def _is_index(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)  # numpy's integers as well
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)

@@ -21,6 +21,7 @@ def adjust(
     options: Mapping[str, jax.Array],
     num_written_BV: jax.Array,
     is_in_prompt_BV: jax.Array,
+    is_live_B: jax.Array,
 ) -> jax.Array:
     """Logits after the bias and the three penalties.
 
@@ -32,6 +33,7 @@ def adjust(
         options: `repetition_penalty` > 0, `frequency_penalty`, `presence_penalty` [B] and `bias` [B,V].
         num_written_BV: how often the answer has each token.
         is_in_prompt_BV: whether the prompt has it.
+        is_live_B: rows whose result is read. What others want, left over from their last request, costs nothing.
     """
     names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     repetition_B1, frequency_B1, presence_B1 = (options[name][:, None] for name in names)
@@ -42,9 +44,9 @@ def adjust(
         logits_BV = jnp.where(is_written_BV | is_in_prompt_BV, divided_BV, logits_BV)
         return logits_BV - frequency_B1 * num_written_BV - presence_B1 * is_written_BV
 
-    is_wanted = jnp.any((repetition_B1 != 1) | (frequency_B1 != 0) | (presence_B1 != 0))
-    logits_BV = jax.lax.cond(is_wanted, penalised, lambda x: x, logits_BV)
-    return jax.lax.cond(jnp.any(options["has_bias"]), lambda x: x + options["bias"], lambda x: x, logits_BV)
+    is_wanted_B1 = (repetition_B1 != 1) | (frequency_B1 != 0) | (presence_B1 != 0)
+    logits_BV = jax.lax.cond(jnp.any(is_wanted_B1 & is_live_B[:, None]), penalised, lambda x: x, logits_BV)
+    return jax.lax.cond(jnp.any(options["has_bias"] & is_live_B), lambda x: x + options["bias"], lambda x: x, logits_BV)
 
 
 def choose(
@@ -63,21 +65,19 @@ def choose(
         is_live_B: rows whose result is read.
     """
     temperature_B = options["temperature"]
+    is_drawn_B = is_live_B & (temperature_B > 0)
+    # `keep` asks whether any row wants a filter, so a row that is not read or not drawn must want none
+    filters = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    top_k_B, top_p_B, min_p_B = (jnp.where(is_drawn_B, options[name], off) for name, off in filters.items())
 
     def drawn():
         scaled_BV = logits_BV / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
-        is_filtered_B = (options["top_k"] > 0) | (options["top_p"] < 1) | (options["min_p"] > 0)
-        is_filtered = jnp.any(is_filtered_B & is_live_B & (temperature_B > 0))
-        scaled_BV = jax.lax.cond(
-            is_filtered,
-            lambda x: keep(x, options["top_k"], options["top_p"], options["min_p"]),
-            lambda x: x,
-            scaled_BV,
-        )
+        is_filtered = jnp.any((top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0))
+        scaled_BV = jax.lax.cond(is_filtered, lambda x: keep(x, top_k_B, top_p_B, min_p_B), lambda x: x, scaled_BV)
         noisy_BV = scaled_BV + gumbel(options["seed"], options["sample"], positions_B, logits_BV.shape[1])
         return jnp.where(temperature_B > 0, best(noisy_BV), best(logits_BV))
 
-    return jax.lax.cond(jnp.any(is_live_B & (temperature_B > 0)), drawn, lambda: best(logits_BV))
+    return jax.lax.cond(jnp.any(is_drawn_B), drawn, lambda: best(logits_BV))
 
 
 def best(x_BV: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ def is_in(ids_B: jax.Array, lists_BE: jax.Array) -> jax.Array:
 
 
 def row_key_bits(seed: int | None, default: int, number: int) -> np.uint32:
-    """A request's seed as the device takes it; without one, from the engine's seed and the request's number."""
+    """A request's seed as the device takes it, modulo 2^32; without one, from the engine's seed and its number."""
     if seed is not None:
         return np.uint32(seed % (1 << 32))
-    return np.uint32(np.random.SeedSequence([default, number]).generate_state(1)[0])
+    return np.uint32(np.random.SeedSequence([default % (1 << 64), number]).generate_state(1)[0])

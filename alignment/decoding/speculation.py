@@ -3,9 +3,8 @@
 A guess is right when it is the very token that the model chooses at its place. At temperature 0 that is the likeliest
 one; in a draw it is the one that the request's noise at that position picks (see `sampling.choose`), and a draft model
 draws with the same noise, so it often picks the same. The output is therefore the target's own, token for token,
-whatever was
-guessed: no second distribution enters, and nothing needs to be corrected (drafter-invariant speculation, Daliri et al.
-2024, arXiv:2408.07978).
+whatever was guessed: no second distribution enters, and nothing needs to be corrected (drafter-invariant speculation,
+Daliri et al. 2024, arXiv:2408.07978).
 
 Dimensions: B slots, T guesses, S positions of a row, V vocabulary.
 """

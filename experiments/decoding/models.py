@@ -83,7 +83,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         value = c.engine[name]
         if value < least:
             raise InputError(f"engine.{name}={value} must be at least {least}")
-    network.check_lengths(c.engine.chunk, c.engine.block, c.engine.chunk)
+    engines.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
     if c.draft_from and not c.engine.num_draft:
@@ -185,7 +185,12 @@ def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engine
         options: more of `Engine`'s arguments.
     """
     sizes = {**c.engine, "max_len": c.engine.max_len + c.engine.num_draft}
-    known = {"pieces": model.pieces, "stop_ids": model.tok.stop_ids, "draft": model.draft}
+    known = {
+        "pieces": model.pieces,
+        "num_ids": model.tok.vocab_size,
+        "stop_ids": model.tok.stop_ids,
+        "draft": model.draft,
+    }
     return engines.Engine(model.network, model.params, **{**sizes, **known, **options})
 
 

@@ -309,6 +309,7 @@ def test_seeds_are_the_request_s_or_follow_from_the_engine_s_and_its_number(lm):
     requests = [Request([3], 12, temperature=2.0) for _ in range(3)]
     first, again, other = ([a.ids for a in make(lm, seed=s).answers(requests)] for s in (0, 0, 1))
     assert first == again != other and len({*map(tuple, first)}) == 3
+    assert len(make(lm, seed=-1).answers(requests)) == 3
     seeded = [dataclasses.replace(r, seed=5) for r in requests]
     assert len({tuple(a.ids) for a in make(lm).answers(seeded)}) == 1
 
@@ -318,6 +319,8 @@ def test_seeds_are_the_request_s_or_follow_from_the_engine_s_and_its_number(lm):
     [
         (dict(prompt=[]), "prompt is empty"),
         (dict(prompt=[VOCAB]), "token id"),
+        (dict(prompt=[1.0]), "token id"),
+        (dict(prompt=np.ones((2, 2), int)), "token id"),
         (dict(prompt=[1] * 40, max_new_tokens=20), "at most 48"),
         (dict(max_new_tokens=-1), "max_new_tokens"),
         (dict(temperature=-0.1), "temperature"),
@@ -333,6 +336,13 @@ def test_seeds_are_the_request_s_or_follow_from_the_engine_s_and_its_number(lm):
         (dict(logprobs=21), "logprobs"),
         (dict(guide_weights=[1.0]), "guide"),
         (dict(seed=1.5), "seed"),
+        (dict(sample=-1), "sample"),
+        (dict(sample=1 << 32), "sample"),
+        (dict(stop="abc"), "one text"),
+        (dict(temperature=1e39), "temperature"),  # infinite on the device
+        (dict(repetition_penalty=1e39), "repetition_penalty"),
+        (dict(repetition_penalty=1e-46), "repetition_penalty"),
+        (dict(processor_rows=[()]), "processor_rows"),
     ],
 )
 def test_requests_out_of_range_are_refused_by_the_field_s_name(lm, fields, word):
@@ -340,6 +350,75 @@ def test_requests_out_of_range_are_refused_by_the_field_s_name(lm, fields, word)
     with pytest.raises(InputError, match=word):
         server.submit(Request(**{"prompt": [1], "max_new_tokens": 8, **fields}))
     assert server.num_waiting == 0
+
+
+def test_weights_that_overflow_are_refused(lm):
+    server = make(lm, guides=[lm])
+    for weights in (dict(guide_weights=[1e38]), dict(guide_weights=[1.0], base_weight=-1e38)):
+        with pytest.raises(InputError, match=next(iter(reversed(weights)))):
+            server.submit(Request([1], 8, guide_prompts=[[1]], **weights))
+
+
+def test_numbers_may_be_numpy_s(lm):
+    plain = Request([3, 4], 3, temperature=0.5, top_k=3, seed=7)
+    numpy = Request(np.array([3, 4]), np.int64(3), temperature=np.float32(0.5), top_k=np.int32(3), seed=np.int64(7))
+    first, second = make(lm).answers([plain, numpy])
+    assert first.ids == second.ids
+
+
+def test_where_one_of_several_requests_is_refused_none_is_queued(lm):
+    server = make(lm)
+    with pytest.raises(InputError, match="prompt is empty"):
+        server.answers(iter([Request([3], 2), Request([], 2)]))
+    assert server.num_waiting == 0 and [a.request.prompt for a in server.answers([Request([4], 2)])] == [[4]]
+
+
+def test_requests_for_no_tokens_are_answered_in_parts(lm):
+    server = make(lm, num_slots=2)
+    numbers = [server.submit(Request([i, i], 0)) for i in range(5)]
+    assert [n.answer.number for n in server.advance()] == numbers[:2]
+    assert server.cancel(numbers[2]).finish_reason == "cancelled"
+    assert [a.number for a in server.run([])] == numbers[3:]
+
+
+def test_an_evicted_request_goes_first_and_cancelled_ones_never(lm):
+    server = make(lm, num_slots=1, order="longest")
+    numbers = [server.submit(Request([3], n)) for n in (6, 9, 3)]
+    server.advance()
+    assert server.preempt(numbers[1]) and not server.preempt(numbers[1])
+    server.submit(Request([3], 20))
+    server.cancel(numbers[0])
+    assert [(a.number, len(a.ids)) for a in server.run([])] == [(1, 9), (3, 20), (2, 3)]
+    assert server.num_waiting == 0
+
+
+@pytest.mark.parametrize("num_draft", [0, 2])
+def test_ids_that_no_token_has_are_never_written(lm, num_draft):
+    requests = [Request(p, 8, temperature=t, seed=1, logit_bias={16: 9.0}) for p in PROMPTS for t in (0.0, 3.0)]
+    assert max(i for a in make(lm).answers(requests) for i in a.ids) == 16
+    answers = make(lm, num_ids=5, num_draft=num_draft).answers(requests)
+    assert {i for a in answers for i in a.ids} == {0, 1, 2, 3, 4}
+    prompt, first = list(PROMPTS[0]), answers[0].tokens[0]
+    exact = all_logprobs(lm, prompt)[-1]
+    assert first.id == exact[:5].argmax() and abs(first.logprob - exact[first.id]) < 1e-4
+    with pytest.raises(InputError, match="num_ids=18"):
+        make(lm, num_ids=18)
+
+
+def test_states_that_do_not_fit_the_processors_are_refused(lm):
+    for states in ([], [{"calls": np.zeros(2)}]):
+        with pytest.raises(InputError, match="processor_states"):
+            make(lm, processors=[forbid_repeats], processor_states=states)
+    server = make(lm, processors=[forbid_repeats], processor_states=[{"calls": np.zeros(3)}])
+    for rows in ([], [{"count": np.float32(0)}], [{"calls": np.zeros(2)}]):
+        with pytest.raises(InputError, match="processor_rows"):
+            server.submit(Request([3], 2, processor_rows=rows))
+
+
+@pytest.mark.parametrize("sizes", [dict(num_slots=0), dict(num_draft=-1), dict(num_draft=9), dict(block=3)])
+def test_sizes_out_of_range_are_refused(lm, sizes):
+    with pytest.raises(InputError, match=next(iter(sizes))):
+        make(lm, **sizes)
 
 
 def test_a_stop_text_needs_the_tokens_bytes(lm):

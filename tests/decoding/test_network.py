@@ -87,6 +87,13 @@ def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
     assert not params["embedding"].is_deleted()
 
 
+def test_preparing_again_compiles_nothing():
+    model, params = random_lm()
+    for _ in range(2):
+        network.prepare(model, params)
+    assert network._separate(model, None, "")._cache_size() == 1
+
+
 def test_copied_blocks_are_the_source_s_bits_and_only_those():
     model, _ = random_lm()
     cache = network.init_cache(model, 3, 32, block=4, chunk=8)

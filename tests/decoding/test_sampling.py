@@ -98,8 +98,18 @@ def test_penalties_and_bias_are_the_formulas():
     row = {name: jnp.float32(x) for name, x in row.items()}
     row |= {"bias": jnp.float32([[0, 0, 0, 7.0]]), "has_bias": jnp.array([True])}
     written, in_prompt = jnp.array([[3, 0, 0, 0]]), jnp.array([[False, True, False, False]])
-    got = sampling.adjust(jnp.asarray(logits), row, written, in_prompt)
+    got = sampling.adjust(jnp.asarray(logits), row, written, in_prompt, jnp.array([True]))
     np.testing.assert_allclose(got, [[2.0 / 2 - 3 * 0.5 - 0.25, -2.0 * 2, 1.0, 0.5 + 7]])
+
+
+def test_what_an_idle_row_wants_costs_nothing():
+    """The costly branches would divide by this row's penalty of 0, and drop all but one token of the other row."""
+    row = dict(repetition_penalty=[0.0, 1.0], frequency_penalty=[0.0, 0.0], presence_penalty=[0.0, 0.0])
+    row = {name: jnp.float32(x) for name, x in row.items()}
+    row |= {"bias": jnp.ones((2, 4)), "has_bias": jnp.array([True, False])}
+    logits, is_live = jnp.float32([[2.0, -2.0, 1.0, 0.5]] * 2), jnp.array([False, True])
+    got = sampling.adjust(logits, row, jnp.ones((2, 4), jnp.int32), jnp.ones((2, 4), bool), is_live)
+    np.testing.assert_array_equal(got, logits)
 
 
 def test_log_probabilities_come_with_the_best_tokens():
