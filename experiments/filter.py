@@ -45,6 +45,7 @@ TOO_MANY_BAD = 3  # exit code
 TOKENS_PER_SECOND = (500, 2_000, 10_000)  # of a rewriter, per device, for the cost sheet
 BYTES_PER_TOKEN = 4
 POLL_SECONDS = 5.0
+ALL_SLICES = ("band", "clusters", "paragraphs", "stand_in")  # stages whose tasks are not one a slice
 REDOING = "redoing.json"  # in the workdir, while a run does stages again: a restart goes on with that
 
 
@@ -230,7 +231,8 @@ def stages(settings: Mapping[str, Any], pieces: Sequence[slices.Slice]) -> dict[
     bands = [(name, band) for name, num in num_bands.items() for band in range(num)]
     lines = {"paragraphs": [settings["paragraphs"]]} if "paragraphs" in settings else {}
     scores = {f"score.{name}": pieces for name in settings["align"]["scorers"]}
-    return {"screen": pieces, "band": bands, "clusters": [num_bands], **lines, **scores, "align": pieces}
+    copies = {"fallen": pieces, "stand_in": [None]} if "stand_in" in settings else {}
+    return {"screen": pieces, "band": bands, "clusters": [num_bands], **lines, **scores, **copies, "align": pieces}
 
 
 def redo(job: jobs.Job, c: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -246,7 +248,7 @@ def redo(job: jobs.Job, c: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     note, names = workdir / REDOING, sorted(c.redo)
     is_restart = note.exists() and json.loads(note.read_text("utf-8")) == names
     for name in c.redo:
-        for stage in known if not name.startswith("score.") else (name, "align"):
+        for stage in after(name, known) if name.startswith("score.") else known:
             shards.forget(job.outputs, stage, job.hashes[stage])
         for stage in () if is_restart else after(name, known):
             shards.forget(job.outputs, stage, "", which=is_mine)
@@ -260,7 +262,8 @@ def redo(job: jobs.Job, c: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 def after(name: str, stages: Sequence[str]) -> list[str]:
     """A stage, and the stages that build on what it writes."""
     later = stages[list(stages).index(name) :]
-    return [name, "align"] if name.startswith("score.") else list(later)
+    others = [stage for stage in later[1:] if stage.startswith("score.")] if name.startswith("score.") else []
+    return [stage for stage in later if stage not in others]
 
 
 def _is_of_share(task: int, *, index: int, count: int) -> bool:
@@ -336,7 +339,7 @@ def write_manifest(outputs: pathlib.Path, job: jobs.Job, pieces: Sequence[slices
     """One row a slice: where it lies, and what each stage made of it, with checksums."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        by_slice = [stage for stage in job.hashes if stage not in ("band", "clusters", "paragraphs")]
+        by_slice = [stage for stage in job.hashes if stage not in ALL_SLICES]
         notes = [shards.each_finished(outputs, stage, job.hashes[stage]) for stage in by_slice]
         for piece, *stage_notes in zip(pieces, *notes, strict=True):
             row = {"slice": piece.index, "file": piece.name, "start": piece.start, "stop": piece.stop}

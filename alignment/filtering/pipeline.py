@@ -11,7 +11,7 @@ of files; `clean` takes a list that fits in memory through all of them. What eac
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,25 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
     return [_tagged(outcomes[place], row.get(tools.score), tools) for place, row in enumerate(scores)]
 
 
+def falls(scores: Scores, tools: Aligning) -> bool:
+    """Whether its scores drop a document, so that no rewriter is asked for it."""
+    return _outside(scores, tools.bounds) is not None or _action(scores, tools) in ("drop", "not_judged")
+
+
+def stand_ins(heads: Mapping[Any, Any], fallen: Container[Any]) -> dict[Any, Any]:
+    """{document that stays of its group of copies and has fallen: the first near copy of it that has not}.
+
+    Args:
+        heads: near copy -> the document that stays in its place; places are ordered.
+        fallen: places of documents that their scores drop.
+    """
+    chosen: dict[Any, Any] = {}
+    for place in sorted(heads):
+        if heads[place] in fallen and place not in fallen:
+            chosen.setdefault(heads[place], place)
+    return chosen
+
+
 def _action(scores: Scores, tools: Aligning) -> str:
     """One of `router.ACTIONS`, or why there is no score to route by: "not_scored" or "not_judged"."""
     scorer = tools.score.split(".")[0]
@@ -309,11 +328,16 @@ def clean(
     places = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     passed = [documents[i] | {"text": verdicts[i].text} for i in places]
     gone = duplicates(keys(passed, screening))
+    near = {at: first for at, (reason, first) in gone.items() if reason == "duplicate_near"}
+    waiting = [at for at in range(len(passed)) if at not in gone or at in near]
+    scored = score_fn([passed[at] for at in waiting]) if score_fn is not None else [{} for _ in waiting]
+    scores_of = dict(zip(waiting, scored, strict=True))
+    new_heads = stand_ins(near, {at for at, scores in scores_of.items() if falls(scores, aligning)})
+    gone = {at: (why, new_heads.get(head, head)) for at, (why, head) in gone.items() if at not in new_heads.values()}
+    unique_places = [at for at in waiting if at not in gone]
+    unique, scores = [passed[at] for at in unique_places], [scores_of[at] for at in unique_places]
     for at, (reason, first) in gone.items():
         rows[places[at]] = decision(passed[at], "drop", "duplicates", reason, {"stands_back_for": places[first]})
-    unique_places = [at for at in range(len(passed)) if at not in gone]
-    unique = [passed[at] for at in unique_places]
-    scores = score_fn(unique) if score_fn is not None else [{} for _ in unique]
     accepted = []
     for at, outcome in zip(unique_places, align(unique, scores, aligning), strict=True):
         rows[places[at]] = outcome.decision

@@ -172,6 +172,8 @@ def fit(
             finally:
                 writer.close()
             checkpoint.wait(manager)
+            if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
+                raise Stopped(f"stopped after step {int(run.state.step)} of {steps}")
             return run.state, summary
     finally:
         ACTIVE.clear()

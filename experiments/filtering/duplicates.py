@@ -14,6 +14,7 @@ from experiments.filtering import jobs
 from experiments.filtering.jobs import Job
 
 DUPLICATE_ID, EXACT, NEAR, EMPTIED = range(4)  # why a document goes for the sake of others
+IN_THE_END = "gone_in_the_end"  # folder of what goes once near copies stand in, see standing_in.py
 REASONS = ("duplicate id", "duplicate_exact", "duplicate_near", "duplicate_paragraphs")
 
 
@@ -112,13 +113,18 @@ def _without(groups: clusters.Clusters, bad: clusters.Clusters) -> clusters.Clus
     return clusters.Clusters(*columns)
 
 
-def gone_path(job: Job, index: int) -> pathlib.Path:
-    return pathlib.Path(job.outputs, f"stages/gone/{index:05d}.rows")
+def gone_path(job: Job, index: int, folder: str = "gone") -> pathlib.Path:
+    return pathlib.Path(job.outputs, f"stages/{folder}/{index:05d}.rows")
 
 
-def gone_of(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
-    """What goes of a slice: {at: (reason, slice and place of the one that stays)}."""
-    rows_R4 = np.fromfile(gone_path(job, index), "<i8").reshape(-1, 4)
+def gone_of(job: Job, index: int, *, in_the_end: bool = False) -> dict[int, tuple[int, int, int]]:
+    """What goes of a slice: {at: (reason, slice and place of the one that stays)}.
+
+    Args:
+        in_the_end: once near copies stand in for what scores drop; else before scores are known.
+    """
+    folder = IN_THE_END if in_the_end and "stand_in" in job.settings else "gone"
+    rows_R4 = np.fromfile(gone_path(job, index, folder), "<i8").reshape(-1, 4)
     return {at: tuple(reason_and_place) for at, *reason_and_place in rows_R4.tolist()}
 
 
@@ -146,15 +152,19 @@ def paragraphs(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"outputs": outputs}
 
 
-def passed(job: Job, index: int) -> Iterator[dict[str, Any]]:
-    """The documents of a slice that passed the rules, without duplicates and repeated lines; `at` is their place."""
+def candidates(job: Job, index: int) -> Iterator[dict[str, Any]]:
+    """The documents of a slice that are scored; `at` is their place.
+
+    They passed the rules, without repeated lines and without copies, but for near copies that may stand in.
+    """
     gone = all_gone(job, index)
-    return (row for row in _cut(job, index) if row["at"] not in gone)
+    waiting = {at for at, (reason, *_) in gone.items() if reason == NEAR and "stand_in" in job.settings}
+    return (row for row in _cut(job, index) if row["at"] not in gone or row["at"] in waiting)
 
 
-def all_gone(job: Job, index: int) -> dict[int, tuple[int, int, int]]:
+def all_gone(job: Job, index: int, *, in_the_end: bool = False) -> dict[int, tuple[int, int, int]]:
     """`gone_of`, and documents that consist of repeated lines alone."""
-    gone = gone_of(job, index)
+    gone = gone_of(job, index, in_the_end=in_the_end)
     if "paragraphs" in job.settings:
         blank = (row["at"] for row in _cut(job, index) if not row["document"]["text"].strip())
         gone |= {at: (EMPTIED, index, at) for at in blank if at not in gone}

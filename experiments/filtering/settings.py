@@ -81,6 +81,14 @@ def of(c: ml_collections.ConfigDict) -> dict[str, Any]:
     named = [name for name, s in c.scorers.items() if (s.path or s.url or name == deciding) and name not in c.skip]
     score = c.router.score if deciding in named else ""
     scorer_settings = {name: c.scorers[name].to_dict() for name in c.scorers}
+    falling = {
+        "score": score,
+        "bounds": {
+            f"{name}.score": [scorer_settings[name][end] for end in ("min_score", "max_score")] for name in named
+        },
+        **{key: c.router[key] for key in ("keep_at", "drop_at", "synthesise")},
+    }
+    may_fall = c.dedup.minhash and (score or any(_bounds(scorer_settings[name]) for name in named))
     return {
         "ending": ENDINGS.get(c.compression, c.compression),
         "screen": {
@@ -99,6 +107,7 @@ def of(c: ml_collections.ConfigDict) -> dict[str, Any]:
         },
         **({"paragraphs": c.paragraphs.to_dict()} if c.paragraphs.capacity is not None else {}),
         **{f"score.{name}": scorer_settings[name] for name in named},
+        **({"fallen": falling, "stand_in": {}} if may_fall else {}),
         "align": {
             "scorers": named,
             "score": score,
@@ -212,6 +221,9 @@ def hashes(settings: Mapping[str, Any], pieces: Sequence[Any]) -> dict[str, str]
     scores = [f"score.{name}" for name in settings["align"]["scorers"]]
     by_stage |= {stage: _digest(text, _with_content(settings[stage])) for stage in scores}
     scored = [by_stage[stage] for stage in scores]
+    if "stand_in" in settings:
+        by_stage["fallen"] = _digest(text, scored, settings["fallen"])
+        scored.append(by_stage.setdefault("stand_in", _digest(by_stage["fallen"], "stand_in")))
     return by_stage | {"align": _digest(text, scored, _align_content(settings["align"]))}
 
 

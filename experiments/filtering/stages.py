@@ -5,6 +5,8 @@
     clusters    all pairs -> which documents go, and which document stays in the place of each
     paragraphs  all slices in turn -> lines that an earlier document already had (optional)
     score.NAME  slice -> an attribute file beside the text
+    fallen      slice -> documents that their scores drop (where scores drop and near copies are looked for)
+    stand_in    all groups of copies -> which documents go in the end: near copies stand in for those that fell
     align       slice -> documents kept, rewritten or dropped by their scores, with every measurement
 
 A stage is a module-level function of (job, task), so that a process or a Ray worker can run it. What it writes depends
@@ -21,16 +23,14 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignment.errors import InputError
 from alignment.filtering import pipeline, tally
 from alignment.filtering.rules import chain as rules
 from data.corpus import documents as readers
 from data.corpus import shards, slices
-from experiments.filtering import duplicates, jobs
+from experiments.filtering import duplicates, jobs, standing_in
 from experiments.filtering import tools as filter_tools
 from experiments.filtering.jobs import Job
 
-CHUNKS = ".chunks"  # how an attribute ends that has a span a chunk; the others have one over the whole document
 PASSAGE_SHOWN = 200  # characters
 ROUTED = ("router", "rewriter", "gate")  # rules by which a safety score decides
 
@@ -46,7 +46,7 @@ def do(job: Job, numbered: tuple[str, int, Any]) -> dict[str, Any]:
 def stage_fn(stage: str) -> Callable[[Job, Any], dict[str, Any]]:
     if stage.startswith("score."):
         return functools.partial(score, name=stage.removeprefix("score."))
-    return {"screen": screen, "align": align, **duplicates.STAGES}[stage]
+    return {"screen": screen, "align": align, **duplicates.STAGES, **standing_in.STAGES}[stage]
 
 
 # Rules
@@ -133,11 +133,11 @@ def score(job: Job, piece: slices.Slice, *, name: str) -> dict[str, Any]:
     score_fn = filter_tools.scorer(name, job.stage(f"score.{name}"), with_chunks=True)
     folder = f"attributes/{name}"
     with job.writing(piece.index, (folder,)) as put:
-        for batch in jobs.batches(duplicates.passed(job, piece.index)):
+        for batch in jobs.batches(duplicates.candidates(job, piece.index)):
             documents = [row["document"] for row in batch]
             for document, scores in zip(documents, score_fn(documents), strict=True):
                 size = len(document["text"])
-                spans = {key: of if key.endswith(CHUNKS) else [[0, size, of]] for key, of in scores.items()}
+                spans = {key: of if key.endswith(standing_in.CHUNKS) else [[0, size, of]] for key, of in scores.items()}
                 put[folder].add({"id": document["id"], "attributes": spans})
     return {"outputs": job.outputs_of(piece.index, put)}
 
@@ -146,12 +146,12 @@ def aligned(
     job: Job, piece: slices.Slice, tools: pipeline.Aligning
 ) -> Iterator[tuple[dict, pipeline.Outcome, tuple, dict]]:
     """What passed a slice's rules, in order: its row, what became of it, its scores before and after, its chunks."""
-    names = job.settings["align"]["scorers"]
-    scored = [shards.read(job.path(f"attributes/{name}", piece.index)) for name in names]
-    for batch in jobs.batches(duplicates.passed(job, piece.index)):
-        attributes = [_attributes(job, piece, row["document"]["id"], scored) for row in batch]
-        scores = [{k: spans[0][2] for k, spans in of.items() if not k.endswith(CHUNKS)} for of in attributes]
-        chunks = [{k: spans for k, spans in of.items() if k.endswith(CHUNKS)} for of in attributes]
+    gone = duplicates.all_gone(job, piece.index, in_the_end=True)
+    scored = standing_in.scored(job, piece.index)
+    for batch in jobs.batches(row | {"attributes": of} for row, of in scored if row["at"] not in gone):
+        attributes = [row.pop("attributes") for row in batch]
+        scores = [standing_in.whole(of) for of in attributes]
+        chunks = [{k: spans for k, spans in of.items() if k.endswith(standing_in.CHUNKS)} for of in attributes]
         outcomes = pipeline.align([row["document"] for row in batch], scores, tools)
         yield from zip(batch, outcomes, zip(scores, _after(job, outcomes, scores), strict=True), chunks, strict=True)
 
@@ -170,17 +170,6 @@ def _after(job: Job, outcomes: Sequence[pipeline.Outcome], scores: Sequence[Mapp
     return after
 
 
-def _attributes(job: Job, piece: slices.Slice, id: str, scored: Sequence[Iterator[dict]]) -> dict[str, Any]:
-    """All attributes of the next document, by all scorers."""
-    attributes = {}
-    for rows in scored:
-        row = next(rows, {"id": None})
-        if row["id"] != id:
-            raise InputError(f"attributes of slice {piece.index} are of another text; remove {job.outputs}")
-        attributes |= row["attributes"]
-    return attributes
-
-
 def passage(text: str, spans: Sequence[tuple[int, int, float | None]]) -> str:
     """The start of the chunk with the highest value, the first of equal ones; "" where there is only one chunk."""
     known = [span for span in spans if span[2] is not None]
@@ -197,14 +186,17 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
     tools = filter_tools.aligning(job.stage("align"), job.scoring(), answers)
     kinds = {name: job.settings[f"score.{name}"]["kind"] for name in settings["scorers"]}
     perplexities = [f"{name}.score" for name, kind in kinds.items() if kind == "perplexity"]
-    log = _Log(piece, perplexities, num_samples=settings["samples"], score=settings["score"])
+    copies = standing_in.copies_of(job, piece.index)
+    log = _Log(piece, perplexities, num_samples=settings["samples"], score=settings["score"], copies=copies)
     source = job.settings["screen"]["read"]["source"] or readers.folder_of(piece.file)
     folders = ("documents", "decisions", "errors", "removed/duplicates", "removed/align")
     with job.writing(piece.index, folders) as put:
         for bad in shards.read(job.path("stages/bad", piece.index)):
             put["errors"].add(bad)
             tally.count(log.counts, source, "bad", 0, bad["reason"].split(":")[0])
-        gone = duplicates.all_gone(job, piece.index)
+        gone = duplicates.all_gone(job, piece.index, in_the_end=True)
+        if stood := len(standing_in.stood_in(job, piece.index)):
+            tally.add(log.counts, "copies/stand in", stood)
         dropped = ((row["at"], log.dropped, (row,)) for row in shards.read(job.path("stages/dropped", piece.index)))
         doubled = (row for row in duplicates.passed_rules(job, piece.index) if row["at"] in gone)
         copies = ((row["at"], log.duplicate, (row, *gone[row["at"]])) for row in doubled)
@@ -218,9 +210,17 @@ def align(job: Job, piece: slices.Slice) -> dict[str, Any]:
 class _Log:
     """Writes what became of one document to the shards it belongs in, and counts it."""
 
-    def __init__(self, piece: slices.Slice, perplexities: Sequence[str], *, num_samples: int, score: str):
+    def __init__(
+        self,
+        piece: slices.Slice,
+        perplexities: Sequence[str],
+        *,
+        num_samples: int,
+        score: str,
+        copies: Mapping[int, int],
+    ):
         self.piece, self.counts, self.perplexities = piece, tally.empty(), perplexities
-        self.num_samples, self.score = num_samples, score
+        self.num_samples, self.score, self.copies = num_samples, score, copies
 
     def dropped(self, put: Mapping[str, shards.Writer], dropped: Mapping[str, Any]) -> None:
         """A document that a rule dropped, as `screen` left it."""
@@ -261,6 +261,9 @@ class _Log:
         document = row["document"]
         decision = outcome.decision | {"text_sha256_in": row["sha256"]}
         put["decisions"].add(decision)
+        if outcome.text is None and (lost := self.copies.get(row["at"])):
+            tally.add(self.counts, "copies/groups lost")
+            tally.add(self.counts, "copies/lost", lost)
         if outcome.text is None:
             reason = {"filter_step": decision["rule"], "filter_reason": decision["reason"]}
             put["removed/align"].add(document | reason)
@@ -269,7 +272,7 @@ class _Log:
             tally.add(self.counts, "bytes_out", len(outcome.text.encode()))
         shown = {"before": document["text"], "after": outcome.text or ""}
         if decision["rule"] in ROUTED and (decision["rule"], decision["action"]) != ("router", "keep"):
-            highest = passage(document["text"], chunks.get(self.score.split(".")[0] + CHUNKS, ()))
+            highest = passage(document["text"], chunks.get(self.score.split(".")[0] + standing_in.CHUNKS, ()))
             shown |= {"highest passage": highest} if highest else {}
         self._count(decision, row["bytes"], shown)
         self._measure(outcome, *scores)

@@ -18,6 +18,9 @@ from experiments.launch import host, sweeps
 OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "volume", "bucket", "grace", "workdir")
 OWN += ("sweep_index",)
 SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
+STOPPED = 75  # exit code of a run that saved and wants to go on
+STOPS = 100  # times that such a run is started again: a service may be down for ever
+RESTARTS = 20  # of a JobSet, after crashes
 PORT = 8476  # of the coordinator, inside the job's own network
 
 
@@ -112,6 +115,8 @@ def slurm(
 ) -> str:
     """An sbatch script: an array over the points (none: one job), requeued when stopped after saving (exit code 75).
 
+    Slurm counts how often it started a job again, preemptions included; past STOPS of them a stop is final.
+
     Args:
         folder: absolute, on a file system that all nodes share.
         options: further `name=value` (or bare `name`) lines for #SBATCH.
@@ -138,7 +143,8 @@ def slurm(
         + (f"# points:\n{names}" if points else "")
         + f"set -uo pipefail\ncd {shlex.quote(os.getcwd())} || exit 1\nmkdir -p {shlex.quote(folder)}\n"
         f"srun {text}\ncode=$?\n"
-        'if [ "$code" -eq 75 ]; then  # stopped after saving: go on later\n'
+        f'if [ "$code" -eq {STOPPED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {STOPS} ]; then'
+        "  # stopped after saving: go on later\n"
         f'  scontrol requeue {job}\nfi\nexit "$code"\n'
     )
 
@@ -175,8 +181,9 @@ def jobset(
 ) -> dict:
     """One JobSet: an indexed Job of `hosts` pods.
 
-    A preemption and a stop after saving (75) bring new pods and count as nothing, a crash restarts the JobSet and
-    counts, and 2 (something to put right) and 3 (done, too many bad records) are final.
+    A preemption brings a new pod and counts as nothing. A stop after saving (75) brings one STOPS times, a service that
+    stays down included; after that, and at a crash, the pod's index fails, with it the Job, and the JobSet restarts
+    RESTARTS times. 2 (something to put right) and 3 (done, too many bad records) are final.
 
     Args:
         disk: where the workdir lies.
@@ -200,12 +207,14 @@ def jobset(
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "podFailurePolicy": {
+        "backoffLimitPerIndex": STOPS,
+        "maxFailedIndexes": 0,
+        "podFailurePolicy": {  # the first rule that fits
             "rules": [
-                {"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": [2, 3]}},
-                {"action": "Ignore", "onExitCodes": {"containerName": "run", "operator": "In", "values": [75]}},
+                {"action": "FailJob", "onExitCodes": exits("In", 2, 3)},
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "Count", "onExitCodes": exits("In", STOPPED)},
+                {"action": "FailIndex", "onExitCodes": exits("NotIn", 2, 3, STOPPED)},
             ]
         },
         "template": ({"metadata": {"annotations": disk.annotations}} if disk.annotations else {}) | {"spec": pod},
@@ -219,10 +228,15 @@ def jobset(
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
-            "failurePolicy": {"maxRestarts": 20, "rules": [rule]},
+            "failurePolicy": {"maxRestarts": RESTARTS, "rules": [rule]},
             "replicatedJobs": [{"name": "host", "replicas": 1, "template": {"spec": job}}],
         },
     }
+
+
+def exits(operator: str, *codes: int) -> dict[str, Any]:
+    """Exit codes of the one container, for a rule about failed pods."""
+    return {"containerName": "run", "operator": operator, "values": list(codes)}
 
 
 def coordinates(name: str, hosts: int) -> list[dict]:

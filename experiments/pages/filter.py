@@ -50,11 +50,7 @@ def write(
     num["in"] = sum(num.values())
     steps = funnel(job.settings["screen"]["chain"], total, num["in"])
     lines = [*warnings, *findings(job.settings["align"], counts, total, num)]
-    if any(name.startswith("drop/duplicates/") for name in total) and "drop/router/unsafe" in total:
-        lines.append(
-            "Copies go before scores are known: where the copy that stayed was then dropped as unsafe, a near copy "
-            "that might have been safe is gone with it. removed/duplicates names the one that stayed."
-        )
+    lines += about_copies(counts["counters"])
     if "c4" in job.settings["screen"]["chain"]:
         lines.append("The rule c4 goes by lines: blank lines between paragraphs are not kept.")
     print("\n".join(line for line in lines if line.startswith("Warning")), flush=True)
@@ -271,6 +267,19 @@ def about_scores(align: Mapping[str, Any], total: Mapping[str, Sequence[int]]) -
         lines.append(
             f"Warning: {stays:,} documents were sent to the rewriter and stay as they were: {unchanged:,} came back "
             f"unchanged, {stays - unchanged:,} had no answer that passed the gates (mild ones are kept then)."
+        )
+    return lines
+
+
+def about_copies(counters: Mapping[str, int]) -> list[str]:
+    """What became of groups of copies of which the first was dropped after copies were found."""
+    lines = []
+    if stood := counters.get("copies/stand in"):
+        lines.append(f"{stood:,} near copies stand in for documents that their scores drop.")
+    if lost := counters.get("copies/groups lost"):
+        lines.append(
+            f"Of {lost:,} groups of copies nothing is left: the document that stayed was dropped later, and its "
+            f"{counters['copies/lost']:,} near copies had gone before. removed/duplicates names the one that stayed."
         )
     return lines
 

@@ -202,6 +202,26 @@ def test_sigterm_while_training_saves_exits_75_and_the_run_goes_on_from_there(nu
     assert_like(whole, workdir, metrics_too=False)  # the step at which it stopped has a line of its own
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [0, 15, STEPS])
+def test_a_stop_signal_while_a_checkpoint_is_written_exits_75_and_the_run_goes_on(
+    number, step, nursery, whole, tmp_path
+):
+    for i in range(5):
+        workdir = tmp_path / f"run{i}"
+        pid, deadline = nursery.start(workdir), time.monotonic() + 60
+        while not (is_there := is_saving(step)(workdir)) and not has(workdir, "DONE") and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        os.kill(pid, number)
+        code = nursery.wait(pid)
+        if is_there:  # seen in time; the signal then came while Orbax wrote, or just after
+            break
+    assert code == 75, pathlib.Path(f"{workdir}.log").read_text()[-2000:]
+    assert "Traceback" not in pathlib.Path(f"{workdir}.log").read_text()
+    nursery.run(workdir)
+    assert_like(whole, workdir, metrics_too=False)  # the step at which it stopped has a line of its own
+
+
 def test_sigterm_before_training_exits_75_too(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     pid = nursery.start(workdir)

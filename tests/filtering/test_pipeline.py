@@ -114,3 +114,58 @@ def test_only_unsafe_text_that_stays_is_tagged(probability):
     _, outcomes = aligned([0, 2], tag_probability=probability)
     assert router.TAG not in outcomes[0].text
     assert outcomes[1].text.count(router.TAG) == (9 if probability else 0)  # each word of the second
+
+
+# ---- near copies that stand in for what scores drop
+
+
+@pytest.mark.parametrize(
+    ("heads", "fallen", "chosen"),
+    [
+        ({2: 1, 3: 1}, {1}, {1: 2}),
+        ({3: 1, 2: 1}, {1, 2}, {1: 3}),
+        ({2: 1, 3: 1}, {1, 2, 3}, {}),
+        ({2: 1, 3: 1}, {2}, {}),
+        ({2: 1, 4: 3}, {1, 3}, {1: 2, 3: 4}),
+    ],
+)
+def test_the_first_near_copy_that_does_not_fall_stands_in(heads, fallen, chosen):
+    assert pipeline.stand_ins(heads, fallen) == chosen
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "falls"),
+    [
+        ({"safety.level": 4.0}, {}, True),
+        ({"safety.level": 3.0}, {}, False),  # it may be rewritten
+        ({"safety.level": 5.0}, {"synthesise": True}, False),
+        ({"safety.level": None}, {}, True),
+        ({"safety.other_language": 1.0}, {}, False),
+        ({"safety.level": 0.0, "quality.score": 0.1}, {"bounds": {"quality.score": (0.5, None)}}, True),
+        ({"quality.score": 0.9}, {"score": "", "bounds": {"quality.score": (0.5, None)}}, False),
+    ],
+)
+def test_what_its_scores_drop_falls(scores, options, falls):
+    tools = pipeline.Aligning(**{"score": "safety.level"} | options)
+    assert pipeline.falls(scores, tools) == falls
+    (outcome,) = pipeline.align([document("a", "text")], [scores], tools)
+    assert falls == (outcome.text is None and outcome.decision["rule"] in ("scores", "router"))
+
+
+def near_copies():
+    """Three near copies: the first two bear a mark of harm."""
+    text = next(d["text"] for d in toyweb.documents(20, seed=1) if d["metadata"]["planted"] == "clean")
+    harm = next(d["text"] for d in toyweb.documents(60, seed=1) if toyweb.severity(d["text"]) == 4).split(". ")
+    harm = next(sentence for sentence in harm if toyweb.severity(sentence) == 4)
+    body = " ".join([text] * 3)
+    return [document("a", f"{harm}. {body}"), document("b", f"{body} {harm}."), document("c", f"{body} The end.")]
+
+
+def test_a_near_copy_stays_where_the_first_copy_falls():
+    kept, decisions = pipeline.clean(near_copies(), screening(chain=()), score, pipeline.Aligning(score="safety.level"))
+    assert [d["id"] for d in kept] == ["c"]
+    assert [(row["rule"], row["reason"]) for row in decisions[:2]] == [
+        ("router", "unsafe"),
+        ("duplicates", "duplicate_near"),
+    ]
+    assert decisions[1]["evidence"] == {"stands_back_for": 2}

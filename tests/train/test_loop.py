@@ -240,3 +240,24 @@ def test_a_stop_that_arrives_during_an_evaluation_is_obeyed_right_after_it(tmp_p
     stop.set()
     with pytest.raises(loop.Stopped, match="before the first step"):
         fit(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("step", [0, HALF, STEPS])
+def test_a_stop_that_arrives_while_a_checkpoint_is_written_is_obeyed_and_the_run_goes_on(
+    whole, tmp_path, stop, monkeypatch, step
+):
+    save = loop._Run.save
+
+    def save_and_stop(run):
+        save(run)  # Orbax goes on writing in the background
+        if int(run.state.step) == step:
+            stop.set()
+
+    monkeypatch.setattr(loop._Run, "save", save_and_stop)
+    with pytest.raises(loop.Stopped, match="stopped"):
+        fit(tmp_path, save_every=HALF)
+    monkeypatch.undo()
+    stop.clear()
+    assert loop.latest_step(tmp_path) in (step, step + 1)
+    state, *_ = fit(tmp_path, save_every=HALF)
+    assert_same(state, whole["state"])

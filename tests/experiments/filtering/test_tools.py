@@ -91,7 +91,12 @@ def test_a_hash_covers_the_content_of_files_and_not_their_paths(tmp_path):
     (tmp_path / "other").mkdir()
     assert hashes("other/a.json", '{"1": ["x"]}') == first
     changed = hashes("a.json", '{"1": ["y"]}')
-    assert {stage for stage in first if first[stage] != changed[stage]} == {"score.safety", "align"}
+    assert {stage for stage in first if first[stage] != changed[stage]} == {
+        "score.safety",
+        "fallen",
+        "stand_in",
+        "align",
+    }
 
 
 def test_the_report_says_what_a_scorer_of_two_levels_cannot_do(tmp_path):

@@ -70,6 +70,8 @@ JOB = closed(
     completions=COUNT,
     completionMode={"enum": ["Indexed", "NonIndexed"]},
     backoffLimit=COUNT,
+    backoffLimitPerIndex=COUNT,
+    maxFailedIndexes=COUNT,
     podFailurePolicy=closed("rules", rules=listed(POD_RULE, maxItems=20)),
     template=closed("spec", metadata=closed("", annotations=PAIRS, labels=PAIRS), spec=POD),
 )
@@ -125,12 +127,28 @@ def test_the_schema_refuses_what_the_server_would(capsys):
         jsonschema.validate(document, JOBSET)
 
 
-def test_bad_input_is_final_a_stop_and_a_preemption_count_as_nothing_and_a_run_has_time_to_save(capsys):
+def action(rules, code, *, is_preempted=False):
+    """What Kubernetes does with a pod that failed so: the first rule that fits, else it counts."""
+    for rule in rules:
+        codes = rule.get("onExitCodes")
+        if codes and (code in codes["values"]) == (codes["operator"] == "In"):
+            return rule["action"]
+        if "onPodConditions" in rule and is_preempted:
+            return rule["action"]
+    return "Count"
+
+
+def test_bad_input_is_final_a_preemption_counts_as_nothing_and_stops_and_crashes_are_bounded(capsys):
     (document,) = printed(capsys, "--volume=claim:/disk", "--workdir=/disk/runs")
-    final, stopped, preempted = document["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert final["action"] == "FailJob" and final["onExitCodes"]["values"] == [2, 3]
-    assert stopped["action"] == "Ignore" and stopped["onExitCodes"]["values"] == [75]
-    assert preempted["action"] == "Ignore" and preempted["onPodConditions"][0]["type"] == "DisruptionTarget"
+    job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
+    rules = job["podFailurePolicy"]["rules"]
+    assert {action(rules, code) for code in (2, 3)} == {"FailJob"}
+    assert {action(rules, code, is_preempted=True) for code in (75, 143, 137)} == {"Ignore"}
+    assert action(rules, 75) == "Count" and job["backoffLimitPerIndex"] == 100
+    assert {action(rules, code) for code in (1, 134, 137, 139)} == {"FailIndex"} and job["maxFailedIndexes"] == 0
+    policy = document["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 20  # what MaxFailedIndexesExceeded leads to, as no rule names it
+    assert [rule["onJobFailureReasons"] for rule in policy["rules"]] == [["PodFailurePolicy"]]
     assert pod_of(document)["spec"]["terminationGracePeriodSeconds"] == 300
 
 
