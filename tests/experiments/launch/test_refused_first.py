@@ -10,12 +10,11 @@ from alignment.errors import InputError
 from experiments import run
 from experiments.launch import checks
 from experiments.launch import config as configs
+from experiments.launch import workdir as workdirs
 from tests.experiments.conftest import ROOT
 from tests.experiments.launch.test_config import STUB
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "run"))
-TRAINED = [name for name in NAMES if name != "filter"]  # those with devices
-DOORS = ("generate", "harness", "serve")  # of the decoder: they train nothing
 OF_TEXT = ("dpo", "native_alignment", "pretrain", "rewriter", "sft")  # those that have a language model
 
 REFUSED = {
@@ -128,12 +127,17 @@ def test_a_wrong_setting_is_refused_before_a_folder_is_made(name, flag, said, tm
     assert said in refusal(name, tmp_path, capsys, f"--config.{flag}")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("filter", "native_alignment", "focus", *DOORS)]
-)
+def keys_of(name):
+    return workdirs.flatten(workdirs.plain(configs.load_experiment(f"{name}:tiny").config()))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_missing_sink_and_a_wrong_mesh_are_refused_by_all_that_have_them(name, tmp_path, capsys):
-    assert "the nearest is 'tensorboard'" in refusal(name, tmp_path, capsys, "--config.sinks=('tensorbord',)")
-    assert "sizes must be positive" in refusal(name, tmp_path, capsys, "--config.mesh.fsdp=0")
+    keys = keys_of(name)
+    if "sinks" in keys:
+        assert "the nearest is 'tensorboard'" in refusal(name, tmp_path, capsys, "--config.sinks=('tensorbord',)")
+    if "mesh.fsdp" in keys:
+        assert "sizes must be positive" in refusal(name, tmp_path, capsys, "--config.mesh.fsdp=0")
 
 
 @pytest.mark.parametrize("name", OF_TEXT)
@@ -143,19 +147,28 @@ def test_weights_that_are_not_there_are_refused_by_all_that_begin_from_some(name
     assert "init_from='qwen' must be" in said if init_from == "qwen" else "nowhere" in said
 
 
-PLACES = {name: "init_from=run:gs://b/x" for name in TRAINED if name != "scorer"}
-PLACES |= {"scorer": "embedding.model=s3://b/x"}
-DATA = {"filter": "inputs", "focus": "data.source", "mame": "data.source"}
-DATA |= {"generate": "prompts", "harness": "task_folder", "serve": "draft_from"}
+PATHS = (
+    "init_from",
+    "data.path",
+    "data.heldout_path",
+    "data.source",
+    "inputs",
+    "outputs",
+    "embedding.model",
+    "tokenizer",
+)
+PATHS += ("prompts.path", "task_folder")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_object_store_is_refused_by_name_wherever_a_path_is_asked_for(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = [PLACES.get(name, "outputs=gs://b/x"), f"{DATA.get(name, 'data.path')}=s3://b/x.jsonl"]
-    for flag in flags:
-        said = refusal(name, tmp_path, capsys, f"--config.{flag}")
-        assert "names an object store; mount the bucket" in said and flag.partition("=")[0] in said
+    paths = [key for key in PATHS if key in keys_of(name)]
+    assert paths
+    for key in paths:
+        for value in ("gs://b/x", "run:s3://b/x"):
+            said = refusal(name, tmp_path, capsys, f"--config.{key}={value}")
+            assert "names an object store; mount the bucket" in said and f"{key}=" in said
     assert os.listdir(tmp_path) == []
 
 
