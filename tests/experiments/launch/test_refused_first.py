@@ -147,17 +147,8 @@ def test_weights_that_are_not_there_are_refused_by_all_that_begin_from_some(name
     assert "init_from='qwen' must be" in said if init_from == "qwen" else "nowhere" in said
 
 
-PATHS = (
-    "init_from",
-    "data.path",
-    "data.heldout_path",
-    "data.source",
-    "inputs",
-    "outputs",
-    "embedding.model",
-    "tokenizer",
-)
-PATHS += ("prompts.path", "task_folder")
+PATHS = ("init_from", "tokenizer", "data.path", "data.heldout_path", "data.source", "inputs", "outputs", "planted")
+PATHS += ("embedding.model", "prompts", "task_folder")
 
 
 @pytest.mark.parametrize("name", NAMES)
