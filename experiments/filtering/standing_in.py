@@ -56,9 +56,10 @@ def fallen(job: Job, piece: slices.Slice) -> dict[str, Any]:
 
 def stand_in(job: Job, task: Any) -> dict[str, Any]:
     """Groups of copies once more: what goes of each slice in the end, and the near copies of each that stays."""
-    fell = {(i, at) for i in range(job.num_slices) for at in _read(job, "fallen", i).tolist()}
     gone = {(i, at): row for i in range(job.num_slices) for at, row in duplicates.gone_of(job, i).items()}
     near = {place: (head, at) for place, (code, head, at) in gone.items() if code == duplicates.NEAR}
+    grouped = {*near, *near.values()}  # others may fall too, and there may be very many of them
+    fell = {(i, at) for i in range(job.num_slices) for at in _read(job, "fallen", i).tolist() if (i, at) in grouped}
     new_heads = pipeline.stand_ins(near, fell)
     gone = {place: row for place, row in gone.items() if place not in new_heads.values()}
     copies: Counter[tuple[int, int]] = Counter()
