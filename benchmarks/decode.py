@@ -24,6 +24,14 @@ from benchmarks.peers import decode_task as task
 PEERS = Path(__file__).resolve().parent / "peers"
 SIZES = dict(layers=8, width=512, heads=8, kv_heads=4, ffn=1_408, vocab=32_000)
 BATCHES = (1, 8, 32)
+COPIED = (
+    "The old bridge over the river was closed for repairs in spring. Engineers found that two of its pillars "
+    "had moved, and that the iron railings had rusted through in many places. The town council decided to "
+    "replace the railings first, and to strengthen the pillars in the following year.",
+    "A slot that ends is refilled without waiting for the others. The prompt is read in chunks of one length, "
+    "and a chunk that several requests share is computed once. What a request writes does not depend on its "
+    "neighbours.",
+)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -187,14 +195,14 @@ def copying(real: Path, folder: Path) -> dict:
     from data.tokens import tokenizer
 
     tok = tokenizer.load(str(real))
-    facts = ["The bridge was opened in 1932 and is 503 metres long.", "It carries eight lanes, two tracks and a path."]
-    texts = [" ".join(facts), " ".join(f"Room {i} is on floor {i // 4}." for i in range(12))]
-    asks = [[{"role": "user", "content": f"Repeat this text word for word:\n{text}"}] for text in texts]
+    asks = [[{"role": "user", "content": f"Repeat this text word for word:\n{text}"}] for text in COPIED]
     ids = [tok.encode(tok.render(messages, add_generation_prompt=True)) for messages in asks]
     worker = machine.Worker("ours", [sys.executable, str(PEERS / "decode_ours.py"), str(real)], folder / "real.log")
     out = {}
     for num_draft in (0, 4, 8):
-        worker.ask(json.dumps({"job": "speculate", "ids": ids, "new": 96, "num_draft": num_draft}))
+        worker.ask(
+            json.dumps({"job": "speculate", "ids": ids, "new": 96, "num_draft": num_draft, "stop": tok.stop_ids})
+        )
         out[str(num_draft)] = worker.read("done")
     worker.close()
     plain = out["0"]

@@ -71,11 +71,12 @@ def jobs():
                 served.advance()
         return {"ms": 1e3 * (time.perf_counter() - start) / max(served.counts["steps"] - before, 1)}
 
-    def speculate(ids, new, num_draft):
-        served = engine.Engine(model, params, num_slots=1, max_len=1_024, num_draft=num_draft)
+    def speculate(ids, new, num_draft, stop):
+        served = engine.Engine(model, params, num_slots=1, max_len=1_024, num_draft=num_draft, stop_ids=stop)
         served.answers([Request(ids[0], 4)])
+        before = served.counts["steps"]
         answers, seconds = timed(served, [Request(prompt, new) for prompt in ids])
-        return {"seconds": seconds, "ids": [a.ids for a in answers], "steps": served.counts["steps"]}
+        return {"seconds": seconds, "ids": [a.ids for a in answers], "steps": served.counts["steps"] - before}
 
     def best_of(num):
         served = server(8)
@@ -89,7 +90,7 @@ def jobs():
         served, rng = server(8), np.random.default_rng(seed)
         compiled = (programs.admit, programs.prefill, programs.decode)
         served.answers([Request(p, 4) for p in task.equal_prompts(2, model.vocab_size, 1)])
-        before = [p._cache_size() for p in compiled]
+        before, own = [p._cache_size() for p in compiled], len(compiled)
         served.answers(
             [
                 Request(
@@ -105,7 +106,7 @@ def jobs():
                 for prompt, _ in task.queue(num, model.vocab_size, seed)
             ]
         )
-        return {"programs": sum(before), "more": sum(p._cache_size() for p in compiled) - sum(before)}
+        return {"programs": own, "more": sum(p._cache_size() for p in compiled) - sum(before)}
 
     def floors():
         """What this machine reads and multiplies at best: GB/s and GFLOP/s."""
