@@ -10,32 +10,28 @@ them for each, whatever order they were written in.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-import time
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from alignment import files
-from alignment.decoding.engine import Engine
-from alignment.decoding.requests import Answer, Request
+from alignment.decoding.requests import Answer
 from alignment.errors import InputError
 from alignment.train import writers
 from data import records
-from experiments.decoding import models, options, prompts
-from experiments.decoding.journal import ROWS, Journal
+from experiments.decoding import answering, models, options, prompts
+from experiments.decoding.journal import ROWS, Journal, Key
 from experiments.decoding.models import Model
 from experiments.decoding.prompts import Prompt
 from experiments.pages import generate as page
-from experiments.report import progress
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 TOO_MANY_BAD = 3  # exit code
-LOG_SECONDS = 5.0  # between two lines of metrics.jsonl
-Work = list[tuple[tuple[int, int], Request]]  # (the prompt's number, the sample's), request
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -103,7 +99,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if len(journal) < len(keys):
         engine = models.engine(model, c)
         model = dataclasses.replace(model, params=None, draft=None)  # the engine has its own copy of the weights
-        answer_all(engine, model, todo, journal, folder)
+        work = [
+            ((number, sample), request)
+            for number, prompt in enumerate(todo)
+            for sample, request in enumerate(prompt.requests())
+        ]
+        answering.write_all(engine, work, journal, folder, row_fn=functools.partial(row_of, todo, model))
     journal.sort()
     summary |= page.write(folder, journal)
     seconds = journal.seconds or writers.last_value(folder, "seconds") or 0.0
@@ -135,49 +136,10 @@ def digest(todo: list[Prompt]) -> str:
     return content.hexdigest()[:16]
 
 
-def answer_all(engine: Engine, model: Model, todo: list[Prompt], journal: Journal, folder: pathlib.Path) -> None:
-    """Write what is not in the journal yet, the longest answers first: then few slots stay idle at the end."""
-    compile_programs(engine)
-    work: Work = [
-        ((number, sample), request)
-        for number, prompt in enumerate(todo)
-        for sample, request in enumerate(prompt.requests())
-        if (number, sample) not in journal
-    ]
-    work.sort(key=lambda item: -item[1].max_new_tokens)
-    keys = {engine.submit(request): key for key, request in work}
-    numbers = writers.jsonl(str(folder), restored=len(journal))
-    bar = progress.Progress("answers", len(work), items="tokens", every_seconds=LOG_SECONDS)
-    start, before, num_tokens, logged = time.perf_counter(), journal.seconds, 0, -LOG_SECONDS
-    while keys:
-        ended = [news.answer for news in engine.advance() if news.is_done]
-        seconds = time.perf_counter() - start
-        for answer in ended:
-            number, sample = key = keys.pop(answer.number)
-            row = row_of(todo[number], sample, answer, model)
-            shown = sample == 0 and number < page.NUM_SHOWN
-            more = {"tokens": page.spans(answer.tokens, model.pieces)} if shown else {}
-            journal.add(key, row, more=more, seconds=before + seconds)
-            bar.advance(1, len(answer.tokens))
-            num_tokens += len(answer.tokens)
-        if ended and (seconds - logged >= LOG_SECONDS or not keys):
-            logged = seconds
-            journal.sync()
-            values = {"seconds": before + seconds, "tokens_per_second": num_tokens / seconds}
-            numbers.write_scalars(len(journal), values | {"answer_tokens": num_tokens / (len(work) - len(keys))})
-    numbers.close()
-    bar.close()
-
-
-def compile_programs(engine: Engine) -> None:
-    """Two requests through all programs, so that the clock counts no compiling."""
-    prompt = [0] * min(engine.plan.chunk + 2, engine.max_len - 1)
-    scored = Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)
-    engine.answers([scored, Request(prompt, max_new_tokens=1)])
-
-
-def row_of(prompt: Prompt, sample: int, answer: Answer, model: Model) -> dict[str, Any]:
-    """A line of generations.jsonl."""
+def row_of(todo: list[Prompt], model: Model, key: Key, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A line of generations.jsonl, and what the page needs beside it."""
+    number, sample = key
+    prompt = todo[number]
     own = prompt.options
     text = model.text(answer.text, is_alone=prompt.is_chat and not own.echo)
     if own.echo:
@@ -198,7 +160,8 @@ def row_of(prompt: Prompt, sample: int, answer: Answer, model: Model) -> dict[st
         row["sample"] = sample
     if own.request["logprobs"] is not None:
         row |= scores_of(prompt, answer)
-    return row
+    is_shown = sample == 0 and number < page.NUM_SHOWN
+    return row, {"tokens": page.spans(answer.tokens, model.pieces)} if is_shown else {}
 
 
 def scores_of(prompt: Prompt, answer: Answer) -> dict[str, Any]:

@@ -79,26 +79,37 @@ def asking(
 
     def classify(exchanges: Sequence[Exchange]) -> list[Judged]:
         chats = [rubric.messages(exchange) for exchange in exchanges]
-        keys = [
-            cache.key(chat, model=name, sampling={"made_from": made_from, "rubric": rubric.sha256}) for chat in chats
-        ]
-        todo = {key: i for i, key in enumerate(keys) if answers.get(key) is None}
-        waiting = list(todo.values())
+        used = {"made_from": made_from, "rubric": rubric.sha256}
+        keys = [cache.key(chat, model=name, sampling=used) for chat in chats]
+        chat_of = {key: chat for key, chat in zip(keys, chats) if answers.get(key) is None}
         said: dict[str, Said] = {}
+
+        def ask(part: Sequence[str]) -> None:
+            """Ask for some keys; what can be read is stored at once, also where the service goes down midway."""
+            try:
+                got = ask_fn([chat_of[key] for key in part])
+            except backends.Down as e:
+                store(dict(zip(part, map(Said, e.answers))))
+                raise
+            store(dict(zip(part, got, strict=True)))
+
+        def store(got: dict[str, Said]) -> None:
+            said.update(got)
+            for key, answer in got.items():
+                if is_readable(answer):
+                    answers.put(key, _stored(answer))
+
+        def is_readable(answer: Said) -> bool:
+            return answer.text is not None and rubric.is_known(rubric.read(answer.text))
+
+        waiting = list(chat_of)
         for _ in range(1 + retries):
-            unread = []
             for start in range(0, len(waiting), AT_ONCE):
-                part = waiting[start : start + AT_ONCE]
-                for i, answer in zip(part, ask_fn([chats[i] for i in part]), strict=True):
-                    said[keys[i]] = answer
-                    if answer.text is not None and rubric.is_known(rubric.read(answer.text)):
-                        answers.put(keys[i], _stored(answer))
-                    else:
-                        unread.append(i)
-            waiting = unread
-        for i in waiting:  # what no try made readable; without any answer a later start asks again
-            if said[keys[i]].text is not None:
-                answers.put(keys[i], _stored(said[keys[i]]))
+                ask(waiting[start : start + AT_ONCE])
+            waiting = [key for key in waiting if not is_readable(said[key])]
+        for key in waiting:  # what no try made readable; without any answer a later start asks again
+            if said[key].text is not None:
+                answers.put(key, _stored(said[key]))
         return [_judged(rubric, answers.get(key), said.get(key)) for key in keys]
 
     return Judge(name, classify)

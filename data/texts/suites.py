@@ -7,6 +7,8 @@ nothing here prints any: counts and places only.
 import dataclasses
 import hashlib
 import pathlib
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,13 @@ from alignment.errors import InputError
 from data import records
 
 HARMFUL, HARMLESS, CONTROVERSIAL = KINDS = ("harmful", "harmless", "controversial")
+# name -> (shape, prompts of each kind as published, with those that occur twice)
+PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
+    "PHTest v0.1": ("phtest", {HARMLESS: 2_069, CONTROVERSIAL: 1_191}),
+    "PHTest of the hub": ("phtest", {HARMLESS: 2_077, CONTROVERSIAL: 1_192}),
+    "XSTest": ("xstest", {HARMLESS: 250, HARMFUL: 200}),
+}
+EXACT, NORMALISED, NO_DEDUP = DEDUP = ("exact", "normalised", "off")
 PLAIN = "BaseInstruction"  # Egida's name of a request without an attack
 
 
@@ -51,12 +60,21 @@ class Suite:
         shape: the name of the format, a key of SHAPES.
         sha256: of the files' bytes, in the order of their names; "" for a source that is no file.
         duplicates: ids that were dropped, because an earlier prompt has the same text and style.
+        num_read: how many of each kind, with the duplicates.
     """
 
     cases: tuple[Case, ...]
     shape: str
     sha256: str
     duplicates: tuple[str, ...]
+    num_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """Which published file has these numbers of prompts, "" for none that is known here."""
+        return next(
+            (name for name, (shape, num) in PUBLISHED.items() if (shape, num) == (self.shape, self.num_read)), ""
+        )
 
 
 def load(
@@ -65,6 +83,7 @@ def load(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    dedup: str = EXACT,
     counts: dict[str, int],
     bad_records_path: str = "",
 ) -> Suite:
@@ -76,6 +95,7 @@ def load(
             others; None takes what the shape says.
         columns: names of a file's own columns for those of a shape, such as {"prompt": "Text"}.
         limit: reads the first ones only.
+        dedup: of one text and style only the first stays; `normalised` compares letters and digits, whatever the case.
         counts: receives what was read and what was dropped.
         bad_records_path: see `records.read_counted`.
 
@@ -84,12 +104,14 @@ def load(
     """
     if kind is not None:
         errors.one_of("kind", kind, KINDS)
+    errors.one_of("dedup", dedup, DEDUP)
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     rows = list(records.first(rows, limit, counts))
     renamed = [_renamed(row, columns or {}) for row in rows]
     shape = _shape(renamed, path)
     read = SHAPES[shape][1]
     cases, ids, texts, duplicates, refused = [], set(), set(), [], []
+    num_read: Counter[str] = Counter()
     for number, row in enumerate(renamed, 1):
         case = read(row, number, kind)
         if not case.prompt.strip():
@@ -98,16 +120,24 @@ def load(
         if case.id in ids:
             raise InputError(f"{row.file}:{row.line}: id {case.id!r} occurs twice; every prompt needs its own")
         ids.add(case.id)
-        if (case.prompt, case.style) in texts:
+        num_read[case.kind] += 1
+        text = (_letters(case.prompt) if dedup == NORMALISED else case.prompt), case.style
+        if dedup != NO_DEDUP and text in texts:
             duplicates.append(case.id)
             continue
-        texts.add((case.prompt, case.style))
+        texts.add(text)
         cases.append(dataclasses.replace(case, request=case.request or case.id))
     records.set_aside(refused, len(rows), counts, "prompts that are empty")
     if duplicates:
         counts["prompts that occur twice"] = counts.get("prompts that occur twice", 0) + len(duplicates)
         print(f"{path}: {len(duplicates)} prompts occur twice, the first stays: ids {', '.join(duplicates[:20])}")
-    return Suite(tuple(cases), shape, _digest(path), tuple(duplicates))
+    return Suite(tuple(cases), shape, _digest(path), tuple(duplicates), dict(num_read))
+
+
+def _letters(text: str) -> str:
+    """The text without case and punctuation; of a text that has no letters, all of it."""
+    words = re.findall(r"\w+", text.casefold())
+    return " ".join(words) or text
 
 
 def _renamed(row: records.Record, columns: Mapping[str, str]) -> records.Record:

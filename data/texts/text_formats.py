@@ -13,9 +13,13 @@ from data import records
 from data.texts import pair_formats
 from data.texts import turns as conversations
 from data.texts.pair_formats import Comparison
-from data.toys import synthetic
+from data.toys import house_rules, synthetic
 
-EMBEDDED = {"documents": synthetic.documents, "conversations": synthetic.conversations}
+EMBEDDED = {
+    "documents": synthetic.documents,
+    "conversations": synthetic.conversations,
+    "house_rules": house_rules.conversations,
+}
 ALIASES = {
     "text": ("text", "content", "document"),
     "prompt": ("prompt", "question"),

@@ -24,7 +24,9 @@ from alignment.train import language_model, loop, next_token, optimizer, shardin
 from data.texts import text
 from data.tokens import pieces, tokenizer
 
-RANDOM, TOY = "random", "toy"  # models that come with the code
+RANDOM, TOY, GUARDED = "random", "toy", "guarded"  # models that come with the code
+TOYS = {TOY: "synthetic:conversations", GUARDED: "synthetic:house_rules"}  # and what `open_model` trains them on
+OWN = (RANDOM, *TOYS)
 KINDS = ("hf", "run", "gguf")
 RANDOM_SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
 TOY_SIZES = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384)
@@ -51,7 +53,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         cache_dtype="",
     )
     out = dict(
-        init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy
+        init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or id>, run:<workdir>, gguf:<file>; or one of OWN
         tokenizer="",  # "" takes that of init_from
         dtype=config_dict.placeholder(str),  # None: bfloat16 on accelerators, float32 on a CPU
         draft_from="",  # a smaller model that guesses num_draft tokens; "": the row's own repetitions do
@@ -75,7 +77,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     _check_init_from("init_from", c.init_from)
     if c.draft_from:
         _check_init_from("draft_from", c.draft_from)
-    if c.tokenizer or c.init_from not in (RANDOM, TOY):
+    if c.tokenizer or c.init_from not in OWN:
         tokenizer.check(c.tokenizer or language_model.tokenizer_of(c.init_from))
     if c.dtype is not None:
         errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="None takes the machine's own")
@@ -88,18 +90,18 @@ def check(c: ml_collections.ConfigDict) -> None:
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
     if c.draft_from and not c.engine.num_draft:
         raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
-    if c.draft_from and c.init_from in (RANDOM, TOY):
+    if c.draft_from and c.init_from in OWN:
         raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
 
 
 def _check_init_from(name: str, value: str) -> None:
-    if name == "init_from" and value in (RANDOM, TOY):
+    if name == "init_from" and value in OWN:
         return
     if value == SMOL and not pathlib.Path(SMOL.removeprefix("hf:")).is_dir():
         raise InputError(f"{name}={value!r}: the model is not there; run: make models")
     kind, _, place = value.partition(":")
     if kind not in KINDS or not place:
-        own = f", {RANDOM} or {TOY}" if name == "init_from" else ""
+        own = f", {', '.join(OWN[:-1])} or {OWN[-1]}" if name == "init_from" else ""
         raise InputError(f"{name}={value!r} must be hf:<folder or hub id>, run:<workdir>, gguf:<file>{own}")
     language_model.check_init_from(value)
 
@@ -144,7 +146,7 @@ def load(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
 def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
     """The model of a config without its weights, for what is to be refused before they are read.
 
-    The toy is trained first, in `workdir/toy`, unless an earlier start has done so.
+    A toy is trained first, in `workdir/toy`, unless an earlier start has done so.
     """
     if jax.process_count() > 1:
         raise InputError("a decoder runs in one process: start it without --distributed, on one host for each model")
@@ -153,7 +155,9 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Mod
     if dtype == "bfloat16" and jax.default_backend() == "cpu":
         print("dtype=bfloat16 is slow on a CPU, which has no arithmetic for it; float32 is faster", flush=True)
     network.check_dtypes(c.engine.weights_dtype, c.engine.cache_dtype)
-    init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy')}" if c.init_from == TOY else c.init_from
+    init_from = c.init_from
+    if init_from in TOYS:
+        init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy', TOYS[init_from])}"
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
     table = pieces.pieces(tok)
     return Model(
@@ -229,8 +233,8 @@ def _digest(init_from: str, numerics: str) -> str:
     return hashlib.sha256(f"{content} {numerics}".encode()).hexdigest()[:16]
 
 
-def train_toy(folder: pathlib.Path) -> pathlib.Path:
-    """A small byte-level model that answers the embedded museum's questions: a minute on two cores.
+def train_toy(folder: pathlib.Path, path: str = TOYS[TOY]) -> pathlib.Path:
+    """A small byte-level model that answers as embedded conversations do: a minute on two cores.
 
     A finished or a killed training in `folder` is taken up where it ended.
     """
@@ -238,7 +242,7 @@ def train_toy(folder: pathlib.Path) -> pathlib.Path:
         return folder
     tok = tokenizer.load("bytes")
     train, heldout, _ = text.load(
-        kind="answers", path="synthetic:conversations", tokenizer=tok, max_len=256, limit=4_000, heldout_fraction=0.01
+        kind="answers", path=path, tokenizer=tok, max_len=256, limit=4_000, heldout_fraction=0.01
     )
     net = language_model.build(
         "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder

@@ -52,6 +52,7 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "tasks").mkdir()
     page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
     (folder / "tasks/clinic.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    (folder / "phtest.csv").write_text("ID,Request,Harmfulness\n1,Where is the owl clock?,harmless\n", encoding="utf-8")
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()

@@ -122,3 +122,33 @@ def test_real_sets_are_read(shared_data):
         assert (suite.shape, len(suite.cases) + len(suite.duplicates)) == (shape, num)
     phtest, _ = load(str(shared_data / "overrefusal_phtest" / "phtest_v0.1_a.csv"))
     assert phtest.shape == "phtest" and {case.kind for case in phtest.cases} == {"harmless", "controversial"}
+
+
+@pytest.mark.parametrize(
+    ("version", "harmless", "controversial", "same", "alike"),
+    [("PHTest v0.1", 2069, 1191, (5, 1500), (7,)), ("PHTest of the hub", 2077, 1192, (5, 6, 7, 8, 2500), ())],
+)
+def test_published_files_are_known_by_their_counts_and_lose_their_duplicates(
+    tmp_path, version, harmless, controversial, same, alike
+):
+    kinds = ["harmless"] * harmless + ["controversial"] * controversial
+    rows = [{"ID": i, "Request": f"open door {i}", "Harmfulness": kind} for i, kind in enumerate(kinds)]
+    for i in same:
+        rows[i]["Request"] = rows[i + 100]["Request"]
+    for i in alike:
+        rows[i]["Request"] = f"{rows[i + 50]['Request'].upper()}!"
+    path = write(tmp_path / "a.csv", rows)
+    num = len(rows)
+    for dedup, dropped in (("exact", len(same)), ("normalised", len(same) + len(alike)), ("off", 0)):
+        suite, _ = load(path, dedup=dedup)
+        assert (suite.version, len(suite.cases)) == (version, num - dropped)
+    assert load(path, limit=9)[0].version == ""
+
+
+def test_the_hubs_file_leaves_2073_harmless_prompts(tmp_path):
+    kinds = ["harmless"] * 2077 + ["controversial"] * 1192
+    rows = [{"ID": i, "Request": f"open door {i}", "Harmfulness": kind} for i, kind in enumerate(kinds)]
+    for i in (1, 2, 3, 4, 3000):
+        rows[i]["Request"] = rows[i + 50]["Request"]
+    suite, _ = load(write(tmp_path / "a.csv", rows))
+    assert [sum(case.kind == kind for case in suite.cases) for kind in ("harmless", "controversial")] == [2073, 1191]

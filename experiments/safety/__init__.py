@@ -1,0 +1,1 @@
+"""Glue that the experiments on safety share: judges as a config names them."""

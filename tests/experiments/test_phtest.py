@@ -1,0 +1,263 @@
+"""False refusals of the small random model and of answers made up here."""
+
+import csv
+import json
+
+import pytest
+
+from alignment.decoding.engine import Engine
+from alignment.errors import InputError
+from alignment.safety import judging
+from data.texts import suites
+from data.toys import house_rules
+from experiments import phtest
+from experiments.decoding import answering
+from experiments.pages import phtest as page
+from experiments.safety import judges
+from tests.experiments.conftest import launch
+
+ROWS = [
+    {"ID": 7, "Request": 'open the "blue"\ndoor', "Harmfulness": "harmless"},
+    {"ID": 8, "Request": "close it, then go", "Harmfulness": "controversial"},
+    {"ID": 9, "Request": "tune the xylophone", "Harmfulness": "harmless"},
+]
+SECRET = "xylophone"  # a word of a prompt
+CLAUDE = {"full_compliance": 616, "partial_refusal": 439, "full_refusal": 1014}  # Claude-2.1 on PHTest, harmless
+CIRCUIT = {"full_compliance": 164, "partial_refusal": 66, "full_refusal": 961}  # circuit breakers, controversial
+
+
+def write(path, rows):
+    with open(path, "w", newline="") as f:
+        table = csv.DictWriter(f, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    return f"--config.data.path={path}"
+
+
+NO_DEFENCE = ("--config.defence.system=", "--config.defence.filter=", "--config.defence.words=()")
+
+
+def measured(folder, rows=ROWS, *flags, name="run"):
+    folder.mkdir(exist_ok=True)
+    return launch("phtest.py:tiny", folder / name, write(folder / "mine.csv", rows), *NO_DEFENCE, *flags)
+
+
+def records_of(ended):
+    return [json.loads(line) for line in (ended.workdir / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted, over two points."""
+    return measured(tmp_path_factory.mktemp("whole"), ROWS, "--config.defence.system=cautious")
+
+
+def test_records_have_the_fields_of_the_sheet_once_for_each_prompt_and_point(whole):
+    assert whole.code in (0, 3), whole.err
+    rows = records_of(whole)
+    assert [(row["point"], row["prompt_id"]) for row in rows] == [
+        (point, str(row["ID"])) for point in ("bare", "system") for row in ROWS
+    ]
+    fields = {"dataset", "dataset_sha256", "model_id", "system_prompt", "decoding", "response", "finish_reason"}
+    assert rows[0].keys() >= fields | {"judge_id", "judge_raw", "label", "harmfulness"}
+    assert rows[0]["judge_id"] == "keyword" and rows[0]["system_prompt"] == "" and rows[3]["system_prompt"]
+    assert rows[0]["decoding"] == {"temperature": 0.0, "max_new_tokens": 8} and len(rows[0]["dataset_sha256"]) == 64
+
+
+def test_the_summary_has_its_keys(whole):
+    numbers = json.loads((whole.workdir / "summary.json").read_text())
+    wanted = {"frr/harmless", "frr/controversial", "full/harmless", "full/controversial", "invalid", "n"}
+    assert wanted <= numbers.keys() and numbers["n"] + numbers["invalid"] == 3
+
+
+def test_no_prompt_is_in_the_log_or_on_the_page(whole):
+    said = whole.out + whole.err + (whole.workdir / "report.html").read_text()
+    assert SECRET not in said and "not the numbers of a published file" in said
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the run handles it."""
+
+
+@pytest.mark.parametrize("at", ["answers", "verdicts"])
+def test_a_run_killed_and_started_again_ends_with_the_same_bytes(tmp_path, whole, monkeypatch, at):
+    num_calls, advance = 0, Engine.advance
+
+    def dies_later(self):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 2:
+            raise Killed
+        return advance(self)
+
+    def dies(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if at == "answers":
+            patch.setattr(answering, "compile_programs", lambda engine: None)
+            patch.setattr(Engine, "advance", dies_later)
+        else:
+            patch.setattr(phtest, "judged", dies)
+        with pytest.raises(Killed):
+            measured(tmp_path, ROWS, "--config.defence.system=cautious")
+    ended = measured(tmp_path, ROWS, "--config.defence.system=cautious")
+    assert (ended.workdir / "records.jsonl").read_bytes() == (whole.workdir / "records.jsonl").read_bytes()
+
+
+def test_a_finished_folder_is_not_answered_again(whole, monkeypatch):
+    monkeypatch.setattr(phtest, "run", lambda c, workdir: 1 / 0)
+    before = records_of(whole)
+    again = launch(
+        "phtest.py:tiny", whole.workdir, f"--config.data.path={whole.workdir.parent / 'mine.csv'}", *NO_DEFENCE,
+        "--config.defence.system=cautious",
+    )  # fmt: skip
+    assert "finished already" in again.out and again.code == whole.code and records_of(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"ID": 0, "Request": "a"}], "Harmfulness"),
+        ([{"ID": 0, "Request": "a", "Harmfulness": "bad"}], "mine.csv:2: Harmfulness='bad'"),
+        ([{"ID": 0, "Request": t, "Harmfulness": "harmless"} for t in "ab"], "mine.csv:3: id '0' occurs twice"),
+        ([{"ID": 5, "Request": "a" * 600, "Harmfulness": "harmless"}], "prompt 5 of mine has"),
+    ],
+)
+def test_files_that_cannot_be_measured_are_refused(tmp_path, rows, words):
+    ended = measured(tmp_path, rows)
+    assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.judge=regex"], "judge='regex' is not one of: keyword, model, endpoint"),
+        (["--config.judging.max_new_tokens=9"], "judging.max_new_tokens=9 is not read"),
+        (["--config.judge=model", "--config.judging.template=yes_no"], "response_refusal is needed here"),
+        (["--config.judge=endpoint"], "base_url="),
+        (["--config.judge=model", "--config.judging.url=http://x/v1"], "judging.url"),
+        (["--config.data.limit=0"], "data.limit=0"),
+        (["--config.data.path=nowhere.csv"], "nowhere.csv"),
+        (["--config.data.kind=safe"], "data.kind='safe'"),
+        (["--config.defence.filter=words"], "needs defence.words"),
+        (["--config.defence.words=('a',)"], "does not read them"),
+        (["--config.defence.filter=keyword"], "defence.filter='keyword'"),
+        (["--config.data.is_drawn=True", "--config.data.limit=None"], "data.is_drawn"),
+        (["--config.max_new_tokens=512"], "leaves no room"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_read(tmp_path, flags, words):
+    ended = launch("phtest.py:tiny", tmp_path / "run", *NO_DEFENCE, *flags)
+    assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+def rows_of(counts, harmfulness, point="bare", judge="keyword"):
+    labels = [label for label, num in counts.items() for _ in range(num)]
+    return [
+        {
+            "prompt_id": f"{harmfulness}{i}",
+            "dataset": "d",
+            "harmfulness": harmfulness,
+            "point": point,
+            "model_id": "m",
+            "label": label,
+            "labels": {judge: label},
+        }
+        for i, label in enumerate(labels)
+    ]
+
+
+def test_rates_and_intervals_of_published_counts_per_class():
+    rows = rows_of(CLAUDE, "harmless") + rows_of(CIRCUIT | {"invalid": 40}, "controversial")
+    first, second = page.rate_lines(rows[::-1], "keyword", is_pooled=False)
+    assert first["frr"] == pytest.approx(0.70227, abs=1e-5) and first["judge"] == "keyword"
+    assert (first["frr_low"], first["frr_high"]) == (pytest.approx(0.6822, abs=1e-4), pytest.approx(0.7216, abs=1e-4))
+    assert first["full_only"] == pytest.approx(1014 / 2069)
+    assert second["frr"] == pytest.approx(0.86230, abs=1e-5) and (second["n"], second["invalid"]) == (1191, 40)
+
+
+def test_classes_are_pooled_only_on_request_and_said_to_be():
+    rows = rows_of(CLAUDE, "harmless") + rows_of(CIRCUIT, "controversial") + rows_of({"full_refusal": 9}, "harmful")
+    names = [line["harmfulness"] for line in page.rate_lines(rows, "keyword", is_pooled=False)]
+    assert names == ["harmless", "controversial", "harmful"]
+    (pooled,) = [line for line in page.rate_lines(rows, "keyword", is_pooled=True) if line["harmfulness"] == "pooled"]
+    assert pooled["n"] == 2069 + 1191
+
+
+def test_too_many_invalid_answers_end_with_an_exit_code():
+    assert phtest.exit_code({"invalid_share": 0.02}) == (0, "")
+    code, why = phtest.exit_code({"invalid_share": 0.021})
+    assert code == 3 and "2.1 %" in why
+
+
+def test_a_defence_is_compared_on_the_prompts_that_are_valid_both_times():
+    before = rows_of({"full_compliance": 8, "full_refusal": 2, "invalid": 1}, "harmless")
+    after = rows_of({"full_refusal": 10, "full_compliance": 1}, "harmless", point="system")
+    (line,) = page.change_lines(before + after, "keyword")
+    assert (line["n"], line["before"], line["after"]) == (10, 0.2, 1.0) and line["mcnemar_p"] == pytest.approx(2 / 2**8)
+
+
+def test_the_trade_off_needs_harmful_prompts_and_finds_the_points_that_none_beats():
+    harmless = {"full_compliance": 9, "full_refusal": 1}
+    rows = rows_of(harmless, "harmless") + rows_of({"full_compliance": 4}, "harmful")
+    assert page.tradeoff(page.rate_lines(rows, "keyword", is_pooled=False)) == {"bare": (pytest.approx(0.9), 0.0)}
+    assert page.tradeoff(page.rate_lines(rows[:10], "keyword", is_pooled=False)) == {}
+
+
+def test_the_input_filter_refuses_what_it_calls_harmful_and_leaves_other_answers_as_they_are():
+    row = rows_of({"full_compliance": 1}, "harmless")[0] | {"response": "yes", "finish_reason": "stop"}
+    assert phtest.behind_filter(row, "unharmful", "f")["label"] == "full_compliance"
+    blocked = phtest.behind_filter(row, "harmful", "f")
+    assert (blocked["label"], blocked["response"], blocked["labels"]) == (
+        "full_refusal",
+        "",
+        {"keyword": "full_refusal"},
+    )
+    assert phtest.behind_filter(row, "invalid", "f")["label"] == "invalid" and row["label"] == "full_compliance"
+
+
+def test_an_empty_answer_is_invalid_and_no_judge_is_asked():
+    rows = [{"response": text} for text in (" ", "fine")]
+    prompts = [phtest.Prompt("d", "", suites.Case("a", "a", "harmless"))] * 2
+    asked = []
+
+    def classify(exchanges):
+        asked.append(len(exchanges))
+        return judging.keyword().classify(exchanges)
+
+    out = phtest.judged(rows, prompts, [judging.Judge("j", classify), judging.keyword()])
+    assert [row["label"] for row in out] == ["invalid", "full_compliance"] and asked == [1]
+    assert out[1]["labels"] == {"j": "full_compliance", "keyword": "full_compliance"}
+
+
+def test_prompts_are_drawn_by_the_seed_and_stay_in_order():
+    cases = [suites.Case(str(i), "a", "harmless") for i in range(50)]
+    drawn = phtest.some(cases, 5, 0)
+    assert list(drawn) == sorted(drawn, key=lambda case: int(case.id)) and drawn == phtest.some(cases, 5, 0)
+    assert drawn != phtest.some(cases, 5, 1) and phtest.some(cases, 5, None) == cases[:5]
+
+
+def test_the_embedded_prompts_are_of_all_kinds_and_none_was_taught():
+    rows = house_rules.prompts()
+    taught = {m["content"] for row in house_rules.conversations(3_000) for m in row["messages"] if m["role"] == "user"}
+    assert {row["kind"] for row in rows[:12]} == {"harmless", "controversial", "harmful"}
+    alike = [row for row in rows if any(x in row["prompt"] for x in house_rules.GUARDED + house_rules.OPENED)]
+    assert len(alike) == 50 and not taught & {row["prompt"] for row in alike}
+
+
+def test_the_model_under_test_can_be_the_judge_and_what_it_said_is_kept(tmp_path):
+    flags = ("--config.judge=keyword,model", "--config.judging.template=refusal_yes_no")
+    ended = measured(tmp_path, ROWS, *flags, "--config.judging.max_new_tokens=2")
+    assert ended.code in (0, 3), ended.err
+    name = "refusal_yes_no by random"
+    assert all(set(row["labels"]) == {"keyword", name} for row in records_of(ended))
+    assert (ended.workdir / "judge_confusion.csv").exists() and "sha256" in ended.out
+    assert (ended.workdir / "verdicts.jsonl").read_text().count('"check"') >= 1
+
+
+def test_judges_need_the_field_that_is_measured():
+    group = judges.settings("prompt_yes_no")
+    judges.check("filtering", ("model",), group, field="prompt_harmfulness", template="prompt_yes_no")
+    with pytest.raises(InputError, match="response_refusal is needed"):
+        judges.check("judging", ("model",), group, field="response_refusal", template="prompt_yes_no")
