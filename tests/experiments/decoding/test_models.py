@@ -95,6 +95,7 @@ def test_the_first_space_of_an_answer_is_kept_in_a_text_that_goes_on(tmp_path):
 
 def test_the_toy_is_trained_once_and_is_the_same_at_the_next_start(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "TOY_STEPS", 2)
+    monkeypatch.setattr(models, "TOY_SIZES", models.RANDOM_SIZES)
     first = models.load(config("laptop"), tmp_path)
     monkeypatch.setattr(models.next_token, "fit", lambda *args, **kwargs: 1 / 0)
     second = models.load(config("laptop"), tmp_path)
