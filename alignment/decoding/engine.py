@@ -458,7 +458,7 @@ def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_dra
     """
     if num_slots < 1:
         raise InputError(f"num_slots={num_slots} must be at least 1")
-    network.check_lengths(-(-max_len // max(chunk, 1)) * chunk, block, chunk)
+    network.check_lengths(-(-max_len // max(chunk, 1)) * max(chunk, 1), block, chunk)
     if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
         raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
 

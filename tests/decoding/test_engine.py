@@ -415,7 +415,7 @@ def test_states_that_do_not_fit_the_processors_are_refused(lm):
             server.submit(Request([3], 2, processor_rows=rows))
 
 
-@pytest.mark.parametrize("sizes", [dict(num_slots=0), dict(num_draft=-1), dict(num_draft=9), dict(block=3)])
+@pytest.mark.parametrize("sizes", [{"num_slots": 0}, {"chunk": 0}, {"num_draft": -1}, {"num_draft": 9}, {"block": 3}])
 def test_sizes_out_of_range_are_refused(lm, sizes):
     with pytest.raises(InputError, match=next(iter(sizes))):
         make(lm, **sizes)
