@@ -1,7 +1,7 @@
 """Tasks for lm-evaluation-harness on the embedded museum, in the YAML and JSONL that a user's own task is made of.
 
-`museum_choices` and `museum_reading` offer four answers each, without and with the facts to read; in `museum_answers`
-the model writes, and the first value that it names counts.
+`museum_choices` and `museum_reading` offer four answers each, without and with the facts to read. In `museum_answers`
+and `museum_reading_answers` the model writes, and the first value that it names counts.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import yaml
 from alignment import files
 from data.toys import synthetic
 
-NAMES = ("museum_choices", "museum_reading", "museum_answers")
+NAMES = ("museum_choices", "museum_reading", "museum_answers", "museum_reading_answers")
 NUM_TEST, NUM_SHOTS = 56, 28
 
 
@@ -30,26 +30,26 @@ def write(folder: pathlib.Path, *, in_chat: bool, needs_space: bool, seed: int) 
     question = "{{question}}" if in_chat else "Question: {{question}}\nAnswer:"
     choices = "{{choices.text}}"
     if in_chat and needs_space:
-        choices = (
-            "{% set out = [] %}{% for text in choices.text %}{% set _ = out.append(' ' + text) %}{% endfor %}{{out}}"
-        )
+        choices = "{{choices.text | map('replace', '', ' ', 1) | list}}"
     multiple = {
         "output_type": "multiple_choice",
         "doc_to_target": "{{choices.label.index(answerKey)}}",
         "doc_to_choice": choices,
         "metric_list": [_metric("acc"), _metric("acc_norm")],
     }
+    writing = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 96, "do_sample": False},
+        "filter_list": [{"name": "first value", "filter": [_first_value(), {"function": "take_first"}]}],
+        "metric_list": [_metric("exact_match", ignore_case=True)],
+    }
+    with_facts = "{{facts}}\n\n" + question
     tasks: dict[str, dict[str, Any]] = {
         "museum_choices": {**multiple, "doc_to_text": question},
-        "museum_reading": {**multiple, "doc_to_text": "{{facts}}\n\n" + question},
-        "museum_answers": {
-            "output_type": "generate_until",
-            "doc_to_text": question,
-            "doc_to_target": "{{answer}}",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 96, "do_sample": False},
-            "filter_list": [{"name": "first value", "filter": [_first_value(), {"function": "take_first"}]}],
-            "metric_list": [_metric("exact_match", ignore_case=True)],
-        },
+        "museum_reading": {**multiple, "doc_to_text": with_facts},
+        "museum_answers": {**writing, "doc_to_text": question},
+        "museum_reading_answers": {**writing, "doc_to_text": with_facts},
     }
     shared = {
         "dataset_path": "json",

@@ -183,9 +183,10 @@ def plain(value: Any) -> Any:
 
 
 def headline(summary: Mapping[str, float]) -> str:
-    """The page's first sentence, about the first task's share of right answers."""
+    """The page's first sentence: the shares of right answers in the first tasks."""
     shares = [name for name in summary if name.split("/")[1:2] in (["acc"], ["exact_match"])]
     if not shares:
         return f"{summary.get('questions', 0):,.0f} questions were asked."
-    words = f"{100 * summary[shares[0]]:.1f} % of the questions of {shares[0].split('/')[0]} are answered right"
-    return words + (f", the first of {len(shares)} such numbers." if len(shares) > 1 else ".")
+    parts = [f"{100 * summary[name]:.1f} % in {name.split('/')[0]}" for name in shares[:3]]
+    more = f", and {len(shares) - 3} more tasks were asked" if len(shares) > 3 else ""
+    return f"Of the questions, {', '.join(parts)} are answered right{more}."

@@ -138,8 +138,10 @@ def test_findings_say_whether_guessing_explains_a_share():
     assert "not to be told from guessing" in harness_page.finding(row | dict(low=0.2))
 
 
-def test_the_headline_names_the_first_share():
+def test_the_headline_names_the_shares_of_the_first_tasks():
     summary = {"a/alias": 1.0, "a/acc": 0.5, "a/acc_norm": 0.4, "b/exact_match/first": 0.1, "questions": 9}
-    sentence = "50.0 % of the questions of a are answered right, the first of 2 such numbers."
+    sentence = "Of the questions, 50.0 % in a, 10.0 % in b are answered right."
     assert harness_page.headline(summary) == sentence
+    many = {f"{task}/acc": 0.25 for task in "abcde"}
+    assert harness_page.headline(many).endswith("25.0 % in c are answered right, and 2 more tasks were asked.")
     assert harness_page.headline({"questions": 9.0}) == "9 questions were asked."

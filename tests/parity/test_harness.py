@@ -150,7 +150,7 @@ def test_our_own_questions_score_and_write_the_same(both, tmp_path, in_chat):
     options = dict(num_fewshot=2, apply_chat_template=in_chat, fewshot_as_multiturn=in_chat, limit=12)
     if in_chat:
         options["system_instruction"] = "Be brief."
-    assert compare(*both, tmp_path, museum_tasks.NAMES, gen_kwargs="max_gen_toks=24", **options) == 12 * 9
+    assert compare(*both, tmp_path, museum_tasks.NAMES, gen_kwargs="max_gen_toks=24", **options) == 12 * 10
 
 
 def letters(row, options):
@@ -222,7 +222,7 @@ def smol():
 def test_a_real_model_scores_and_writes_the_same(tmp_path, in_chat):
     museum_tasks.write(tmp_path, in_chat=in_chat, needs_space=False, seed=0)
     options = dict(apply_chat_template=in_chat, limit=4, gen_kwargs="max_gen_toks=16")
-    assert compare(*smol(), tmp_path, museum_tasks.NAMES, **options) == 4 * 9
+    assert compare(*smol(), tmp_path, museum_tasks.NAMES, **options) == 4 * 10
 
 
 def test_a_real_model_scores_the_medical_files_the_same(shared_data, tmp_path):
