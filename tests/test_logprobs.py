@@ -114,3 +114,17 @@ def test_bfloat16_is_within_two_hundredths_a_token():
     )
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, slow_selected(*rounded, sources, targets), atol=2e-2)
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_a_target_is_greedy_where_it_is_the_first_of_the_largest_logits(chunk):
+    hidden, head, sources, targets = example()
+    head[:, 7] = head[:, 3]  # equal logits everywhere
+    logits = np.take_along_axis(hidden @ head, sources[..., None], axis=1)
+    best = np.argmax(logits, axis=2)
+    targets = np.where(np.random.default_rng(3).random(targets.shape) < 0.5, best, targets)
+    targets[0] = np.where(best[0] == 3, 7, targets[0])
+    mask = np.random.default_rng(4).random(targets.shape) < 0.8
+    logps, is_greedy = logprobs.selected_and_greedy(hidden, head, sources, targets, mask_NM=mask, chunk=chunk)
+    np.testing.assert_array_equal(is_greedy, mask & (targets == best))
+    np.testing.assert_allclose(logps, mask * slow_selected(hidden, head, sources, targets), atol=2e-6)

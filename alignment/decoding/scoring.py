@@ -84,10 +84,12 @@ def score(
         tokens_per_call: places of one call of the model; None: what suits the machine.
 
     Raises:
-        InputError: an empty context or continuation, or a continuation of more than `max_len` tokens.
+        InputError: an empty context or continuation, a continuation of more than `max_len` tokens, or an id outside
+            the vocabulary.
     """
     keys, num_cut = _cut(pairs, max_len)
     unique = list(dict.fromkeys(keys))  # the same pair may come often, as answers without their question do
+    _check_ids(keys, unique, model.vocab_size)
     place = {key: i for i, key in enumerate(unique)}
     model = _for_branches(model)
     total_U, is_greedy_U = np.zeros(len(unique)), np.ones(len(unique), bool)
@@ -178,6 +180,18 @@ def _cut(pairs, max_len):
         # bytes are hashed and compared faster than tuples of numbers
         keys.append((np.asarray(context, np.int32).tobytes(), np.asarray(rest, np.int32).tobytes()))
     return keys, num_cut
+
+
+def _check_ids(keys, unique, vocab_size):
+    """Refuse ids that the embedding lacks; XLA would take the last row for them."""
+
+    def is_good(parts):
+        ids = np.frombuffer(b"".join(parts), np.int32)
+        return not ids.size or (ids.min() >= 0 and ids.max() < vocab_size)
+
+    if not is_good(part for key in unique for part in key):
+        bad = next(n for n, key in enumerate(keys) if not is_good(key))
+        raise InputError(f"sequence {bad} has a token id outside the vocabulary, which is 0 to {vocab_size - 1}")
 
 
 def _groups(keys):

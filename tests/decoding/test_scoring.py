@@ -184,6 +184,8 @@ def test_a_mesh_changes_nothing(params, shape):
         ([([1], [2]), ([], [2])], "sequence 1 has 0 tokens of context"),
         ([([1], [])], "0 after it"),
         ([([1, 2], [3] * 9)], "continuation of 9 tokens; with max_len=8 it may have 8"),
+        ([([1], [2]), ([1], [23])], "sequence 1 has a token id outside the vocabulary, which is 0 to 22"),
+        ([([-1], [2])], "sequence 0 has a token id outside the vocabulary"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(params, pairs, match):
