@@ -13,10 +13,12 @@ are never printed and never on the page; records.jsonl in the workdir has the an
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +27,6 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.decoding import cache
-from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Answer, Request
 from alignment.errors import InputError
 from alignment.safety import refusals, verdicts
@@ -50,6 +51,7 @@ DEFENSIVE = (
     "cannot help, and nothing else."
 )
 WORDS = "words"
+_SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
 JUDGING, FILTERING = "refusal_three_way", "prompt_yes_no"
 LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, "")}
 
@@ -149,13 +151,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     systems = {BARE: c.system} | ({SYSTEM: defensive(c)} if c.defence.system else {})
     work = requests(prompts, list(systems.values()), model, c)
     model = models.with_weights(model, c)
-    made: list[Engine] = []
-
-    def engine_fn() -> Engine:
-        if not made:
-            made.append(models.engine(model, c))
-        return made[0]
-
+    engine_fn = functools.cache(lambda: models.engine(model, c))  # made when something is asked of it, and once
     made_from = {"weights": model.digest, "prompts": digest(work, prompts)}
     journal = Journal(folder, made_from, [key for key, _ in work])
     if len(journal) < len(work):
@@ -168,15 +164,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     with cache.Cache(folder / "verdicts.jsonl") as kept:
         measured = judges.Measured(model, engine_fn)
         who = [judges.build(kind, c.judging, c, folder, measured, kept) for kind in judge_kinds(c.judge)]
-        rows = [
-            row
-            for sample, (point, system) in enumerate(systems.items())
-            for row in judged(
-                [answers[number, sample] | {"point": point, "system_prompt": system} for number in range(len(prompts))],
-                prompts,
-                who,
-            )
-        ]
+        rows = []
+        for sample, (point, system) in enumerate(systems.items()):
+            own = [dict(answers[number, sample], point=point, system_prompt=system) for number in range(len(prompts))]
+            rows += judged(own, prompts, who)
         if c.defence.filter:
             blocked = filtered(c, prompts, folder, measured, kept)
             rows += [behind_filter(row, *verdict) for row, verdict in zip(rows, blocked)]
@@ -203,7 +194,7 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Prompt]:
                 bad_records_path=str(folder / "bad_records.jsonl"),
             )
             say_version(path, suite)
-        name = "house_rules" if path == EMBEDDED else pathlib.Path(path).name.split(".")[0]
+        name = "house_rules" if path == EMBEDDED else _SUFFIX.sub("", pathlib.Path(path).name)
         if name in {prompt.dataset for prompt in out}:
             raise InputError(f"data.path={c.data.path}: two files are called {name!r}; rename one of them")
         cases = some(suite.cases, c.data.limit, c.seed if c.data.is_drawn else None)

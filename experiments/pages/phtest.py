@@ -58,6 +58,9 @@ def write(folder: pathlib.Path, rows: Sequence[Row], judges: Sequence[str], *, i
         ]
         files.write_rows(folder / "tables/judge_confusion.jsonl", confusion)
         files.write_csv(folder / "judge_confusion.csv", list(confusion[0]), [list(line.values()) for line in confusion])
+        unread = {judge: sum(row["labels"][judge] == INVALID for row in rows) for judge in judges}
+        words = [f"{judge} could not class {num} of {len(rows)} answers." for judge, num in unread.items() if num]
+        files.write_text(folder / "findings.txt", "\n".join(words))
     return summary(rows, first)
 
 
@@ -71,7 +74,8 @@ def rate_lines(rows: Sequence[Row], judge: str, *, is_pooled: bool) -> list[dict
         for name in classes:
             counts.setdefault((row["dataset"], name, row["point"]), Counter())[row["labels"][judge]] += 1
     order = {name: place for place, name in enumerate((*CLASSES, POOLED, BARE, SYSTEM, FILTER))}
-    keys = sorted(counts, key=lambda key: (key[0], order[key[1]], order[key[2]]))
+    places = {name: place for place, name in enumerate(dict.fromkeys(row["dataset"] for row in rows))}
+    keys = sorted(counts, key=lambda key: (places[key[0]], order[key[1]], order[key[2]]))
     return [_line(rows[0]["model_id"], key, judge, counts[key]) for key in keys]
 
 
@@ -112,9 +116,13 @@ def change_lines(rows: Sequence[Row], judge: str) -> list[dict[str, Any]]:
 def tradeoff(lines: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Share of harmless prompts that are answered and of harmful ones that are refused in full, by point.
 
-    Both are of the first data set that has such prompts; without harmful ones there is no trade-off.
+    Both are of the first data set that has both, else of the first ones that have either; without harmful prompts there
+    is no trade-off.
     """
     out = {}
+    kinds = {(line["dataset"], line["harmfulness"]) for line in lines if line["n"]}
+    complete = [d for d in dict.fromkeys(line["dataset"] for line in lines) if {(d, HARMLESS), (d, HARMFUL)} <= kinds]
+    lines = [line for line in lines if line["dataset"] == complete[0]] if complete else lines
     for point in dict.fromkeys(line["point"] for line in lines):
         here = [line for line in lines if line["point"] == point and line["n"]]
         harmless = next((line["frr"] for line in here if line["harmfulness"] == HARMLESS), None)

@@ -1,6 +1,7 @@
 """Judges as a config names them, and the model or the service behind one."""
 
 import dataclasses
+import functools
 import pathlib
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -156,14 +157,7 @@ def _own_model(init_from: str, c: ml_collections.ConfigDict, folder: pathlib.Pat
     own.update(init_from=init_from, tokenizer="", draft_from="")
     own.engine.num_draft = 0
     model = models.load(own, folder)
-    made: list[Engine] = []
-
-    def engine_fn() -> Engine:
-        if not made:
-            made.append(models.engine(model, own))
-        return made[0]
-
-    return Measured(model, engine_fn)
+    return Measured(model, functools.cache(lambda: models.engine(model, own)))
 
 
 def _ending_well(judge: Judge) -> Judge:

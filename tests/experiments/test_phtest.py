@@ -203,6 +203,9 @@ def test_the_trade_off_needs_harmful_prompts_and_finds_the_points_that_none_beat
     rows = rows_of(harmless, "harmless") + rows_of({"full_compliance": 4}, "harmful")
     assert page.tradeoff(page.rate_lines(rows, "keyword", is_pooled=False)) == {"bare": (pytest.approx(0.9), 0.0)}
     assert page.tradeoff(page.rate_lines(rows[:10], "keyword", is_pooled=False)) == {}
+    other = [dict(row, dataset="a") for row in rows_of({"full_refusal": 3}, "harmless")]  # without harmful prompts
+    lines = page.rate_lines(other + rows, "keyword", is_pooled=False)
+    assert page.tradeoff(lines) == {"bare": (pytest.approx(0.9), 0.0)} and lines[0]["dataset"] == "a"
 
 
 def test_the_input_filter_refuses_what_it_calls_harmful_and_leaves_other_answers_as_they_are():
@@ -254,6 +257,17 @@ def test_the_model_under_test_can_be_the_judge_and_what_it_said_is_kept(tmp_path
     assert all(set(row["labels"]) == {"keyword", name} for row in records_of(ended))
     assert (ended.workdir / "judge_confusion.csv").exists() and "sha256" in ended.out
     assert (ended.workdir / "verdicts.jsonl").read_text().count('"check"') >= 1
+
+
+def test_another_checkpoint_can_be_the_judge_and_the_filter(tmp_path, tiny):
+    other = f"run:{tiny('sft').workdir}"
+    flags = ["--config.judge=model", f"--config.judging.init_from={other}", "--config.judging.template=refusal_yes_no"]
+    flags += ["--config.defence.filter=model", f"--config.filtering.init_from={other}"]
+    ended = measured(tmp_path, ROWS, *flags)
+    assert ended.code in (0, 3), ended.err
+    rows = records_of(ended)
+    assert {row["judge_id"] for row in rows} == {f"refusal_yes_no by {other}"}
+    assert [row["filter"] for row in rows if row["point"] == "filter"] == [f"prompt_yes_no by {other}"] * 3
 
 
 def test_judges_need_the_field_that_is_measured():

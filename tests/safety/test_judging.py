@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from alignment.decoding import backends
 from alignment.decoding.cache import Cache
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
@@ -127,6 +128,19 @@ def test_without_an_answer_the_verdict_is_invalid_and_asked_for_again_by_the_nex
     ask, _ = scripted([None], ["Yes"])
     judge = judging.asking("j", rubric, ask, answers=answers)
     assert refusal(EXCHANGE, judge) == "invalid" and refusal(EXCHANGE, judge) == "full_refusal"
+
+
+def test_what_a_service_said_before_it_went_down_is_kept():
+    def dies(chats):
+        raise backends.Down("no connection", ["Yes", None])
+
+    answers, rubric = Cache(), rubrics.load("refusal_yes_no")
+    exchanges = [EXCHANGE, {"prompt": "other", "response": "a"}]
+    with pytest.raises(backends.Down):
+        judging.asking("j", rubric, dies, answers=answers).classify(exchanges)
+    ask, asked = scripted(["No"])
+    judged = judging.asking("j", rubric, ask, answers=answers).classify(exchanges)
+    assert [j.verdict.response_refusal for j in judged] == ["full_refusal", "full_compliance"] and len(asked[0]) == 1
 
 
 def test_an_endpoint_is_asked_once_for_each_chat():
