@@ -14,6 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
@@ -102,32 +103,41 @@ def _shards(mesh: Mesh | None, num_rows: int) -> Mesh | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _selected(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
-    return _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk)[0]
+    return _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk)[0]
 
 
-def _forward(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
+def _forward(hidden, head, targets, wanted, mesh, num_tokens, chunk):
+    arrays = [primal.value for primal in (hidden, head, targets, wanted)]
+    logps_NM, lse_NM = _scored(*arrays, mesh, num_tokens, chunk)
+    # The logits are not kept: they take V numbers a position, and the backward pass makes them again from `lse`.
+    # Residuals are arrays only, so an empty tuple or None says whether anybody differentiates by the head.
+    return logps_NM, (*arrays, lse_NM, () if head.perturbed else None)
+
+
+def _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
     local = functools.partial(_local_forward, num_tokens=num_tokens, chunk=chunk, axis=VOCAB_AXIS if mesh else None)
     if mesh is not None:
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
         specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
-    logps_NM, lse_NM = local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, wanted_NM)
-    # The logits are not kept: they take V numbers a position, and the backward pass makes them again from `lse`.
-    return logps_NM, (hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM)
+    return local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, wanted_NM)
 
 
 def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
-    hidden_NMD, head_DV, *rest = residuals
-    local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
+    hidden_NMD, head_DV, *rest, head_moves = residuals
+    if isinstance(gradient_NM, SymbolicZero):  # nobody reads the result
+        return jnp.zeros_like(hidden_NMD), jnp.zeros_like(head_DV), None, None
+    has_head = head_moves is not None
+    local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh, has_head=has_head)
     if mesh is not None:
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
-        specs = dict(
-            in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, _head_gradient_spec(mesh, head_DV))
-        )
+        out_specs = (rows, _head_gradient_spec(mesh, head_DV)) if has_head else (rows,)
+        specs = dict(in_specs=(rows, head, rows, rows, rows, rows), out_specs=out_specs)
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
     head_in_DV = head_DV.astype(hidden_NMD.dtype)  # cast again: the gradient keeps its float32 for a float32 head
-    hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
-    return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None, None
+    hidden_gradient_NMD, *head_gradient = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
+    head_gradient_DV = head_gradient[0].astype(head_DV.dtype) if has_head else None
+    return hidden_gradient_NMD, head_gradient_DV, None, None
 
 
 def _head_gradient_spec(mesh, head_DV):
@@ -135,7 +145,9 @@ def _head_gradient_spec(mesh, head_DV):
     return PartitionSpec("fsdp" if head_DV.shape[0] % mesh.shape["fsdp"] == 0 else None, VOCAB_AXIS)
 
 
-_selected.defvjp(_forward, _backward)
+# Symbolic zeros bring word of what is differentiated: the gradient of a frozen head would cost a third of the backward
+# pass and `[D,V]` of memory.
+_selected.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
@@ -189,7 +201,9 @@ def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chu
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 
 
-def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
+def _local_backward(
+    hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh, has_head
+):
     axis = VOCAB_AXIS if mesh else None
 
     def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
@@ -200,22 +214,28 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
         # In the dtype of the hidden states, so that both products run on the matrix units; they add in float32.
         gradient_CV = gradient_CV.astype(hidden_CD.dtype)
         hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=jnp.float32)
+        if not has_head:
+            return (hidden_gradient_CD,)
         head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
         return hidden_gradient_CD, head_gradient_DV
 
     gradient_NM = jnp.where(wanted_NM, gradient_NM, 0.0).astype(jnp.float32)
     rows = (hidden_NMD, targets_NM, lse_NM, gradient_NM)
-    hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
-    if mesh is not None:
-        # Each shard of the vocabulary saw its own columns only, and each row shard its own rows.
+    hidden_gradient_NMD, *head_gradient = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=int(has_head))
+    if mesh is not None:  # each shard of the vocabulary saw its own columns only
         hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
+    hidden_gradient_NMD = hidden_gradient_NMD.astype(hidden_NMD.dtype)
+    if not has_head:
+        return (hidden_gradient_NMD,)
+    head_gradient_DV = head_gradient[0]
+    if mesh is not None:  # each row shard saw its own rows
         head_gradient_DV = jax.lax.psum(head_gradient_DV, "data")
         if _head_gradient_spec(mesh, head_DV)[0]:
             # Half the traffic of a sum that every device then cuts its piece out of.
             head_gradient_DV = jax.lax.psum_scatter(head_gradient_DV, "fsdp", scatter_dimension=0, tiled=True)
         else:
             head_gradient_DV = jax.lax.psum(head_gradient_DV, "fsdp")
-    return hidden_gradient_NMD.astype(hidden_NMD.dtype), head_gradient_DV
+    return hidden_gradient_NMD, head_gradient_DV
 
 
 def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):

@@ -31,6 +31,7 @@ ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that
 CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
     "ours-shared": ("", "ours_step.py", "shared", "prompt once per pair, reference kept"),
     "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
+    "ours-adapter": ("", "ours_step.py", "adapter", "rank 16 on all linear layers; rows as shared, reference kept"),
     "trl-online": ("trl", "trl_step.py", "", "reference model in every step"),
     "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
     "trl-checkpointing": (

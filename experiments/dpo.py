@@ -24,9 +24,9 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.errors import InputError
-from alignment.models import decoder
+from alignment.models import decoder, lora
 from alignment.preference import losses, metrics, pairs
-from alignment.train import language_model, loop, next_token, optimizer, sharding, step, train_state
+from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
 from experiments.launch import checks, groups, lm
@@ -44,8 +44,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.objective = _objective()
     c.sft_weight = 0.0  # weight of the chosen answer's own negative log-probability per token
     c.length_alpha = 1.0  # LD-DPO: weight of tokens beyond the shorter answer's length, in [0, 1]
-    c.reference = "stored"  # log-probabilities computed once before training; "online": each step, parameters kept
+    # log-probabilities computed once before training; "online": each step, parameters kept (of an adapter's run, those
+    # that it is beside)
+    c.reference = "stored"
     c.model = groups.decoder()
+    c.adapter = groups.adapter()
     c.compute = groups.compute()
     c.data = _data()
     c.batch = dict(
@@ -224,10 +227,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
     is_fresh = loop.latest_step(workdir) is None
-    state, stored = begin(c, model, tx, tok, (train, heldout), mesh, workdir, is_fresh)
+    state, adapter, stored = begin(c, model, tx, tok, (train, heldout), mesh, workdir, is_fresh)
+    if adapter is not None:
+        loss_fn = lora.loss_fn(loss_fn, adapter)
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
-        files.write_rows(workdir / "before.jsonl", answers_fn(state.params))
+        files.write_rows(workdir / "before.jsonl", answers_fn(adapters.policy(adapter, state)))
 
     batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **sharding.row_share(mesh))
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
@@ -241,14 +246,16 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         steps=c.steps,
         pace=loop.Pace(**c.loop),
         logging=loop.Logging("pairs", c.batch.batch_size, metrics.finish, c.sinks),
-        on_first_fn=pairs.check_first(c.loss, objective, tolerance=tolerance, has_anchor=bool(c.sft_weight)),
+        on_first_fn=pairs.check_first(
+            c.loss, objective, tolerance=tolerance, has_anchor=bool(c.sft_weight), way_out=_way_out(c)
+        ),
     )
     rows = [
         {"prompt": old.pop("prompt"), "before": old.pop("answer"), "after": new["answer"], **old}
-        for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(state.params))
+        for old, new in zip(files.read_rows(workdir / "before.jsonl"), answers_fn(adapters.policy(adapter, state)))
     ]
     files.write_rows(workdir / "tables/samples.jsonl", rows)
-    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    lm.export(c, workdir, state, model, tok, adapter)
     summary["heldout/pairs"] = len(heldout)
     if len(heldout) and heldout.label_N is None:
         summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
@@ -264,21 +271,46 @@ def begin(
     mesh: Mesh,
     workdir: pathlib.Path,
     is_fresh: bool,
-) -> tuple[train_state.TrainState, Sequence[np.ndarray | None]]:
-    """The state where DPO begins, and each split's stored reference log-probabilities, None without any."""
+) -> tuple[train_state.TrainState, lora.Adapter | None, Sequence[np.ndarray | None]]:
+    """The state where DPO begins, its adapter if any, and each split's stored reference log-probabilities."""
     is_stored = c.reference == "stored" and c.loss not in losses.REFERENCE_FREE
     paths = [workdir / f"reference/{name}.npy" for name in ("train", "heldout")]
-    # a resumed run has its parameters in a checkpoint; only a reference that is yet to be computed needs the first ones
-    is_needed = is_fresh or (is_stored and not all(path.is_file() for path in paths))
+    has_adapter = lm.adapter_options(c).is_on()
+    # a resumed run has its parameters in a checkpoint; only an adapter's base, and a reference that is yet to be
+    # computed, need the first ones
+    is_needed = is_fresh or has_adapter or (is_stored and not all(path.is_file() for path in paths))
     params = language_model.params(c.init_from if is_needed else "", model, mesh)
     if c.pretrain.steps and is_needed:  # a finished pretraining trains no further and returns its last parameters
         params = pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
-    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
+    adapter = None
+    if has_adapter:
+        if params is None:
+            params = language_model.base_params("", model, mesh, seed=c.seed)
+        base_from = "run:pretrain" if c.pretrain.steps else c.init_from
+        adapter, state = lm.begin_adapter(c, model, tx, params, base_from, mesh, workdir)
+    else:
+        state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)
     del params
     if is_stored:
-        weights = language_model.digest(c.init_from)
-        return state, [reference(c, model, state, split, mesh, path, weights) for split, path in zip(splits, paths)]
-    return state if c.loss in losses.REFERENCE_FREE else train_state.with_reference(state), [None, None]
+        made_from = {"weights": language_model.digest(c.init_from)}
+        if c.adapter.init_from:  # the policy starts from it, and so does the reference
+            made_from["adapter"] = str(adapters.read_note(workdir)["start"])
+        first = adapters.policy(adapter, state)
+        stored = [reference(c, model, first, split, mesh, path, made_from) for split, path in zip(splits, paths)]
+        return state, adapter, stored
+    if adapter is None and c.loss not in losses.REFERENCE_FREE:
+        state = train_state.with_reference(state)
+    return state, adapter, [None, None]
+
+
+def _way_out(c: ml_collections.ConfigDict) -> str:
+    """What to do where the reference of the first step is not its policy; "" for the usual."""
+    if c.adapter.init_from and c.reference == "online":
+        return (
+            "The reference is the base with the adapter off, and adapter.init_from goes on with an adapter that was "
+            "trained already: set reference=stored, which scores the policy as it starts"
+        )
+    return ""
 
 
 def pretrain(
@@ -302,6 +334,8 @@ def pretrain(
         batches.append(
             text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **sharding.row_share(mesh))
         )
+    if c.adapter.rank or c.adapter.init_from:  # a later run finds the adapter's base here
+        language_model.leave(workdir, model, tok)
     return next_token.fit(
         model,
         params,
@@ -320,26 +354,27 @@ def pretrain(
 def reference(
     c: ml_collections.ConfigDict,
     model: decoder.DecoderLM,
-    state: train_state.TrainState,
+    params: Any,
     split: preferences.Pairs,
     mesh: Mesh,
     path: pathlib.Path,
-    weights: str,
+    made_from: Mapping[str, str],
 ) -> np.ndarray:
     """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`.
 
     Args:
-        weights: digest of the weights that the policy began with.
+        params: the untouched policy's.
+        made_from: digests of what it began with.
     """
     _, num_answer = preferences.shape(split, layout=c.batch.layout)
     if not len(split):  # nothing is held out
         return np.zeros((0, 2, num_answer), np.float32)
-    made_from = {"pairs": split.digest, "weights": weights}
+    made_from = {"pairs": split.digest, **made_from}
     if path.is_file():
         return stored_reference(path, (len(split), 2, num_answer), made_from)
     batches = preferences.batches(split, **c.batch, endless=False, **sharding.row_share(mesh))
     print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
-    scores = pairs.score(model, state.params, batches, len(split), num_answer, mesh)
+    scores = pairs.score(model, params, batches, len(split), num_answer, mesh)
     files.write_json(path.with_suffix(".json"), made_from)  # first: scores without it would not be checked
     files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
     return scores

@@ -176,7 +176,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     steps = c.steps or max(1, round(c.epochs * len(train) / c.batch_size))
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
-    model, state, summary = lm.fit(
+    model, state, _, summary = lm.fit(
         c,
         tok,
         (train, heldout),

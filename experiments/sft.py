@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.init_from = "hf:Qwen/Qwen2.5-1.5B"  # hf:<folder or hub id>, run:<workdir>, "" for nothing
     c.tokenizer = ""  # "" takes that of init_from, and bytes where there is none
     c.model = groups.decoder()
+    c.adapter = groups.adapter()
     c.compute = groups.compute()
     c.data = dict(
         path="conversations.jsonl",

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment import errors
 from alignment.errors import InputError
-from alignment.models import decoder, rope
+from alignment.models import decoder, lora, rope
 from alignment.models.attention import HIDDEN
 from alignment.train import sharding
 
@@ -49,7 +49,8 @@ def prepare(
     A tied head is a transposed copy, because a product with the embedding's own layout is a third slower.
 
     Args:
-        params: as the training module holds them, boxed or not; they stay as they are.
+        params: as the training module holds them, boxed or not, with or without an adapter (`lora.attach`), which is
+            folded into the copy; they stay as they are.
         mesh: heads, feed-forward and vocabulary are split over its axis `tensor`; None: one device.
         dtype: "int8" rounds every matrix but the embedding to eight bits, with one scale for each output; "" keeps
             the model's dtype.
@@ -66,13 +67,14 @@ def _separate(model, mesh, dtype):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
 
     def separate(params):
+        head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
+        params = lora.fold(params)
         layers = []
         for i in range(model.num_layers):
             layer = {name: x[i].astype(model.dtype) for name, x in params["layers"].items()}
             layer |= {name: two_sided(name, layer[name]) for name in _MATRICES}
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
             layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
-        head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
         weights = {
             "embedding": params["embedding"].astype(model.dtype),
             "head": quantise(head_DV) if is_int8 else head_DV,

@@ -346,7 +346,7 @@ def _scored(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and whether it is the likeliest token, [R,M]."""
     hidden_RTD: Any = model.apply(
-        {"params": params}, rows["tokens"], rows["positions"], rows["groups"], rows["branches"]
+        decoder.variables(params), rows["tokens"], rows["positions"], rows["groups"], rows["branches"]
     )
     head_DV = decoder.head(model, params)
     return logprobs.selected_and_greedy(

@@ -74,7 +74,7 @@ def best(total_NC: np.ndarray, length_NC: np.ndarray | None = None) -> np.ndarra
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
 def _totals(model: decoder.DecoderLM, params: Any, batch: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
     """Log-probability of each row's masked tokens, summed."""
-    hidden_BTD: Any = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
+    hidden_BTD: Any = model.apply(decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"])
     head_DV = decoder.head(model, params)
     logps_BT = logprobs.selected(hidden_BTD, head_DV, None, batch["targets"], mask_NM=batch["mask"], mesh=mesh)
     return (logps_BT * batch["mask"]).sum(axis=1)

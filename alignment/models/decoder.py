@@ -9,6 +9,7 @@ G key/value heads, K head width, V vocabulary.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -128,7 +129,7 @@ class DecoderLM(nn.Module):
             layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1)
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "adapter": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # is_sliding a layer; masks and tables for all
             length=self.num_layers,
@@ -214,7 +215,7 @@ class Layer(nn.Module):
 
     def _heads(self, x_BTD, name, axis, num_heads):
         shape = (x_BTD.shape[-1], num_heads, self.head_dim)
-        out_BTHK = _times(x_BTD, self._kernel(name, ("embed", axis, "head"), shape, 0))
+        out_BTHK = self._linear(x_BTD, name, self._kernel(name, ("embed", axis, "head"), shape, 0))
         if self.qkv_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
             bias_HK = self.param(f"{name}_bias", init, shape[1:], self.param_dtype)
@@ -227,16 +228,28 @@ class Layer(nn.Module):
         # the stream's variance does not grow with depth (GPT-2).
         kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
         mixed_BTM = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        return _shard(_times(mixed_BTM, kernel_HKD.reshape(-1, model_dim)), "batch", "time", None)
+        out_BTD = self._linear(mixed_BTM, "out", kernel_HKD.reshape(-1, model_dim))
+        return _shard(out_BTD, "batch", "time", None)
 
     def _feed_forward(self, x_BTD):
         D, F = x_BTD.shape[-1], self.ffn_dim
-        gate_BTF = _times(x_BTD, self._kernel("gate", ("embed", "mlp"), (D, F), 0))
-        up_BTF = _times(x_BTD, self._kernel("up", ("embed", "mlp"), (D, F), 0))
+        gate_BTF = self._linear(x_BTD, "gate", self._kernel("gate", ("embed", "mlp"), (D, F), 0))
+        up_BTF = self._linear(x_BTD, "up", self._kernel("up", ("embed", "mlp"), (D, F), 0))
         gate_BTF = checkpoint_name(_shard(gate_BTF, "batch", "time", "mlp"), "gate")
         up_BTF = checkpoint_name(_shard(up_BTF, "batch", "time", "mlp"), "up")
         kernel_FD = self._kernel("down", ("mlp", "embed"), (F, D), 0, 0.5 / self.num_layers)
-        return _shard(_times(nn.silu(gate_BTF) * up_BTF, kernel_FD), "batch", "time", None)
+        out_BTD = self._linear(nn.silu(gate_BTF) * up_BTF, "down", kernel_FD)
+        return _shard(out_BTD, "batch", "time", None)
+
+    def _linear(self, x_BTX, name, kernel):
+        """A kernel's product, and that of the adapter beside it where `model.apply` was handed one; see `lora`."""
+        out = _times(x_BTX, kernel)
+        if not self.has_variable("adapter", name):
+            return out
+        low = self.get_variable("adapter", name)
+        a_XR = low["a"].astype(self.dtype).reshape(x_BTX.shape[-1], -1)
+        # Two thin products: their sum with the kernel would need a gradient of the kernel's size.
+        return out + _times(_times(x_BTX, a_XR), low["b"].astype(self.dtype))
 
     def _norm(self, x, name):
         return rms_norm(x, self.param(name, _ones("norm"), x.shape[-1:], self.param_dtype), self.norm_eps)
@@ -245,9 +258,17 @@ class Layer(nn.Module):
         return self.param(name, _init(axes, fan_in, scale), shape, self.param_dtype).astype(self.dtype)
 
 
+def variables(params: Mapping) -> dict[str, Any]:
+    """What `model.apply` takes: the parameters, and the adapter that `lora.attach` put beside them, if any."""
+    own = {name: value for name, value in params.items() if name != "adapter"}
+    return {"params": own, "adapter": params["adapter"]} if "adapter" in params else {"params": own}
+
+
 def head(model: DecoderLM, params: Mapping) -> jax.Array:
-    """The matrix [D,V] from hidden states to logits, in the parameters' own dtype."""
-    return nn.meta.unbox(params["embedding"]).T if model.tie_embeddings else nn.meta.unbox(params["head"])
+    """The matrix [D,V] from hidden states to logits, in the parameters' own dtype; with its adapter, in float32."""
+    head_DV = nn.meta.unbox(params["embedding"]).T if model.tie_embeddings else nn.meta.unbox(params["head"])
+    low = params.get("adapter", {}).get("head")
+    return head_DV if low is None else head_DV.astype(jnp.float32) + low["a"] @ low["b"]
 
 
 def logits(model: DecoderLM, params: Mapping, hidden_BTD: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def token_logps(
     says who sees whom, and which hidden state predicts which target.
     """
     hidden_NTD: Any = model.apply(  # without a cache, DecoderLM returns the array alone
-        {"params": params}, batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
+        decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
     )
     num_rows = batch["tokens"].shape[0]
     shape_BPA = batch["targets"].shape
@@ -165,7 +165,7 @@ def score(
 
 
 def check_first(
-    loss: str, objective: dict[str, Any], *, tolerance: float, has_anchor: bool = False
+    loss: str, objective: dict[str, Any], *, tolerance: float, has_anchor: bool = False, way_out: str = ""
 ) -> Callable[[dict, dict], None]:
     """A check of the first update's metrics: where policy and reference start equal, the loss is known.
 
@@ -176,7 +176,9 @@ def check_first(
     Args:
         tolerance: a share of the loss, or of beta times an answer's log-probability; absolute where these are below 1.
         has_anchor: the loss includes `losses.sft_anchor`, so only the rewards are known.
+        way_out: how the message ends; "" tells to remove stored log-probabilities.
     """
+    way_out = way_out or "Remove the stored ones (reference/ in the workdir)"
     expected = None if has_anchor else losses.initial_loss(loss, **objective)
 
     def check(values: dict[str, float], batch: dict[str, np.ndarray]) -> None:
@@ -194,8 +196,7 @@ def check_first(
                 raise InputError(
                     f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} "
                     f"and is {value:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the "
-                    "reference log-probabilities are not those of this policy. Remove the stored ones (reference/ in "
-                    "the workdir)"
+                    f"reference log-probabilities are not those of this policy. {way_out}"
                 )
 
     return check

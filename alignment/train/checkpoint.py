@@ -1,7 +1,8 @@
 """Checkpoints through Orbax: written in the background, complete or absent, with the data's position beside the state.
 
-A checkpoint has three items: `params`, `rest` (step, optimizer, rng, frozen) and `position` (the loader's state as
-JSON). Orbax writes under a temporary name and renames, so a run killed while saving finds the one before.
+A checkpoint has three items: `params`, `rest` (step, optimizer, rng, and what is frozen unless it is `Unsaved`) and
+`position` (the loader's state as JSON). Orbax writes under a temporary name and renames, so a run killed while saving
+finds the one before.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from alignment.errors import InputError
 from alignment.train import digests
-from alignment.train.train_state import TrainState
+from alignment.train.train_state import TrainState, Unsaved
 
 # Orbax raises its own classes for a disk that is full or closed, so the messages are searched.
 DISK_TROUBLE = (
@@ -77,7 +78,23 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
         position=ocp.args.JsonRestore(),
     )
     stored = _read(manager, step, items)
-    return dataclasses.replace(state, params=stored["params"], **stored["rest"]), stored["position"]
+    rest = dict(stored["rest"])
+    if isinstance(state.frozen, Unsaved):
+        rest["frozen"] = state.frozen
+    return dataclasses.replace(state, params=stored["params"], **rest), stored["position"]
+
+
+def give_up(state: TrainState) -> TrainState:
+    """A state's shapes and places, for `restore`; the arrays that it will read are freed."""
+
+    # Memory may not hold both this state and the restored one.
+    def one(leaf):
+        if isinstance(leaf, Unsaved):
+            return leaf
+        leaf.delete()
+        return _like(leaf)
+
+    return jax.tree.map(one, state, is_leaf=lambda leaf: isinstance(leaf, Unsaved))
 
 
 def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
@@ -128,7 +145,8 @@ def _name(path: tuple) -> str:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng, "frozen": state.frozen}
+    frozen = {} if isinstance(state.frozen, Unsaved) else state.frozen
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng, "frozen": frozen}
 
 
 def _like(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 import xxhash
 from jax.sharding import Mesh
 
 from alignment import errors, files
 from alignment.errors import InputError
-from alignment.models import attention, decoder, huggingface
-from alignment.train import checkpoint, sharding, train_state
+from alignment.models import attention, decoder, huggingface, lora
+from alignment.train import adapters, checkpoint, sharding, train_state
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -66,10 +67,16 @@ def build(
     if export:
         errors.one_of("export", export, EXPORT_DTYPES)
         huggingface.config_for(net, jnp.dtype(export))  # raises for what Hugging Face has no architecture for
-    if workdir is not None and jax.process_index() == 0:
-        _save_architecture(pathlib.Path(workdir), net)
-        tok.save(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
+    if workdir is not None:
+        leave(workdir, net, tok)
     return net
+
+
+def leave(workdir: str | pathlib.Path, model: decoder.DecoderLM, tok: Tokenizer) -> None:
+    """Architecture and tokenizer in a workdir, for a later `run:<workdir>`."""
+    if jax.process_index() == 0:
+        _save_architecture(pathlib.Path(workdir), model)
+        tok.save(str(pathlib.Path(workdir) / TOKENIZER_FOLDER))
 
 
 def check(init_from: str, *, model: Mapping[str, Any], compute: Mapping[str, Any], export: str = "") -> None:
@@ -116,7 +123,10 @@ def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     check_init_from(init_from)
     kind, _, name = init_from.partition(":")
     if kind == "run":
-        return json.loads((pathlib.Path(name) / MODEL_FILE).read_text())
+        architecture = json.loads((pathlib.Path(name) / MODEL_FILE).read_text())
+        if (note := adapters.read_note(name)) and adapters.has_head(note):
+            architecture["tie_embeddings"] = False
+        return architecture
     return huggingface.config_of(huggingface.resolve(init_from))
 
 
@@ -171,7 +181,10 @@ def tokenizer_of(init_from: str) -> str:
 
 
 def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
-    """A checkpoint's parameters in their places on the mesh; None for a run from nothing."""
+    """A checkpoint's parameters in their places on the mesh; None for a run from nothing.
+
+    Those of a run that trained an adapter are its base with the adapter folded in.
+    """
     if not init_from:
         return None
     kind, _, name = init_from.partition(":")
@@ -179,7 +192,28 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     shardings = train_state.param_shardings(model, example_BT, mesh)
     if kind in ("hf", "gguf"):
         return huggingface.load(huggingface.resolve(init_from), model, shardings=shardings)
+    if note := adapters.read_note(name):
+        return _merged(name, note, model, mesh)
     return checkpoint.load_params(name, sharding.abstract(model, example_BT, shardings))
+
+
+def base_params(init_from: str, model: decoder.DecoderLM, mesh: Mesh, *, seed: int) -> Any:
+    """`params`, or those that a run from nothing draws from its seed."""
+    base = params(init_from, model, mesh)
+    if base is None:
+        tx, example_BT = optax.identity(), jnp.zeros((1, 4), jnp.int32)
+        base = train_state.create(model, tx, example_BT, seed=seed, mesh=mesh).params
+    return base
+
+
+def _merged(workdir: str, note: Mapping[str, Any], model: decoder.DecoderLM, mesh: Mesh) -> Any:
+    base_model = model.clone(tie_embeddings=note["tie_embeddings"])
+    if digest(note["base"]) != note["weights"]:
+        raise InputError(
+            f"run:{workdir} holds an adapter of {note['base']!r}, whose weights have changed since; put them back"
+        )
+    adapter, own = adapters.load(workdir, base_model, mesh)
+    return lora.fold(adapter.attach(base_params(note["base"], base_model, mesh, seed=note["seed"]), own))
 
 
 def digest(init_from: str) -> str:
@@ -200,6 +234,7 @@ def digest(init_from: str) -> str:
         if not steps:
             raise InputError(f"init_from={init_from!r}: {name} has no checkpoint; name the workdir of an earlier run")
         places = sorted(path for path in max(steps, key=lambda path: int(path.name)).rglob("*") if path.is_file())
+        places += [path for path in [pathlib.Path(name) / adapters.NOTE] if path.is_file()]  # it names the base
     else:
         source = huggingface.resolve(init_from)
         places = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
@@ -235,6 +270,10 @@ def export(
         return
     kind, _, name = init_from.partition(":")
     earlier = pathlib.Path(name) / "export/hf"
+    while kind == "run" and not earlier.is_dir() and (note := adapters.read_note(name)):  # its base may have a config
+        init_from = note["base"]
+        kind, _, name = init_from.partition(":")
+        earlier = pathlib.Path(name) / "export/hf"
     if kind == "run" and (earlier / "config.json").is_file():  # that run may itself have begun from a checkpoint
         kind, init_from = "hf", f"hf:{earlier}"
     like, generation = None, b""

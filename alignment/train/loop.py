@@ -183,10 +183,7 @@ def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader)
     """The newest checkpoint's state, with `batches` put where it was; or the state as it is, and False."""
     if manager.latest_step() is None:
         return state, False
-    # Memory may not hold both this state and the restored one, so its arrays go first and their shapes serve as a form.
-    form = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    jax.tree.map(lambda x: x.delete(), state)
-    state, position = checkpoint.restore(manager, form)
+    state, position = checkpoint.restore(manager, checkpoint.give_up(state))
     batches.set_state(position)
     return state, True
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from alignment import logprobs
-from alignment.models import decoder
+from alignment.models import decoder, lora
 from alignment.train import loop, optimizer, sharding, step, train_state
 
 
@@ -23,7 +23,7 @@ def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 
 
     def loss(params, batch, *, rng, frozen):  # neither dropout nor a reference: rng and frozen go unused
         mask_NT = batch["mask"]
-        hidden_NTD = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["groups"])
+        hidden_NTD = model.apply(decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"])
         logps_NT = logprobs.selected(
             hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
         )
@@ -47,6 +47,8 @@ def fit(
     steps: int,
     batch_size: int,
     accumulate: int = 1,
+    state: train_state.TrainState | None = None,
+    adapter: lora.Adapter | None = None,
     pace: loop.Pace,
     logging: loop.Logging,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
@@ -54,6 +56,7 @@ def fit(
 
     Args:
         params: a checkpoint's parameters, or None to draw them from `seed`.
+        state, adapter: of `adapters.create`, to train an adapter; `params` is not read then.
         train, heldout: endless and finite batches.
         batch_size: rows of a batch over all hosts, for checking it against the mesh.
         pace, logging: of `loop.fit`; the unit is rows.
@@ -62,8 +65,11 @@ def fit(
         As `loop.fit`, with `heldout/perplexity`, the exponential of the held-out loss per token.
     """
     sharding.check_batch(batch_size, mesh, accumulate)
-    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=seed, mesh=mesh, params=params)
     objective = loss_fn(model, mesh)
+    if adapter is not None:
+        objective = lora.loss_fn(objective, adapter)
+    if state is None:
+        state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=seed, mesh=mesh, params=params)
     state, summary = loop.fit(
         step.build(objective, tx, accumulate=accumulate, rate_fn=optimizer.learning_rate),
         state,

@@ -1,7 +1,8 @@
 """What a run carries from step to step: arrays and nothing else, so that all of it is sharded, donated and saved."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -24,13 +25,26 @@ class TrainState:
     frozen: Any
 
 
+@flax.struct.dataclass
+class Unsaved:
+    """A `frozen` that checkpoints leave out, because it lies elsewhere: the base weights of an adapter."""
+
+    tree: Any
+
+
+class Initialised(Protocol):
+    """What `create` reads of a network, or of an adapter."""
+
+    def init(self, rng: jax.Array, example_B: jax.Array, /) -> Mapping[str, Any]: ...
+
+
 def param_shardings(model: nn.Module, example_BT: jax.Array, mesh: Mesh) -> Any:
     """Where each parameter of a model lives, without making any."""
     return sharding.of(jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"]), mesh)
 
 
 def create(
-    model: nn.Module,
+    model: Initialised,
     tx: optax.GradientTransformation,
     example_B: jax.Array,
     *,

@@ -1,7 +1,8 @@
 """Our own step: batch assembly, transfer and compiled update; one optimiser step per command (see channel.py).
 
 Variants: "shared" keeps a pair in one row, prompt once and both answers as branches; "separate" gives each answer a row
-with its own copy of the prompt.  Either way the reference is scored once, before the first step, and kept.
+with its own copy of the prompt; "adapter" trains an adapter of rank 16 on all linear layers, on the rows of "shared".
+In each the reference is scored once, before the first step, and kept.
 """
 
 import os
@@ -20,9 +21,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from alignment.models import decoder, huggingface  # noqa: E402
+from alignment.models import decoder, huggingface, lora  # noqa: E402
 from alignment.preference import pairs  # noqa: E402
-from alignment.train import optimizer, sharding, step, train_state  # noqa: E402
+from alignment.train import adapters, optimizer, sharding, step, train_state  # noqa: E402
 from data.texts import preferences  # noqa: E402
 
 
@@ -58,14 +59,20 @@ def main() -> None:
     model = decoder.DecoderLM(**settings, unroll=settings["num_layers"])  # small enough to unroll, as our settings do
     params = huggingface.load(args.weights, model)
     mesh = sharding.make_mesh()
-    batch_fn = load_pairs(args.ids, args.variant)
+    is_adapter = args.variant == "adapter"
+    batch_fn = load_pairs(args.ids, "shared" if is_adapter else args.variant)
     batch = batch_fn()
     stored_NPA = pairs.score(model, params, [batch], len(batch["weights"]), batch["mask"].shape[-1], mesh)
 
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
-    state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh, params=params)
-    del params
     loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
+    if is_adapter:
+        adapter = lora.lay_out(lora.Settings(rank=16), model)
+        state = adapters.create(adapter, tx, params, seed=0, mesh=mesh)
+        loss_fn = lora.loss_fn(loss_fn, adapter)
+    else:
+        state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh, params=params)
+    del params
     update = step.compile_update(step.build(loss_fn, tx, rate_fn=optimizer.learning_rate), state)
     channel.send("ready", versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")})
     while channel.next_step():

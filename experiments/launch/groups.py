@@ -46,6 +46,20 @@ def compute() -> dict[str, Any]:
     )
 
 
+def adapter() -> dict[str, Any]:
+    """Of `adapters.Options`: low-rank adapters beside frozen weights."""
+    return dict(
+        rank=0,  # 0 trains all weights
+        alpha=config_dict.placeholder(float),  # None: twice the rank
+        targets=config_dict.placeholder(str),  # None: all-linear; names with commas between, or a regular expression
+        use_rslora=config_dict.placeholder(bool),  # divide alpha by the rank's square root
+        rank_pattern="",  # <expression>=<number>, with commas between
+        alpha_pattern="",
+        init_from="",  # peft:<folder> or run:<workdir> of an adapter to go on with
+        merge=False,  # leave merged weights in export/hf, beside export/peft
+    )
+
+
 def adamw(c: ml_collections.ConfigDict, **changes: Any) -> dict[str, Any]:
     """Of `optimizer.adamw`, for a run of `c.steps` steps."""
     return (

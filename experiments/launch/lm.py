@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from alignment import files
 from alignment.decoding import engine, requests
 from alignment.errors import InputError
-from alignment.models import decoder
-from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
+from alignment.models import decoder, lora, peft_adapters
+from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import tokenizer
 from experiments.launch import checks
@@ -26,6 +26,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     optimizer.adamw(**c.optimizer)
     loop.Pace(**c.loop)
     check_model(c)
+    check_adapter(c)
 
 
 def check_model(c: ml_collections.ConfigDict, *, made_here: bool = False) -> None:
@@ -33,6 +34,18 @@ def check_model(c: ml_collections.ConfigDict, *, made_here: bool = False) -> Non
     language_model.check(c.init_from, model=c.model, compute=c.compute, export=c.export)
     if not made_here:
         tokenizer.check(c.tokenizer or language_model.tokenizer_of(c.init_from))
+
+
+def check_adapter(c: ml_collections.ConfigDict) -> None:
+    """Refuse an adapter that cannot be, or that its config would not read."""
+    options = adapter_options(c)
+    if options.merge and not c.export:
+        raise InputError("adapter.merge=True writes export/hf, and export='' leaves no folder; set export=float32")
+
+
+def adapter_options(c: ml_collections.ConfigDict) -> adapters.Options:
+    """The group `adapter`; off in a config without one."""
+    return adapters.Options(**c.get("adapter", {}))
 
 
 def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
@@ -66,7 +79,7 @@ def fit(
     rows_are_plain: bool,
     tx: optax.GradientTransformation | None = None,
     steps: int | None = None,
-) -> tuple[decoder.DecoderLM, train_state.TrainState, dict[str, float]]:
+) -> tuple[decoder.DecoderLM, train_state.TrainState, lora.Adapter | None, dict[str, float]]:
     """Build the config's network and train it on the next tokens of rows of text.
 
     Args:
@@ -75,7 +88,8 @@ def fit(
         tx, steps: for an experiment that derives them from its data; None takes `c.optimizer` and `c.steps`.
 
     Returns:
-        The network, its last state, and the summary of `loop.fit` with the held-out perplexity.
+        The network, its last state, the adapter where that is what was trained, and the summary of `loop.fit` with the
+        held-out perplexity.
     """
     steps = c.steps if steps is None else steps
     if not steps:
@@ -83,8 +97,14 @@ def fit(
     model = build(c, tok, workdir, rows_are_plain=rows_are_plain)
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     train, heldout = splits
-    # A run that goes on has its parameters in its own checkpoint.
-    params = language_model.params(c.init_from if loop.latest_step(workdir) is None else "", model, mesh)
+    tx = optimizer.adamw(**c.optimizer) if tx is None else tx
+    adapter, params, state = None, None, None
+    if adapter_options(c).is_on():
+        base = language_model.base_params(c.init_from, model, mesh, seed=c.seed)
+        adapter, state = begin_adapter(c, model, tx, base, c.init_from, mesh, workdir)
+        del base
+    elif loop.latest_step(workdir) is None:  # a run that goes on has its parameters in its own checkpoint
+        params = language_model.params(c.init_from, model, mesh)
     state, summary = next_token.fit(
         model,
         params,
@@ -92,15 +112,67 @@ def fit(
         batches_fn(heldout, endless=False),
         mesh,
         workdir,
-        tx=optimizer.adamw(**c.optimizer) if tx is None else tx,
+        tx=tx,
         seed=c.seed,
         steps=steps,
         batch_size=c.batch_size,
         accumulate=c.accumulate,
+        state=state,
+        adapter=adapter,
         pace=loop.Pace(**c.loop),
         logging=loop.Logging(sinks=c.sinks),
     )
-    return model, state, summary | of_bytes(summary, heldout)
+    return model, state, adapter, summary | of_bytes(summary, heldout)
+
+
+def begin_adapter(
+    c: ml_collections.ConfigDict,
+    model: decoder.DecoderLM,
+    tx: optax.GradientTransformation,
+    base: Any,
+    base_from: str,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> tuple[lora.Adapter, train_state.TrainState]:
+    """The adapter of a run and the state that trains it; `adapter.json` in the workdir says what it belongs to.
+
+    Args:
+        base: the weights that stay, which the state takes over.
+        base_from: where a later run finds them; `run:pretrain` is a folder of this workdir.
+    """
+    options = adapter_options(c)
+    kind, _, name = options.init_from.partition(":")
+    weights = language_model.digest(f"run:{workdir / 'pretrain'}" if base_from == "run:pretrain" else base_from)
+    if kind == "run" and (note := adapters.read_note(name)) and note["weights"] != weights:
+        raise InputError(
+            f"adapter.init_from={options.init_from!r} was trained beside other weights, {note['base']!r}; give "
+            f"--config.init_from={note['base']}"
+        )
+    adapter, params = adapters.begin(options, model, mesh)
+    start = language_model.digest(options.init_from.replace("peft:", "hf:", 1)) if options.init_from else ""
+    where_from = dict(base=base_from, weights=weights, seed=c.seed, init_from=options.init_from, start=start)
+    adapters.write_note(workdir, adapter, **where_from)
+    return adapter, adapters.create(adapter, tx, base, seed=c.seed, mesh=mesh, params=params)
+
+
+def export(
+    c: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    state: train_state.TrainState,
+    model: decoder.DecoderLM,
+    tok: tokenizer.Tokenizer,
+    adapter: lora.Adapter | None = None,
+) -> None:
+    """Leave `export/hf`; of a run with an adapter `export/peft`, and `export/hf` where the config merges."""
+    params = state.params
+    if adapter is not None:
+        if c.export:
+            peft_adapters.save(workdir / "export/peft", adapter, params, base=c.init_from.partition(":")[2])
+        if not c.adapter.merge:
+            return
+        params = adapters.policy(adapter, state)
+        model, params = lora.folded_model(model, params), lora.fold(params)
+    language_model.export(workdir / "export/hf", params, model, tok, dtype=c.export, init_from=c.init_from)
 
 
 def of_bytes(summary: Mapping[str, float], heldout: text.Texts) -> dict[str, float]:
@@ -142,9 +214,10 @@ def run(
     files.report_counts(workdir, counts)
     if not c.steps and not len(heldout):
         raise InputError(f"steps=0 only evaluates, and nothing of {c.data.path} is held out; give data.heldout_path")
-    model, state, summary = fit(c, tok, (train, heldout), mesh, workdir, rows_are_plain=rows_are_plain)
-    files.write_rows(workdir / "tables/samples.jsonl", samples_fn(c, model, tok, heldout, state.params))
-    language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
+    model, state, adapter, summary = fit(c, tok, (train, heldout), mesh, workdir, rows_are_plain=rows_are_plain)
+    params = adapters.policy(adapter, state)
+    files.write_rows(workdir / "tables/samples.jsonl", samples_fn(c, model, tok, heldout, params))
+    export(c, workdir, state, model, tok, adapter)
     return summary
 
 

@@ -87,7 +87,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 # What a start leaves that was refused before it trained: the launcher's own files, and what an experiment writes first.
 REFUSED_LEAVES = {"config.json", "environment.json", ".lock", "bad_records.jsonl"}
-BEGINNINGS = {"model.json", "tokenizer", "reference", "tables", "before.jsonl", "run_id", "error.txt"}
+BEGINNINGS = {"model.json", "adapter.json", "tokenizer", "reference", "tables", "before.jsonl", "run_id", "error.txt"}
 
 OF_ONE_START = ("redo:",)  # keys that ask something of a start alone; the run stays the same without them
 

@@ -1,0 +1,88 @@
+"""Runs that train an adapter, from the command line to the folder that they leave."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alignment.models import huggingface, lora, peft_adapters
+from alignment.train import adapters, language_model, sharding
+from data.tokens import tokenizer
+from tests.experiments.conftest import launch
+
+QUICK = ("--config.sinks=()", "--config.samples.num=1", "--config.adapter.rank=4")
+
+
+def of(init_from):
+    """A checkpoint's network and parameters."""
+    tok = tokenizer.load(language_model.tokenizer_of(init_from))
+    compute = dict(dtype="float32", remat="none", attention="blocked", unroll=1)
+    model = language_model.build(init_from, tok, model={}, compute=compute, rows_are_plain=True)
+    return model, language_model.params(init_from, model, sharding.make_mesh(data=1, fsdp=1, tensor=-1))
+
+
+@pytest.fixture(scope="module")
+def dpo_run(tmp_path_factory):
+    ended = launch("dpo.py:tiny", tmp_path_factory.mktemp("adapter") / "run", *QUICK, "--config.adapter.merge=True")
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_the_first_loss_is_ln_2_and_the_layers_are_listed(dpo_run):
+    first = json.loads((dpo_run.workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["heldout/loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert "adapter of rank 4 on 7 linear layers" in dpo_run.out and "q_proj of layers 0;" in dpo_run.out
+
+
+def test_a_run_s_weights_are_its_base_with_the_adapter_in_it(dpo_run):
+    workdir = dpo_run.workdir
+    model, merged = of(f"run:{workdir}")
+    _, base = of(f"run:{workdir / 'pretrain'}")
+    adapter, params = peft_adapters.load(workdir / "export/peft", model)
+    jax.tree.map(np.testing.assert_array_equal, merged, lora.fold(adapter.attach(base, params)))
+    exported = huggingface.load(workdir / "export/hf", model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), exported, jax.device_get(merged))
+    change = np.abs(np.asarray(merged["layers"]["query"]) - np.asarray(base["layers"]["query"])).max()
+    assert 0 < change < 0.1
+
+
+def test_a_moved_workdir_brings_its_base_along(dpo_run, tmp_path):
+    shutil.copytree(dpo_run.workdir, tmp_path / "moved")
+    assert adapters.read_note(tmp_path / "moved")["base"] == f"run:{tmp_path / 'moved/pretrain'}"
+    _, before = of(f"run:{dpo_run.workdir}")
+    _, after = of(f"run:{tmp_path / 'moved'}")
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.slow  # tests/train/test_adapters.py resumes the state; this is the whole program
+def test_an_adapter_goes_on_from_a_run_and_an_online_reference_is_refused_at_the_first_step(dpo_run, tmp_path):
+    flags = (f"--config.init_from=run:{dpo_run.workdir / 'pretrain'}", "--config.pretrain.steps=0", *QUICK[:2])
+    flags += (f"--config.adapter.init_from=run:{dpo_run.workdir}",)
+    ended = launch("dpo.py:tiny", tmp_path / "stored", *flags)
+    assert ended.code == 0, ended.err
+    ended = launch("dpo.py:tiny", tmp_path / "online", *flags, "--config.reference=online", "--config.steps=1")
+    assert ended.code == 2 and "the base with the adapter off" in ended.err
+
+
+@pytest.mark.slow
+def test_supervised_tuning_trains_an_adapter_of_a_checkpoint(tiny, tmp_path):
+    base = tiny("pretrain").workdir
+    ended = launch("sft.py:tiny", tmp_path / "run", *QUICK, f"--config.init_from=run:{base}")
+    assert ended.code == 0, ended.err
+    assert not (tmp_path / "run/export/hf").exists() and (tmp_path / "run/export/peft/adapter_config.json").is_file()
+    of(f"run:{tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--config.adapter.targets=q_proj",), "adapter.targets is not read with adapter.rank=0"),
+        (("--config.adapter.rank=4", "--config.adapter.merge=True", "--config.export="), "export='' leaves no folder"),
+        (("--config.adapter.init_from=run:nowhere",), "adapter.json is not there"),
+    ],
+)
+def test_what_an_adapter_s_run_cannot_do_is_refused_first(flags, said, tmp_path):
+    ended = launch("sft.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 2 and said in ended.err
