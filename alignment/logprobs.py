@@ -6,7 +6,8 @@ C head positions of one chunk, B batch, P pair = (chosen, rejected), A answer po
 The head `[D,V]` is applied to chunks of head positions only (answer positions, for a preference loss), those that count
 first. The loop ends when they are done, so shapes are static and the work still follows the mask. The backward pass
 recomputes each chunk's logits, so memory is one `[C,V]` block whatever the batch. Under a vocabulary sharded over the
-mesh axis `tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once.
+mesh axis `tensor` only three `[C]` vectors cross devices in a chunk, and the head gradient is reduced once. A head that
+nobody differentiates by has no gradient, and its logits are made once.
 """
 
 import functools
@@ -108,14 +109,20 @@ def _selected(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chun
 
 def _forward(hidden, head, targets, wanted, mesh, num_tokens, chunk):
     arrays = [primal.value for primal in (hidden, head, targets, wanted)]
+    if not head.perturbed:
+        # Each log-probability reads one hidden state, so its slope there is known up to the factor that the backward
+        # pass brings. Taken now, it spares that pass the logits and the gradient of the head.
+        logps_NM, slope_NMD = _scored(*arrays, mesh, num_tokens, chunk, with_slope=True)
+        return logps_NM, (slope_NMD,)
     logps_NM, lse_NM = _scored(*arrays, mesh, num_tokens, chunk)
     # The logits are not kept: they take V numbers a position, and the backward pass makes them again from `lse`.
-    # Residuals are arrays only, so an empty tuple or None says whether anybody differentiates by the head.
-    return logps_NM, (*arrays, lse_NM, () if head.perturbed else None)
+    return logps_NM, (*arrays, lse_NM)
 
 
-def _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk):
-    local = functools.partial(_local_forward, num_tokens=num_tokens, chunk=chunk, axis=VOCAB_AXIS if mesh else None)
+def _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk, with_slope=False):
+    """Log-probabilities, and beside them their slope by the hidden states or the logits' log-sum-exp."""
+    options = dict(num_tokens=num_tokens, chunk=chunk, with_slope=with_slope)
+    local = functools.partial(_local_forward, axis=VOCAB_AXIS if mesh else None, **options)
     if mesh is not None:
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
         specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
@@ -124,20 +131,22 @@ def _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk)
 
 
 def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
-    hidden_NMD, head_DV, *rest, head_moves = residuals
-    if isinstance(gradient_NM, SymbolicZero):  # nobody reads the result
-        return jnp.zeros_like(hidden_NMD), jnp.zeros_like(head_DV), None, None
-    has_head = head_moves is not None
-    local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh, has_head=has_head)
+    if isinstance(gradient_NM, SymbolicZero):  # nobody differentiates by the result
+        return None, None, None, None
+    if len(residuals) == 1:
+        (slope_NMD,) = residuals
+        return (gradient_NM[..., None] * slope_NMD).astype(slope_NMD.dtype), None, None, None
+    hidden_NMD, head_DV, *rest = residuals
+    local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
     if mesh is not None:
         rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
-        out_specs = (rows, _head_gradient_spec(mesh, head_DV)) if has_head else (rows,)
-        specs = dict(in_specs=(rows, head, rows, rows, rows, rows), out_specs=out_specs)
+        specs = dict(
+            in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, _head_gradient_spec(mesh, head_DV))
+        )
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
     head_in_DV = head_DV.astype(hidden_NMD.dtype)  # cast again: the gradient keeps its float32 for a float32 head
-    hidden_gradient_NMD, *head_gradient = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
-    head_gradient_DV = head_gradient[0].astype(head_DV.dtype) if has_head else None
-    return hidden_gradient_NMD, head_gradient_DV, None, None
+    hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
+    return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None, None
 
 
 def _head_gradient_spec(mesh, head_DV):
@@ -145,9 +154,7 @@ def _head_gradient_spec(mesh, head_DV):
     return PartitionSpec("fsdp" if head_DV.shape[0] % mesh.shape["fsdp"] == 0 else None, VOCAB_AXIS)
 
 
-# Symbolic zeros bring word of what is differentiated: the gradient of a frozen head would cost a third of the backward
-# pass and `[D,V]` of memory.
-_selected.defvjp(_forward, _backward, symbolic_zeros=True)
+_selected.defvjp(_forward, _backward, symbolic_zeros=True)  # so that `_forward` learns what is differentiated
 
 
 def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
@@ -176,13 +183,25 @@ def _row_sums(logits_CV, is_target_CV, axis):
     return top_C, top_C + jnp.log(total_C), target_C
 
 
-def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis):
+def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis, with_slope):
     def of_chunk(hidden_CD, targets_C):
         logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
         _, lse_C, target_C = _row_sums(logits_CV, is_target_CV, axis)
-        return target_C - lse_C, lse_C
+        if not with_slope:
+            return target_C - lse_C, lse_C
+        slope_CV = _slope(logits_CV, lse_C, is_target_CV).astype(hidden_CD.dtype)
+        return target_C - lse_C, jnp.einsum("CV,DV->CD", slope_CV, head_DV, preferred_element_type=jnp.float32)
 
-    return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
+    logps_NM, second = _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
+    if not with_slope:
+        return logps_NM, second
+    slope_NMD = jax.lax.psum(second, axis) if axis else second  # a shard of the vocabulary has its own columns only
+    return logps_NM, slope_NMD.astype(hidden_NMD.dtype)
+
+
+def _slope(logits_CV, lse_C, is_target_CV):
+    """The gradient of a log-softmax at its target: one-hot minus probabilities."""
+    return jnp.where(is_target_CV, 1.0, 0.0) - jnp.exp(logits_CV - lse_C[:, None])
 
 
 def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chunk, axis):
@@ -201,41 +220,31 @@ def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chu
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 
 
-def _local_backward(
-    hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh, has_head
-):
+def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
     axis = VOCAB_AXIS if mesh else None
 
     def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
         logits_CV, is_target_CV = _logits(hidden_CD, head_DV, targets_C, num_tokens, axis)
-        probability_CV = jnp.exp(logits_CV - lse_C[:, None])
-        # The gradient of a log-softmax at its target: one-hot minus probabilities.
-        gradient_CV = gradient_C[:, None] * (jnp.where(is_target_CV, 1.0, 0.0) - probability_CV)
+        gradient_CV = gradient_C[:, None] * _slope(logits_CV, lse_C, is_target_CV)
         # In the dtype of the hidden states, so that both products run on the matrix units; they add in float32.
         gradient_CV = gradient_CV.astype(hidden_CD.dtype)
         hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=jnp.float32)
-        if not has_head:
-            return (hidden_gradient_CD,)
         head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
         return hidden_gradient_CD, head_gradient_DV
 
     gradient_NM = jnp.where(wanted_NM, gradient_NM, 0.0).astype(jnp.float32)
     rows = (hidden_NMD, targets_NM, lse_NM, gradient_NM)
-    hidden_gradient_NMD, *head_gradient = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=int(has_head))
-    if mesh is not None:  # each shard of the vocabulary saw its own columns only
+    hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
+    if mesh is not None:
+        # Each shard of the vocabulary saw its own columns only, and each row shard its own rows.
         hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
-    hidden_gradient_NMD = hidden_gradient_NMD.astype(hidden_NMD.dtype)
-    if not has_head:
-        return (hidden_gradient_NMD,)
-    head_gradient_DV = head_gradient[0]
-    if mesh is not None:  # each row shard saw its own rows
         head_gradient_DV = jax.lax.psum(head_gradient_DV, "data")
         if _head_gradient_spec(mesh, head_DV)[0]:
             # Half the traffic of a sum that every device then cuts its piece out of.
             head_gradient_DV = jax.lax.psum_scatter(head_gradient_DV, "fsdp", scatter_dimension=0, tiled=True)
         else:
             head_gradient_DV = jax.lax.psum(head_gradient_DV, "fsdp")
-    return hidden_gradient_NMD, head_gradient_DV
+    return hidden_gradient_NMD.astype(hidden_NMD.dtype), head_gradient_DV
 
 
 def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):

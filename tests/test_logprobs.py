@@ -105,6 +105,22 @@ def test_no_array_as_large_as_the_logits_is_ever_made():
     assert scratch < 16 * 64 * 512 * 4 / 2
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_a_frozen_head_costs_two_products_and_leaves_the_hidden_states_their_gradient(shape):
+    hidden, head, sources, targets = example(n=8)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), ("data", "fsdp", "tensor"))
+    mask = np.ones(targets.shape)
+    mask[::2] = 0
+
+    def total(hidden, head):
+        return jnp.sum(jnp.sin(logprobs.selected(hidden, head, sources, targets, mask_NM=mask, mesh=mesh)))
+
+    both, alone = jax.grad(total, argnums=(0, 1)), jax.grad(total)
+    np.testing.assert_allclose(jax.jit(alone)(hidden, head), jax.jit(both)(hidden, head)[0], rtol=0, atol=1e-5)
+    num_products = [str(jax.make_jaxpr(fn)(hidden, head)).count("dot_general") for fn in (both, alone)]
+    assert num_products == [4, 2]
+
+
 def test_bfloat16_is_within_two_hundredths_a_token():
     hidden, head, sources, targets = example()
     out = logprobs.selected(jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head), sources, targets)
