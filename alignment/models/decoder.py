@@ -8,6 +8,7 @@ Dimensions: B batch, T time, S positions attended to, L layers, D model width, F
 G key/value heads, K head width, V vocabulary.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -202,9 +203,10 @@ class Layer(nn.Module):
 
     def _attention(self, x_BTD, mask, rope_tables):
         """What the heads add to the residual stream, [B,T,D]."""
-        query_BTHK = self._heads(x_BTD, "query", "heads", self.num_heads)
-        key_BTGK = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads)
-        value_BTGK = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads)
+        lows = self._lows(x_BTD, "query", "key", "value")
+        query_BTHK = self._heads(x_BTD, "query", "heads", self.num_heads, lows)
+        key_BTGK = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads, lows)
+        value_BTGK = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads, lows)
         if self.qk_norm:
             query_BTHK, key_BTGK = self._norm(query_BTHK, "query_norm"), self._norm(key_BTGK, "key_norm")
         query_BTHK, key_BTGK = rope.rotate(query_BTHK, *rope_tables), rope.rotate(key_BTGK, *rope_tables)
@@ -213,9 +215,9 @@ class Layer(nn.Module):
         mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
         return self._mix_out(mixed_BTHK, x_BTD.shape[-1])
 
-    def _heads(self, x_BTD, name, axis, num_heads):
+    def _heads(self, x_BTD, name, axis, num_heads, lows):
         shape = (x_BTD.shape[-1], num_heads, self.head_dim)
-        out_BTHK = self._linear(x_BTD, name, self._kernel(name, ("embed", axis, "head"), shape, 0))
+        out_BTHK = self._linear(x_BTD, name, self._kernel(name, ("embed", axis, "head"), shape, 0), lows)
         if self.qkv_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
             bias_HK = self.param(f"{name}_bias", init, shape[1:], self.param_dtype)
@@ -228,28 +230,40 @@ class Layer(nn.Module):
         # the stream's variance does not grow with depth (GPT-2).
         kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
         mixed_BTM = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        out_BTD = self._linear(mixed_BTM, "out", kernel_HKD.reshape(-1, model_dim))
+        lows = self._lows(mixed_BTM, "out")
+        out_BTD = self._linear(mixed_BTM, "out", kernel_HKD.reshape(-1, model_dim), lows)
         return _shard(out_BTD, "batch", "time", None)
 
     def _feed_forward(self, x_BTD):
         D, F = x_BTD.shape[-1], self.ffn_dim
-        gate_BTF = self._linear(x_BTD, "gate", self._kernel("gate", ("embed", "mlp"), (D, F), 0))
-        up_BTF = self._linear(x_BTD, "up", self._kernel("up", ("embed", "mlp"), (D, F), 0))
+        lows = self._lows(x_BTD, "gate", "up")
+        gate_BTF = self._linear(x_BTD, "gate", self._kernel("gate", ("embed", "mlp"), (D, F), 0), lows)
+        up_BTF = self._linear(x_BTD, "up", self._kernel("up", ("embed", "mlp"), (D, F), 0), lows)
         gate_BTF = checkpoint_name(_shard(gate_BTF, "batch", "time", "mlp"), "gate")
         up_BTF = checkpoint_name(_shard(up_BTF, "batch", "time", "mlp"), "up")
         kernel_FD = self._kernel("down", ("mlp", "embed"), (F, D), 0, 0.5 / self.num_layers)
-        out_BTD = self._linear(nn.silu(gate_BTF) * up_BTF, "down", kernel_FD)
+        x_BTF = nn.silu(gate_BTF) * up_BTF
+        out_BTD = self._linear(x_BTF, "down", kernel_FD, self._lows(x_BTF, "down"))
         return _shard(out_BTD, "batch", "time", None)
 
-    def _linear(self, x_BTX, name, kernel):
-        """A kernel's product, and that of the adapter beside it where `model.apply` was handed one; see `lora`."""
+    def _lows(self, x_BTX, *names):
+        """`x A` of the adapters beside these kernels, which all read x, where `model.apply` was handed any; see `lora`."""
+        low = {name: self.get_variable("adapter", name) for name in names if self.has_variable("adapter", name)}
+        if not low:
+            return {}
+        each_a_XR = [pair["a"].astype(self.dtype).reshape(x_BTX.shape[-1], -1) for pair in low.values()]
+        # One product for all: those of a few columns each run at a fraction of the speed.
+        each_BTR = jnp.split(
+            _times(x_BTX, jnp.concatenate(each_a_XR, axis=1)),
+            list(itertools.accumulate(a_XR.shape[1] for a_XR in each_a_XR))[:-1],
+            axis=-1,
+        )
+        return {name: (low_BTR, low[name]["b"].astype(self.dtype)) for name, low_BTR in zip(low, each_BTR)}
+
+    def _linear(self, x_BTX, name, kernel, lows):
+        """A kernel's product, and that of its adapter. Their sum as one kernel would need a gradient of its size."""
         out = _times(x_BTX, kernel)
-        if not self.has_variable("adapter", name):
-            return out
-        low = self.get_variable("adapter", name)
-        a_XR = low["a"].astype(self.dtype).reshape(x_BTX.shape[-1], -1)
-        # Two thin products: their sum with the kernel would need a gradient of the kernel's size.
-        return out + _times(_times(x_BTX, a_XR), low["b"].astype(self.dtype))
+        return out + _times(*lows[name]) if name in lows else out
 
     def _norm(self, x, name):
         return rms_norm(x, self.param(name, _ones("norm"), x.shape[-1:], self.param_dtype), self.norm_eps)

@@ -167,11 +167,16 @@ class Adapter:
             number = re.search(r"\.(\d+)\.", name)
             places.setdefault(name.rpartition(".")[2], []).extend([int(number[1])] if number else [])
         words = [f"{name} of layers {_ranges(numbers)}" if numbers else name for name, numbers in places.items()]
-        shapes = jax.tree.leaves(self.form())
+        form = self.form()
+        num_trained = 0
+        for name, numbers in self.ranks.items():
+            low = form["head"] if name == "head" else form["layers"][name]
+            size = sum(leaf.size for leaf in low.values())  # as wide as the largest rank
+            num_trained += size * sum(numbers) // (len(numbers) * max(numbers))
         ranks = sorted({self.settings.rank_of(name) for name in hits})
         return (
             f"adapter of rank {', '.join(map(str, ranks))} on {len(hits)} linear layers, "
-            f"{sum(leaf.size for leaf in shapes):,} numbers: {'; '.join(words)}"
+            f"{num_trained:,} numbers: {'; '.join(words)}"
         )
 
 

@@ -27,6 +27,7 @@ HARMLESS = (  # they say where an adapter comes from or how it was trained, and 
     *("lora_dropout", "init_lora_weights", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config"),
     *("eva_config", "corda_config", "lora_ga_config", "arrow_config", "ensure_weight_tying"),
 )
+COPIES = ("lm_head.base_layer.weight", "embed_tokens.weight")
 WHY = {
     "use_dora": "DoRA rescales every column of the merged weights; train the adapter without it",
     "modules_to_save": "it holds whole layers beside the adapter, which vLLM refuses as well; name them in "
@@ -135,6 +136,9 @@ def load(folder: str | pathlib.Path, model: decoder.DecoderLM) -> tuple[lora.Ada
             wanted[f"{PREFIX}{name}.lora_{letter}.weight"] = ((*place, which), layer, rank)
     if missing := [name for name in wanted if name not in stored]:
         raise InputError(f"{file} lacks {missing[0]}, which target_modules of {CONFIG} asks for")
+    if copies := [name for name in stored if name.endswith(COPIES)]:  # peft adds them where the head has an adapter
+        print(f"{file}: {', '.join(copies)} belong to the base model: not read", flush=True)
+    stored = {name: place for name, place in stored.items() if name not in copies}
     if extra := [name for name in stored if name not in wanted]:
         raise InputError(f"{file} has {extra[0]}, for which {CONFIG} and the model have no place")
     for name, (path, layer, rank) in wanted.items():

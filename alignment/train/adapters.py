@@ -123,6 +123,7 @@ def create(
         params: an adapter's parameters, donated; None: a fresh one, drawn from `seed`.
     """
     state = train_state.create(adapter, tx, EXAMPLE_BT, seed=seed, mesh=mesh, params=params)
+    base = jax.device_put(base, train_state.param_shardings(adapter.model, EXAMPLE_BT, mesh))  # often there already
     return dataclasses.replace(state, frozen=train_state.Unsaved(base))
 
 

@@ -146,12 +146,16 @@ def test_a_stack_multiplies_by_each_base_matrix_once():
 
 
 def test_no_gradient_of_a_full_matrix_is_computed():
-    model = network()
+    model = network(model_dim=128, ffn_dim=384)
     base, adapter = base_of(model), lora.lay_out(lora.Settings(rank=2), model)
-    gradient = jax.grad(lambda tree, base: jnp.sum(jnp.sin(logits(model, adapter.attach(base, tree)))))
-    flops = jax.jit(gradient).lower(moved(adapter), base).compile().cost_analysis()["flops"]
-    full = jax.jit(jax.grad(lambda base: jnp.sum(jnp.sin(logits(model, base))))).lower(base).compile()
-    assert flops < 0.85 * full.cost_analysis()["flops"]  # thin products weigh much in a network of width 16
+
+    def total(base, tree):
+        return jnp.sum(jnp.sin(logits(model, adapter.attach(base, tree))))
+
+    def flops(argument):
+        return jax.jit(jax.grad(total, argument)).lower(base, moved(adapter)).cost_analysis()["flops"]
+
+    assert flops(1) < 0.75 * flops(0)  # two products with each matrix instead of three
 
 
 def test_patterns_mean_what_they_mean_in_peft():

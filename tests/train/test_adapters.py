@@ -29,8 +29,8 @@ def train(mesh, num_steps, **changes):
     losses = []
     with sharding.activations(mesh):
         update = step.compile_update(update, state)
-        for number in range(num_steps):
-            state, metrics = update(state, sharding.to_devices(helpers.lm_batch(number), mesh))
+        for _ in range(num_steps):
+            state, metrics = update(state, sharding.to_devices(helpers.lm_batch(0), mesh))
             losses.append(float(step.value(metrics["loss"])))
     return state, adapter, losses
 
@@ -134,7 +134,7 @@ def test_a_base_that_lies_in_the_workdir_moves_with_it(tmp_path):
         (dict(init_from="hf:x"), "must be '', peft:<folder> or run:<workdir>"),
         (dict(init_from="run:x"), "adapter.json is not there"),
         (dict(init_from="peft:x"), "adapter_config.json does not exist"),
-        (dict(init_from="peft:x", rank=4), "adapter.rank is not read, since adapter.init_from brings it"),
+        (dict(init_from="peft:x", rank=4), "adapter.rank is not read, because adapter.init_from brings it"),
     ],
 )
 def test_options_that_would_not_be_read_are_refused(options, words):
