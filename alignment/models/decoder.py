@@ -247,7 +247,7 @@ class Layer(nn.Module):
         return _shard(out_BTD, "batch", "time", None)
 
     def _lows(self, x_BTX, *names):
-        """`x A` of the adapters, if `model.apply` was handed any, beside these kernels, which all read x; see `lora`."""
+        """`x A` of the adapters (`lora`), if `model.apply` was handed any, beside these kernels, which all read x."""
         low = {name: self.get_variable("adapter", name) for name in names if self.has_variable("adapter", name)}
         if not low:
             return {}
