@@ -207,13 +207,15 @@ def base_params(init_from: str, model: decoder.DecoderLM, mesh: Mesh, *, seed: i
 
 
 def _merged(workdir: str, note: Mapping[str, Any], model: decoder.DecoderLM, mesh: Mesh) -> Any:
-    base_model = model.clone(tie_embeddings=note["tie_embeddings"])
+    # in float32 as they were trained, and rounded once, after the sum
+    base_model = model.clone(tie_embeddings=note["tie_embeddings"], param_dtype="float32")
     if digest(note["base"]) != note["weights"]:
         raise InputError(
             f"run:{workdir} holds an adapter of {note['base']!r}, whose weights have changed since; put them back"
         )
     adapter, own = adapters.load(workdir, base_model, mesh)
-    return lora.fold(adapter.attach(base_params(note["base"], base_model, mesh, seed=note["seed"]), own))
+    merged = lora.fold(adapter.attach(base_params(note["base"], base_model, mesh, seed=note["seed"]), own))
+    return jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), merged)
 
 
 def digest(init_from: str) -> str:
