@@ -453,10 +453,11 @@ def _arrays(params, table, names_in_file, dtype):
     for name in names_in_file:
         path, layer, inputs = table[name]
         leaf = _at(params, path)
-        yield _to_hf(_on_host(leaf if layer is None else leaf[layer]), inputs).astype(dtype)
+        yield _to_hf(on_host(leaf if layer is None else leaf[layer]), inputs).astype(dtype)
 
 
-def _on_host(array):
+def on_host(array: Any) -> np.ndarray:
+    """A whole array; every process of a multi-host run must call this."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 

@@ -158,7 +158,7 @@ def save(folder: str | pathlib.Path, adapter: lora.Adapter, params: Mapping, *, 
         params: the adapter's tree; every process of a multi-host run must call this.
         base: the name of the weights that it goes with; "" leaves it out.
     """
-    host = jax.tree.map(huggingface._on_host, params)
+    host = jax.tree.map(huggingface.on_host, params)
     arrays = {}
     for name, place, layer, rank in _places(adapter):
         low: Any = host
