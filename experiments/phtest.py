@@ -4,6 +4,8 @@ Paper:   An et al. 2024, arXiv:2409.00598 (PHTest); Röttger et al. 2023, arXiv:
 Run:     python -m experiments.run --config experiments/phtest.py --config.data.path=PHTest.csv
          --config.init_from=hf:DIR --config.judge=keyword
 Laptop:  python -m experiments.run --config experiments/phtest.py:laptop   (CPU, minutes; `tiny`: seconds)
+Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 and 0.60 are refused; under a defensive
+         system prompt 0.154 and 1.00, behind a filter of words 0.288 and 1.00
 Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv and PHTest.csv in this folder
 
 Answers are greedy. A judge says of each whether it refuses in full, in part or not; an answer that is empty or that the
