@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     with host.stop_signals():  # before the experiment and what it needs is imported
         code, why = coded(argv)
+        host.stop_is_heard()
         if why:
             print(why, file=sys.stderr)
         host.leave(code, why.removeprefix("error: "))  # last: the others of a run of several processes follow
@@ -223,6 +224,7 @@ def guarded_run(
             say(why)
         return code
     except (host.Terminated, KeyboardInterrupt) as e:
+        host.stop_is_heard()
         end("stopped" if isinstance(e, host.Terminated) else "interrupted")
         raise
     except InputError:

@@ -23,11 +23,13 @@ from experiments.launch import peers
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # schedulers send any of them before they kill
 TWICE = 2.0  # seconds within which several signals are one request: a scheduler may send it to a group and to its parts
 SHARED_WAIT = 20.0  # seconds that another host's file may take to appear: network file systems cache their folders
+ASK_AGAIN = 3.0  # seconds after which a stop that nobody acted on is asked for again
 JOIN_TIMEOUT = 300  # seconds in which all processes of a run must have started
 
 _watch: peers.Watch | None = None
 _is_joining = False
 _stop_asked_at = 0.0
+_stop_number = int(signal.SIGTERM)
 
 
 class Terminated(BaseException):
@@ -38,10 +40,18 @@ class Terminated(BaseException):
 
 
 def on_stop_signal(number: int, frame: types.FrameType | None) -> None:
-    """Ask an active training loop to save and stop; without one, or the second time, end at once."""
-    global _stop_asked_at
+    """Ask an active training loop to save and stop; without one, or the second time, end at once.
+
+    The exception that ends a run may be raised where it is swallowed: in a destructor, in a callback from a library's
+    C code. An alarm then asks again, until the run has ended or a loop has been asked.
+    """
+    global _stop_asked_at, _stop_number
+    if number == signal.SIGALRM:
+        number = _stop_number
+    _stop_number = number
     loop = sys.modules.get("alignment.train.loop")  # not imported here: it takes JAX along
     if loop is None or not loop.ACTIVE.is_set():
+        signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN)
         raise Terminated(number)
     now = time.monotonic()
     if loop.STOP.is_set():
@@ -60,16 +70,22 @@ class PeerEnded(Exception):
         self.code = ended.follow()
 
 
+def stop_is_heard() -> None:
+    """Ask no more: the run is ending."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
     """Handle the stop signals within the context; one that is ignored, as SIGHUP under nohup, stays ignored."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, on_stop_signal)
     try:
         yield
     finally:
+        stop_is_heard()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -209,3 +210,25 @@ def test_a_signal_that_is_ignored_stays_ignored(loop_events):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stop_that_is_swallowed_is_asked_for_again(loop_events, monkeypatch):
+    monkeypatch.setattr(host, "ASK_AGAIN", 0.05)
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: swallowed.append(what.exc_type))
+
+    class Swallows:
+        def __del__(self):  # Python reports what a destructor raises, and goes on
+            signal.raise_signal(signal.SIGUSR1)
+
+    def goes_on():
+        thing = Swallows()
+        del thing
+        assert swallowed == [host.Terminated]
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    with host.stop_signals(), pytest.raises(host.Terminated, match="SIGUSR1"):
+        goes_on()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
