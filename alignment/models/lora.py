@@ -66,9 +66,9 @@ class Settings:
         for what, number in (("rank", self.rank), *self.rank_pattern):
             if number < 1 or number != int(number):
                 raise InputError(f"an adapter's rank ({what}={number}) must be a whole number of at least 1")
-        for what, number in (("alpha", self.numerator), *self.alpha_pattern):
-            if not number > 0:
-                raise InputError(f"an adapter's alpha ({what}={number}) must be positive; twice the rank is usual")
+        for what, alpha in (("alpha", self.numerator), *self.alpha_pattern):
+            if not alpha > 0:
+                raise InputError(f"an adapter's alpha ({what}={alpha}) must be positive; twice the rank is usual")
         expressions = [pattern for pattern, _ in (*self.rank_pattern, *self.alpha_pattern)]
         expressions += [words for words in (self.targets, self.exclude) if isinstance(words, str)]
         for expression in expressions:
@@ -332,7 +332,7 @@ def _kernels(model: decoder.DecoderLM, wanted: Mapping[str, Any]) -> dict[str, t
             table[name] = (box.value.shape[order], box.names[order], 1)
         else:
             box = boxed["layers"][name]
-            table[name] = (box.value.shape, box.names[1:], num_inputs[name])
+            table[name] = (box.value.shape, box.names[1:], num_inputs[name] or 1)
     return table
 
 
