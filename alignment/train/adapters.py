@@ -20,7 +20,6 @@ from alignment.models import decoder, lora, peft_adapters
 from alignment.train import checkpoint, sharding, train_state
 
 NOTE = "adapter.json"
-EXAMPLE_BT = jnp.zeros((1, 4), jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +121,9 @@ def create(
         base: the weights that stay; the state takes them over, and its update donates them.
         params: an adapter's parameters, donated; None: a fresh one, drawn from `seed`.
     """
-    state = train_state.create(adapter, tx, EXAMPLE_BT, seed=seed, mesh=mesh, params=params)
-    base = jax.device_put(base, train_state.param_shardings(adapter.model, EXAMPLE_BT, mesh))  # often there already
+    example_BT = jnp.zeros((1, 4), jnp.int32)
+    state = train_state.create(adapter, tx, example_BT, seed=seed, mesh=mesh, params=params)
+    base = jax.device_put(base, train_state.param_shardings(adapter.model, example_BT, mesh))  # often there already
     return dataclasses.replace(state, frozen=train_state.Unsaved(base))
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ def begin(mesh, **changes):
     """A state that trains an adapter of the tests' decoder, its update, and the adapter."""
     model = helpers.model(**changes)
     adapter = lora.lay_out(SETTINGS, model)
-    base = train_state.create(model, optimizer.adamw(0.0), adapters.EXAMPLE_BT, seed=0, mesh=mesh).params
+    base = train_state.create(model, optimizer.adamw(0.0), jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh).params
     tx = optimizer.adamw(3e-2, schedule="constant")
     state = adapters.create(adapter, tx, base, seed=1, mesh=mesh)
     return state, step.build(lora.loss_fn(next_token.loss_fn(model, mesh), adapter), tx), adapter
