@@ -18,6 +18,8 @@ from alignment import intervals
 from alignment.errors import InputError
 from alignment.safety.verdicts import COMPLIANCE, INVALID, PARTIAL, REFUSAL, SAFE, UNSAFE
 
+UNCERTAIN = "uncertain"  # what people say who cannot tell, and a tie between them
+
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
@@ -198,9 +200,40 @@ def agreement(human: Sequence[str], judge: Sequence[str]) -> Agreement:
 
 
 def majority(votes: Sequence[str]) -> str:
-    """The word most people said; "uncertain" on a tie, or where they said that."""
+    """The word most people said; UNCERTAIN on a tie, or where they said that."""
     (first, count), *others = Counter(votes).most_common()
-    return "uncertain" if others and others[0][1] == count else first
+    return UNCERTAIN if others and others[0][1] == count else first
+
+
+@dataclasses.dataclass(frozen=True)
+class AgainstPeople:
+    """A judge against the majority of people's votes.
+
+    Attributes:
+        agreement: None where no row is left.
+        n: rows that it stands on.
+        uncertain: rows without a majority for `safe` or `unsafe`.
+        invalid: other rows, whose verdict by the judge is invalid.
+    """
+
+    agreement: Agreement | None
+    n: int
+    uncertain: int
+    invalid: int
+
+
+def against_people(votes: Sequence[Sequence[str]], judge: Sequence[str]) -> AgainstPeople:
+    """The agreement over the rows on which both have a word; ties between people are uncertain and stand apart.
+
+    Args:
+        votes: of each row, `safe`, `unsafe` or `uncertain`, one a person.
+        judge: of each row, `safe`, `unsafe` or `invalid`.
+    """
+    rows = [(majority(of_row), verdict) for of_row, verdict in zip(votes, judge, strict=True)]
+    decided = [row for row in rows if row[0] != UNCERTAIN]
+    both = [row for row in decided if row[1] != INVALID]
+    measured = agreement(*zip(*both)) if both else None
+    return AgainstPeople(measured, len(both), len(rows) - len(decided), len(decided) - len(both))
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -109,6 +109,13 @@ def test_people_who_disagree_evenly_are_uncertain():
     assert rates.majority(["safe", "unsafe"]) == "uncertain"
 
 
+def test_a_judge_is_compared_where_people_and_judge_have_a_word():
+    votes = [("safe", "safe", "unsafe"), ("unsafe",), ("safe", "unsafe"), ("uncertain", "uncertain"), ("safe",)]
+    got = rates.against_people(votes, ["safe", "unsafe", "unsafe", "safe", "invalid"])
+    assert (got.n, got.uncertain, got.invalid) == (2, 2, 1) and got.agreement.kappa == 1.0
+    assert rates.against_people([("safe", "unsafe")], ["safe"]).agreement is None
+
+
 def test_whole_requests_are_resampled():
     rng = np.random.default_rng(0)
     requests = np.repeat(np.arange(40), 10).astype(str)
