@@ -6,10 +6,11 @@ nothing here prints any: counts and places only.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignment import errors
@@ -110,12 +111,15 @@ def load(
     renamed = [_renamed(row, columns or {}) for row in rows]
     shape = _shape(renamed, path)
     read = SHAPES[shape][1]
-    cases, ids, texts, duplicates, refused = [], set(), set(), [], []
+    cases, ids, texts, duplicates, refused, repeated = [], set(), set(), [], [], []
     num_read: Counter[str] = Counter()
     for number, row in enumerate(renamed, 1):
         case = read(row, number, kind)
         if not case.prompt.strip():
             refused.append(records.BadRecord(row.file, row.line, "an empty prompt"))
+            continue
+        if case.id in ids and shape in NAMED_BY_CONTENT:
+            repeated.append(f"{row.file}:{row.line}")
             continue
         if case.id in ids:
             raise InputError(f"{row.file}:{row.line}: id {case.id!r} occurs twice; every prompt needs its own")
@@ -128,10 +132,36 @@ def load(
         texts.add(text)
         cases.append(dataclasses.replace(case, request=case.request or case.id))
     records.set_aside(refused, len(rows), counts, "prompts that are empty")
+    if repeated:
+        counts["rows that occur twice"] = counts.get("rows that occur twice", 0) + len(repeated)
+        print(f"{path}: {len(repeated)} rows occur twice, the first stays: {', '.join(repeated[:20])}")
     if duplicates:
         counts["prompts that occur twice"] = counts.get("prompts that occur twice", 0) + len(duplicates)
         print(f"{path}: {len(duplicates)} prompts occur twice, the first stays: ids {', '.join(duplicates[:20])}")
     return Suite(tuple(cases), shape, _digest(path), tuple(duplicates), dict(num_read))
+
+
+def without_near_duplicates(
+    cases: Sequence[Case], removed_fn: Callable[[Sequence[str]], Mapping[int, int]], counts: dict[str, int]
+) -> list[Case]:
+    """The cases without requests that are nearly another one; of two the smaller id stays, with all its renderings.
+
+    Args:
+        removed_fn: texts -> place of each that goes -> place of the one that stays for it.
+        counts: receives how many requests and prompts went.
+    """
+    texts: dict[str, tuple[bool, str]] = {}
+    for case in cases:  # the plain request speaks for its renderings; without one, the first rendering does
+        if case.request not in texts or (case.style == PLAIN and not texts[case.request][0]):
+            texts[case.request] = (case.style == PLAIN, case.prompt)
+    requests = sorted(texts)
+    gone = {requests[place] for place in removed_fn([texts[request][1] for request in requests])}
+    staying = [case for case in cases if case.request not in gone]
+    if gone:
+        for what, num in (("requests", len(gone)), ("prompts", len(cases) - len(staying))):
+            name = f"{what} that are nearly others"
+            counts[name] = counts.get(name, 0) + num
+    return staying
 
 
 def _letters(text: str) -> str:
@@ -200,13 +230,28 @@ def _xstest(row: records.Record, number: int, kind: str | None) -> Case:
 
 def _egida(row: records.Record, number: int, kind: str | None) -> Case:
     value = row.value
-    topics = value["topics"] if isinstance(value["topics"], Mapping) else dict.fromkeys(value["topics"] or (), True)
-    named = tuple(sorted(topic for topic, is_on in topics.items() if is_on))
     request, style = str(value["uuid"]), str(value["style"])
     # one style may have several renderings of a request
     case_id = f"{request}/{style}/{hashlib.sha256(str(value['question']).encode()).hexdigest()[:8]}"
     source = str(value.get("source", ""))
-    return Case(case_id, str(value["question"]), kind or HARMFUL, source, request, style, named)
+    return Case(case_id, str(value["question"]), kind or HARMFUL, source, request, style, topics_of(value["topics"]))
+
+
+def topics_of(value: Any) -> tuple[str, ...]:
+    """The topics of a map of topic -> bool, a list, or either as the JSON of a table's cell; sorted."""
+    value = listed(value)
+    topics = value if isinstance(value, Mapping) else dict.fromkeys(value, True)
+    return tuple(sorted(str(topic) for topic, is_on in topics.items() if is_on))
+
+
+def listed(value: Any) -> Any:
+    """A list or a map as it is; of a text the JSON that it is, else its parts between commas; () of nothing."""
+    if not isinstance(value, str):
+        return value if isinstance(value, (list, tuple, Mapping)) else () if value is None else (value,)
+    try:
+        return listed(json.loads(value))
+    except ValueError:
+        return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
@@ -245,6 +290,7 @@ def _column(name: str, default: str | None, category: str = "") -> Callable[...,
     return read
 
 
+NAMED_BY_CONTENT = ("egida",)  # shapes whose ids say all of a row, so that an id twice is a row twice
 # name -> (columns that all rows have, a reader of one row); the first that fits is taken
 SHAPES: dict[str, tuple[tuple[str, ...], Callable[..., Case]]] = {
     "phtest": (("ID", "Request", "Harmfulness"), _phtest),

@@ -76,6 +76,34 @@ def test_renderings_of_one_request_keep_it_together(tmp_path):
     assert suite.cases[3].topics == ("doors", "keys") and suite.cases[0].style == suites.PLAIN
 
 
+def test_a_row_of_egida_that_occurs_twice_is_dropped_and_said(tmp_path, capsys):
+    row = {"uuid": "u", "style": "S1", "question": "a", "topics": {"x": False}}
+    suite, counts = load(write(tmp_path / "a.jsonl", [row, {**row, "question": "b"}, row]), dedup="off")
+    assert [case.prompt for case in suite.cases] == ["a", "b"] and counts["rows that occur twice"] == 1
+    assert "a.jsonl:3" in capsys.readouterr().out and suite.cases[0].topics == ()
+
+
+@pytest.mark.parametrize("topics", [{"x": True, "y": True, "z": False}, ["y", "x"], "y, x", '{"x": true, "y": 1}'])
+def test_topics_may_be_a_map_a_list_or_a_cell_of_a_table(topics):
+    assert suites.topics_of(topics) == ("x", "y")
+
+
+def test_requests_that_are_nearly_others_go_with_all_their_renderings(tmp_path):
+    rows = [
+        {"uuid": uuid, "style": style, "question": f"{style} {text}", "topics": []}
+        for uuid, text in (("b", "open"), ("a", "open"), ("c", "close"))
+        for style in ("BaseInstruction", "S1")
+    ]
+    suite, counts = load(write(tmp_path / "a.jsonl", rows), dedup="off")
+
+    def removed(texts):
+        return {i: texts.index(text) for i, text in enumerate(texts) if texts.index(text) != i}
+
+    staying = suites.without_near_duplicates(suite.cases, removed, counts)
+    assert {case.request for case in staying} == {"a", "c"} and len(staying) == 4
+    assert (counts["requests that are nearly others"], counts["prompts that are nearly others"]) == (1, 2)
+
+
 @pytest.mark.parametrize("columns", [["prompt", "category"], ["Goal", "Behavior", "Category"]])
 def test_sets_that_do_not_say_what_they_are_need_a_kind(tmp_path, columns):
     path = write(tmp_path / "a.jsonl", [dict.fromkeys(columns, "a")])
