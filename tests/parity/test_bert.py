@@ -1,0 +1,66 @@
+"""Our encoders against transformers: small random weights of each family, and all-MiniLM-L6-v2 where it is here."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from alignment.models import bert  # noqa: E402
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeioust")]
+TEXTS = ["a o u", "Ünit, states: sat", "is " * 70, "o"]
+MINILM = pathlib.Path("models/minilm")
+
+
+def make(family):
+    torch.manual_seed(0)
+    if family == "distilbert":
+        config = transformers.DistilBertConfig(
+            vocab_size=len(WORDS), max_position_embeddings=64, n_layers=2, n_heads=4, dim=32, hidden_dim=48
+        )
+        return transformers.DistilBertModel(config)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    config = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)
+    return transformers.BertModel(config)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
+def test_hidden_states_and_means_agree_with_transformers(tmp_path, family, file):
+    model = make(family).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    if file == "tokenizer.json":
+        peer.save_pretrained(str(tmp_path))
+        (tmp_path / "vocab.txt").unlink(missing_ok=True)
+    compare(tmp_path, model, peer, 64)
+
+
+@pytest.mark.skipif(not MINILM.is_dir(), reason="make models writes it")
+def test_minilm_agrees_with_transformers():
+    model = transformers.AutoModel.from_pretrained(str(MINILM)).eval()
+    compare(MINILM, model, transformers.AutoTokenizer.from_pretrained(str(MINILM)), 256)
+
+
+def compare(folder, model, peer, longest):
+    encoder = bert.load(folder)
+    assert encoder.max_len == longest
+    batch = peer(TEXTS, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    ids = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
+    assert encoder.encode(TEXTS) == ids
+    with torch.no_grad():
+        out = model(batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    mask = batch["attention_mask"].bool()
+    for layer, states in enumerate(out.hidden_states):
+        for ours, theirs, is_token in zip(encoder.hidden(TEXTS, layer=layer), states, mask):
+            np.testing.assert_allclose(ours, theirs[is_token].numpy(), atol=1e-4)
+    weights = mask[..., None].float()
+    means = ((out.last_hidden_state * weights).sum(1) / weights.sum(1)).numpy()
+    np.testing.assert_allclose(encoder.embed(TEXTS, normalize=False), means, atol=1e-4)
