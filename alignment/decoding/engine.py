@@ -72,7 +72,7 @@ class Engine:
         num_steps: steps between two looks of the host.
         chunks_per_turn: chunks prefilled between two dispatches while others write; None: as many as free slots want,
             which is the most throughput, while 1 or 2 keeps the writers' latency low.
-        guides: further (model, params) over the same vocabulary.
+        guides: further (model, params) over the same vocabulary; beyond `num_ids` its size may differ.
         draft: a smaller (model, params) that guesses `num_draft` tokens; without it, and `num_draft` > 0, the row's own
             repetitions do. See `speculation`.
         processors, processor_states: pure functions on the logits (`programs.Processor`), and for each a tree of arrays
@@ -123,7 +123,7 @@ class Engine:
         network.check_dtypes(weights_dtype, cache_dtype)
         errors.one_of("order", order, ORDERS)
         members = [(model, params), *guides, *([draft] if draft is not None else [])]
-        _check_members(members, num_draft, draft is not None)
+        _check_members(members, num_draft, draft is not None, num_ids)
         self.plan = programs.Plan(
             models=tuple(m for m, _ in members[: 1 + len(guides)]),
             num_slots=num_slots,
@@ -379,7 +379,7 @@ class Engine:
         self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
         jobs = [slot.job for slot in self._slots]
         wants_top = any(job is not None and job.request.logprobs for job in jobs)
-        fetched = {name: out[name] for name in ("tokens", "logprobs", "num_steps", "num_live")}
+        fetched = {name: out[name] for name in out if name != "top"}
         fetched = jax.device_get(fetched | ({"top": out["top"]} if wants_top else {}))
         self.counts["dispatches"] += 1
         self.counts["steps"] += int(fetched["num_steps"])
@@ -408,14 +408,17 @@ class Engine:
         for k in range(skipped, num):
             token = int(ids[k])
             if token >= self.plan.models[0].vocab_size:
+                step = len(job.answer.tokens) + len(new)
                 raise FloatingPointError(
-                    f"request {job.number}: the logits are not numbers; are the weights damaged, or a processor?"
+                    f"request {job.number}, token {step} of its answer: the logits are not numbers, or every token's "
+                    "is -inf; are the weights damaged, or do models and processors rule all tokens out together?"
                 )
             top = []
             if request.logprobs:
                 pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
                 top = [(int(t), float(x)) for t, x in pairs][: request.logprobs]
-            new.append(Token(token, float(fetched["logprobs"][i, k]), top))
+            by_model = fetched["by_model"][:, i, k].tolist() if "by_model" in fetched else ()
+            new.append(Token(token, float(fetched["logprobs"][i, k]), top, by_model))
             if token in stop_ids:
                 reason, job.answer.stop = "stop", token
             elif job.matcher is not None and (text := job.matcher.feed(token)) is not None:
@@ -463,11 +466,12 @@ def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_dra
         raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
 
 
-def _check_members(members, num_draft, has_draft):
+def _check_members(members, num_draft, has_draft, num_ids):
     if has_draft and not num_draft:
         raise InputError("a draft model is there and num_draft=0, so it would guess nothing; 4 is a usual number")
     sizes = [m.vocab_size for m, _ in members]
-    if len(set(sizes)) > 1:
+    is_cut = num_ids is not None and num_ids <= min(sizes) and not has_draft
+    if len(set(sizes)) > 1 and not is_cut:
         raise InputError(
             f"the models' vocabularies have {sizes} tokens; models that decode together need one vocabulary"
         )

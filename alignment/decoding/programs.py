@@ -242,7 +242,8 @@ def decode(
 
     Returns:
         The state, and what was written: `tokens` and `logprobs` [B,O], -1 and 0 behind a row's end, `top` (ids and
-        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps.
+        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps. With guides
+        also `by_model` [W,B,O], each model's own log-probability of the token.
     """
     B, U = plan.num_slots, plan.num_draft + 1
     num_out = plan.num_steps * U
@@ -255,6 +256,8 @@ def decode(
         "num_steps": jnp.int32(0),
         "num_live": jnp.int32(0),
     }
+    if len(plan.models) > 1:
+        out["by_model"] = jnp.zeros((len(plan.models), B, num_out), jnp.float32)
 
     def goes_on(carry):
         _, out, is_live_now_B = carry
@@ -265,11 +268,12 @@ def decode(
         state, out, is_live_B = carry
         out = {**out, "num_steps": out["num_steps"] + 1, "num_live": out["num_live"] + jnp.sum(is_live_B)}
         state, drafts_BT = speculation.drafts(plan, weights, state, is_live_B)
-        logits_BUV, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
+        logits_BUV, logps, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
         state = {**state, "caches": caches}
         is_writing_B = is_live_B
         for i in range(U):  # a guess that turns out to be the choice lets the row write one more token
-            state, out, is_live_B, chosen_B = _write(plan, state, out, logits_BUV[:, i], is_live_B, is_writing_B)
+            here = (logits_BUV[:, i], [logp_BUV[:, i] for logp_BUV in logps])
+            state, out, is_live_B, chosen_B = _write(plan, state, out, *here, is_live_B, is_writing_B)
             if i < plan.num_draft:
                 is_writing_B = is_writing_B & is_live_B & (drafts_BT[:, i] == chosen_B)
         return state, out, is_live_B
@@ -279,7 +283,7 @@ def decode(
 
 
 def _all_logits(plan, weights, state, drafts_BT, is_live_B):
-    """The combined logits [B,U,V] at the pending token and behind every guess, and all caches."""
+    """The combined logits [B,U,V] at the pending token and behind every guess, what guided models say, all caches."""
     B, U = plan.num_slots, plan.num_draft + 1
     logits, caches = [], list(state["caches"])
     for i, model in enumerate(plan.models):
@@ -289,11 +293,13 @@ def _all_logits(plan, weights, state, drafts_BT, is_live_B):
             model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B
         )
         logits.append(network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1))
-    is_guided = len(plan.models) > 1
-    return guided.combine(logits, state["options"]["model_weights"]) if is_guided else logits[0], caches
+    if len(plan.models) == 1:
+        return logits[0], [], caches
+    logps = guided.logprobs(logits, plan.num_ids)
+    return guided.combine(logps, state["options"]["model_weights"], logits[0]), logps, caches
 
 
-def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
+def _write(plan, state, out, logits_BV, logps, is_live_B, is_writing_B):
     """One token more in the rows that are writing."""
     B, S = state["tokens"].shape
     rows_B, options, position_WB = jnp.arange(B), state["options"], state["position"]
@@ -309,7 +315,7 @@ def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
     is_fixed_B = next_B < state["num_fixed"]
     fixed_B = jnp.take_along_axis(state["tokens"], jnp.minimum(next_B, S - 1)[:, None], axis=1)[:, 0]
     chosen_B = jnp.where(is_fixed_B, fixed_B, chosen_B)
-    # logits that are NaN choose V, which is outside: the host reports it, and nothing is indexed with it
+    # logits that are NaN, or all -inf, choose V, which is outside: the host reports it, and nothing is indexed with it
     safe_B = jnp.minimum(chosen_B, logits_BV.shape[1] - 1)
     wants_top = jnp.any(options["wants_top"] & is_writing_B)
     logprob_B, top = sampling.logprobs(logits_BV, safe_B, wants_top)
@@ -322,6 +328,9 @@ def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
         "top": tuple(x.at[rows_B, place_B].set(new, mode="drop") for x, new in zip(out["top"], top)),
         "num": out["num"] + is_writing_B,
     }
+    if logps:
+        by_model_WB = jnp.stack([jnp.take_along_axis(x_BV, safe_B[:, None], axis=1)[:, 0] for x_BV in logps])
+        out["by_model"] = out["by_model"].at[:, rows_B, place_B].set(by_model_WB, mode="drop")
     ends_B = sampling.is_in(chosen_B, options["stop_ids"]) & ~is_fixed_B
     ends_B |= (next_B + 1 >= state["limit"]) | (chosen_B >= logits_BV.shape[1])
     written_at_B = jnp.where(is_writing_B, next_B, S)

@@ -71,11 +71,13 @@ class Token:
 
     Attributes:
         top: the likeliest tokens and their log-probabilities, best first.
+        by_model: where the answer is guided, the token's log-probability under the base and under each guide.
     """
 
     id: int
     logprob: float
     top: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    by_model: Sequence[float] = ()
 
 
 @dataclasses.dataclass
