@@ -314,7 +314,7 @@ def test_models_that_rule_out_all_tokens_together_are_reported_with_the_step(lm)
         return jnp.where((t_B >= 3)[:, None], -jnp.inf, logits_BV), state
 
     for temperature in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match="request 0, token 2 of its answer.*-inf"):
+        with pytest.raises(FloatingPointError, match=r"request 0, token 2 of its answer.*-inf"):
             make(lm, processors=[close_all_after_two]).answers([Request([5], 6, temperature)])
 
 
