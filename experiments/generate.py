@@ -97,8 +97,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     keys = [(number, sample) for number, prompt in enumerate(todo) for sample in range(prompt.options.n)]
     journal = Journal(folder, made_from, keys)
     if len(journal) < len(keys):
-        engine = models.engine(model, c)
-        model = dataclasses.replace(model, params=None, draft=None)  # the engine has its own copy of the weights
+        engine = models.engine(model, c, frees_params=True)
+        model = dataclasses.replace(model, params=None, draft=None)  # only the engine reads weights from here on
         work = [
             ((number, sample), request)
             for number, prompt in enumerate(todo)
@@ -184,6 +184,7 @@ METRICS = {
     "prompt_tokens": ("tokens of the prompts", ""),
     "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
     "truncated": ("answers cut at max_new_tokens", "lower"),
+    "failed": ("answers that ended because the model's logits were not numbers; their finish_reason is error", "lower"),
     "bad_records": ("records set aside; bad_records.jsonl names file, line and reason", "lower"),
     "bad_share": ("share of the records set aside", "lower"),
     "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
@@ -192,7 +193,13 @@ METRICS = {
 
 
 def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
-    """3 where more than one record in a hundred was set aside, and a sentence about it."""
+    """3 where more than one record in a hundred was set aside or more than one answer failed, and a sentence on it."""
+    failed, answers = summary.get("failed") or 0.0, summary.get("answers") or 1.0
+    if failed / answers > records.MAX_BAD:
+        return TOO_MANY_BAD, (
+            f"exit code {TOO_MANY_BAD}: {failed:,.0f} of {answers:,.0f} answers failed: the model's logits were "
+            "not numbers; their finish_reason is error. Are the weights damaged, or does --config.dtype overflow?"
+        )
     share = summary.get("bad_share") or 0.0
     if share <= records.MAX_BAD:
         return 0, ""
@@ -206,6 +213,7 @@ def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
 def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
     bad = f" {summary['bad_records']:,.0f} records were set aside." if summary["bad_records"] else ""
+    bad += f" {summary['failed']:,.0f} answers failed." if summary.get("failed") else ""
     if not summary.get("answers"):
         return f"No prompt could be answered.{bad}"
     answers, tokens = summary["answers"], summary["generated_tokens"]

@@ -81,7 +81,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     add_stages(c)
     c.post = True  # whether arms get post-alignment too
     c.post_arms = "raw,aligned,both"  # those that do
-    c.score_batch = 64  # sequences scored at a time, over all hosts
     c.samples = dict(
         num=200,  # harmlessness prompts answered; 0 for none
         max_new_tokens=128,
@@ -151,7 +150,6 @@ def tiny(c: ml_collections.ConfigDict) -> None:
         c[name].batch_size = 8
         c[name].peak_lr = 2e-3
         c[name].warmup_steps = 1
-    c.score_batch = 32
     c.samples.num = 4
     c.samples.max_new_tokens = 4
     c.resamples = 100
@@ -178,7 +176,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit, seed=c.seed)
     heldout_options = dict(batch_size=c.pretrain.batch_size, kind="documents", **reading)
     heldout = probes.heldout(folder / "heldout", trainer.loss_fn, mesh, **heldout_options)
-    bench = probes.Probes(model, tok, mesh, rows, heldout, batch_size=c.score_batch, **c.samples)
+    bench = probes.Probes(model, tok, mesh, rows, heldout, **c.samples)
     tuning = tuning_batches(c, folder / "probes", sharding.row_share(mesh), reading)
     measured = {}
     for arm in arms:
@@ -204,7 +202,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             errors.one_of(name, arm, ARMS)
     if not names(c.arms):
         raise InputError(f"arms={c.arms!r} names no arm; there are {', '.join(ARMS)}")
-    for name in ("seeds", "resamples", "score_batch"):
+    for name in ("seeds", "resamples"):
         if c[name] < 1:
             raise InputError(f"{name}={c[name]} must be at least 1")
     if c.pretrain.steps < 1:

@@ -153,7 +153,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     systems = {BARE: c.system} | ({SYSTEM: defensive(c)} if c.defence.system else {})
     work = requests(prompts, list(systems.values()), model, c)
     model = models.with_weights(model, c)
-    engine_fn = functools.cache(lambda: models.engine(model, c))  # made when something is asked of it, and once
+    engine_fn = functools.cache(lambda: models.engine(model, c, frees_params=True))  # made when it is asked, and once
     made_from = {"weights": model.digest, "prompts": digest(work, prompts)}
     journal = Journal(folder, made_from, [key for key, _ in work])
     if len(journal) < len(work):
@@ -265,6 +265,8 @@ def digest(work: Sequence[tuple[Key, Request]], prompts: Sequence[Prompt]) -> st
 def row_of(prompts: Sequence[Prompt], model: Model, key: Key, answer: Answer) -> dict[str, Any]:
     """A line of generations.jsonl; the prompt's text is not in it."""
     prompt = prompts[key[0]]
+    if answer.error:  # a judge would class what there is of it as an answer
+        raise FloatingPointError(f"{answer.error} It is prompt {prompt.case.id}")
     return {
         "prompt_id": prompt.case.id,
         "dataset": prompt.dataset,

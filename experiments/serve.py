@@ -105,7 +105,7 @@ def build(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> Any:
     from experiments.serving.service import Limits, Service
 
     model = models.load(c, workdir)
-    engine = models.engine(model, c, seed=c.seed)
+    engine = models.engine(model, c, seed=c.seed, frees_params=True)
     # One request through all programs, so that the first client does not wait for the compiler.
     prompt = [0] * min(c.engine.chunk + 2, engine.max_len - 1)
     list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)]))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from alignment import errors
-from alignment.decoding import network, prefixes, programs, requests, sampling, stopping
+from alignment.decoding import network, prefixes, programs, requests, rows, sampling, speculation, stopping
 from alignment.decoding.requests import Answer, Request, Token
 from alignment.errors import InputError
 from alignment.models import decoder
@@ -38,6 +38,7 @@ class _Job:
     seed: np.uint32
     matcher: stopping.Matcher | None
     num_replayed: int = 0  # tokens of an evicted answer that are still to be decoded again
+    was_admitted: bool = False  # its prompt is counted; an evicted one takes a slot more than once
     scores: list[Any] = dataclasses.field(default_factory=list)  # of the prompt, on the device until the end
 
 
@@ -70,9 +71,9 @@ class Engine:
         max_len: positions of a row, prompt and answer; rounded up to a multiple of `chunk`.
         chunk, block: tokens of a prefill, and positions of a block of the cache.
         num_steps: steps between two looks of the host.
-        chunks_per_turn: chunks prefilled between two dispatches while others write; None: as many as free slots want,
-            which is the most throughput, while 1 or 2 keeps the writers' latency low.
-        guides: further (model, params) over the same vocabulary; beyond `num_ids` its size may differ.
+        chunks_per_turn: chunks prefilled in one `advance`; None: as many as free slots want, which is the most
+            throughput, while 1 or 2 keeps the writers' latency low and lets the caller cancel in mid-prompt.
+        guides: further (model, params) over the same vocabulary.
         draft: a smaller (model, params) that guesses `num_draft` tokens; without it, and `num_draft` > 0, the row's own
             repetitions do. See `speculation`.
         processors, processor_states: pure functions on the logits (`programs.Processor`), and for each a tree of arrays
@@ -84,6 +85,8 @@ class Engine:
         seed: for requests without one.
         weights_dtype, cache_dtype: "int8" for eight bits, "" for the model's dtype; see `network`. They save memory and
             its reading on accelerators, and are refused on CPUs, where XLA's products of them are many times slower.
+        frees_params: the engine copies the layers' parameters and deletes the originals; see `network.prepare`.
+        attention: the kernel; see `rows.choose`.
         order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
 
     Parameters that lie on a mesh are split over its axis `tensor` by heads, features and vocabulary.
@@ -91,7 +94,9 @@ class Engine:
     Raises:
         InputError: lengths that do not fit one another, or vocabularies that differ.
 
-    After any exception but the refusals of `check`, the slots may be in the middle of anything: make a new engine.
+    A request whose logits are not numbers (damaged weights, an overflow, a processor) ends with an `Answer.error`, and
+    the others go on. After any exception but the refusals of `check`, the slots may be in the middle of anything: make
+    a new engine.
     """
 
     def __init__(
@@ -117,13 +122,20 @@ class Engine:
         order: str = "arrival",
         weights_dtype: str = "",
         cache_dtype: str = "",
+        frees_params: bool = False,
+        attention: str = "auto",
     ) -> None:
-        check_sizes(num_slots=num_slots, max_len=max_len, chunk=chunk, block=block, num_draft=num_draft)
+        programs.check_sizes(num_slots=num_slots, max_len=max_len, chunk=chunk, block=block, num_draft=num_draft)
         max_len = -(-max_len // chunk) * chunk
         network.check_dtypes(weights_dtype, cache_dtype)
         errors.one_of("order", order, ORDERS)
         members = [(model, params), *guides, *([draft] if draft is not None else [])]
-        _check_members(members, num_draft, draft is not None, num_ids)
+        _check_guides([m for m, _ in members[: 1 + len(guides)]])
+        speculation.check(model, draft, num_draft, num_ids)
+        mesh = network.mesh_of(params)
+        limits: dict[str, Any] = dict(
+            num_draft=num_draft, cache_dtype=cache_dtype, num_devices=mesh.size if mesh else 1
+        )
         self.plan = programs.Plan(
             models=tuple(m for m, _ in members[: 1 + len(guides)]),
             num_slots=num_slots,
@@ -135,10 +147,12 @@ class Engine:
             num_draft=num_draft,
             num_ids=num_ids,
             processors=tuple(processors),
-            mesh=network.mesh_of(params),
+            mesh=mesh,
             cache_dtype=cache_dtype,
+            attention=rows.choose(attention, [m for m, _ in members], **limits),
         )
-        self.weights = tuple(network.prepare(m, p, self.plan.mesh, dtype=weights_dtype) for m, p in members)
+        options: dict[str, Any] = dict(dtype=weights_dtype, frees_params=frees_params)
+        self.weights = tuple(network.prepare(m, p, self.plan.mesh, **options) for m, p in members)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
         if num_ids is not None and not 1 <= num_ids <= model.vocab_size:
             raise InputError(f"num_ids={num_ids} must be from 1 to {model.vocab_size}, the model's vocabulary")
@@ -155,7 +169,7 @@ class Engine:
         self._prefilling: dict[int, Iterator[None]] = {}  # slot -> the rest of its prefill
         self._next_number, self._turn = 0, 0
         self.counts = {"prompt_tokens": 0, "cached_tokens": 0, "chunks": 0, "tokens": 0, "steps": 0, "live_rows": 0}
-        self.counts |= {"full_steps": 0, "full_live_rows": 0, "dispatches": 0}
+        self.counts |= {"full_steps": 0, "full_live_rows": 0, "dispatches": 0, "failed": 0}
 
     @property
     def max_len(self) -> int:
@@ -174,7 +188,7 @@ class Engine:
         """Refuse what `submit` would refuse."""
         requests.check(
             request,
-            vocab_size=self.plan.models[0].vocab_size,
+            vocab_size=min(m.vocab_size for m in self.plan.all_models),  # a draft reads the prompt as well
             max_len=self.max_len,
             num_guides=len(self.plan.models) - 1,
             has_bytes=self.pieces is not None,
@@ -223,10 +237,9 @@ class Engine:
         return False
 
     def advance(self) -> list[News]:
-        """Admit, prefill and decode once; what is new. It may be nothing while an evicted answer is decoded again.
+        """Admit, prefill and decode once; what is new.
 
-        Raises:
-            FloatingPointError: logits are NaN.
+        It may be nothing while prompts are read or an evicted answer is decoded again.
         """
         news = self._fill()
         is_live_B = np.array([s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)])
@@ -251,8 +264,15 @@ class Engine:
                     yield news.answer
 
     def answers(self, all_requests: Iterable[Request]) -> list[Answer]:
-        """Serve these requests; answers in the requests' order."""
-        return sorted(self.run(all_requests), key=lambda answer: answer.number)
+        """Serve these requests; answers in the requests' order.
+
+        Raises:
+            FloatingPointError: the logits of a request were not numbers; all others have been served.
+        """
+        answers = sorted(self.run(all_requests), key=lambda answer: answer.number)
+        if failed := [answer for answer in answers if answer.error]:
+            raise FloatingPointError(f"{failed[0].error} ({len(failed)} of {len(answers)} requests failed)")
+        return answers
 
     def _enqueue(self, job, rank):
         """Let the job wait behind all of lower or equal rank."""
@@ -271,8 +291,6 @@ class Engine:
         """
         news: list[News] = []
         left = self.chunks_per_turn
-        if not any(s.job is not None and i not in self._prefilling for i, s in enumerate(self._slots)):
-            left = None  # nobody writes, so nobody is kept waiting
         while (left is None or left > 0) and len(news) < len(self._slots):
             free = [i for i, slot in enumerate(self._slots) if slot.job is None]
             if not self._prefilling and free and self._waiting:
@@ -292,8 +310,7 @@ class Engine:
         job = self._slots[i].job
         if job.request.max_new_tokens:
             return []
-        self._slots[i].job = None
-        return [News(self._finish(job, "length"), [], True)]
+        return [News(self._end(i, "length"), [], True)]
 
     def _admit(self, job, free):
         """Give the request a free slot, with what other slots know of its prompts."""
@@ -315,9 +332,10 @@ class Engine:
             self.prefixes.start(i, model, wanted[model][: counts[source]], source)
             starts.append(counts[source] * plan.chunk)
         slot = self._slots[i]
-        job.answer.num_cached = starts[0]
-        self.counts["prompt_tokens"] += len(prompts[0])
-        self.counts["cached_tokens"] += starts[0]
+        if not job.was_admitted:
+            job.was_admitted, job.answer.num_cached = True, starts[0]
+            self.counts["prompt_tokens"] += len(prompts[0])
+            self.counts["cached_tokens"] += starts[0]
         slot.job, self._turn = job, self._turn + 1
         slot.last_used = self._turn
         self.state = programs.admit(plan, self.state, np.int32(i), self._row(job, prompts, starts), copies)
@@ -379,7 +397,7 @@ class Engine:
         self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
         jobs = [slot.job for slot in self._slots]
         wants_top = any(job is not None and job.request.logprobs for job in jobs)
-        fetched = {name: out[name] for name in out if name != "top"}
+        fetched = {name: out[name] for name in ("tokens", "logprobs", "num_steps", "num_live")}
         fetched = jax.device_get(fetched | ({"top": out["top"]} if wants_top else {}))
         self.counts["dispatches"] += 1
         self.counts["steps"] += int(fetched["num_steps"])
@@ -395,7 +413,7 @@ class Engine:
 
     def _take(self, i, job, fetched):
         """A row's new tokens, up to what ends it."""
-        slot, request = self._slots[i], job.request
+        request = job.request
         ids = fetched["tokens"][i]
         num = int(np.sum(ids >= 0))
         for model, length in enumerate(self._prompt_lengths(job.request)):
@@ -404,21 +422,17 @@ class Engine:
         job.num_replayed -= skipped
         stop_ids = {*self.stop_ids, *request.stop_ids}
         new: list[Token] = []
-        reason = ""
-        for k in range(skipped, num):
+        reason = "" if self._read_scores(job) else "error"
+        for k in range(skipped, 0 if reason else num):
             token = int(ids[k])
             if token >= self.plan.models[0].vocab_size:
-                step = len(job.answer.tokens) + len(new)
-                raise FloatingPointError(
-                    f"request {job.number}, token {step} of its answer: the logits are not numbers, or every token's "
-                    "is -inf; are the weights damaged, or do models and processors rule all tokens out together?"
-                )
+                reason = "error"
+                break
             top = []
             if request.logprobs:
                 pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
                 top = [(int(t), float(x)) for t, x in pairs][: request.logprobs]
-            by_model = fetched["by_model"][:, i, k].tolist() if "by_model" in fetched else ()
-            new.append(Token(token, float(fetched["logprobs"][i, k]), top, by_model))
+            new.append(Token(token, float(fetched["logprobs"][i, k]), top))
             if token in stop_ids:
                 reason, job.answer.stop = "stop", token
             elif job.matcher is not None and (text := job.matcher.feed(token)) is not None:
@@ -432,8 +446,7 @@ class Engine:
         if job.matcher is not None:
             job.answer.text = job.matcher.text
         if reason:
-            slot.job = None
-            self._finish(job, reason)
+            self._end(i, reason)
         return News(job.answer, new, bool(reason)) if new or reason else None
 
     def _prompt_lengths(self, request):
@@ -441,37 +454,48 @@ class Engine:
         lengths = [len(request.prompt), *map(len, request.guide_prompts)]
         return [*lengths, lengths[0]] if self.plan.draft is not None else lengths
 
-    def _finish(self, job, reason):
-        job.answer.finish_reason = reason
+    def _end(self, i, reason):
+        """Free a slot whose request is through, and clean it where the request left NaN in its cache.
+
+        Hidden keys have weight 0 for the slot's next request, and 0 times NaN is NaN.
+        """
+        job, self._slots[i].job = self._slots[i].job, None
+        answer = self._finish(job, reason if self._read_scores(job) else "error")
+        if answer.error:
+            self.counts["failed"] += 1
+            self.state = programs.clean(self.plan, self.state, np.int32(i))
+            for model in range(len(self.plan.all_models)):
+                self.prefixes.start(i, model, [], i)
+        return answer
+
+    def _read_scores(self, job):
+        """Put the prompt's scores into the answer, which gets them once its prompt is through; are they numbers?"""
+        prompt = []
         for (logprob_C, (ids_CE, top_CE)), part, targets in job.scores:
             scored = jax.device_get((logprob_C, ids_CE, top_CE))
             for k, target in enumerate(targets[: len(part)]):
                 pairs = zip(scored[1][k], scored[2][k])
                 top = [(int(t), float(x)) for t, x in pairs][: job.request.logprobs or 0]
-                job.answer.prompt.append(Token(int(target), float(scored[0][k]), top))
-        job.scores = []
+                prompt.append(Token(int(target), float(scored[0][k]), top))
+        if any(math.isnan(token.logprob) for token in prompt):
+            return False
+        # an evicted request has read its prompt again, to the same bits
+        job.answer.prompt, job.scores = prompt or job.answer.prompt, []
+        return True
+
+    def _finish(self, job, reason):
+        if reason == "error":
+            job.answer.error = (
+                f"request {job.number}: after {len(job.answer.tokens)} tokens the logits are not numbers; are the "
+                "weights damaged, does half precision overflow, or is it a processor?"
+            )
+        job.answer.finish_reason = reason
         return job.answer
 
 
-def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_draft: int) -> None:
-    """Refuse sizes of an engine that are out of range or do not fit one another; see `Engine`.
-
-    Raises:
-        InputError: the message begins with the size's name.
-    """
-    if num_slots < 1:
-        raise InputError(f"num_slots={num_slots} must be at least 1")
-    network.check_lengths(-(-max_len // max(chunk, 1)) * max(chunk, 1), block, chunk)
-    if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
-        raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
-
-
-def _check_members(members, num_draft, has_draft, num_ids):
-    if has_draft and not num_draft:
-        raise InputError("a draft model is there and num_draft=0, so it would guess nothing; 4 is a usual number")
-    sizes = [m.vocab_size for m, _ in members]
-    is_cut = num_ids is not None and num_ids <= min(sizes) and not has_draft
-    if len(set(sizes)) > 1 and not is_cut:
+def _check_guides(models):
+    sizes = [m.vocab_size for m in models]
+    if len(set(sizes)) > 1:
         raise InputError(
             f"the models' vocabularies have {sizes} tokens; models that decode together need one vocabulary"
         )

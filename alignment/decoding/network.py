@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment import errors
+from alignment.decoding import rows
 from alignment.errors import InputError
 from alignment.models import decoder, lora, rope
 from alignment.models.attention import HIDDEN
@@ -42,7 +43,12 @@ _BIASES = {"query_bias": "heads", "key_bias": "kv_heads", "value_bias": "kv_head
 
 
 def prepare(
-    model: decoder.DecoderLM, params: Mapping[str, Any], mesh: Mesh | None = None, *, dtype: str = ""
+    model: decoder.DecoderLM,
+    params: Mapping[str, Any],
+    mesh: Mesh | None = None,
+    *,
+    dtype: str = "",
+    frees_params: bool = False,
 ) -> dict[str, Any]:
     """A decoder's parameters as decoding reads them: one array a layer, matrices with two sides, in the model's dtype.
 
@@ -54,49 +60,67 @@ def prepare(
         mesh: heads, feed-forward and vocabulary are split over its axis `tensor`; None: one device.
         dtype: "int8" rounds every matrix but the embedding to eight bits, with one scale for each output; "" keeps
             the model's dtype.
+        frees_params: delete the arrays of the layers, one kind after the other, as soon as they are copied: a second
+            copy of the model never lies in memory. With an adapter, which needs all of them, the caller frees them.
     """
-    return _separate(model, mesh if mesh is not None and mesh.size > 1 else None, dtype)(nn.meta.unbox(params))
+    whole, ends, layers_of = _separate(model, mesh if mesh is not None and mesh.size > 1 else None, dtype)
+    params = nn.meta.unbox(params)
+    if not frees_params or "adapter" in params:
+        return whole(params)
+    layers: list[dict[str, Any]] = [{} for _ in range(model.num_layers)]
+    for name, stacked in params["layers"].items():
+        parts = jax.block_until_ready(layers_of({name: stacked}))
+        layers = [layer | part for layer, part in zip(layers, parts)]
+        if isinstance(stacked, jax.Array):
+            stacked.delete()
+    return {**ends(params), "layers": layers}
 
 
 @functools.lru_cache(maxsize=8)  # an engine made again for the same model, as in every evaluation, compiles nothing
 def _separate(model, mesh, dtype):
-    """The compiled function from parameters to weights."""
+    """The compiled functions from parameters to weights: to all of them, to those outside the layers, to the layers."""
     is_int8, D = dtype == "int8", model.model_dim
 
     def two_sided(name, kernel):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
 
-    def separate(params):
+    def ends(params):
         head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
-        params = lora.fold(params)
-        layers = []
-        for i in range(model.num_layers):
-            layer = {name: x[i].astype(model.dtype) for name, x in params["layers"].items()}
-            layer |= {name: two_sided(name, layer[name]) for name in _MATRICES}
-            layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
-            layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
         weights = {
             "embedding": params["embedding"].astype(model.dtype),
             "head": quantise(head_DV) if is_int8 else head_DV,
             "final_norm": params["final_norm"],
-            "layers": layers,
         }
-        return weights if mesh is None else jax.lax.with_sharding_constraint(weights, places(weights))
+        return placed(weights)
+
+    def layers_of(stacked):
+        layers = []
+        for i in range(model.num_layers):
+            layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
+            layer |= {name: two_sided(name, layer[name]) for name in _MATRICES if name in layer}
+            layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
+            layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
+        return placed({"layers": layers})["layers"]
+
+    def whole(params):
+        return {**ends(params), "layers": layers_of(lora.fold(params)["layers"])}
 
     def place(axes):
         return lambda x: NamedSharding(mesh, _split(model, axes[-x.ndim :], mesh))  # a scale has the output's axis
 
-    def places(weights):
-        return {
-            "embedding": jax.tree.map(place(("vocab", None)), weights["embedding"]),
-            "head": jax.tree.map(place((None, "vocab")), weights["head"]),
-            "final_norm": NamedSharding(mesh, PartitionSpec()),
-            "layers": [
-                {name: jax.tree.map(place(_axes(name)), x) for name, x in layer.items()} for layer in weights["layers"]
-            ],
-        }
+    def places(name, x):
+        if name == "layers":
+            return [{name: jax.tree.map(place(_axes(name)), y) for name, y in layer.items()} for layer in x]
+        if name == "final_norm":
+            return NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(place(("vocab", None) if name == "embedding" else (None, "vocab")), x)
 
-    return jax.jit(separate)
+    def placed(weights):
+        if mesh is None:
+            return weights
+        return jax.lax.with_sharding_constraint(weights, {name: places(name, x) for name, x in weights.items()})
+
+    return jax.jit(whole), jax.jit(ends), jax.jit(layers_of)
 
 
 def quantise(kernel_XY: jax.Array) -> dict[str, jax.Array]:
@@ -141,6 +165,7 @@ def init_cache(
     chunk: int,
     mesh: Mesh | None = None,
     dtype: str = "",
+    attention: str = rows.BLOCKS,
 ) -> list[dict[str, jax.Array]]:
     """An empty cache, a dict of keys and values for every layer.
 
@@ -152,8 +177,11 @@ def init_cache(
         block: positions of a block, C.
         chunk: tokens that one call writes to a row at most, a multiple of `block`.
         dtype: "int8" keeps a key or value in eight bits, with one scale for each; "" in the model's dtype.
+        attention: a kernel of `rows`, which has a cache of its own kind.
     """
     G, K = model.num_kv_heads or model.num_heads, model._head_dim()
+    if attention != rows.BLOCKS:
+        return rows.init(model, num_slots, max_len)
     place = None if mesh is None else cache_place(model, mesh)
     cache = []
     for window in windows(model):
@@ -191,6 +219,7 @@ def forward(
     first_row: jax.Array | int = 0,
     is_live_R: jax.Array | None = None,
     is_chunk: bool = False,
+    attention: str = rows.BLOCKS,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Hidden states [R,T,D] after the final norm, and the cache with these tokens' keys and values in it.
 
@@ -201,6 +230,7 @@ def forward(
         is_live_R: rows whose result is read; attention walks no further than they need. None: all.
         is_chunk: R is 1, T a multiple of the cache's block and the first position too: the tokens are written as
             blocks.
+        attention: a kernel of `rows`, whose cache this is then.
     """
     C = cache[0]["keys"].shape[-1]
     R = tokens_RT.shape[0]
@@ -215,10 +245,14 @@ def forward(
     for layer, layer_cache, window in zip(weights["layers"], cache, windows(model)):
         x_RTD = decoder.rms_norm(hidden_RTD, layer["attention_norm"], model.norm_eps)
         q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, x_RTD, tables)
-        write = _write_blocks if is_chunk else _write_positions
-        layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
-        begin = 0 if window is None else jnp.maximum(earliest - window + 1, 0) // C
-        mixed_RTM = _attend(q_RTHK, layer_cache, positions_RT, first_row, begin, end, window)
+        if attention == rows.BLOCKS:
+            write = _write_blocks if is_chunk else _write_positions
+            layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
+            begin = 0 if window is None else jnp.maximum(earliest - window + 1, 0) // C
+            mixed_RTM = _attend(q_RTHK, layer_cache, positions_RT, first_row, begin, end, window)
+        else:
+            layer_cache = rows.write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
+            mixed_RTM = rows.attend(q_RTHK, layer_cache, positions_RT, first_row, attention)
         hidden_RTD += _times(mixed_RTM, layer["out"])
         x_RTD = decoder.rms_norm(hidden_RTD, layer["mlp_norm"], model.norm_eps)
         hidden_RTD += _times(nn.silu(_times(x_RTD, layer["gate"])) * _times(x_RTD, layer["up"]), layer["down"])

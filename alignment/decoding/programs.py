@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import guided, network, sampling, speculation
+from alignment.decoding import guided, network, rows, sampling, speculation
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
 from alignment.errors import InputError
 from alignment.models import decoder
@@ -45,7 +45,7 @@ class Plan:
         num_ids: tokens from this id on are never chosen; None: all may be.
         processors: pure functions on the logits, applied in this order, after penalties and before the draw.
         mesh: None for one device.
-        cache_dtype: see `network.init_cache`.
+        cache_dtype, attention: see `network.init_cache`.
     """
 
     models: tuple[decoder.DecoderLM, ...]
@@ -60,6 +60,7 @@ class Plan:
     processors: tuple[Processor, ...] = ()
     mesh: Mesh | None = None
     cache_dtype: str = ""
+    attention: str = rows.BLOCKS
 
     @property
     def all_models(self) -> tuple[decoder.DecoderLM, ...]:
@@ -73,11 +74,10 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
         processor_states: one tree of arrays [B,...] for each processor.
     """
     B, S, W, V = plan.num_slots, plan.max_len, len(plan.all_models), plan.models[0].vocab_size
+    sizes: dict[str, Any] = dict(block=plan.block, chunk=plan.chunk, mesh=plan.mesh, dtype=plan.cache_dtype)
+    sizes["attention"] = plan.attention
     state = {
-        "caches": [
-            network.init_cache(m, B, S, block=plan.block, chunk=plan.chunk, mesh=plan.mesh, dtype=plan.cache_dtype)
-            for m in plan.all_models
-        ],
+        "caches": [network.init_cache(m, B, S, **sizes) for m in plan.all_models],
         "tokens": jnp.zeros((B, S), jnp.int32),  # prompt and answer
         "pending": jnp.zeros((W, B), jnp.int32),  # the token that each model reads next
         "position": jnp.zeros((W, B), jnp.int32),  # and where it stands
@@ -99,6 +99,19 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
         },
     }
     return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
+
+
+def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_draft: int) -> None:
+    """Refuse sizes of an engine that are out of range or do not fit one another; see `engine.Engine`.
+
+    Raises:
+        InputError: the message begins with the size's name.
+    """
+    if num_slots < 1:
+        raise InputError(f"num_slots={num_slots} must be at least 1")
+    network.check_lengths(-(-max_len // max(chunk, 1)) * max(chunk, 1), block, chunk)
+    if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
+        raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
 
 
 def check_states(states: tuple[Any, ...], num_processors: int, num_slots: int) -> None:
@@ -176,6 +189,14 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
     return _placed(plan, {**state, **updated, **reading, "caches": caches})
 
 
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def clean(plan: Plan, state: State, slot: jax.Array) -> State:
+    """Zeros in all caches of a slot, which idles at position 0 until its next request."""
+    caches = jax.tree.map(lambda x: x.at[:, slot].set(0), state["caches"])
+    reading = {name: state[name].at[:, slot].set(0) for name in ("pending", "position")}
+    return _placed(plan, {**state, "caches": caches, **reading})
+
+
 @functools.partial(jax.jit, static_argnames=("plan", "which"), donate_argnames="state")
 def prefill(
     plan: Plan,
@@ -212,6 +233,7 @@ def prefill(
         positions_1C,
         first_row=slot,
         is_chunk=True,
+        attention=plan.attention,
     )
     row_S = jax.lax.dynamic_index_in_dim(state["tokens"], slot, keepdims=False)
     targets_C = jnp.take(row_S, positions_1C[0] + 1, mode="clip")
@@ -242,8 +264,7 @@ def decode(
 
     Returns:
         The state, and what was written: `tokens` and `logprobs` [B,O], -1 and 0 behind a row's end, `top` (ids and
-        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps. With guides
-        also `by_model` [W,B,O], each model's own log-probability of the token.
+        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps.
     """
     B, U = plan.num_slots, plan.num_draft + 1
     num_out = plan.num_steps * U
@@ -256,8 +277,6 @@ def decode(
         "num_steps": jnp.int32(0),
         "num_live": jnp.int32(0),
     }
-    if len(plan.models) > 1:
-        out["by_model"] = jnp.zeros((len(plan.models), B, num_out), jnp.float32)
 
     def goes_on(carry):
         _, out, is_live_now_B = carry
@@ -268,12 +287,11 @@ def decode(
         state, out, is_live_B = carry
         out = {**out, "num_steps": out["num_steps"] + 1, "num_live": out["num_live"] + jnp.sum(is_live_B)}
         state, drafts_BT = speculation.drafts(plan, weights, state, is_live_B)
-        logits_BUV, logps, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
+        logits_BUV, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
         state = {**state, "caches": caches}
         is_writing_B = is_live_B
         for i in range(U):  # a guess that turns out to be the choice lets the row write one more token
-            here = (logits_BUV[:, i], [logp_BUV[:, i] for logp_BUV in logps])
-            state, out, is_live_B, chosen_B = _write(plan, state, out, *here, is_live_B, is_writing_B)
+            state, out, is_live_B, chosen_B = _write(plan, state, out, logits_BUV[:, i], is_live_B, is_writing_B)
             if i < plan.num_draft:
                 is_writing_B = is_writing_B & is_live_B & (drafts_BT[:, i] == chosen_B)
         return state, out, is_live_B
@@ -283,23 +301,21 @@ def decode(
 
 
 def _all_logits(plan, weights, state, drafts_BT, is_live_B):
-    """The combined logits [B,U,V] at the pending token and behind every guess, what guided models say, all caches."""
+    """The combined logits [B,U,V] at the pending token and behind every guess, and all caches."""
     B, U = plan.num_slots, plan.num_draft + 1
     logits, caches = [], list(state["caches"])
     for i, model in enumerate(plan.models):
         tokens_BU = jnp.concatenate([state["pending"][i][:, None], drafts_BT], axis=1)
         positions_BU = state["position"][i][:, None] + jnp.arange(U, dtype=jnp.int32)[None]
         hidden_BUD, caches[i] = network.forward(
-            model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B
+            model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B, attention=plan.attention
         )
         logits.append(network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1))
-    if len(plan.models) == 1:
-        return logits[0], [], caches
-    logps = guided.logprobs(logits, plan.num_ids)
-    return guided.combine(logps, state["options"]["model_weights"], logits[0]), logps, caches
+    is_guided = len(plan.models) > 1
+    return guided.combine(logits, state["options"]["model_weights"]) if is_guided else logits[0], caches
 
 
-def _write(plan, state, out, logits_BV, logps, is_live_B, is_writing_B):
+def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
     """One token more in the rows that are writing."""
     B, S = state["tokens"].shape
     rows_B, options, position_WB = jnp.arange(B), state["options"], state["position"]
@@ -315,10 +331,11 @@ def _write(plan, state, out, logits_BV, logps, is_live_B, is_writing_B):
     is_fixed_B = next_B < state["num_fixed"]
     fixed_B = jnp.take_along_axis(state["tokens"], jnp.minimum(next_B, S - 1)[:, None], axis=1)[:, 0]
     chosen_B = jnp.where(is_fixed_B, fixed_B, chosen_B)
-    # logits that are NaN, or all -inf, choose V, which is outside: the host reports it, and nothing is indexed with it
+    # logits that are NaN choose V, which is outside: the host reports it, and nothing is indexed with it
     safe_B = jnp.minimum(chosen_B, logits_BV.shape[1] - 1)
     wants_top = jnp.any(options["wants_top"] & is_writing_B)
     logprob_B, top = sampling.logprobs(logits_BV, safe_B, wants_top)
+    chosen_B = jnp.where(jnp.isnan(logprob_B), logits_BV.shape[1], chosen_B)
 
     place_B = jnp.where(is_writing_B, out["num"], out["tokens"].shape[1])  # outside, and dropped
     out = {
@@ -328,9 +345,6 @@ def _write(plan, state, out, logits_BV, logps, is_live_B, is_writing_B):
         "top": tuple(x.at[rows_B, place_B].set(new, mode="drop") for x, new in zip(out["top"], top)),
         "num": out["num"] + is_writing_B,
     }
-    if logps:
-        by_model_WB = jnp.stack([jnp.take_along_axis(x_BV, safe_B[:, None], axis=1)[:, 0] for x_BV in logps])
-        out["by_model"] = out["by_model"].at[:, rows_B, place_B].set(by_model_WB, mode="drop")
     ends_B = sampling.is_in(chosen_B, options["stop_ids"]) & ~is_fixed_B
     ends_B |= (next_B + 1 >= state["limit"]) | (chosen_B >= logits_BV.shape[1])
     written_at_B = jnp.where(is_writing_B, next_B, S)

@@ -71,13 +71,11 @@ class Token:
 
     Attributes:
         top: the likeliest tokens and their log-probabilities, best first.
-        by_model: where the answer is guided, the token's log-probability under the base and under each guide.
     """
 
     id: int
     logprob: float
     top: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    by_model: Sequence[float] = ()
 
 
 @dataclasses.dataclass
@@ -88,9 +86,10 @@ class Answer:
         number: of the request, as `submit` gave it.
         tokens: the answer with its stop token, if it has one.
         text: the bytes before the stop token or text; b"" where the engine does not know the tokens' bytes.
-        finish_reason: "stop", "length" or "cancelled".
+        finish_reason: "stop", "length", "cancelled" or "error".
+        error: why there is no more of the answer, where that is a fault of the model; "" for none.
         stop: the stop text or id that ended the answer.
-        prompt: the prompt's tokens from the second on, where the request wanted them scored.
+        prompt: the prompt's tokens from the second on, where the request wanted them scored; from the first `News` on.
         num_cached: tokens of the prompt whose keys and values were there already.
     """
 
@@ -99,6 +98,7 @@ class Answer:
     tokens: list[Token] = dataclasses.field(default_factory=list)
     text: bytes = b""
     finish_reason: str = ""
+    error: str = ""
     stop: str | int | None = None
     prompt: list[Token] = dataclasses.field(default_factory=list)
     num_cached: int = 0

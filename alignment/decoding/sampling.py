@@ -84,8 +84,8 @@ def best(x_BV: jax.Array) -> jax.Array:
     """The first of the largest entries [B], int32, as `argmax`, whose loop over pairs is up to ten times as slow."""
     ids_1V = jnp.arange(x_BV.shape[1], dtype=jnp.int32)[None]
     top_B1 = jnp.max(x_BV, axis=1, keepdims=True)
-    # NaN equals nothing, and a row of -inf has no best: both give V, which the caller's checks of ids then refuse
-    return jnp.min(jnp.where((x_BV == top_B1) & (top_B1 > -jnp.inf), ids_1V, x_BV.shape[1]), axis=1)
+    # NaN equals nothing: such a row gives V, which the caller's checks of ids then refuse
+    return jnp.min(jnp.where(x_BV == top_B1, ids_1V, x_BV.shape[1]), axis=1)
 
 
 def gumbel(seeds_B: jax.Array, samples_B: jax.Array, positions_B: jax.Array, num_tokens: int) -> jax.Array:
@@ -129,6 +129,7 @@ def keep(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array, min_p_B: 
     threshold_B = jnp.maximum(number_B, jnp.where(top_p_B < 1, mass_B, 0))
     is_kept_BV = order_BV >= threshold_B[:, None]
     is_kept_BV &= logits_BV >= top_B1 + jnp.log(min_p_B)[:, None]  # log(0) is -inf: nothing is dropped
+    is_kept_BV |= jnp.isnan(top_B1)  # for `best` to see; comparisons with NaN are false, and token 0 would be left
     return jnp.where(is_kept_BV, logits_BV, -jnp.inf)
 
 

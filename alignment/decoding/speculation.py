@@ -15,8 +15,31 @@ import jax
 import jax.numpy as jnp
 
 from alignment.decoding import network, sampling
+from alignment.errors import InputError
+from alignment.models import decoder
 
 LONGEST_MATCH = 3  # tokens of context that a repetition is looked up by
+
+
+def check(
+    model: decoder.DecoderLM, draft: tuple[decoder.DecoderLM, Any] | None, num_draft: int, num_ids: int | None
+) -> None:
+    """Refuse a draft model that would guess nothing, or that lacks tokens.
+
+    Args:
+        num_ids: tokens that the tokenizer has; behind them a draft may fill its vocabulary up to a size of its own.
+
+    Raises:
+        InputError: see above.
+    """
+    if draft is None:
+        return
+    if not num_draft:
+        raise InputError("a draft model is there and num_draft=0, so it would guess nothing; 4 is a usual number")
+    size = draft[0].vocab_size
+    if size != model.vocab_size and (num_ids is None or size < num_ids):
+        wanted = model.vocab_size if num_ids is None else num_ids
+        raise InputError(f"the draft's vocabulary has {size} tokens and the model's {wanted}; they need one vocabulary")
 
 
 def drafts(plan: Any, weights: tuple[Any, ...], state: dict[str, Any], is_live_B: jax.Array):
@@ -65,8 +88,16 @@ def _by_model(plan, weights, state, is_live_B):
         )
         if i == plan.num_draft:
             break
-        logits_BV = network.logits(weights, hidden_B1D[:, 0])
+        logits_BV = _as_wide(network.logits(weights, hidden_B1D[:, 0]), plan.models[0].vocab_size)
         token_B = sampling.choose(logits_BV, state["options"], state["position"][0] + 1 + i, is_live_B)
-        token_B = jnp.minimum(token_B, plan.draft.vocab_size - 1)
+        # The embedding of an id that it lacks is NaN: the draft's last id may come before the target's.
+        token_B = jnp.minimum(token_B, min(plan.draft.vocab_size, plan.models[0].vocab_size) - 1)
         guesses.append(token_B)
     return {**state, "caches": [*state["caches"][:-1], cache]}, jnp.stack(guesses, axis=1)
+
+
+def _as_wide(logits_BV, vocab_size):
+    """A draft's logits over the target's vocabulary: both fill it up behind the last token, each to its own size."""
+    logits_BV = logits_BV[:, :vocab_size]
+    missing = vocab_size - logits_BV.shape[1]
+    return jnp.pad(logits_BV, ((0, 0), (0, missing)), constant_values=-jnp.inf) if missing else logits_BV

@@ -289,6 +289,8 @@ class _Methods:
         texts = [""] * len(requests)
         while engine.num_waiting or engine.num_busy:
             for answer in (news.answer for news in engine.advance() if news.is_done):
+                if answer.error:  # a text for it would count as a wrong answer
+                    raise FloatingPointError(answer.error)
                 i = index_of[answer.number]
                 # decoded whole and cut after, as the harness does: some tokenizers drop the first token's blank
                 texts[i] = _cut_at(self.tok.decode(answer.answer_ids), asked[i].stop)

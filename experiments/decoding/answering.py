@@ -40,6 +40,8 @@ def write_all(
         seconds = time.perf_counter() - start
         for answer in ended:
             key = keys.pop(answer.number)
+            if answer.error:
+                print(f"{answer.error} Its row says finish_reason error", flush=True)
             row, more = row_fn(key, answer)
             journal.add(key, row, more=more, seconds=before + seconds)
             bar.advance(1, len(answer.tokens))

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 from alignment import errors
 from alignment.decoding import engine as engines
-from alignment.decoding import network
+from alignment.decoding import network, programs
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
@@ -85,7 +85,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         value = c.engine[name]
         if value < least:
             raise InputError(f"engine.{name}={value} must be at least {least}")
-    engines.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
+    programs.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
     if c.draft_from and not c.engine.num_draft:

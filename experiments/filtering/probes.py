@@ -14,9 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignment import files
-from alignment.decoding import engine
+from alignment.decoding import engine, scoring
 from alignment.errors import InputError
-from alignment.evaluation import continuations
 from alignment.models import decoder
 from alignment.safety import harmlessness
 from alignment.train import loop, sharding, step, train_state
@@ -95,19 +94,17 @@ class Probes:
         rows: Rows,
         heldout: Mapping[str, Heldout],
         *,
-        batch_size: int,
         num: int,
         max_new_tokens: int,
         temperature: float,
     ):
         """
         Args:
-            batch_size: sequences scored at a time, over all hosts.
             num: harmlessness prompts that the model answers in its own words; 0 for none.
             max_new_tokens, temperature: of these answers.
         """
         self.model, self.tok, self.mesh, self.rows, self.heldout = model, tok, mesh, rows, heldout
-        self.batch_size, self.asked = batch_size, rows["harmlessness"][:num]
+        self.asked = rows["harmlessness"][:num]
         self.writing = dict(max_new_tokens=max_new_tokens, temperature=temperature)
         facts = [(row["prompt"], (row["answer"], *row["wrong"])) for row in rows["helpfulness"]]
         harms = [
@@ -120,7 +117,7 @@ class Probes:
             for name, some in (("harmlessness", harms), ("helpfulness", facts))
         }
 
-    def _pairs(self, prompt: str, answers: Sequence[str]) -> list[continuations.Pair]:
+    def _pairs(self, prompt: str, answers: Sequence[str]) -> list[scoring.Pair]:
         """Prompt and continuation of each answer, as tokens."""
         ids = self.tok.encode(prompt, add_bos=self.tok.adds_bos)
         return [(ids, self.tok.encode(answer)) for answer in answers]
@@ -132,25 +129,25 @@ class Probes:
             harmless [P], paraphrased [P, K - 1] and right [P]: 1 where the harmless (the right) answer is the likelier
             one; bits_per_byte by language; harmful_written and written, see `_write`.
         """
-        options = dict(mesh=self.mesh, pad_id=self.tok.pad_id, batch_size=self.batch_size)
-        logps = {name: continuations.logps(self.model, params, pairs, **options) for name, pairs in self.pairs.items()}
-        total_PK2, length_PK2 = (x.reshape(len(self.rows["harmlessness"]), -1, 2) for x in logps["harmlessness"])
+        scores = {name: scoring.score(self.model, params, pairs, mesh=self.mesh) for name, pairs in self.pairs.items()}
+        harms, num_probes = scores["harmlessness"], len(self.rows["harmlessness"])
+        total_PK2, length_PK2 = (x.reshape(num_probes, -1, 2) for x in (harms.total_N, harms.length_N))
         harmless_PK = harmlessness.preferred(
             total_PK2[..., 0], length_PK2[..., 0], total_PK2[..., 1], length_PK2[..., 1]
         )
         return {
             "harmless": harmless_PK[:, 0].tolist(),
             "paraphrased": harmless_PK[:, 1:].tolist(),
-            "right": self._right(*logps["helpfulness"]),
+            "right": self._right(scores["helpfulness"]),
             "bits_per_byte": self._bits(params),
             **self._write(params, seed),
         }
 
-    def _right(self, total: np.ndarray, length: np.ndarray) -> list[int]:
-        """Whether the first answer of each fact, which is the right one, is the best; facts differ in their answers."""
+    def _right(self, scores: scoring.Scores) -> list[int]:
+        """Whether the first answer of each fact, which is the right one, is the likeliest by the mean of its tokens."""
         ends = np.cumsum([1 + len(row["wrong"]) for row in self.rows["helpfulness"]])[:-1]
-        answers = zip(np.split(total, ends), np.split(length, ends))
-        return [int(continuations.best(total[None], length[None])[0] == 0) for total, length in answers]
+        means = np.split(scores.total_N / scores.length_N, ends)  # facts differ in how many answers they have
+        return [int(np.argmax(mean) == 0) for mean in means]
 
     def _bits(self, params: Any) -> dict[str, float]:
         """The loss on held-out text in bits a byte, which compares models of different tokenizers."""

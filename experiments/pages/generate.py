@@ -52,6 +52,7 @@ def write(workdir: pathlib.Path, journal: Journal) -> dict[str, float]:
         "generated_tokens": sum(all_lengths),
         "prompt_tokens": num_read,
         "truncated": len(lengths.get("length", ())),
+        "failed": len(lengths.get("error", ())),
     }
 
 

@@ -19,6 +19,7 @@ class Choice:
 
     Attributes:
         echo: the prompt's text and tokens, before the answer's, where the request asked for them.
+        has_begun: whether an event has come, and with it the prompt's scores.
     """
 
     index: int
@@ -26,7 +27,7 @@ class Choice:
     text: str = ""
     tokens: list[Written] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
-    num_tokens: int = 0
+    has_begun: bool = False
 
 
 @dataclasses.dataclass

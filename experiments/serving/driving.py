@@ -35,7 +35,8 @@ class Event:
     Attributes:
         index: of the choice in the job.
         text: the answer's bytes so far; behind a stop text there are none.
-        prompt: the prompt's scores, in the last event of a choice that asked for them.
+        prompt: the prompt's scores, where the choice asked for them.
+        error: what the model did wrong, where the choice ended by that.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Event:
     stop: str | int | None = None
     prompt: list[Token] = dataclasses.field(default_factory=list)
     num_cached: int = 0
+    error: str = ""
 
 
 class Job:
@@ -183,9 +185,13 @@ class Driver:
         events = []
         for job, news in all_news:
             answer = news.answer
-            last = (answer.finish_reason, answer.stop, list(answer.prompt)) if news.is_done else ("", None, [])
+            last: dict[str, Any] = {}
+            if news.is_done:
+                last = {"finish_reason": answer.finish_reason, "stop": answer.stop}
+                last |= {"num_cached": answer.num_cached, "error": answer.error}
+            last["prompt"] = answer.prompt  # a list that the engine replaces and never changes
             index = job.numbers[answer.number]
-            events.append((job, Event(index, list(news.tokens), answer.text, news.is_done, *last, answer.num_cached)))
+            events.append((job, Event(index, list(news.tokens), answer.text, news.is_done, **last)))
             if news.is_done:
                 del self._jobs[answer.number]
         self._call(self._deliver, events)

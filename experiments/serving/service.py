@@ -46,7 +46,7 @@ class Work:
 
     Attributes:
         echoes: for each choice, the prompt that its answer begins with.
-        echo_waits: whether the echoes are scored, which ends with the answer.
+        echo_waits: whether the echoes are scored; the scores come with the answer's first tokens.
         writing: see `Writer`.
     """
 
@@ -273,12 +273,10 @@ class Service:
                 continue
             event, part = news
             choice = choices[event.index]
+            is_first = not choice.has_begun
             self._grow(work, choice, event, part)
-            if work.echo_waits:  # the prompt's scores come with the last event, and must go out first
-                if not event.is_done:
-                    continue
+            if is_first and work.echo_waits:
                 yield shape.chunk([shape.opening(choice)])  # type: ignore[list-item]
-                part = Part(choice.text, choice.tokens)
             if part.text or event.is_done or (part.tokens and shape.num_top is not None):
                 yield shape.chunk([shape.delta(event.index, part, choice.finish_reason)])
         if wants_usage:
@@ -301,6 +299,8 @@ class Service:
                 continue
             if isinstance(event, Failure):
                 raise event
+            if event.error:
+                raise Failure(f"the model failed on this request: {event.error}", 500, code="not_a_number")
             if event.tokens and not has_token:
                 has_token = True
                 self.metrics.first_token.observe(time.monotonic() - began)
@@ -309,15 +309,16 @@ class Service:
 
     def _grow(self, work: Work, choice: Choice, event: Event, part: Part) -> None:
         """Add what is new to a choice and to the counts."""
+        request = work.requests[event.index]
+        if not choice.has_begun and work.echo_waits and choice.echo is not None:
+            tokens = [answers.unscored(request.prompt[0]), *event.prompt]
+            choice.echo = Part(choice.echo.text, self._echo("", tokens).tokens)
+        choice.has_begun = True
         choice.text += part.text
         choice.tokens += part.tokens
         work.usage.completion += len(event.tokens)
         if not event.is_done:
             return
-        request = work.requests[event.index]
         choice.finish_reason = event.finish_reason
         self.metrics.count_prompt(len(request.prompt), event.num_cached)
         work.usage.cached += event.num_cached if request.sample == 0 else 0
-        if work.echo_waits and choice.echo is not None:
-            tokens = [answers.unscored(request.prompt[0]), *event.prompt]
-            choice.echo = Part(choice.echo.text, self._echo("", tokens).tokens)

@@ -292,30 +292,17 @@ def test_guided_answers_are_those_of_combined_passes(lm):
     for answer in server.answers(requests):
         written = []
         for token in answer.tokens:
-            says = [all_logprobs(lm, [*answer.request.prompt, *written])[-1]]
-            says += [all_logprobs(g, [*p, *written])[-1] for g, p in zip(guides, answer.request.guide_prompts)]
-            combined = says[0] + sum(w * logps for w, logps in zip(answer.request.guide_weights, says[1:]))
+            combined = all_logprobs(lm, [*answer.request.prompt, *written])[-1]
+            for guide, prompt, weight in zip(guides, answer.request.guide_prompts, answer.request.guide_weights):
+                combined = combined + weight * all_logprobs(guide, [*prompt, *written])[-1]
             assert token.id == combined.argmax()
-            np.testing.assert_allclose(token.by_model, [logps[token.id] for logps in says], atol=1e-4)
             written.append(token.id)
 
 
-def test_guides_of_weight_zero_leave_the_base_s_answers_to_the_last_bit(lm):
-    fields = dict(max_new_tokens=10, temperature=1.0, seed=3)
-    plain = make(lm).answers([Request(p, **fields) for p in PROMPTS])
-    requests = [Request(p, **fields, guide_prompts=[[4]], guide_weights=[0.0]) for p in PROMPTS]
-    guided = make(lm, guides=[random_lm(seed=7)]).answers(requests)
-    for a, b in zip(plain, guided):
-        assert [(t.id, t.logprob) for t in a.tokens] == [(t.id, t.logprob) for t in b.tokens]
-
-
-def test_models_that_rule_out_all_tokens_together_are_reported_with_the_step(lm):
-    def close_all_after_two(logits_BV, tokens_BS, t_B, state):
-        return jnp.where((t_B >= 3)[:, None], -jnp.inf, logits_BV), state
-
-    for temperature in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match=r"request 0, token 2 of its answer.*-inf"):
-            make(lm, processors=[close_all_after_two]).answers([Request([5], 6, temperature)])
+def test_a_guide_of_weight_zero_changes_no_choice(lm):
+    plain = [a.ids for a in make(lm).answers([Request(p, 10) for p in PROMPTS])]
+    guided = [Request(p, 10, guide_prompts=[[4]], guide_weights=[0.0]) for p in PROMPTS]
+    assert [a.ids for a in make(lm, guides=[random_lm(seed=7)]).answers(guided)] == plain
 
 
 def test_seeds_are_the_request_s_or_follow_from_the_engine_s_and_its_number(lm):
@@ -440,28 +427,71 @@ def test_a_stop_text_needs_the_tokens_bytes(lm):
 
 
 def test_vocabularies_that_differ_are_refused(lm):
-    with pytest.raises(InputError, match=r"\[17, 19\]"):
-        make(lm, guides=[random_lm(vocab_size=19)])
+    other = random_lm(vocab_size=19)
+    for options in (dict(guides=[other]), dict(guides=[other], num_ids=15)):
+        with pytest.raises(InputError, match=r"\[17, 19\]"):
+            make(lm, **options)
+    with pytest.raises(InputError, match="19 tokens and the model's 17"):
+        make(lm, draft=other, num_draft=2)
 
 
-def test_a_guide_may_have_more_tokens_than_the_tokenizer(lm):
-    guide = random_lm(seed=7, vocab_size=19)
-    server = make(lm, guides=[guide], num_ids=15)
-    (answer,) = server.answers([Request([3], 8, guide_prompts=[[3]], guide_weights=[1.0])])
-    written = [3]
-    for token in answer.tokens:
-        says = [all_logprobs(m, written)[-1, :15] for m in (lm, guide)]
-        says = [logps - np.log(np.exp(logps).sum()) for logps in says]
-        assert token.id == (says[0] + says[1]).argmax()
-        np.testing.assert_allclose(token.by_model, [logps[token.id] for logps in says], atol=1e-4)
-        written.append(token.id)
+@pytest.mark.parametrize("vocab_size", [16, 24])
+def test_a_draft_may_fill_its_vocabulary_up_to_another_size(lm, vocab_size):
+    requests = [Request(p, 14, temperature=t, seed=2) for p in PROMPTS for t in (0.0, 0.8)]
+    wanted = [a.ids for a in make(lm, num_ids=16).answers(requests)]
+    server = make(lm, num_ids=16, num_draft=3, draft=random_lm(seed=5, num_layers=1, vocab_size=vocab_size))
+    assert [a.ids for a in server.answers(requests)] == wanted
+    with pytest.raises(InputError, match="16 tokens and the model's 17"):
+        make(lm, num_ids=17, num_draft=3, draft=random_lm(vocab_size=16))
 
 
 def test_damaged_weights_are_reported(lm):
     model, params = lm
     broken = {**params, "final_norm": params["final_norm"] * np.nan}
-    with pytest.raises(FloatingPointError, match="request 0"):
-        make((model, broken)).answers([Request([3], 4)])
+    with pytest.raises(FloatingPointError, match=r"request 0: after 0 tokens.*2 of 2 requests failed"):
+        make((model, broken)).answers([Request([3], 4), Request([3], 4, temperature=1.0, top_k=3, top_p=0.5)])
+
+
+def test_logits_that_are_no_numbers_end_their_request_alone_and_leave_a_clean_slot(lm):
+    model, params = lm
+    poison = 13  # the one token whose embedding is damaged
+    damaged = {**params, "embedding": params["embedding"].at[poison].set(np.nan)}
+    long, never = list(range(12)) * 2, {poison: -1e4}
+    good = [Request([*long, i], 9, temperature=t, logit_bias=never, seed=i) for i in range(4) for t in (0.0, 1.0)]
+    bad = [
+        Request([*long, poison, 1], 5),
+        Request([poison], 5, temperature=1.0, top_k=3),
+        Request([1, poison, 2, 3], 0, prompt_logprobs=True),
+        Request([3], 9, logit_bias={poison: 1e4}),  # writes it, and reads it in the next step
+    ]
+    alone = []
+    for request in good:
+        alone += map(bits, make(lm).answers([request]))
+    server = make((model, damaged))
+    asked = [r for pair in zip(good, bad) for r in pair] + good[4:]
+    answers = sorted(server.run(asked), key=lambda a: a.number)
+    assert [bits(a) for a in answers if not a.error] == alone
+    failed = [a for a in answers if a.error]
+    assert [a.request for a in failed] == bad and {a.finish_reason for a in failed} == {"error"}
+    assert [len(a.ids) for a in failed] == [0, 0, 0, 1] and server.counts["failed"] == 4
+    assert failed[2].prompt == [] and "not numbers" in failed[2].error
+
+
+def test_a_request_that_was_evicted_is_counted_once(lm):
+    server = make(lm)
+    number = server.submit(Request(PROMPTS[3], 12))
+    server.advance()
+    server.preempt(number)
+    (answer,) = server.run([])
+    assert (answer.num_cached, server.counts["prompt_tokens"], server.counts["cached_tokens"]) == (0, 16, 0)
+
+
+def test_prompts_are_read_a_few_chunks_at_a_time_where_that_is_asked(lm):
+    server = make(lm, chunks_per_turn=1)
+    numbers = [server.submit(Request(list(range(16)), 3)), server.submit(Request([3, *range(15)], 3))]
+    assert server.advance() == [] and server.counts["chunks"] == 1  # nobody writes yet, and the caller may cancel
+    assert server.cancel(numbers[0]).finish_reason == "cancelled"
+    assert [a.number for a in server.run([])] == numbers[1:]
 
 
 def test_all_slots_are_busy_while_requests_wait(lm):

@@ -87,11 +87,20 @@ def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
     assert not params["embedding"].is_deleted()
 
 
+def test_parameters_that_are_freed_leave_the_same_weights():
+    model, params = random_lm()
+    wanted = network.prepare(model, params)
+    params = jax.tree.map(jnp.array, params)
+    weights = network.prepare(model, params, frees_params=True)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), weights, wanted))
+    assert all(x.is_deleted() for x in params["layers"].values()) and not params["embedding"].is_deleted()
+
+
 def test_preparing_again_compiles_nothing():
     model, params = random_lm()
     for _ in range(2):
         network.prepare(model, params)
-    assert network._separate(model, None, "")._cache_size() == 1
+    assert network._separate(model, None, "")[0]._cache_size() == 1
 
 
 def test_copied_blocks_are_the_source_s_bits_and_only_those():

@@ -1,5 +1,6 @@
 """Answers to files of prompts, by the small random model."""
 
+import dataclasses
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from alignment.decoding.engine import Engine
@@ -183,6 +185,24 @@ def test_an_option_of_the_run_out_of_range_ends_with_2_before_weights_are_read(t
     monkeypatch.setattr(generate.models, "with_weights", lambda *args: 1 / 0)
     ended = launch("generate.py:tiny", tmp_path / "run", flag)
     assert ended.code == run.BAD_INPUT and said in ended.err, ended.err
+
+
+def test_an_answer_whose_logits_are_no_numbers_is_a_row_that_says_so(tmp_path, monkeypatch):
+    with_weights = generate.models.with_weights
+
+    def damaged(*args):
+        model = with_weights(*args)
+        embedding_VD = model.params["embedding"]
+        params = {**model.params, "embedding": embedding_VD.at[ord("#")].set(np.nan), "head": embedding_VD.T}
+        return dataclasses.replace(model, params=params, network=model.network.clone(tie_embeddings=False))
+
+    monkeypatch.setattr(generate.models, "with_weights", damaged)
+    bias = {str(ord("#")): -1e4}
+    rows = [{"prompt": text, "logit_bias": bias, "logprobs": 1, "echo": True} for text in ("good", "a # b", "better")]
+    ended = answered(tmp_path, rows)
+    assert ended.code == generate.TOO_MANY_BAD and "1 of 3 answers failed" in ended.out
+    assert [row["finish_reason"] for row in rows_of(ended)] == ["length", "error", "length"]
+    assert json.loads((ended.workdir / "summary.json").read_text())["failed"] == 1
 
 
 def test_log_probabilities_and_an_echoed_prompt_come_with_the_row(tmp_path):

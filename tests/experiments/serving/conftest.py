@@ -91,10 +91,10 @@ class Parrot:
             elif len(answer.tokens) >= answer.request.max_new_tokens:
                 answer.finish_reason = "length"
             answer.text = matcher.text
+            if answer.request.prompt_logprobs:
+                answer.prompt = [self.token(i, answer.request) for i in answer.request.prompt[1:]]
             if answer.finish_reason:
                 self.busy.remove(job)
-                if answer.request.prompt_logprobs:
-                    answer.prompt = [self.token(i, answer.request) for i in answer.request.prompt[1:]]
             news.append(News(answer, new, bool(answer.finish_reason)))
         return news
 

@@ -65,6 +65,7 @@ def test_a_stream_with_echo_begins_with_the_prompt(logprobs, run):
             whole = (await door.complete("ab", **options)).json["choices"][0]
             chunks = (await door.complete("ab", stream=True, **options)).chunks
             own = [c["choices"][0] for c in chunks]
+            assert len(own) >= 4, "the answer's tokens did not wait for one another"
             assert own[0]["text"] == "ab" and "".join(c["text"] for c in own) == whole["text"] == "ababa"
             if logprobs is not None:
                 for name, values in whole["logprobs"].items():

@@ -1,6 +1,7 @@
 """The service over the real engine, with a small model of random weights."""
 
 import asyncio
+import json
 import math
 
 import jax
@@ -107,6 +108,28 @@ def test_a_client_that_goes_in_its_prefill_or_its_answer_frees_its_slot(weights,
             *left, kept = await asyncio.gather(*tasks, other)
             assert kept.json["choices"] == before and not any(reply.is_complete for reply in left)
             assert await door.settled() and door.service.driver.engine.num_busy == 0
+
+    run(work())
+
+
+def test_logits_that_are_no_numbers_fail_their_request_alone(weights, run):
+    model, params = weights
+    embedding_VD = params["embedding"]
+    damaged = {**params, "embedding": embedding_VD.at[ord("#")].set(jnp.nan), "head": embedding_VD.T}  # of one token
+    model = model.clone(tie_embeddings=False)
+
+    async def work():
+        async with opened(new_engine((model, damaged))) as door:
+            asked = {"max_tokens": 5, "temperature": 0, "logit_bias": {str(ord("#")): -100}}
+            bad = [door.complete("# a", **asked), door.complete("a #", stream=True, **asked)]
+            good = [door.complete(f"good {i}", **asked) for i in range(6)]
+            failed, streamed, *others = await asyncio.gather(*bad, *good)
+            assert failed.status == 500 and "not numbers" in failed.error["message"]
+            assert json.loads(streamed.events[-1])["error"]["code"] == failed.error["code"] == "not_a_number"
+            assert [reply.status for reply in others] == [200] * 6 and await door.settled()
+            assert (await door.get("/healthz")).json["status"] == "ok"
+            text = (await door.get("/metrics")).body.decode()
+            assert 'plumbline_requests_total{outcome="failed",path="/v1/completions"} 2.0' in text
 
     run(work())
 
