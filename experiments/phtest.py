@@ -10,8 +10,9 @@ Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv 
 
 Answers are greedy. A judge says of each whether it refuses in full, in part or not; an answer that is empty or that the
 judge cannot class is invalid, counts nowhere and is reported. Rates stand for each class of prompts alone. A defence is
-a point of its own: a defensive system prompt, or a judge that looks at prompts and turns some away. Prompts and answers
-are never printed and never on the page; records.jsonl in the workdir has the answers, by the prompts' ids.
+a point of its own: a defensive system prompt, a judge that looks at prompts and turns some away, or an adapter beside
+the weights, at several strengths. Prompts and answers are never printed and never on the page; records.jsonl in the
+workdir has the answers, by the prompts' ids.
 """
 
 import dataclasses
@@ -41,8 +42,8 @@ from experiments.decoding.journal import Journal, Key
 from experiments.decoding.models import Model
 from experiments.launch import checks
 from experiments.pages import phtest as page
-from experiments.pages.phtest import BARE, FILTER, SYSTEM
-from experiments.safety import judges
+from experiments.pages.phtest import ADAPTER, BARE, FILTER, SYSTEM
+from experiments.safety import judges, strengths
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 EMBEDDED = "synthetic:house_rules"
@@ -53,6 +54,7 @@ DEFENSIVE = (
     "cannot help, and nothing else."
 )
 WORDS = "words"
+STRENGTHS = (0.5, 1.0)
 _SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
 JUDGING, FILTERING = "refusal_three_way", "prompt_yes_no"
 LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, "")}
@@ -77,6 +79,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         system="",  # a defensive system prompt: your text, or `cautious` for ours; "": not tried
         filter="",  # what turns prompts away: words, model, endpoint; "": not tried
         words=(),  # of filter=words: a prompt that holds one, whatever its case, is turned away
+        adapter="",  # beside the weights: peft:<folder>, or run:<workdir> of a run that trained it; "": not tried
+        strengths=STRENGTHS,  # multiples of the adapter's own scale, each a point; 1 is the adapter as trained
     )
     c.filtering = judges.settings(FILTERING)
     c.pooled = False  # a line more: the rate over harmless and controversial prompts together
@@ -126,6 +130,9 @@ def check(c: ml_collections.ConfigDict) -> None:
     if (c.defence.filter == WORDS) != bool(c.defence.words):
         need = "needs defence.words, such as ('cellar',)" if c.defence.filter == WORDS else "does not read them"
         raise InputError(f"defence.filter={c.defence.filter!r} and defence.words={c.defence.words!r}: it {need}")
+    strengths.check(c.defence.adapter, c.defence.strengths)
+    if not c.defence.adapter and tuple(c.defence.strengths) != STRENGTHS:
+        raise InputError(f"defence.strengths={c.defence.strengths} is not read without defence.adapter; leave it out")
 
 
 def paths(path: str) -> list[str]:
@@ -150,16 +157,25 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     folder = pathlib.Path(workdir)
     prompts = read(c, folder)
     model = models.open_model(c, folder)
-    systems = {BARE: c.system} | ({SYSTEM: defensive(c)} if c.defence.system else {})
-    work = requests(prompts, list(systems.values()), model, c)
+    points = points_of(c)
+    work = requests(prompts, [point.system for point in points], model, c)
+    made_from = {"prompts": digest(work, prompts)}
+    if c.defence.adapter:
+        made_from["adapter"] = f"{strengths.digest(c.defence.adapter, model)} at {tuple(c.defence.strengths)}"
     model = models.with_weights(model, c)
-    engine_fn = functools.cache(lambda: models.engine(model, c, frees_params=True))  # made when it is asked, and once
-    made_from = {"weights": model.digest, "prompts": digest(work, prompts)}
-    journal = Journal(folder, made_from, [key for key, _ in work])
-    if len(journal) < len(work):
-        answering.write_all(
-            engine_fn(), work, journal, folder, row_fn=lambda key, answer: (row_of(prompts, model, key, answer), {})
-        )
+    frees_params = not c.defence.adapter  # which stands beside them
+    engine_fn = functools.cache(lambda: models.engine(model, c, frees_params=frees_params))  # made when asked, and once
+    journal = Journal(folder, made_from | {"weights": model.digest}, [key for key, _ in work])
+    for strength in dict.fromkeys(point.strength for point in points):
+        missing = [item for item in work if points[item[0][1]].strength == strength and item[0] not in journal]
+        if missing:
+            answering.write_all(
+                engine_fn() if strength is None else models.engine(adapted(model, c, strength), c),
+                missing,
+                journal,
+                folder,
+                row_fn=lambda key, answer: (row_of(prompts, model, key, answer), {}),
+            )
     journal.sort()
     answers = {key: row for key, row, _ in journal.entries()}
     journal.close()
@@ -167,14 +183,39 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         measured = judges.Measured(model, engine_fn)
         who = [judges.build(kind, c.judging, c, folder, measured, kept) for kind in judge_kinds(c.judge)]
         rows = []
-        for sample, (point, system) in enumerate(systems.items()):
-            own = [dict(answers[number, sample], point=point, system_prompt=system) for number in range(len(prompts))]
+        for sample, point in enumerate(points):
+            more = dict(point=point.name, system_prompt=point.system)
+            more |= {} if point.strength is None else dict(adapter=c.defence.adapter, strength=point.strength)
+            own = [answers[number, sample] | more for number in range(len(prompts))]
             rows += judged(own, prompts, who)
         if c.defence.filter:
             blocked = filtered(c, prompts, folder, measured, kept)
             rows += [behind_filter(row, *verdict) for row, verdict in zip(rows, blocked)]
     files.write_rows(folder / "records.jsonl", rows)
     return page.write(folder, rows, [judge.name for judge in who], is_pooled=c.pooled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """The model as one of its users meets it: behind this system turn, and with an adapter of this strength, if any."""
+
+    name: str
+    system: str
+    strength: float | None = None
+
+
+def points_of(c: ml_collections.ConfigDict) -> list[Point]:
+    """All points that the model itself answers at; the filter's are made from those of the bare model."""
+    points = [Point(BARE, c.system)]
+    points += [Point(SYSTEM, defensive(c))] if c.defence.system else []
+    if c.defence.adapter:
+        points += [Point(f"{ADAPTER}{strength:g}", c.system, strength) for strength in c.defence.strengths]
+    return points
+
+
+def adapted(model: Model, c: ml_collections.ConfigDict, strength: float) -> Model:
+    print(f"answering with {c.defence.adapter} at {strength:g} times its scale", flush=True)
+    return strengths.attached(model, c.defence.adapter, strength)
 
 
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Prompt]:

@@ -5,6 +5,7 @@ A row is a line of records.jsonl. No prompt and no answer is on the page.
 
 import io
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
 from experiments.report import charts, pictures
 
 BARE, SYSTEM, FILTER = "bare", "system", "filter"  # points: the model as it is, and behind a defence
+ADAPTER = "adapter_"  # a point with an adapter is called so, with its strength behind
 POOLED = "pooled"
 CLASSES = (HARMLESS, CONTROVERSIAL, HARMFUL)
 Row = Mapping[str, Any]
@@ -73,7 +75,8 @@ def rate_lines(rows: Sequence[Row], judge: str, *, is_pooled: bool) -> list[dict
             classes.append(POOLED)
         for name in classes:
             counts.setdefault((row["dataset"], name, row["point"]), Counter())[row["labels"][judge]] += 1
-    order = {name: place for place, name in enumerate((*CLASSES, POOLED, BARE, SYSTEM, FILTER))}
+    points = dict.fromkeys((BARE, SYSTEM, *(row["point"] for row in rows if row["point"] != FILTER), FILTER))
+    order = {name: place for place, name in enumerate((*CLASSES, POOLED, *points))}
     places = {name: place for place, name in enumerate(dict.fromkeys(row["dataset"] for row in rows))}
     keys = sorted(counts, key=lambda key: (places[key[0]], order[key[1]], order[key[2]]))
     return [_line(rows[0]["model_id"], key, judge, counts[key]) for key in keys]
@@ -185,10 +188,10 @@ def draw_tradeoff(path: pathlib.Path, points: Mapping[str, tuple[float, float]],
     axes = figure.add_subplot()
     best = rates.pareto(points)
     for k, (name, (x, y)) in enumerate(points.items()):
-        edge = "k" if name in best else "none"
-        axes.scatter([x], [y], s=60, color=charts.PALETTE[k], edgecolors=edge, label=name, zorder=3)
+        edge, colour = "k" if name in best else "none", charts.PALETTE[k % len(charts.PALETTE)]
+        axes.scatter([x], [y], s=60, color=colour, edgecolors=edge, label=name, zorder=3)
         if (x, y) != points[BARE]:
-            arrow = dict(arrowstyle="->", color=charts.PALETTE[k], shrinkA=5, shrinkB=5)
+            arrow = dict(arrowstyle="->", color=colour, shrinkA=5, shrinkB=5)
             axes.annotate("", (x, y), points[BARE], arrowprops=arrow)
     axes.set_xlabel("harmless prompts answered", fontsize=8)
     axes.set_ylabel("harmful prompts refused in full", fontsize=8)
@@ -231,9 +234,12 @@ def headline(numbers: Mapping[str, float]) -> str:
             parts.append(f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f}) of {n:,.0f} {name} prompts")
     if not parts:
         return "No prompt of this run is harmless or controversial, so it has no false refusals."
+    defences = {SYSTEM: "under the defensive system prompt", FILTER: "behind the input filter"}
+    with_adapter = [name.partition("/")[0] for name in numbers if re.fullmatch(rf"{ADAPTER}[^/]+/frr/{HARMLESS}", name)]
+    defences |= {point: f"with the adapter at strength {point.removeprefix(ADAPTER)}" for point in with_adapter}
     changed = [
         f"{100 * numbers[f'{point}/frr/{HARMLESS}']:.1f} % {words}"
-        for point, words in ((SYSTEM, "under the defensive system prompt"), (FILTER, "behind the input filter"))
+        for point, words in defences.items()
         if numbers.get(f"{point}/frr/{HARMLESS}") is not None
     ]
     after = f"; of the harmless ones {' and '.join(changed)}" if changed else ""

@@ -3,17 +3,20 @@
 import csv
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
+from alignment.models import lora, peft_adapters
 from alignment.safety import judging
 from data.texts import suites
 from data.toys import house_rules
 from experiments import phtest
-from experiments.decoding import answering
+from experiments.decoding import answering, models
 from experiments.pages import phtest as page
-from experiments.safety import judges
+from experiments.safety import judges, strengths
 from tests.experiments.conftest import launch
 
 ROWS = [
@@ -145,6 +148,8 @@ def test_files_that_cannot_be_measured_are_refused(tmp_path, rows, words):
         (["--config.defence.filter=keyword"], "defence.filter='keyword'"),
         (["--config.data.is_drawn=True", "--config.data.limit=None"], "data.is_drawn"),
         (["--config.max_new_tokens=512"], "leaves no room"),
+        (["--config.defence.strengths=(2.0,)"], "is not read without defence.adapter"),
+        (["--config.defence.adapter=dpo"], "must be '', peft:<folder> or run:<workdir>"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_read(tmp_path, flags, words):
@@ -268,6 +273,70 @@ def test_another_checkpoint_can_be_the_judge_and_the_filter(tmp_path, tiny):
     rows = records_of(ended)
     assert {row["judge_id"] for row in rows} == {f"refusal_yes_no by {other}"}
     assert [row["filter"] for row in rows if row["point"] == "filter"] == [f"prompt_yes_no by {other}"] * 3
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A folder of peft with an adapter of the small random model that changes its answers, and a second like it of
+    twice the scale."""
+    c = phtest.get_config("tiny")
+    model = models.load(c, tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("peft")
+    for name, alpha in (("once", 4.0), ("twice", 8.0)):
+        laid = lora.lay_out(lora.Settings(rank=2, alpha=alpha), model.network)
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), laid.form())  # noqa: B023  (called at once)
+        peft_adapters.save(folder / name, laid, params)
+    return folder, model
+
+
+def test_each_strength_of_an_adapter_is_a_point_with_an_arrow(tmp_path, adapter, whole):
+    folder, _ = adapter
+    flags = (f"--config.defence.adapter=peft:{folder / 'once'}", "--config.defence.strengths=(1e-9, 1.0)")
+    ended = measured(tmp_path, ROWS, *flags)
+    assert ended.code in (0, 3), ended.err
+    rows = {}
+    for row in records_of(ended):
+        rows.setdefault(row["point"], []).append(row)
+    assert list(rows) == ["bare", "adapter_1e-09", "adapter_1"] and rows["adapter_1"][0]["strength"] == 1.0
+    said = {point: [row["response"] for row in of_point] for point, of_point in rows.items()}
+    assert said["adapter_1e-09"] == said["bare"] == [row["response"] for row in records_of(whole)[:3]]
+    assert said["adapter_1"] != said["bare"]
+    numbers = json.loads((ended.workdir / "summary.json").read_text())
+    assert "adapter_1/frr/harmless" in numbers
+
+
+def test_a_strength_of_two_is_twice_the_scale(adapter):
+    folder, model = adapter
+    trees = [
+        strengths.attached(model, f"peft:{folder / name}", strength).params["adapter"]
+        for name, strength in (("once", 2.0), ("twice", 1.0))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+    once, twice = (strengths.digest(f"peft:{folder / name}", model) for name in ("once", "twice"))
+    assert once != twice  # answers that are stored carry it
+
+
+@pytest.mark.parametrize("given", [(), (0.0,), (-1.0,), (1.0, 1.0)])
+def test_strengths_that_cannot_be_are_refused(adapter, given):
+    folder, _ = adapter
+    with pytest.raises(InputError, match="strengths"):
+        strengths.check(f"peft:{folder / 'once'}", given)
+
+
+def test_an_adapter_of_other_weights_is_refused(monkeypatch, adapter):
+    _, model = adapter
+    monkeypatch.setattr(strengths.adapters, "read_note", lambda name: {"weights": "other", "base": "hf:other"})
+    monkeypatch.setattr(strengths.language_model, "digest", lambda init_from: "these")
+    with pytest.raises(InputError, match="hf:other"):
+        strengths.digest("run:somewhere", model)
+
+
+def test_points_stand_in_the_order_of_the_run_with_the_filter_last():
+    points = ("bare", "filter", "adapter_1", "adapter_0.5")
+    rows = [row for point in points for row in rows_of({"full_refusal": 1}, "harmless", point=point)]
+    lines = page.rate_lines(rows, "keyword", is_pooled=False)
+    assert [line["point"] for line in lines] == ["bare", "adapter_1", "adapter_0.5", "filter"]
 
 
 def test_judges_need_the_field_that_is_measured():
