@@ -57,22 +57,29 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
         if time.time() - abandoned.stat().st_mtime > ABANDONED:
             shutil.rmtree(abandoned, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.unfinished")
-    old = unfinished.with_suffix(".old")
     try:
         unfinished.mkdir()
         yield unfinished
-        for path in [*unfinished.rglob("*"), unfinished]:
-            _sync_folder(path) if path.is_dir() else _sync_file(path)
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(old)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+        move_folder(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def move_folder(complete: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Give a complete folder the name and the place `folder`, on the same disk; see `replacing_folder`."""
+    complete, folder = pathlib.Path(complete), pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
+    for path in [*complete.rglob("*"), complete]:
+        _sync_folder(path) if path.is_dir() else _sync_file(path)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)
+    try:
+        complete.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
         raise
     _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

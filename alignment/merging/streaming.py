@@ -32,7 +32,7 @@ def merge(
     max_shard_bytes: int,
     seed: int,
     pool: Executor,
-    progress_fn: Callable[[str, int], None] = lambda file, num_bytes: None,
+    progress_fn: Callable[[int], None],
 ) -> list[Row]:
     """Merge all tensors into safetensors files in `folder`, with their index; files that lie there already stay.
 
@@ -42,7 +42,7 @@ def merge(
         max_shard_bytes: a new file is begun rather than exceed this.
         seed: of random masks.
         pool: of the threads that compute.
-        progress_fn: called with each file's name and size once it is there.
+        progress_fn: called with each file's size once it is there.
 
     Returns:
         A row for each tensor: see `row_of`.
@@ -58,7 +58,7 @@ def merge(
             arrays = _arrays(own, method, models, dtype, seed, pool, notes)
             tensors.write(folder / file, {job.name: job.shape for job in own}, dtype, arrays)
         rows += files.read_rows(notes)
-        progress_fn(file, (folder / file).stat().st_size)
+        progress_fn((folder / file).stat().st_size)
     tensors.write_index(folder, shards, sum(int(np.prod(job.shape)) for job in jobs) * dtype.itemsize)
     return rows
 

@@ -93,12 +93,22 @@ def check(init_from: str, *, model: Mapping[str, Any], compute: Mapping[str, Any
         decoder.DecoderLM(**{"vocab_size": 2, **model, **compute, "attention": kernel})
 
 
+def source(init_from: str) -> str:
+    """What `init_from` stands for: of a run that trained nothing and left weights, such as a merge, their folder."""
+    kind, _, name = init_from.partition(":")
+    folder = pathlib.Path(name) / "export/hf"
+    if kind == "run" and not (pathlib.Path(name) / MODEL_FILE).is_file() and (folder / "config.json").is_file():
+        return f"hf:{folder}"
+    return init_from
+
+
 def check_init_from(init_from: str) -> None:
     """Refuse weights that are not there, before anything is loaded; an id of the hub is looked up later.
 
     Raises:
         InputError: another spelling than '', hf:, gguf: or run:, no such folder or file, or a missing package.
     """
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     if kind in ("hf", "gguf") and name:
         huggingface.check_source(init_from)
@@ -121,6 +131,7 @@ def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     if not init_from:
         return dict(model)
     check_init_from(init_from)
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     if kind == "run":
         architecture = json.loads((pathlib.Path(name) / MODEL_FILE).read_text())
@@ -176,6 +187,7 @@ def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decod
 
 def tokenizer_of(init_from: str) -> str:
     """The name under which `data.tokens.tokenizer.load` finds the tokenizer of `init_from`; bytes for no checkpoint."""
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     return {"hf": init_from, "gguf": init_from, "run": str(pathlib.Path(name) / TOKENIZER_FOLDER)}.get(kind, "bytes")
 
@@ -187,6 +199,7 @@ def params(init_from: str, model: decoder.DecoderLM, mesh: Mesh) -> Any:
     """
     if not init_from:
         return None
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     example_BT = jnp.zeros((1, 4), jnp.int32)
     shardings = train_state.param_shardings(model, example_BT, mesh)
@@ -227,6 +240,7 @@ def digest(init_from: str) -> str:
     Raises:
         InputError: the weights are not there.
     """
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     if not init_from:
         return ""
@@ -238,8 +252,8 @@ def digest(init_from: str) -> str:
         places = sorted(path for path in max(steps, key=lambda path: int(path.name)).rglob("*") if path.is_file())
         places += [path for path in [pathlib.Path(name) / adapters.NOTE] if path.is_file()]  # it names the base
     else:
-        source = huggingface.resolve(init_from)
-        places = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+        folder = huggingface.resolve(init_from)
+        places = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
     content = xxhash.xxh3_64()
     for place in places:
         content.update(place.name.encode())
@@ -270,6 +284,7 @@ def export(
     """
     if not dtype:
         return
+    init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     earlier = pathlib.Path(name) / "export/hf"
     while kind == "run" and not earlier.is_dir() and (note := adapters.read_note(name)):  # its base may have a config
@@ -280,8 +295,8 @@ def export(
         kind, init_from = "hf", f"hf:{earlier}"
     like, generation = None, b""
     if kind in ("hf", "gguf"):
-        source = huggingface.resolve(init_from)
-        like, generation = huggingface.read_config(source), huggingface.read_generation(source)
+        folder_before = huggingface.resolve(init_from)
+        like, generation = huggingface.read_config(folder_before), huggingface.read_generation(folder_before)
     ids = {"bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
     if like is not None:
         ids = {}

@@ -1,0 +1,1 @@
+"""What merging experiments share: models that are trained on the spot, and how a merged one answers."""
