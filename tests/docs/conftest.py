@@ -30,7 +30,8 @@ def world(tiny, tmp_path_factory) -> pathlib.Path:
     write_texts(folder)
     write_pictures(folder)
     shutil.copytree(tiny("sft").workdir, folder / "runs/first")
-    (folder / "my-model").symlink_to(folder / "runs/first/export/hf")
+    for name in ("my-model", "my-medical-model", "my-chat-model"):
+        (folder / name).symlink_to(folder / "runs/first/export/hf")
     return folder
 
 
@@ -52,6 +53,8 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "tasks").mkdir()
     page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
     (folder / "tasks/clinic.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    page = (ROOT / "docs/merging.md").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     (folder / "phtest.csv").write_text("ID,Request,Harmfulness\n1,Where is the owl clock?,harmless\n", encoding="utf-8")
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")

@@ -38,6 +38,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "sft:tiny": TRAINING,
     "pretrain:tiny": TRAINING,
     "serve:tiny": ("--config.port=0",),
+    "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }
 MOST_EXCUSED = 6  # blocks that are not run
 
