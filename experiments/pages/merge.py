@@ -44,7 +44,7 @@ def by_layer(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _line(layer: int | None, rows: Sequence[Row]) -> dict[str, Any]:
     # slices of a stacked model may have other models in each layer, so that a line names its own
-    models, size = rows[0]["models"], sum(row["size"] for row in rows)
+    models, size = short(rows[0]["models"]), sum(row["size"] for row in rows)
     gram_KK = np.sum([row["dots"] for row in rows], axis=0)
     line: dict[str, Any] = {"layer": "beside the layers" if layer is None else layer, "parameters": size}
     line |= {f"norm of {model}": float(np.sqrt(gram_KK[i, i])) for i, model in enumerate(models)}
@@ -57,6 +57,12 @@ def _line(layer: int | None, rows: Sequence[Row]) -> dict[str, Any]:
         for j in range(i + 1, len(models)):
             line[f"cosine of {model} and {models[j]}"] = table[i][j]
     return line
+
+
+def short(models: Sequence[str]) -> list[str]:
+    """The last part of each model's name, where that tells them apart."""
+    last = [pathlib.PurePath(model).name for model in models]
+    return last if len(set(last)) == len(last) else list(models)
 
 
 def write(folder: pathlib.Path, rows: Sequence[Row]) -> dict[str, float]:

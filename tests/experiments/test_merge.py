@@ -100,7 +100,8 @@ def test_files_of_other_weights_are_not_gone_on_with(models, monkeypatch):
 
 
 def test_the_template_and_the_type_are_those_of_the_recipe(models):
-    flags = recipe(models, chat_template="{{ messages[0].content }}", dtype="bfloat16", merge_method="linear")
+    changes = {"merge_method": "linear", "parameters": {"weight": 1}, "dtype": "bfloat16"}
+    flags = recipe(models, chat_template="{{ messages[0].content }}", **changes)
     ended = launch("merge.py", models / "run", flags)
     assert ended.code == 0, ended.err
     folder = models / "run/export/hf"

@@ -1,0 +1,121 @@
+"""Questions with options in a shuffled order: what is displayed, what an answer means, which answer wins a vote.
+
+A question's options have letters, A, B, ... An order is a string of these letters: at place j stands the letter of the
+option whose text is displayed under the j-th letter. Under "BDAC" the text of B is displayed as A.
+"""
+
+import itertools
+import math
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from alignment.errors import InputError, one_of
+
+MARKER = "\nAnswer: "  # an answer stands in brackets behind the last of these
+MOST_LISTED = 6  # options whose orders are all written down: 720
+FIRST_SEEN, FIRST_REACHED, LIKELIEST = "first_seen", "first_reached", "likeliest"
+TIES = (FIRST_SEEN, FIRST_REACHED, LIKELIEST)
+
+
+def letters(num: int) -> str:
+    """The letters of so many options."""
+    return string.ascii_uppercase[:num]
+
+
+def orders(num: int, key: str, *, repeats_identity: bool = False) -> Iterator[str]:
+    """Orders of a question's options without end, none twice before all have been used.
+
+    Args:
+        num: of options.
+        key: of the draw, such as a seed with the question's id.
+        repeats_identity: once all orders have been used, give the options' own order for ever, as the reference does;
+            False begins another round of all.
+    """
+    own = letters(num)
+    rng = random.Random(f"orders {key}")
+    if num > MOST_LISTED:  # more orders than anybody draws
+        used: set[str] = set()
+        while True:
+            order = "".join(rng.sample(own, num))
+            if order not in used:
+                used.add(order)
+                yield order
+    every = ["".join(order) for order in itertools.permutations(own)]
+    while True:
+        rng.shuffle(every)
+        yield from every
+        if repeats_identity:
+            yield from itertools.repeat(own)
+
+
+def unshuffle(shown: str, order: str) -> str:
+    """The letter of the option that is displayed under `shown`."""
+    return order[letters(len(order)).index(shown)]
+
+
+def shuffle(letter: str, order: str) -> str:
+    """The letter under which an option is displayed."""
+    return letters(len(order))[order.index(letter)]
+
+
+def parse(reply: str, order: str, *, compatible: bool = False) -> str | None:
+    """The option that a reply chooses, by its own letter; None where it names none.
+
+    Behind the last "Answer: " that begins a line, the last displayed letter in brackets counts.
+
+    Args:
+        compatible: read as the reference does: a reply without "Answer: " is read whole, and of several letters the
+            one counts that stands last in `order`, not in the reply.
+    """
+    shown = letters(len(order))
+    if compatible:
+        tail = reply.rpartition(MARKER)[2]
+        named = [letter for letter in order if f"[{letter}]" in tail]
+    else:
+        _, marker, tail = f"\n{reply}".rpartition(MARKER)
+        named = re.findall(rf"\[([{shown}])\]", tail) if marker else []
+    return unshuffle(named[-1], order) if named else None
+
+
+def vote(
+    answers: Sequence[str | None], *, ties: str = FIRST_SEEN, logprobs: Sequence[float] | None = None
+) -> tuple[str | None, bool]:
+    """The most frequent answer, and whether others were as frequent.
+
+    Args:
+        answers: in the order of the draws; those that are None do not vote.
+        ties: which of equally frequent answers wins: `first_seen`, the one drawn first, as in the reference;
+            `first_reached`, the one that had so many votes first; `likeliest`, by its mean log-probability.
+        logprobs: of each draw's reply, in nats, for `likeliest`.
+
+    Returns:
+        None where no answer votes.
+    """
+    one_of("ties", ties, TIES)
+    counts: Counter[str] = Counter()
+    reached: dict[str, list[int]] = {}  # the draws at which an answer had 1, 2, ... votes
+    for draw, answer in enumerate(answers):
+        if answer is not None:
+            counts[answer] += 1
+            reached.setdefault(answer, []).append(draw)
+    if not counts:
+        return None, False
+    most = max(counts.values())
+    best = [answer for answer in counts if counts[answer] == most]  # in the order in which they were seen
+    if ties == FIRST_REACHED:
+        best.sort(key=lambda answer: reached[answer][-1])
+    elif ties == LIKELIEST:
+        if logprobs is None:
+            raise InputError("ties='likeliest' needs the log-probability of every reply, and this responder gives none")
+        best.sort(key=lambda answer: -sum(logprobs[draw] for draw in reached[answer]) / most)
+    return best[0], len(best) > 1
+
+
+def majority_correct(share: float, num: int) -> float:
+    """The probability that more than half of `num` independent draws are correct, each with probability `share`."""
+    return sum(
+        math.comb(num, right) * share**right * (1 - share) ** (num - right) for right in range(num // 2 + 1, num + 1)
+    )

@@ -1,0 +1,45 @@
+"""One merge in a process of its own, as experiments/merge.py makes it: its time and its peak of anonymous memory.
+
+python benchmarks/peers/merge_ours.py RECIPE.yaml WORKDIR
+"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from alignment.merging import recipes
+from experiments import merge
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that is no file's: what mapped weights take of the page cache does not count."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6
+
+
+def main(recipe_file: str, workdir: str) -> None:
+    peaks, is_over = [anonymous_mb()], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.005):
+            peaks.append(anonymous_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    config = merge.get_config()
+    begin, cpu = time.perf_counter(), time.process_time()
+    recipe = recipes.load(recipe_file)
+    models, jobs = merge.open_models(recipe, {}, False)
+    merge.merge(config, recipe, models, jobs, Path(workdir))
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
+    is_over.set()
+    watcher.join()
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "before": peaks[0], "peak": max(peaks)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
