@@ -133,7 +133,7 @@ def test_what_is_not_finite_is_refused_before_a_file_is_written(models):
     [
         ({"merge_method": "tise"}, "the nearest is 'ties'"),
         ({"weights": 1}, "key='weights'"),
-        ({"merge_method": "slerp", "parameters": {"t": 0.5}}, "slerp takes exactly 2"),
+        ({"merge_method": "slerp", "parameters": {"t": 0.5}}, "has two others"),
         ({"models": [{"model": "nowhere"}]}, "nowhere"),
         ({"models": [{"model": "run:nowhere"}]}, "name the workdir of a run that exports"),
         ({"tokenizer_source": "nowhere"}, "nowhere"),
