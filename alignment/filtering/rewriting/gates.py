@@ -51,6 +51,9 @@ _ENGLISH_SCAFFOLD = (
     r"(?:guidelines|code of conduct)",
     r"\bno (?:changes|edits|modifications) (?:were|are|was|is) (?:made|needed|necessary|required)",
     r"^[^\w\n]*(?:I hope this helps|let me know if|please let me know)",
+    # an order to whoever reads the text next, such as a model that is trained on it
+    r"\b(?:ignore|disregard|forget) (?:all |any )?(?:of )?(?:the |your |my )?"
+    r"(?:previous|prior|above|preceding|earlier|other) (?:instructions?|rules|prompts?|orders|guidelines)",
 )
 _ARABIC_SCAFFOLD = (
     r"^[^\w\n]*(?:التحليل|تحليل|الشرح|الملاحظات|التعديلات|النص الأصلي|النص المعدل|النص المعدّل|النص المنقح|النص المنقّح|"
@@ -67,6 +70,7 @@ _ARABIC_SCAFFOLD = (
     r"^[^\w\n]*(?:بالتأكيد|بالطبع|حسنا|طبعا|أكيد)?[^\w\n]*(?:إليك|إليكم|فيما يلي|هذا هو|هذه هي)[^\n]{0,100}:[*_ ]*$",
     r"^[^\w\n]*(?:آمل أن|أتمنى أن يكون|أخبرني إذا|هل تريد أن)",
     r"وفقا? (?:لقواعد|للقواعد|لمدونة|للإرشادات|لإرشادات)",
+    r"(?:تجاهل|تجاهلي|انس|أهمل) (?:كل |جميع )?(?:ال)?(?:تعليمات|أوامر|قواعد|إرشادات) (?:السابقة|أعلاه|الأخرى)",
 )
 _NEW_LINES = (  # lines whose words must be in the original
     r"[^\w]*(?:note|notes|n\.b|nb|remark|editor'?s? note|disclaimer|explanation|changes|summary of changes|edits|"
@@ -103,6 +107,10 @@ _FENCE = re.compile(r"^\s*(?:```|~~~)\w*\s*$", re.MULTILINE)
 _QUOTES = {'"': '"', "“": "”", "«": "»", "'": "'", "‘": "’", "「": "」", "`": "`"}
 
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'،؛]+", re.IGNORECASE)
+# Also a host without "www.", and a mail address; the last part has letters, so that 3.15 is not an address. The limits
+# are those of a host's name: without them a long "a-a-a-..." would take time quadratic in its length.
+_HOST = r"(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}\b"
+_ADDRESS = re.compile(rf"{_URL.pattern}|\b(?:[\w.+-]{{1,64}}@)?{_HOST}", re.IGNORECASE)
 _FACT = re.compile(rf"{_URL.pattern}|\d+(?:[-/.:,٫٬]\d+)*", re.IGNORECASE)  # dates are numbers joined by - / .
 _SENTENCE_END = re.compile(r"(?<=[.!?؟…。])[\"'»”)\]]*\s+|\n+")
 _WORD = re.compile(r"\w+")
@@ -301,7 +309,8 @@ def num_new(patterns: Sequence[re.Pattern], original: str, text: str) -> int:
 def scaffold(original: str, text: str, markers: Sequence[re.Pattern] = ()) -> int:
     """The number of things in a rewritten text that a model puts around its answer and that the original lacks.
 
-    They are remarks, marks of a chat format, new headings and notes, code fences and quotation marks around the whole.
+    They are remarks, marks of a chat format, new headings and notes, code fences, quotation marks around the whole, and
+    addresses, which the model made up or was made to advertise.
     """
     before = _bare(arabic.normalise(original))  # a line may have stood within a longer one, whose start was cut
     lines = {_bare(line) for line in arabic.normalise(original).splitlines()}
@@ -314,7 +323,9 @@ def scaffold(original: str, text: str, markers: Sequence[re.Pattern] = ()) -> in
     is_new_line = _num_lines(added) > 0 and _num_lines(text.splitlines()) > _num_lines(original.splitlines())
     is_fenced = len(_FENCE.findall(text)) > len(_FENCE.findall(original))
     is_quoted = _is_quoted(text) and not _is_quoted(original)
-    return num_new((*SCAFFOLD, *markers), original, text) + is_new_line + is_fenced + is_quoted
+    known = original.casefold()
+    is_address_new = any(m[0].rstrip(".,:;!?)]").casefold() not in known for m in _ADDRESS.finditer(text))
+    return num_new((*SCAFFOLD, *markers), original, text) + is_new_line + is_fenced + is_quoted + is_address_new
 
 
 def _num_lines(lines: Sequence[str]) -> int:
