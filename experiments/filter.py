@@ -360,6 +360,7 @@ METRICS = {
     "bad_share": ("the same as a share of all records", "lower"),
     "max_bad": ("the share of bad records above which the run ends with exit code 3",),
     "bytes_out": ("size of the text that goes to training, in bytes of UTF-8 before compression",),
+    "bytes_written": ("size of the files below documents/, in bytes on disk, with all columns and compressed",),
     "drop/*": ("documents dropped for this reason",),
     "gate/*": ("rewritten documents with this verdict of the gates",),
     "counter/*": ("how often this was counted while cleaning",),

@@ -458,7 +458,27 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     files.report_counts(workdir, counts | image_sources.count_unread(pictures.unread))
     names = tuple(str(pictures.files[i]) for i in used)
     labels_N = np.asarray(pictures.labels_N)[used]
-    return MosaicSet(source, tiles_NYXC, labels_N, dataclasses.replace(plan, tile_index=local_M4), names)
+    is_copy_N = copies_of_training(c, net, pictures)
+    return MosaicSet(
+        source,
+        tiles_NYXC,
+        labels_N,
+        dataclasses.replace(plan, tile_index=local_M4),
+        names,
+        is_copy_N if is_copy_N is None else is_copy_N[used],
+    )
+
+
+def copies_of_training(c: ml_collections.ConfigDict, net: Classifier, pictures: images.Images) -> np.ndarray | None:
+    """Which pictures are byte-equal to one that the network was trained on, bool [N]; None where it is not known."""
+    if not net.source:  # a file of weights does not say
+        return None
+    options = net.images.get("options", {}) if c.init_from else options_of(c, net.source)
+    try:
+        return images.copies(pictures, [images.open(net.source, split="train", **options)])
+    except InputError as e:  # the pictures of its training may be gone by now
+        print(f"Copies of pictures that the network was trained on are not counted: {e}", flush=True)
+        return None
 
 
 def check_classes(net: Classifier, names: tuple[str, ...], source: str) -> None:
@@ -475,6 +495,8 @@ def check_classes(net: Classifier, names: tuple[str, ...], source: str) -> None:
 
 METRICS = {
     "accuracy": ("share of single tiles, outside any mosaic, that the network recognises", "higher"),
+    "copies": ("single tiles that are byte-equal to a picture that the network was trained on", "lower"),
+    "accuracy without copies": ("the accuracy on the other tiles", "higher"),
     "mosaics": ("number of mosaics explained",),
     "focus/*/undefined": ("mosaics whose map has no positive relevance, so that they have no Focus", "lower"),
     "focus/*": ("median share of positive relevance on the tiles of the explained class; chance is 0.5", "higher"),

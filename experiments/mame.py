@@ -40,6 +40,7 @@ from experiments.pages import mame as mame_page
 
 SETTINGS = ("", "laptop", "tiny")
 SPLITS = ("train", "val", "test")
+FEWEST = 3  # pictures of a class of the museum at `tiny`
 FEW = 3  # pictures of a class in a split, below which it is named
 
 
@@ -97,7 +98,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.view.crop = 16
         c.network.name = "cnn"
         c.network.fields.widths = (4, 8)
-        c.data.per_class = 3
+        c.data.per_class = FEWEST
         c.epochs = 2
         c.batch_size = 8
         c.loop.log_every = 1
@@ -209,6 +210,11 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("toy", "allow_missing"):
         if c.data[name] and not c.data.source.startswith("mame:"):
             raise InputError(f"data.{name}={c.data[name]} is of mame:<folder>, and data.source={c.data.source!r}")
+    if c.data.per_class not in (None, FEWEST) and c.data.source != "museum":  # a run at `tiny` may read other pictures
+        raise InputError(
+            f"data.per_class={c.data.per_class} is of museum, which draws its pictures, and "
+            f"data.source={c.data.source!r} has as many as it has; leave it out"
+        )
     if c.replicate_release_bug and c.version != "R360k-VS":
         raise InputError(f"replicate_release_bug is of version=R360k-VS, and version={c.version!r}")
     images.check(c.data.source, **source_options(c))

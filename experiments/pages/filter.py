@@ -89,6 +89,7 @@ def summary_of(
         "bad_share": num["bad"] / max(num["in"], 1),
         "max_bad": max_bad,
         "bytes_out": counts["counters"].get("bytes_out", 0),
+        "bytes_written": sum(row["outputs"][job.name("documents", i)]["bytes"] for i, row in each(job, "align")),
     }
     for row in steps:
         step, _, reason = row["reason"].partition("/")

@@ -64,9 +64,13 @@ def median(scores: Scores) -> float:
 
 
 def summary_of(results: Results, mosaics: MosaicSet) -> dict[str, float]:
-    """Accuracy on single tiles, and medians of Focus by test and method."""
-    accuracy = (results.predicted_N == mosaics.labels_N).mean()
-    summary = {"accuracy": float(accuracy), "mosaics": float(len(mosaics))}
+    """Accuracy on single tiles, with and without copies, and medians of Focus by test and method."""
+    is_right_N = results.predicted_N == mosaics.labels_N
+    summary = {"accuracy": float(is_right_N.mean()), "mosaics": float(len(mosaics))}
+    if mosaics.is_copy_N is not None:
+        summary["copies"] = float(np.count_nonzero(mosaics.is_copy_N))
+        if 0 < summary["copies"] < len(is_right_N):
+            summary["accuracy without copies"] = float(is_right_N[~mosaics.is_copy_N].mean())
     for method, scores in results.trained.items():
         numbers = focus.summary(scores["focus"])
         summary[f"focus/{method}/median"] = numbers["median"]
@@ -179,19 +183,34 @@ def draw(workdir: pathlib.Path, results: Results, net: Classifier, mosaics: Mosa
 def rating_lines(results: Results, net: Classifier, mosaics: MosaicSet) -> list[str]:
     """How well the network and each method do, a sentence each."""
     ranked = ", ".join(f"{method} {median(results.trained[method]):.2f}" for method in results.ranked())
-    accuracy = 100 * (results.predicted_N == mosaics.labels_N).mean()
-    lines = [f"The network ({net.arch}) recognises {accuracy:.1f} % of the single tiles."]
+    numbers = summary_of(results, mosaics)
+    lines = [f"The network ({net.arch}) recognises {100 * numbers['accuracy']:.1f} % of the single tiles."]
+    lines += copies_lines(numbers, len(mosaics.labels_N))
     lines += [f"Median Focus over the mosaics (chance is 0.50): {ranked}."]
     words = {"R1": "With all weights redrawn", "R3": "Explaining a class that the mosaic does not show"}
     expected = {"R1": "0.50 is expected", "R3": "1/3, one class of three, to 1/2 is expected"}
     for test, by_method in results.randomised.items():
         if by_method:
-            numbers = ", ".join(f"{method} {median(scores):.2f}" for method, scores in by_method.items())
-            lines.append(f"{words[test]}: {numbers} ({expected[test]}).")
+            medians = ", ".join(f"{method} {median(scores):.2f}" for method, scores in by_method.items())
+            lines.append(f"{words[test]}: {medians} ({expected[test]}).")
     if undefined := undefined_counts(results):
         listed = "; ".join(f"{WHERE[test]} {', '.join(parts)}" for test, parts in undefined.items())
         lines.append(f"Maps without any positive relevance have no Focus and are left out of these numbers: {listed}.")
     return lines
+
+
+def copies_lines(numbers: Mapping[str, float], num_tiles: int) -> list[str]:
+    """How many tiles the network was trained on, and its accuracy on the others."""
+    if "copies" not in numbers:
+        return ["It is not known which of the single tiles the network was trained on."]
+    if not numbers["copies"]:
+        return ["No single tile is byte-equal to a picture of its training."]
+    words = (
+        f"{numbers['copies']:.0f} of the {num_tiles} single tiles are byte-equal to a picture that it was trained on"
+    )
+    if "accuracy without copies" in numbers:
+        words += f"; it recognises {100 * numbers['accuracy without copies']:.1f} % of the others"
+    return [f"{words}."]
 
 
 def undefined_counts(results: Results) -> dict[str, list[str]]:

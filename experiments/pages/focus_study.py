@@ -67,6 +67,7 @@ class MosaicSet:
         labels_N: class of each tile.
         plan: the tiles of each mosaic and its target.
         names: of the tiles, for people.
+        is_copy_N: which tiles are byte-equal to a picture that the network was trained on; None where it is not known.
     """
 
     source: str
@@ -74,6 +75,7 @@ class MosaicSet:
     labels_N: np.ndarray
     plan: mosaics.Plan
     names: tuple[str, ...]
+    is_copy_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.plan)

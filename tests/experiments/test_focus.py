@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from alignment.train import classify
 from data import loader
 from data.pictures import images, planning
 from experiments import focus
+from experiments.pages import focus as focus_page
 from experiments.pages import focus_study
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
@@ -336,3 +338,30 @@ def test_a_baseline_of_pictures_that_have_changed_is_refused(tmp_path):
         PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(file)
     with pytest.raises(ValueError, match=r"have changed since .*baseline was trained on them"):
         focus.train_baseline(c, folder, None)
+
+
+def test_the_accuracy_stands_beside_the_number_of_tiles_that_the_network_was_trained_on(tmp_path, capsys):
+    """Of 4 tiles 2 are copies, both recognised, and of the other 2 one is."""
+    for split, label, number in [("train", "ash", 0), ("train", "elm", 1), ("test", "ash", 0), ("test", "ash", 2),
+                                 ("test", "elm", 1), ("test", "elm", 3)]:  # fmt: skip
+        noise = np.random.default_rng(number).integers(256, size=(9, 9, 3), dtype=np.uint8)
+        (tmp_path / "set" / split / label).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(noise).save(tmp_path / "set" / split / label / f"{number}.png")
+    c = focus.get_config("tiny")
+    c.init_from = "run:here"
+    source = f"folder:{tmp_path / 'set'}"
+    pictures = images.open(source, split="test")
+    net = focus_study.Classifier("cnn", None, {}, pictures.class_names, 2, {"source": source})
+    is_copy_N = focus.copies_of_training(c, net, pictures)
+    assert [bool(is_copy) for is_copy in is_copy_N] == [True, False, True, False]
+    tiles = focus_study.MosaicSet(source, np.zeros((4, 1, 1, 3)), pictures.labels_N, [], (), is_copy_N)
+    results = focus_page.Results({}, {"R1": {}, "R3": {}}, {}, np.array([0, 1, 1, 1]))
+    summary = focus_page.summary_of(results, tiles)
+    assert (summary["accuracy"], summary["copies"], summary["accuracy without copies"]) == (0.75, 2, 0.5)
+    lines = focus_page.rating_lines(results, net, tiles)
+    assert "2 of the 4 single tiles are byte-equal to a picture of its training; it recognises 50.0 %" in lines[1]
+    source = f"folder:{tmp_path / 'gone'}"
+    assert focus.copies_of_training(c, dataclasses.replace(net, images={"source": source}), pictures) is None
+    assert "not counted" in capsys.readouterr().out
+    unknown = focus_page.rating_lines(results, net, dataclasses.replace(tiles, is_copy_N=None))
+    assert "It is not known" in unknown[1]

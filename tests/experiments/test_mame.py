@@ -118,6 +118,15 @@ def test_what_cannot_work_is_refused_before_training(flag, words, tmp_path):
     assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
 
 
+def test_a_number_of_pictures_a_class_is_refused_where_the_pictures_are_there_already(tmp_path):
+    c = mame.get_config("laptop")
+    c.data.per_class = 7
+    mame.check(c)
+    c.data.source = f"folder:{tmp_path}"
+    with pytest.raises(ValueError, match="per_class=7 is of museum"):
+        mame.check(c)
+
+
 def painted(root, counts):
     """A folder of pictures of noise: split -> class -> their numbers; equal numbers are equal pictures."""
     for split, by_class in counts.items():

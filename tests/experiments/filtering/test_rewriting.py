@@ -111,3 +111,5 @@ def test_scores_and_sizes_of_the_report_are_those_of_the_text_that_is_written(ra
     kept = orjson.loads((tmp_path / "run/tables/funnel.jsonl").read_text().splitlines()[-1])
     assert kept["step"] == "kept" and kept["documents"] == len(documents)
     assert numbers(tmp_path / "run")["bytes_out"] == sum(len(d["text"].encode()) for d in documents)
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "run/clean/documents").iterdir())
+    assert numbers(tmp_path / "run")["bytes_written"] == on_disk
