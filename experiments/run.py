@@ -3,6 +3,11 @@
 python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/dpo
 """
 
+from experiments.launch import host
+
+if __name__ == "__main__":  # the imports below take seconds from a cold disk, and a scheduler may stop the job then
+    host.stop_at_once()
+
 import contextlib
 import os
 import pathlib
@@ -19,13 +24,13 @@ from absl import flags
 
 from alignment import errors, files
 from alignment.errors import InputError
-from experiments.launch import checks, emit, full_disk, host, sweeps
+from experiments.launch import checks, emit, full_disk, sweeps
 from experiments.launch import config as configs
 from experiments.launch import workdir as workdirs
 from experiments.report import charts, markup, page
 
 PEER_WAIT = 5.0  # seconds in which the death of a peer explains an exception
-OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+OK, CRASHED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, host.STOPPED, 130
 
 
 def main(argv: list[str] | None = None) -> int:

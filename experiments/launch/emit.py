@@ -18,7 +18,6 @@ from experiments.launch import host, sweeps
 OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "volume", "bucket", "grace", "workdir")
 OWN += ("sweep_index",)
 SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
-STOPPED = 75  # exit code of a run that saved and wants to go on
 STOPS = 100  # times that such a run is started again: a service may be down for ever
 RESTARTS = 20  # of a JobSet, after crashes
 PORT = 8476  # of the coordinator, inside the job's own network
@@ -143,7 +142,7 @@ def slurm(
         + (f"# points:\n{names}" if points else "")
         + f"set -uo pipefail\ncd {shlex.quote(os.getcwd())} || exit 1\nmkdir -p {shlex.quote(folder)}\n"
         f"srun {text}\ncode=$?\n"
-        f'if [ "$code" -eq {STOPPED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {STOPS} ]; then'
+        f'if [ "$code" -eq {host.STOPPED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {STOPS} ]; then'
         "  # stopped after saving: go on later\n"
         f'  scontrol requeue {job}\nfi\nexit "$code"\n'
     )
@@ -213,8 +212,8 @@ def jobset(
             "rules": [
                 {"action": "FailJob", "onExitCodes": exits("In", 2, 3)},
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "Count", "onExitCodes": exits("In", STOPPED)},
-                {"action": "FailIndex", "onExitCodes": exits("NotIn", 2, 3, STOPPED)},
+                {"action": "Count", "onExitCodes": exits("In", host.STOPPED)},
+                {"action": "FailIndex", "onExitCodes": exits("NotIn", 2, 3, host.STOPPED)},
             ]
         },
         "template": ({"metadata": {"annotations": disk.annotations}} if disk.annotations else {}) | {"spec": pod},

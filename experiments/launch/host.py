@@ -20,9 +20,13 @@ from alignment import errors
 from alignment.errors import InputError
 from experiments.launch import peers
 
+STOPPED = peers.LOST  # exit code of a run that goes on when the same command is started again
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # schedulers send any of them before they kill
 TWICE = 2.0  # seconds within which several signals are one request: a scheduler may send it to a group and to its parts
 SHARED_WAIT = 20.0  # seconds that another host's file may take to appear: network file systems cache their folders
+ABORT_WAIT = (
+    5.0  # seconds in which the death of a peer explains an abort; the watch may wait for its turn on a busy host
+)
 ASK_AGAIN = 3.0  # seconds after which a stop that nobody acted on is asked for again
 JOIN_TIMEOUT = 300  # seconds in which all processes of a run must have started
 
@@ -90,6 +94,18 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def stop_at_once() -> None:
+    """End with STOPPED on a stop signal until `stop_signals` begins: nothing has been done that could be lost."""
+
+    def end(number: int, frame: types.FrameType | None) -> None:
+        os.write(2, f"stopped by {signal.Signals(number).name}; start the same command again to go on\n".encode())
+        os._exit(STOPPED)
+
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def python_command() -> list[str]:
     """The start of a command that runs the launcher again, under this Python and with the same path."""
     return [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "experiments.run"]
@@ -125,12 +141,13 @@ def start_distributed(is_requested: bool) -> None:
 
     # In a thread of its own, because Python runs no signal handler while the main thread waits inside JAX.
     thread = threading.Thread(target=initialize, daemon=True)
-    _is_joining = True
+    _is_joining = True  # until the watch begins: an end in between must not wait for JAX's other processes either
+    peers.answer_abort(follow_at_abort)
     thread.start()
     while thread.is_alive():
         thread.join(0.1)
-    _is_joining = False
     if failures and isinstance(failures[0], ValueError):
+        _is_joining = False
         raise InputError(
             f"--distributed: {failures[0]} Start it with srun or mpirun, on a TPU slice, or set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
@@ -145,7 +162,16 @@ def start_distributed(is_requested: bool) -> None:
 
         state = distributed.global_state
         _watch = peers.join(state.client, jax.process_index(), jax.process_count(), state.coordinator_address)
-        _watch.answer_abort()
+    _is_joining = False
+
+
+def follow_at_abort() -> None:
+    """End as after a peer's death where it explains why JAX aborts this process; otherwise return."""
+    if _watch is not None:
+        _watch.follow(ABORT_WAIT)
+    elif _is_joining:  # JAX's service, which runs in the first process, has gone
+        print("stopped: another process of this run ended while they came together", file=sys.stderr, flush=True)
+        os._exit(peers.LOST)
 
 
 def peer_trouble(wait: float = 0.0) -> peers.Ended | None:

@@ -28,6 +28,7 @@ LINGER = 15.0  # seconds that the first process waits for the others when it end
 LOST = 75  # exit code where a process ended without a word: the run goes on from its checkpoint
 FINISHED = (0, 3)  # codes of a process that is done; the others go on
 KEY = "plumbline/watch"
+_handlers: list[Any] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,25 +102,13 @@ class Watch:
                     return
             time.sleep(0.02)
 
-    def answer_abort(self) -> None:
-        """End as after a peer's death where JAX aborts because of it, which it may do before this thread has its turn.
-
-        Python's own handlers run in the main thread, which waits inside JAX; a C handler runs in the thread that
-        aborts. An abort without a dead peer stays one.
-        """
-        libc = ctypes.CDLL(None)
-        libc.signal.restype = ctypes.c_void_p
-
-        def handle(number: int) -> None:
-            ended = self.trouble(2.0)
-            if ended is not None:
-                print(f"stopped: {ended}", file=sys.stderr, flush=True)
-                self.last_words()
-                self._exit_fn(ended.follow())
-            libc.signal(number, ctypes.c_void_p(0))  # SIG_DFL; abort() raises the signal again
-
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # kept, or it would be freed
-        libc.signal(int(signal.SIGABRT), self._handler)
+    def follow(self, wait: float = 0.0) -> None:
+        """End this process if another ended before its time, or does so within `wait` seconds."""
+        ended = self.trouble(wait)
+        if ended is not None:
+            print(f"stopped: {ended}", file=sys.stderr, flush=True)
+            self.last_words()
+            self._exit_fn(ended.follow())
 
     def _serve(self) -> None:
         beaten = 0.0
@@ -137,9 +126,7 @@ class Watch:
             if self._trouble is not None:
                 troubled_at = troubled_at or now
                 if now - troubled_at >= self._grace(self._trouble):
-                    print(f"stopped: {self._trouble}", file=sys.stderr, flush=True)
-                    self.last_words()
-                    self._exit_fn(self._trouble.follow())
+                    self.follow()
                     return
 
     def _grace(self, ended: Ended) -> float:
@@ -214,6 +201,24 @@ class Watch:
                     s.sendall(line)
                 except OSError:  # its reader finds out why
                     continue
+
+
+def answer_abort(follow_fn: Callable[[], Any]) -> None:
+    """Call `follow_fn` where JAX aborts this process because another ended, maybe before the watch has its turn.
+
+    Python's own handlers run in the main thread, which waits inside JAX; a C handler runs in the thread that aborts.
+    `follow_fn` ends the process if another has ended; if it returns, the abort stays one.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+
+    def handle(number: int) -> None:
+        follow_fn()
+        libc.signal(number, ctypes.c_void_p(0))  # SIG_DFL; abort() raises the signal again
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    _handlers.append(handler)  # C keeps only its address, so Python would free it
+    libc.signal(int(signal.SIGABRT), handler)
 
 
 def join(client: Any, index: int, count: int, coordinator: str) -> Watch:

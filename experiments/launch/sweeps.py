@@ -176,8 +176,8 @@ def run_all(points: list[Point], folder: str, argv: list[str], say: Callable[[st
         command = [*host.python_command(), *argv, f"--sweep_index={point.index}"]
         codes[point.id] = _run(command, stopped)
         say(f"{where}: {'done' if codes[point.id] == 0 else f'exit code {codes[point.id]}'}")
-        if stopped or codes[point.id] == 75:
-            return 75
+        if stopped or codes[point.id] == host.STOPPED:
+            return host.STOPPED
     failed = {name: code for name, code in codes.items() if code}
     for name, code in failed.items():
         say(f"failed with exit code {code}: {name}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -75,13 +76,15 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start_pair(folder, cache, *flags, workdirs=("run", "run")):
-    """Two processes of a language model's run that would take minutes."""
+LONG = ("--config.samples.num=0", "--config.export=", "--config.sinks=()", "--config.steps=20000")
+LONG += ("--config.loop.eval_every=5000", "--config.loop.save_every=5000", "--config.loop.log_every=20")
+
+
+def start_pair(folder, cache, workdirs=("run", "run"), experiment="experiments/pretrain.py:tiny", flags=LONG):
+    """Two processes of a run; the language model's that stands here would take minutes."""
     port, pair = free_port(), []
     for i in range(2):
-        command = [sys.executable, "-m", "experiments.run", "--config", "experiments/pretrain.py:tiny", "--distributed"]
-        command += ["--config.samples.num=0", "--config.export=", "--config.sinks=()", "--config.steps=20000", *flags]
-        command += ["--config.loop.eval_every=5000", "--config.loop.save_every=5000", "--config.loop.log_every=20"]
+        command = [sys.executable, "-m", "experiments.run", "--config", str(experiment), "--distributed", *flags]
         devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "PLUMBLINE_JAX_CACHE": str(cache)}
         env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
@@ -96,10 +99,21 @@ def codes(pair):
 
 
 def wait_for(path, pair):
+    wait_until(path.exists, pair)
+
+
+def wait_until(is_so, pair):
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not is_so():
         assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
-        time.sleep(0.05)
+        time.sleep(0.01)
+
+
+def catches(process, number):
+    """Whether a process has a handler for a signal (Linux)."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return int(caught, 16) >> (number - 1) & 1
 
 
 @pytest.mark.slow
@@ -120,14 +134,63 @@ def test_a_stop_signal_saves_and_ends_with_75_on_both(tmp_path, alone, number, r
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux")
 def test_a_stop_signal_while_the_processes_import_ends_both_with_75(tmp_path, alone):
     pair = start_pair(tmp_path, alone[1])
-    time.sleep(0.8)
+    for process in pair:  # before the launcher's first line Python has no handler, and the signal would end it with -15
+        wait_until(lambda process=process: catches(process, signal.SIGTERM), pair)
     for process in pair:
         process.send_signal(signal.SIGTERM)
     ended, outputs = codes(pair)
-    assert ended in ([75, 75], [-15, -15]), outputs  # the latter: Python itself had not started yet
+    assert ended == [75, 75], outputs
     assert not (tmp_path / "run").exists()
+
+
+SWALLOWS = """
+import os
+import pathlib
+import signal
+import time
+
+import ml_collections
+
+
+class Swallows:
+    def __del__(self):  # Python reports what a destructor raises, and goes on
+        signal.raise_signal(signal.SIGTERM)
+
+
+def swallow_then_go_on(moment):
+    if os.environ["SWALLOWS"] == moment:
+        thing = Swallows()
+        del thing
+    while True:
+        time.sleep(0.1)
+
+
+def get_config(arg=""):
+    return ml_collections.ConfigDict({"seed": 0})
+
+
+if os.environ["SWALLOWS"] == "importing":
+    swallow_then_go_on("importing")
+
+
+def run(c, workdir):
+    import jax
+
+    swallow_then_go_on(f"running {jax.process_index()}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["importing", "running 0", "running 1"])
+def test_a_stop_signal_that_a_library_swallows_still_ends_both_with_75(tmp_path, alone, moment, monkeypatch):
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    monkeypatch.setenv("SWALLOWS", moment)
+    ended, outputs = codes(start_pair(tmp_path, alone[1], experiment=tmp_path / "swallows.py", flags=()))
+    assert ended == [75, 75], outputs
+    assert sum("stopped by SIGTERM" in output for output in outputs) == (2 if moment == "importing" else 1)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -210,6 +211,17 @@ def test_a_signal_that_is_ignored_stays_ignored(loop_events):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", host.STOP_SIGNALS)
+def test_a_stop_signal_while_the_launcher_still_imports_ends_with_75(number, tmp_path):
+    slow = f"import signal; [signal.signal(n, signal.SIG_DFL) for n in {[int(n) for n in host.STOP_SIGNALS]}]\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)  # not ignored, even where the tests were started by nohup
+    (tmp_path / "ml_collections.py").write_text(f"import signal; signal.raise_signal({int(number)})")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "experiments.run", "--config", "dpo:tiny"]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 75 and f"stopped by {number.name}" in ended.stderr, ended.stderr
 
 
 def test_a_stop_that_is_swallowed_is_asked_for_again(loop_events, monkeypatch):

@@ -1,6 +1,9 @@
 """Processes of one run that watch each other over sockets: how an end before its time spreads, and with what code."""
 
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -109,3 +112,30 @@ def test_a_folder_that_another_host_does_not_see_is_refused_with_the_numbers_of_
     assert not host._appears(tmp_path / "nowhere" / "mark", 0.0)
     (tmp_path / "mark").touch()
     assert host._appears(tmp_path / "mark", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "words"),
+    [
+        ("host._is_joining = True", 75, "ended while they came together"),
+        ("host._watch = watch", 75, "process 0 of this run died"),
+        ("host._watch = quiet", -signal.SIGABRT, ""),
+        ("pass", -signal.SIGABRT, ""),
+    ],
+    ids=["while joining", "a peer is dead", "no peer is dead", "alone"],
+)
+def test_where_jax_aborts_because_of_a_peer_the_process_ends_with_75_and_any_other_abort_stays_one(state, code, words):
+    program = f"""
+import os, socket
+from experiments.launch import host, peers
+host.ABORT_WAIT = 0.3
+(near, far), (near2, far2) = socket.socketpair(), socket.socketpair()
+watch, quiet = peers.Watch(1, {{0: near}}), peers.Watch(1, {{0: near2}})
+watch._grace = lambda ended: 60.0  # the abort comes before the watch would end the process
+{state}
+peers.answer_abort(host.follow_at_abort)
+far.close()
+os.abort()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code and words in ended.stderr, ended.stderr
