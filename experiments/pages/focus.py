@@ -205,9 +205,7 @@ def copies_lines(numbers: Mapping[str, float], num_tiles: int) -> list[str]:
         return ["It is not known which of the single tiles the network was trained on."]
     if not numbers["copies"]:
         return ["No single tile is byte-equal to a picture of its training."]
-    words = (
-        f"{numbers['copies']:.0f} of the {num_tiles} single tiles are byte-equal to a picture that it was trained on"
-    )
+    words = f"{numbers['copies']:.0f} of the {num_tiles} single tiles are byte-equal to a picture of its training"
     if "accuracy without copies" in numbers:
         words += f"; it recognises {100 * numbers['accuracy without copies']:.1f} % of the others"
     return [f"{words}."]
