@@ -33,7 +33,7 @@ from data import loader, records
 from data.pictures import image_sources, images, mosaic_files, mosaics, planning
 from experiments.launch import checks, groups
 from experiments.pages import focus as focus_page
-from experiments.pages import focus_bias
+from experiments.pages import focus_bias, focus_study
 from experiments.pages.focus_study import Classifier, MosaicSet, Study, announce, ready_mosaics
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
@@ -438,7 +438,7 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     tile = tile_of(c, net.images)
     vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
     pictures = open_images(c, source, run_options=net.images.get("options") if source == net.source else None)
-    check_classes(net, pictures.class_names, source)
+    focus_study.check_classes(net, pictures.class_names, source)
     plan, tiles_NYXC, local_M4, broken = planning.decodable(
         pictures,
         tile,
@@ -458,39 +458,10 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     files.report_counts(workdir, counts | image_sources.count_unread(pictures.unread))
     names = tuple(str(pictures.files[i]) for i in used)
     labels_N = np.asarray(pictures.labels_N)[used]
-    is_copy_N = copies_of_training(c, net, pictures)
-    return MosaicSet(
-        source,
-        tiles_NYXC,
-        labels_N,
-        dataclasses.replace(plan, tile_index=local_M4),
-        names,
-        is_copy_N if is_copy_N is None else is_copy_N[used],
-    )
-
-
-def copies_of_training(c: ml_collections.ConfigDict, net: Classifier, pictures: images.Images) -> np.ndarray | None:
-    """Which pictures are byte-equal to one that the network was trained on, bool [N]; None where it is not known."""
-    if not net.source:  # a file of weights does not say
-        return None
-    options = net.images.get("options", {}) if c.init_from else options_of(c, net.source)
-    try:
-        return images.copies(pictures, [images.open(net.source, split="train", **options)])
-    except InputError as e:  # the pictures of its training may be gone by now
-        print(f"Copies of pictures that the network was trained on are not counted: {e}", flush=True)
-        return None
-
-
-def check_classes(net: Classifier, names: tuple[str, ...], source: str) -> None:
-    """Refuse pictures of other classes than the network's."""
-    for name in names if net.class_names else ():
-        one_of(f"a class of {source}", name, net.class_names, hint="give the pictures it was trained to tell apart")
-    if net.class_names and tuple(names) != net.class_names:
-        raise InputError(
-            f"{source} has {len(names)} classes in the order {', '.join(names[:5])}, and the network "
-            f"{len(net.class_names)} in the order {', '.join(net.class_names[:5])}; give the pictures it was trained "
-            "to tell apart"
-        )
+    plan = dataclasses.replace(plan, tile_index=local_M4)
+    trained_with = net.images.get("options", {}) if c.init_from else options_of(c, net.source)
+    is_copy_N = focus_study.copies_of_training(net, pictures, trained_with)
+    return MosaicSet(source, tiles_NYXC, labels_N, plan, names, None if is_copy_N is None else is_copy_N[used])
 
 
 METRICS = {

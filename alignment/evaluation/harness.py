@@ -52,44 +52,21 @@ class Tokenizer(Protocol):
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str: ...
 
 
-def flax_lm(
-    model: decoder.DecoderLM,
-    params: Any,
-    tok: Tokenizer,
-    *,
-    engine_fn: Callable[[int], Engine] | None = None,
-    digest: str | None = None,
-    max_length: int | None = None,
-    add_bos: bool | None = None,
-    mesh: Mesh | None = None,
-) -> Any:
+def flax_lm(model: decoder.DecoderLM, params: Any, tok: Tokenizer, **options: Any) -> Any:
     """An instance of the harness's `TemplateLM`, for `lm_eval.simple_evaluate(model=...)`.
 
     Args:
-        engine_fn: makes an engine for rows of at least so many tokens, with the tokens' bytes; None: tasks that let the
-            model write are refused.
-        digest: of the weights, see `language_model.digest`; None: it is computed from `params`.
-        max_length: tokens that the model reads at most; longer contexts are cut on the left and counted in `num_cut`.
-        add_bos: whether texts begin with BOS; None: as the tokenizer has it.
-        mesh: see `scoring.score`.
+        options: of `LanguageModel`.
 
     Raises:
         InputError: the harness is not installed, or the tokenizer has neither BOS nor EOS.
     """
-    return lm_class()(
-        model, params, tok, engine_fn=engine_fn, digest=digest, max_length=max_length, add_bos=add_bos, mesh=mesh
-    )
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FlaxLM":
-        return lm_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lm_class()(model, params, tok, **options)
 
 
 @functools.cache
 def lm_class() -> type:
-    """`FlaxLM`: the methods below, as the harness's own kind of class.
+    """`LanguageModel` as the harness's own kind of class.
 
     Raises:
         InputError: the harness is not installed.
@@ -100,12 +77,21 @@ def lm_class() -> type:
         raise InputError(f"lm-evaluation-harness is not installed; {PIP}") from e
     # The harness resamples in forked processes, and a fork of a process with JAX's threads may hang.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    made = type("FlaxLM", (_Methods, TemplateLM), {"__module__": __name__, "__doc__": _Methods.__doc__})
+    made = type("FlaxLM", (LanguageModel, TemplateLM), {"__module__": __name__, "__doc__": LanguageModel.__doc__})
     return made
 
 
-class _Methods:
-    """The harness's requests, answered by a JAX decoder; see `flax_lm`."""
+class LanguageModel:
+    """The harness's requests, answered by a JAX decoder.
+
+    Args:
+        engine_fn: makes an engine for rows of at least so many tokens, with the tokens' bytes; None: tasks that let the
+            model write are refused.
+        digest: of the weights, see `language_model.digest`; None: it is computed from `params`.
+        max_length: tokens that the model reads at most; longer contexts are cut on the left and counted in `num_cut`.
+        add_bos: whether texts begin with BOS; None: as the tokenizer has it.
+        mesh: see `scoring.score`.
+    """
 
     backend = "causal"
 

@@ -9,6 +9,13 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.decoding import engine, programs
+from alignment.decoding.requests import Request
+from alignment.models import decoder, huggingface
 from benchmarks.peers import decode_task as task
 
 WEIGHTS = Path(sys.argv[1])
@@ -18,50 +25,42 @@ def versions():
     return {name: importlib.metadata.version(name) for name in ("jax", "flax")}
 
 
-def jobs():
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+class Ours:
+    """The jobs, and what they share: the model and one engine at a time."""
 
-    from alignment.decoding import engine, programs
-    from alignment.decoding.requests import Request
-    from alignment.models import decoder, huggingface
+    def __init__(self):
+        self.model = decoder.DecoderLM(**huggingface.config_of(WEIGHTS))
+        self.params = huggingface.load(WEIGHTS, self.model)
+        self.vocab_size, self.engines = self.model.vocab_size, {}
 
-    model = decoder.DecoderLM(**huggingface.config_of(WEIGHTS))
-    params = huggingface.load(WEIGHTS, model)
-    engines: dict = {}
-
-    def server(num_slots, max_len=1_024, **options):
+    def server(self, num_slots, max_len=1_024, **options):
         key = (num_slots, max_len, *sorted(options))
-        if key not in engines:
-            engines.clear()  # one engine's weights and cache at a time
-            engines[key] = engine.Engine(model, params, num_slots=num_slots, max_len=max_len, **options)
-        return engines[key]
+        if key not in self.engines:
+            self.engines.clear()  # one engine's weights and cache at a time
+            self.engines[key] = self.made(num_slots, max_len, **options)
+        return self.engines[key]
 
-    def timed(served, requests):
-        start = time.perf_counter()
-        answers = served.answers(requests)
-        return answers, time.perf_counter() - start
+    def made(self, num_slots, max_len=1_024, **options):
+        return engine.Engine(self.model, self.params, num_slots=num_slots, max_len=max_len, **options)
 
-    def equal(num, seed, **options):
-        requests = [Request(p, task.NEW, **options) for p in task.equal_prompts(num, model.vocab_size, seed)]
-        answers, seconds = timed(server(num), requests)
+    def equal(self, num, seed, **options):
+        requests = [Request(p, task.NEW, **options) for p in task.equal_prompts(num, self.vocab_size, seed)]
+        answers, seconds = timed(self.server(num), requests)
         return {"seconds": seconds, "ids": [a.ids for a in answers]}
 
-    def queue(num, seed):
-        served = server(8, order="longest")
+    def queue(self, num, seed):
+        served = self.server(8, order="longest")
         before = dict(served.counts)
-        answers, seconds = timed(served, [Request(p, n) for p, n in task.queue(num, model.vocab_size, seed)])
+        answers, seconds = timed(served, [Request(p, n) for p, n in task.queue(num, self.vocab_size, seed)])
         counts = {name: served.counts[name] - before[name] for name in before}
         busy = counts["full_live_rows"] / (8 * max(counts["full_steps"], 1))
         return {"seconds": seconds, "ids": [a.ids for a in answers], "busy": busy}
 
-    def step(num, max_len=1_024, live=200, guides=0, dispatches=4, **options):
+    def step(self, num, max_len=1_024, live=200, guides=0, dispatches=4, **options):
         """Milliseconds of a step of `num` rows at `live` positions and beyond, prefill apart."""
-        others = {"guides": [(model, params)] * guides} if guides else {}
-        served = engine.Engine(model, params, num_slots=num, max_len=max_len, **others)
+        served = self.made(num, max_len, **({"guides": [(self.model, self.params)] * guides} if guides else {}))
         more = {"guide_prompts": [[1, 2, 3]] * guides, "guide_weights": [0.5] * guides} if guides else {}
-        for prompt in np.random.default_rng(0).integers(1, model.vocab_size, size=(num, live)).tolist():
+        for prompt in np.random.default_rng(0).integers(1, self.vocab_size, size=(num, live)).tolist():
             served.submit(Request(prompt, max_len - live, **more, **options))
         served.advance()  # prefill, compile and the first dispatch
         jax.block_until_ready(served.state)
@@ -71,25 +70,25 @@ def jobs():
                 served.advance()
         return {"ms": 1e3 * (time.perf_counter() - start) / max(served.counts["steps"] - before, 1)}
 
-    def speculate(ids, new, num_draft, stop):
-        served = engine.Engine(model, params, num_slots=1, max_len=1_024, num_draft=num_draft, stop_ids=stop)
+    def speculate(self, ids, new, num_draft, stop):
+        served = self.made(1, num_draft=num_draft, stop_ids=stop)
         served.answers([Request(ids[0], 4)])
         before = served.counts["steps"]
         answers, seconds = timed(served, [Request(prompt, new) for prompt in ids])
         return {"seconds": seconds, "ids": [a.ids for a in answers], "steps": served.counts["steps"] - before}
 
-    def best_of(num):
-        served = server(8)
+    def best_of(self, num):
+        served = self.server(8)
         before = served.counts["chunks"]
-        prompt = task.equal_prompts(1, model.vocab_size, 0)[0] + [1]
+        prompt = task.equal_prompts(1, self.vocab_size, 0)[0] + [1]
         served.answers(Request(prompt, 16, temperature=1.0, seed=0).samples(num))
         return {"chunks": served.counts["chunks"] - before}
 
-    def programs_of(num, seed):
+    def programs(self, num, seed):
         """Programs compiled while many requests with all options are served, after a warm-up."""
-        served, rng = server(8), np.random.default_rng(seed)
+        served, rng = self.server(8), np.random.default_rng(seed)
         compiled = (programs.admit, programs.prefill, programs.decode)
-        served.answers([Request(p, 4) for p in task.equal_prompts(2, model.vocab_size, 1)])
+        served.answers([Request(p, 4) for p in task.equal_prompts(2, self.vocab_size, 1)])
         before, own = [p._cache_size() for p in compiled], len(compiled)
         served.answers(
             [
@@ -100,47 +99,49 @@ def jobs():
                     top_k=int(rng.choice([0, 20])),
                     top_p=float(rng.choice([1, 0.9])),
                     frequency_penalty=float(rng.choice([0, 0.5])),
-                    stop_ids=rng.integers(0, model.vocab_size, size=rng.integers(0, 20)).tolist(),
+                    stop_ids=rng.integers(0, self.vocab_size, size=rng.integers(0, 20)).tolist(),
                     logprobs=int(rng.integers(0, 5)),
                 )
-                for prompt, _ in task.queue(num, model.vocab_size, seed)
+                for prompt, _ in task.queue(num, self.vocab_size, seed)
             ]
         )
         return {"programs": own, "more": sum(p._cache_size() for p in compiled) - sum(before)}
 
-    def floors():
-        """What this machine reads and multiplies at best: GB/s and GFLOP/s."""
-        x, a = jnp.ones(100_000_000), jnp.ones((2_048, 2_048))
-        total, product = jax.jit(jnp.sum), jax.jit(jnp.matmul)
-
-        def best(call):
-            call().block_until_ready()
-            seconds = []
-            for _ in range(7):
-                start = time.perf_counter()
-                call().block_until_ready()
-                seconds.append(time.perf_counter() - start)
-            return min(seconds)
-
-        return {"gbs": 0.4 / best(lambda: total(x)), "gflops": 2 * 2.048**3 / best(lambda: product(a, a))}
-
-    def first(num):
+    def first(self, num):
         """Seconds from weights in memory to the first whole answer of a new engine."""
-        engines.clear()
+        self.engines.clear()
         start = time.perf_counter()
-        engine.Engine(model, params, num_slots=num).answers([Request([1, 2, 3], 1)])
+        self.made(num).answers([Request([1, 2, 3], 1)])
         return {"seconds": time.perf_counter() - start}
 
-    return {
-        "equal": equal,
-        "queue": queue,
-        "step": step,
-        "speculate": speculate,
-        "best_of": best_of,
-        "programs": programs_of,
-        "floors": floors,
-        "first": first,
-    }
+
+def timed(served, requests):
+    start = time.perf_counter()
+    answers = served.answers(requests)
+    return answers, time.perf_counter() - start
+
+
+def floors():
+    """What this machine reads and multiplies at best: GB/s and GFLOP/s."""
+    x, a = jnp.ones(100_000_000), jnp.ones((2_048, 2_048))
+    total, product = jax.jit(jnp.sum), jax.jit(jnp.matmul)
+
+    def best(call):
+        call().block_until_ready()
+        seconds = []
+        for _ in range(7):
+            start = time.perf_counter()
+            call().block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return {"gbs": 0.4 / best(lambda: total(x)), "gflops": 2 * 2.048**3 / best(lambda: product(a, a))}
+
+
+def jobs():
+    ours = Ours()
+    names = ("equal", "queue", "step", "speculate", "best_of", "programs", "first")
+    return {name: getattr(ours, name) for name in names} | {"floors": floors}
 
 
 if __name__ == "__main__":

@@ -151,18 +151,11 @@ def load(
     Raises:
         InputError: a setting out of its range, a file or column that is missing, or no pair left to train on.
     """
-    check(
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-        heldout_split=heldout_split,
-        format=format,
-        chat=chat,
-        max_len=max_len,
-        max_prompt_len=max_prompt_len,
-        truncation=truncation,
-        limit=limit,
+    held: dict[str, Any] = dict(
+        heldout_path=heldout_path, heldout_split=heldout_split, heldout_fraction=heldout_fraction
     )
+    fitting: dict[str, Any] = dict(max_len=max_len, max_prompt_len=max_prompt_len, truncation=truncation)
+    check(path=path, format=format, chat=chat, limit=limit, **held, **fitting)
     report: dict[str, int] = {}
     renamed = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     options: dict[str, Any] = dict(format=format, columns=renamed, words=verdicts, group_column=group_column)
@@ -172,21 +165,11 @@ def load(
             rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
         else:
             rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-        return pair_formats.read(rows, limit=limit or None, counts=report, **options)
+        return pair_formats.read(rows, limit=limit, counts=report, **options)
 
-    halves = splits.read(
-        read,
-        path,
-        split=split,
-        heldout_path=heldout_path,
-        heldout_split=heldout_split,
-        fraction=heldout_fraction,
-        seed=seed,
-        bad_records_path=bad_records_path,
-    )
+    halves = splits.read(read, path, split=split, seed=seed, bad_records_path=bad_records_path, **held)
     if unpair:
         halves = [_unpaired(half) for half in halves]
-    fitting: dict[str, Any] = {"max_len": max_len, "max_prompt_len": max_prompt_len or None, "truncation": truncation}
     tokenised = [_tokenise(half, tokenizer, mode=chat, report=report, **fitting) for half in halves]
     if not len(tokenised[0][0]):
         raise InputError(f"{path}: no pair is left to train on; counts: {report}")

@@ -19,7 +19,7 @@ def read(
     split: str,
     heldout_path: str | Sequence[str],
     heldout_split: str,
-    fraction: float,
+    heldout_fraction: float,
     seed: int,
     bad_records_path: str,
 ) -> list[list[Comparison]]:
@@ -32,7 +32,7 @@ def read(
     items = read_fn(path, split, bad_records_path) if path else []
     if heldout_path or heldout_split:
         return [items, read_fn(heldout_path or path, heldout_split or split, "")]
-    return by_prompt(items, fraction=fraction, seed=seed)
+    return by_prompt(items, fraction=heldout_fraction, seed=seed)
 
 
 def by_prompt(items: Sequence[Comparison], *, fraction: float, seed: int = 0) -> list[list[Comparison]]:

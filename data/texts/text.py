@@ -157,29 +157,20 @@ def load(
     Raises:
         InputError: a setting out of its range, a file or column that is missing, or no text left to train on.
     """
-    check(
-        path=path,
-        max_len=max_len,
-        kind=kind,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-        heldout_split=heldout_split,
-        turns=turns,
-        truncation=truncation,
-        limit=limit,
+    held: dict[str, Any] = dict(
+        heldout_path=heldout_path, heldout_split=heldout_split, heldout_fraction=heldout_fraction
     )
+    check(path=path, max_len=max_len, kind=kind, turns=turns, truncation=truncation, limit=limit, **held)
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
-    reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit or None, "seed": seed, "report": report}
+    reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit, "seed": seed, "report": report}
     halves = splits.read(
         lambda path, split, bad: text_formats.read(path, split=split, bad_records_path=bad, **reading),
         path,
         split=split,
-        heldout_path=heldout_path,
-        heldout_split=heldout_split,
-        fraction=heldout_fraction,
         seed=seed,
         bad_records_path=bad_records_path,
+        **held,
     )
     fitting: dict[str, Any] = dict(max_len=max_len, turns=turns, packed=packed, truncation=truncation, report=report)
     train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)

@@ -20,11 +20,11 @@ import ml_collections
 import numpy as np
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, one_of
 from alignment.explain import explaining, focus, randomize, rating
 from alignment.models import vision
 from data import loader, records
-from data.pictures import mosaic_files, mosaics
+from data.pictures import images, mosaic_files, mosaics
 from experiments.report import progress
 
 Scores = dict[str, np.ndarray]  # arrays of `rating.rate`, and `rate` in mosaics a second
@@ -105,6 +105,33 @@ def ready_mosaics(path: str, net: Classifier, workdir: pathlib.Path) -> MosaicSe
     names = tuple(name for four in ready.tile_files for name in four)
     plan = mosaics.Plan(index_M4, ready.tile_label, ready.target)
     return MosaicSet(f"mosaics:{path}", tiles_NYXC, ready.tile_label.ravel(), plan, names)
+
+
+def check_classes(net: Classifier, names: tuple[str, ...], source: str) -> None:
+    """Refuse pictures of other classes than the network's."""
+    for name in names if net.class_names else ():
+        one_of(f"a class of {source}", name, net.class_names, hint="give the pictures it was trained to tell apart")
+    if net.class_names and tuple(names) != net.class_names:
+        raise InputError(
+            f"{source} has {len(names)} classes in the order {', '.join(names[:5])}, and the network "
+            f"{len(net.class_names)} in the order {', '.join(net.class_names[:5])}; give the pictures it was trained "
+            "to tell apart"
+        )
+
+
+def copies_of_training(net: Classifier, pictures: images.Images, options: Mapping[str, Any]) -> np.ndarray | None:
+    """Which pictures are byte-equal to one that the network was trained on, bool [N]; None where it is not known.
+
+    Args:
+        options: of `images.open`, under which the pictures of its training are found.
+    """
+    if not net.source:  # a file of weights does not say
+        return None
+    try:
+        return images.copies(pictures, [images.open(net.source, split="train", **options)])
+    except InputError as e:  # they may be gone by now
+        print(f"Copies of pictures that the network was trained on are not counted: {e}", flush=True)
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,14 +29,17 @@ def ask(complete, *texts):
 
 @contextlib.contextmanager
 def server(answer_fn):
-    """A chat endpoint on this machine: answer_fn(text, number of the request) -> (status, headers, body)."""
+    """A chat endpoint on this machine: answer_fn(text, its number) -> (status, headers, body); None: it hangs up."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, dict(self.headers), body))
-            status, headers, content = answer_fn(body["messages"][-1]["content"], len(seen))
+            reply = answer_fn(body["messages"][-1]["content"], len(seen))
+            if reply is None:
+                return
+            status, headers, content = reply
             with contextlib.suppress(OSError):
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():

@@ -347,12 +347,10 @@ def test_the_accuracy_stands_beside_the_number_of_tiles_that_the_network_was_tra
         noise = np.random.default_rng(number).integers(256, size=(9, 9, 3), dtype=np.uint8)
         (tmp_path / "set" / split / label).mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(noise).save(tmp_path / "set" / split / label / f"{number}.png")
-    c = focus.get_config("tiny")
-    c.init_from = "run:here"
     source = f"folder:{tmp_path / 'set'}"
     pictures = images.open(source, split="test")
     net = focus_study.Classifier("cnn", None, {}, pictures.class_names, 2, {"source": source})
-    is_copy_N = focus.copies_of_training(c, net, pictures)
+    is_copy_N = focus_study.copies_of_training(net, pictures, {})
     assert [bool(is_copy) for is_copy in is_copy_N] == [True, False, True, False]
     tiles = focus_study.MosaicSet(source, np.zeros((4, 1, 1, 3)), pictures.labels_N, [], (), is_copy_N)
     results = focus_page.Results({}, {"R1": {}, "R3": {}}, {}, np.array([0, 1, 1, 1]))
@@ -361,7 +359,7 @@ def test_the_accuracy_stands_beside_the_number_of_tiles_that_the_network_was_tra
     lines = focus_page.rating_lines(results, net, tiles)
     assert "2 of the 4 single tiles are byte-equal to a picture of its training; it recognises 50.0 %" in lines[1]
     source = f"folder:{tmp_path / 'gone'}"
-    assert focus.copies_of_training(c, dataclasses.replace(net, images={"source": source}), pictures) is None
+    assert focus_study.copies_of_training(dataclasses.replace(net, images={"source": source}), pictures, {}) is None
     assert "not counted" in capsys.readouterr().out
     unknown = focus_page.rating_lines(results, net, dataclasses.replace(tiles, is_copy_N=None))
     assert "It is not known" in unknown[1]

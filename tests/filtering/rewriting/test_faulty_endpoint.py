@@ -1,21 +1,16 @@
 """One rewriting service with 36 ways to answer, right and wrong: what becomes of a document under each.
 
-The request's model names the way. A document is rewritten and passes the gates, or the service counts as down and its
-own words are said, or the document has no answer, or the gates refuse its answer.
+A document is rewritten and passes the gates, or the service counts as down and its own words are said, or the document
+has no answer, or the gates refuse its answer.
 """
 
-import contextlib
-import http.server
-import itertools
-import json
-import threading
 import time
-from collections import defaultdict
 
 import pytest
 
 from alignment.decoding import backends, cache
 from alignment.filtering.rewriting import conduct, gates, rewrite
+from tests.decoding.test_backends import FAST, error, raw, said, server
 
 CODE = conduct.load("en-neutral")
 PARAGRAPHS = (
@@ -30,48 +25,39 @@ def edited(text):
     return text.replace("[unsafe", "(removed")
 
 
-def chat(content, finish="stop", **more):
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **more}}
-    return 200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": {}}
-
-
-def error(status, words):
-    return status, {"error": {"message": words}}
-
-
 def around(template):
-    return lambda text, n: chat(template.format(text))
+    return lambda text, n: said(template.format(text))
 
 
 def after_three(status, words):
-    return lambda text, n: chat(text) if n < 3 else error(status, words)
+    return lambda text, n: said(text) if n <= 3 else error(status, words)
 
 
 def hang(text, n):
     time.sleep(0.2)
-    return chat(text)
+    return said(text)
 
 
 # what the service answers to the n-th request, whose text would be rewritten as `text`
 MODES = {
     "ok": around("{}"),
-    "parts": lambda text, n: chat([{"type": "text", "text": text}]),
-    "429then": lambda text, n: (*error(429, ""), {"Retry-After": "0.01"}) if n % 2 == 0 else chat(text),
-    "summary": lambda text, n: chat(text[: int(len(text) * 0.55)]),
+    "parts": lambda text, n: said([{"type": "text", "text": text}]),
+    "429then": lambda text, n: (429, {"Retry-After": "0.01"}, b"") if n % 2 else said(text),
+    "summary": lambda text, n: said(text[: int(len(text) * 0.55)]),
     # no answer to this document
     "surrogate": around("{} A smile \ud83d at the end."),
     "nul": around("{} A byte \x00 inside."),
-    "length": lambda text, n: chat(text, finish="length"),
+    "length": lambda text, n: said(text, finish="length"),
     # a service that is down
-    "emptychoices": lambda text, n: (200, {"choices": []}),
-    "nullchoices": lambda text, n: (200, {"choices": None}),
+    "emptychoices": lambda text, n: (200, {}, b'{"choices": []}'),
+    "nullchoices": lambda text, n: (200, {}, b'{"choices": null}'),
     "error200": lambda text, n: error(200, "upstream quota used up"),
-    "nullcontent": lambda text, n: chat(None, reasoning_content="thinking ..."),
-    "html200": lambda text, n: (200, b"<html><body>502 Bad Gateway</body></html>"),
-    "brokenjson": lambda text, n: (200, b'{"choices":[{"message":{"content":"abc'),
-    "long": lambda text, n: chat(text + " word" * 20_000),
+    "nullcontent": lambda text, n: raw(b'null, "reasoning_content": "thinking ..."'),
+    "html200": lambda text, n: (200, {}, b"<html><body>502 Bad Gateway</body></html>"),
+    "brokenjson": lambda text, n: (200, {}, b'{"choices":[{"message":{"content":"abc'),
+    "long": lambda text, n: said(text + " word" * 20_000),
     "500": lambda text, n: error(500, "boom"),
-    "429": lambda text, n: (*error(429, "slow down"), {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+    "429": lambda text, n: (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"slow down"),
     "402": lambda text, n: error(402, "Insufficient credits"),
     "401later": after_three(401, "key expired"),
     "404later": after_three(404, "model was unloaded"),
@@ -119,53 +105,20 @@ DOWN = {  # and the words by which a person learns what to mend
 REFUSED = tuple(name for name in MODES if name not in (*GOOD, *NO_ANSWER, *DOWN, "summary"))
 
 
-@pytest.fixture(scope="module")
-def url():
-    numbers = defaultdict(itertools.count)
-
-    class Service(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            mode = asked["model"]
-            reply = MODES[mode](edited(conduct.text_of(asked["messages"])), next(numbers[mode]))
-            self.close_connection = True
-            if reply is None:
-                return
-            status, body, *headers = reply
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            with contextlib.suppress(OSError):  # the client does not wait any longer
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(content)), **(headers[0] if headers else {})}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-        def log_message(self, *unused):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.fixture
-def ask(url, monkeypatch):
-    """A function: the mode of the service -> the rewritings of TEXTS; `store` keeps its answers."""
+def ask(monkeypatch):
+    """A function: the way of the service, a cache for its answers -> the rewritings of TEXTS."""
     monkeypatch.setattr(backends, "MAX_ANSWER_BYTES", 50_000)
 
     def rewritten(mode, store):
-        complete = backends.openai(
-            url, mode, api_key_env="", concurrency=1, timeout_seconds=0.1 if mode == "hang" else 5.0, retries=1,
-            backoff_seconds=0.001, hung_after=2,
-        )  # fmt: skip
-        return rewrite.rewrite([{"text": text} for text in TEXTS], complete, CODE, store)
+        def answer(prompt, number):
+            return MODES[mode](edited(conduct.text_of([{"content": prompt}])), number)
+
+        with server(answer) as (url, _):
+            complete = backends.openai(
+                url, "m", concurrency=1, timeout_seconds=0.1 if mode == "hang" else 5.0, retries=1, hung_after=2, **FAST
+            )
+            return rewrite.rewrite([{"text": text} for text in TEXTS], complete, CODE, store)
 
     return rewritten
 
