@@ -165,7 +165,6 @@ def build(
     batch_size: int,
     seed: int = 0,
     endless: bool = True,
-    shuffle: bool = True,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 1,
@@ -181,7 +180,6 @@ def build(
         seed: of the order; each epoch has its own permutation.
         endless: repeat for ever, with full batches that run on from one epoch into the next. Otherwise one pass in file
             order, and the last batch is filled up with examples of weight 0.
-        shuffle: whether the endless order is a permutation; a finite pass is never shuffled.
         num_threads: that make batches ahead; 0 makes them on demand.
         content: see `Loader`.
 
@@ -193,9 +191,8 @@ def build(
     mine = share(batch_size, process_index, process_count)
     num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
     if endless:
-        order = grain.MapDataset.range(num_examples)
         # Grain draws another permutation for each repetition, from the seed and its number.
-        order = (order.shuffle(seed=seed % 2**32) if shuffle else order).repeat()
+        order = grain.MapDataset.range(num_examples).shuffle(seed=seed % 2**32).repeat()
     else:
         # Past the last example the places go on, and get weight 0 below: every batch then has one shape, and one
         # program.

@@ -15,7 +15,6 @@ import orjson
 from data import records
 
 COLUMNS = {"text": "text", "id": "id", "url": "url"}
-BLANK = b" \t\r\n\v\f"
 
 
 @dataclasses.dataclass(frozen=True)

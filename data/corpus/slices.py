@@ -122,8 +122,8 @@ def check(plan: Sequence[Slice]) -> None:
             )
 
 
-def check_columns(plan: Sequence[Slice], *, columns: Mapping[str, str], num_files: int = 8, **options: Any) -> None:
-    """Refuse input whose first records, in each of the first `num_files` files, all lack a text, or an id.
+def check_columns(plan: Sequence[Slice], *, columns: Mapping[str, str], **options: Any) -> None:
+    """Refuse input whose first records, in each of the first 8 files, all lack a text, or an id.
 
     Args:
         columns, **options: as for `read`.
@@ -131,7 +131,7 @@ def check_columns(plan: Sequence[Slice], *, columns: Mapping[str, str], num_file
     Raises:
         InputError: the message names the column, and says how to name another.
     """
-    files = list({part.file: part for part in reversed(plan)}.values())[::-1][:num_files]
+    files = list({part.file: part for part in reversed(plan)}.values())[::-1][:8]
     items = [item for part in files for item in itertools.islice(read(part, columns=columns, **options), 20)]
     for ours in ("text", "id"):
         reason = f"no {columns.get(ours, '')!r}"

@@ -145,17 +145,15 @@ def read(
     *,
     num_classes: int | None = None,
     allow_any: bool = False,
-    check_pictures: bool = True,
     max_bad: float = records.MAX_BAD,
 ) -> Mosaics:
-    """The mosaics of a folder or a zip.
+    """The mosaics of a folder or a zip; every picture is decoded once, so that a truncated one is set aside.
 
     Args:
         path: with `data/<k>.jpg` and the authors' CSV (filename, filename_0 to 3, label_0 to 3, target_class), or with
             the table of `mosaics.write`.
         num_classes: labels must lie below it; None does not check.
         allow_any: take mosaics whose target is on another number of tiles than two.
-        check_pictures: decode every picture once now, so that a truncated one is set aside before any work.
         max_bad: share of rows that may be set aside.
 
     Raises:
@@ -171,10 +169,9 @@ def read(
     for item in _rows(store, file):
         item = item if isinstance(item, BadRecord) else _parse(item, num_classes, store)
         (bad if isinstance(item, BadRecord) else good).append(item)
-    if check_pictures:
-        unfit = _unfit(store, good)
-        lines = {b.line for b in unfit}
-        bad, good = bad + unfit, [row for row in good if row["line"] not in lines]
+    unfit = _unfit(store, good)
+    lines = {b.line for b in unfit}
+    bad, good = bad + unfit, [row for row in good if row["line"] not in lines]
     records.check_bad(sorted(bad, key=lambda b: b.line), len(good) + len(bad), max_bad)
     if not good:
         raise InputError(f"{file} has no mosaics")

@@ -122,7 +122,6 @@ def write(
     made: Plan,
     *,
     names: Sequence[str] | None = None,
-    jpeg_quality: int | None = None,
 ) -> str:
     """`data/<k>.png` and a table with a row for each mosaic: its file, its four labels, the target, the four images.
 
@@ -131,7 +130,6 @@ def write(
         mosaics_MYXC: uint8, RGB or one channel.
         made: the plan of these mosaics.
         names: of the images that `made.tile_index` counts; None writes the numbers.
-        jpeg_quality: 75 writes JPEG as the authors did, which changes the tiles' pixels; None writes PNG.
 
     Returns:
         The table's path.
@@ -145,13 +143,11 @@ def write(
         )
     folder = pathlib.Path(folder)
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    options = {"quality": jpeg_quality} if jpeg_quality else {}
     rows = []
     for k, mosaic_YXC in enumerate(mosaics_MYXC):
-        name = f"{k}.{'jpg' if jpeg_quality else 'png'}"
-        Image.fromarray(mosaic_YXC.squeeze(-1) if mosaic_YXC.shape[-1] == 1 else mosaic_YXC).save(
-            folder / "data" / name, **options
-        )
+        name = f"{k}.png"
+        picture = mosaic_YXC.squeeze(-1) if mosaic_YXC.shape[-1] == 1 else mosaic_YXC
+        Image.fromarray(picture).save(folder / "data" / name)
         images = [int(i) if names is None else names[i] for i in made.tile_index[k]]
         labels = [int(label) for label in made.tile_label[k]]
         rows.append({"filename": name, "labels": labels, "target": int(made.target[k]), "tiles": images})

@@ -66,11 +66,11 @@ class Tokenizer:
         texts = (self.encoder.decode([i], False) for i in self.stop_ids)
         return tuple(text for text in texts if text.strip())
 
-    def encode(self, text: str, *, add_bos: bool = False, add_eos: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
         """Token ids of a text; `add_bos` does not double a BOS that the text already has."""
         ids = self.encoder.encode_batch([text])[0][0]
         bos = [self.bos_id] if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else []
-        return bos + ids + ([self.eos_id] if add_eos and self.eos_id is not None else [])
+        return bos + ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and for each one the characters [start, end) of `text` that it covers."""
