@@ -154,6 +154,7 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
         for batch in batches:
             new = sums(net_variables, sharding.to_devices(_read(batch), mesh))
             total = new if total is None else step.add(total, new)
+            sharding.keep_pace(mesh, total)
         if total is None:
             return {}
         total = jax.device_get(total)

@@ -100,6 +100,7 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
             # Dispatched and not waited for: the host reads once, after the last batch.
             batch_sums = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
             total = batch_sums if total is None else step.add(total, batch_sums)
+            sharding.keep_pace(mesh, total)
         return {} if total is None else _fetch(total)
 
     return evaluate
@@ -240,6 +241,7 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
     for number in range(start + 1, steps + 1):
         batch = next(run.batches)
         run.state, metrics = run.update(run.state, sharding.to_devices(batch, run.mesh))
+        sharding.keep_pace(run.mesh, metrics)
         run.log.add(metrics, batch.get("index"))
         if number == start + 1:
             if on_first_fn is not None:

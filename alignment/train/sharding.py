@@ -135,6 +135,17 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     }
 
 
+def keep_pace(mesh: Mesh, out: Any) -> None:
+    """Wait for a program's outputs where one process plays several devices, as in tests on a CPU; elsewhere go on.
+
+    XLA's CPU client runs the programs of all its devices in one pool of threads. Once the host is some thirty programs
+    ahead, the whole pool may be taken by devices that wait in a collective for others, which find no thread to run on:
+    the process then hangs for ever.
+    """
+    if len(mesh.local_devices) > 1 and mesh.local_devices[0].platform == "cpu":
+        jax.block_until_ready(out)
+
+
 def to_host(tree: Any) -> Any:
     """Whole numpy arrays on every process."""
     if jax.process_count() == 1:

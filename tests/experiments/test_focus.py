@@ -81,7 +81,7 @@ def test_findings_stand_on_the_first_page(tiny):
     lines = (workdir / "findings.txt").read_text().splitlines()
     page = (workdir / "report.html").read_text()
     assert all(markup.escape(line) in page for line in lines)
-    assert "Median Focus" in lines[1] and lines[-1].startswith("Planted in this museum")
+    assert "Median Focus" in lines[2] and lines[-1].startswith("Planted in this museum")
     assert page.index("Findings") < page.index("Figures")
 
 

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from alignment.errors import InputError
-from alignment.train import sharding, train_state
+from alignment.train import loop, sharding, step, train_state
 from tests.train import helpers
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
@@ -66,3 +66,21 @@ def test_a_batch_that_does_not_split_is_refused_with_one_that_would(batch_size, 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (16, 2), (16, 4), (7 * 4, 7)])
 def test_a_batch_that_splits_is_accepted(batch_size, accumulate):
     sharding.check_batch(batch_size, helpers.make_mesh((2, 2, 2)), accumulate)
+
+
+@pytest.mark.parametrize(("shape", "waits"), [((8, 1, 1), True), ((1, 1, 1), False)])
+def test_a_process_that_plays_several_devices_waits_for_each_program(shape, waits, monkeypatch):
+    """Otherwise XLA's one pool of threads is taken by devices that wait for others, and the process hangs."""
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    sharding.keep_pace(helpers.make_mesh(shape), "out")
+    assert waited == (["out"] if waits else [])
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1)])
+def test_an_evaluation_of_very_many_batches_ends_on_simulated_devices(shape):
+    evaluate = loop.evaluator(
+        lambda params, batch, **_: (step.Mean(jnp.sum(batch["x"]), jnp.float32(8)), {}), [{"x": np.ones(8)}] * 300
+    )
+    state = train_state.TrainState(jnp.zeros(()), {}, {}, jax.random.PRNGKey(0), None)
+    assert evaluate(state, helpers.make_mesh(shape)) == {"loss": 1.0}
