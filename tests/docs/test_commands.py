@@ -2,6 +2,8 @@
 
 A launcher's command runs at `tiny`, and `--sweep` as its first point. One without flags and without a workdir is a
 plain run, which tests/experiments/test_tiny.py makes of every experiment: here its name and setting are looked up.
+`make slow` runs every command to its end. `make test` runs those whose files their page names later, and the first
+of each experiment; the others stop after everything was checked, where the run would begin.
 """
 
 import contextlib
@@ -40,6 +42,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "serve:tiny": ("--config.port=0",),
     "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }
+LAUNCHER = ["python", "-m", "experiments.run"]
 MOST_EXCUSED = 6  # blocks that are not run
 
 
@@ -63,7 +66,7 @@ def at_tiny(words: list[str]) -> list[str]:
     return rest
 
 
-def launcher(words: list[str], flags: tuple[str, ...]) -> None:
+def launcher(words: list[str], flags: tuple[str, ...], runs: bool) -> None:
     is_plain = len(words) == 2
     if is_plain or "--help" in words:
         call(run.main, [*words, "--help"])
@@ -71,9 +74,23 @@ def launcher(words: list[str], flags: tuple[str, ...]) -> None:
     path = None
     if ">" in words:
         words, path = words[: words.index(">")], words[-1]
-    printed = call(run.main, [*at_tiny(words), *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        if not runs:
+            patch.setattr(run, "run_once", lambda *_: 0)
+        printed = call(run.main, [*at_tiny(words), *flags])
     if path:
         pathlib.Path(path).write_text(printed)
+
+
+def is_needed(words: list[str], began: set[str], rest: str) -> bool:
+    """Whether a launcher's command is the first of its experiment, a sweep, or writes what the page names later."""
+    target = words[words.index("--config") + 1].partition(":")[0]
+    folders = [words[i + 1] for i, word in enumerate(words) if word == "--workdir"]
+    folders += [word.partition("=")[2] for word in words if word.startswith(("--config.outputs=", "--workdir="))]
+    if target not in began or "--sweep" in words or any(folder in rest for folder in folders):
+        began.add(target)
+        return True
+    return False
 
 
 def installer(words: list[str]) -> None:
@@ -90,10 +107,10 @@ def script(words: list[str]) -> None:
     assert all(f'"{word.partition("=")[0]}"' in text for word in words[1:] if word.startswith("--"))
 
 
-def command(words: list[str], flags: tuple[str, ...]) -> None:
+def command(words: list[str], flags: tuple[str, ...], runs: bool = True) -> None:
     match words:
         case ["python", "-m", "experiments.run", *rest]:
-            launcher(rest, flags)
+            launcher(rest, flags, runs)
         case ["python", "-m", "experiments.report", *rest]:
             call(report, rest)
         case ["python", "-m", "pytest", *rest]:
@@ -113,21 +130,36 @@ def command(words: list[str], flags: tuple[str, ...]) -> None:
             raise AssertionError("no test knows how to run this command; see tests/docs/test_commands.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_what_a_page_prints_runs(page, world, monkeypatch):
+    work_through(page, world, monkeypatch, everything=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_what_a_page_prints_is_accepted_and_an_example_of_each_experiment_runs(page, world, monkeypatch):
+    work_through(page, world, monkeypatch, everything=False)
+
+
+def work_through(page, world, monkeypatch, *, everything):
+    """Do what a page prints, from its top to its bottom."""
     monkeypatch.chdir(world)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setattr(charts, "svg", lambda *_, **__: "<svg></svg>")  # drawing takes a second a run
     names: dict[str, object] = {"__name__": page.stem}
-    for block in read(page):
+    blocks, began = read(page), set()
+    for number, block in enumerate(blocks):
         if block.reason or block.language not in RUN:
             continue
         if block.language == "python":
             exec(compile(block.text, block.where, "exec"), names)
             continue
-        for words in block.commands():
+        commands = block.commands()
+        for at, words in enumerate(commands, 1):
+            rest = "\n".join([*map(shlex.join, commands[at:]), *(later.text for later in blocks[number + 1 :])])
+            runs = everything or words[:3] != LAUNCHER or is_needed(words, began, rest)
             try:
-                command(words, block.flags)
+                command(words, block.flags, runs)
             except Exception as error:
                 raise AssertionError(f"{block.where}: {shlex.join(words)}\n{error}") from error
 
