@@ -358,12 +358,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.parametrize("how", ["disk", "limit"])
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_freed_the_run_ends_the_same(
-    how, tiny, tmp_path, request
-):
-    place = request.getfixturevalue("small_disk") if how == "disk" else tmp_path
-    argv = ["--config", str(ROOT / "experiments/dpo.py:tiny"), "--workdir", str(place / "run")]
+def fill_the_disk(how, place, *flags):
+    """A run whose disk is full at the checkpoint of step 2: it ends with one message, and the one before is left."""
+    argv = ["--config", str(ROOT / "experiments/dpo.py:tiny"), "--workdir", str(place / "run"), *flags]
     command = [sys.executable, "-c", FILL, how, str(place), *argv]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -374,6 +371,18 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_freed_the_run_end
     with checkpoint.open_manager(place / "run/checkpoints", read_only=True) as manager:
         assert manager.latest_step() == 0
 
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_freed_the_run_goes_on(tmp_path):
+    fill_the_disk("limit", tmp_path, *QUICK)
+    assert launch("dpo.py:tiny", tmp_path / "run", *QUICK).code == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["disk", "limit"])
+def test_a_run_whose_full_disk_was_freed_ends_the_same(how, tiny, tmp_path, request):
+    place = request.getfixturevalue("small_disk") if how == "disk" else tmp_path
+    fill_the_disk(how, place)
     (place / "filler").unlink(missing_ok=True)
     assert launch("dpo.py:tiny", place / "run").code == 0
     assert checkpoint_arrays(place / "run") == checkpoint_arrays(tiny("dpo").workdir)

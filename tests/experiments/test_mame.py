@@ -254,11 +254,13 @@ def one_device():
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
+@pytest.mark.slow  # tests/data/toys/test_museum.py measures on the pictures that the label is lost
 def test_fine_patterns_need_resolution():
     coarse, fine = (learned("fine", dict(resize=side, crop=side), 60) for side in (32, 64))
     assert coarse < 0.45 and fine > coarse + 0.35
 
 
+@pytest.mark.slow  # as above
 def test_shapes_are_learned_from_pictures_that_keep_them_and_not_from_squares():
     """With masks: what the network sees of a shape is the picture's edge, not the padding around it."""
     squares = learned("shape", dict(resize=32, crop=32), 90)
