@@ -8,6 +8,8 @@ A request's tokens and log-probabilities are the same bits whatever else is serv
 it was pre-empted or its prompt was cached, on one device, with one number of slots, without speculation. Chunks begin
 at multiples of one length and have one shape, a cached prefix ends where a chunk does, attention walks fixed blocks,
 and tokens of an answer are only ever written by decode steps, even where an evicted answer is computed again.
+
+Other models or adapters of the base may guide the choice of each token: see `guided`.
 """
 
 import dataclasses
@@ -20,10 +22,21 @@ import jax
 import numpy as np
 
 from alignment import errors
-from alignment.decoding import network, prefixes, programs, requests, rows, sampling, speculation, stopping
+from alignment.decoding import (
+    guided,
+    network,
+    prefixes,
+    programs,
+    requests,
+    rows,
+    sampling,
+    speculation,
+    stacks,
+    stopping,
+)
 from alignment.decoding.requests import Answer, Request, Token
 from alignment.errors import InputError
-from alignment.models import decoder
+from alignment.models import decoder, lora
 
 ORDERS = ("arrival", "longest")
 
@@ -62,9 +75,6 @@ class News:
 class Engine:
     """Serves requests with one model, guided by others if there are any.
 
-    With guides, the next token is chosen from a linear combination of log-probabilities (see `guided`), each model
-    reading its own prompt and the common answer.
-
     Args:
         model, params: a decoder and its parameters.
         num_slots: answers written at the same time.
@@ -73,7 +83,8 @@ class Engine:
         num_steps: steps between two looks of the host.
         chunks_per_turn: chunks prefilled in one `advance`; None: as many as free slots want, which is the most
             throughput, while 1 or 2 keeps the writers' latency low and lets the caller cancel in mid-prompt.
-        guides: further (model, params) over the same vocabulary.
+        guides: (model, params) over the same vocabulary, whose size may differ beyond `num_ids`; or (adapter, its tree)
+            of the base's own weights.
         draft: a smaller (model, params) that guesses `num_draft` tokens; without it, and `num_draft` > 0, the row's own
             repetitions do. See `speculation`.
         processors, processor_states: pure functions on the logits (`programs.Processor`), and for each a tree of arrays
@@ -110,7 +121,7 @@ class Engine:
         block: int = 64,
         num_steps: int = 16,
         chunks_per_turn: int | None = None,
-        guides: Sequence[tuple[decoder.DecoderLM, Any]] = (),
+        guides: Sequence[tuple[decoder.DecoderLM | lora.Adapter, Any]] = (),
         draft: tuple[decoder.DecoderLM, Any] | None = None,
         num_draft: int = 0,
         processors: Sequence[programs.Processor] = (),
@@ -129,15 +140,15 @@ class Engine:
         max_len = -(-max_len // chunk) * chunk
         network.check_dtypes(weights_dtype, cache_dtype)
         errors.one_of("order", order, ORDERS)
-        members = [(model, params), *guides, *([draft] if draft is not None else [])]
-        _check_guides([m for m, _ in members[: 1 + len(guides)]])
+        others, adapters, places = guided.lay_out(model, guides, num_ids)
+        networks = [(model, params), *others, *([draft] if draft is not None else [])]
         speculation.check(model, draft, num_draft, num_ids)
         mesh = network.mesh_of(params)
         limits: dict[str, Any] = dict(
             num_draft=num_draft, cache_dtype=cache_dtype, num_devices=mesh.size if mesh else 1
         )
         self.plan = programs.Plan(
-            models=tuple(m for m, _ in members[: 1 + len(guides)]),
+            models=tuple(m for m, _ in networks[: 1 + len(others)]),
             num_slots=num_slots,
             max_len=max_len,
             block=block,
@@ -149,10 +160,13 @@ class Engine:
             processors=tuple(processors),
             mesh=mesh,
             cache_dtype=cache_dtype,
-            attention=rows.choose(attention, [m for m, _ in members], **limits),
+            attention=rows.choose(attention, [m for m, _ in networks], **limits),
+            guides=places,
         )
         options: dict[str, Any] = dict(dtype=weights_dtype, frees_params=frees_params)
-        self.weights = tuple(network.prepare(m, p, self.plan.mesh, **options) for m, p in members)
+        self.weights = tuple(network.prepare(m, p, self.plan.mesh, **options) for m, p in networks)
+        if adapters:
+            self.weights[0]["adapters"] = stacks.prepare(model, adapters, self.plan.mesh)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)
         if num_ids is not None and not 1 <= num_ids <= model.vocab_size:
             raise InputError(f"num_ids={num_ids} must be from 1 to {model.vocab_size}, the model's vocabulary")
@@ -190,7 +204,7 @@ class Engine:
             request,
             vocab_size=min(m.vocab_size for m in self.plan.all_models),  # a draft reads the prompt as well
             max_len=self.max_len,
-            num_guides=len(self.plan.models) - 1,
+            num_guides=len(self.plan.guides),
             has_bytes=self.pieces is not None,
         )
         if request.processor_rows is not None:
@@ -315,9 +329,7 @@ class Engine:
     def _admit(self, job, free):
         """Give the request a free slot, with what other slots know of its prompts."""
         request, plan = job.request, self.plan
-        prompts = [list(map(int, prompt)) for prompt in (request.prompt, *request.guide_prompts)]
-        if plan.draft is not None:
-            prompts.append(prompts[0])
+        prompts = [list(map(int, prompt)) for prompt in self._prompts(request)]
         wanted = [self.prefixes.whole_chunks(prompt) for prompt in prompts]
         if request.prompt_logprobs:
             wanted[0] = []  # every token of this prompt is read again, since its score was not kept
@@ -365,8 +377,8 @@ class Engine:
     def _prefill(self, i, job, prompts, starts):
         """Prefill one chunk after the other, yielding after each; the last token of a prompt is left to decoding."""
         C = self.plan.chunk
-        for model, (prompt, start) in enumerate(zip(prompts, starts)):
-            wants_scores = job.request.prompt_logprobs and model == 0
+        for which, (place, prompt, start) in enumerate(zip(self.plan.places, prompts, starts)):
+            wants_scores = job.request.prompt_logprobs and which == 0
             last = len(prompt) - 1
             for at in range(start, last, C):
                 part = prompt[at : min(at + C, last)]
@@ -375,17 +387,19 @@ class Engine:
                 end = at + len(part)
                 self.state, scored = programs.prefill(
                     self.plan,
-                    self.weights[model],
+                    self.weights[place.model],
                     self.state,
                     np.int32(i),
                     tokens_C,
                     np.int32(at),
                     np.int32(end),
                     np.bool_(wants_scores),
-                    which=model,
+                    np.int32(which),
+                    np.int32(place.part),
+                    model=place.model,
                 )
                 self.counts["chunks"] += 1
-                self.prefixes.add(i, model, part)
+                self.prefixes.add(i, which, part)
                 if wants_scores:
                     job.scores.append((scored, part, prompt[at + 1 : end + 1]))
                 yield
@@ -397,7 +411,7 @@ class Engine:
         self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
         jobs = [slot.job for slot in self._slots]
         wants_top = any(job is not None and job.request.logprobs for job in jobs)
-        fetched = {name: out[name] for name in ("tokens", "logprobs", "num_steps", "num_live")}
+        fetched = {name: out[name] for name in out if name != "top"}
         fetched = jax.device_get(fetched | ({"top": out["top"]} if wants_top else {}))
         self.counts["dispatches"] += 1
         self.counts["steps"] += int(fetched["num_steps"])
@@ -413,11 +427,11 @@ class Engine:
 
     def _take(self, i, job, fetched):
         """A row's new tokens, up to what ends it."""
-        request = job.request
+        request, plan = job.request, self.plan
         ids = fetched["tokens"][i]
         num = int(np.sum(ids >= 0))
-        for model, length in enumerate(self._prompt_lengths(job.request)):
-            self.prefixes.wrote(i, model, length + len(job.answer.tokens) - job.num_replayed + num)
+        for model, prompt in enumerate(self._prompts(job.request)):
+            self.prefixes.wrote(i, model, len(prompt) + len(job.answer.tokens) - job.num_replayed + num)
         skipped = min(num, job.num_replayed)
         job.num_replayed -= skipped
         stop_ids = {*self.stop_ids, *request.stop_ids}
@@ -425,14 +439,15 @@ class Engine:
         reason = "" if self._read_scores(job) else "error"
         for k in range(skipped, 0 if reason else num):
             token = int(ids[k])
-            if token >= self.plan.models[0].vocab_size:
+            if token >= plan.models[0].vocab_size:
                 reason = "error"
                 break
             top = []
             if request.logprobs:
                 pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
                 top = [(int(t), float(x)) for t, x in pairs][: request.logprobs]
-            new.append(Token(token, float(fetched["logprobs"][i, k]), top))
+            by_model = tuple(fetched["by_model"][:, i, k].tolist()) if plan.guides else ()
+            new.append(Token(token, float(fetched["logprobs"][i, k]), top, by_model))
             if token in stop_ids:
                 reason, job.answer.stop = "stop", token
             elif job.matcher is not None and (text := job.matcher.feed(token)) is not None:
@@ -449,10 +464,10 @@ class Engine:
             self._end(i, reason)
         return News(job.answer, new, bool(reason)) if new or reason else None
 
-    def _prompt_lengths(self, request):
-        """Of each model's own prompt; a draft reads the base's."""
-        lengths = [len(request.prompt), *map(len, request.guide_prompts)]
-        return [*lengths, lengths[0]] if self.plan.draft is not None else lengths
+    def _prompts(self, request):
+        """What each model reads; a draft reads the base's, and so do guides without prompts of their own."""
+        own = request.guide_prompts or [request.prompt] * len(self.plan.guides)
+        return [request.prompt, *own, *([request.prompt] if self.plan.draft is not None else [])]
 
     def _end(self, i, reason):
         """Free a slot whose request is through, and clean it where the request left NaN in its cache.
@@ -464,7 +479,7 @@ class Engine:
         if answer.error:
             self.counts["failed"] += 1
             self.state = programs.clean(self.plan, self.state, np.int32(i))
-            for model in range(len(self.plan.all_models)):
+            for model in range(len(self.plan.places)):
                 self.prefixes.start(i, model, [], i)
         return answer
 
@@ -486,19 +501,12 @@ class Engine:
     def _finish(self, job, reason):
         if reason == "error":
             job.answer.error = (
-                f"request {job.number}: after {len(job.answer.tokens)} tokens the logits are not numbers; are the "
-                "weights damaged, does half precision overflow, or is it a processor?"
+                f"request {job.number}: after {len(job.answer.tokens)} tokens the logits are not numbers, or every "
+                "token's is -inf; are the weights damaged, does half precision overflow, or do models and processors "
+                "rule all tokens out together?"
             )
         job.answer.finish_reason = reason
         return job.answer
-
-
-def _check_guides(models):
-    sizes = [m.vocab_size for m in models]
-    if len(set(sizes)) > 1:
-        raise InputError(
-            f"the models' vocabularies have {sizes} tokens; models that decode together need one vocabulary"
-        )
 
 
 def write(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment import errors
-from alignment.decoding import rows
+from alignment.decoding import rows, stacks
 from alignment.errors import InputError
 from alignment.models import decoder, lora, rope
 from alignment.models.attention import HIDDEN
@@ -220,6 +220,7 @@ def forward(
     is_live_R: jax.Array | None = None,
     is_chunk: bool = False,
     attention: str = rows.BLOCKS,
+    adapter_R: jax.Array | None = None,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Hidden states [R,T,D] after the final norm, and the cache with these tokens' keys and values in it.
 
@@ -231,6 +232,8 @@ def forward(
         is_chunk: R is 1, T a multiple of the cache's block and the first position too: the tokens are written as
             blocks.
         attention: a kernel of `rows`, whose cache this is then.
+        adapter_R: the adapter of each row, an index into those of `weights["adapters"]` (`stacks.prepare`), or
+            `stacks.NONE`. None: the weights have none.
     """
     C = cache[0]["keys"].shape[-1]
     R = tokens_RT.shape[0]
@@ -242,9 +245,10 @@ def forward(
     earliest = jnp.min(jnp.where(is_live_R, positions_RT[:, 0], jnp.iinfo(jnp.int32).max))
 
     new_cache = []
-    for layer, layer_cache, window in zip(weights["layers"], cache, windows(model)):
+    for i, (layer, layer_cache, window) in enumerate(zip(weights["layers"], cache, windows(model))):
+        linear = _linear(layer, None if adapter_R is None else weights["adapters"]["layers"][i], adapter_R)
         x_RTD = decoder.rms_norm(hidden_RTD, layer["attention_norm"], model.norm_eps)
-        q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, x_RTD, tables)
+        q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, linear(x_RTD, "query"), tables)
         if attention == rows.BLOCKS:
             write = _write_blocks if is_chunk else _write_positions
             layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
@@ -253,20 +257,27 @@ def forward(
         else:
             layer_cache = rows.write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
             mixed_RTM = rows.attend(q_RTHK, layer_cache, positions_RT, first_row, attention)
-        hidden_RTD += _times(mixed_RTM, layer["out"])
+        hidden_RTD += linear(mixed_RTM, "out")["out"]
         x_RTD = decoder.rms_norm(hidden_RTD, layer["mlp_norm"], model.norm_eps)
-        hidden_RTD += _times(nn.silu(_times(x_RTD, layer["gate"])) * _times(x_RTD, layer["up"]), layer["down"])
+        wide = linear(x_RTD, "gate")
+        hidden_RTD += linear(nn.silu(wide["gate"]) * wide["up"], "down")["down"]
         new_cache.append(layer_cache)
     return decoder.rms_norm(hidden_RTD, weights["final_norm"], model.norm_eps), new_cache
 
 
-def logits(weights: Mapping[str, Any], hidden_XD: jax.Array) -> jax.Array:
-    """Logits [X,V] in fp32 of some hidden states."""
+def logits(weights: Mapping[str, Any], hidden_XD: jax.Array, adapter_X: jax.Array | None = None) -> jax.Array:
+    """Logits [X,V] in fp32 of some hidden states; `adapter_X` as in `forward`."""
     head = weights["head"]
     if isinstance(head, dict):
         logits_XV = jnp.matmul(hidden_XD, head["int8"].astype(hidden_XD.dtype), preferred_element_type=jnp.float32)
-        return logits_XV * head["scale"][None]
-    return jnp.matmul(hidden_XD, head, preferred_element_type=jnp.float32)
+        logits_XV *= head["scale"][None]
+    else:
+        logits_XV = jnp.matmul(hidden_XD, head, preferred_element_type=jnp.float32)
+    if adapter_X is None or not weights["adapters"]["head"]["b"]:
+        return logits_XV
+    adapters = weights["adapters"]["head"]
+    lows = stacks.lows(adapters, "head", hidden_XD[:, None], adapter_X)
+    return stacks.added(logits_XV[:, None], lows, adapters, "head")[:, 0]
 
 
 def copy_blocks(
@@ -319,11 +330,24 @@ def check_dtypes(weights_dtype: str, cache_dtype: str) -> None:
             )
 
 
-def _heads(model, layer, x_RTD, tables):
-    """Queries [R,T,H,K], keys and values [R,T,G,K], turned by their positions."""
+def _linear(layer, adapters, adapter_R):
+    """A function from an input and a key of `stacks.READERS` to the products of the matrices that read it, by name."""
+
+    def products(x_RTX, first):
+        out = {name: _times(x_RTX, layer[name]) for name in stacks.READERS[first]}
+        if adapters is None:
+            return out
+        lows = stacks.lows(adapters, first, x_RTX, adapter_R)
+        return {name: stacks.added(out_RTY, lows, adapters, name) for name, out_RTY in out.items()}
+
+    return products
+
+
+def _heads(model, layer, products, tables):
+    """Queries [R,T,H,K], keys and values [R,T,G,K] of their products; the first two are turned by their positions."""
 
     def project(name):
-        out = _times(x_RTD, layer[name])
+        out = products[name]
         if f"{name}_bias" in layer:
             out += layer[f"{name}_bias"][None, None]
         return out.reshape(*out.shape[:2], -1, model._head_dim())

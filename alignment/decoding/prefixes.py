@@ -16,16 +16,17 @@ class Prefixes:
     """The host's record; it says what the device may copy, and holds no arrays.
 
     Args:
-        ring_lengths: for each model and layer, the number of its cache's blocks.
+        ring_lengths: for each network and layer, the number of its cache's blocks.
     """
 
     def __init__(self, plan: Plan, ring_lengths: Sequence[Sequence[int]]) -> None:
         self.plan = plan
-        self._rings = [
+        rings = [
             [(window, ring) for window, ring in zip(network.windows(model), lengths) if window is not None]
             for model, lengths in zip(plan.all_models, ring_lengths)
         ]
-        num_models = len(plan.all_models)
+        self._rings = [rings[place.model] for place in plan.places]
+        num_models = len(plan.places)
         self._chunks: list[list[list[Chunk]]] = [[[] for _ in range(num_models)] for _ in range(plan.num_slots)]
         # The positions before this one have been written, in this slot or in the one that its blocks were copied from.
         self._frontiers = [[0] * num_models for _ in range(plan.num_slots)]

@@ -7,7 +7,8 @@ Prefill covers a prompt but for its last token. That one is the first token of d
 are chosen in one program only.
 
 Dimensions: B slots, S positions of a row, V vocabulary, T draft tokens, U = T+1, E ids of a list, W models (the base,
-its guides, and the draft if there is one), C tokens of a chunk, O tokens that a row writes in one dispatch at most.
+its guides, and the draft if there is one), C tokens of a chunk, O tokens that a row writes in one dispatch at most,
+P parts of a network (itself and its adapters), R = P*B rows of its cache: slot b of part p is row p*B + b.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import guided, network, rows, sampling, speculation
+from alignment.decoding import guided, network, rows, sampling, speculation, stacks
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
 from alignment.errors import InputError
 from alignment.models import decoder
@@ -37,7 +38,7 @@ class Plan:
     """All that is fixed when the programs are compiled.
 
     Attributes:
-        models: the base model, then its guides.
+        models: the base model, then the guides that are models of their own.
         draft: a smaller model that guesses tokens; None: the answer's own repetitions do (`num_draft` > 0), or nothing.
         num_draft: tokens guessed in each step, T; 0: no speculation.
         num_slots, max_len, block, chunk: see `network.init_cache`.
@@ -46,6 +47,7 @@ class Plan:
         processors: pure functions on the logits, applied in this order, after penalties and before the draw.
         mesh: None for one device.
         cache_dtype, attention: see `network.init_cache`.
+        guides: the place of each guide, in the order of a request's weights.
     """
 
     models: tuple[decoder.DecoderLM, ...]
@@ -61,10 +63,22 @@ class Plan:
     mesh: Mesh | None = None
     cache_dtype: str = ""
     attention: str = rows.BLOCKS
+    guides: tuple[guided.Place, ...] = ()
 
     @property
     def all_models(self) -> tuple[decoder.DecoderLM, ...]:
+        """The networks, each with weights and a cache."""
         return (*self.models, *([self.draft] if self.draft is not None else []))
+
+    @property
+    def places(self) -> tuple[guided.Place, ...]:
+        """Of the base, its guides, and the draft if there is one."""
+        draft = [guided.Place(len(self.models), 0)] if self.draft is not None else []
+        return (guided.Place(0, 0), *self.guides, *draft)
+
+    def num_parts(self, model: int) -> int:
+        """Rows of a network's cache for each slot."""
+        return sum(place.model == model for place in self.places)
 
 
 def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
@@ -73,11 +87,11 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
     Args:
         processor_states: one tree of arrays [B,...] for each processor.
     """
-    B, S, W, V = plan.num_slots, plan.max_len, len(plan.all_models), plan.models[0].vocab_size
+    B, S, W, V = plan.num_slots, plan.max_len, len(plan.places), plan.models[0].vocab_size
     sizes: dict[str, Any] = dict(block=plan.block, chunk=plan.chunk, mesh=plan.mesh, dtype=plan.cache_dtype)
     sizes["attention"] = plan.attention
     state = {
-        "caches": [network.init_cache(m, B, S, **sizes) for m in plan.all_models],
+        "caches": [network.init_cache(m, B * plan.num_parts(i), S, **sizes) for i, m in enumerate(plan.all_models)],
         "tokens": jnp.zeros((B, S), jnp.int32),  # prompt and answer
         "pending": jnp.zeros((W, B), jnp.int32),  # the token that each model reads next
         "position": jnp.zeros((W, B), jnp.int32),  # and where it stands
@@ -95,7 +109,7 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
             "has_bias": jnp.zeros(B, bool),
             "bias": jnp.zeros((B, V), jnp.float32),
             "stop_ids": jnp.full((B, NUM_STOP_IDS), -1, jnp.int32),
-            "model_weights": jnp.zeros((len(plan.models), B), jnp.float32),
+            "model_weights": jnp.zeros((1 + len(plan.guides), B), jnp.float32),
         },
     }
     return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
@@ -184,7 +198,10 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
     updated = jax.tree.map(lambda x, value: x.at[slot].set(value), old, new)
     weights = state["options"]["model_weights"].at[:, slot].set(options["model_weights"])
     updated["options"] = {**updated["options"], "model_weights": weights}
-    caches = [network.copy_blocks(cache, copies[i, 0], slot, copies[i, 1]) for i, cache in enumerate(state["caches"])]
+    caches = list(state["caches"])
+    for i, place in enumerate(plan.places):
+        first = place.part * plan.num_slots
+        caches[place.model] = network.copy_blocks(caches[place.model], first + copies[i, 0], first + slot, copies[i, 1])
     reading = {name: state[name].at[:, slot].set(row[name]) for name in ("pending", "position")}
     return _placed(plan, {**state, **updated, **reading, "caches": caches})
 
@@ -192,12 +209,15 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def clean(plan: Plan, state: State, slot: jax.Array) -> State:
     """Zeros in all caches of a slot, which idles at position 0 until its next request."""
-    caches = jax.tree.map(lambda x: x.at[:, slot].set(0), state["caches"])
+    caches = []
+    for i, cache in enumerate(state["caches"]):
+        rows_P = jnp.arange(plan.num_parts(i)) * plan.num_slots + slot
+        caches.append([{name: x.at[:, rows_P].set(0) for name, x in layer.items()} for layer in cache])
     reading = {name: state[name].at[:, slot].set(0) for name in ("pending", "position")}
     return _placed(plan, {**state, "caches": caches, **reading})
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "which"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("plan", "model"), donate_argnames="state")
 def prefill(
     plan: Plan,
     weights: Any,
@@ -207,17 +227,21 @@ def prefill(
     start: jax.Array,
     next_position: jax.Array,
     wants_scores: jax.Array,
+    which: jax.Array,
+    part: jax.Array,
     *,
-    which: int,
+    model: int,
 ) -> tuple[State, tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
     """Write one chunk of a prompt into a slot's cache.
 
     Args:
-        weights: of the model `which`, an index into `plan.all_models`.
+        weights: of the network `model`, an index into `plan.all_models`.
         tokens_C: the prompt from `start` on, then anything: decoding overwrites it.
         start: a multiple of the chunk's length.
         next_position: the first position behind these tokens.
         wants_scores: whether the tokens that follow each of these are scored.
+        which: the model whose prompt it is, an index into `plan.places`; `part` is what stands there. They are traced,
+            so that one program serves all adapters of a network.
 
     Returns:
         The state; the log-probability of each token's successor in the row [C], and the best tokens there, zeros where
@@ -225,27 +249,30 @@ def prefill(
     """
     C = plan.chunk
     positions_1C = (start + jnp.arange(C, dtype=jnp.int32))[None]
+    adapter_1 = part[None] - 1 if plan.num_parts(model) > 1 else None
     hidden_1CD, cache = network.forward(
-        plan.all_models[which],
+        plan.all_models[model],
         weights,
-        state["caches"][which],
+        state["caches"][model],
         tokens_C[None],
         positions_1C,
-        first_row=slot,
+        first_row=part * plan.num_slots + slot,
         is_chunk=True,
         attention=plan.attention,
+        adapter_R=adapter_1,
     )
     row_S = jax.lax.dynamic_index_in_dim(state["tokens"], slot, keepdims=False)
     targets_C = jnp.take(row_S, positions_1C[0] + 1, mode="clip")
 
     def scores():
-        return sampling.logprobs(network.logits(weights, hidden_1CD[0]), targets_C, jnp.bool_(True))
+        adapter_C = None if adapter_1 is None else jnp.repeat(adapter_1, C)
+        return sampling.logprobs(network.logits(weights, hidden_1CD[0], adapter_C), targets_C, jnp.bool_(True))
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(scores))
     scored = jax.lax.cond(wants_scores, scores, lambda: nothing)
     state = {
         **state,
-        "caches": [cache if i == which else old for i, old in enumerate(state["caches"])],
+        "caches": [cache if i == model else old for i, old in enumerate(state["caches"])],
         "position": state["position"].at[which, slot].set(next_position),
     }
     return _placed(plan, state), scored
@@ -264,7 +291,8 @@ def decode(
 
     Returns:
         The state, and what was written: `tokens` and `logprobs` [B,O], -1 and 0 behind a row's end, `top` (ids and
-        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps.
+        log-probabilities [B,O,NUM_TOP]), `num_steps`, and `num_live`, the sum of live rows over the steps. With guides
+        also `by_model` [W,B,O], the log-probabilities under the base and each guide.
     """
     B, U = plan.num_slots, plan.num_draft + 1
     num_out = plan.num_steps * U
@@ -277,6 +305,8 @@ def decode(
         "num_steps": jnp.int32(0),
         "num_live": jnp.int32(0),
     }
+    if plan.guides:
+        out["by_model"] = jnp.zeros((1 + len(plan.guides), B, num_out), jnp.float32)
 
     def goes_on(carry):
         _, out, is_live_now_B = carry
@@ -287,11 +317,12 @@ def decode(
         state, out, is_live_B = carry
         out = {**out, "num_steps": out["num_steps"] + 1, "num_live": out["num_live"] + jnp.sum(is_live_B)}
         state, drafts_BT = speculation.drafts(plan, weights, state, is_live_B)
-        logits_BUV, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
+        logits_BUV, logps, caches = _all_logits(plan, weights, state, drafts_BT, is_live_B)
         state = {**state, "caches": caches}
         is_writing_B = is_live_B
         for i in range(U):  # a guess that turns out to be the choice lets the row write one more token
-            state, out, is_live_B, chosen_B = _write(plan, state, out, logits_BUV[:, i], is_live_B, is_writing_B)
+            here = (logits_BUV[:, i], [logp_BUV[:, i] for logp_BUV in logps])
+            state, out, is_live_B, chosen_B = _write(plan, state, out, *here, is_live_B, is_writing_B)
             if i < plan.num_draft:
                 is_writing_B = is_writing_B & is_live_B & (drafts_BT[:, i] == chosen_B)
         return state, out, is_live_B
@@ -301,21 +332,32 @@ def decode(
 
 
 def _all_logits(plan, weights, state, drafts_BT, is_live_B):
-    """The combined logits [B,U,V] at the pending token and behind every guess, and all caches."""
+    """The combined logits [B,U,V] at the pending token and behind every guess, what guided models say, all caches."""
     B, U = plan.num_slots, plan.num_draft + 1
-    logits, caches = [], list(state["caches"])
+    places = plan.places[: 1 + len(plan.guides)]
+    logits, caches = [None] * len(places), list(state["caches"])
     for i, model in enumerate(plan.models):
-        tokens_BU = jnp.concatenate([state["pending"][i][:, None], drafts_BT], axis=1)
-        positions_BU = state["position"][i][:, None] + jnp.arange(U, dtype=jnp.int32)[None]
-        hidden_BUD, caches[i] = network.forward(
-            model, weights[i], caches[i], tokens_BU, positions_BU, is_live_R=is_live_B, attention=plan.attention
+        own = [w for w, place in enumerate(places) if place.model == i]  # in the order of their parts
+        P = len(own)
+        pending_R, position_R = (jnp.concatenate([state[name][w] for w in own]) for name in ("pending", "position"))
+        tokens_RU = jnp.concatenate([pending_R[:, None], jnp.tile(drafts_BT, (P, 1))], axis=1)
+        positions_RU = position_R[:, None] + jnp.arange(U, dtype=jnp.int32)[None]
+        adapter_R = jnp.repeat(jnp.arange(P) + stacks.NONE, B) if P > 1 else None
+        options: dict[str, Any] = dict(attention=plan.attention, adapter_R=adapter_R)
+        hidden_RUD, caches[i] = network.forward(
+            model, weights[i], caches[i], tokens_RU, positions_RU, is_live_R=jnp.tile(is_live_B, P), **options
         )
-        logits.append(network.logits(weights[i], hidden_BUD.reshape(B * U, -1)).reshape(B, U, -1))
-    is_guided = len(plan.models) > 1
-    return guided.combine(logits, state["options"]["model_weights"]) if is_guided else logits[0], caches
+        adapter_X = None if adapter_R is None else jnp.repeat(adapter_R, U)
+        logits_PBUV = network.logits(weights[i], hidden_RUD.reshape(P * B * U, -1), adapter_X).reshape(P, B, U, -1)
+        for w, logits_BUV in zip(own, logits_PBUV):
+            logits[w] = logits_BUV
+    if not plan.guides:
+        return logits[0], [], caches
+    logps = guided.logprobs(logits, plan.num_ids)
+    return guided.combine(logps, state["options"]["model_weights"], logits[0]), logps, caches
 
 
-def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
+def _write(plan, state, out, logits_BV, logps, is_live_B, is_writing_B):
     """One token more in the rows that are writing."""
     B, S = state["tokens"].shape
     rows_B, options, position_WB = jnp.arange(B), state["options"], state["position"]
@@ -331,7 +373,7 @@ def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
     is_fixed_B = next_B < state["num_fixed"]
     fixed_B = jnp.take_along_axis(state["tokens"], jnp.minimum(next_B, S - 1)[:, None], axis=1)[:, 0]
     chosen_B = jnp.where(is_fixed_B, fixed_B, chosen_B)
-    # logits that are NaN choose V, which is outside: the host reports it, and nothing is indexed with it
+    # logits that are NaN, or all -inf, choose V, which is outside: the host reports it, and nothing is indexed with it
     safe_B = jnp.minimum(chosen_B, logits_BV.shape[1] - 1)
     wants_top = jnp.any(options["wants_top"] & is_writing_B)
     logprob_B, top = sampling.logprobs(logits_BV, safe_B, wants_top)
@@ -345,6 +387,9 @@ def _write(plan, state, out, logits_BV, is_live_B, is_writing_B):
         "top": tuple(x.at[rows_B, place_B].set(new, mode="drop") for x, new in zip(out["top"], top)),
         "num": out["num"] + is_writing_B,
     }
+    if logps:
+        by_model_WB = jnp.stack([jnp.take_along_axis(x_BV, safe_B[:, None], axis=1)[:, 0] for x_BV in logps])
+        out["by_model"] = out["by_model"].at[:, rows_B, place_B].set(by_model_WB, mode="drop")
     ends_B = sampling.is_in(chosen_B, options["stop_ids"]) & ~is_fixed_B
     ends_B |= (next_B + 1 >= state["limit"]) | (chosen_B >= logits_BV.shape[1])
     written_at_B = jnp.where(is_writing_B, next_B, S)

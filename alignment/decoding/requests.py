@@ -34,7 +34,7 @@ class Request:
         logprobs: how many of the best tokens come with every token of the answer, 0 to 20; None: none, and the chosen
             token's log-probability comes all the same.
         prompt_logprobs: whether the prompt's tokens are scored as well.
-        guide_prompts: a prompt for each guiding model, in its own template; see `Engine`.
+        guide_prompts: a prompt for each guiding model, in its own template; see `Engine`. (): they read `prompt`.
         guide_weights, base_weight: the weights of each guiding model's log-probabilities and of the base model's.
         processor_rows: what each processor's state begins with, in the engine's order; None: its default.
     """
@@ -71,11 +71,14 @@ class Token:
 
     Attributes:
         top: the likeliest tokens and their log-probabilities, best first.
+        by_model: the token's log-probability under the base and under each guide, which makes the trace of a reward
+            model; () without guides, and then `logprob` is the base's.
     """
 
     id: int
     logprob: float
     top: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    by_model: Sequence[float] = ()
 
 
 @dataclasses.dataclass
@@ -135,10 +138,11 @@ def check(request: Request, *, vocab_size: int, max_len: int, num_guides: int = 
         )
     if request.stop and not has_bytes:
         raise InputError(f"stop={list(request.stop)} needs an engine that knows the tokens' bytes; give it `pieces`")
-    if len(request.guide_prompts) != num_guides or len(request.guide_weights) != num_guides:
+    if len(request.guide_prompts) not in (0, num_guides) or len(request.guide_weights) != num_guides:
         raise InputError(
             f"guide_prompts has {len(request.guide_prompts)} entries and guide_weights {len(request.guide_weights)}; "
-            f"the engine has {num_guides} guiding models: give one of each for every model"
+            f"the engine has {num_guides} guiding models: give one of each for every model, or no guide_prompts where "
+            "all read `prompt`"
         )
     for number, prompt in enumerate(request.guide_prompts):
         _check_prompt(f"guide_prompts[{number}]", prompt, vocab_size)

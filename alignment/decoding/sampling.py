@@ -84,8 +84,8 @@ def best(x_BV: jax.Array) -> jax.Array:
     """The first of the largest entries [B], int32, as `argmax`, whose loop over pairs is up to ten times as slow."""
     ids_1V = jnp.arange(x_BV.shape[1], dtype=jnp.int32)[None]
     top_B1 = jnp.max(x_BV, axis=1, keepdims=True)
-    # NaN equals nothing: such a row gives V, which the caller's checks of ids then refuse
-    return jnp.min(jnp.where(x_BV == top_B1, ids_1V, x_BV.shape[1]), axis=1)
+    # NaN equals nothing, and a row of -inf has no best: both give V, which the caller's checks of ids then refuse
+    return jnp.min(jnp.where((x_BV == top_B1) & (top_B1 > -jnp.inf), ids_1V, x_BV.shape[1]), axis=1)
 
 
 def gumbel(seeds_B: jax.Array, samples_B: jax.Array, positions_B: jax.Array, num_tokens: int) -> jax.Array:

@@ -292,17 +292,30 @@ def test_guided_answers_are_those_of_combined_passes(lm):
     for answer in server.answers(requests):
         written = []
         for token in answer.tokens:
-            combined = all_logprobs(lm, [*answer.request.prompt, *written])[-1]
-            for guide, prompt, weight in zip(guides, answer.request.guide_prompts, answer.request.guide_weights):
-                combined = combined + weight * all_logprobs(guide, [*prompt, *written])[-1]
+            says = [all_logprobs(lm, [*answer.request.prompt, *written])[-1]]
+            says += [all_logprobs(g, [*p, *written])[-1] for g, p in zip(guides, answer.request.guide_prompts)]
+            combined = says[0] + sum(w * logps for w, logps in zip(answer.request.guide_weights, says[1:]))
             assert token.id == combined.argmax()
+            np.testing.assert_allclose(token.by_model, [logps[token.id] for logps in says], atol=1e-4)
             written.append(token.id)
 
 
-def test_a_guide_of_weight_zero_changes_no_choice(lm):
-    plain = [a.ids for a in make(lm).answers([Request(p, 10) for p in PROMPTS])]
-    guided = [Request(p, 10, guide_prompts=[[4]], guide_weights=[0.0]) for p in PROMPTS]
-    assert [a.ids for a in make(lm, guides=[random_lm(seed=7)]).answers(guided)] == plain
+def test_guides_of_weight_zero_leave_the_base_s_answers_to_the_last_bit(lm):
+    fields = dict(max_new_tokens=10, temperature=1.0, seed=3)
+    plain = make(lm).answers([Request(p, **fields) for p in PROMPTS])
+    requests = [Request(p, **fields, guide_prompts=[[4]], guide_weights=[0.0]) for p in PROMPTS]
+    guided = make(lm, guides=[random_lm(seed=7)]).answers(requests)
+    for a, b in zip(plain, guided):
+        assert [(t.id, t.logprob) for t in a.tokens] == [(t.id, t.logprob) for t in b.tokens]
+
+
+def test_models_that_rule_out_all_tokens_together_are_reported_with_the_step(lm):
+    def close_all_after_two(logits_BV, tokens_BS, t_B, state):
+        return jnp.where((t_B >= 3)[:, None], -jnp.inf, logits_BV), state
+
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match=r"request 0: after 2 tokens.*-inf"):
+            make(lm, processors=[close_all_after_two]).answers([Request([5], 6, temperature)])
 
 
 def test_seeds_are_the_request_s_or_follow_from_the_engine_s_and_its_number(lm):
@@ -428,11 +441,23 @@ def test_a_stop_text_needs_the_tokens_bytes(lm):
 
 def test_vocabularies_that_differ_are_refused(lm):
     other = random_lm(vocab_size=19)
-    for options in (dict(guides=[other]), dict(guides=[other], num_ids=15)):
-        with pytest.raises(InputError, match=r"\[17, 19\]"):
-            make(lm, **options)
+    with pytest.raises(InputError, match=r"\[17, 19\]"):
+        make(lm, guides=[other])
     with pytest.raises(InputError, match="19 tokens and the model's 17"):
         make(lm, draft=other, num_draft=2)
+
+
+def test_a_guide_may_have_more_tokens_than_the_tokenizer(lm):
+    guide = random_lm(seed=7, vocab_size=19)
+    server = make(lm, guides=[guide], num_ids=15)
+    (answer,) = server.answers([Request([3], 8, guide_prompts=[[3]], guide_weights=[1.0])])
+    written = [3]
+    for token in answer.tokens:
+        says = [all_logprobs(m, written)[-1, :15] for m in (lm, guide)]
+        says = [logps - np.log(np.exp(logps).sum()) for logps in says]
+        assert token.id == (says[0] + says[1]).argmax()
+        np.testing.assert_allclose(token.by_model, [logps[token.id] for logps in says], atol=1e-4)
+        written.append(token.id)
 
 
 @pytest.mark.parametrize("vocab_size", [16, 24])

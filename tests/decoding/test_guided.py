@@ -12,7 +12,7 @@ BASE, REWARD, OTHER = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]
 
 def combined(models, weights, temperature=1.0, shift=0.0):
     logits = [jnp.log(jnp.float32(p))[None, None] + shift for p in models]
-    scores = guided.combine(logits, jnp.float32(weights)[:, None])
+    scores = guided.combine(guided.logprobs(logits), jnp.float32(weights)[:, None], logits[0])
     return np.asarray(jax.nn.softmax(scores[0, 0] / temperature))
 
 
@@ -74,3 +74,26 @@ def test_guiding_token_by_token_is_not_guiding_whole_answers():
     by_token = first[:, None] * second
     np.testing.assert_allclose(by_token.ravel(), [0.54, 0.06, 0.276923, 0.123077], atol=1e-6)
     np.testing.assert_allclose(np.sum(by_token * np.log(by_token / whole)), 0.0483774, atol=1e-6)
+
+
+def test_a_token_that_one_model_rules_out_is_ruled_out_unless_its_weight_is_zero():
+    closed = [0.0, 0.7, 0.3]
+    for weight in (1.0, -1.0):
+        p = combined([BASE, closed], [1.0, weight])
+        assert p[0] == 0 and np.isfinite(p).all() and (p[1:] > 0).all()
+    np.testing.assert_allclose(combined([BASE, closed], [1.0, 0.0]), BASE, atol=1e-7)
+    np.testing.assert_allclose(combined([BASE, REWARD, closed], [1.0, 1.0, 0.0]), combined([BASE, REWARD], [1, 1]))
+
+
+def test_a_row_whose_guides_weigh_nothing_has_the_base_s_logits_as_they_are():
+    rng = np.random.default_rng(0)
+    logits = [jnp.float32(rng.normal(size=(2, 1, 50))) for _ in range(2)]
+    scores = guided.combine(guided.logprobs(logits), jnp.float32([[1, 1], [0, 0.5]]), logits[0])
+    assert np.array_equal(scores[0], logits[0][0]) and not np.array_equal(scores[1], logits[0][1])
+
+
+def test_what_lies_beyond_the_tokenizer_is_cut_before_a_model_is_normalised():
+    base, larger = jnp.log(jnp.float32([*BASE, 0.9]))[None, None], jnp.log(jnp.float32([*REWARD, 5.0, 9.0]))[None, None]
+    logps = guided.logprobs([base, larger], 3)
+    np.testing.assert_allclose(np.exp(logps[0][0, 0]), [*BASE, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(logps[1][0, 0]), [*REWARD, 0], atol=1e-6)
