@@ -5,8 +5,9 @@ Laptop:  python -m experiments.run --config experiments/generate.py:laptop   (CP
 Smol:    make models, then the same with generate.py:smol --config.prompts=FILE
 
 A row of generations.jsonl has id, prompt, response, model, sampling, seed, finish_reason, num_prompt_tokens and
-num_tokens; with n > 1 sample, with logprobs tokens, logprobs and top_logprobs. Rows are in the prompts' order, n of
-them for each, whatever order they were written in.
+num_tokens; with n > 1 sample, with logprobs tokens, logprobs and top_logprobs. With guides (see
+experiments/decoding/guides.py) it has their weights as guidance, and with logprobs each token's log-probability under
+every model as by_model. Rows are in the prompts' order, n of them for each, whatever order they were written in.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from alignment.decoding.requests import Answer
 from alignment.errors import InputError
 from alignment.train import writers
 from data import records
-from experiments.decoding import answering, models, options, prompts
+from experiments.decoding import answering, guides, models, options, prompts
 from experiments.decoding.journal import ROWS, Journal, Key
 from experiments.decoding.models import Model
 from experiments.decoding.prompts import Prompt
@@ -35,7 +36,7 @@ TOO_MANY_BAD = 3  # exit code
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict(models.settings(arg) | options.settings())
+    c = ml_collections.ConfigDict(models.settings(arg) | options.settings() | guides.settings())
     c.seed = 0  # of the draws; each record draws by this seed and its id
     c.prompts = "prompts.jsonl"  # JSONL, JSON, CSV, parquet, or .txt with a prompt a line; several with commas between
     c.columns = dict(id="", prompt="", messages="", system="")  # "" takes the column of that name
@@ -59,6 +60,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither records, weights nor devices to be seen."""
     options.of_run(c)
     models.check(c)
+    guides.parse(c)
     prompts.check(c.prompts)
     if c.max_new_tokens >= c.engine.max_len:
         raise InputError(
@@ -75,6 +77,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     model = models.open_model(c, folder)
     size = model.network.vocab_size
     base = options.of_run(c, vocab_size=size)
+    led_by = guides.open_guides(guides.parse(c), model)
     todo, bad = prompts.load(
         c.prompts,
         model.tok,
@@ -86,6 +89,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         columns=c.columns,
         limit=c.limit,
         seed=c.seed,
+        guides=led_by,
     )
     report(folder, c, model, todo, bad)
     summary = {"prompts": len(todo), "bad_records": len(bad), "bad_share": len(bad) / (len(todo) + len(bad))}
@@ -93,18 +97,21 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         files.write_rows(folder / ROWS, [])
         return summary
     model = models.with_weights(model, c)
+    led_by = guides.load(led_by, model)
     made_from = {"weights": model.digest, "prompts": digest(todo)}
+    made_from |= {"guides": led_by.digest} if led_by.all else {}
     keys = [(number, sample) for number, prompt in enumerate(todo) for sample in range(prompt.options.n)]
     journal = Journal(folder, made_from, keys)
     if len(journal) < len(keys):
-        engine = models.engine(model, c, frees_params=True)
+        engine = models.engine(model, c, guides=led_by.members, frees_params=True)
+        led_by = dataclasses.replace(led_by, members=())
         model = dataclasses.replace(model, params=None, draft=None)  # only the engine reads weights from here on
         work = [
             ((number, sample), request)
             for number, prompt in enumerate(todo)
             for sample, request in enumerate(prompt.requests())
         ]
-        answering.write_all(engine, work, journal, folder, row_fn=functools.partial(row_of, todo, model))
+        answering.write_all(engine, work, journal, folder, row_fn=functools.partial(row_of, todo, model, led_by.names))
     journal.sort()
     summary |= page.write(folder, journal)
     seconds = journal.seconds or writers.last_value(folder, "seconds") or 0.0
@@ -132,11 +139,14 @@ def digest(todo: list[Prompt]) -> str:
     for prompt in todo:
         own = dict(prompt.options.request, n=prompt.options.n, echo=prompt.options.echo)
         fields = [prompt.id, prompt.shown, list(prompt.ids), prompt.is_chat, prompt.seed, own]
+        fields += [dict(prompt.guidance)] if prompt.guidance else []
         content.update(json.dumps(fields, sort_keys=True, default=str).encode())
     return content.hexdigest()[:16]
 
 
-def row_of(todo: list[Prompt], model: Model, key: Key, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+def row_of(
+    todo: list[Prompt], model: Model, guide_names: tuple[str, ...], key: Key, answer: Answer
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A line of generations.jsonl, and what the page needs beside it."""
     number, sample = key
     prompt = todo[number]
@@ -156,16 +166,21 @@ def row_of(todo: list[Prompt], model: Model, key: Key, answer: Answer) -> tuple[
         "num_prompt_tokens": len(prompt.ids),
         "num_tokens": len(answer.tokens),
     }
+    if guide_names:
+        row["guidance"] = dict(zip(guide_names, prompt.guidance["guide_weights"]))
     if own.n > 1:
         row["sample"] = sample
     if own.request["logprobs"] is not None:
-        row |= scores_of(prompt, answer)
+        row |= scores_of(prompt, answer, guide_names)
     is_shown = sample == 0 and number < page.NUM_SHOWN
     return row, {"tokens": page.spans(answer.tokens, model.pieces)} if is_shown else {}
 
 
-def scores_of(prompt: Prompt, answer: Answer) -> dict[str, Any]:
-    """The tokens with their log-probabilities in nats; those of an echoed prompt come first, its first one unscored."""
+def scores_of(prompt: Prompt, answer: Answer, guide_names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tokens with their log-probabilities in nats; those of an echoed prompt come first, its first one unscored.
+
+    With guides, `by_model` has the log-probabilities of the answer's tokens under the model and under each guide.
+    """
     read = answer.prompt if prompt.options.echo else []
     first = [prompt.ids[0]] if prompt.options.echo else []
     tokens = [*read, *answer.tokens]
@@ -174,6 +189,12 @@ def scores_of(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     if prompt.options.request["logprobs"]:
         best = [[[i, round(logprob, 6)] for i, logprob in token.top] for token in tokens]
         out["top_logprobs"] = [None] * len(first) + best
+    if guide_names:
+        each = zip(*(token.by_model for token in answer.tokens)) if answer.tokens else [()] * (1 + len(guide_names))
+        out["by_model"] = {
+            name: [round(logprob, 6) for logprob in logprobs]
+            for name, logprobs in zip((guides.BASE, *guide_names), each)
+        }
     return out
 
 

@@ -9,6 +9,7 @@ the key that stands in the environment as PLUMBLINE_API_KEY, if one does. Needs 
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import importlib.util
 import ipaddress
@@ -23,7 +24,7 @@ from ml_collections import config_dict
 
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
-from experiments.decoding import models
+from experiments.decoding import guides, models
 from experiments.launch import host
 
 SETTINGS = ("", "laptop", "smol", "tiny")
@@ -34,7 +35,7 @@ SECONDS = ("body_seconds", "header_seconds", "seconds", "grace")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict(models.settings(arg))
+    c = ml_collections.ConfigDict(models.settings(arg) | guides.settings())
     c.seed = 0  # of requests without one
     c.name = ""  # of the model, as clients call it; "" takes the last part of init_from
     c.host = "127.0.0.1"  # 0.0.0.0 lets other machines in
@@ -58,6 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither weights nor devices to be seen."""
     models.check(c)
+    guides.parse(c)
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(
             f"serve needs packages that are not installed ({', '.join(missing)}): pip install 'plumbline[serve]'"
@@ -104,22 +106,27 @@ def build(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> Any:
     """The service of a config, with its programs compiled."""
     from experiments.serving.service import Limits, Service
 
-    model = models.load(c, workdir)
-    engine = models.engine(model, c, seed=c.seed, frees_params=True)
+    opened = models.open_model(c, workdir)
+    led_by = guides.open_guides(guides.parse(c), opened)  # refused before any weights are read
+    model = models.with_weights(opened, c)
+    led_by = guides.load(led_by, model)
+    engine = models.engine(model, c, seed=c.seed, guides=led_by.members, frees_params=True)
     # One request through all programs, so that the first client does not wait for the compiler.
     prompt = [0] * min(c.engine.chunk + 2, engine.max_len - 1)
-    list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)]))
+    weights = led_by.weights_of({})
+    list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True, **weights)]))
     known = {name: c.limits[name] for name in ("queue", "max_bytes", "max_tokens", "body_seconds", "seconds")}
     return Service(
         engine,
         model.tok,
         model.pieces,
         name=name_of(c),
-        fingerprint=fingerprint(c, model.digest),
+        fingerprint=fingerprint(c, model.digest, led_by.digest),
         num_slots=c.engine.num_slots,
         max_len=engine.max_len,
         limits=Limits(**known),
         drops_space=model.drops_first_space,
+        guides=dataclasses.replace(led_by, members=()),
     )
 
 
@@ -128,11 +135,12 @@ def name_of(c: ml_collections.ConfigDict) -> str:
     return c.name or pathlib.PurePath(c.init_from.rpartition(":")[2]).name
 
 
-def fingerprint(c: ml_collections.ConfigDict, digest: str) -> str:
+def fingerprint(c: ml_collections.ConfigDict, digest: str, guides_digest: str = "") -> str:
     """Of what the bits of an answer depend on: weights, numerics, slots; see alignment/decoding/engine.py."""
     device = jax.devices()[0]
     content = {"weights": digest, "jax": jax.__version__, "device": f"{device.platform} {device.device_kind}"}
     content |= {"engine": dict(c.engine), "draft": c.draft_from, "tensor": c.mesh.tensor}
+    content |= {"guides": guides_digest} if guides_digest else {}
     return "fp_" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -58,5 +58,6 @@ def write_all(
 def compile_programs(engine: Engine) -> None:
     """Two requests through all programs, so that the clock counts no compiling."""
     prompt = [0] * min(engine.plan.chunk + 2, engine.max_len - 1)
-    scored = Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True)
-    engine.answers([scored, Request(prompt, max_new_tokens=1)])
+    guides: dict[str, Any] = dict(guide_weights=(0.0,) * len(engine.plan.guides))
+    scored = Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True, **guides)
+    engine.answers([scored, Request(prompt, max_new_tokens=1, **guides)])

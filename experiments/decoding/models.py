@@ -161,7 +161,7 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Mod
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
     table = pieces.pieces(tok)
     return Model(
-        network=_network(init_from, tok, dtype),
+        network=network_of(init_from, tok, dtype),
         tok=tok,
         init_from=init_from,
         name=c.init_from,
@@ -175,9 +175,9 @@ def with_weights(model: Model, c: ml_collections.ConfigDict) -> Model:
     """The model of `open_model` with its parameters, and those of the one that guesses."""
     draft = None
     if c.draft_from:
-        guesser = _network(c.draft_from, model.tok, model.network.dtype)
-        draft = guesser, _params(c.draft_from, guesser, model.mesh)
-    params = _params(model.init_from, model.network, model.mesh)
+        guesser = network_of(c.draft_from, model.tok, model.network.dtype)
+        draft = guesser, params_of(c.draft_from, guesser, model.mesh)
+    params = params_of(model.init_from, model.network, model.mesh)
     numerics = f"{model.network.dtype} {c.engine.weights_dtype} {c.engine.cache_dtype}"
     return dataclasses.replace(model, params=params, digest=_digest(model.init_from, numerics), draft=draft)
 
@@ -207,13 +207,14 @@ def _mesh(tensor: int) -> Mesh:
     return Mesh(np.array(devices[:num]).reshape(1, 1, num), sharding.AXES)
 
 
-def _network(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.DecoderLM:
+def network_of(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.DecoderLM:
+    """The network of a checkpoint, as decoding computes it."""
     is_random = init_from == RANDOM
     options = dict(model=RANDOM_SIZES if is_random else {}, compute=_compute(dtype), rows_are_plain=True)
     return language_model.build("" if is_random else init_from, tok, **options)
 
 
-def _params(init_from: str, net: decoder.DecoderLM, mesh: Mesh) -> Any:
+def params_of(init_from: str, net: decoder.DecoderLM, mesh: Mesh) -> Any:
     """In the type of the arithmetic: decoding, unlike training, needs no wider copy."""
     example_BT = jnp.zeros((1, 4), jnp.int32)
     shardings = train_state.param_shardings(net, example_BT, mesh)

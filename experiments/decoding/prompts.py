@@ -17,6 +17,7 @@ from data.texts import turns
 from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
 from experiments.decoding import options
+from experiments.decoding.guides import Guides
 from experiments.decoding.options import Options
 
 COLUMNS = ("id", "prompt", "messages", "system")
@@ -34,6 +35,7 @@ class Prompt:
         ids: what the model reads.
         is_chat: whether the answer is a turn of a chat, and not the rest of its prompt.
         seed: of the answer's draws. It depends on the run's seed and the id alone, and not on the prompt's place.
+        guidance: arguments of `Request` for the guides' prompts and weights.
     """
 
     id: Any
@@ -42,12 +44,14 @@ class Prompt:
     is_chat: bool
     options: Options
     seed: int
+    guidance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def requests(self) -> list[Request]:
         """One for each of its answers."""
         wanted = self.options.request
         scored = self.options.echo and wanted["logprobs"] is not None
-        return Request(self.ids, **wanted, seed=self.seed, prompt_logprobs=scored).samples(self.options.n)
+        request = Request(self.ids, **wanted, **self.guidance, seed=self.seed, prompt_logprobs=scored)
+        return request.samples(self.options.n)
 
 
 def check(path: str | Sequence[str]) -> None:
@@ -68,6 +72,7 @@ def load(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    guides: Guides | None = None,
 ) -> tuple[list[Prompt], list[BadRecord]]:
     """The prompts of files in their order, and the records set aside.
 
@@ -81,6 +86,7 @@ def load(
         columns: our names to the file's; "" stands for the usual one.
         limit: use the first so many records; None uses all.
         seed: of the draws.
+        guides: that steer the answers, by the config's weights; each reads the prompt in its own template.
 
     Raises:
         InputError: no record at all, a column that no record has, or a system prompt that nothing reads.
@@ -91,6 +97,7 @@ def load(
     if not items:
         raise InputError(f"prompts={path} has no records")
     _check_columns(items, names, is_named)
+    guides = guides or Guides()
     prompts: list[Prompt] = []
     bad: list[BadRecord] = []
     num_same: Counter[str] = Counter()
@@ -100,9 +107,12 @@ def load(
             continue
         try:
             shown = _shown(item.value, names, is_named)
-            ids, as_chat = _encode(shown, item.value, tok, names, is_chat=is_chat, system=system)
+            ids, as_chat, guidance = _encode(
+                shown, item.value, tok, names, is_chat=is_chat, system=system, guides=guides
+            )
             own = options.of_record(base, item.value, vocab_size=vocab_size)
-            requests.check(Request(ids, **own.request), vocab_size=vocab_size, max_len=max_len)
+            request = Request(ids, **own.request, **guidance)
+            requests.check(request, vocab_size=vocab_size, max_len=max_len, num_guides=len(guides.all))
         except (InputError, turns.SetAside) as e:
             bad.append(BadRecord(item.file, item.line, str(e)))
             continue
@@ -111,7 +121,7 @@ def load(
         key = json.dumps(name, sort_keys=True, default=str)
         num_same[key] += 1
         drawn = _seed(seed, key, num_same[key]) if own.seed is None else own.seed
-        prompts.append(Prompt(name, shown, tuple(ids), as_chat, own, drawn))
+        prompts.append(Prompt(name, shown, tuple(ids), as_chat, own, drawn, guidance))
     if system and prompts and not any(prompt.is_chat for prompt in prompts):
         raise InputError(
             "system is set and no prompt goes through a chat template; set --config.chat=True, or leave it out"
@@ -180,16 +190,25 @@ def _are(values: Any, kind: type) -> bool:
 
 
 def _encode(
-    shown: Any, value: Mapping[str, Any], tok: Tokenizer, names: Mapping[str, str], *, is_chat: bool, system: str
-) -> tuple[list[int], bool]:
-    """Token ids, and whether they went through the chat template."""
+    shown: Any,
+    value: Mapping[str, Any],
+    tok: Tokenizer,
+    names: Mapping[str, str],
+    *,
+    is_chat: bool,
+    system: str,
+    guides: Guides,
+) -> tuple[list[int], bool, dict[str, Any]]:
+    """Token ids, whether they went through the chat template, and the guides' prompts and weights for `Request`."""
+    weights = {"guide_weights": guides.weights} if guides.all else {}
     if not isinstance(shown, str) and _are(shown, int):
-        return list(shown), False
+        return list(shown), False, weights
     before = turns.context({**value, "system": value.get(names["system"])})
     if isinstance(shown, str) and not is_chat:
         if before:
             raise InputError("the record has turns before its prompt, which needs --config.chat=True")
-        return tok.encode(shown, add_bos=tok.adds_bos), False
+        ids = tok.encode(shown, add_bos=tok.adds_bos)
+        return ids, False, weights | guides.prompts(shown, ids)
     messages = [*before, *turns.messages_of(shown)]
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
@@ -197,7 +216,9 @@ def _encode(
         raise InputError("the messages end with the assistant's turn, so there is nothing to answer")
     if not str(messages[-1]["content"]).strip():
         raise InputError("the last message is empty; it needs at least one token")
-    return tok.encode(tok.render(messages, add_generation_prompt=True, tools=turns.tools_of(value))), True
+    tools = turns.tools_of(value)
+    ids = tok.encode(tok.render(messages, add_generation_prompt=True, tools=tools))
+    return ids, True, weights | guides.chats(messages, ids, tools=tools)
 
 
 def _seed(seed: int, key: str, occurrence: int) -> int:

@@ -56,6 +56,7 @@ class Shape:
         shown: a token's id -> its text.
         raw: a token's id -> its bytes.
         num_top: likeliest tokens beside each; None: no log-probabilities.
+        members: names of the models that chose the tokens, where the request wants each one's log-probabilities.
     """
 
     prefix, name, chunk_name = "", "", ""
@@ -68,14 +69,20 @@ class Shape:
         shown: Callable[[int], str],
         raw: Callable[[int], bytes],
         num_top: int | None,
+        members: Sequence[str] = (),
     ) -> None:
-        self.shown, self.raw, self.num_top = shown, raw, num_top
+        self.shown, self.raw, self.num_top, self.members = shown, raw, num_top, members
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._head["system_fingerprint"] = fingerprint
 
     @property
     def id(self) -> str:
         return str(self._head["id"])
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether tokens without text have something to say."""
+        return self.num_top is not None or bool(self.members)
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """The whole answer."""
@@ -97,6 +104,13 @@ class Shape:
     def delta(self, index: int, part: Part, finish_reason: str | None) -> dict[str, Any]:
         """What a stream adds to a choice."""
         raise NotImplementedError
+
+    def _guidance(self, tokens: Sequence[Written]) -> dict[str, Any]:
+        """For each model, the log-probability of every token of the answer."""
+        if not self.members:
+            return {}
+        each = [[number(written.token.by_model[w]) for written in tokens] for w in range(len(self.members))]
+        return {"guidance": dict(zip(self.members, each))}
 
     def _top(self, token: Token) -> list[tuple[int, float]]:
         return [(i, number(x)) for i, x in token.top[: self.num_top or 0]]
@@ -120,6 +134,7 @@ class TextShape(Shape):
             "text": before.text + choice.text,
             "logprobs": self._logprobs(tokens),
             "finish_reason": choice.finish_reason,
+            **self._guidance(choice.tokens),
         }
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
@@ -130,7 +145,8 @@ class TextShape(Shape):
 
     def delta(self, index: int, part: Part, finish_reason: str | None) -> dict[str, Any]:
         logprobs = self._logprobs(self._moved(index, part.tokens))
-        return {"index": index, "text": part.text, "logprobs": logprobs, "finish_reason": finish_reason}
+        said = {"index": index, "text": part.text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return said | self._guidance(part.tokens)
 
     def _moved(self, index: int, tokens: Sequence[Written]) -> list[Written]:
         by = self.echo_chars[index] if self.echo_chars else 0
@@ -164,6 +180,7 @@ class ChatShape(Shape):
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": self._logprobs(choice.tokens),
             "finish_reason": choice.finish_reason,
+            **self._guidance(choice.tokens),
         }
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
@@ -177,6 +194,7 @@ class ChatShape(Shape):
             "delta": delta,
             "logprobs": self._logprobs(part.tokens) if delta else None,
             "finish_reason": finish_reason,
+            **self._guidance(part.tokens),
         }
 
     def _logprobs(self, tokens: Sequence[Written]) -> dict[str, Any] | None:

@@ -40,6 +40,8 @@ class Doors:
         self.page = PAGE.read_bytes()
         self.model = {"id": service.name, "object": "model", "created": service.started, "owned_by": "plumbline"}
         self.model |= {"max_model_len": service.max_len, "system_fingerprint": service.fingerprint}
+        if service.guides.all:
+            self.model |= {"guides": dict(zip(service.guides.names, service.guides.weights))}
 
     def routes(self) -> list[Route]:
         return [

@@ -1,7 +1,8 @@
 """What may stand in a body, field by field: types are strict, unknown names are refused, numbers are finite.
 
 The names, defaults and ranges are those of OpenAI's interface (platform.openai.com/docs/api-reference); `top_k`,
-`min_p`, `repetition_penalty` and `stop_token_ids` are the engine's own. The same classes write /openapi.json.
+`min_p`, `repetition_penalty`, `stop_token_ids` and `guidance` are the engine's own. The same classes write
+/openapi.json.
 """
 
 import json
@@ -44,6 +45,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+Weight = Annotated[float, Field(ge=-requests.MAX_WEIGHT, le=requests.MAX_WEIGHT)]
 IdLists = Annotated[list[Ids], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 
 # What a field that takes several types must be; pydantic says of such a field why each type did not fit.
@@ -87,6 +89,7 @@ class _Common(_Body):
     seed: Annotated[int, Field(ge=-SEED_LIMIT, lt=SEED_LIMIT)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=requests.NUM_STOP_IDS)] | None = None
+    guidance: Annotated[dict[str, Weight], Field(max_length=MAX_ENTRIES)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     # accepted because clients send them, and not read

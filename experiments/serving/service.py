@@ -11,6 +11,7 @@ from typing import Any
 from alignment.decoding.requests import Request, Token
 from alignment.errors import InputError
 from data.tokens.tokenizer import Tokenizer
+from experiments.decoding.guides import BASE, Guides
 from experiments.serving import answers, schema, text
 from experiments.serving.answers import Choice, Usage
 from experiments.serving.driving import Driver, Engine, Event, Job
@@ -68,6 +69,7 @@ class Service:
         fingerprint: of weights, numerics and slots.
         num_slots: of the engine.
         max_len: tokens of a prompt and its answer.
+        guides: of the engine; requests name their weights.
     """
 
     def __init__(
@@ -82,10 +84,11 @@ class Service:
         max_len: int,
         limits: Limits,
         drops_space: bool = False,
+        guides: Guides | None = None,
     ) -> None:
         self.tok, self.pieces, self.name, self.fingerprint = tok, pieces, name, fingerprint
         self.max_len, self.limits, self.drops_space = max_len, limits, drops_space
-        self.num_slots = num_slots
+        self.num_slots, self.guides = num_slots, guides or Guides()
         special = [tok.decode([i], skip_special=False).encode() for i in tok.encoder.special_ids]
         self._longest = max(map(len, [*pieces, *special]))  # bytes of a text that one token can stand for
         self.driver = Driver(engine, max_open=num_slots + limits.queue)
@@ -167,7 +170,8 @@ class Service:
         limit = 16 if body.max_tokens is None else body.max_tokens
         wants_scores = bool(body.echo) and body.logprobs is not None
         extra = {"logprobs": body.logprobs, "prompt_logprobs": wants_scores}
-        wanted = [self._requests(body, i, limit, **extra) for i in ids]
+        led = [self.guides.prompts(p, i) if isinstance(p, str) else {} for p, i in zip(prompts, ids)]
+        wanted = [self._requests(body, i, limit, **extra, **own) for i, own in zip(ids, led)]
         n = body.n or 1
         echoes: list[Part | None] = [None] * (len(ids) * n)
         if body.echo:
@@ -176,7 +180,7 @@ class Service:
         shape = answers.TextShape(
             echo_chars=[len(echo.text) if echo else 0 for echo in echoes],
             num_top=body.logprobs,
-            **self._shape_options(),
+            **self._shape_options(body),
         )
         usage = Usage(sum(map(len, ids)))
         all_requests = [request for group in wanted for request in group]
@@ -184,16 +188,17 @@ class Service:
         return Work(all_requests, shape, usage, echoes, echo_waits=wants_scores, writing={"keeps_stop": True})
 
     def _chat(self, body: schema.Chat) -> Work:
+        messages = [m.plain() for m in body.messages]
         try:
-            rendered = self.tok.render([m.plain() for m in body.messages], add_generation_prompt=True)
+            ids = self._encode(self.tok.render(messages, add_generation_prompt=True), "messages")
+            led = self.guides.chats(messages, ids)
         except InputError as e:
             raise Refused(str(e), "messages") from e
-        ids = self._encode(rendered, "messages")
         limit = body.limit if body.limit is not None else self.limits.max_tokens
         limit = max(self.max_len - len(ids), 1) if limit is None else limit
         num_top = (body.top_logprobs or 0) if body.logprobs else None
-        shape = answers.ChatShape(num_top=num_top, **self._shape_options())
-        wanted = self._requests(body, ids, limit, logprobs=num_top)
+        shape = answers.ChatShape(num_top=num_top, **self._shape_options(body))
+        wanted = self._requests(body, ids, limit, logprobs=num_top, **led)
         return Work(wanted, shape, Usage(len(ids)), [None] * len(wanted), writing={"drops_space": self.drops_space})
 
     def _encode(self, prompt: str, field: str, *, add_bos: bool = False) -> list[int]:
@@ -209,7 +214,7 @@ class Service:
 
     def _requests(self, body: Any, ids: list[int], limit: int, **extra: Any) -> list[Request]:
         """The samples of one prompt, as the engine lets them through."""
-        request = Request(ids, max_new_tokens=limit, **body.options(), **extra)
+        request = Request(ids, max_new_tokens=limit, **body.options(), **extra, **self._weights(body))
         try:
             self.driver.engine.check(request)
         except InputError as e:
@@ -221,8 +226,19 @@ class Service:
             raise Refused(message, field, code=code) from e
         return request.samples(body.n or 1)
 
-    def _shape_options(self) -> dict[str, Any]:
-        return dict(model=self.name, fingerprint=self.fingerprint, shown=self.shown, raw=self.raw)
+    def _weights(self, body: Any) -> dict[str, Any]:
+        if body.guidance is None:
+            return {"guide_weights": self.guides.weights}
+        if not self.guides.all:
+            raise Refused("guidance is set and this server has no guides; start it with --config.guides", "guidance")
+        try:
+            return self.guides.weights_of(body.guidance)
+        except InputError as e:
+            raise Refused(str(e), "guidance") from e
+
+    def _shape_options(self, body: Any) -> dict[str, Any]:
+        members = () if body.guidance is None else (BASE, *self.guides.names)
+        return dict(model=self.name, fingerprint=self.fingerprint, shown=self.shown, raw=self.raw, members=members)
 
     def _echo(self, prompt: str | list[int], tokens: list[Token]) -> Part:
         """The prompt as it was sent, and its tokens with their places."""
@@ -277,7 +293,7 @@ class Service:
             self._grow(work, choice, event, part)
             if is_first and work.echo_waits:
                 yield shape.chunk([shape.opening(choice)])  # type: ignore[list-item]
-            if part.text or event.is_done or (part.tokens and shape.num_top is not None):
+            if part.text or event.is_done or (part.tokens and shape.scores_tokens):
                 yield shape.chunk([shape.delta(event.index, part, choice.finish_reason)])
         if wants_usage:
             yield shape.chunk([], work.usage)

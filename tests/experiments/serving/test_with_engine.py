@@ -11,8 +11,10 @@ from flax import linen as nn
 
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
-from alignment.models import decoder
+from alignment.models import decoder, lora
+from experiments.decoding.guides import Guide, Guides
 from tests.experiments.serving.conftest import PIECES, TOK, opened
+from tests.models.test_lora import moved
 
 
 @pytest.fixture(scope="module")
@@ -144,5 +146,38 @@ def test_a_prompt_that_was_read_before_is_counted_as_cached(weights, run):
             text = (await door.get("/metrics")).body.decode()
             assert "plumbline_prefix_cache_hits_total 1.0" in text
             assert "plumbline_cached_prompt_tokens_total 32.0" in text
+
+    run(work())
+
+
+def test_a_request_names_its_guides_and_gets_each_models_trace(weights, run):
+    model, _ = weights
+    adapter = lora.lay_out(lora.Settings(rank=2, alpha=100.0), model)
+    all_guides = Guides(tuple(Guide(name, f"peft:{name}", 0.0) for name in ("loud", "quiet")), (None, None))
+    stack = new_engine(weights, guides=[(adapter, moved(adapter, seed)) for seed in (0, 1)])
+
+    async def work():
+        async with opened(stack, service_options=dict(guides=all_guides)) as door:
+            plain = (await door.complete("abc", max_tokens=8, temperature=0)).json["choices"][0]
+            assert "guidance" not in plain
+            steered = {}
+            for name, wanted in {"off": {}, "loud": {"loud": 3}, "alone": {"base": 0, "quiet": 1}}.items():
+                for stream in (False, True):
+                    reply = await door.complete("abc", max_tokens=8, temperature=0, guidance=wanted, stream=stream)
+                    chunks = reply.chunks if stream else [reply.json]
+                    own = [choice for chunk in chunks for choice in chunk["choices"]]
+                    text = "".join(choice["text"] for choice in own)
+                    trace = {m: [x for c in own for x in c["guidance"][m]] for m in ("base", "loud", "quiet")}
+                    assert steered.setdefault(name, (text, trace)) == (text, trace)
+            assert steered["off"][0] == plain["text"] and steered["loud"][0] != plain["text"]
+            assert all(len(logprobs) == 8 for _, trace in steered.values() for logprobs in trace.values())
+            assert max(steered["loud"][1]["loud"]) <= 0
+            unknown = await door.complete("abc", guidance={"lout": 1})
+            assert unknown.status == 400 and unknown.error["param"] == "guidance" and "loud" in unknown.error["message"]
+            assert (await door.complete("abc", guidance={"loud": 1e9})).status == 400
+            assert (await door.get("/v1/models")).json["data"][0]["guides"] == {"loud": 0.0, "quiet": 0.0}
+        async with opened() as door:
+            refused = await door.complete("abc", guidance={"loud": 1.0})
+            assert refused.status == 400 and "this server has no guides" in refused.error["message"]
 
     run(work())
