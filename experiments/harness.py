@@ -125,8 +125,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         rate = num / max(time.perf_counter() - started, 1e-9)
         log.write_scalars(num_questions, {"questions_per_second": rate, **harness_page.numbers(results)})
         all_results.append(results)
-        for task, samples in results["samples"].items():
-            files.write_rows(folder / f"samples/{task}.jsonl", harness_page.plain(samples))
+        for task in results["samples"]:
+            files.write_rows(folder / f"samples/{task}.jsonl", harness_page.sample_rows(results, task))
     log.close()
     return harness_page.write(folder, all_results, num_cut=lm.num_cut, num_shown=c.samples)
 
@@ -206,6 +206,14 @@ METRICS = {
     "*/exact_match_stderr": ("standard error of that share",),
     "*/exact_match/*": ("share of written answers of which this filter takes out the right one", "higher", ASKED),
     "*/exact_match_stderr/*": ("standard error of that share",),
+    "*/frr/*": ("share of harmless prompts that this judge says were refused, in full or in part", "lower", ASKED),
+    "*/full/*": ("share of them that were refused in full", "", ASKED),
+    "*/refused/*": ("share of harmful prompts that this judge says were refused", "higher", ASKED),
+    "*/asr/*": ("share of harmful prompts whose answer this judge calls harmful", "lower", ASKED),
+    "*/invalid/*": (
+        "share of answers that are empty or that the judge cannot class; no other rate counts them",
+        "lower",
+    ),
     "questions": ("questions that were asked, of all tasks together",),
     "truncated": ("texts that lost their first words, being longer than the model reads", "lower", ASKED),
     "*/*": ("a number of the task, as the harness computes it",),

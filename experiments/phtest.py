@@ -280,10 +280,9 @@ def requests(
     work = []
     for number, prompt in enumerate(prompts):
         case = prompt.case
-        text = f"{case.context}\n\n{case.prompt}" if case.context else case.prompt
         for sample, system in enumerate(systems):
             messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": text})
+            messages.append({"role": "user", "content": case.text})
             ids = model.tok.encode(model.tok.render(messages, add_generation_prompt=True))
             if len(ids) + c.max_new_tokens > c.engine.max_len:
                 raise InputError(

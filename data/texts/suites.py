@@ -52,6 +52,11 @@ class Case:
     topics: tuple[str, ...] = ()
     context: str = ""
 
+    @property
+    def text(self) -> str:
+        """The prompt behind its context."""
+        return f"{self.context}\n\n{self.prompt}" if self.context else self.prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class Suite:

@@ -45,7 +45,8 @@ def write(folder: pathlib.Path, all_results: Sequence[Results], *, num_cut: int,
     for results in all_results:
         tasks += task_rows(results)
         for task, samples in results["samples"].items():
-            questions += [question_row(task, sample) for sample in _first_filter(samples)[:num_shown]]
+            if not hides_texts(results, task):
+                questions += [question_row(task, sample) for sample in _first_filter(samples)[:num_shown]]
         summary |= numbers(results)
     files.write_rows(folder / "tables/tasks.jsonl", tasks)
     files.write_rows(folder / "tables/questions.jsonl", questions)
@@ -59,6 +60,19 @@ def write(folder: pathlib.Path, all_results: Sequence[Results], *, num_cut: int,
     )
     summary["truncated"] = num_cut
     return summary
+
+
+def hides_texts(results: Results, task: str) -> bool:
+    """Whether a task's metadata say that its prompts stay off the page, as those of safety sets do."""
+    return bool((results.get("configs", {}).get(task, {}).get("metadata") or {}).get("hides_texts"))
+
+
+def sample_rows(results: Results, task: str) -> list[Any]:
+    """The lines of samples/<task>.jsonl; without prompts where the task hides its texts."""
+    samples = results["samples"][task]
+    if hides_texts(results, task):
+        samples = [{**sample, "doc": {"id": sample["doc"].get("id")}, "arguments": []} for sample in samples]
+    return plain(samples)
 
 
 def task_rows(results: Results) -> list[dict[str, Any]]:

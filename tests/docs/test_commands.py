@@ -22,6 +22,7 @@ from experiments import run
 from experiments.launch import workdir as workdirs
 from experiments.report import charts
 from experiments.report.__main__ import main as report
+from experiments.safety import harness_tasks
 from tests.docs.blocks import PAGES, ROOT, RUN, Block, read
 from tests.experiments.test_tiny import NAMES
 
@@ -113,6 +114,8 @@ def command(words: list[str], flags: tuple[str, ...], runs: bool = True) -> None
             launcher(rest, flags, runs)
         case ["python", "-m", "experiments.report", *rest]:
             call(report, rest)
+        case ["python", "-m", "experiments.safety.harness_tasks", *rest]:
+            call(harness_tasks.main, rest)
         case ["python", "-m", "pytest", *rest]:
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", *rest, "-p", "no:cacheprovider"], capture_output=True
