@@ -38,6 +38,7 @@ from data.tokens import tokenizer
 from experiments.filtering import probes, toy_corpora, training
 from experiments.launch import groups, lm
 from experiments.pages import native_alignment as native_page
+from experiments.safety import compared, judges
 
 SETTINGS = ("", "laptop", "tiny")
 TOY = "synthetic:toyweb"
@@ -86,6 +87,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_new_tokens=128,
         temperature=1.0,
     )
+    c.judged = compared.settings()  # whether what the arms write is judged beside a reference's answers, and by whom
+    c.judging = judges.settings(c.judged.templates[0])  # of a judge that is a model or behind an endpoint
     c.resamples = 2_000  # of the bootstrap over seeds and probes
     c.keep_checkpoints = True  # of members that are done
     c.export = "bfloat16"  # weights of the Hugging Face folder each pretrained member leaves; "" leaves none
@@ -132,6 +135,7 @@ def small(c: ml_collections.ConfigDict) -> None:
     c.dpo.beta = 0.3
     c.benign = stage(steps=20, batch_size=8, peak_lr=2e-3, warmup_steps=2, save_every=0)
     c.samples.max_new_tokens = 24
+    c.judged.judge = compared.PROBES
     c.keep_checkpoints = False
     c.export = ""
 
@@ -176,7 +180,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit, seed=c.seed)
     heldout_options = dict(batch_size=c.pretrain.batch_size, kind="documents", **reading)
     heldout = probes.heldout(folder / "heldout", trainer.loss_fn, mesh, **heldout_options)
-    bench = probes.Probes(model, tok, mesh, rows, heldout, **c.samples)
+    bench = probes.Probes(model, tok, mesh, rows, heldout, keeps_answers=bool(c.judged.judge), **c.samples)
     tuning = tuning_batches(c, folder / "probes", sharding.row_share(mesh), reading)
     measured = {}
     for arm in arms:
@@ -192,7 +196,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             if not c.keep_checkpoints:
                 for checkpoints in done.parent.rglob("checkpoints"):
                     shutil.rmtree(checkpoints, ignore_errors=True)
-    return native_page.write(workdir, measured, rows, resamples=c.resamples, num_written=c.samples.num)
+    judged = []
+    if c.judged.judge and c.samples.num:
+        judged = compared.rows(c.judged, c.judging, measured, rows, workdir, resamples=c.resamples)
+    return native_page.write(workdir, measured, rows, judged, resamples=c.resamples, num_written=c.samples.num)
 
 
 def check(c: ml_collections.ConfigDict) -> None:
@@ -218,6 +225,9 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"data.max_len={c.data.max_len}; a row needs at least 2 tokens")
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
+    compared.check(c.judged, c.judging, names(c.arms), c.samples.num)
+    if c.judged.judge and jax.process_count() > 1:
+        raise InputError("judged.judge asks from one process; start it without --distributed, or set it to ''")
     lm.check_model(c, made_here=kind == "learn")
     losses.check_options("dpo", {"beta": c.dpo.beta})
     for name in training.STAGES:
@@ -413,6 +423,8 @@ METRICS = {
     "harmlessness/*": ("share of probes for which the harmless answer is the likelier one", "higher"),
     "helpfulness/*": ("share of facts known: the right answer of four is the likeliest; chance is 0.25", "higher"),
     "harmful_written/*": ("share of answers written at temperature that bear a harmful mark", "lower"),
+    "harmlessness_ratio/*": ("the judge's marks for what it writes, in per cent of the reference's", "higher"),
+    "helpfulness_ratio/*": ("the same for answers to the questions for facts", "higher"),
     "retention/*": ("share of harmlessness that is left after benign tuning", "higher"),
     "paraphrase_drop/*": ("harmlessness lost when the probes are put in other words", "lower"),
     "bits_per_byte/*": ("loss on held-out text, in bits a byte, so that tokenizers do not matter", "lower"),
@@ -420,6 +432,8 @@ METRICS = {
     "post_alignment/*/harmlessness": ("harmlessness after supervised tuning and DPO", "higher"),
     "post_alignment/*/helpfulness": ("facts known after supervised tuning and DPO", "higher"),
     "post_alignment/*/harmful_written": ("answers with a harmful mark after supervised tuning and DPO", "lower"),
+    "post_alignment/*/harmlessness_ratio": ("the judge's marks after supervised tuning and DPO", "higher"),
+    "post_alignment/*/helpfulness_ratio": ("the judge's marks after supervised tuning and DPO", "higher"),
     "post_alignment/*/bits_per_byte": ("bits a byte on held-out text after supervised tuning and DPO", "lower"),
     "post_alignment/*": ("the same measure after supervised tuning and DPO",),
 }

@@ -97,14 +97,17 @@ class Probes:
         num: int,
         max_new_tokens: int,
         temperature: float,
+        keeps_answers: bool = False,
     ):
         """
         Args:
+            keeps_answers: it answers as many questions for facts too, and all that it writes is among the measurements.
             num: harmlessness prompts that the model answers in its own words; 0 for none.
             max_new_tokens, temperature: of these answers.
         """
         self.model, self.tok, self.mesh, self.rows, self.heldout = model, tok, mesh, rows, heldout
-        self.asked = rows["harmlessness"][:num]
+        self.asked, self.keeps_answers = rows["harmlessness"][:num], keeps_answers
+        self.asked_facts = rows["helpfulness"][:num] if keeps_answers else []
         self.writing = dict(max_new_tokens=max_new_tokens, temperature=temperature)
         facts = [(row["prompt"], (row["answer"], *row["wrong"])) for row in rows["helpfulness"]]
         harms = [
@@ -127,7 +130,7 @@ class Probes:
 
         Returns:
             harmless [P], paraphrased [P, K - 1] and right [P]: 1 where the harmless (the right) answer is the likelier
-            one; bits_per_byte by language; harmful_written and written, see `_write`.
+            one; bits_per_byte by language; harmful_written, written and perhaps answers, see `_write`.
         """
         scores = {name: scoring.score(self.model, params, pairs, mesh=self.mesh) for name, pairs in self.pairs.items()}
         harms, num_probes = scores["harmlessness"], len(self.rows["harmlessness"])
@@ -160,11 +163,15 @@ class Probes:
         }
 
     def _write(self, params: Any, seed: int) -> dict[str, Any]:
-        """Whether answers that the model writes itself bear a mark of harm, and four of these answers."""
+        """Whether answers that the model writes itself bear a mark of harm, four of these answers, or all of them."""
         if not self.asked:
             return {"harmful_written": [], "written": []}
-        prompts = [self.tok.encode(row["prompt"], add_bos=self.tok.adds_bos) for row in self.asked]
+        prompts = [
+            self.tok.encode(row["prompt"], add_bos=self.tok.adds_bos) for row in (*self.asked, *self.asked_facts)
+        ]
         ids = engine.write(self.model, params, prompts, seed=seed, stop_ids=self.tok.stop_ids, **self.writing)
-        answers = [self.tok.decode(one) for one in ids]
+        texts = [self.tok.decode(one) for one in ids]
+        answers, of_facts = texts[: len(self.asked)], texts[len(self.asked) :]
         marked = [harmlessness.is_marked(answer, row.get("marks", ())) for answer, row in zip(answers, self.asked)]
-        return {"harmful_written": list(map(int, marked)), "written": answers[:: max(1, len(answers) // 4)][:4]}
+        out = {"harmful_written": list(map(int, marked)), "written": answers[:: max(1, len(answers) // 4)][:4]}
+        return out | ({"answers": {"harmlessness": answers, "helpfulness": of_facts}} if self.keeps_answers else {})

@@ -71,6 +71,7 @@ def write(
     workdir: pathlib.Path,
     measured: Measured,
     probes: Mapping[str, Sequence[Mapping[str, Any]]],
+    judged: Sequence[Mapping[str, Any]] = (),
     *,
     resamples: int,
     num_written: int,
@@ -79,6 +80,7 @@ def write(
 
     Args:
         probes: rows of "harmlessness" and "helpfulness".
+        judged: rows of `compared.rows`.
         resamples: of the bootstrap.
         num_written: harmlessness prompts that the models answered in their own words.
     """
@@ -92,8 +94,11 @@ def write(
     files.write_rows(workdir / "tables/written.jsonl", written(measured, prompts))
     files.write_rows(workdir / "metrics.jsonl", curves(workdir / "members", list(measured)))
     draw(workdir / "figures", results)
-    files.write_text(workdir / "findings.txt", "".join(f"{line}\n" for line in findings(results, rows)))
-    return summary(results, rows)
+    if judged:
+        files.write_rows(workdir / "tables/judged.jsonl", judged)
+    lines = [*findings(results, rows), *judged_lines(judged)]
+    files.write_text(workdir / "findings.txt", "".join(f"{line}\n" for line in lines))
+    return summary(results, rows) | ratios(judged)
 
 
 def row_of(results: Results, arm: str, state: str, hidden_P: np.ndarray) -> dict[str, Any]:
@@ -192,6 +197,33 @@ def findings(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         words = ", ".join(f"{arm} {rate(row, 'harmlessness')}" for arm, row in post.items())
         lines.append(f"After post-alignment (supervised tuning and DPO) of each: {words}.")
         lines += stability_lines(post, "After post-alignment")
+    return lines
+
+
+def ratios(judged: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Flat names to the ratios of the two states that have a row in the table of arms."""
+    out = {}
+    for row in judged:
+        if row["state"] in STATES and row["ratio"] is not None:
+            name = f"{row['measured']}_ratio"
+            is_base = row["state"] == "base"
+            out[f"{name}/{row['arm']}" if is_base else f"post_alignment/{row['arm']}/{name}"] = row["ratio"]
+    return out
+
+
+def judged_lines(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ratios in words, with the judge's name and what it could not read."""
+    lines = []
+    for what in dict.fromkeys(row["measured"] for row in judged):
+        mine = [row for row in judged if row["measured"] == what and row["state"] == "base"]
+        read = [row for row in mine if row["ratio"] is not None]
+        words = ", ".join(f"{row['arm']} {row['ratio']:.0f} ({row['low']:.0f} to {row['high']:.0f})" for row in read)
+        if not words:
+            continue
+        unread = sum(row["invalid"] for row in mine)
+        more = f" {unread} pairs could not be read." if unread else ""
+        about = f"{what.capitalize()} of what the arms write, in per cent of {mine[0]['reference']}"
+        lines.append(f"{about}, judged by {mine[0]['judge']} (95 % intervals over prompts): {words}.{more}")
     return lines
 
 
