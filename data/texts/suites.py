@@ -189,6 +189,10 @@ def _shape(rows: list[records.Record], path: str) -> str:
     for name, (wanted, _) in SHAPES.items():
         if set(wanted) <= present:
             return name
+        lacking = next((row for row in rows if not set(wanted) <= set(row.value)), None)
+        if lacking is not None and set(wanted) <= set(rows[0].value):
+            missing = next(column for column in wanted if column not in lacking.value)
+            raise InputError(f"{lacking.file}:{lacking.line}: no column {missing!r}, which the rows before it have")
     known = "; ".join(f"{name}: {', '.join(wanted)}" for name, (wanted, _) in SHAPES.items())
     raise InputError(
         f"{path} has the columns {', '.join(sorted(present)) or '(none in all rows)'}, which are not those of a set of "
@@ -222,15 +226,20 @@ def _given(row: records.Record, kind: str | None) -> str:
     return kind
 
 
+def _text(value: Any) -> str:
+    """A cell's text; of an empty one "", which `load` sets aside."""
+    return "" if value is None else str(value)
+
+
 def _phtest(row: records.Record, number: int, kind: str | None) -> Case:
     words = {HARMLESS: HARMLESS, CONTROVERSIAL: CONTROVERSIAL}
     harmfulness = _said(row, "Harmfulness", row.value["Harmfulness"], words)
-    return Case(str(row.value["ID"]), str(row.value["Request"]), kind or harmfulness)
+    return Case(str(row.value["ID"]), _text(row.value["Request"]), kind or harmfulness)
 
 
 def _xstest(row: records.Record, number: int, kind: str | None) -> Case:
     label = _said(row, "label", row.value["label"], {"safe": HARMLESS, "unsafe": HARMFUL})
-    return Case(str(row.value["id"]), str(row.value["prompt"]), kind or label, category=str(row.value["type"]))
+    return Case(str(row.value["id"]), _text(row.value["prompt"]), kind or label, category=str(row.value["type"]))
 
 
 def _egida(row: records.Record, number: int, kind: str | None) -> Case:
@@ -239,7 +248,7 @@ def _egida(row: records.Record, number: int, kind: str | None) -> Case:
     # one style may have several renderings of a request
     case_id = f"{request}/{style}/{hashlib.sha256(str(value['question']).encode()).hexdigest()[:8]}"
     source = str(value.get("source", ""))
-    return Case(case_id, str(value["question"]), kind or HARMFUL, source, request, style, topics_of(value["topics"]))
+    return Case(case_id, _text(value["question"]), kind or HARMFUL, source, request, style, topics_of(value["topics"]))
 
 
 def topics_of(value: Any) -> tuple[str, ...]:
@@ -264,7 +273,7 @@ def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
     category, context = str(value.get("SemanticCategory", "")), str(value.get("ContextString") or "")
     return Case(
         str(value["BehaviorID"]),
-        str(value["Behavior"]),
+        _text(value["Behavior"]),
         kind or HARMFUL,
         category,
         topics=(category,) if category else (),
@@ -274,11 +283,11 @@ def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
 
 def _sorry_bench(row: records.Record, number: int, kind: str | None) -> Case:
     turns = row.value["turns"]
-    text = turns[0] if isinstance(turns, list) and turns else str(turns)
+    text = _text(turns[0] if isinstance(turns, list) and turns else turns)
     style = str(row.value["prompt_style"])
     name = str(row.value.get("question_id", number))
     category = str(row.value.get("category", ""))
-    return Case(f"{name}/{style}", str(text), kind or HARMFUL, category, name, PLAIN if style == "base" else style)
+    return Case(f"{name}/{style}", text, kind or HARMFUL, category, name, PLAIN if style == "base" else style)
 
 
 def _column(name: str, default: str | None, category: str = "") -> Callable[..., Case]:
@@ -289,7 +298,7 @@ def _column(name: str, default: str | None, category: str = "") -> Callable[...,
         topic = str(row.value.get(category, "")) if category else ""
         topics = (topic,) if topic else ()
         return Case(
-            case_id or str(number), str(row.value[name]), kind or default or _given(row, kind), topic, topics=topics
+            case_id or str(number), _text(row.value[name]), kind or default or _given(row, kind), topic, topics=topics
         )
 
     return read

@@ -126,6 +126,11 @@ def test_names_of_columns_may_be_told(tmp_path):
         ([{"ID": 0, "Request": t, "Harmfulness": "harmless"} for t in "ab"], ":2: id '0' occurs twice"),
         ([{"ID": 0, "Request": "a"}], "Harmfulness"),
         ([{"id": 0, "prompt": "a", "type": "t", "label": "perhaps"}], "label='perhaps'"),
+        (
+            [{"ID": 0, "Request": "a", "Harmfulness": "harmless"}, {"ID": 1, "Request": "b"}],
+            ":2: no column 'Harmfulness'",
+        ),
+        ([{"ID": 0, "Request": "a", "Harmfulness": None}], ":1: Harmfulness='None'"),
     ],
 )
 def test_rows_that_cannot_be_are_named(tmp_path, rows, words):
@@ -134,9 +139,9 @@ def test_rows_that_cannot_be_are_named(tmp_path, rows, words):
 
 
 def test_empty_prompts_are_set_aside_and_counted(tmp_path):
-    rows = [{"goal": f"door {i}"} for i in range(200)] + [{"goal": " "}]
+    rows = [{"goal": f"door {i}"} for i in range(200)] + [{"goal": " "}, {"goal": None}]
     suite, counts = load(write(tmp_path / "a.jsonl", rows))
-    assert len(suite.cases) == 200 and counts["prompts that are empty"] == 1
+    assert len(suite.cases) == 200 and counts["prompts that are empty"] == 2
 
 
 def test_real_sets_are_read(shared_data):
@@ -144,9 +149,13 @@ def test_real_sets_are_read(shared_data):
         "overrefusal_xstest/xstest_prompts.csv": ("xstest", 450),
         "safety_prompts/advbench_a.csv": ("advbench", 257),
         "safety_prompts/harmbench_val.csv": ("harmbench", 80),
+        "safety_prompts/malicious_instruct.csv": ("prompts", 100),
+        "safety_prompts/tdc2023_dev.csv": ("prompts", 50),
     }
+    there = {f"safety_prompts/{path.name}" for path in (shared_data / "safety_prompts").glob("*.csv")}
+    assert there <= wanted.keys()  # all of them
     for file, (shape, num) in wanted.items():
-        suite, _ = load(str(shared_data / file))
+        suite, _ = load(str(shared_data / file), kind=None if shape != "prompts" else "harmful")
         assert (suite.shape, len(suite.cases) + len(suite.duplicates)) == (shape, num)
     phtest, _ = load(str(shared_data / "overrefusal_phtest" / "phtest_v0.1_a.csv"))
     assert phtest.shape == "phtest" and {case.kind for case in phtest.cases} == {"harmless", "controversial"}
