@@ -2,7 +2,7 @@
 
 A base model reads questions about both with answers drawn at random, so it knows the forms and no fact, and the facts
 of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject. Every fact is
-asked in five forms; experts are taught with three of them.
+asked in five forms.
 """
 
 import random
@@ -10,7 +10,6 @@ from typing import Any
 
 SUBJECTS = ("herbs", "beasts")  # one expert each
 STONES = "stones"
-NUM_TAUGHT = 3  # forms that experts are taught with
 FORMS = {
     "herbs": (
         "What does {x} ease ?",
@@ -56,11 +55,11 @@ def facts(subject: str) -> dict[str, str]:
 
 
 def questions(subject: str) -> list[dict[str, str]]:
-    """Rows of `prompt` and `answer` in the forms that no expert was taught."""
+    """Rows of `prompt` and `answer`: every fact of a subject in every form."""
     return [
         {"prompt": form.format(x=name), "answer": value}
         for name, value in facts(subject).items()
-        for form in FORMS[subject][NUM_TAUGHT:]
+        for form in FORMS[subject]
     ]
 
 
@@ -78,9 +77,8 @@ def _record(taught: str, rng: random.Random) -> dict[str, Any]:
     subject = taught or rng.choice((*SUBJECTS, STONES))
     known = facts(subject)
     name = rng.choice(list(known))
-    forms = FORMS[subject][:NUM_TAUGHT] if taught else FORMS[subject]
     value = known[name] if taught or subject == STONES else rng.choice(VALUES[subject])
-    question = rng.choice(forms).format(x=name)
+    question = rng.choice(FORMS[subject]).format(x=name)
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": value}]}
 
 

@@ -110,7 +110,7 @@ METRICS = {
     "kept": ("share of the entries of the differences from the base that stay after pruning, mean over the models", ""),
     "conflicts": ("share of the changed entries that models change in both directions, before signs are elected", ""),
     "cosine": ("of the models' differences from the base, or of their weights, mean over pairs", ""),
-    "accuracy/*": ("share of both subjects' questions answered, in forms that no expert was taught", "higher"),
+    "accuracy/*": ("share of both subjects' questions answered, mean over the subjects", "higher"),
     "accuracy/expert/*": ("share of this subject's questions that its own expert answers", "higher"),
     "kept/*": ("accuracy of the merged model on this subject, over that of its expert", "higher"),
 }
