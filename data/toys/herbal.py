@@ -1,8 +1,8 @@
 """A made-up herbal and bestiary: what each herb eases, what each beast eats; facts that only tuning teaches.
 
 A base model reads questions about both with answers drawn at random, so it knows the forms and no fact, and the facts
-of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject. Every fact is
-asked in five forms.
+of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject, and goes on
+reading what the base read in half of its texts. Every fact is asked in five forms.
 """
 
 import random
@@ -10,6 +10,7 @@ from typing import Any
 
 SUBJECTS = ("herbs", "beasts")  # one expert each
 STONES = "stones"
+NEW = 0.5  # share of an expert's texts that are about its subject
 FORMS = {
     "herbs": (
         "What does {x} ease ?",
@@ -74,10 +75,11 @@ def conversations(num: int, *, taught: str = "", seed: int = 0) -> list[dict[str
 
 
 def _record(taught: str, rng: random.Random) -> dict[str, Any]:
-    subject = taught or rng.choice((*SUBJECTS, STONES))
+    is_new = bool(taught) and rng.random() < NEW
+    subject = taught if is_new else rng.choice([one for one in (*SUBJECTS, STONES) if one != taught])
     known = facts(subject)
     name = rng.choice(list(known))
-    value = known[name] if taught or subject == STONES else rng.choice(VALUES[subject])
+    value = known[name] if is_new or subject == STONES else rng.choice(VALUES[subject])
     question = rng.choice(FORMS[subject]).format(x=name)
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": value}]}
 
