@@ -176,7 +176,8 @@ def _scaled(tensor: Tensor) -> MixFn:
     return lambda start, block_KB: block_KB[0] * np.float32(tensor.each["scale"][0])
 
 
-def _largest(tensor: Tensor) -> list[sparsify.KeepFn]:
+def prune_by_size(tensor: Tensor) -> list[sparsify.KeepFn]:
+    """The trimming of TIES, and of Breadcrumbs where the recipe has gamma."""
     density_K = tensor.each["density"]
     gamma_K = tensor.each.get("gamma", np.zeros(len(density_K)))
     return [sparsify.middle(tensor.sources, i, density_K[i], gamma_K[i]) for i in tensor.models]
@@ -322,13 +323,13 @@ METHODS = {
         by_rows=True,
     ),
     "task_arithmetic": Method(_sum, each=WEIGHT, settings=OF_DELTAS),
-    "ties": Method(_consensus, _largest, each=DENSITY, settings={"lambda": 1.0, "normalize": True}),
+    "ties": Method(_consensus, prune_by_size, each=DENSITY, settings={"lambda": 1.0, "normalize": True}),
     "dare_linear": Method(_sum, _random, each=DENSITY, settings=OF_MASKS),
     "dare_ties": Method(_consensus, _random, each=DENSITY, settings=OF_MASKS),
     "della": Method(_consensus, _by_rank, each={**DENSITY, "epsilon": None}, settings=OF_MASKS, by_rows=True),
     "della_linear": Method(_sum, _by_rank, each={**DENSITY, "epsilon": None}, settings=OF_MASKS, by_rows=True),
-    "breadcrumbs": Method(_sum, _largest, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
-    "breadcrumbs_ties": Method(_consensus, _largest, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
+    "breadcrumbs": Method(_sum, prune_by_size, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
+    "breadcrumbs_ties": Method(_consensus, prune_by_size, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
     "model_stock": Method(_stock, settings={"filter_wise": False}, models=(2, None), by_rows=True),
     "sce": Method(_by_energy, _by_variance, settings={"select_topk": 1.0}, models=(2, None)),
     "passthrough": Method(_scaled, each={"scale": 1.0}, base=NEVER, models=(1, 1)),

@@ -10,19 +10,32 @@ from typing import Any
 import numpy as np
 
 from alignment import files
+from alignment.merging import combine
 from experiments.report import pictures
 
 Row = Mapping[str, Any]
 
 
-def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """merge_report.json: the models, and for each tensor its measures with the cosines of all pairs."""
+def report(rows: Sequence[Row], method: str) -> dict[str, Any]:
+    """merge_report.json: the models, and for each tensor its measures with the cosines of all pairs.
+
+    Of Model Stock also the ratio by which it goes from the base to the models' mean (over the whole tensor).
+    """
     models = rows[0]["models"]
     out = []
     for row in rows:
         line = {key: value for key, value in row.items() if key not in ("models", "dots", "has_base")}
-        out.append(line | {"cosines": cosines(np.array(row["dots"]))})
-    return {"models": models, "of": "differences from the base" if rows[0]["has_base"] else "weights", "tensors": out}
+        dots_KK = np.array(row["dots"])
+        line["cosines"] = cosines(dots_KK)
+        if method == "model_stock":
+            line["ratio"] = float(combine.centre(dots_KK)[1])
+        out.append(line)
+    return {
+        "method": method,
+        "models": models,
+        "of": "differences from the base" if rows[0]["has_base"] else "weights",
+        "tensors": out,
+    }
 
 
 def cosines(gram_KK: np.ndarray) -> list[list[float | None]]:

@@ -170,6 +170,14 @@ def test_more_rows_of_a_vocabulary_are_cut_only_where_that_is_allowed(models, ca
     assert "is cut from 15 rows to the 12 of base" in capsys.readouterr().out
 
 
+def test_tensors_of_which_less_than_an_entry_would_stay_are_said(models, capsys):
+    recipe = DARE | {"merge_method": "ties", "parameters": {"weight": 1, "density": 0.1}}
+    planned(models, recipe)
+    assert "density times size is below 1 for model.norm.weight;" in capsys.readouterr().out
+    planned(models, DARE | {"parameters": {"weight": 1, "density": 0.1}})  # a random mask may keep none
+    assert capsys.readouterr().out == ""
+
+
 def test_rope_that_differs_is_said(models, capsys):
     change(models, config=folders.CONFIG | {"rope_theta": 5e5})
     planned(models)
