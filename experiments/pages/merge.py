@@ -105,13 +105,12 @@ def _draw(path: pathlib.Path, lines: Sequence[Row], prefix: str, caption: str, l
     """Curves over the layers of all columns that begin so; a single layer makes none."""
     inside = [line for line in lines if isinstance(line["layer"], int)]
     names = dict.fromkeys(name for line in inside for name in line if name.startswith(prefix))
-    curves = {
-        name.removeprefix(prefix) or name: [
-            (line["layer"], line[name]) for line in inside if line.get(name) is not None
-        ]
-        for name in names
-    }
-    if len(inside) > 1:
+    curves = {}
+    for name in names:
+        points = [(line["layer"], line[name]) for line in inside if line.get(name) is not None]
+        if len(points) > 1:
+            curves[name.removeprefix(prefix) or name] = points
+    if curves:
         pictures.curves(path, curves, caption=caption, x_label="layer", y_label=label)
 
 
