@@ -28,6 +28,7 @@ SHORTEST_ROW = 64
 USUAL_ROWS = (256, 384, 512)  # long rows are filled better by several groups, short ones have cheaper attention
 TOKENS_PER_CALL = {"cpu": 2_048}  # where a CPU's matrix products are at their best; accelerators want more
 NAMES = ("tokens", "positions", "groups", "branches", "sources", "targets")
+Target = tuple[int, int, Sequence[int]]  # the number of a row of tokens, how many of them come before, the target's ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,15 @@ class Scores:
 
 @dataclasses.dataclass
 class _Group:
-    """A context with some of its continuations, laid out from position 0; `owners` says whose each target is."""
+    """A context with some of its continuations, laid out from position 0; `owners` says whose each target is.
+
+    `starts` says how many tokens of the trunk each continuation stands behind; None: all.
+    """
 
     trunk: np.ndarray
     continuations: list[np.ndarray]
     owners: list[int]
+    starts: list[int] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -91,9 +96,59 @@ def score(
     unique = list(dict.fromkeys(keys))  # the same pair may come often, as answers without their question do
     _check_ids(keys, unique, model.vocab_size)
     place = {key: i for i, key in enumerate(unique)}
-    model = _for_branches(model)
-    total_U, is_greedy_U = np.zeros(len(unique)), np.ones(len(unique), bool)
+    total_U, is_greedy_U = _totals(model, params, _groups(unique), len(unique), mesh, tokens_per_call)
+    index_N = np.array([place[key] for key in keys], np.int64)
+    lengths_N = np.array([len(rest) for _, rest in pairs], np.int64)
+    return Scores(total_U[index_N], lengths_N, is_greedy_U[index_N], num_cut)
+
+
+def score_within(
+    model: decoder.DecoderLM,
+    params: Any,
+    rows: Sequence[Sequence[int]],
+    targets: Sequence[Target],
+    *,
+    mesh: Mesh | None = None,
+    tokens_per_call: int | None = None,
+) -> Scores:
+    """Log-probability of targets that leave a row of tokens anywhere, as if the row ended there; each row is read once.
+
+    Args:
+        rows: token ids.
+        targets: each behind at least one token of its row, and with at least one of its own.
+        mesh, tokens_per_call: see `score`.
+
+    Raises:
+        InputError: a target behind nothing, without tokens, or an id outside the vocabulary.
+    """
+    for n, (row, start, ids) in enumerate(targets):
+        if not 1 <= start <= len(rows[row]) or not len(ids):
+            raise InputError(
+                f"target {n} has {len(ids)} tokens and leaves a row of {len(rows[row])} behind {start}; it needs one "
+                "token of its own and one before it"
+            )
+    keys = [(np.asarray(rows[r], np.int32).tobytes(), np.asarray(ids, np.int32).tobytes()) for r, _, ids in targets]
+    _check_ids(keys, keys, model.vocab_size)
+    by_row: dict[int, _Group] = {}
+    for owner, (row, start, ids) in enumerate(targets):
+        if row not in by_row:
+            by_row[row] = _Group(np.asarray(rows[row], np.int32), [], [], [])
+        group = by_row[row]
+        group.continuations.append(np.asarray(ids, np.int32))
+        group.owners.append(owner)
+        group.starts.append(start)  # type: ignore[union-attr]  # made with a list two lines above
+    for group in by_row.values():  # what stands behind the last target's beginning is read by nobody
+        group.trunk = group.trunk[: max(group.starts or ())]
+    groups = _splits(list(by_row.values()))
+    total_N, is_greedy_N = _totals(model, params, groups, len(targets), mesh, tokens_per_call)
+    return Scores(total_N, np.array([len(ids) for _, _, ids in targets], np.int64), is_greedy_N)
+
+
+def _totals(model, params, groups, num, mesh, tokens_per_call):
+    """Nats of each owner's targets, and whether they are all the likeliest, [num]."""
+    total_U, is_greedy_U = np.zeros(num), np.ones(num, bool)
     waiting: collections.deque = collections.deque()
+    model = _for_branches(model)
 
     def finish() -> None:
         owners, out = waiting.popleft()
@@ -102,15 +157,13 @@ def score(
         np.add.at(total_U, owners_Q, logps_Q.astype(np.float64))
         np.logical_and.at(is_greedy_U, owners_Q, greedy_Q)
 
-    for rows, owners in _calls(_groups(unique), _width(mesh), tokens_per_call or _tokens_per_call()):
+    for rows, owners in _calls(groups, _width(mesh), tokens_per_call or _tokens_per_call()):
         waiting.append((owners, _run(model, params, rows, mesh)))
         if len(waiting) > 1:  # the device computes one call while the host lays out the next
             finish()
     while waiting:
         finish()
-    index_N = np.array([place[key] for key in keys], np.int64)
-    lengths_N = np.array([len(rest) for _, rest in pairs], np.int64)
-    return Scores(total_U[index_N], lengths_N, is_greedy_U[index_N], num_cut)
+    return total_U, is_greedy_U
 
 
 def rolling(
@@ -203,7 +256,10 @@ def _groups(keys):
             group = by_context[context] = _Group(np.frombuffer(context, np.int32), [], [])
         group.continuations.append(np.frombuffer(rest, np.int32))
         group.owners.append(owner)
-    whole = list(by_context.values())
+    return _splits(list(by_context.values()))
+
+
+def _splits(whole):
     single = [max(len(g.trunk) + len(c) - 1 for c in g.continuations) for g in whole]
     longest_row = max(*USUAL_ROWS, _row_length(max(single, default=1)))
     return [part for group in whole for part in _split(group, longest_row)]
@@ -213,14 +269,17 @@ def _split(group, longest_row):
     if group.size <= longest_row:
         yield group
         return
-    part = _Group(group.trunk, [], [])
-    for continuation, owner in zip(group.continuations, group.owners):
-        more = _Group(group.trunk, [*part.continuations, continuation], [*part.owners, owner])
-        if more.size > longest_row:
-            yield part
-            more = _Group(group.trunk, [continuation], [owner])
-        part = more
-    yield part
+
+    def of(first: int, end: int) -> _Group:
+        starts = None if group.starts is None else group.starts[first:end]
+        return _Group(group.trunk, group.continuations[first:end], group.owners[first:end], starts)
+
+    first = 0
+    for end in range(1, len(group.owners) + 1):
+        if end - first > 1 and of(first, end).size > longest_row:
+            yield of(first, end - 1)
+            first = end - 1
+    yield of(first, len(group.owners))
 
 
 def _row_length(size):
@@ -277,7 +336,9 @@ def _calls(groups, width, tokens_per_call):
 
 def _lay_out(rows, num_rows, length):
     """The arrays [R,T] of a call, and the owners [R,T] of its targets."""
-    batch = {name: np.zeros((num_rows, length), np.int32) for name in NAMES}
+    # only where a trunk goes on behind its branches, since the mask costs more with them
+    names = (*NAMES, "forks") if any(g.starts is not None for row in rows for g in row) else NAMES
+    batch = {name: np.zeros((num_rows, length), np.int32) for name in names}
     owners_RM = np.full((num_rows, length), -1, np.int64)
     for r, row in enumerate(rows):
         parts = []
@@ -287,7 +348,7 @@ def _lay_out(rows, num_rows, length):
             at += group.num_tokens
         owners = np.concatenate([np.repeat(g.owners, [len(c) for c in g.continuations]) for g in row])
         owners_RM[r, : len(owners)] = owners
-        for name, pieces in zip(NAMES, zip(*parts)):
+        for name, pieces in zip(names, zip(*parts)):
             values = np.concatenate(pieces)
             batch[name][r, : len(values)] = values
     batch["wanted"] = owners_RM >= 0
@@ -295,7 +356,7 @@ def _lay_out(rows, num_rows, length):
 
 
 def _arrays(group, number, at):
-    """What `NAMES` lists, for one group: one value a token, and for the last two one a target.
+    """What `NAMES` lists and the forks, for one group: one value a token, and for sources and targets one a target.
 
     Args:
         number: of the group in its row.
@@ -307,14 +368,17 @@ def _arrays(group, number, at):
     tokens = np.concatenate([group.trunk, *(c[:-1] for c in group.continuations)])
     starts = np.cumsum(inner) - inner
     within = np.arange(inner.sum()) - np.repeat(starts, inner)
-    positions = np.concatenate([np.arange(num_trunk), num_trunk + within])
+    begins = np.full(len(lengths), num_trunk) if group.starts is None else np.array(group.starts)
+    forks = np.repeat(begins, inner)
+    positions = np.concatenate([np.arange(num_trunk), forks + within])
     branches = np.concatenate([np.zeros(num_trunk, np.int64), np.repeat(np.arange(1, len(lengths) + 1), inner)])
     # a continuation's first token is predicted at the trunk's end, token k at its own branch's token k - 1
     first = np.cumsum(lengths) - lengths
     order = np.arange(lengths.sum()) - np.repeat(first, lengths)
-    sources = np.where(order == 0, num_trunk - 1, num_trunk + np.repeat(starts, lengths) + order - 1)
+    sources = np.where(order == 0, np.repeat(begins, lengths) - 1, num_trunk + np.repeat(starts, lengths) + order - 1)
     groups = np.full(len(tokens), number)
-    return tokens, positions, groups, branches, at + sources, np.concatenate(group.continuations)
+    values = tokens, positions, groups, branches, at + sources, np.concatenate(group.continuations)
+    return (*values, np.concatenate([np.zeros(num_trunk, np.int64), forks]))
 
 
 def _width(mesh):
@@ -345,9 +409,8 @@ def _scored(
     model: decoder.DecoderLM, params: Any, rows: dict[str, jax.Array], mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and whether it is the likeliest token, [R,M]."""
-    hidden_RTD: Any = model.apply(
-        decoder.variables(params), rows["tokens"], rows["positions"], rows["groups"], rows["branches"]
-    )
+    places = (rows["positions"], rows["groups"], rows["branches"], rows.get("forks"))
+    hidden_RTD: Any = model.apply(decoder.variables(params), rows["tokens"], *places)
     head_DV = decoder.head(model, params)
     return logprobs.selected_and_greedy(
         hidden_RTD, head_DV, rows["sources"], rows["targets"], mask_NM=rows["wanted"], mesh=mesh

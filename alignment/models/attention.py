@@ -17,7 +17,8 @@ def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
     """The mask [B,T,S]: who sees whom, by `positions`, `groups` and `branches` of the queries [B,T] and keys [B,S].
 
     A query sees a key of its own group (0 is padding) at no later position, in the trunk (branch 0) or in its own
-    branch, and, with a sliding window, fewer than `window` positions back.
+    branch, and, with a sliding window, fewer than `window` positions back. Where the queries have `forks`, a branch sees
+    of the trunk only what stands before the position at which it forks off.
     """
 
     def pair(name):
@@ -26,6 +27,8 @@ def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
     (group_q, group_k), (position_q, position_k), (branch_q, branch_k) = map(pair, ("groups", "positions", "branches"))
     seen_BTS = (group_q == group_k) & (group_q > 0) & (position_k <= position_q)
     seen_BTS &= (branch_k == 0) | (branch_k == branch_q)
+    if "forks" in query:
+        seen_BTS &= (branch_q == 0) | (branch_k != 0) | (position_k < query["forks"][:, :, None])
     if window is not None:
         seen_BTS &= position_q - position_k < window
     return seen_BTS

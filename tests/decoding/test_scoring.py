@@ -221,3 +221,29 @@ def test_a_shorter_stride_gives_more_context_and_a_bad_one_is_refused(params):
     for stride in (0, 9):
         with pytest.raises(InputError, match="stride="):
             scoring.rolling(PLAIN, params, [text], stride=stride, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_targets_that_leave_a_row_anywhere_score_as_if_the_row_ended_there(name, all_params):
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(23, size=n).tolist() for n in (30, 9, 12)]
+    places = [(0, 1), (0, 8), (0, 8), (0, 30), (1, 9), (1, 3), (2, 4)]
+    targets = [(row, start, rng.integers(23, size=1 + i % 4).tolist()) for i, (row, start) in enumerate(places)]
+    got = scoring.score_within(MODELS[name], all_params[name], rows, targets)
+    wanted = slow_score(all_params[name], [(rows[row][:start], ids) for row, start, ids in targets], name)
+    np.testing.assert_allclose(got.total_N, [total for total, _, _ in wanted], atol=1e-4)
+    assert got.is_greedy_N.tolist() == [greedy for _, _, greedy in wanted]
+
+
+def test_many_targets_of_a_row_are_split_over_several(params):
+    row, rng = list(range(20)), np.random.default_rng(0)
+    targets = [(0, 1 + i % 20, rng.integers(23, size=6).tolist()) for i in range(150)]
+    together = scoring.score_within(PLAIN, params, [row], targets).total_N
+    alone = [scoring.score(PLAIN, params, [(row[:start], ids)]).total_N[0] for _, start, ids in targets[::50]]
+    np.testing.assert_allclose(together[::50], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [(0, 0, [1]), (0, 4, [1]), (0, 2, [])])
+def test_a_target_behind_nothing_or_without_tokens_is_refused(params, target):
+    with pytest.raises(InputError, match="target 0 has"):
+        scoring.score_within(PLAIN, params, [[1, 2, 3]], [target])
