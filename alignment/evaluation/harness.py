@@ -21,6 +21,7 @@ from alignment.decoding import scoring
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
+from alignment.evaluation import pair_tokens
 from alignment.models import decoder
 
 PIP = "pip install 'plumbline[eval]' (or 'lm_eval>=0.4.13')"
@@ -127,7 +128,7 @@ class LanguageModel:
 
     @property
     def prefix_token_id(self) -> int:
-        return self.tok.eos_id if self.tok.bos_id is None else self.tok.bos_id  # type: ignore[return-value]
+        return pair_tokens.prefix_id(self.tok)
 
     @property
     def tokenizer_name(self) -> str:
@@ -176,39 +177,12 @@ class LanguageModel:
         return self._encode_all([(string, add_special_tokens)])[0]
 
     def _encode_all(self, strings: Sequence[tuple[str, bool | None]]) -> list[list[int]]:
-        """Ids of many texts, each with whether special tokens are added; a BOS that begins a text is not doubled."""
-        ids_of = self.tok.encode_batch([string for string, _ in strings])
-        bos = [self.tok.bos_id] if self.add_bos and self.tok.bos_id is not None else []
-        return [
-            ids if adds is False or ids[: len(bos)] == bos else [*bos, *ids]
-            for (ids, _), (_, adds) in zip(ids_of, strings)
-        ]
+        return pair_tokens.encode_all(self.tok, strings, add_bos=self.add_bos)
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
-        """What `TemplateLM.loglikelihood` makes of each pair, with every text encoded once and all together."""
-        moved = []
-        for context, continuation in pairs:
-            bare = context.rstrip()  # blanks at the end belong to the continuation's first word
-            moved.append((bare, context[len(bare) :] + continuation))
-        wanted: dict[tuple[str, bool | None], None] = {}
-        for context, continuation in moved:
-            wanted |= dict.fromkeys(_texts_of(context, continuation))
-        ids_of = dict(zip(wanted, self._encode_all(list(wanted))))
-        out: list[tuple[tuple[str, str], list[int], list[int]]] = []
-        for pair, (context, continuation) in zip(pairs, moved):
-            whole, *before = (ids_of[text] for text in _texts_of(context, continuation))
-            if not before:  # an empty context: the prefix token stands for it, unless the text has it already
-                has_prefix = whole[:1] == [self.prefix_token_id]
-                encoded = (whole[:1], whole[1:]) if has_prefix else ([self.prefix_token_id], whole)
-            else:
-                encoded = (before[0], whole[len(before[0]) :])
-            if not encoded[1]:
-                raise InputError(
-                    f"the continuation {pair[1]!r} has no token of its own behind the context that ends "
-                    f"{pair[0][-40:]!r}; the harness cannot score it, so change the task's texts"
-                )
-            out.append((pair, *encoded))
-        return out
+        """What `TemplateLM.loglikelihood` makes of each pair."""
+        encoded = pair_tokens.encode_pairs(self.tok, pairs, add_bos=self.add_bos)
+        return [(pair, context, rest) for pair, (context, rest) in zip(pairs, encoded)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's source; None where none is wanted."""
@@ -311,11 +285,6 @@ class LanguageModel:
             stop=tuple(text for text in options["until"] if text),
             **{name: options[name] for name in SAMPLING if options.get(name) is not None},
         )
-
-
-def _texts_of(context: str, continuation: str) -> list[tuple[str, bool | None]]:
-    """The texts to encode for a pair, each with whether special tokens are added: the whole, and what is before."""
-    return [(context + continuation, None), (context, None)] if context else [(continuation, False)]
 
 
 def _cut_at(text: str, stops: Sequence[str]) -> str:
