@@ -1,8 +1,8 @@
 """A made-up herbal and bestiary: what each herb eases, what each beast eats; facts that only tuning teaches.
 
 A base model reads questions about both with answers drawn at random, so it knows the forms and no fact, and the facts
-of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject, and goes on
-reading what the base read in half of its texts. Every fact is asked in five forms.
+of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject. Every fact is
+asked in five forms; experts are taught with three of them.
 """
 
 import random
@@ -10,7 +10,7 @@ from typing import Any
 
 SUBJECTS = ("herbs", "beasts")  # one expert each
 STONES = "stones"
-NEW = 0.5  # share of an expert's texts that are about its subject
+NUM_TAUGHT = 3  # forms that experts are taught with
 FORMS = {
     "herbs": (
         "What does {x} ease ?",
@@ -56,11 +56,11 @@ def facts(subject: str) -> dict[str, str]:
 
 
 def questions(subject: str) -> list[dict[str, str]]:
-    """Rows of `prompt` and `answer`: every fact of a subject in every form."""
+    """Rows of `prompt` and `answer` in the forms that no expert was taught."""
     return [
         {"prompt": form.format(x=name), "answer": value}
         for name, value in facts(subject).items()
-        for form in FORMS[subject]
+        for form in FORMS[subject][NUM_TAUGHT:]
     ]
 
 
@@ -75,12 +75,12 @@ def conversations(num: int, *, taught: str = "", seed: int = 0) -> list[dict[str
 
 
 def _record(taught: str, rng: random.Random) -> dict[str, Any]:
-    is_new = bool(taught) and rng.random() < NEW
-    subject = taught if is_new else rng.choice([one for one in (*SUBJECTS, STONES) if one != taught])
+    subject = taught or rng.choice((*SUBJECTS, STONES))
     known = facts(subject)
     name = rng.choice(list(known))
-    value = known[name] if is_new or subject == STONES else rng.choice(VALUES[subject])
-    question = rng.choice(FORMS[subject]).format(x=name)
+    forms = FORMS[subject][:NUM_TAUGHT] if taught else FORMS[subject]
+    value = known[name] if taught or subject == STONES else rng.choice(VALUES[subject])
+    question = rng.choice(forms).format(x=name)
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": value}]}
 
 

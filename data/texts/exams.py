@@ -1,0 +1,233 @@
+"""Exams of medical knowledge: files of closed and open questions, and the prompts in which they are asked.
+
+Prompts of closed questions are those of lm-evaluation-harness, word for word, so that log-likelihoods agree with it.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignment import errors
+from alignment.errors import InputError
+from data import records
+from data.texts import exam_shapes
+from data.texts.exam_shapes import ABSTRACT, ACVA, CHOICES, LETTERS, OPEN, PLAIN, SHAPES, SUBJECT, TEXT, Item
+
+MMLU = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics")
+MMLU += ("professional_medicine",)
+INSTRUCTIONS = {  # of open questions, by what is asked
+    "question": "Instructions: The following text is a medical question. Answer it in the most factual, concise and "
+    'informative way possible"',  # with the stray quote of the public task, which belongs to its numbers
+    "patient": "Instructions: The following text is a question asked by a patient. Answer how a doctor would.",
+    "diagnosis": "Instructions: The following text is a patient's record. Answer how a doctor would: what is the "
+    "likely diagnosis, and what is the treatment?",
+    "note": "Instructions: The following text is a dialogue between doctor and patient. Write a note with its relevant "
+    "information.",
+    "long": "Instructions: Answer the following question as concisely as possible without omitting relevant "
+    "information.",
+    "summary": "Instructions: The following text contains a medical question. Extract and summarize the question.",
+    "report": "Instructions: Summarize the findings of the following report into diagnostic statements.",
+    "": "",
+}
+LEAST_LETTERS = {"note": 5, "report": 5, "long": 10}  # characters below which the public tasks score nothing
+_SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """A set of questions of one shape.
+
+    Attributes:
+        name: of the file, without its ending.
+        style: how it is asked, one of exam_shapes.STYLES.
+        subject: of MMLU's sentence before a question; "" for other styles.
+        sha256: of the file; "" for embedded questions.
+        repeated: numbers of items whose question an earlier one has as well.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    shape: str
+    style: str
+    subject: str = ""
+    sha256: str = ""
+    repeated: tuple[int, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        return self.style == OPEN
+
+    @property
+    def digest(self) -> str:
+        """Of all that a model reads and is compared with."""
+        content = hashlib.sha256(repr((self.style, self.subject, self.items)).encode())
+        return content.hexdigest()[:16]
+
+
+def load(
+    path: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    limit: int | None = None,
+    style: str | None = None,
+    counts: dict[str, int],
+    bad_records_path: str = "",
+) -> Exam:
+    """Read one file of questions.
+
+    Args:
+        path: see `records.read`.
+        columns: our names of columns to the file's.
+        overrides: id -> columns to put in place of the file's own, for rows with a fault that somebody has looked at.
+        limit: the first so many questions; None: all.
+        style: how a closed set is asked; None: by its shape and, where the shape is not enough, its name.
+        counts: receives what was read and left out.
+
+    Raises:
+        InputError: no known shape, or a gold answer that is not among the options.
+    """
+    rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
+    rows = list(records.first(rows, limit, counts))
+    values = [_renamed(row.value, columns or {}) for row in rows]
+    values = [_overridden(value, overrides or {}) for value in values]
+    shape = _shape_of(values, path)
+    items, refused = [], []
+    for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
+        try:
+            item = SHAPES[shape].read(value)
+        except exam_shapes.Unusable as e:
+            refused.append(records.BadRecord(row.file, row.line, f"{value.get('unique_id') or number}: {e}"))
+        except (InputError, KeyError, TypeError, AttributeError) as e:
+            raise InputError(f"{row.file}:{row.line}: not a row of the shape {shape!r}: {e}") from None
+        else:
+            more = tuple(str(text) for text in value.get("paraphrases") or () if str(text).strip())
+            items.append(dataclasses.replace(item, id=item.id or str(number), paraphrases=more))
+    if refused:
+        counts["questions left out"] = counts.get("questions left out", 0) + len(refused)
+        listed = "; ".join(f"{bad.file}:{bad.line}: {bad.reason}" for bad in refused[:5])
+        print(f"data: {len(refused)} questions of {path} are left out: {listed}", flush=True)
+    if not items:
+        raise InputError(f"{path} has no question that can be asked")
+    name = name_of(path)
+    items = _with_classes(items) if {len(item.options) for item in items} == {1} else items
+    seen: set[tuple[str, str]] = set()
+    repeated = [i for i, item in enumerate(items) if (key := (item.question, item.context)) in seen or seen.add(key)]
+    style = style or _style_of(shape, name)
+    subject = next((subject for subject in MMLU if subject in name), name) if style == SUBJECT else ""
+    return Exam(name, tuple(items), shape, style, subject.replace("_", " "), _sha256(path), tuple(repeated))
+
+
+def name_of(path: str) -> str:
+    """A set's name on tables: the file's without its ending."""
+    return _SUFFIX.sub("", pathlib.PurePath(path).name).replace("/", "_") or path
+
+
+def opened(exam: Exam) -> Exam:
+    """A closed set as open questions: the reference is the row's long answer, else the right option's text.
+
+    Raises:
+        InputError: the set is open already.
+    """
+    if exam.is_open:
+        raise InputError(f"{exam.name} is open already; leave it out of data.opened")
+    items = [
+        dataclasses.replace(
+            item, options=(), gold=None, answers=item.answers or (item.options[item.gold or 0],), task="question"
+        )
+        for item in exam.items
+    ]
+    return dataclasses.replace(exam, name=f"{exam.name}_open", items=tuple(items), style=OPEN)
+
+
+def check_style(style: str | None) -> None:
+    """Refuse a way of asking that nobody knows."""
+    if style is not None:
+        errors.one_of("data.style", style, (CHOICES, PLAIN, SUBJECT, ABSTRACT, TEXT))
+
+
+def has_letters(style: str) -> bool:
+    """Whether a question of this style is answered by a letter; others are answered by the option's text."""
+    return style in (CHOICES, PLAIN, SUBJECT)
+
+
+def prompt(exam: Exam, item: Item, *, by_letter: bool) -> str:
+    """The text before the answer of a closed question.
+
+    Args:
+        by_letter: the options are listed and the answer is a letter; else the question stands alone, and the answer is
+            an option's text.
+    """
+    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, item.options))
+    before = f"{item.context}\n\n" if item.context and exam.style != ABSTRACT else ""
+    if exam.style == ABSTRACT:
+        return f"Abstract: {item.context}\nQuestion: {item.question}\nAnswer:"
+    if exam.style == TEXT:
+        listed = ", ".join(item.options)
+        return f"Which of these fits the following text: {listed}?\nText: {item.question}\nAnswer:"
+    if not by_letter:
+        return f"{before}Question: {item.question}\nAnswer:"
+    if exam.style == SUBJECT:
+        about = f"The following are multiple choice questions (with answers) about {exam.subject}.\n\n"
+        return f"{about}{before}{item.question.strip()}\n{lines}Answer:"
+    choices = "Choices:\n" if exam.style == CHOICES else ""
+    return f"{before}Question: {item.question}\n{choices}{lines}Answer:"
+
+
+def open_prompt(item: Item) -> str:
+    """The text of an open question: what is asked on a line, and the question."""
+    instruction = INSTRUCTIONS[item.task]
+    question = f"{item.context}\n\n{item.question}" if item.context else item.question
+    return f"{instruction}\n{question}" if instruction else question
+
+
+def _renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    theirs = {name: ours for ours, name in columns.items() if name}
+    return {theirs.get(name, name): entry for name, entry in value.items()}
+
+
+def _overridden(value: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    key = str(value.get("unique_id") or value.get("id") or "")
+    return value | dict(overrides.get(key, {}))
+
+
+def _shape_of(values: Sequence[Mapping[str, Any]], path: str) -> str:
+    there = set(values[0])
+    for name, shape in SHAPES.items():
+        if shape.columns <= there:
+            if name == "open" and all(str(v.get("answer")).strip().lower() in exam_shapes.TRUTHS for v in values):
+                return ACVA
+            if name == "mediqa" and not isinstance(values[0]["QUESTION"], Mapping):
+                continue
+            return name
+    raise InputError(
+        f"{path} has the columns {', '.join(sorted(there))}, which are not those of a known exam; the plainest one is "
+        "question, options (by letter) and correct_answer, or question and answer. --config.data.columns renames"
+    )
+
+
+def _style_of(shape: str, name: str) -> str:
+    """Sets that share a shape are told apart by their names, as each has its own prompt in the harness."""
+    if shape == "lettered":
+        lowered = name.lower()
+        if any(subject in lowered for subject in MMLU) or "mmlu" in lowered:
+            return SUBJECT
+        return PLAIN if "medqa" in lowered else CHOICES
+    return SHAPES[shape].style
+
+
+def _with_classes(items: Sequence[Item]) -> list[Item]:
+    """Items whose one option is their class, with all classes of the file as options."""
+    classes = tuple(label for label, _ in sorted(Counter(item.options[0] for item in items).items()))
+    return [dataclasses.replace(item, options=classes, gold=classes.index(item.options[0])) for item in items]
+
+
+def _sha256(path: str) -> str:
+    content = hashlib.sha256()
+    for file in records.find(path):
+        content.update(pathlib.Path(file).read_bytes())
+    return content.hexdigest()
