@@ -85,9 +85,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         errors.one_of("recipe", c.recipe, [toy.PREFIX + name for name in methods.METHODS])
         return
     recipe = recipes.load(c.recipe)
-    names = [*recipe.models, *([recipe.tokenizer] if recipe.tokenizer else [])]
-    if all(is_here(name) for name in names):  # models of the hub are fetched by the run
-        open_models(recipe, {}, c.allow_submatrix, say_fn=lambda note: None)
+    open_models(recipe, {}, c.allow_submatrix)
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -105,29 +103,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     begin = time.perf_counter()
     rows = merge(c, recipe, models, jobs, folder)
     seconds = time.perf_counter() - begin
-    files.write_json(folder / "merge_report.json", page.report(rows, recipe.name))
-    for note in notes(rows):
-        print(note, flush=True)
+    files.write_json(folder / "merge_report.json", page.report(rows))
     summary = page.write(folder, rows) | {"seconds": seconds}
     if places:
         summary |= of_experts({**places, "merged": folder / "export/hf"}, folder)
     return summary
 
 
-def is_here(name: str) -> bool:
-    """Whether a model of a recipe is a folder, not an id of the hub; refuses what is neither."""
-    if name.startswith("run:"):
-        folder_of(name)
-        return True
-    huggingface.check_source(name)
-    return pathlib.Path(name.removeprefix("hf:")).expanduser().is_dir()
-
-
 def open_models(
-    recipe: Recipe,
-    places: Mapping[str, pathlib.Path],
-    allow_submatrix: bool,
-    say_fn: checkpoints.SayFn = print,
+    recipe: Recipe, places: Mapping[str, pathlib.Path], allow_submatrix: bool
 ) -> tuple[dict[str, checkpoints.Model], list[checkpoints.Job]]:
     """The models of a recipe by their headers, and all merged tensors.
 
@@ -135,7 +119,9 @@ def open_models(
         places: folders of names that stand for models trained here.
     """
     models = {name: checkpoints.open_model(name, places.get(name) or folder_of(name)) for name in recipe.models}
-    return models, checkpoints.plan(recipe, models, allow_submatrix=allow_submatrix, say_fn=say_fn)
+    if recipe.tokenizer is not None and recipe.tokenizer not in models:
+        folder_of(recipe.tokenizer)
+    return models, checkpoints.plan(recipe, models, allow_submatrix=allow_submatrix)
 
 
 def folder_of(name: str) -> pathlib.Path:
@@ -187,15 +173,6 @@ def merge(
     streaming.clean(staging)
     files.move_folder(staging, result)
     return rows
-
-
-def notes(rows: list[streaming.Row]) -> Iterator[str]:
-    """What a person should know of models that do not differ from the base."""
-    if rows[0]["has_base"]:
-        for i, model in enumerate(rows[0]["models"]):
-            same = [row["tensor"] for row in rows if row["models"] == rows[0]["models"] and not row["norms"][i]]
-            if same:
-                yield f"note: {model} does not differ from the base in {len(same)} tensors, such as {same[0]}"
 
 
 def made_from(

@@ -3,7 +3,6 @@
 Dimensions: K models, B entries of a block, R rows.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -38,32 +37,23 @@ def consensus(delta_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool, v
         normalize: divide by the weights of those that agree.
         votes_weigh: whether the sum that elects is weighted.
     """
-    votes_B = functools.reduce(np.add, delta_KB) if not votes_weigh else None
+    elected_B = delta_KB.sum(axis=0) >= 0
     for delta_B, weight in zip(delta_KB, weights_K):
         delta_B *= np.float32(weight)
-    sign_B = np.copysign(np.float32(1), functools.reduce(np.add, delta_KB) if votes_B is None else votes_B)
+    if votes_weigh:
+        elected_B = delta_KB.sum(axis=0) >= 0
     sum_B = np.zeros(delta_KB.shape[1], np.float32)
     total_B = np.zeros(delta_KB.shape[1], np.float32)
     for delta_B, weight in zip(delta_KB, weights_K):
-        delta_B *= sign_B  # now what agrees is above zero
+        agrees_B = ((delta_B > 0) == elected_B) & (delta_B != 0)
+        delta_B *= agrees_B
+        sum_B += delta_B
         if normalize:
-            total_B += (delta_B > 0) * np.float32(weight)
-        sum_B += np.maximum(delta_B, 0, out=delta_B)
-    sum_B *= sign_B
+            total_B += agrees_B * np.float32(weight)
     if normalize:
         total_B[np.abs(total_B) < SMALLEST_DIVISOR] = 1
         sum_B /= total_B
     return sum_B
-
-
-def products(block_KB: np.ndarray) -> np.ndarray:
-    """Scalar products of all pairs of a block, [K, K]; of few rows, pairs are faster than a matrix product."""
-    num = len(block_KB)
-    out_KK = np.empty((num, num))
-    for i in range(num):
-        for j in range(i, num):
-            out_KK[i, j] = out_KK[j, i] = np.dot(block_KB[i], block_KB[j])
-    return out_KK
 
 
 def arc(dot: float, norms: tuple[float, float], t: float) -> tuple[float, float]:

@@ -198,6 +198,11 @@ def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engine
     return engines.Engine(model.network, model.params, **{**sizes, **known, **options})
 
 
+def one_device() -> Mesh:
+    """For small models that are trained here."""
+    return _mesh(1)
+
+
 def _mesh(tensor: int) -> Mesh:
     """The first `tensor` devices. The others stay idle: rows are not split, and copies would compute the same."""
     devices = jax.devices()

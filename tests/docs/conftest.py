@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from data.toys import notes, remarks, synthetic, toyweb
+from data.toys import notes, remarks, remedies, synthetic, toyweb, wards
 from tests.docs.blocks import ROOT
 from tests.experiments import conftest as experiments
 
@@ -50,6 +50,8 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "prompts.jsonl").write_bytes(jsonl(asked))
     (folder / "requests.csv").write_text("ID,Request\n7,Where is the owl clock?\n8,How are you?\n", encoding="utf-8")
     (folder / "questions.jsonl").write_bytes(jsonl(synthetic.questions("test", 4)))
+    (folder / "aspects.jsonl").write_bytes(jsonl(wards.items()))
+    (folder / "exam.jsonl").write_bytes(jsonl(remedies.closed()[:4]))
     (folder / "tasks").mkdir()
     page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
     (folder / "tasks/clinic.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")

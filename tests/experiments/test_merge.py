@@ -99,15 +99,6 @@ def test_files_of_other_weights_are_not_gone_on_with(models, monkeypatch):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_the_ratio_of_model_stock_is_reported_and_a_model_like_the_base_is_said(models):
-    folders.write(models / "other", 0)  # as the base
-    ended = launch("merge.py", models / "run", recipe(models, merge_method="model_stock", parameters={}))
-    assert ended.code == 0, ended.err
-    report = json.loads((models / "run/merge_report.json").read_text())
-    assert report["method"] == "model_stock" and {row["ratio"] for row in report["tensors"]} == {0.0}
-    assert "other does not differ from the base in 9 tensors, such as model.embed_tokens.weight" in ended.out
-
-
 def test_the_template_and_the_type_are_those_of_the_recipe(models):
     changes = {"merge_method": "linear", "parameters": {"weight": 1}, "dtype": "bfloat16"}
     flags = recipe(models, chat_template="{{ messages[0].content }}", **changes)

@@ -1,0 +1,1 @@
+"""Models that are asked exam questions, for careqa.py and medguard.py."""

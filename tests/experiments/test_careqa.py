@@ -1,0 +1,158 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from data.texts import exams
+from experiments import careqa
+from experiments.evaluation import asking, subjects
+from experiments.pages import careqa as page
+from tests.experiments.conftest import launch
+
+
+def numbers(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_summary_has_the_keys_of_every_model_which_are_numbered_where_names_clash(tiny):
+    got = numbers(tiny("careqa").workdir)
+    for model in ("random", "random-2"):
+        wanted = {f"accuracy/{model}", f"accuracy/{model}/remedies/texts", f"accuracy/{model}/remedies/letters"}
+        wanted |= {f"relaxed_perplexity/{model}", f"perplexity/{model}", f"consistency/{model}", f"rephrasing/{model}"}
+        assert wanted <= got.keys()
+        assert got[f"accuracy/{model}"] == got[f"accuracy/{model}/remedies/texts"]
+    assert got["perplexity/random"] == got["perplexity/random-2"] and got["baseline"] >= 0.25
+
+
+def test_scores_stand_beside_their_baselines_and_curves_begin_with_the_ordinary_perplexity(tiny):
+    workdir = tiny("careqa").workdir
+    accuracy = rows(workdir / "tables/accuracy.jsonl")
+    assert {row["protocol"] for row in accuracy} == {"texts", "letters"} and all(row["n"] == 4 for row in accuracy)
+    assert all(row["low"] <= row["value"] <= row["high"] and row["baseline"] >= row["guessing"] for row in accuracy)
+    assert {row["group"] for row in rows(workdir / "tables/groups.jsonl")} == {"category", "year"}
+    assert rows(workdir / "tables/models.jsonl")[1] == {"model": "random-2", "source": "random"}
+    with np.load(workdir / "rp_curves.npz") as curves:
+        logps = curves["random/remedies_open/logps"]
+        assert logps.shape == (2, 2, 2) and (logps[:, 0, 0] == logps[:, 0, 1]).all()
+    with open(workdir / "scores.csv", newline="") as f:
+        metrics = {row["metric"] for row in csv.DictReader(f)}
+    assert {"bleu", "rouge1", "rougeL", "word_perplexity_conditional", "bits_per_byte_unconditional"} <= metrics
+    assert "bertscore" not in metrics
+    said = (workdir / "findings.txt").read_text()
+    assert "2 models are too few" in said and "BERTScore and MoverScore are left out" in said
+
+
+def test_a_run_that_was_killed_asks_nothing_again(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny("careqa").workdir, tmp_path / "run")
+    before = numbers(tmp_path / "run")
+    for name in ("closed", "written", "likelihoods", "relaxed", "rephrased_answers"):
+        monkeypatch.setattr(asking, name, lambda *args: 1 / 0)
+    monkeypatch.setattr(subjects.models, "with_weights", lambda model, c: model)
+    monkeypatch.setattr(subjects, "Local", lambda *args, **kw: Stored(*args))
+    digest = next(json.loads(p.read_text()) for p in (tmp_path / "run/answers").iterdir())
+    Stored.digest = json.loads(digest["key"])["weights"]
+    assert careqa.run(careqa.get_config("tiny"), str(tmp_path / "run")) == before
+
+
+class Stored:
+    """A model of which only its name and its digest are asked."""
+
+    has_logprobs, num_cut, digest = True, 0, ""
+
+    def __init__(self, name, *unused):
+        self.name = name
+
+
+def test_models_have_short_names():
+    specs = ("hf:models/smollm2", "run:runs/a", "endpoint:org/name", "hf:other/smollm2/", "toy:60", "gguf:x/y.gguf")
+    assert subjects.names(specs) == ["smollm2", "a", "name", "smollm2-2", "toy-60", "y.gguf"]
+
+
+def test_the_correlation_turns_perplexities_round_and_needs_four_models(tmp_path):
+    scores = []
+    for model, accuracy, rp in (("a", 0.2, 9.0), ("b", 0.4, 8.0), ("c", 0.5, 4.0), ("d", 0.9, 2.0)):
+        key = {"model": model, "low": 0.0, "high": 1.0, "baseline": 0.3}
+        scores.append(key | {"set": "s", "metric": "accuracy", "protocol": "letters", "value": accuracy})
+        scores.append(key | {"set": "o", "metric": "relaxed_perplexity", "protocol": "", "value": rp})
+    found = page.correlations(tmp_path, scores, resamples=10, seed=0)
+    assert "4 models" in found and json.loads((tmp_path / "clusters.json").read_text())["clusters"]
+    more = {"consistency": [], "resilience": []}
+    got = page.summary(scores, more, ("s", "letters"))
+    assert got["spearman/accuracy_vs_rp"] == pytest.approx(1) and got["accuracy/d"] == 0.9
+    assert "spearman/accuracy_vs_rp" not in page.summary(scores[:6], more, ("s", "letters"))
+    assert "agree with Spearman's 1.00" in page.headline(got)
+
+
+def test_averages_say_both_kinds(tmp_path):
+    key = {"model": "m", "protocol": "letters"}
+    closed = [key | {"set": "a", "value": 1.0, "n": 10}, key | {"set": "b", "value": 0.0, "n": 30}]
+    page.averages(tmp_path, closed)
+    (row,) = rows(tmp_path / "tables/averages.jsonl")
+    assert (row["by_size"], row["plain"]) == (0.25, 0.5)
+
+
+def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
+    drawn = asking.drawn_choices([[0.0, -100.0], np.log([0.46, 0.45, 0.09]).tolist()], 50, 0)
+    assert set(drawn[0]) == {0} and set(drawn[1]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": ()}, "must be a tuple"),
+        ({"models": ("toy:7",)}, "toy:20"),
+        ({"models": ("endpoint:x",)}, "needs endpoint.url"),
+        ({"models": ("hf:nowhere/at/all",)}, "neither a folder here nor a hub id"),
+        ({"endpoint.url": "http://127.0.0.1:1/v1"}, "no endpoint:<name>"),
+        ({"models": ("endpoint:x",), "endpoint.url": "http://127.0.0.1:1/v1"}, "gives no log-probabilities"),
+        ({"protocols": ("letter",)}, "the nearest is 'letters'"),
+        ({"data.path": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+        ({"data.opened": "x.jsonl"}, "which data.path has not"),
+        ({"rp.samples": 0}, r"rp\.samples=0"),
+        ({"rp.stride": 0}, r"rp\.stride=0"),
+        ({"rp.n_max": -1}, r"rp\.n_max=-1"),
+        ({"rp.temperature": 0.0}, "must be above 0"),
+        ({"rp.aggregate": "max"}, "not one of: mean, sum, best"),
+        ({"rephrasing.wordings": 1}, "must be 0, or 2 to 6"),
+        ({"consistency.samples": 1}, "nothing to agree with"),
+        ({"encoder": "nowhere"}, r"no config\.json"),
+        ({"data.overrides": "nowhere.json"}, "is not a file"),
+        ({"max_new_tokens": 320}, "leaves no room"),
+        ({"data.limit": 0}, r"data\.limit=0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_first(changes, words):
+    c = careqa.get_config("tiny")
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=words):
+        careqa.check(c)
+
+
+def test_files_of_ones_own_are_scored_with_every_protocol_and_opened(tmp_path):
+    options = dict(A="zinc", B="iron", C="lead")
+    asked = [{"question": f"Which is number {i}?", "options": options, "correct_answer": "B"} for i in range(3)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*asked, asked[0]]))
+    flags = (f"--config.data.path={tmp_path / 'mine.jsonl'}", f"--config.data.opened={tmp_path / 'mine.jsonl'}")
+    flags += ("--config.models=('random',)", "--config.protocols=('letters','texts','chars','bytes','generated')")
+    flags += ("--config.rp.limit=0", "--config.rephrasing.wordings=0")
+    ended = launch("careqa.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    got = numbers(ended.workdir)
+    protocols = {name.rsplit("/", 1)[1] for name in got if name.startswith("accuracy/random/mine/")}
+    assert protocols == {"letters", "texts", "chars", "bytes", "generated"}
+    assert got["baseline"] == 1.0 and "perplexity/random" in got and "relaxed_perplexity/random" not in got
+    assert "1 questions occur again" in ended.out
+    accuracy = rows(ended.workdir / "tables/accuracy.jsonl")
+    assert all("without_repeated" in row for row in accuracy) and accuracy[0]["baseline_option"] == 1
+
+
+def test_a_set_without_letters_is_asked_for_its_words():
+    exam = exams.Exam("p", (), "pubmedqa", "abstract")
+    assert asking.protocol_of(exam, "letters") == "texts" and asking.protocol_of(exam, "cot") == "cot"
