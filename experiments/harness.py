@@ -89,7 +89,7 @@ def check(c: ml_collections.ConfigDict) -> None:
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known and not pathlib.Path(name).is_file():
-            near = difflib.get_close_matches(name, known, 3)
+            near = difflib.get_close_matches(name, [*museum_tasks.NAMES, *known], 3)
             raise InputError(
                 f"tasks has {name!r}, which neither task_folder nor the harness's {len(known):,} tasks know"
                 f"{'; the nearest are ' + ', '.join(near) if near else ''}; `lm-eval ls tasks` lists them"

@@ -6,8 +6,9 @@ are copied and not computed again.
 
 A request's tokens and log-probabilities are the same bits whatever else is served, in any slot, in any order, whether
 it was pre-empted or its prompt was cached, on one device, with one number of slots, without speculation. Chunks begin
-at multiples of one length and have one shape, a cached prefix ends where a chunk does, attention walks fixed blocks,
-and tokens of an answer are only ever written by decode steps, even where an evicted answer is computed again.
+at multiples of one length, and the prompt's own length decides their shapes (all of that length, but for a rest of at
+most half of it); a cached prefix ends where a chunk does, attention walks fixed blocks, and tokens of an answer are
+only ever written by decode steps, even where an evicted answer is computed again.
 
 Other models or adapters of the base may guide the choice of each token: see `guided`.
 """
@@ -79,7 +80,8 @@ class Engine:
         model, params: a decoder and its parameters.
         num_slots: answers written at the same time.
         max_len: positions of a row, prompt and answer; rounded up to a multiple of `chunk`.
-        chunk, block: tokens of a prefill, and positions of a block of the cache.
+        chunk, block: tokens of a prefill, and positions of a block of the cache. A prompt's last tokens are prefilled
+            by a program of half the length where they fit in it: short prompts are mostly filling otherwise.
         num_steps: steps between two looks of the host.
         chunks_per_turn: chunks prefilled in one `advance`; None: as many as free slots want, which is the most
             throughput, while 1 or 2 keeps the writers' latency low and lets the caller cancel in mid-prompt.
@@ -382,7 +384,7 @@ class Engine:
             last = len(prompt) - 1
             for at in range(start, last, C):
                 part = prompt[at : min(at + C, last)]
-                tokens_C = np.zeros(C, np.int32)
+                tokens_C = np.zeros(C if len(part) > C // 2 else C // 2, np.int32)
                 tokens_C[: len(part)] = part
                 end = at + len(part)
                 self.state, scored = programs.prefill(

@@ -229,8 +229,7 @@ def forward(
         positions_RT: consecutive positions of each row, from 0.
         first_row: the first of those rows.
         is_live_R: rows whose result is read; attention walks no further than they need. None: all.
-        is_chunk: R is 1, T a multiple of the cache's block and the first position too: the tokens are written as
-            blocks.
+        is_chunk: R is 1 and the first position a multiple of the cache's block: the tokens are written as blocks.
         attention: a kernel of `rows`, whose cache this is then.
         adapter_R: the adapter of each row, an index into those of `weights["adapters"]` (`stacks.prepare`), or
             `stacks.NONE`. None: the weights have none.

@@ -1,7 +1,8 @@
 """The compiled programs of the decoding engine: admit a request, prefill a chunk, and decode for some steps.
 
 All state of the slots lives on the device, in one tree of arrays that every program takes over (donated) and gives
-back. Every option of a request is data in it, so these programs are all there are, whatever the requests look like.
+back. Every option of a request is data in it, so these programs are all there are, whatever the requests look like
+(two of prefill, for chunks and for halves; and `clean` for a slot in which a request failed).
 
 Prefill covers a prompt but for its last token. That one is the first token of decoding, so logits are read and tokens
 are chosen in one program only.
@@ -236,7 +237,8 @@ def prefill(
 
     Args:
         weights: of the network `model`, an index into `plan.all_models`.
-        tokens_C: the prompt from `start` on, then anything: decoding overwrites it.
+        tokens_C: the prompt from `start` on, then anything, which decoding overwrites; as many as the plan's chunk has
+            or half of that.
         start: a multiple of the chunk's length.
         next_position: the first position behind these tokens.
         wants_scores: whether the tokens that follow each of these are scored.
@@ -247,7 +249,7 @@ def prefill(
         The state; the log-probability of each token's successor in the row [C], and the best tokens there, zeros where
         they are not wanted.
     """
-    C = plan.chunk
+    C = len(tokens_C)
     positions_1C = (start + jnp.arange(C, dtype=jnp.int32))[None]
     adapter_1 = part[None] - 1 if plan.num_parts(model) > 1 else None
     hidden_1CD, cache = network.forward(

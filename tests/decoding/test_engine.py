@@ -130,12 +130,30 @@ def test_tensor_parallel_on_eight_devices_writes_the_same():
         assert programs.decode._cache_size() == before + 1  # places do not change from call to call
 
 
-def test_three_programs_serve_all_requests(lm):
-    server = make(lm)
-    server.answers(mixed_requests(6, seed=9))
-    sizes = [p._cache_size() for p in (programs.admit, programs.prefill, programs.decode)]
+def test_four_programs_serve_all_requests(lm):
+    def sizes():
+        return np.array([p._cache_size() for p in (programs.admit, programs.prefill, programs.decode, programs.clean)])
+
+    before, server = sizes(), make(lm, num_steps=5)
+    server.answers([Request([1] * 10, 2)])  # a chunk, and a rest of one token
+    assert (sizes() - before).tolist() == [1, 2, 1, 0]
     server.answers(mixed_requests(30, seed=10))
-    assert [p._cache_size() for p in (programs.admit, programs.prefill, programs.decode)] == sizes
+    assert (sizes() - before).tolist() == [1, 2, 1, 0]
+
+
+def test_the_rest_of_a_prompt_is_prefilled_in_half_a_chunk_where_it_fits(lm, monkeypatch):
+    widths, prefill = [], programs.prefill
+
+    def watched(plan, weights, state, slot, tokens_C, *rest, **options):
+        widths.append(len(tokens_C))
+        return prefill(plan, weights, state, slot, tokens_C, *rest, **options)
+
+    monkeypatch.setattr(programs, "prefill", watched)
+    for length, wanted in {1: [], 2: [4], 5: [4], 6: [8], 9: [8], 10: [8, 4], 14: [8, 8], 17: [8, 8]}.items():
+        widths.clear()
+        server = make(lm)
+        assert server.answers([Request([1, 2, 3] * 6, 0), Request([7] * length, 3)])[1].ids
+        assert widths[3:] == wanted
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_differ(lm):
