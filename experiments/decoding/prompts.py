@@ -1,6 +1,7 @@
 """Files of prompts or conversations, as token ids with the options of their answers; the unusable is set aside."""
 
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import json
@@ -166,6 +167,11 @@ def _check_columns(items: Sequence[Record | BadRecord], names: Mapping[str, str]
     for name in sorted(is_named):
         if names[name] not in there:
             raise InputError(f"columns.{name}={names[name]!r}: no record has it; columns found: {', '.join(there)}")
+    known = [*options.NAMES, *options.MORE]
+    for column in there:  # others are the user's own, but one that is nearly an option's name may be meant as one
+        near = difflib.get_close_matches(column, known, 1, cutoff=0.8)
+        if near and column not in known and column not in names.values():
+            print(f"the records' column {column!r} is not read; an option is called {near[0]!r}", flush=True)
     if names["prompt"] not in there and names["messages"] not in there:
         raise InputError(
             f"no record has prompt or messages; columns found: {', '.join(there)}. Name one, as in "

@@ -106,6 +106,12 @@ def test_a_record_that_cannot_be_answered_is_set_aside_with_its_line_and_why(tmp
     assert (bad.file, bad.line) == (str(path), 2) and said in bad.reason
 
 
+def test_a_column_that_is_nearly_an_option_is_named(tmp_path, capsys):
+    load(jsonl(tmp_path / "p.jsonl", {"prompt": "a", "temperatur": 0.5, "category": "x", "n": 2}))
+    said = capsys.readouterr().out
+    assert "'temperatur' is not read" in said and "'temperature'" in said and "category" not in said
+
+
 def test_an_answer_draws_by_its_id_and_not_by_its_place(tmp_path):
     rows = [{"id": name, "prompt": "hi"} for name in ("a", "b", "a")]
     forth, _ = load(jsonl(tmp_path / "1.jsonl", *rows))
