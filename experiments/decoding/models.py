@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 from alignment import errors
 from alignment.decoding import engine as engines
-from alignment.decoding import network, programs
+from alignment.decoding import network, programs, rows
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
@@ -51,6 +51,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         num_draft=0,  # tokens guessed ahead
         weights_dtype="",  # "int8": eight bits on accelerators; "": that of the model
         cache_dtype="",
+        attention="auto",  # a GPU's fused kernel where it fits and is right, else "blocks"
     )
     out = dict(
         init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or id>, run:<workdir>, gguf:<file>; or one of OWN
@@ -88,6 +89,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     programs.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
+    errors.one_of("engine.attention", c.engine.attention, rows.KERNELS)
     if c.draft_from and not c.engine.num_draft:
         raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
     if c.draft_from and c.init_from in OWN:

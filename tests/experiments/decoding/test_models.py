@@ -21,6 +21,7 @@ def config(arg="tiny", **values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        (dict(engine__attention="splash"), "engine.attention='splash'"),
         (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy or"),
         (dict(init_from="hf:./none"), "is neither a folder here nor a hub id"),
         (dict(init_from="run:none"), "model.json is not there; name the workdir of an earlier run"),
