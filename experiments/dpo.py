@@ -10,9 +10,8 @@ Expect:  laptop: held-out accuracy 0.971, in 97 s on two cores of an AMD EPYC (c
 
 import functools
 import itertools
-import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
-from experiments.launch import checks, groups, lm
+from experiments.launch import checks, groups, lm, references
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -296,7 +295,10 @@ def begin(
         if c.adapter.init_from:  # the policy starts from it, and so does the reference
             made_from["adapter"] = str(adapters.read_note(workdir)["start"])
         first = adapters.policy(adapter, state)
-        stored = [reference(c, model, first, split, mesh, path, made_from) for split, path in zip(splits, paths)]
+        stored = [
+            references.stored(model, first, split, mesh, path, made_from, **c.batch)
+            for split, path in zip(splits, paths)
+        ]
         return state, adapter, stored
     if adapter is None and c.loss not in losses.REFERENCE_FREE:
         state = train_state.with_reference(state)
@@ -349,65 +351,6 @@ def pretrain(
         pace=loop.Pace(log_every=max(steps // 20, 1), save_every=c.loop.save_every),
         logging=loop.Logging(sinks=c.sinks, label="pretrain"),
     )[0].params
-
-
-def reference(
-    c: ml_collections.ConfigDict,
-    model: decoder.DecoderLM,
-    params: Any,
-    split: preferences.Pairs,
-    mesh: Mesh,
-    path: pathlib.Path,
-    made_from: Mapping[str, str],
-) -> np.ndarray:
-    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`.
-
-    Args:
-        params: the untouched policy's.
-        made_from: digests of what it began with.
-    """
-    _, num_answer = preferences.shape(split, layout=c.batch.layout)
-    if not len(split):  # nothing is held out
-        return np.zeros((0, 2, num_answer), np.float32)
-    made_from = {"pairs": split.digest, **made_from}
-    if path.is_file():
-        return stored_reference(path, (len(split), 2, num_answer), made_from)
-    batches = preferences.batches(split, **c.batch, endless=False, **sharding.row_share(mesh))
-    print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
-    scores = pairs.score(model, params, batches, len(split), num_answer, mesh)
-    files.write_json(path.with_suffix(".json"), made_from)  # first: scores without it would not be checked
-    files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
-    return scores
-
-
-def stored_reference(path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str]) -> np.ndarray:
-    """The log-probabilities that an earlier start of this run stored.
-
-    Args:
-        made_from: digests of the pairs and of the weights as they are now. Runs begun before there were digests have
-            none beside the file; of these the shape alone is checked.
-
-    Raises:
-        InputError: the file is damaged, or pairs or weights have changed since.
-    """
-    beside = path.with_suffix(".json")
-    earlier = json.loads(beside.read_text()) if beside.is_file() else made_from
-    if changed := [name for name, digest in made_from.items() if earlier.get(name) != digest]:
-        raise InputError(
-            f"{path} was computed from other {' and '.join(changed)} than this run has now. Put them back as they "
-            "were, or start over in another --workdir"
-        )
-    try:
-        scores = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise InputError(f"{path} is damaged ({e}); remove it, and it is computed again") from e
-    if scores.shape != shape or not np.isfinite(scores).all():
-        what = f"has shape {scores.shape}" if scores.shape != shape else "holds numbers that are not finite"
-        raise InputError(
-            f"{path} {what}, and the pairs of {path.stem} need {shape}: were the data changed since this run began? "
-            "Put them back, or start over in another --workdir; if the file alone is wrong, remove it"
-        )
-    return scores
 
 
 def answers(

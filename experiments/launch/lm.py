@@ -138,11 +138,12 @@ def begin_adapter(
 
     Args:
         base: the weights that stay, which the state takes over.
-        base_from: where a later run finds them; `run:pretrain` is a folder of this workdir.
+        base_from: where a later run finds them; `run:pretrain` may be a folder of this workdir.
     """
     options = adapter_options(c)
     kind, _, name = options.init_from.partition(":")
-    weights = language_model.digest(f"run:{workdir / 'pretrain'}" if base_from == "run:pretrain" else base_from)
+    own = workdir / base_from.removeprefix("run:")
+    weights = language_model.digest(f"run:{own}" if base_from.startswith("run:") and own.is_dir() else base_from)
     if kind == "run" and (note := adapters.read_note(name)) and note["weights"] != weights:
         raise InputError(
             f"adapter.init_from={options.init_from!r} was trained beside other weights, {note['base']!r}; give "

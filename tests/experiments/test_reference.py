@@ -7,7 +7,7 @@ import pytest
 
 from alignment import files
 from alignment.errors import InputError
-from experiments import dpo
+from experiments.launch import references
 from tests.experiments.conftest import launch
 
 SHAPE = (3, 2, 4)
@@ -23,13 +23,13 @@ def stored(tmp_path):
 
 
 def test_a_reference_of_these_pairs_and_weights_is_taken_up_again(stored):
-    np.testing.assert_array_equal(dpo.stored_reference(stored, SHAPE, MADE_FROM), np.ones(SHAPE))
+    np.testing.assert_array_equal(references.read(stored, SHAPE, MADE_FROM), np.ones(SHAPE))
 
 
 @pytest.mark.parametrize("changed", ["pairs", "weights"])
 def test_a_reference_of_other_pairs_or_weights_of_the_same_shape_is_refused(stored, changed):
     with pytest.raises(InputError, match=rf"train\.npy was computed from other {changed} than this run has now"):
-        dpo.stored_reference(stored, SHAPE, MADE_FROM | {changed: "c"})
+        references.read(stored, SHAPE, MADE_FROM | {changed: "c"})
 
 
 @pytest.mark.slow
