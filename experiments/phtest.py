@@ -17,11 +17,7 @@ workdir has the answers, by the prompts' ids.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-import random
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,23 +26,24 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.decoding import cache
-from alignment.decoding.requests import Answer, Request
 from alignment.errors import InputError
 from alignment.safety import refusals, verdicts
 from alignment.safety.judging import Judge
 from data import records
 from data.texts import suites
-from data.toys import house_rules
+from data.toys import guest_rules, house_rules
 from experiments.decoding import answering, models
-from experiments.decoding.journal import Journal, Key
+from experiments.decoding.journal import Journal
 from experiments.decoding.models import Model
 from experiments.launch import checks
 from experiments.pages import phtest as page
 from experiments.pages.phtest import ADAPTER, BARE, FILTER, SYSTEM
-from experiments.safety import judges, strengths
+from experiments.safety import asking, judges, strengths
+from experiments.safety.asking import Prompt
 
 SETTINGS = ("", "laptop", "smol", "tiny")
-EMBEDDED = "synthetic:house_rules"
+HOUSE, GUESTS = "synthetic:house_rules", "synthetic:guest_rules"
+EMBEDDED = {HOUSE: house_rules.prompts, GUESTS: guest_rules.prompts}
 TOO_MANY_INVALID, MAX_INVALID = 3, 0.02  # exit code, and the share above which it is given
 CAUTIOUS = "cautious"
 DEFENSIVE = (
@@ -55,7 +52,6 @@ DEFENSIVE = (
 )
 WORDS = "words"
 STRENGTHS = (0.5, 1.0)
-_SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
 JUDGING, FILTERING = "refusal_three_way", "prompt_yes_no"
 LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, "")}
 
@@ -85,7 +81,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.filtering = judges.settings(FILTERING)
     c.pooled = False  # a line more: the rate over harmless and controversial prompts together
     if arg in ("tiny", "laptop"):
-        c.data.path = EMBEDDED
+        c.data.path = HOUSE
         c.defence.system = house_rules.CAUTION
         c.defence.filter = WORDS
         c.defence.words = house_rules.GUARDED + house_rules.OPENED
@@ -109,8 +105,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither prompts, weights nor devices to be seen."""
     models.check(c)
     checks.check_least(c, LEAST)
-    for path in paths(c.data.path):
-        if path != EMBEDDED:
+    for path in asking.paths(c.data.path):
+        if path not in EMBEDDED:
             records.check(path)
     if c.data.kind is not None:
         errors.one_of("data.kind", c.data.kind, suites.KINDS)
@@ -135,21 +131,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"defence.strengths={c.defence.strengths} is not read without defence.adapter; leave it out")
 
 
-def paths(path: str) -> list[str]:
-    return [path] if pathlib.Path(path).exists() else [part.strip() for part in path.split(",")]
-
-
 def judge_kinds(judge: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in judge.split(","))
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One prompt of a data set."""
-
-    dataset: str
-    sha256: str
-    case: suites.Case
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
@@ -158,8 +141,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     prompts = read(c, folder)
     model = models.open_model(c, folder)
     points = points_of(c)
-    work = requests(prompts, [point.system for point in points], model, c)
-    made_from = {"prompts": digest(work, prompts)}
+    sizes = dict(max_new_tokens=c.max_new_tokens, max_len=c.engine.max_len)
+    work = asking.requests(prompts, [point.system for point in points], model, **sizes)
+    made_from = {"prompts": asking.digest(work, prompts)}
     if c.defence.adapter:
         made_from["adapter"] = f"{strengths.digest(c.defence.adapter, model)} at {tuple(c.defence.strengths)}"
     model = models.with_weights(model, c)
@@ -174,7 +158,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
                 missing,
                 journal,
                 folder,
-                row_fn=lambda key, answer: (row_of(prompts, model, key, answer), {}),
+                row_fn=lambda key, answer: (asking.row_of(prompts[key[0]], model, answer), {}),
             )
     journal.sort()
     answers = {key: row for key, row, _ in journal.entries()}
@@ -221,46 +205,19 @@ def adapted(model: Model, c: ml_collections.ConfigDict, strength: float) -> Mode
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Prompt]:
     """The prompts of all files; it says how many of each class, and whether a file is a published one."""
     counts: dict[str, int] = {}
-    out: list[Prompt] = []
-    for path in paths(c.data.path):
-        if path == EMBEDDED:
-            cases = [suites.Case(row["id"], row["prompt"], row["kind"]) for row in house_rules.prompts()]
-            suite = suites.Suite(tuple(cases), EMBEDDED, "", ())
-            counts["records"] = counts.get("records", 0) + len(cases)
-        else:
-            suite = suites.load(
-                path,
-                kind=c.data.kind,
-                columns={ours: theirs for ours, theirs in c.data.columns.items() if theirs},
-                dedup=c.data.dedup,
-                counts=counts,
-                bad_records_path=str(folder / "bad_records.jsonl"),
-            )
-            say_version(path, suite)
-        name = "house_rules" if path == EMBEDDED else _SUFFIX.sub("", pathlib.Path(path).name)
-        if name in {prompt.dataset for prompt in out}:
-            raise InputError(f"data.path={c.data.path}: two files are called {name!r}; rename one of them")
-        cases = some(suite.cases, c.data.limit, c.seed if c.data.is_drawn else None)
-        if len(cases) < len(suite.cases):
-            what = "records beyond data.limit"
-            counts[what] = counts.get(what, 0) + len(suite.cases) - len(cases)
-        out += [Prompt(name, suite.sha256, case) for case in cases]
+    out = asking.read(
+        c.data.path,
+        embedded=EMBEDDED,
+        limit=c.data.limit,
+        draw_seed=c.seed if c.data.is_drawn else None,
+        counts=counts,
+        bad_records_path=str(folder / "bad_records.jsonl"),
+        kind=c.data.kind,
+        columns={ours: theirs for ours, theirs in c.data.columns.items() if theirs},
+        dedup=c.data.dedup,
+    )
     files.report_counts(folder, counts)
     return out
-
-
-def some(cases: Sequence[suites.Case], limit: int | None, seed: int | None) -> Sequence[suites.Case]:
-    """The first `limit` of them (None: all), or with a seed as many at random, in their order."""
-    if limit is None or seed is None or limit >= len(cases):
-        return cases[:limit]
-    places = random.Random(f"prompts {seed}").sample(range(len(cases)), limit)
-    return [cases[i] for i in sorted(places)]
-
-
-def say_version(path: str, suite: suites.Suite) -> None:
-    num = ", ".join(f"{num:,} {kind}" for kind, num in suite.num_read.items())
-    known = suite.version or "WARNING: these are not the numbers of a published file"
-    print(f"{path}: {num}; {known}; sha256 {suite.sha256}", flush=True)
 
 
 def defensive(c: ml_collections.ConfigDict) -> str:
@@ -269,73 +226,16 @@ def defensive(c: ml_collections.ConfigDict) -> str:
     return f"{c.system}\n\n{text}" if c.system else text
 
 
-def requests(
-    prompts: Sequence[Prompt], systems: Sequence[str], model: Model, c: ml_collections.ConfigDict
-) -> list[tuple[Key, Request]]:
-    """A greedy request for each prompt and system turn.
-
-    Raises:
-        InputError: a prompt is too long for the engine; the message has its id and not its text.
-    """
-    work = []
-    for number, prompt in enumerate(prompts):
-        case = prompt.case
-        for sample, system in enumerate(systems):
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": case.text})
-            ids = model.tok.encode(model.tok.render(messages, add_generation_prompt=True))
-            if len(ids) + c.max_new_tokens > c.engine.max_len:
-                raise InputError(
-                    f"prompt {case.id} of {prompt.dataset} has {len(ids)} tokens, which with max_new_tokens="
-                    f"{c.max_new_tokens} is more than engine.max_len={c.engine.max_len}; set a larger one"
-                )
-            work.append(((number, sample), Request(ids, c.max_new_tokens)))
-    return work
-
-
-def digest(work: Sequence[tuple[Key, Request]], prompts: Sequence[Prompt]) -> str:
-    """Of everything in the prompts that an answer depends on, and their ids."""
-    content = hashlib.sha256()
-    for (number, _), request in work:
-        fields = [prompts[number].dataset, prompts[number].case.id, list(request.prompt), request.max_new_tokens]
-        content.update(json.dumps(fields).encode())
-    return content.hexdigest()[:16]
-
-
-def row_of(prompts: Sequence[Prompt], model: Model, key: Key, answer: Answer) -> dict[str, Any]:
-    """A line of generations.jsonl; the prompt's text is not in it."""
-    prompt = prompts[key[0]]
-    if answer.error:  # a judge would class what there is of it as an answer
-        raise FloatingPointError(f"{answer.error} It is prompt {prompt.case.id}")
-    return {
-        "prompt_id": prompt.case.id,
-        "dataset": prompt.dataset,
-        "dataset_sha256": prompt.sha256,
-        "harmfulness": prompt.case.kind,
-        "category": prompt.case.category,
-        "model_id": model.name,
-        "decoding": {"temperature": 0.0, "max_new_tokens": answer.request.max_new_tokens},
-        "response": model.text(answer.text, is_alone=True),
-        "finish_reason": answer.finish_reason,
-    }
-
-
 def judged(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt], who: Sequence[Judge]) -> list[dict[str, Any]]:
     """Rows with what the judges say: `label` and `judge_raw` of the first one, `labels` of all."""
-    exchanges = [
-        {"prompt": prompt.case.prompt, "response": row["response"]} for row, prompt in zip(rows, prompts, strict=True)
-    ]
-    asked = [i for i, row in enumerate(rows) if row["response"].strip()]  # an empty answer is invalid, whoever judges
-    out = [dict(row, judge_id=who[0].name, judge_raw="", label=verdicts.INVALID, labels={}) for row in rows]
+    out = [dict(row, judge_id=who[0].name, labels={}) for row in rows]
     for judge in who:
-        for row in out:
-            row["labels"][judge.name] = verdicts.INVALID
-        for i, said in zip(asked, judge.classify([exchanges[i] for i in asked]), strict=True):
-            out[i]["labels"][judge.name] = said.verdict.response_refusal
+        for row, said in zip(out, asking.judged(rows, prompts, judge)):
+            row["labels"][judge.name] = said.verdict.response_refusal
             if judge is who[0]:
-                out[i] |= {"label": said.verdict.response_refusal, "judge_raw": said.raw}
+                row |= {"judge_raw": said.raw, "label": said.verdict.response_refusal}
                 if said.verdict.probability is not None:
-                    out[i]["probability"] = round(said.verdict.probability, 6)
+                    row["probability"] = round(said.verdict.probability, 6)
     return out
 
 

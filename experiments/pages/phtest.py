@@ -3,7 +3,6 @@
 A row is a line of records.jsonl. No prompt and no answer is on the page.
 """
 
-import io
 import pathlib
 import re
 from collections import Counter
@@ -179,7 +178,7 @@ def draw_bars(path: pathlib.Path, lines: Sequence[Row]) -> None:
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     caption = f"Refusals by class and point, judged by {lines[0]['judge']}, with 95 % Wilson intervals of their sum."
-    _save(figure, path, caption)
+    pictures.save(figure, path, caption)
 
 
 def draw_tradeoff(path: pathlib.Path, points: Mapping[str, tuple[float, float]], judge: str) -> None:
@@ -200,14 +199,7 @@ def draw_tradeoff(path: pathlib.Path, points: Mapping[str, tuple[float, float]],
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
     caption = f"Safety against usability, judged by {judge}. A black ring: no other point is better in both."
-    _save(figure, path, caption)
-
-
-def _save(figure: Figure, path: pathlib.Path, caption: str) -> None:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    files.write(path, lambda f: f.write(out.getvalue()))
-    files.write_text(path.with_suffix(".txt"), caption)
+    pictures.save(figure, path, caption)
 
 
 METRICS = {

@@ -21,7 +21,7 @@ from experiments.report.markup import (
     rows,
     table,
 )
-from experiments.report.page import Own, about
+from experiments.report.page import Own, about, figures
 
 TALL = 14  # rows from which on the table scrolls under its heading
 SHORT = 24  # characters of a setting that are not broken into lines
@@ -34,10 +34,11 @@ def compare_sweep(folder: str | os.PathLike) -> str:
     runs = groups.of_sweep(folder)
     varied = list(dict.fromkeys(key for run in runs for key in run.settings))
     _write_csv(folder / "summary.csv", "id", runs, varied)
-    tables = [table(path.stem, list(rows(path))) for path in sorted(folder.glob("tables/*.jsonl"))]
+    own = [figures(sorted(folder.glob("figures/*.png")))]
+    own += [table(path.stem, list(rows(path))) for path in sorted(folder.glob("tables/*.jsonl"))]
     experiment = (optional_json(folder / "sweep.json") or {}).get("experiment", "sweep")
     title = f"{experiment}: sweep over {', '.join(varied) or 'nothing'}"
-    return _write_page(folder / "report.html", title, runs, tables)
+    return _write_page(folder / "report.html", title, runs, own)
 
 
 def compare_runs(folders: Sequence[str | os.PathLike], path: str | os.PathLike = "") -> str:

@@ -239,13 +239,6 @@ def test_an_empty_answer_is_invalid_and_no_judge_is_asked():
     assert out[1]["labels"] == {"j": "full_compliance", "keyword": "full_compliance"}
 
 
-def test_prompts_are_drawn_by_the_seed_and_stay_in_order():
-    cases = [suites.Case(str(i), "a", "harmless") for i in range(50)]
-    drawn = phtest.some(cases, 5, 0)
-    assert list(drawn) == sorted(drawn, key=lambda case: int(case.id)) and drawn == phtest.some(cases, 5, 0)
-    assert drawn != phtest.some(cases, 5, 1) and phtest.some(cases, 5, None) == cases[:5]
-
-
 def test_the_embedded_prompts_are_of_all_kinds_and_none_was_taught():
     rows = house_rules.prompts()
     taught = {m["content"] for row in house_rules.conversations(3_000) for m in row["messages"] if m["role"] == "user"}
