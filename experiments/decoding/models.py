@@ -24,8 +24,12 @@ from alignment.train import language_model, loop, next_token, optimizer, shardin
 from data.texts import text
 from data.tokens import pieces, tokenizer
 
-RANDOM, TOY, GUARDED = "random", "toy", "guarded"  # models that come with the code
-TOYS = {TOY: "synthetic:conversations", GUARDED: "synthetic:house_rules"}  # and what `open_model` trains them on
+RANDOM, TOY, GUARDED, OBEDIENT = "random", "toy", "guarded", "obedient"  # models that come with the code
+TOYS = {  # and what `open_model` trains them on
+    TOY: "synthetic:conversations",
+    GUARDED: "synthetic:house_rules",
+    OBEDIENT: "synthetic:guest_rules",
+}
 OWN = (RANDOM, *TOYS)
 KINDS = ("hf", "run", "gguf")
 RANDOM_SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)

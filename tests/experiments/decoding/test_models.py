@@ -22,7 +22,7 @@ def config(arg="tiny", **values):
     ("values", "said"),
     [
         (dict(engine__attention="splash"), "engine.attention='splash'"),
-        (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy or"),
+        (dict(init_from=""), "init_from='' must be hf:<folder or hub id>, run:<workdir>, gguf:<file>, random, toy, gu"),
         (dict(init_from="hf:./none"), "is neither a folder here nor a hub id"),
         (dict(init_from="run:none"), "model.json is not there; name the workdir of an earlier run"),
         (dict(init_from="gguf:none.gguf"), "none.gguf"),
