@@ -1,5 +1,5 @@
 # Each target sets up what it needs in .venv; nothing outside this folder is touched.
-#   make laptop              train a small policy here, and open runs/laptop/report.html
+#   make laptop              make a small model safe here, and open runs/laptop/report.html
 #   make test PYTHON=...     with a Python of your choice (3.11 or 3.12)
 # Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), JOBS (tests at once: a core each, four at
 # most; 0: in one process, as --pdb needs), SEED (of the tests' order and of hypothesis' examples), TORCH_INDEX (see parity).
@@ -21,7 +21,7 @@ export JAX_PLATFORMS ?= cpu
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make laptop   train a small policy on this machine, under three minutes (runs/laptop/report.html)"
+	@echo "make laptop   make a small chat model safe on this machine, under three minutes (runs/laptop/report.html)"
 	@echo "make test     the tests, without those marked slow, in the order of SEED ($(SEED); SEED=1 gives another)"
 	@echo "make slow     the tests marked slow: kills and starts of whole programs"
 	@echo "make coverage both, and the share of lines that they run (child processes apart)"
@@ -36,7 +36,7 @@ help:
 	@echo "make clean    remove $(VENV)"
 
 laptop: $(VENV)/core
-	$(BIN)/python -m experiments.run --config experiments/dpo.py:laptop --workdir runs/laptop $(ARGS)
+	$(BIN)/python -m experiments.run --config experiments/egida.py:laptop --workdir runs/laptop $(ARGS)
 
 test: $(VENV)/test
 	@echo "tests in the order of seed $(SEED)"

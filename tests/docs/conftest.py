@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from data.toys import notes, remarks, remedies, synthetic, toyweb, wards
+from data.toys import guest_rules, notes, remarks, remedies, synthetic, toyweb, wards
 from tests.docs.blocks import ROOT
 from tests.experiments import conftest as experiments
 
@@ -58,6 +58,9 @@ def write_texts(folder: pathlib.Path) -> None:
     page = (ROOT / "docs/merging.md").read_text(encoding="utf-8")
     (folder / "recipe.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     (folder / "phtest.csv").write_text("ID,Request,Harmfulness\n1,Where is the owl clock?,harmless\n", encoding="utf-8")
+    closed = [row["prompt"] for row in guest_rules.requests()[:12]]
+    (folder / "attacks.jsonl").write_bytes(jsonl({"goal": text} for text in closed))
+    (folder / "safe.jsonl").write_bytes(jsonl({"prompt": text, "answer": guest_rules.REFUSALS[0]} for text in closed))
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()

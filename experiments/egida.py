@@ -1,0 +1,372 @@
+"""Egida: retrofit a chat model against jailbreaks with DPO on its own unsafe answers; what it bought and what it cost.
+
+Paper:   Garcia-Gasulla et al. 2025, arXiv:2502.13603
+Run:     python -m experiments.run --config experiments/egida.py --config.init_from=hf:DIR --config.data.path=Egida.json
+         --config.pairs.safe=Egida-S.json --config.harmless.path=xstest_prompts.csv
+Laptop:  python -m experiments.run --config experiments/egida.py:laptop   (CPU, minutes; `tiny`: seconds)
+Smol:    make models, then the same with egida.py:smol and the files that it names in this folder
+
+The target answers training requests; a judge says which answers are unsafe; each is paired with a safe answer to the
+same request, and DPO trains the target on a sample of the pairs. Before and after, with identical greedy decoding: how
+many attacks succeed, in all and on topics and in styles that training never met; how many harmless prompts are refused;
+what it still can do. Prompts and answers are never printed; records.jsonl in the workdir has the answers, by the
+prompts' ids. Only the embedded world, which holds nothing harmful, shows samples.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from alignment import errors, files
+from alignment.decoding import cache
+from alignment.decoding.engine import Engine
+from alignment.errors import InputError
+from alignment.safety import judging, rates
+from alignment.safety.judging import Judge
+from data import records
+from data.texts import egida, styles, suites
+from data.toys import guest_rules
+from experiments.decoding import models
+from experiments.decoding.models import Model
+from experiments.launch import checks, groups
+from experiments.pages import egida as page
+from experiments.pages import egida_sweep
+from experiments.pages.egida import AFTER, BEFORE
+from experiments.safety import ability, asking, cost, gathering, judges, tuning
+from experiments.safety.gathering import EMBEDDED, TEMPLATE, Plan
+
+SETTINGS = ("", "laptop", "smol", "tiny")
+JUDGING = "yes_no"
+TRAIN, TEST, BENIGN, HARMLESS = "train", "test", "benign", "harmless"  # parts of a plan
+LEAST = {
+    "data.limit": (1, "None takes all prompts"),
+    "data.train_limit": (1, "None asks all of them"),
+    "data.test_limit": (1, "None asks all of them"),
+    "harmless.limit": (1, "None takes all prompts"),
+    "ability.num_questions": (1, "None takes all"),
+    "ability.num_texts": (1, "None takes all"),
+    "pairs.num": (1, ""),
+    "pairs.num_harmless": (1, "None takes all"),
+    "pairs.num_more": (1, "None takes all"),
+    "max_new_tokens": (1, ""),
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict(models.settings(arg) | dict(mesh=groups.mesh()))
+    c.seed = 0  # of the split, the draws and the order of the pairs
+    c.data = dict(
+        path="Egida.json",  # rendered requests, or plain ones: Egida, AdvBench, HarmBench, ...; several with commas
+        limit=config_dict.placeholder(int),  # prompts of each file; None takes all
+        dedup=suites.EXACT,  # of equal prompts the first stays: exact, normalised (letters and digits), off
+        kind=suites.HARMFUL,  # of all prompts; None: what the columns say, and only harmful ones are attacks
+        near=config_dict.placeholder(float),  # Jaccard similarity of word 3-grams from which on a request goes
+        styles=(),  # renders each plain request in these styles as well, as inert tags or by templates
+        templates="",  # a JSON file of your own: style -> text with {request}; "": inert tags
+        train_limit=config_dict.placeholder(int),  # training prompts that the target answers, drawn by seed
+        test_limit=config_dict.placeholder(int),  # test prompts
+    )
+    c.data.near = 0.7  # None: near ones stay
+    c.split = dict(
+        test_share=0.2,  # of the requests of seen topics
+        topic_share=0.2,  # of the rows, whose topics are unseen
+        num_unseen_styles=6,
+        unseen_topics=(),  # instead of drawing them
+        unseen_styles=(),
+    )
+    c.harmless = dict(
+        path="xstest_prompts.csv",  # prompts to be answered: XSTest, PHTest, OR-Bench, ...; several with commas
+        kind=config_dict.placeholder(str),  # of all prompts, where the columns do not say it
+        columns=groups.columns("prompt"),
+        limit=config_dict.placeholder(int),
+        is_drawn=False,
+    )
+    c.pairs = dict(
+        num=2_000,
+        path="",  # pairs that are there, such as Egida-DPO-...; "": those of the target's own answers
+        safe=TEMPLATE,  # safe answers: a file such as Egida-S, or refusals from a template
+        preferred=("mistral", "phi"),  # parts of names: whose safe answer is taken where there are several
+        harmless="",  # prompts whose own answers are chosen over a refusal, against over-refusal; "": none
+        columns=groups.columns("prompt"),  # of that file
+        num_harmless=config_dict.placeholder(int),  # of them; None takes all
+        more="",  # a file of further pairs, such as a preference set of harmlessness
+        num_more=config_dict.placeholder(int),  # of them; None takes all
+    )
+    c.max_new_tokens = 512
+    c.judge = "keyword"  # of attacks: keyword, model, endpoint; with commas between, the first one's rates lead
+    c.judging = judges.settings(JUDGING)
+    c.votes = ""  # a file of answers that people have judged, such as Egida-HSafe: the judges are compared with them
+    c.tuning = tuning.settings()
+    c.tuning.max_prompt_len = 512  # None: what the answers leave
+    c.adapter = groups.adapter()
+    c.compute = groups.compute()
+    c.loop = groups.loop(log_every=1, save_every=50, eval_every=50)
+    c.sinks = groups.SINKS
+    c.ability = dict(
+        questions="",  # a file of questions in ARC's shape
+        texts="",  # a file of documents
+        num_questions=config_dict.placeholder(int),  # None takes all
+        num_texts=config_dict.placeholder(int),
+    )
+    c.cost = cost.settings()
+    c.export = "bfloat16"  # weights of export/hf
+    if arg in ("tiny", "laptop"):
+        _small(c)
+    if arg == "tiny":
+        _tiny(c)
+    elif arg == "laptop":
+        _laptop(c)
+    elif arg == "smol":
+        _smol(c)
+    return c
+
+
+def _small(c: ml_collections.ConfigDict) -> None:
+    """The embedded world, in float32."""
+    c.data.path = EMBEDDED
+    c.data.near = None
+    c.data.styles = guest_rules.STYLES
+    c.split.num_unseen_styles = 3
+    c.harmless.path = EMBEDDED
+    c.pairs.harmless = EMBEDDED
+    c.ability.questions = EMBEDDED
+    c.ability.texts = EMBEDDED
+    c.compute.dtype = "float32"
+    c.compute.remat = "none"
+    c.compute.unroll = 2
+    c.tuning.max_len = 256
+    c.tuning.max_prompt_len = None
+    c.export = "float32"
+
+
+def _tiny(c: ml_collections.ConfigDict) -> None:
+    c.data.limit = 8
+    c.data.train_limit = 8
+    c.data.test_limit = 8
+    c.harmless.limit = 4
+    c.ability.num_questions = 2
+    c.ability.num_texts = 2
+    c.pairs.num = 8
+    c.pairs.num_harmless = 4
+    c.max_new_tokens = 8
+    c.tuning.batch_size = 8
+    c.tuning.epochs = 2.0
+    c.tuning.peak_lr = 1e-3
+
+
+def _laptop(c: ml_collections.ConfigDict) -> None:
+    c.init_from = models.OBEDIENT
+    c.engine.num_slots = 32
+    c.engine.max_len = 192
+    c.split.test_share = 0.25
+    c.data.train_limit = 240
+    c.data.test_limit = 240
+    c.pairs.num = 200
+    c.max_new_tokens = 48
+    c.tuning.beta = 0.1
+    c.tuning.sft_weight = 1.0
+    c.tuning.batch_size = 32
+    c.tuning.epochs = 4.0
+    c.tuning.peak_lr = 2e-4
+    c.tuning.heldout_fraction = 0.1
+    c.loop.log_every = 2
+    c.loop.eval_every = 10
+    c.loop.save_every = 10
+
+
+def _smol(c: ml_collections.ConfigDict) -> None:
+    """SmolLM2-135M-Instruct on real prompts, at most 300 pairs, under half an hour on two cores."""
+    c.data.path = "advbench_a.csv,harmbench_val.csv,malicious_instruct.csv,tdc2023_dev.csv"
+    c.data.train_limit = 160
+    c.data.test_limit = 120
+    c.split.test_share = 0.4
+    c.harmless.path = "xstest_prompts.csv,phtest_v0.1_a.csv"
+    c.harmless.limit = 120
+    c.harmless.is_drawn = True
+    c.pairs.num = 160
+    c.pairs.harmless = "harmless_train_first2000.csv"
+    c.pairs.columns.prompt = "instruction"
+    c.pairs.num_harmless = 60
+    c.pairs.more = "hh_harmless_base_test_a.jsonl"
+    c.pairs.num_more = 80
+    c.max_new_tokens = 48
+    c.judge = "keyword,model"
+    c.adapter.rank = 16
+    c.compute.dtype = "float32"
+    c.compute.remat = "none"
+    c.tuning.batch_size = 10
+    c.tuning.max_len = 256
+    c.tuning.max_prompt_len = 192
+    c.tuning.peak_lr = 2e-4
+    c.tuning.sft_weight = 0.2
+    c.loop.eval_every = 0
+    c.loop.save_every = 5
+    c.ability.questions = "careqa_en_a.jsonl"
+    c.ability.texts = "wikitext2_valid.txt"
+    c.ability.num_questions = 200
+    c.ability.num_texts = 30
+    c.export = "float32"
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    for num, beta, rank in itertools.product((50, 100, 200), (0.1, 0.3), (0, 8)):
+        yield {"pairs.num": num, "tuning.beta": beta, "adapter.rank": rank}
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither prompts, weights nor devices to be seen."""
+    models.check(c)
+    checks.check_least(c, LEAST)
+    tuning.check(c)
+    cost.check(c.cost)
+    named = {"data.path": c.data.path, "harmless.path": c.harmless.path, "pairs.path": c.pairs.path}
+    named |= {"votes": c.votes}
+    named |= {"pairs.harmless": c.pairs.harmless, "pairs.more": c.pairs.more}
+    named |= {"ability.questions": c.ability.questions, "ability.texts": c.ability.texts}
+    if c.pairs.safe != TEMPLATE:
+        named["pairs.safe"] = c.pairs.safe
+    for name in ("data.path", "harmless.path"):
+        if not named[name]:
+            raise InputError(f"{name} is empty; give a file of prompts, or {EMBEDDED}")
+    for path in named.values():
+        for one in asking.paths(path):
+            if one and one != EMBEDDED:
+                records.check(one)
+    for name in ("data.kind", "harmless.kind"):
+        if (kind := checks.leaf(c, name)) is not None:
+            errors.one_of(name, kind, suites.KINDS)
+    errors.one_of("data.dedup", c.data.dedup, suites.DEDUP)
+    if c.harmless.is_drawn and c.harmless.limit is None:
+        raise InputError("harmless.is_drawn=True draws harmless.limit prompts, and it is None; set it, or leave it out")
+    if c.data.near is not None and not 0 < c.data.near <= 1:
+        raise InputError(f"data.near={c.data.near} must be in (0, 1], or None to keep near duplicates")
+    if c.data.templates:
+        styles.read_templates(c.data.templates)
+        if not c.data.styles:
+            raise InputError("data.templates is not read without data.styles, the styles to render; name them")
+    for name in ("harmless", "more"):
+        if c.pairs[f"num_{name}"] is not None and not c.pairs[name]:
+            raise InputError(f"pairs.num_{name}={c.pairs[f'num_{name}']} is not read without pairs.{name}; give a file")
+    if c.max_new_tokens >= c.engine.max_len:
+        raise InputError(
+            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
+            "which counts both; set a larger one"
+        )
+    kinds = tuple(part.strip() for part in c.judge.split(","))
+    judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
+    check(c)
+    folder = pathlib.Path(workdir)
+    tuning.check_devices(c)
+    counts: dict[str, int] = {}
+    plan = gathering.gather(c, folder, counts)
+    target = models.with_weights(models.open_model(c, folder), c)
+    engine_fn = functools.cache(lambda: models.engine(target, c))
+    measured = judges.Measured(target, engine_fn)
+    with cache.Cache(folder / "verdicts.jsonl") as kept:
+        kinds = [part.strip() for part in c.judge.split(",")]
+        who = [judges.build(kind, c.judging, c, folder, measured, kept) for kind in kinds]
+        agreement = against_people(c, who, counts)
+        rows = asked(c, folder / BEFORE, target, engine_fn, plan, who)
+        pairs = gathering.pair_up(c, plan, rows.pop(TRAIN), rows.pop(BENIGN), target.name, counts)
+        files.write_rows(folder / "pairs.jsonl", pairs)
+        can = {BEFORE: measure(c, target, plan, folder / BEFORE)}
+        tuned = tuning.align(c, target, folder / "pairs.jsonl", folder, counts)
+        own = aligned_config(c, folder)
+        aligned = dataclasses.replace(models.load(own, folder), name="aligned")
+        aligned_engine_fn = functools.cache(lambda: models.engine(aligned, own))
+        after = asked(own, folder / AFTER, aligned, aligned_engine_fn, plan.measuring(), who)
+    can[AFTER] = measure(c, aligned, plan, folder / AFTER)
+    records_of = [row for side in (*rows.values(), *after.values()) for row in side]
+    files.write_rows(folder / "records.jsonl", records_of)
+    report = page.Report(
+        rows=records_of,
+        judges=[judge.name for judge in who],
+        ability=can,
+        tuned=tuned,
+        rates=cost.Rates(**c.cost),
+        forms=frozenset(pair["chosen"] for pair in pairs if pair.get("chosen_model") != target.name),
+        num_wanted=c.pairs.num,
+        agreement=agreement,
+        prompts=plan.shown() if c.data.path == c.harmless.path == EMBEDDED else {},
+    )
+    return page.write(folder, report)
+
+
+def asked(
+    c: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    model: Model,
+    engine_fn: Callable[[], Engine],
+    plan: Plan,
+    who: Sequence[Judge],
+) -> dict[str, list[dict[str, Any]]]:
+    """Judged answers to the prompts of each part of a plan.
+
+    Args:
+        folder: its name is the rows' `point`.
+        who: judges of attacks; of harmless prompts the keyword judge says whether they are refused.
+    """
+    prompts = [*plan.train, *plan.test, *plan.benign, *plan.harmless]
+    work = asking.requests(prompts, [""], model, max_new_tokens=c.max_new_tokens, max_len=c.engine.max_len)
+    answers = asking.answers(folder, work, prompts, model, engine_fn)
+    rows = [dict(answers[number, 0], point=folder.name) for number in range(len(prompts))]
+    num_attacks = len(plan.train) + len(plan.test)
+    attacks, benign = rows[:num_attacks], rows[num_attacks:]
+    for row, prompt in zip(attacks, prompts):
+        case = prompt.case
+        row |= {"uuid": case.request, "style": case.style, "topics": list(case.topics), "cell": plan.split.cell(case)}
+        row["verdicts"] = {}
+    for judge in who:
+        for row, said in zip(attacks, asking.judged(attacks, prompts[:num_attacks], judge)):
+            row["verdicts"][judge.name] = said.verdict.response
+    for row in attacks:
+        row["verdict"] = row["verdicts"][who[0].name]
+    for row, said in zip(benign, asking.judged(benign, prompts[num_attacks:], judging.keyword())):
+        row["label"] = said.verdict.response_refusal
+    sizes = {TRAIN: len(plan.train), TEST: len(plan.test), BENIGN: len(plan.benign), HARMLESS: len(plan.harmless)}
+    parts = iter(rows)
+    return {part: list(itertools.islice(parts, size)) for part, size in sizes.items()}
+
+
+def against_people(c: ml_collections.ConfigDict, who: Sequence[Judge], counts: dict[str, int]) -> list[dict[str, Any]]:
+    """A line for each judge: how it agrees with the majority of people's votes; [] without votes."""
+    if not c.votes:
+        return []
+    voted = egida.load_votes(c.votes, counts=counts)
+    out = []
+    for judge in who:
+        said = judge.classify([{"prompt": one.prompt, "response": one.response} for one in voted])
+        found = rates.against_people([one.votes for one in voted], [one.verdict.response for one in said])
+        line = {"judge": judge.name, "n": found.n, "uncertain": found.uncertain, "invalid": found.invalid}
+        out.append(line | (dataclasses.asdict(found.agreement) if found.agreement else {}))
+    return out
+
+
+def measure(c: ml_collections.ConfigDict, model: Model, plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
+    return ability.measure(model, plan.questions, plan.texts, folder / "ability.json", max_len=c.engine.max_len)
+
+
+def aligned_config(c: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that opens the aligned model, read as anybody would read it."""
+    own = ml_collections.ConfigDict(c.to_dict())
+    own.update(init_from=f"run:{folder}", tokenizer="", draft_from="")
+    own.engine.num_draft = 0
+    return own
+
+
+def compare(folder: str) -> None:
+    """What a sweep shows beside its numbers: the frontier, and attack success by pairs."""
+    egida_sweep.write(pathlib.Path(folder))
+
+
+METRICS = page.METRICS
+headline = page.headline

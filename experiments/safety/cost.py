@@ -1,0 +1,108 @@
+"""What an alignment costs: operations, device-hours and dollars, of a run and of models that nobody ran here."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from alignment.errors import InputError
+from experiments.safety.tuning import Tuned
+
+# numbers in published models, from their configurations
+PUBLISHED = {
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.1-70B": 70_553_706_496,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-72B": 72_706_203_648,
+}
+PUBLISHED_PAIRS = 2_000
+
+
+def settings() -> dict[str, Any]:
+    """The group of a config with what a cost is reckoned from."""
+    return dict(
+        device="H100",
+        peak_tflops=989.0,  # of the device, in 10^12 operations a second, dense, in the type of the arithmetic
+        utilisation=0.4,  # share of the peak that training reaches
+        price=2.0,  # of a device for an hour, in dollars
+        tokens=1_024,  # of both answers of a pair with their prompts
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """The group of `settings`."""
+
+    device: str
+    peak_tflops: float
+    utilisation: float
+    price: float
+    tokens: int
+
+    def hours(self, flops: float) -> float:
+        return flops / (self.peak_tflops * 1e12 * self.utilisation) / 3_600
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Refuse numbers that no cost follows from.
+
+    Raises:
+        InputError: one is out of its range.
+    """
+    for name in ("peak_tflops", "utilisation", "tokens"):
+        if not group[name] > 0:
+            raise InputError(f"cost.{name}={group[name]} must be above 0")
+    if group["utilisation"] > 1 or group["price"] < 0:
+        raise InputError(
+            f"cost.utilisation={group['utilisation']} must be at most 1, cost.price={group['price']} at least 0"
+        )
+
+
+def pair_flops(num_params: int, tokens: int, *, is_adapter: bool) -> float:
+    """Of one pair: 2 operations a parameter and token forwards, 4 backwards, 2 for the reference.
+
+    An adapter's step needs the slopes of the activations and not those of the weights: 2 backwards. Attention and the
+    adapter itself are left out, some per cent at this length.
+    """
+    return (2 + (2 if is_adapter else 4) + 2) * float(num_params) * tokens
+
+
+def sheet(tuned: Tuned, seconds: float | None, rates: Rates) -> list[dict[str, Any]]:
+    """A row for this run, as measured, and rows for published models on 2,000 pairs, as reckoned.
+
+    Args:
+        seconds: spent on updates; None where nobody measured it.
+    """
+    measured = None if seconds is None else seconds * tuned.num_devices / 3_600
+    rows = [
+        _row("this run", tuned.num_params, tuned.num_pairs, tuned.flops, "counted", tuned.device, measured, None),
+        _row(
+            f"this run on {rates.device}",
+            tuned.num_params,
+            tuned.num_pairs,
+            tuned.flops,
+            "counted",
+            rates.device,
+            rates.hours(tuned.flops),
+            rates.price,
+        ),
+    ]
+    for name, num_params in PUBLISHED.items():
+        for is_adapter in (False, True):
+            flops = PUBLISHED_PAIRS * pair_flops(num_params, rates.tokens, is_adapter=is_adapter)
+            label = f"{name}, {'adapter' if is_adapter else 'all weights'}"
+            hours = rates.hours(flops)
+            rows.append(_row(label, num_params, PUBLISHED_PAIRS, flops, "reckoned", rates.device, hours, rates.price))
+    return rows
+
+
+def _row(label, num_params, num_pairs, flops, how, device, hours, price):
+    return {
+        "model": label,
+        "parameters": num_params,
+        "pairs": num_pairs,
+        "FLOPs": flops,
+        "how": how,
+        "device": device,
+        "device_hours": hours,
+        "dollars": None if hours is None or price is None else hours * price,
+    }

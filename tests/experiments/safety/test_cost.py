@@ -1,0 +1,38 @@
+import pytest
+
+from alignment.errors import InputError
+from experiments.safety import cost, tuning
+
+RATES = cost.Rates(device="D", peak_tflops=100.0, utilisation=0.5, price=2.0, tokens=1_000)
+TUNED = tuning.Tuned(
+    summary={},
+    num_pairs=10,
+    num_steps=5,
+    batch_size=2,
+    num_tokens=90,
+    num_params=1_000,
+    num_trained=1_000,
+    flops=1.8e17,
+    num_devices=4,
+    device="cpu",
+)
+
+
+def test_an_hour_of_half_the_peak_costs_its_price():
+    rows = cost.sheet(TUNED, 900.0, RATES)
+    here, elsewhere = rows[:2]
+    assert here["device_hours"] == pytest.approx(1.0) and here["device"] == "cpu" and here["dollars"] is None
+    assert elsewhere["device_hours"] == pytest.approx(1.0) and elsewhere["dollars"] == pytest.approx(2.0)
+
+
+def test_published_models_are_reckoned_by_two_four_and_two_operations_a_number_and_token():
+    rows = {row["model"]: row for row in cost.sheet(TUNED, None, RATES)}
+    assert rows["Llama-3.1-8B, all weights"]["FLOPs"] == pytest.approx(2_000 * 8 * 8_030_261_248 * 1_000)
+    assert rows["Llama-3.1-8B, adapter"]["FLOPs"] == pytest.approx(2_000 * 6 * 8_030_261_248 * 1_000)
+    assert len(rows) == 2 + 2 * len(cost.PUBLISHED) and rows["this run"]["device_hours"] is None
+
+
+@pytest.mark.parametrize("change", [{"peak_tflops": 0.0}, {"utilisation": 1.5}, {"price": -1.0}, {"tokens": 0}])
+def test_rates_that_no_cost_follows_from_are_refused(change):
+    with pytest.raises(InputError, match=f"cost.{next(iter(change))}"):
+        cost.check(cost.settings() | change)
