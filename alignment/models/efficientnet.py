@@ -129,6 +129,7 @@ class Block(nn.Module):
             x, mask = ConvNorm(width, 1, 1, **options, name="expand")(x, mask, train)
         depthwise = ConvNorm(width, self.window, self.stride, is_depthwise=True, **options, name="depthwise")
         x, mask = depthwise(x, mask, train)
+        # The mean is over real pixels alone: padding would lower it, and every channel would be weighed otherwise.
         x = x * self._gate(convolution.global_mean(x, mask), max(1, shortcut.shape[-1] // 4))[:, None, None]
         project = ConvNorm(self.channels, 1, 1, is_projection=True, **options, name="project")
         x, mask = project(x, mask, train)

@@ -38,6 +38,7 @@ QKV = ("query", "key", "value")  # torch stacks them in this order
 def windows(channels: int, is_conv: bool) -> Kind:
     """A dense layer over rows, columns and channels, which torch keeps channels first, flat or as a convolution."""
 
+    # The layer reads a grid of bins x bins places; only its area times the channels stands in the shapes.
     def to_ours(x, shape):
         bins = math.isqrt(shape[0] // channels)
         return x.reshape(x.shape[0], channels, bins, bins).transpose(2, 3, 1, 0).reshape(shape)
@@ -64,7 +65,7 @@ def _table(renamer, leaves):
         joined.setdefault(name, []).append((path, kind or _usual(path, leaf)))
     table = {}
     for name, parts in joined.items():
-        if len(parts) > 1:
+        if len(parts) > 1:  # query, key and value are three arrays here and one tensor there
             parts.sort(key=lambda part: QKV.index(part[0][-2]))
         table[name] = Entry(tuple(path for path, _ in parts), parts[0][1])
     return table

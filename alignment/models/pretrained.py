@@ -207,7 +207,7 @@ def _placed(theirs, entry, leaves):
         old = leaves[path]
         ours = np.ascontiguousarray(entry.kind.to_ours(part, old.shape), dtype=old.dtype)
         sharding = getattr(old, "sharding", None)
-        if isinstance(sharding, jax.sharding.NamedSharding):
+        if isinstance(sharding, jax.sharding.NamedSharding):  # each device gets its own piece, and none the whole array
             new[path] = jax.make_array_from_callback(old.shape, sharding, ours.__getitem__)
         else:
             new[path] = jnp.asarray(ours)

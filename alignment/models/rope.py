@@ -55,6 +55,7 @@ def _yarn(plain_J, theta, scaling):
     fast, slow = scaling.get("beta_fast") or 32.0, scaling.get("beta_slow") or 1.0
     head_dim = 2 * len(plain_J)
 
+    # The pair of dimensions, as a real number, that makes so many turns within the original context.
     def dimension(turns):
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
@@ -62,7 +63,7 @@ def _yarn(plain_J, theta, scaling):
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    high += 0.001 if low == high else 0.0
+    high += 0.001 if low == high else 0.0  # so that the ramp below divides by something; common code adds the same
     stretch_J = np.clip((np.arange(len(plain_J)) - low) / (high - low), 0.0, 1.0)
     return plain_J * (1 - stretch_J + stretch_J / factor), _yarn_attention_factor(scaling)
 
@@ -91,6 +92,7 @@ SCALINGS = {
 
 def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B,T,1,J] in fp32, whatever the model computes in."""
+    # bfloat16 has 8 bits: positions beyond 256 would share their angles.
     angles_BTJ = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies_J)[None, None]
     return jnp.cos(angles_BTJ)[:, :, None] * factor, jnp.sin(angles_BTJ)[:, :, None] * factor
 

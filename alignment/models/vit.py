@@ -116,6 +116,7 @@ class Block(nn.Module):
         q_NTHK, k_NSHK, v_NSHK = (self._dense(heads, axes, name)(x_NTD) for name in ("query", "key", "value"))
         logits_NHTS = jnp.einsum("NTHK,NSHK->NHTS", q_NTHK, k_NSHK).astype(jnp.float32) / heads[1] ** 0.5
         if real_NS is not None:
+            # Finite, because relevance and gradients through -inf would be NaN; in float32 the weight is 0 all the same.
             logits_NHTS = jnp.where(real_NS[:, None, None], logits_NHTS, jnp.finfo(jnp.float32).min)
         weights_NHTS = nn.softmax(logits_NHTS)
         mixed_NTHK = jnp.einsum("NHTS,NSHK->NTHK", weights_NHTS.astype(self.dtype), v_NSHK)
@@ -135,7 +136,8 @@ class Block(nn.Module):
 
 
 def layer_norm(x_NTD: jax.Array, dtype: str, name: str) -> jax.Array:
-    """Layer norm over the width; its variance is not taken as a difference of means."""
+    """Layer norm over the width."""
+    # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large beside the spread, and may fall below 0.
     return nn.LayerNorm(NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)(x_NTD)
 
 

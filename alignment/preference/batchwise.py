@@ -22,6 +22,7 @@ def weighted_mean(values_B: jax.Array, weights_B: jax.Array | None) -> jax.Array
     if weights_B is None:
         return jnp.mean(values_B)
     weights_B = weights_B.astype(values_B.dtype)
+    # Filling may hold NaN, and NaN times 0 is NaN, in the gradient too: it is replaced before it is weighed.
     return jnp.sum(jnp.where(weights_B > 0, values_B, 0.0) * weights_B) / jnp.maximum(jnp.sum(weights_B), 1.0)
 
 
@@ -94,6 +95,7 @@ def _order(values_B: jax.Array, weights_B: jax.Array | None) -> jax.Array:
     """Positions from the smallest value to the largest, filling last."""
     if weights_B is not None:
         values_B = jnp.where(weights_B > 0, values_B, jnp.inf)
+    # An order has no gradient; the values that it moves keep theirs.
     return jnp.argsort(jax.lax.stop_gradient(values_B))
 
 
@@ -192,6 +194,7 @@ def bco_unpaired(
     else:
         real_B = jnp.ones_like(rewards_B) if weights_B is None else (weights_B > 0).astype(rewards_B.dtype)
         sides = [real_B * (labels_B > 0), real_B * (labels_B <= 0)]
+        # A batch with labels of one sort has one mean, and half of it would be the wrong shift.
         present = [jnp.minimum(jnp.sum(side_B), 1.0) for side_B in sides]
         shift = sum(weighted_mean(rewards_B, side_B) for side_B in sides) / jnp.maximum(sum(present), 1.0)
     shifted_B = rewards_B - jax.lax.stop_gradient(shift)

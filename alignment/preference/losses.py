@@ -170,6 +170,7 @@ def orpo(policy_BP: jax.Array, num_tokens_BP: jax.Array, *, beta: float) -> jax.
         beta: the paper's lambda, weight of the odds ratio term; 0.1 there.
     """
     means_BP = scores.per_token(policy_BP, num_tokens_BP)
+    # log(1 - p) from log p, which 1 - exp(...) would lose to rounding for a p near 0 or 1.
     log_odds_BP = means_BP - scores.log1mexp(means_BP)
     return -means_BP[:, 0] + beta * scores.logistic(scores.margins(log_odds_BP))
 
@@ -239,6 +240,7 @@ def discopop(policy_BP: jax.Array, reference_BP: jax.Array, *, beta: float, tau:
     """
     margin_B = beta * scores.margins(scores.log_ratios(policy_BP, reference_BP))
     blend_B = jax.nn.sigmoid(margin_B / tau)
+    # `scores.exp` goes on along its tangent: exp of a margin far below 0 would be inf, and inf times a blend of 0 NaN.
     return (1 - blend_B) * scores.logistic(margin_B) + blend_B * scores.exp(-margin_B)
 
 

@@ -177,6 +177,7 @@ def split(labelled: Labelled, *, fractions: Sequence[float], seed: int = 0) -> l
     ]
     heldout_items, share = [], 1.0  # share: of all texts, what `items` still has
     for number, fraction in enumerate(fractions):
+        # A seed for each part: by one hash those below a share are taken already, and the next part would be too small.
         items, heldout = splits.by_prompt(items, fraction=fraction / share, seed=seed + 7_919 * number)
         share -= fraction
         heldout_items.append(heldout)
@@ -193,7 +194,7 @@ def _joined(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
 
     def root(node: tuple[str, str]) -> tuple[str, str]:
         while parents.setdefault(node, node) != node:
-            parents[node] = parents[parents[node]]
+            parents[node] = parents[parents[node]]  # halves the path, so that long chains of equal texts stay cheap
             node = parents[node]
         return node
 

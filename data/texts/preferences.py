@@ -313,6 +313,7 @@ def _tokenise(
     kinds = {len(item.answers) for item in items}
     if len(kinds) > 1:
         raise InputError("the data mixes pairs and single labelled answers; read them apart, or set unpair=True")
+    # Of single answers the second side is another record's answer, for the KL of KTO.
     others = items if kinds == {2} else _partners(items)
     columns = [
         answers.encode(tokenizer, items, [item.answers[0] for item in items], mode=mode),
@@ -369,6 +370,7 @@ def _partners(items: Sequence[Comparison]) -> list[Comparison]:
 
 def _trunk_len(pair: Sides) -> int:
     """Tokens that both sides share; a token that holds letters of an answer does not count."""
+    # A trunk that reached into an answer would hide that answer's first tokens from the loss.
     cap = min(a.prompt_len - a.is_merged for a in pair)
     differs = np.flatnonzero(pair[0].ids[:cap] != pair[1].ids[:cap])
     return int(differs[0]) if len(differs) else cap

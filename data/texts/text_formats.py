@@ -72,6 +72,7 @@ def read(
 def _kind(value: Mapping[str, Any], kind: str, row: records.Record, columns: Mapping[str, str]) -> str:
     """What the record is read as; an `InputError` where it lacks the columns for `kind`."""
     missing = sorted(f"{k} (config says {name!r})" for k, name in columns.items() if name not in row.value)
+    # By the columns that hold something: a table with both `text` and `messages` fills one of them in each row.
     kinds = _kinds(pair_formats.filled(value)) or _kinds(value)  # a record may be empty in all columns that it has
     fitting = next((k for k in kinds if kind in ("auto", k)), "")
     fitting = fitting or next((k for k in _kinds(value) if k == kind), "")

@@ -111,7 +111,7 @@ def _choices(sample: Mapping[str, Any]) -> np.ndarray | None:
     if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
         return None
     totals = np.array([float(total) for total, _ in answers])
-    weights = np.exp(totals - totals.max())
+    weights = np.exp(totals - totals.max())  # long answers are hundreds of nats below 0, where exp is 0 for all of them
     return weights / weights.sum()
 
 

@@ -84,6 +84,7 @@ def write(
         resamples: of the bootstrap.
         num_written: harmlessness prompts that the models answered in their own words.
     """
+    # Probes made from one text are drawn together in the bootstrap: they are right or wrong together.
     groups = [row.get("group") or row["id"] for row in probes["harmlessness"]]
     results = Results(measured, resamples, groups)
     hidden_P = np.array([row.get("origin") == "hidden" for row in probes["helpfulness"]])
