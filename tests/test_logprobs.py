@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alignment import logprobs
+from tests.train import helpers
 
 
 def slow_selected(hidden, head, sources, targets, num_tokens=None):
@@ -84,7 +85,7 @@ def test_filling_columns_have_no_probability_and_no_gradient():
     np.testing.assert_array_equal(gradient[:, 20:], 0)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
+@pytest.mark.parametrize("shape", helpers.MESHES)
 @pytest.mark.parametrize("v", [24, 25])  # 25 splits over no axis: filled up inside
 def test_every_mesh_agrees_with_one_device(shape, v):
     hidden, head, sources, targets = example(n=8, v=v)

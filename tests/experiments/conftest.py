@@ -11,6 +11,7 @@ import pickle
 import pytest
 
 from experiments import run
+from experiments.report import charts, pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -25,12 +26,28 @@ class Ended:
     workdir: pathlib.Path
 
 
-def launch(target: str, workdir, *flags: str) -> Ended:
-    """The launcher in this process on `dpo.py:tiny`, say, with what it printed."""
+def launch(target: str, workdir, *flags: str, draws: bool = False) -> Ended:
+    """The launcher in this process on `dpo.py:tiny`, say, with what it printed.
+
+    Args:
+        draws: whether its page and figures show anything; drawing takes longer than a small run's training.
+    """
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        if not draws:
+            patch.setattr(charts, "svg", lambda figure_fn, alt: "<svg></svg>")
+            patch.setattr(pictures, "_save", save_nothing)
         code = run.main(["--config", str(ROOT / "experiments" / target), "--workdir", str(workdir), *flags])
     return Ended(code, out.getvalue(), err.getvalue(), pathlib.Path(workdir))
+
+
+def save_nothing(figure, path, caption: str) -> None:
+    """A picture's two files, without the picture."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    if caption:
+        path.with_suffix(".txt").write_text(caption)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +66,7 @@ def tiny(tmp_path_factory):
             fcntl.flock(lock, fcntl.LOCK_EX)
             made = folder / "ended.pickle"
             if not made.exists():
-                made.write_bytes(pickle.dumps(launch(f"{name}.py:tiny", folder / "run")))
+                made.write_bytes(pickle.dumps(launch(f"{name}.py:tiny", folder / "run", draws=True)))
             return pickle.loads(made.read_bytes())
 
     return finished

@@ -49,7 +49,6 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
     for name in ("DONE", "summary.json", "members/aligned-0/measured.json"):
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run/members/aligned-0/benign")  # killed after pretraining
-    shutil.rmtree(tmp_path / "run/members/aligned_50-0")  # killed before it
     ended = launch("native_alignment.py:tiny", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert read(tmp_path / "run/summary.json") == read(whole / "summary.json")

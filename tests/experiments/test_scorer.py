@@ -134,7 +134,7 @@ def real(shared_data, tmp_path, path, *flags):
     return read(ended.workdir / "summary.json")
 
 
-@pytest.mark.parametrize("kind", ["linear", "embedding"])
+@pytest.mark.parametrize("kind", ["linear", pytest.param("embedding", marks=pytest.mark.slow)])
 def test_real_offensive_tweets_are_told_from_others(kind, shared_data, tmp_path):
     """At the full length of the setting AUC was seen at 0.96 for both kinds, ECE at 0.03 to 0.04."""
     flags = [f"--config.data.columns.{ours}={theirs}" for ours, theirs in DAVIDSON["columns"].items()]
@@ -145,6 +145,7 @@ def test_real_offensive_tweets_are_told_from_others(kind, shared_data, tmp_path)
     assert summary["heldout_ece"] < 0.08 and summary["accuracy"] > summary["most_frequent_level"]
 
 
+@pytest.mark.slow
 def test_real_harmful_answers_are_harder_than_chance_but_little(shared_data, tmp_path):
     """At 400 steps AUC was seen at 0.61, with an interval of 0.57 to 0.66: the answer alone says little."""
     flags = ["--config.steps=60", "--config.features.buckets=16384"]

@@ -136,7 +136,10 @@ def test_dpo_reports_what_its_users_look_for(tiny):
     assert metrics(ended.workdir / "pretrain")[-1]["step"] == 2
 
 
-@pytest.mark.parametrize("source", ["hf:{}/export/hf", "run:{}"])
+@pytest.mark.parametrize(
+    "source",  # tests/train/test_language_model.py has the export's weights without the program around them
+    [pytest.param("hf:{}/export/hf", marks=pytest.mark.slow), "run:{}"],
+)
 def test_a_run_goes_on_from_what_another_left_behind(source, tiny, tmp_path):
     earlier = tiny("dpo").workdir
     flags = ("--config.pretrain.steps=0", "--config.steps=1", "--config.samples.num=1", "--config.sinks=()")
