@@ -12,7 +12,7 @@ from alignment.models import decoder
 from alignment.train import next_token, optimizer, sharding, step, train_state
 
 VOCAB = 40
-# (data, fsdp, tensor). The first two split along several axes; each of the others along one of these alone, so it is slow.
+# (data, fsdp, tensor). The first two split along several axes; the others along one of these alone, and are slow.
 MESHES = [(2, 2, 2), (1, 2, 4), *(pytest.param(one, marks=pytest.mark.slow) for one in ((8, 1, 1), (1, 8, 1)))]
 
 
