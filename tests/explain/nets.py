@@ -1,5 +1,7 @@
 """Small linen networks for the tests of explanations."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,9 @@ class Plain(nn.Module):
         return nn.Dense(3, name="answer")(x.reshape(len(x), -1))
 
 
+@functools.cache
 def made(net, *, images=3, size=8, seed=0):
     """apply_fn, variables, images [N, Y, X, 3] in [-1, 1] and targets [N, 2]."""
     x = jax.random.uniform(jax.random.key(seed), (images, size, size, 3), minval=-1, maxval=1)
-    variables = net.init(jax.random.key(seed + 1), x)
+    variables = jax.jit(net.init)(jax.random.key(seed + 1), x)
     return net.apply, variables, x, jnp.array([[0, 1], [2, 0], [1, 2], [0, 2]])[:images]

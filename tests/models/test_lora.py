@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import flax.linen as nn
@@ -19,17 +20,16 @@ def network(**changes):
     return decoder.DecoderLM(**(sizes | changes))
 
 
+@functools.cache
 def base_of(model):
-    return nn.meta.unbox(model.init(jax.random.PRNGKey(0), TOKENS)["params"])
+    return nn.meta.unbox(jax.jit(model.init)(jax.random.PRNGKey(0), TOKENS)["params"])
 
 
 def moved(adapter, seed=0):
     """An adapter's tree as after training: B is not zero either, where it may be."""
-    tree = nn.meta.unbox(adapter.init(jax.random.PRNGKey(seed))["params"])
-    keys = jax.random.split(jax.random.PRNGKey(seed + 1), len(jax.tree.leaves(tree)))
-    noise = jax.tree.unflatten(
-        jax.tree.structure(tree), [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, jax.tree.leaves(tree))]
-    )
+    tree = nn.meta.unbox(jax.jit(adapter.init)(jax.random.PRNGKey(seed))["params"])
+    rng = np.random.default_rng(seed)
+    noise = jax.tree.map(lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32), tree)
     for name, low in [*tree.get("layers", {}).items(), *([("head", tree["head"])] if "head" in tree else [])]:
         into = noise["head"] if name == "head" else noise["layers"][name]
         ranks = jnp.array(adapter.ranks[name])
@@ -40,6 +40,7 @@ def moved(adapter, seed=0):
     return tree
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(model, params):
     hidden = model.apply(decoder.variables(params), TOKENS)
     return decoder.logits(model, params, hidden)

@@ -154,7 +154,7 @@ def test_an_endpoint_is_asked_once_for_each_chat():
 @functools.cache
 def model():
     net = decoder.DecoderLM(vocab_size=48, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=1, ffn_dim=32)
-    params = nn.meta.unbox(net.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.meta.unbox(jax.jit(net.init)(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return net, params, Engine(net, params, num_slots=2, max_len=32, chunk=8, block=8, num_steps=2)
 
 

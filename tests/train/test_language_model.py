@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import flax.linen as nn
@@ -72,10 +73,15 @@ FOLDERS = {  # tokenizer_config.json, config.json, generation_config.json ("": n
 }
 
 
+@functools.cache
+def random_params(model):
+    return nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
+
+
 def checkpoint_folder(path, tokenizer_config, config, generation):
     """A tiny checkpoint as its maker left it: a byte tokenizer with <|im_end|> as 259, its template and its ends."""
     model = build()
-    params = nn.meta.unbox(model.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
+    params = random_params(model)
     huggingface.save(params, model, path, like=config)
     files = checkpoint_files.for_bytes().content
     (path / "tokenizer.json").write_bytes(files["tokenizer.json"].replace(b"<|reserved_0|>", b"<|im_end|>"))
@@ -124,7 +130,7 @@ def test_the_sampling_of_the_checkpoint_stays_when_the_tokenizer_comes_from_else
 
 def test_exported_weights_are_those_of_the_next_run(tmp_path):
     model = build()
-    params = nn.meta.unbox(model.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
+    params = random_params(model)
     language_model.export(tmp_path / "hf", params, model, BYTES, dtype="float32")
     again = language_model.params(f"hf:{tmp_path / 'hf'}", build(f"hf:{tmp_path / 'hf'}"), helpers.make_mesh())
     jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -20,7 +20,7 @@ from tests.models.test_lora import moved
 @pytest.fixture(scope="module")
 def weights():
     model = decoder.DecoderLM(vocab_size=264, num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
-    return model, nn.meta.unbox(model.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    return model, nn.meta.unbox(jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))["params"])
 
 
 def new_engine(weights, **options):
