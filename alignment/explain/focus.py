@@ -206,21 +206,11 @@ class Focus:
         empty: 'nan' or 'zero'.
         allow_any: take mosaics whose target is on another number of tiles than two.
         abs: rate the magnitude of relevance instead of its positive part.
-        return_aggregate: return one number, `aggregate_func` of the defined scores, in a list.
     """
 
-    def __init__(
-        self,
-        *,
-        empty: str = "nan",
-        allow_any: bool = False,
-        abs: bool = False,
-        return_aggregate: bool = False,
-        aggregate_func: Callable[[np.ndarray], float] = np.mean,
-    ):
+    def __init__(self, *, empty: str = "nan", allow_any: bool = False, abs: bool = False):
         one_of("empty", empty, EMPTY)
         self.empty, self.allow_any, self.abs = empty, allow_any, abs
-        self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
         self.evaluation_scores: list[float] = []
         self.num_undefined = 0
 
@@ -268,8 +258,6 @@ class Focus:
         # a list of floats, because Quantus' callers expect one
         scores = np.concatenate(parts) if parts else np.zeros(0)
         self.num_undefined = int(np.isnan(scores).sum())
-        if self.return_aggregate:
-            scores = np.array([self.aggregate_func(scores[~np.isnan(scores)])])
         self.evaluation_scores = [float(s) for s in scores]
         return self.evaluation_scores
 

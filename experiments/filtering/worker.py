@@ -38,12 +38,11 @@ class Worker:
     conduct_sha256: str
 
 
-def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16", max_prompt: int = 4_096) -> Worker:
+def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16") -> Worker:
     """The worker of a Hugging Face folder (or hub id).
 
     Args:
         batch_size: texts rewritten at once.
-        max_prompt: longest prompt, in tokens.
     """
     path = pathlib.Path(huggingface.resolve(folder))
     about = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
@@ -52,7 +51,7 @@ def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16", max_prom
     model = language_model.build(f"hf:{path}", tok, model={}, compute=compute, rows_are_plain=True)
     params = language_model.params(f"hf:{path}", model, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
     prompt = about.get("prompt", "full")  # any chat model's folder will do, and most have no such file
-    complete = backend(model, params, tok, prompt=prompt, batch_size=batch_size, max_prompt=max_prompt)
+    complete = backend(model, params, tok, prompt=prompt, batch_size=batch_size)
 
     def count_tokens(text: str) -> int:
         return len(tok.encode(text))

@@ -19,6 +19,7 @@ from experiments.report import charts
 
 DPI = 100
 WIDEST = 10.4  # inches, which a page of the report shows without making them smaller
+SIDE = 1.7  # inches, of a picture on a contact sheet
 TITLE = 9  # points, of a picture's words
 HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
 
@@ -49,11 +50,7 @@ def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(
-    path: str | pathlib.Path,
-    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
-    *,
-    caption: str = "",
-    inches: float = 1.7,
+    path: str | pathlib.Path, rows: Sequence[Sequence[tuple[np.ndarray, str]]], *, caption: str = ""
 ) -> None:
     """Rows of (image [Y,X,3] uint8, its words) as one PNG, which a page shows in its own size.
 
@@ -62,18 +59,17 @@ def contact_sheet(
     Args:
         path: ending in .png.
         caption: of the sheet.
-        inches: side of a picture, at 100 dots an inch.
     """
     if not rows:
         return
-    most = int(WIDEST / inches)
+    most = int(WIDEST / SIDE)
     rows = [line for row in rows for line in _wrapped(row, most)]
-    letters = int(inches * DPI / (0.62 * TITLE * DPI / 72))  # of a title's line
+    letters = int(SIDE * DPI / (0.62 * TITLE * DPI / 72))  # of a title's line
     titles = [[_folded(words, letters) for _, words in row] for row in rows]
     heights = [max((words.count("\n") + 1 for words in row if words), default=0) for row in titles]
-    tall = [inches + 0.19 * lines for lines in heights]
+    tall = [SIDE + 0.19 * lines for lines in heights]
     columns = max(map(len, rows))
-    figure = Figure(figsize=(inches * columns, sum(tall)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(SIDE * columns, sum(tall)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tall)
     for axes in grid.ravel():
         axes.axis("off")
