@@ -3,7 +3,6 @@
 `results` is what `lm_eval.simple_evaluate` returns, with samples.
 """
 
-import io
 import json
 import math
 import pathlib
@@ -160,10 +159,7 @@ def draw_shares(path: pathlib.Path, tasks: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("share of questions", fontsize=8)
     axes.grid(axis="x", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    files.write(path, lambda f: f.write(out.getvalue()))
-    files.write_text(path.with_suffix(".txt"), "Right answers with 95 % intervals; a bar stands where guessing would.")
+    pictures.save(figure, path, "Right answers with 95 % intervals; a bar stands where guessing would.")
 
 
 def draw_confidence(path: pathlib.Path, all_results: Sequence[Results]) -> None:

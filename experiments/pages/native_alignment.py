@@ -5,20 +5,18 @@
 Dimensions: S seeds, P probes, K paraphrases.
 """
 
-import io
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment import files, intervals
 from alignment.evaluation import stability
-from experiments.report import charts, markup
+from experiments.report import charts, markup, pictures
 
 VOLUMES = {"raw": 0, "aligned_25": 25, "aligned_50": 50, "aligned": 100}  # per cent of the documents aligned
 STATES = {"base": "pretrained", "post": "after post-alignment"}
@@ -304,7 +302,7 @@ def compare(path: pathlib.Path, results: Results, panels: Mapping[str, str], cap
     grid[0].set_yticks(range(len(results.arms)), results.arms, fontsize=8)
     grid[0].invert_yaxis()
     grid[-1].legend(frameon=False, fontsize=8, loc="lower left")
-    save(figure, path, caption)
+    pictures.save(figure, path, caption)
 
 
 def by_volume(path: pathlib.Path, lines: Mapping[str, Sequence[tuple[float, Interval]]], caption: str) -> None:
@@ -316,7 +314,7 @@ def by_volume(path: pathlib.Path, lines: Mapping[str, Sequence[tuple[float, Inte
     axes.set_xlabel("per cent of the documents aligned", fontsize=8)
     axes.set_ylim(-0.03, 1.03)
     axes.legend(frameon=False, fontsize=8)
-    save(figure, path, caption)
+    pictures.save(figure, path, caption)
 
 
 def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple[str, str]], caption: str) -> None:
@@ -331,7 +329,7 @@ def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("harmless answer preferred", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
-    save(figure, path, caption)
+    pictures.save(figure, path, caption)
 
 
 def bars(
@@ -356,11 +354,3 @@ def bars(
     else:
         axes.errorbar(places, mean_N, yerr=error_2N, **ends)
     axes.grid(axis="x" if is_flat else "y", alpha=0.2)
-
-
-def save(figure: Figure, path: pathlib.Path, caption: str) -> None:
-    out = io.BytesIO()
-    with matplotlib.rc_context({"font.family": "sans-serif"}):
-        figure.savefig(out, format="png", metadata={"Software": None})
-    files.write(path, lambda f: f.write(out.getvalue()))
-    files.write_text(path.with_suffix(".txt"), caption)

@@ -78,7 +78,7 @@ def contact_sheet(
             if image_YXC is not None:
                 axes.imshow(image_YXC, interpolation="nearest")
                 axes.set_title(words, fontsize=TITLE, parse_math=False)
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def _wrapped(row: Sequence[tuple[np.ndarray, str]], most: int) -> list[list[tuple[np.ndarray | None, str]]]:
@@ -131,7 +131,7 @@ def matrix(
             if np.isfinite(value):
                 words = _short(float(value), is_whole=values_CC.dtype.kind in "iu")
                 axes.text(x, y, words, ha="center", va="center", fontsize=8, color="w" if is_dark else "k")
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def _short(value: float, *, is_whole: bool) -> str:
@@ -188,7 +188,7 @@ def boxes(
     axes.grid(axis="y", alpha=0.2)
     if len(kinds) > 1:
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def curves(
@@ -213,7 +213,7 @@ def curves(
     axes.set_ylabel(y_label, fontsize=8)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str = "", label: str = "") -> None:
@@ -230,7 +230,7 @@ def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str
     axes.set_xlabel(label)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def histograms(
@@ -257,7 +257,7 @@ def histograms(
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1:
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path, caption)
+    save(figure, path, caption)
 
 
 def outlined(
@@ -276,7 +276,8 @@ def _finite(values: Sequence[float]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _save(figure: Figure, path: str | pathlib.Path, caption: str) -> None:
+def save(figure: Figure, path: str | pathlib.Path, caption: str) -> None:
+    """A figure as a PNG file, its caption as a .txt file beside it."""
     out = io.BytesIO()
     with matplotlib.rc_context({"font.family": "sans-serif"}):
         figure.savefig(out, format="png", metadata={"Software": None})

@@ -36,7 +36,7 @@ def launch(target: str, workdir, *flags: str, draws: bool = False) -> Ended:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         if not draws:
             patch.setattr(charts, "svg", lambda figure_fn, alt: "<svg></svg>")
-            patch.setattr(pictures, "_save", save_nothing)
+            patch.setattr(pictures, "save", save_nothing)
         code = run.main(["--config", str(ROOT / "experiments" / target), "--workdir", str(workdir), *flags])
     return Ended(code, out.getvalue(), err.getvalue(), pathlib.Path(workdir))
 

@@ -77,7 +77,7 @@ from experiments import run
 from experiments import filter as experiment
 from experiments.report import pictures
 experiment.POLL_SECONDS = 0.05
-run.page.build, pictures._save = (lambda *_: ""), (lambda *_: None)  # drawing takes longer than filtering
+run.page.build, pictures.save = (lambda *_: ""), (lambda *_: None)  # drawing takes longer than filtering
 count, folder, *argv = sys.argv[1:]
 children = []
 for i in range(int(count)):
