@@ -85,7 +85,7 @@ def launcher(words: list[str], flags: tuple[str, ...], runs: bool) -> None:
 
 def is_needed(words: list[str], began: set[str], rest: str) -> bool:
     """Whether a launcher's command is the first of its experiment, a sweep, or writes what the page names later."""
-    target = words[words.index("--config") + 1].partition(":")[0]
+    target = words[words.index("--config") + 1].partition(":")[0] if "--config" in words else ""
     folders = [words[i + 1] for i, word in enumerate(words) if word == "--workdir"]
     folders += [word.partition("=")[2] for word in words if word.startswith(("--config.outputs=", "--workdir="))]
     if target not in began or "--sweep" in words or any(folder in rest for folder in folders):
