@@ -24,14 +24,6 @@ TITLE = 9  # points, of a picture's words
 HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
 
 
-def save(figure: Figure, path: pathlib.Path, caption: str) -> None:
-    """A drawn figure as a PNG without the date and the versions in it, and its caption beside it."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    files.write(path, lambda f: f.write(out.getvalue()))
-    files.write_text(path.with_suffix(".txt"), caption)
-
-
 def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
     """The image in grey with relevance over it, red for and blue against.
 
