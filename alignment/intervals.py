@@ -13,7 +13,7 @@ from alignment.errors import InputError
 Interval = tuple[float, float]
 
 
-def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
     """Wilson's score interval (JASA 22(158), 1927) of a share, in [0, 1]; (0, 1) without trials.
 
     (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with p = successes / n and z the normal

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import tokenizers
 from ml_collections import config_dict
 
 from alignment import errors, files
@@ -34,7 +33,7 @@ from alignment.preference import losses
 from alignment.train import language_model, sharding
 from data import loader, records
 from data.texts import preferences, text
-from data.tokens import tokenizer
+from data.tokens import learning, tokenizer
 from experiments.filtering import probes, toy_corpora, training
 from experiments.launch import groups, lm
 from experiments.pages import native_alignment as native_page
@@ -301,7 +300,7 @@ def tokenizer_of(c: ml_collections.ConfigDict, folder: pathlib.Path, workdir: pa
     path = workdir / "learned/tokenizer.json"
     if not path.is_file():
         raw, _ = records.read(str(folder / "raw"))
-        files.write_text(path, learn_tokenizer([record.value["text"] for record in raw], int(size)))
+        files.write_text(path, learning.byte_pairs([record.value["text"] for record in raw], int(size)))
     return tokenizer.load(str(path))
 
 
@@ -383,19 +382,6 @@ def member(
         measured["post"] = bench.measure(params, seed)
         measure_after_benign("post", params, folder / "post")
     return measured
-
-
-def learn_tokenizer(texts: list[str], vocab_size: int) -> str:
-    """A byte-level BPE of some texts, as the content of a tokenizer.json."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=letters, show_progress=False
-    )
-    made.train_from_iterator(texts, trainer)
-    return made.to_str()
 
 
 def mixed(path: pathlib.Path, folders: list[str], share: float) -> pathlib.Path:

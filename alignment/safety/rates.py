@@ -234,12 +234,3 @@ def against_people(votes: Sequence[Sequence[str]], judge: Sequence[str]) -> Agai
     both = [row for row in decided if row[1] != INVALID]
     measured = agreement(*zip(*both)) if both else None
     return AgainstPeople(measured, len(both), len(rows) - len(decided), len(decided) - len(both))
-
-
-def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Names of the points that no other one beats in both coordinates, where larger is better."""
-    return {
-        name
-        for name, (x, y) in points.items()
-        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
-    }

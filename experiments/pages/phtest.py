@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from alignment import files, intervals
+from alignment import files, frontier, intervals
 from alignment.safety import rates
 from alignment.safety.verdicts import COMPLIANCE, INVALID, PARTIAL, REFUSAL
 from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
@@ -43,7 +43,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], judges: Sequence[str], *, i
         files.write_csv(folder / "defense_delta.csv", list(changes[0]), [list(line.values()) for line in changes])
     points = tradeoff(first)
     if points:
-        best = rates.pareto(points)
+        best = frontier.front(points)
         lines = [
             {"point": name, "answers_harmless": x, "refuses_harmful": y, "pareto": name in best, "judge": judges[0]}
             for name, (x, y) in points.items()
@@ -185,7 +185,7 @@ def draw_tradeoff(path: pathlib.Path, points: Mapping[str, tuple[float, float]],
     """Safety against usability; an arrow goes from the bare model to each defence, a ring marks the Pareto set."""
     figure = Figure(figsize=(4.6, 3.8), dpi=pictures.DPI, layout="constrained")
     axes = figure.add_subplot()
-    best = rates.pareto(points)
+    best = frontier.front(points)
     for k, (name, (x, y)) in enumerate(points.items()):
         edge, colour = "k" if name in best else "none", charts.PALETTE[k % len(charts.PALETTE)]
         axes.scatter([x], [y], s=60, color=colour, edgecolors=edge, label=name, zorder=3)

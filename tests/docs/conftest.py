@@ -38,6 +38,7 @@ def world(tiny, tmp_path_factory) -> pathlib.Path:
 def write_texts(folder: pathlib.Path) -> None:
     pairs = synthetic.preference_pairs(24)
     (folder / "pairs.jsonl").write_bytes(jsonl(pairs))
+    (folder / "others.jsonl").write_bytes(jsonl(synthetic.preference_pairs(24, seed=1)))
     (folder / "pairs").mkdir()
     (folder / "pairs/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(pairs)))
     judged = [{"question": p["prompt"], "good": p["chosen"], "bad": p["rejected"]} for p in pairs]

@@ -25,10 +25,13 @@ from alignment.decoding.engine import Engine  # noqa: E402
 from alignment.evaluation import harness  # noqa: E402
 from alignment.models import decoder  # noqa: E402
 from alignment.train import language_model  # noqa: E402
-from data.tokens import pieces, tokenizer  # noqa: E402
+from data.tokens import (  # noqa: E402
+    learning,
+    pieces,
+    tokenizer,
+)
 from data.toys import synthetic  # noqa: E402
 from experiments.decoding import museum_tasks  # noqa: E402
-from experiments.native_alignment import learn_tokenizer  # noqa: E402
 
 MAX_LENGTH = 384
 NUM_ROWS = 16  # of each file
@@ -52,7 +55,7 @@ def both(tmp_path_factory):
     """Our class and the harness's, over one folder of random weights."""
     folder = tmp_path_factory.mktemp("model")
     rows = synthetic.questions("test", 56)
-    learned = json.loads(learn_tokenizer([json.dumps(row) for row in rows], 400))
+    learned = json.loads(learning.byte_pairs([json.dumps(row) for row in rows], 400))
     (folder / "tokenizer.json").write_text(json.dumps(_with_bos(learned)))
     names = dict(bos_token="<s>", eos_token="</s>", tokenizer_class="PreTrainedTokenizerFast", add_bos_token=True)
     (folder / "tokenizer_config.json").write_text(json.dumps({**names, "chat_template": TEMPLATE}))

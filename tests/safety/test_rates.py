@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from alignment import frontier
 from alignment.errors import InputError
 from alignment.safety import rates
 from alignment.safety.verdicts import COMPLIANCE, INVALID, PARTIAL, REFUSAL
@@ -155,7 +156,7 @@ def test_the_trade_off_of_twenty_models():
     x, y = np.array(list(POINTS.values())).T
     assert scipy.stats.spearmanr(x, y).statistic == pytest.approx(-0.741, abs=1e-3)
     best = {"Claude-2.1", "Claude-3.5-sonnet", "Claude-3-opus", "Llama-2-70b", "Gemini-1.0-pro", "GPT-4"}
-    assert rates.pareto(POINTS) == best | {"GPT-4o-mini", "GPT-4o"}
+    assert frontier.front(POINTS) == best | {"GPT-4o-mini", "GPT-4o"}
 
 
 def test_words_that_are_no_verdict_are_refused():

@@ -8,12 +8,19 @@ import re
 import signal
 import subprocess
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
+from alignment.decoding.requests import Request
+from alignment.models import decoder
+from experiments.decoding.guides import Guide, Guides
 from experiments.serving import app, server
 from experiments.serving.service import Limits, Service
 from tests.experiments.report.test_browser import CHROMIUM
 from tests.experiments.serving.conftest import MAX_LEN, PIECES, TOK, Parrot, opened
+from tests.experiments.serving.test_with_engine import new_engine
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -26,9 +33,12 @@ let last = null;
 answer = prompt => (last = plain(prompt));
 async function drive() {
   const seen = [];
+  await sliders;
   for (const step of steps) {
-    for (const [id, value] of Object.entries(step)) if (id !== "click") at(id).value = value;
-    if (step.click) at(step.click).click(); else at("form").requestSubmit();
+    for (const [id, value] of Object.entries(step)) if (id !== "click" && id !== "change") at(id).value = value;
+    if (step.click) at(step.click).click();
+    else if (step.change) at(step.change).dispatchEvent(new Event("change"));
+    else at("form").requestSubmit();
     await last?.catch(() => {});
     await new Promise(done => setTimeout(done, 1));
     last = null;
@@ -39,6 +49,7 @@ async function drive() {
         elements: turn.querySelectorAll("*").length,
         tokens: [...turn.querySelectorAll(".token")].map(t => [t.textContent, t.style.backgroundColor, t.title]),
       })),
+      guides: [...document.querySelectorAll("#guides input")].map(slider => slider.name), seed: at("seed").value,
       width: document.documentElement.scrollWidth, window: window.innerWidth, messages,
       attacked: window.attacked ?? false,
     });
@@ -50,8 +61,12 @@ drive();
 """
 
 
-def used(steps, tmp_path, monkeypatch, width=1000):
-    """What the page shows after each step, and what the browser wrote to its console."""
+def used(steps, tmp_path, monkeypatch, width=1000, engine=None, **options):
+    """What the page shows after each step, and what the browser wrote to its console.
+
+    Args:
+        engine, options: of the service, where it is not a parrot's.
+    """
     page, build = tmp_path / "page.html", app.build
     page.write_bytes(app.PAGE.read_bytes() + DRIVE.replace("STEPS", json.dumps(steps).replace("<", "\\u003c")).encode())
     monkeypatch.setattr(app, "PAGE", page)
@@ -91,9 +106,9 @@ def used(steps, tmp_path, monkeypatch, width=1000):
 
     async def work():
         fields = dict(name="parrot <b>", fingerprint="fp", num_slots=2, max_len=MAX_LEN, limits=Limits())
-        service = Service(Parrot(), TOK, PIECES, **fields)
-        options = {"grace": 1.0, "header_seconds": 20.0, "connections": 50}
-        await server.serve(service, server.bind("127.0.0.1", 0), tmp_path, until=browse, **options)
+        service = Service(engine or Parrot(), TOK, PIECES, **(fields | options))
+        times = {"grace": 1.0, "header_seconds": 20.0, "connections": 50}
+        await server.serve(service, server.bind("127.0.0.1", 0), tmp_path, until=browse, **times)
 
     asyncio.run(work())
     assert measured, log.read_text()[-2000:]
@@ -157,3 +172,32 @@ def test_the_page_loads_nothing_and_says_so_to_the_browser():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text)
     assert not re.search(r"<script[^>]*\ssrc|url\((?!#|data:)", text)
     assert len(text) < 20_000
+
+
+@browser
+def test_a_slider_changes_the_text_weight_zero_is_the_bases_own_and_tokens_show_what_guides_say(tmp_path, monkeypatch):
+    sizes = dict(vocab_size=264, num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
+    model = decoder.DecoderLM(**sizes)
+    base, other = (nn.meta.unbox(model.init(jax.random.key(i), jnp.zeros((1, 4), int))["params"]) for i in (0, 1))
+    plain = new_engine((model, base)).answers([Request(TOK.encode("abc", add_bos=TOK.adds_bos), 12)])[0]
+    engine = new_engine((model, base), guides=[(model, other)])
+    all_guides = Guides((Guide("loud", "run:loud", 0.0),), (None,))
+    steps = [
+        {"kind": "text", "prompt": "abc", "max_tokens": 12, "temperature": 0},
+        {"guide-loud": 3, "change": "guide-loud"},
+        {"colour": "loud", "change": "colour"},
+        {"guide-loud": 0, "change": "guide-loud"},
+    ]
+    seen, console = used(steps, tmp_path, monkeypatch, engine=engine, max_len=128, num_slots=4, guides=all_guides)
+    assert console == [] and not any(at["isBad"] for at in seen)
+    off, loud, coloured, _ = seen
+    assert off["guides"] == ["loud"] and off["seed"] == "0"
+    texts = ["".join(token[0] for token in at["turns"][1]["tokens"]) for at in seen]
+    assert texts[0] == texts[3] == plain.text.decode("utf-8", "replace") and texts[1] == texts[2] != texts[0]
+    assert all([turn["who"] for turn in at["turns"]] == ["user", "assistant"] for at in seen)
+    for before, after in zip(loud["turns"][1]["tokens"], coloured["turns"][1]["tokens"]):
+        assert "log-probability: base -" in before[2] and ", loud -" in before[2]
+        assert "232, 89, 12" in before[1] or before[1] == "rgba(232, 89, 12, 0)"
+        said = dict(pair.split(" ") for pair in after[2].partition("log-probability: ")[2].split(", "))
+        gain = float(said["loud"]) - float(said["base"])
+        assert ("43, 138, 62" if gain >= 0 else "201, 42, 42") in after[1]

@@ -1,0 +1,1 @@
+"""What the experiment on guided decoding is made of: training, writing, comparing."""

@@ -1,0 +1,108 @@
+"""Scores of written answers that do not come from what guided them, and what they say of two methods.
+
+`rules`: those of the embedded objectives. `heldout`: for each objective a reward of whole answers (linear in the base's
+hidden states), fitted to the half of the training pairs that the run's own rewards have not read.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment import frontier
+from alignment.evaluation import head_to_head
+from alignment.evaluation.head_to_head import Tally
+from alignment.preference import linear_reward
+from data.texts import preferences
+from data.toys import manners
+from experiments.guidance import writing
+from experiments.guidance.methods import Method
+from experiments.guidance.training import Objective, Trained
+from experiments.guidance.writing import Prompt
+
+RULES, HELDOUT = "rules", "heldout"
+JUDGES = (RULES, HELDOUT)
+Rows = Mapping[int, Mapping[str, Any]]  # a prompt's number -> the row of its answer
+Scores = Mapping[str, Mapping[int, Sequence[float]]]  # a method's name -> the same -> a score for each objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Rewards of whole answers to one objective: one for the methods that need it, one to measure with.
+
+    Attributes:
+        accuracy: share of held-out pairs that the measuring one ranks as they are labelled.
+    """
+
+    own: linear_reward.LinearReward
+    measuring: linear_reward.LinearReward
+    accuracy: float
+
+
+def fit_rewards(base: Trained, objective: Objective, *, seed: int, limit: int) -> Rewards:
+    """Two rewards, each fitted to one half of at most `limit` training pairs."""
+    train, heldout = objective.base
+    order = random.Random(f"halves {seed}").sample(range(len(train)), min(limit, len(train)))
+    sides_PE = [_features(base, train, order, side) for side in (0, 1)]
+    half = max(len(order) // 2, 1)
+    own = linear_reward.fit(*(x_BE[:half] for x_BE in sides_PE))
+    measuring = linear_reward.fit(*(x_BE[-half:] for x_BE in sides_PE))
+    places = range(min(limit, len(heldout)))
+    chosen_B, rejected_B = (measuring.of(_features(base, heldout, places, side)) for side in (0, 1))
+    return Rewards(own, measuring, float(np.mean(chosen_B > rejected_B)))
+
+
+def _features(base: Trained, split: preferences.Pairs, places: Sequence[int], side: int) -> np.ndarray:
+    answers = [(split.sequence(i, side), int(split.prompt_len_NP[i, side])) for i in places]
+    return linear_reward.features(base.network, base.params, answers)
+
+
+def by_rules(names: Sequence[str], answers: Mapping[str, Rows]) -> Scores:
+    """What the rules of the embedded objectives say."""
+    rules = [manners.RULES[name] for name in names]
+    return {
+        method: {n: [rule(row["prompt"], row["response"]) for rule in rules] for n, row in rows.items()}
+        for method, rows in answers.items()
+    }
+
+
+def by_rewards(
+    answers: Mapping[str, Rows], base: Trained, rewards: Sequence[Rewards], prompts: Sequence[Prompt]
+) -> Scores:
+    """What rewards say that guided nobody."""
+    measuring = [each.measuring for each in rewards]
+    out: dict[str, dict[int, Sequence[float]]] = {}
+    for method, rows in answers.items():
+        scores_NR = writing.score_rows(base.network, base.params, list(rows.values()), measuring, prompts)
+        out[method] = {n: scores_R.tolist() for n, scores_R in zip(rows, scores_NR)}
+    return out
+
+
+def compare(scores: Scores, first: str, second: str, objective: int) -> Tally:
+    """How the first method's answers fare beside the second's, on the prompts that both have answered."""
+    both = [n for n in scores[first] if n in scores[second]]
+    return head_to_head.tally(
+        head_to_head.outcome(scores[first][n][objective], scores[second][n][objective]) for n in both
+    )
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """Several comparisons as one."""
+    return Tally(*(sum(getattr(t, name) for t in tallies) for name in ("wins", "ties", "losses", "undetermined")))
+
+
+def point(scores: Scores, method: str, reference: str, num_objectives: int) -> list[Tally]:
+    """A method's place on the frontier: how it fares beside one fixed reference, by each objective."""
+    return [compare(scores, method, reference, k) for k in range(num_objectives)]
+
+
+def shares(tallies: Sequence[Tally]) -> tuple[float, ...]:
+    return tuple(0.0 if t.win_half_tie is None else t.win_half_tie for t in tallies)
+
+
+def hypervolume(points: Mapping[str, Sequence[Tally]], of: Sequence[Method]) -> float | None:
+    """Of some methods' points, above the point where every answer loses to the reference; None without any."""
+    own = [shares(points[method.name]) for method in of]
+    return frontier.hypervolume(own, (0.0,) * len(own[0])) if own else None

@@ -1,0 +1,116 @@
+"""A small guided run from files to summary, its resuming, and what it refuses before anything is read."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from experiments import genarm
+from tests.experiments.conftest import launch
+
+WANTED = {
+    "heldout/rewards/accuracies",
+    "win_half_tie/genarm_vs_base",
+    "win_half_tie/genarm_vs_dpo",
+    "hypervolume/genarm",
+    "hypervolume/soups",
+    "seconds_per_token/base",
+    "seconds_per_token/genarm",
+}
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ended(tiny):
+    run = tiny("genarm")
+    assert run.code == 0, run.err
+    return run
+
+
+def test_the_summary_has_what_others_read_and_every_method_has_an_answer_to_each_prompt(ended):
+    summary = json.loads((ended.workdir / "summary.json").read_text())
+    assert set(summary) >= WANTED and all(0 <= summary[name] <= 1 for name in WANTED if "second" not in name)
+    rows = rows_of(ended.workdir / "generations.jsonl")
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"base", "base_greedy", "dpo", "soups", "args", "proxy", "contrastive", "genarm", "sample"}
+    asked = {kind: {row["uid"] for row in rows if row["kind"] == kind} for kind in kinds}
+    assert all(uids == set(range(4)) for kind, uids in asked.items() if kind != "args") and asked["args"] == {0, 1}
+
+
+def test_guided_answers_carry_the_log_probability_of_each_token_under_the_base_and_each_reward_model(ended):
+    for row in rows_of(ended.workdir / "generations.jsonl"):
+        if row["kind"] == "genarm":
+            assert len(row["arm_logp"]) == 2 == len(row["arm_ids"])
+            assert all(len(trace) == row["n_new_tokens"] for trace in [row["base_logp"], *row["arm_logp"]])
+            assert all(x <= 0 for trace in row["arm_logp"] for x in trace)
+
+
+def test_the_tables_name_the_reference_the_judge_and_the_decoding_of_each_point(ended):
+    with (ended.workdir / "frontier.csv").open() as f:
+        lines = list(csv.DictReader(f))
+    (base,) = (line for line in lines if line["method"] == "base")
+    assert base["brief"] == base["courteous"] == "0.5" and base["reference_id"].startswith("base of run:")
+    assert {line["judge"] for line in lines} == {"rules"}
+    assert {line["temperature"] for line in lines if line["method"] in ("base_greedy", "args")} == {"0.0"}
+    with (ended.workdir / "latency.csv").open() as f:
+        assert [line["method"] for line in csv.DictReader(f)] == ["base", "genarm", "best_of_n", "args"]
+    assert (ended.workdir / "figures/frontier.png").stat().st_size > 1000
+    for name in ("brief", "courteous"):
+        assert json.loads((ended.workdir / f"rewards/{name}/beta.json").read_text())["beta"] == 0.05
+
+
+def test_a_killed_run_goes_on_and_its_answers_stay_the_same(ended, tmp_path):
+    shutil.copytree(ended.workdir, tmp_path / "run")
+    before = rows_of(tmp_path / "run/generations.jsonl")
+    for name in ("DONE", "summary.json", "generations.jsonl", "frontier.csv"):
+        (tmp_path / "run" / name).unlink()
+    again = launch("genarm.py:tiny", tmp_path / "run")
+    assert again.code == 0, again.err
+    assert rows_of(tmp_path / "run/generations.jsonl") == [
+        row | {"base_id": new["base_id"], "arm_ids": new["arm_ids"]}
+        for row, new in zip(before, rows_of(tmp_path / "run/generations.jsonl"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--config.alphas=((float('nan'),1.0),)"], "finite"),
+        (["--config.alphas=((-1.0,1.0),)"], "allow_negative"),
+        (["--config.strength=-1.0"], "allow_negative"),
+        (["--config.reward.beta=0.0"], "beta"),
+        (["--config.baselines=dpo,gemarm"], "baselines='gemarm'"),
+        (["--config.decoding.temperature=-0.5"], "temperature"),
+        (["--config.templates.reward=USER:"], "once"),
+        (["--config.data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--config.judge=rulez"], "judge='rulez'"),
+        (["--config.pretrain.steps=0"], "pretrain.steps=0"),
+        (["--config.data.filter_unit=words"], "filter_unit"),
+        (["--config.learned_tokens=20"], "learned_tokens"),
+        (["--config.reward.init_from=run:nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(flags, word, tmp_path):
+    refused = launch("genarm.py:tiny", tmp_path / "run", *flags)
+    assert refused.code == 2 and word in refused.err and "Traceback" not in refused.err
+
+
+def test_rules_judge_their_own_pairs_alone(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    refused = launch(
+        "genarm.py:tiny", tmp_path / "run", f"--config.data.path={tmp_path}/pairs.jsonl", "--config.judge=rules"
+    )
+    assert refused.code == 2 and "judge='rules' has rules for" in refused.err
+
+
+def test_one_reward_beta_for_each_objective_or_one_for_all():
+    c = genarm.get_config("tiny")
+    assert genarm.betas_of(c, ["a", "b"]) == [0.05, 0.05]
+    c.reward.betas = (0.5, 0.01)
+    assert genarm.betas_of(c, ["a", "b"]) == [0.5, 0.01]
+    with pytest.raises(Exception, match="one for each"):
+        genarm.betas_of(c, ["a"])
