@@ -1,7 +1,6 @@
 """What a run of genarm.py leaves behind: the frontier, head-to-head comparisons, latencies, rewards token by token."""
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -236,13 +235,8 @@ def draw_frontier(path: pathlib.Path, results: Results, points: Mapping[str, Seq
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=7, loc="lower left")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    files.write(path, lambda f: f.write(out.getvalue()))
-    caption = (
-        "The frontier that one frozen base and its reward models trace without retraining, labelled by the weights"
-    )
-    files.write_text(path.with_suffix(".txt"), f"{caption}; judged by {results.judge}. Volumes are above (0, 0).")
+    caption = f"What one frozen base and its reward models trace without retraining; judged by {results.judge}."
+    pictures.save(figure, path, f"{caption} Labels are the reward models' weights; volumes are above (0, 0).")
 
 
 METRICS = {
