@@ -66,7 +66,8 @@ def write(
         state = _begin(plan)
         for at, token in enumerate(prompt[:-1]):
             state = _read(plan, weights, state, np.int32(token), np.int32(at))
-        answer, token = [], int(prompt[-1])
+        answer: list[int] = []
+        token = int(prompt[-1])
         while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
             at = len(prompt) - 1 + len(answer)
             state, chosen = _step(plan, weights, reward_E, state, np.int32(token), np.int32(at), np.float32(weight))
