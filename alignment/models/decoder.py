@@ -8,7 +8,6 @@ Dimensions: B batch, T time, S positions attended to, L layers, D model width, F
 G key/value heads, K head width, V vocabulary.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from alignment import errors
 from alignment.errors import InputError
-from alignment.models import attention, rope
+from alignment.models import attention, low_rank, rope
 
 _policies = jax.checkpoint_policies
 REMAT = {  # what a layer keeps for its backward pass, from least memory to most; "none" keeps everything
@@ -49,6 +48,8 @@ class DecoderLM(nn.Module):
         attention: a key of attention.KERNELS: "blocked", for rows in reading order (positions of a group rise along the
             row, its trunk comes before its branches); "dense", for any order; "cudnn", for one sequence a row, on GPUs.
         unroll: layers per iteration of the scan: more compiles longer and lets XLA fuse across layers.
+        merges_adapter: in float32 an adapter is added to each kernel where it is read (`low_rank`); False: it has
+            products of its own, as it always has in half precision, which would round it away.
         dtype: of matrix products and of the residual stream; norms, rope and softmax are computed in float32.
     """
 
@@ -70,6 +71,7 @@ class DecoderLM(nn.Module):
     remat: str = "none"
     attention: str = "blocked"
     unroll: int = 1
+    merges_adapter: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -152,6 +154,7 @@ class DecoderLM(nn.Module):
             qk_norm=self.qk_norm,
             norm_eps=self.norm_eps,
             attention=self.attention,
+            merges_adapter=self.merges_adapter and self.dtype == "float32",
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",
@@ -184,6 +187,7 @@ class Layer(nn.Module):
     qk_norm: bool
     norm_eps: float
     attention: str
+    merges_adapter: bool
     dtype: str
     param_dtype: str
 
@@ -208,10 +212,7 @@ class Layer(nn.Module):
 
     def _attention(self, x_BTD, mask, rope_tables):
         """What the heads add to the residual stream, [B,T,D]."""
-        lows = self._lows(x_BTD, "query", "key", "value")
-        query_BTHK = self._heads(x_BTD, "query", "heads", self.num_heads, lows)
-        key_BTGK = self._heads(x_BTD, "key", "kv_heads", self.num_kv_heads, lows)
-        value_BTGK = self._heads(x_BTD, "value", "kv_heads", self.num_kv_heads, lows)
+        query_BTHK, key_BTGK, value_BTGK = self._heads(x_BTD)
         if self.qk_norm:
             query_BTHK, key_BTGK = self._norm(query_BTHK, "query_norm"), self._norm(key_BTGK, "key_norm")
         query_BTHK, key_BTGK = rope.rotate(query_BTHK, *rope_tables), rope.rotate(key_BTGK, *rope_tables)
@@ -220,14 +221,20 @@ class Layer(nn.Module):
         mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
         return self._mix_out(mixed_BTHK, x_BTD.shape[-1])
 
-    def _heads(self, x_BTD, name, axis, num_heads, lows):
-        shape = (x_BTD.shape[-1], num_heads, self.head_dim)
-        out_BTHK = self._linear(x_BTD, name, self._kernel(name, ("embed", axis, "head"), shape, 0), lows)
-        if self.qkv_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
-            bias_HK = self.param(f"{name}_bias", init, shape[1:], self.param_dtype)
-            out_BTHK += bias_HK.astype(self.dtype)[None, None]
-        return _shard(out_BTHK, "batch", None, axis, None)
+    def _heads(self, x_BTD):
+        """Queries [B,T,H,K], keys and values [B,T,G,K]."""
+        axes = {"query": "heads", "key": "kv_heads", "value": "kv_heads"}
+        kernels, biases = {}, {}
+        for name, axis in axes.items():
+            shape = (x_BTD.shape[-1], self.num_heads if name == "query" else self.num_kv_heads, self.head_dim)
+            kernels[name] = self._kernel(name, ("embed", axis, "head"), shape, 0)
+            if self.qkv_bias:
+                init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
+                biases[name] = self.param(f"{name}_bias", init, shape[1:], self.param_dtype).astype(self.dtype)
+        out = self._linear(x_BTD, kernels)
+        out = {name: y_BTM.reshape(*x_BTD.shape[:2], -1, self.head_dim) for name, y_BTM in out.items()}
+        out |= {name: out[name] + bias_HK[None, None] for name, bias_HK in biases.items()}
+        return [_shard(out[name], "batch", None, axis, None) for name, axis in axes.items()]
 
     def _mix_out(self, mixed_BTHK, model_dim):
         shape = (self.num_heads, self.head_dim, model_dim)
@@ -235,40 +242,32 @@ class Layer(nn.Module):
         # the stream's variance does not grow with depth (GPT-2).
         kernel_HKD = self._kernel("out", ("heads", "head", "embed"), shape, (0, 1), 0.5 / self.num_layers)
         mixed_BTM = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        lows = self._lows(mixed_BTM, "out")
-        out_BTD = self._linear(mixed_BTM, "out", kernel_HKD.reshape(-1, model_dim), lows)
+        out_BTD = self._linear(mixed_BTM, {"out": kernel_HKD})["out"]
         return _shard(out_BTD, "batch", "time", None)
 
     def _feed_forward(self, x_BTD):
         D, F = x_BTD.shape[-1], self.ffn_dim
-        lows = self._lows(x_BTD, "gate", "up")
-        gate_BTF = self._linear(x_BTD, "gate", self._kernel("gate", ("embed", "mlp"), (D, F), 0), lows)
-        up_BTF = self._linear(x_BTD, "up", self._kernel("up", ("embed", "mlp"), (D, F), 0), lows)
-        gate_BTF = checkpoint_name(_shard(gate_BTF, "batch", "time", "mlp"), "gate")
-        up_BTF = checkpoint_name(_shard(up_BTF, "batch", "time", "mlp"), "up")
+        wide = self._linear(x_BTD, {name: self._kernel(name, ("embed", "mlp"), (D, F), 0) for name in ("gate", "up")})
+        gate_BTF = checkpoint_name(_shard(wide["gate"], "batch", "time", "mlp"), "gate")
+        up_BTF = checkpoint_name(_shard(wide["up"], "batch", "time", "mlp"), "up")
         kernel_FD = self._kernel("down", ("mlp", "embed"), (F, D), 0, 0.5 / self.num_layers)
         x_BTF = nn.silu(gate_BTF) * up_BTF
-        out_BTD = self._linear(x_BTF, "down", kernel_FD, self._lows(x_BTF, "down"))
+        out_BTD = self._linear(x_BTF, {"down": kernel_FD})["down"]
         return _shard(out_BTD, "batch", "time", None)
 
-    def _lows(self, x_BTX, *names):
-        """`x A` of the adapters (`lora`), if `model.apply` was handed any, beside these kernels, which all read x."""
-        low = {name: self.get_variable("adapter", name) for name in names if self.has_variable("adapter", name)}
-        if not low:
-            return {}
-        each_a_XR = [pair["a"].astype(self.dtype).reshape(x_BTX.shape[-1], -1) for pair in low.values()]
-        # One product for all: those of a few columns each run at a fraction of the speed.
-        each_BTR = jnp.split(
-            _times(x_BTX, jnp.concatenate(each_a_XR, axis=1)),
-            list(itertools.accumulate(a_XR.shape[1] for a_XR in each_a_XR))[:-1],
-            axis=-1,
-        )
-        return {name: (low_BTR, low[name]["b"].astype(self.dtype)) for name, low_BTR in zip(low, each_BTR)}
-
-    def _linear(self, x_BTX, name, kernel, lows):
-        """A kernel's product, and that of its adapter. Their sum as one kernel would need a gradient of its size."""
-        out = _times(x_BTX, kernel)
-        return out + _times(*lows[name]) if name in lows else out
+    def _linear(self, x_BTX, kernels):
+        """Products [B,T,Y] of kernels that read one input, with their adapters (`lora`), if `model.apply` has any."""
+        x_NX = x_BTX.reshape(-1, x_BTX.shape[-1])
+        X = x_NX.shape[1]
+        low = {name: self.get_variable("adapter", name) for name in kernels if self.has_variable("adapter", name)}
+        # Two matrices and two sides each: an einsum over more axes copies transposed inputs for the weight gradient.
+        out = {name: x_NX @ kernel.reshape(X, -1) for name, kernel in kernels.items() if name not in low}
+        if low:
+            a = {name: pair["a"].astype(self.dtype).reshape(X, -1) for name, pair in low.items()}
+            b = {name: pair["b"].astype(self.dtype).reshape(a[name].shape[1], -1) for name, pair in low.items()}
+            products = low_rank.products if self.merges_adapter else low_rank.beside
+            out |= products(x_NX, {name: kernels[name] for name in low}, a, b)
+        return {name: y_NY.reshape(*x_BTX.shape[:-1], -1) for name, y_NY in out.items()}
 
     def _norm(self, x, name):
         return rms_norm(x, self.param(name, _ones("norm"), x.shape[-1:], self.param_dtype), self.norm_eps)
@@ -301,12 +300,6 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     precise = x.astype(jnp.float32)
     normed = precise * jax.lax.rsqrt(jnp.mean(jnp.square(precise), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
-
-
-def _times(x_BTD, kernel_DM):
-    """[B,T,D] times [D,...] as one product of two matrices: an einsum's weight gradient copies transposed inputs."""
-    D = x_BTD.shape[-1]
-    return (x_BTD.reshape(-1, D) @ kernel_DM.reshape(D, -1)).reshape(*x_BTD.shape[:-1], *kernel_DM.shape[1:])
 
 
 def _places(tokens_BT, positions_BT, groups_BT, branches_BT):

@@ -298,8 +298,10 @@ def hidden_states(
         has_own_rows: the inputs are `[K,B,T]`, each adapter's own; else `[B,T]`, the same for all.
     """
 
+    beside = model.clone(merges_adapter=False)  # added to the kernels, each adapter would need a copy of them
+
     def one(adapter, inputs):
-        return model.apply({"params": base, "adapter": adapter}, *inputs)
+        return beside.apply({"params": base, "adapter": adapter}, *inputs)
 
     # The base is not mapped over, so a mapped product reads its matrix once for all rows of all adapters.
     return jax.vmap(one, in_axes=(0, 0 if has_own_rows else None))(stacked, inputs)

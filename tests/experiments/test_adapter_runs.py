@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from alignment.errors import InputError
 from alignment.models import huggingface, lora, peft_adapters
+from alignment.preference import pairs
 from alignment.train import adapters, language_model, sharding
 from data.tokens import tokenizer
+from experiments import dpo
 from tests.experiments.conftest import launch
 
 QUICK = ("--config.sinks=()", "--config.samples.num=1", "--config.adapter.rank=4")
@@ -85,3 +88,15 @@ def test_supervised_tuning_trains_an_adapter_of_a_checkpoint(tiny, tmp_path):
 def test_what_an_adapter_s_run_cannot_do_is_refused_first(flags, said, tmp_path):
     ended = launch("sft.py:tiny", tmp_path / "run", *flags)
     assert ended.code == 2 and said in ended.err
+
+
+def test_the_first_step_names_the_adapter_that_was_trained_already_where_its_base_is_the_reference():
+    c = dpo.get_config("tiny")
+    c.adapter.init_from, c.reference = "peft:somewhere", "online"
+    check = pairs.check_first("dpo", {"beta": 0.1}, tolerance=1e-4, way_out=dpo._way_out(c))
+    values = {
+        "loss": 0.6,
+        **{f"{kind}/{side}": 0.5 for kind in ("rewards", "logps") for side in ("chosen", "rejected")},
+    }
+    with pytest.raises(InputError, match=r"the base with the adapter off.*set reference=stored"):
+        check(values, {"index": np.arange(2)})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.models import decoder, lora, peft_adapters
+from alignment.models import decoder, huggingface, lora, peft_adapters
 
 SETTINGS = lora.Settings(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "down_proj", "lm_head"))
 TOKENS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -75,6 +75,18 @@ def test_a_tied_head_with_an_adapter_is_untied_when_it_is_folded():
     np.testing.assert_array_equal(lora.fold(params)["embedding"], base["embedding"])
     others = lora.lay_out(lora.Settings(rank=2), model)
     assert lora.folded_model(model, others.attach(base, moved(others))) == model
+
+
+def test_a_merged_adapter_of_a_tied_head_is_exported_with_a_head_of_its_own(tmp_path):
+    model = network()
+    base, adapter = base_of(model), lora.lay_out(SETTINGS, model)
+    params = adapter.attach(base, moved(adapter))
+    merged = lora.folded_model(model, params)
+    huggingface.save(lora.fold(params), merged, tmp_path / "hf")
+    again = decoder.DecoderLM(**huggingface.config_of(tmp_path / "hf"))
+    assert not again.tie_embeddings
+    wanted = logits(model, params)
+    np.testing.assert_allclose(logits(again, huggingface.load(tmp_path / "hf", again)), wanted, rtol=0, atol=1e-5)
 
 
 def test_small_changes_of_half_precision_weights_are_added_in_float32():
@@ -218,7 +230,7 @@ def test_what_cannot_be_an_adapter_is_refused(settings, words):
         lora.Settings(rank=2, targets=("up_proj",), layers=(1,)),
     ],
 )
-def test_an_adapter_survives_its_folder(tmp_path, settings):
+def test_an_adapter_survives_its_folder(tmp_path, settings, capsys):
     model = network(tie_embeddings=False)
     adapter = lora.lay_out(settings, model)
     tree = moved(adapter)
@@ -226,6 +238,7 @@ def test_an_adapter_survives_its_folder(tmp_path, settings):
     again, read = peft_adapters.load(tmp_path / "adapter", model)
     assert (again.ranks, again.scales) == (adapter.ranks, adapter.scales)
     jax.tree.map(np.testing.assert_array_equal, read, tree)
+    assert "no modules_to_save, which vLLM would refuse" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
