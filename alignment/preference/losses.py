@@ -341,7 +341,10 @@ RANGES = {
 
 
 def check_options(name: str, options: Mapping[str, object]) -> None:
-    """Raise InputError unless the loss exists, reads each of these options and each number is in range."""
+    """Raise InputError unless the loss exists, reads each of these options and each number is in range.
+
+    A traced number is that of one of several runs in one program (`train.stack`), whose caller checks it.
+    """
     errors.one_of("loss", name, LOSSES)
     known = ", ".join(OPTIONS[name])
     for option, value in options.items():
@@ -350,7 +353,11 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
             raise InputError(
                 f"loss {name!r} does not read {option!r}; it reads {known}. {option!r} is read by: {readers}"
             )
-        if option in RANGES and not (_is_finite(value) and RANGES[option][0](value)):
+        if (
+            option in RANGES
+            and not isinstance(value, jax.core.Tracer)
+            and not (_is_finite(value) and RANGES[option][0](value))
+        ):
             raise InputError(f"loss {name!r}: {option}={value!r} must be a number {RANGES[option][1]}")
     if "delta" in options and not (options["delta"] is None or _is_finite(options["delta"])):
         raise InputError(f"loss {name!r}: delta={options['delta']!r} must be a number, or None for the batch's own")
