@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from benchmarks.peers import decode_task as task
 PEERS = Path(__file__).resolve().parent / "peers"
 SIZES = dict(layers=8, width=512, heads=8, kv_heads=4, ffn=1_408, vocab=32_000)
 BATCHES = (1, 8, 32)
+NUM_ADAPTERS = 3
 COPIED = (
     "The old bridge over the river was closed for repairs in spring. Engineers found that two of its pillars "
     "had moved, and that the iron railings had rusted through in many places. The town council decided to "
@@ -37,7 +39,7 @@ COPIED = (
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each contestant; the medians count")
     parser.add_argument("--prompts", type=int, default=200, help="of the job of mixed lengths")
-    parser.add_argument("--parts", default="equal,queue,steps,extras", help="what to measure")
+    parser.add_argument("--parts", default="equal,queue,steps,adapters,extras", help="what to measure")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--real", type=Path, help="folder of a chat model, for guesses on a copying task")
 
@@ -168,10 +170,20 @@ def one_round(contestants: Contestants, parts: list[str], args: argparse.Namespa
         filtered = ask("ours", job="step", num=8, **filters)["ms"]
         guided = {k: ask("ours", job="step", num=8, guides=k, live=64)["ms"] for k in (0, 1, 2, 3)}
         out["steps"] = {"lengths": lengths, "plain": plain, "noisy": noisy, "filtered": filtered, "guided": guided}
+    if "adapters" in parts:
+        out["adapters"] = adapters(ask)
     if "extras" in parts:
         out["best_of"] = ask("ours", job="best_of", num=16)["chunks"]
         out["programs"] = ask("ours", job="programs", num=1_000, seed=3)
     return out
+
+
+def adapters(ask: Callable[..., dict]) -> dict:
+    """One answer guided by adapters of its model: a step beside those of as many rows, and of the model alone."""
+    kinds = {"alone": dict(num=1), "rows": dict(num=1 + NUM_ADAPTERS), "guided": dict(num=1, adapters=NUM_ADAPTERS)}
+    out = {name: ask("ours", job="step", live=64, dispatches=12, **kind)["ms"] for name, kind in kinds.items()}
+    ask("transformers", job="guided", seed=1)
+    return out | {"theirs": ask("transformers", job="guided", seed=2)}
 
 
 def first_answers(weights: Path, folder: Path) -> dict:
@@ -219,6 +231,24 @@ def median(rows: list[dict], *path: str) -> float:
             row = row[name]
         values.append(row)
     return statistics.median(values)
+
+
+def adapters_table(rows: list[dict]) -> list[str]:
+    alone, all_rows, guided = (median(rows, "adapters", name) for name in ("alone", "rows", "guided"))
+    theirs = {name: median(rows, "adapters", "theirs", name) for name in ("plain", "guided")}
+    body = [
+        ["the model alone", f"{alone:.2f}", "1"],
+        [f"{1 + NUM_ADAPTERS} rows of it", f"{all_rows:.2f}", f"{all_rows / alone:.2f}"],
+        [f"guided by {NUM_ADAPTERS} adapters of rank 16", f"{guided:.2f}", f"{guided / alone:.2f}"],
+    ]
+    return [
+        "",
+        machine.table(["one answer, a step", "ms", "times the model alone"], body),
+        "",
+        f"Guided by adapters costs {guided / all_rows:.2f} times plain decoding of as many rows. In transformers, a "
+        f"logits processor with a second cached model costs {theirs['guided'] / theirs['plain']:.2f} times the model "
+        "alone.",
+    ]
 
 
 def report(rows: list[dict], facts: dict) -> str:
@@ -272,6 +302,8 @@ def report(rows: list[dict], facts: dict) -> str:
             if int(k)
         ]
         lines += ["", machine.table(["one step of 8 rows", "ms"], body)]
+    if "adapters" in rows[0]:
+        lines += adapters_table(rows)
     if "programs" in rows[0]:
         counts = rows[0]["programs"]
         lines += ["", f"Programs: {counts['programs']}, and {counts['more']} more over 1,000 requests of all options. "]

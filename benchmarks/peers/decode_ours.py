@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment.decoding import engine, programs
 from alignment.decoding.requests import Request
-from alignment.models import decoder, huggingface
+from alignment.models import decoder, huggingface, lora
 from benchmarks.peers import decode_task as task
 
 WEIGHTS = Path(sys.argv[1])
@@ -56,9 +56,17 @@ class Ours:
         busy = counts["full_live_rows"] / (8 * max(counts["full_steps"], 1))
         return {"seconds": seconds, "ids": [a.ids for a in answers], "busy": busy}
 
-    def step(self, num, max_len=1_024, live=200, guides=0, dispatches=4, **options):
+    def adapter(self, seed):
+        """An adapter of rank 16 on every linear layer, as if it had been trained."""
+        adapter = lora.lay_out(lora.Settings(rank=16), self.model)
+        rng = np.random.default_rng(seed)
+        return adapter, jax.tree.map(lambda leaf: jnp.float32(rng.normal(0, 0.02, leaf.shape)), adapter.form())
+
+    def step(self, num, max_len=1_024, live=200, guides=0, adapters=0, dispatches=4, **options):
         """Milliseconds of a step of `num` rows at `live` positions and beyond, prefill apart."""
-        served = self.made(num, max_len, **({"guides": [(self.model, self.params)] * guides} if guides else {}))
+        led_by = [self.adapter(seed) for seed in range(adapters)] or [(self.model, self.params)] * guides
+        guides = len(led_by)
+        served = self.made(num, max_len, **({"guides": led_by} if guides else {}))
         more = {"guide_prompts": [[1, 2, 3]] * guides, "guide_weights": [0.5] * guides} if guides else {}
         for prompt in np.random.default_rng(0).integers(1, self.vocab_size, size=(num, live)).tolist():
             served.submit(Request(prompt, max_len - live, **more, **options))

@@ -64,7 +64,31 @@ def jobs():
                     done[result.request_id] = list(result.generated_tokens)
         return {"seconds": time.perf_counter() - start, "ids": [done[str(i)] for i in range(num)]}
 
-    return {"equal": equal, "queue": queue, "continuous": continuous}
+    class SecondModel(transformers.LogitsProcessor):
+        """The same model once more with a cache of its own, as a reward model beside the base."""
+
+        def __init__(self):
+            self.cache = None
+
+        @torch.no_grad()
+        def __call__(self, ids, scores):
+            out = model(ids if self.cache is None else ids[:, -1:], past_key_values=self.cache, use_cache=True)
+            self.cache = out.past_key_values
+            return torch.log_softmax(scores, -1) + 0.5 * torch.log_softmax(out.logits[:, -1].float(), -1)
+
+    @torch.no_grad()
+    def guided(seed):
+        """Seconds of one answer, alone and guided by a second model through a logits processor."""
+        (prompt,), seconds = task.equal_prompts(1, vocab, seed), {}
+        for name, processors in {"plain": [], "guided": [SecondModel()]}.items():
+            ids = torch.tensor([prompt])
+            options = dict(max_new_tokens=task.NEW, do_sample=False, pad_token_id=0, logits_processor=processors)
+            start = time.perf_counter()
+            model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+            seconds[name] = time.perf_counter() - start
+        return seconds
+
+    return {"equal": equal, "queue": queue, "continuous": continuous, "guided": guided}
 
 
 if __name__ == "__main__":
