@@ -140,11 +140,11 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.reward.model.update(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192)
     c.data.limit = 1_500
     c.learned_tokens = 768
-    c.pretrain.update(dict(steps=400, batch_size=16, max_len=128, peak_lr=3e-3, warmup_steps=20))
+    c.pretrain.update(dict(steps=300, batch_size=16, max_len=128, peak_lr=3e-3, warmup_steps=20))
     c.reward.update(dict(steps=60, batch_size=32, beta=1.0, peak_lr=1e-3, warmup_steps=5))
     c.dpo.update(dict(steps=40, batch_size=32, beta=1.0, peak_lr=2e-4, warmup_steps=5))
     c.best_of_n = 8
-    c.args.prompts = 40
+    c.args.prompts = 24
     c.decoding.update(dict(prompts=100, max_new_tokens=40, chunk=32, num_steps=8))
     c.latency_tokens = 32
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from data.toys import manners
 from experiments import genarm
 from tests.experiments.conftest import launch
 
@@ -114,3 +115,22 @@ def test_one_reward_beta_for_each_objective_or_one_for_all():
     assert genarm.betas_of(c, ["a", "b"]) == [0.5, 0.01]
     with pytest.raises(Exception, match="one for each"):
         genarm.betas_of(c, ["a"])
+
+
+@pytest.mark.slow  # a run of its own; tests/decoding/test_stacks.py and test_linear_reward.py have the parts
+def test_adapters_of_the_base_guide_it_and_fitted_rewards_measure_where_there_are_no_rules(tmp_path):
+    rows = [row | {"dimension": None} for row in manners.preference_pairs("brief", 40, seed=3)]
+    (tmp_path / "kind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = genarm.get_config("tiny")
+    c.data.path = str(tmp_path / "kind.jsonl")
+    c.templates.reward = "Q: {prompt}"
+    c.reward.init_from = None
+    c.reward.adapter.rank = c.dpo.adapter.rank = 2
+    c.alphas = ((0.0,), (0.5,))
+    summary = genarm.run(c, str(tmp_path / "run"))
+    assert set(summary) >= WANTED and summary["heldout/measuring/kind"] is not None
+    rows = rows_of(tmp_path / "run/generations.jsonl")
+    by_method = {kind: [row["response"] for row in rows if row["method"] == kind] for kind in ("base", "genarm 0")}
+    assert by_method["base"] == by_method["genarm 0"] and by_method["base"]
+    assert {row["kind"] for row in rows} == {"base", "base_greedy", "soups", "args", "genarm", "sample"}
+    assert json.loads((tmp_path / "run/rewards/kind/adapter.json").read_text())["base"] == f"run:{tmp_path}/run/base"

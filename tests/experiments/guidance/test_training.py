@@ -1,0 +1,51 @@
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from data.tokens import learning, tokenizer
+from experiments.guidance import training
+from experiments.guidance.training import Trained
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A function: texts -> a tokenizer learned from them."""
+
+    def learn(*texts):
+        path = tmp_path_factory.mktemp("tokens") / "tokenizer.json"
+        path.write_text(learning.byte_pairs(texts, 264))
+        return tokenizer.load(str(path))
+
+    return learn
+
+
+def test_a_reward_model_of_other_tokens_is_refused_and_the_first_that_differs_is_named(learned):
+    tok, other = learned("aa aa aa ab ab"), learned("zz zz zz zy zy")
+    training.check_same_tokens(tok, learned("aa aa aa ab ab"))
+    with pytest.raises(InputError, match=r"token \d+ is b'.*' to the base and b'.*' to the reward models"):
+        training.check_same_tokens(tok, other)
+    with pytest.raises(InputError, match="token"):
+        training.check_same_tokens(tok, tokenizer.load("bytes"))
+
+
+def test_more_special_tokens_at_the_end_are_no_difference_and_are_said(learned, capsys, monkeypatch):
+    tok = learned("aa aa aa ab ab")
+    table = training.pieces.pieces(tok)
+    longer = dataclasses.replace(tok, name="longer")
+    monkeypatch.setattr(training.pieces, "pieces", lambda one: [*table, b"", b""] if one is longer else table)
+    training.check_same_tokens(tok, longer)
+    assert "are never chosen" in capsys.readouterr().out
+    monkeypatch.setattr(training.pieces, "pieces", lambda one: [*table, b"more"] if one is longer else table)
+    with pytest.raises(InputError, match="vocabularies have"):
+        training.check_same_tokens(tok, longer)
+
+
+def test_a_soup_is_the_weighted_mean_of_what_was_trained_and_its_corners_are_the_models():
+    network = types.SimpleNamespace()
+    models = [Trained(network, {"w": np.float32([i, 10])}, f"run:{i}", own={"w": np.float32([i, 10])}) for i in (1, 5)]
+    np.testing.assert_allclose(training.soup(models, (0.25, 0.75)).params["w"], [4, 10])
+    for corner, model in zip(((1.0, 0.0), (0.0, 1.0)), models):
+        np.testing.assert_array_equal(training.soup(models, corner).params["w"], model.params["w"])
