@@ -154,16 +154,15 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.init_from = models.SMOL
     c.compute.update(dict(dtype="float32", remat="none"))
     c.data.path = "harmless=hh_harmless.jsonl,preferred=alpaca_eval.jsonl"
-    c.data.limit = 800
+    c.data.limit = 300
     c.data.max_len = 192
-    for stage in (c.reward, c.dpo):
-        stage.update(dict(steps=40, batch_size=4, warmup_steps=4))
+    for stage, steps in ((c.reward, 30), (c.dpo, 15)):
+        stage.update(dict(steps=steps, batch_size=4, warmup_steps=3))
         stage.adapter.rank = 16
     c.points = 3
-    c.baselines = "base_greedy,dpo,soups,best_of_n"
-    c.best_of_n = 4
-    c.fit_pairs = 120
-    c.decoding.update(dict(prompts=24, max_new_tokens=48, num_slots=8))
+    c.baselines = "base_greedy,soups"
+    c.fit_pairs = 60
+    c.decoding.update(dict(prompts=16, max_new_tokens=40, num_slots=4))
     c.latency_tokens = 32
     c.shown = 0  # texts of a safety set
 

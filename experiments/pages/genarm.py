@@ -198,6 +198,7 @@ def summary(
     for kind in kinds:
         if kind in (methods.BASE, methods.DPO) or any(line["beside"] == kind for line in duels):
             out[f"win_half_tie/genarm_vs_{kind}"] = duel(duels, kind)
+    out |= recovered(results, points)
     for kind in (methods.GENARM, methods.SOUP, methods.BEST):
         if kind != methods.BEST or results.of_kind(kind):
             out[f"hypervolume/{kind}"] = scoring.hypervolume(points, results.of_kind(kind))
@@ -206,6 +207,21 @@ def summary(
         | {f"seconds_per_token/{line['method']}": line["seconds_per_token"] for line in latency}
         | {"prompts": len(results.answers[REFERENCE])}
     )
+
+
+def recovered(results: Results, points: Mapping[str, Sequence[Tally]]) -> dict[str, float]:
+    """By objective, the guides' gain over the base as a share of what tuning the base itself (DPO) gains.
+
+    With reward models smaller than the base this is how far weak models lead a strong one. An objective in which DPO
+    gains nothing has no share.
+    """
+    out = {}
+    for k, name in enumerate(results.names):
+        corners = [results.corner(kind, k) for kind in (methods.GENARM, methods.SOUP)]
+        if None not in corners:
+            ours, dpo = (scoring.shares(points[str(corner)])[k] - 0.5 for corner in corners)
+            out |= {f"gap_recovered/{name}": ours / dpo} if dpo > 0 else {}
+    return out
 
 
 def draw_frontier(path: pathlib.Path, results: Results, points: Mapping[str, Sequence[Tally]]) -> None:
@@ -248,6 +264,7 @@ METRICS = {
         "guided by one objective's reward model beside the other: wins and half of the ties, over all objectives",
         "higher",
     ),
+    "gap_recovered/*": ("gain over the base by guides, as a share of the gain by tuning it with DPO", "higher"),
     "hypervolume/*": ("volume that the frontier dominates above (0, 0), in shares of wins beside the base", "higher"),
     "seconds_per_token/*": ("wall-clock time of a token, one request at a time, compiled before", "lower"),
     "prompts": ("held-out prompts that were answered", ""),

@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_and_its_answers_stay_the_same(ended, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--config.alphas=((float('nan'),1.0),)"], "finite"),
+        (["--config.strength=nan"], "finite"),
         (["--config.alphas=((-1.0,1.0),)"], "allow_negative"),
         (["--config.strength=-1.0"], "allow_negative"),
         (["--config.reward.beta=0.0"], "beta"),
