@@ -113,13 +113,11 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.export = ""
     c.data.path = objectives.EMBEDDED
     c.data.max_len = 128
-    c.reward.init_from = ""
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
     _small(c)
-    for model in (c.model, c.reward.model):
-        model.update(groups.TINY)
+    c.model.update(groups.TINY)
     c.data.limit = 64
     c.learned_tokens = 300
     c.data.heldout_fraction = 0.2
@@ -137,6 +135,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
 def _laptop(c: ml_collections.ConfigDict) -> None:
     _small(c)
     groups.laptop_decoder(c)
+    c.reward.init_from = ""
     c.reward.model.update(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192)
     c.data.limit = 1_500
     c.learned_tokens = 768

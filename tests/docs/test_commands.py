@@ -40,6 +40,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "betas.py:tiny": (*TRAINING, "--config.pretrain.steps=0"),  # which a page writes, with dpo's keys
     "sft:tiny": TRAINING,
     "pretrain:tiny": TRAINING,
+    "genarm:tiny": ("--config.baselines=soups", "--config.points=2"),
     "serve:tiny": ("--config.port=0",),
     "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }

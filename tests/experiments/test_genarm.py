@@ -8,6 +8,7 @@ import pytest
 
 from data.toys import manners
 from experiments import genarm
+from experiments.launch import groups
 from tests.experiments.conftest import launch
 
 WANTED = {
@@ -37,7 +38,7 @@ def test_the_summary_has_what_others_read_and_every_method_has_an_answer_to_each
     assert set(summary) >= WANTED and all(0 <= summary[name] <= 1 for name in WANTED if "second" not in name)
     rows = rows_of(ended.workdir / "generations.jsonl")
     kinds = {row["kind"] for row in rows}
-    assert kinds == {"base", "base_greedy", "dpo", "soups", "args", "proxy", "contrastive", "genarm", "sample"}
+    assert kinds == {"base", "base_greedy", "dpo", "soups", "args", "genarm", "sample"}
     asked = {kind: {row["uid"] for row in rows if row["kind"] == kind} for kind in kinds}
     assert all(uids == set(range(4)) for kind, uids in asked.items() if kind != "args") and asked["args"] == {0, 1}
 
@@ -100,6 +101,11 @@ def test_what_cannot_be_is_refused_before_anything_is_read(flags, word, tmp_path
     assert refused.code == 2 and word in refused.err and "Traceback" not in refused.err
 
 
+def test_a_small_model_is_taken_off_only_where_the_reward_models_are_small(tmp_path):
+    refused = launch("genarm.py:tiny", tmp_path / "run", "--config.baselines=proxy")
+    assert refused.code == 2 and "baselines has 'proxy', which takes off what a small model says" in refused.err
+
+
 def test_rules_judge_their_own_pairs_alone(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
     refused = launch(
@@ -118,13 +124,15 @@ def test_one_reward_beta_for_each_objective_or_one_for_all():
 
 
 @pytest.mark.slow  # a run of its own; tests/decoding/test_stacks.py and test_linear_reward.py have the parts
-def test_adapters_of_the_base_guide_it_and_fitted_rewards_measure_where_there_are_no_rules(tmp_path):
+@pytest.mark.parametrize("start", [None, ""])
+def test_adapters_guide_the_base_and_fitted_rewards_measure_where_there_are_no_rules(start, tmp_path):
     rows = [row | {"dimension": None} for row in manners.preference_pairs("brief", 40, seed=3)]
     (tmp_path / "kind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = genarm.get_config("tiny")
     c.data.path = str(tmp_path / "kind.jsonl")
     c.templates.reward = "Q: {prompt}"
-    c.reward.init_from = None
+    c.reward.init_from = start
+    c.reward.model.update(groups.TINY)
     c.reward.adapter.rank = c.dpo.adapter.rank = 2
     c.alphas = ((0.0,), (0.5,))
     summary = genarm.run(c, str(tmp_path / "run"))
@@ -132,5 +140,9 @@ def test_adapters_of_the_base_guide_it_and_fitted_rewards_measure_where_there_ar
     rows = rows_of(tmp_path / "run/generations.jsonl")
     by_method = {kind: [row["response"] for row in rows if row["method"] == kind] for kind in ("base", "genarm 0")}
     assert by_method["base"] == by_method["genarm 0"] and by_method["base"]
-    assert {row["kind"] for row in rows} == {"base", "base_greedy", "soups", "args", "genarm", "sample"}
-    assert json.loads((tmp_path / "run/rewards/kind/adapter.json").read_text())["base"] == f"run:{tmp_path}/run/base"
+    small = {"proxy", "contrastive"} if start == "" else set()
+    assert {row["kind"] for row in rows} == {"base", "base_greedy", "soups", "args", "genarm", "sample"} | small
+    folder = "base" if start is None else "small"
+    assert (
+        json.loads((tmp_path / "run/rewards/kind/adapter.json").read_text())["base"] == f"run:{tmp_path}/run/{folder}"
+    )
