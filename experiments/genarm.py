@@ -68,7 +68,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.templates = dict(
         base="", reward=""
     )  # a text with {prompt}; "" the tokenizer's chat template, or the plain prompt
-    c.pretrain = dict(steps=0, batch_size=64, max_len=1_024, peak_lr=3e-4, warmup_steps=100)  # of models from nothing
+    c.pretrain = dict(
+        steps=0, batch_size=64, max_len=1_024, peak_lr=3e-4, warmup_steps=100
+    )  # read where a model is from nothing
     c.reward = training.stage(beta=0.05) | dict(
         init_from=config_dict.placeholder(str),  # None: the base's own weights; "": nothing, of reward.model's size
         model=groups.decoder(),
@@ -141,9 +143,9 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.learned_tokens = 768
     c.pretrain.update(dict(steps=300, batch_size=16, max_len=128, peak_lr=3e-3, warmup_steps=20))
     c.reward.update(dict(steps=60, batch_size=32, beta=1.0, peak_lr=1e-3, warmup_steps=5))
-    c.dpo.update(dict(steps=40, batch_size=32, beta=1.0, peak_lr=2e-4, warmup_steps=5))
+    c.dpo.update(dict(steps=40, batch_size=32, beta=1.0, peak_lr=1e-4, warmup_steps=5))
     c.best_of_n = 8
-    c.args.prompts = 24
+    c.args.update(dict(weight=0.2, prompts=24))
     c.decoding.update(dict(prompts=100, max_new_tokens=40, chunk=32, num_steps=8))
     c.latency_tokens = 32
 
@@ -203,15 +205,13 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_starts(c: ml_collections.ConfigDict) -> None:
-    """Refuse first weights of the reward models that cannot be, and settings that no model would read."""
+    """Refuse first weights of the reward models that cannot be."""
     if c.reward.init_from:
         language_model.check_init_from(c.reward.init_from)
         tokenizer.check(language_model.tokenizer_of(c.reward.init_from))
     is_from_nothing = not c.init_from or c.reward.init_from == ""
     if is_from_nothing and c.pretrain.steps < 1:
         raise InputError(f"pretrain.steps={c.pretrain.steps}, and a model from nothing has to learn to write; set some")
-    if not is_from_nothing and c.pretrain.steps:
-        raise InputError(f"pretrain.steps={c.pretrain.steps} is not read, because no model begins from nothing")
 
 
 def baselines(c: ml_collections.ConfigDict) -> list[str]:

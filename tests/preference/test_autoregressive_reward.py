@@ -94,9 +94,11 @@ def test_two_equal_answers_teach_nothing():
     value_fn = lambda p: loss_fn(p, batch_of(tokens_BPT), rng=None, frozen=None)[0]  # noqa: E731
     loss, gradient = jax.jit(jax.value_and_grad(lambda p: value_fn(p).total / value_fn(p).count))(params)
     np.testing.assert_allclose(loss, LN2, atol=1e-6)
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) == 0
+    # both rows have the same gradient, and the sums over them cancel up to the order of their terms
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6
 
 
+@pytest.mark.slow  # 200 updates; the tests above hold the loss, tests/experiments/test_genarm.py a run of it
 def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_of_it():
     model, params = network()
     base = jax.tree.map(jnp.copy, params)
