@@ -65,12 +65,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.compute = groups.compute()
     c.export = ""  # nothing is exported; the models lie in the workdir as run: sources
     c.data = _data()
-    c.templates = dict(
-        base="", reward=""
-    )  # a text with {prompt}; "" the tokenizer's chat template, or the plain prompt
-    c.pretrain = dict(
-        steps=0, batch_size=64, max_len=1_024, peak_lr=3e-4, warmup_steps=100
-    )  # read where a model is from nothing
+    c.templates = dict(  # texts with {prompt}; "": the tokenizer's chat template, or the plain prompt
+        base="",
+        reward="",
+    )
+    c.pretrain = dict(  # of models from nothing, on the pairs' own text
+        steps=0,
+        batch_size=64,
+        max_len=1_024,
+        peak_lr=3e-4,
+        warmup_steps=100,
+    )
     c.reward = training.stage(beta=0.05) | dict(
         init_from=config_dict.placeholder(str),  # None: the base's own weights; "": nothing, of reward.model's size
         model=groups.decoder(),
@@ -84,11 +89,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.strength = 1.0  # what the weights of a point add up to
     c.baselines = config_dict.placeholder(str)  # some of methods.BASELINES, with commas between; None: all that apply
     c.best_of_n = 16  # draws among which a reward of whole answers chooses
-    c.args = dict(top_k=10, weight=1.0, prompts=100)  # tokens scored at a step; of the reward; prompts answered
+    c.args = dict(
+        top_k=10,  # tokens that are scored at a step
+        weight=1.0,  # of the reward beside the log-probability
+        prompts=100,  # that are answered, at most
+    )
     c.contrastive = 0.5  # weight that is taken off for the plain small model, and added to the base
     c.judge = config_dict.placeholder(str)  # heldout, or rules of the embedded pairs; None: rules where they are
     c.fit_pairs = 4_000  # at most, of each objective, that rewards of whole answers are fitted to
-    c.decoding = dict(prompts=300, max_new_tokens=128, temperature=1.0, num_slots=16, chunk=64, num_steps=16)
+    c.decoding = dict(
+        prompts=300,  # held-out ones, at most
+        max_new_tokens=128,
+        temperature=1.0,
+        num_slots=16,  # answers written at the same time
+        chunk=64,  # tokens of a prompt that are read at once
+        num_steps=16,  # tokens of every answer between two looks of the host
+    )
     c.latency_tokens = 128  # of an answer whose time is taken
     c.shown = 6  # prompts whose answers are on the page, token by token
     c.mesh = groups.mesh()
