@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.models import decoder, lora
+from alignment.models import decoder, lora, peft_adapters
 from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import objectives, preferences, text
@@ -221,9 +221,9 @@ def tune(
     files.write_json(folder / REWARD_FILE, {"kind": name, "beta": beta})
     weights = jax.tree.map(jnp.copy, start.params)  # an update donates what it is given
     adapter = None
-    options = adapters.Options(**settings.adapter)
-    if options.is_on():
-        adapter, own = adapters.begin(options, model, mesh)
+    low_rank = adapters.Options(**settings.adapter)
+    if low_rank.is_on():
+        adapter, own = adapters.begin(low_rank, model, mesh)
         adapters.write_note(folder, adapter, base=start.source, weights=language_model.digest(start.source), seed=seed)
         state = adapters.create(adapter, tx, weights, seed=seed, mesh=mesh, params=own)
         loss_fn = lora.loss_fn(loss_fn, adapter)
@@ -244,14 +244,32 @@ def tune(
         pace=loop.Pace(log_every=max(settings.steps // 10, 1)),
         logging=loop.Logging("pairs", settings.batch_size, metrics.finish, (), label=f"{name} {folder.name}"),
     )
-    if name == "reward" and settings.steps >= STUCK_STEPS and summary.get("heldout/loss", 0.0) > LN2 - 1e-3:
+    tuned = Trained(
+        model, adapters.policy(adapter, state), f"run:{folder}", own=state.params, adapter=adapter, summary=summary
+    )
+    if name == "reward":
+        say_if_stuck(folder.name, settings.steps, beta, summary)
+        if c.export:
+            export(tuned, start.source, tok, folder, dtype=c.export)
+    return tuned
+
+
+def say_if_stuck(name: str, steps: int, beta: float, summary: Mapping[str, float]) -> None:
+    """Warn of a reward model that tells nothing apart."""
+    if steps >= STUCK_STEPS and summary.get("heldout/loss", 0.0) > LN2 - 1e-3:
         print(
-            f"WARNING: {folder.name}: the loss is still ln 2 after {settings.steps} updates; is reward.beta="
-            f"{beta} too small, or is there nothing to tell the answers apart by?",
+            f"WARNING: {name}: the held-out loss is still ln 2 or more after {steps} updates; is reward.beta={beta} too "
+            "small, or is there nothing to tell the answers apart by?",
             flush=True,
         )
-    policy = adapters.policy(adapter, state)
-    return Trained(model, policy, f"run:{folder}", own=state.params, adapter=adapter, summary=summary)
+
+
+def export(tuned: Trained, start: str, tok: tokenizer.Tokenizer, folder: pathlib.Path, *, dtype: str) -> None:
+    """Leave the model as other programs read it: peft's folder of an adapter, Hugging Face's of a model."""
+    if tuned.adapter is not None:
+        peft_adapters.save(folder / "export/peft", tuned.adapter, tuned.own, base=start.partition(":")[2])
+    else:
+        language_model.export(folder / "export/hf", tuned.params, tuned.network, tok, dtype=dtype, init_from=start)
 
 
 def soup(models: Sequence[Trained], weights: Sequence[float]) -> Trained:

@@ -135,6 +135,7 @@ def test_adapters_guide_the_base_and_fitted_rewards_measure_where_there_are_no_r
     c.reward.model.update(groups.TINY)
     c.reward.adapter.rank = c.dpo.adapter.rank = 2
     c.alphas = ((0.0,), (0.5,))
+    c.export = "float32"
     summary = genarm.run(c, str(tmp_path / "run"))
     assert set(summary) >= WANTED and summary["heldout/measuring/kind"] is not None
     rows = rows_of(tmp_path / "run/generations.jsonl")
@@ -143,6 +144,7 @@ def test_adapters_guide_the_base_and_fitted_rewards_measure_where_there_are_no_r
     small = {"proxy", "contrastive"} if start == "" else set()
     assert {row["kind"] for row in rows} == {"base", "base_greedy", "soups", "args", "genarm", "sample"} | small
     folder = "base" if start is None else "small"
+    assert (tmp_path / "run/rewards/kind/export/peft/adapter_model.safetensors").is_file()
     assert (
         json.loads((tmp_path / "run/rewards/kind/adapter.json").read_text())["base"] == f"run:{tmp_path}/run/{folder}"
     )

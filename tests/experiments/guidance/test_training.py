@@ -49,3 +49,11 @@ def test_a_soup_is_the_weighted_mean_of_what_was_trained_and_its_corners_are_the
     np.testing.assert_allclose(training.soup(models, (0.25, 0.75)).params["w"], [4, 10])
     for corner, model in zip(((1.0, 0.0), (0.0, 1.0)), models):
         np.testing.assert_array_equal(training.soup(models, corner).params["w"], model.params["w"])
+
+
+def test_a_reward_model_that_tells_nothing_apart_is_said_after_enough_updates(capsys):
+    training.say_if_stuck("kind", 99, 0.05, {"heldout/loss": 0.6931})
+    training.say_if_stuck("kind", 100, 0.05, {"heldout/loss": 0.6})
+    assert capsys.readouterr().out == ""
+    training.say_if_stuck("kind", 100, 0.05, {"heldout/loss": 0.6931})
+    assert "kind: the held-out loss is still ln 2" in capsys.readouterr().out
