@@ -258,8 +258,8 @@ def say_if_stuck(name: str, steps: int, beta: float, summary: Mapping[str, float
     """Warn of a reward model that tells nothing apart."""
     if steps >= STUCK_STEPS and summary.get("heldout/loss", 0.0) > LN2 - 1e-3:
         print(
-            f"WARNING: {name}: the held-out loss is still ln 2 or more after {steps} updates; is reward.beta={beta} too "
-            "small, or is there nothing to tell the answers apart by?",
+            f"WARNING: {name}: the held-out loss is still ln 2 or more after {steps} updates; is reward.beta={beta} "
+            "too small, or is there nothing to tell the answers apart by?",
             flush=True,
         )
 

@@ -201,6 +201,8 @@ class Writer:
         )
 
     def _row_of(self, key: Key, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+        if answer.error:  # an answer that breaks off is none to compare
+            raise FloatingPointError(f"{self.written[key[0]].name}, prompt {key[1]}: {answer.error}")
         ids = answer.answer_ids
         row = self._row(key, ids, answer.text.decode("utf-8", "replace"), answer.finish_reason)
         if self.written[key[0]].kind in (methods.GENARM, *methods.SMALL):
