@@ -4,7 +4,7 @@ Paper:   Xu et al. 2024, arXiv:2410.08193
 Run:     python -m experiments.run --config experiments/genarm.py --config.data.path=helpful=a.jsonl,harmless=b.jsonl
          --config.init_from=hf:DIR
 Laptop:  python -m experiments.run --config experiments/genarm.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  laptop, two opposed wishes, 100 held-out prompts, judged by their rules: reward models rank 1.00 of held-out pairs
+Expect:  laptop, two opposed wishes, 100 held-out prompts, judged by their rules: reward models rank all held-out pairs
          (the longer answer: 0.01 and 0.99); guided answers beside the base's 0.905, beside DPO's 0.703; volume of the
          frontier 0.409, of rewarded soups 0.375, of best-of-8 0.366
          smol: not yet measured
