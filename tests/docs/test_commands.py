@@ -42,6 +42,8 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "pretrain:tiny": TRAINING,
     "genarm:tiny": ("--config.baselines=soups", "--config.points=2"),
     "serve:tiny": ("--config.port=0",),
+    "medguard:tiny": ("--config.max_new_tokens=8",),  # for a checkpoint of short rows
+    "harness:tiny": ("--config.engine.max_len=512",),  # for tasks that write 256 tokens
     "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }
 LAUNCHER = ["python", "-m", "experiments.run"]
