@@ -2,6 +2,8 @@
 
 Run:     python -m experiments.run --config experiments/generate.py --config.prompts=FILE --config.init_from=hf:DIR
 Laptop:  python -m experiments.run --config experiments/generate.py:laptop   (CPU, minutes; `tiny`: seconds)
+Expect:  laptop, 64 answers of 3,268 tokens together, and every answer ends by itself; smol, over the first 100 prompts
+         of XSTest, 100 answers of 6,374 tokens, of which 99 are cut at 64
 Smol:    make models, then the same with generate.py:smol --config.prompts=FILE
 
 A row of generations.jsonl has id, prompt, response, model, sampling, seed, finish_reason, num_prompt_tokens and

@@ -2,6 +2,7 @@
 
 Run:     python -m experiments.run --config experiments/serve.py --config.init_from=hf:DIR --config.port=8000
 Laptop:  python -m experiments.run --config experiments/serve.py:laptop   (CPU; `tiny` asks itself a question and ends)
+Expect:  laptop at temperature 0, "Where is the owl clock?" gets "The owl clock is in the north hall. You will like it."
 Smol:    make models, then the same with serve.py:smol
 
 It serves until SIGTERM or Ctrl-C, then lets the answers that are being written end, and exits with 0. Clients must send
