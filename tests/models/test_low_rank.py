@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from alignment.models import decoder, lora, low_rank
+from alignment.train import flops
 from tests.models.test_lora import moved
 
 NAMES = {"query": 12, "key": 6}
@@ -47,19 +48,6 @@ def test_an_adapter_that_is_zero_leaves_every_bit(arrays):
         np.testing.assert_array_equal(y, x @ kernels[name])
 
 
-def products_of(jaxpr):
-    """Multiplications and additions of all products of matrices in a program; the body of a scan counts every turn."""
-    num = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            ((contracted, _), _), shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-            num += 2 * eqn.outvars[0].aval.size * int(np.prod([shape[axis] for axis in contracted]))
-        inner = [v for v in eqn.params.values() for v in (v if isinstance(v, tuple | list) else (v,))]
-        jaxprs = [getattr(v, "jaxpr", v) for v in inner if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
-        num += sum(map(products_of, jaxprs)) * eqn.params.get("length", 1)
-    return num
-
-
 def test_an_adapter_s_step_makes_two_products_with_each_matrix_and_four_thin_ones():
     """The shapes of benchmarks/dpo_step.py: forward and backward pass through the layers, without the head."""
     sizes = dict(vocab_size=64, num_layers=8, model_dim=512, num_heads=8, num_kv_heads=4, ffn_dim=1_408)
@@ -71,17 +59,11 @@ def test_an_adapter_s_step_makes_two_products_with_each_matrix_and_four_thin_one
     def loss(base, params, net=model):
         return jnp.sum(net.apply(decoder.variables(adapter.attach(base, params)), tokens_BT))
 
-    def cost(fn, *shapes):
-        # what nobody reads is dropped as the compiler would
-        closed = jax.make_jaxpr(fn)(*shapes)
-        used = jax.interpreters.partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))[0]
-        return products_of(used)
-
-    whole = cost(jax.grad(lambda base: jnp.sum(model.apply(decoder.variables(base), tokens_BT))), base)
-    step = cost(jax.grad(loss, 1), base, adapter.form())
+    whole = flops.count(jax.grad(lambda base: jnp.sum(model.apply(decoder.variables(base), tokens_BT))), base)
+    step = flops.count(jax.grad(loss, 1), base, adapter.form())
     beside = model.clone(merges_adapter=False)
-    assert step < cost(jax.grad(lambda *x: loss(*x, net=beside), 1), base, adapter.form()) < 0.74 * whole
-    forward = cost(lambda base: jnp.sum(model.apply(decoder.variables(base), tokens_BT)), base)
+    assert step < flops.count(jax.grad(lambda *x: loss(*x, net=beside), 1), base, adapter.form()) < 0.74 * whole
+    forward = flops.count(lambda base: jnp.sum(model.apply(decoder.variables(base), tokens_BT)), base)
     matrices = 2 * rows * T * 8 * (512 * 512 * 2 + 512 * 256 * 2 + 512 * 1_408 * 3)
     inputs_and_outputs = (512 + 512) * 2 + (512 + 256) * 2 + (512 + 1_408) * 3
     thin = 4 * 2 * rows * T * 8 * 16 * inputs_and_outputs // 2
