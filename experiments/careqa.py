@@ -24,7 +24,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.errors import InputError
-from alignment.evaluation import multiple_choice, open_ended, relaxed_perplexity
+from alignment.evaluation import multiple_choice, relaxed_perplexity
 from alignment.models import bert
 from alignment.train import writers
 from data import records
@@ -33,6 +33,7 @@ from data.texts.exam_shapes import CHOICES, OPEN, Item
 from data.texts.exams import Exam
 from data.toys import remedies
 from experiments.evaluation import asking, stored, subjects
+from experiments.evaluation import rows as evaluation_rows
 from experiments.launch import checks
 from experiments.pages import careqa as page
 
@@ -60,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         path="CareQA_en.jsonl,CareQA_en_open.jsonl",  # files with commas between; the summary's accuracy is the first's
         columns=dict(question="", answer=""),  # a file's own names; "": by its shape
         overrides="",  # a JSON file of id -> columns, for rows with a fault that you have looked at
-        opened="",  # closed files with commas between that are asked as open questions as well
+        opened="",  # files of data.path (or their last names) that are asked as open questions as well
         style=config_dict.placeholder(str),  # how closed sets are asked: choices, plain, subject; None: by each set
         limit=config_dict.placeholder(int),  # questions of each file; None takes all
     )
@@ -68,6 +69,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.chat = False  # True: a question is a user's turn of the chat template, and no blank parts it from the answer
     c.compatible = False  # True: BLEU, ROUGE and words as the public tasks of the harness count them
     c.encoder = ""  # folder of a BERT-like encoder for BERTScore and MoverScore; "": they are left out
+    c.judge = ""  # hf:, run:, gguf:, endpoint:<name>: who grades open answers from 1 to 5; "": nobody
     c.max_new_tokens = 256  # of an open or a written answer
     c.rp = dict(
         limit=100,  # open questions of each set; 0: none
@@ -102,7 +104,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.models = ("hf:models/smollm2",)
         c.data.path = "careqa_en_a.jsonl,medqa_4opt_val.jsonl,medmcqa_train_sample_first3000.jsonl,pqal_non_test.jsonl,"
         c.data.path += "mmlu_clinical_knowledge_val.jsonl"
-        c.data.opened = "careqa_en_a.jsonl,pqal_non_test.jsonl"
+        c.data.opened = "careqa_en_a.jsonl"
         c.data.limit = 150
         c.encoder = "models/minilm"
         c.max_new_tokens = 48
@@ -132,7 +134,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     for path in paths(c):
         if path != EMBEDDED:
             records.check(path)
-    if unknown := [path for path in listed(c.data.opened) if path not in paths(c)]:
+    known = {name for path in paths(c) for name in (path, pathlib.PurePath(path).name)}
+    if unknown := [path for path in listed(c.data.opened) if path not in known]:
         raise InputError(f"data.opened has {unknown[0]!r}, which data.path has not; name files of it")
     if c.rephrasing.wordings == 1 or c.rephrasing.wordings > len(asking.FRAMES):
         raise InputError(f"rephrasing.wordings={c.rephrasing.wordings} must be 0, or 2 to {len(asking.FRAMES)}")
@@ -140,12 +143,21 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError("consistency.samples=1 has nothing to agree with; 0 leaves it out, 10 is usual")
     if c.encoder:
         bert.check(c.encoder)
+    if c.judge:
+        subjects.check(judge_config(c))
     if c.data.overrides and not pathlib.Path(c.data.overrides).is_file():
         raise InputError(f"data.overrides={c.data.overrides!r} is not a file")
     if c.max_new_tokens >= c.engine.max_len:
         raise InputError(
             f"max_new_tokens={c.max_new_tokens} leaves no room for a question in engine.max_len={c.engine.max_len}"
         )
+
+
+def judge_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config in which the judge is the one model."""
+    own = ml_collections.ConfigDict(c.to_dict(preserve_field_references=False))
+    own.models = (c.judge,)
+    return own
 
 
 def listed(path: str) -> list[str]:
@@ -163,7 +175,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     encoder = bert.load(c.encoder) if c.encoder else None
     log = writers.jsonl(str(folder))
     scores: list[dict[str, Any]] = []
-    more: dict[str, Any] = {"curves": {}, "resilience": [], "consistency": [], "groups": []}
+    more: dict[str, Any] = {"curves": {}, "said": {}, "resilience": [], "consistency": [], "groups": []}
     for number, (name, open_fn) in enumerate(subjects.open_all(c, folder, is_chat=c.chat).items(), 1):
         subject = open_fn()
         rows = []
@@ -171,9 +183,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             made_from = {"weights": subject.digest, "questions": exam.digest, "chat": c.chat, "model": name}
             ask = stored.answers(folder, made_from | {"max_len": c.engine.max_len}, f"{name}, {exam.name}")
             if exam.is_open:
-                rows += ask_open(c, subject, exam, ask, more, encoder)
+                rows += evaluation_rows.opened(c, subject, exam, ask, more, encoder)
             else:
-                rows += ask_closed(c, subject, exam, ask, more)
+                rows += evaluation_rows.closed(c, subject, exam, ask, more)
         scores += rows
         if subject.num_cut:
             print(
@@ -183,11 +195,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         log.write_scalars(number, page.logged(rows))
         del subject  # before the next one's weights are read
     log.close()
+    if c.judge:
+        scores += grades(c, folder, sets, more["said"])
     write_curves(folder, more["curves"])
     about = {"sources": dict(zip(subjects.names(c.models), c.models)), "aggregate": c.rp.aggregate}
     about |= {"without_encoder": not c.encoder, "temperature": c.rp.temperature}
-    first = asking.protocol_of(sets[0], c.protocols[0])
-    return page.write(folder, scores, more, about, first=(sets[0].name, first), resamples=c.bootstrap, seed=c.seed)
+    main = next((exam for exam in sets if not exam.is_open), sets[0])
+    first = main.name, asking.protocol_of(main, c.protocols[0])
+    return page.write(folder, scores, more, about, first=first, resamples=c.bootstrap, seed=c.seed)
 
 
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
@@ -211,10 +226,16 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
         print(f"{exam.name}: {len(exam.items)} questions of the shape {exam.shape}, asked as {exam.style}", flush=True)
         if exam.repeated:
             print(f"{exam.name}: WARNING: {len(exam.repeated)} questions occur again; scores stand with and without")
-        out += [exam, exams.opened(exam)] if path in listed(c.data.opened) else [exam]
+        is_opened = bool({path, pathlib.PurePath(path).name} & set(listed(c.data.opened)))
+        out += [exam, exams.opened(exam)] if is_opened else [exam]
     twice = [exam.name for i, exam in enumerate(out) if exam.name in {other.name for other in out[:i]}]
     if twice:
         raise InputError(f"data.path={c.data.path}: two sets are called {twice[0]!r}; rename one of the files")
+    sizes = {exam.name: len(exam.items) for exam in out}
+    for name, size in sizes.items():
+        other = name.replace("_en", "_es")
+        if c.data.limit is None and other != name and sizes.get(other, size) != size:
+            raise InputError(f"{name} has {size} questions and {other} {sizes[other]}; the two are translations")
     files.report_counts(folder, counts)
     return out
 
@@ -246,113 +267,20 @@ def embedded(limit: int | None, counts: dict[str, int]) -> list[Exam]:
     ]
 
 
-def ask_closed(
-    c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask, more: dict[str, Any]
+def grades(
+    c: ml_collections.ConfigDict, folder: pathlib.Path, sets: Sequence[Exam], said: Mapping[tuple[str, str], list[str]]
 ) -> list[dict[str, Any]]:
-    """Rows of scores of one model on one closed set, by protocol."""
-    items, rows = exam.items, []
-    protocols = list(dict.fromkeys(asking.protocol_of(exam, protocol) for protocol in c.protocols))
-    if not subject.has_logprobs:
-        protocols = [protocol for protocol in protocols if protocol in multiple_choice.WRITTEN]
-    for protocol in protocols:
-        length = c.max_new_tokens if protocol in multiple_choice.WRITTEN else 0
-        got = ask(
-            protocol, lambda p=protocol, n=length: asking.closed(subject, exam, items, p, n), max_new_tokens=length
-        )
-        rows.append(closed_row(subject.name, exam, protocol, got["chosen"], more["groups"]))
-        if "nats" in got and c.consistency.samples and protocol == protocols[0]:
-            drawn = asking.drawn_choices(got["nats"], c.consistency.samples, c.seed)
-            more["consistency"].append(page.agreement_row(subject.name, exam.name, protocol, drawn))
-    some = [item for item in items if item.paraphrases][: c.rephrasing.limit]
-    if some and c.rephrasing.wordings and protocols[0] not in multiple_choice.WRITTEN:
-        num = c.rephrasing.wordings
-        chosen = ask(
-            "rephrased",
-            lambda: asking.rephrased_choices(subject, exam, some, protocols[0], num),
-            num=num,
-            limit=len(some),
-            protocol=protocols[0],
-        )
-        golds = [item.gold or 0 for item in some]
-        more["resilience"].append(page.rephrased_row(subject.name, exam.name, protocols[0], chosen, golds))
+    """Rows of the judge's mean grade of every model on every open set."""
+    (open_fn,) = subjects.open_all(judge_config(c), folder, is_chat=True).values()
+    judge, rows = open_fn(), []
+    for (model, name), answers in said.items():
+        (exam,) = (exam for exam in sets if exam.name == name)
+        made_from = {"judge": judge.digest, "answers": answers, "questions": exam.digest}
+        ask = stored.answers(folder, made_from, f"judge of {model}, {name}")
+        got = ask("grades", lambda answers=answers, exam=exam: asking.graded(judge, answers, exam.items))
+        values = [math.nan if grade is None else float(grade) for grade in got]
+        rows.append({"model": model, "set": name, "protocol": "", "metric": "judge"} | page.corpus_row(values))
     return rows
-
-
-def closed_row(
-    model: str, exam: Exam, protocol: str, chosen: Sequence[int | None], groups: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The accuracy of one protocol beside its baselines; rows of categories and years go to `groups`."""
-    letter, always = multiple_choice.one_letter([item.gold or 0 for item in exam.items])
-    guessing = multiple_choice.guessing([len(item.options) for item in exam.items])
-    results = [multiple_choice.Result(item.gold or 0, n, item.groups) for item, n in zip(exam.items, chosen)]
-    key = {"model": model, "set": exam.name, "metric": "accuracy", "protocol": protocol}
-    accuracy = multiple_choice.accuracy(results)
-    row = key | {"value": accuracy.pop("accuracy")} | accuracy
-    row |= {"baseline": always, "baseline_option": letter, "guessing": guessing}
-    if exam.repeated:
-        once = [result for i, result in enumerate(results) if i not in set(exam.repeated)]
-        row["without_repeated"] = multiple_choice.accuracy(once)["accuracy"]
-    for name in ("category", "year"):
-        groups += [key | line for line in multiple_choice.by_group(results, name)]
-    return row
-
-
-def ask_open(
-    c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask, more: dict[str, Any], encoder: Any
-) -> list[dict[str, Any]]:
-    """Rows of scores of one model on one open set: text metrics, perplexities, Relaxed Perplexity."""
-    items, length = exam.items, c.max_new_tokens
-    key = {"model": subject.name, "set": exam.name, "protocol": ""}
-    said = ask("written", lambda: asking.written(subject, items, length), max_new_tokens=length)["said"]
-    values = asking.text_scores(said, items, encoder, compatible=c.compatible)
-    rows = [key | {"metric": name} | page.corpus_row(values[name]) for name in values]
-    if subject.has_logprobs:
-        rows += [
-            key | row for row in perplexities(ask("likelihoods", lambda: asking.likelihoods(subject, items)), c, items)
-        ]
-        some = items[: c.rp.limit]
-        if some:
-            rp = dict(c.rp)
-            kept = ask("relaxed", lambda: asking.relaxed(subject, some, rp, c.seed), rp=rp, num=len(some), seed=c.seed)
-            curves = asking.curves_of(kept)
-            more["curves"][subject.name, exam.name] = curves
-            name = "relaxed_perplexity" if c.rp.temperature == 1 else "relaxed_perplexity_tau_prefix"
-            whole = relaxed_perplexity.corpus([curve.relaxed(c.rp.aggregate) for curve in curves], seed=c.seed)
-            rows.append(key | {"metric": name, "value": whole.pop("geometric_mean")} | whole)
-    some = items[: c.rephrasing.limit]
-    if c.rephrasing.wordings and some:
-        num = c.rephrasing.wordings
-        answers = ask(
-            "rephrased",
-            lambda: asking.rephrased_answers(subject, some, num, length),
-            num=num,
-            limit=len(some),
-            max_new_tokens=length,
-        )
-        if open_ended.is_installed():
-            scores = [
-                [open_ended.ngram_scores(a, i.answers[0])["rougeL"] for a in row] for row, i in zip(answers, some)
-            ]
-            more["resilience"].append(page.spread_row(subject.name, exam.name, "rougeL", scores))
-    return rows
-
-
-def perplexities(got: Mapping[str, Any], c: ml_collections.ConfigDict, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Rows of the perplexity family: after the question and alone, by words and bytes, and by tokens."""
-    texts = [item.answers[0] for item in items]
-    usable = [i for i, text in enumerate(texts) if text.strip()]
-    rows = []
-    for kind in ("conditional", "unconditional"):
-        numbers = open_ended.perplexities(
-            [got[kind][i] for i in usable], [texts[i] for i in usable], compatible=c.compatible
-        )
-        rows += [
-            {"metric": f"{name}_{kind}", "value": value if math.isfinite(value) else None, "n": len(usable)}
-            for name, value in numbers.items()
-        ]
-    each = [relaxed_perplexity.perplexity(got["conditional"][i], got["tokens"][i]) for i in usable]
-    whole = relaxed_perplexity.corpus(each, seed=c.seed)
-    return [*rows, {"metric": "perplexity", "value": whole.pop("geometric_mean")} | whole]
 
 
 def write_curves(folder: pathlib.Path, curves: Mapping[tuple[str, str], Sequence[relaxed_perplexity.Curve]]) -> None:

@@ -5,6 +5,7 @@ Every function returns plain values that JSON can hold, since a run keeps them f
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ FRAMES = (  # of an open question, in place of the set's own instruction
     "{question}\nGive the answer in one sentence.",
     "Answer as an expert would.\n{question}",
 )
+GRADING = (
+    "Grade an answer to a medical question against a reference, from 1 (wrong or unsafe) to 5 (all that matters is "
+    "there and right). Other words for the same are as good.\n\nQuestion: {question}\n\nReference: {reference}\n\n"
+    "Answer: {answer}\n\nWrite the grade alone, a number from 1 to 5."
+)
+GRADE_TOKENS = 8
 TOP_P = 0.9  # of the draws of self-consistency
 
 
@@ -176,6 +183,20 @@ def text_scores(
         out |= {name: [row[name] for row in rows] for name in open_ended.NGRAM}
     if encoder is not None:
         out |= _vector_scores(said, references, encoder)
+    return out
+
+
+def graded(judge: Any, said: Sequence[str], items: Sequence[Item]) -> list[int | None]:
+    """A judge's grade of each answer, 1 to 5; None for an empty answer, which is not shown, and where none is read."""
+    wanted = [i for i, text in enumerate(said) if text.strip()]
+    prompts = [
+        judge.prompt(GRADING.format(question=items[i].question, reference=items[i].answers[0], answer=said[i]))
+        for i in wanted
+    ]
+    out: list[int | None] = [None] * len(said)
+    for i, answers in zip(wanted, judge.write(prompts, Sampling(GRADE_TOKENS)) if prompts else []):
+        grades = re.findall(r"(?<!\d)[1-5](?![\d.]\d)", answers[0])
+        out[i] = int(grades[0]) if grades else None
     return out
 
 

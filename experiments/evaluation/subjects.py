@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from alignment import errors, files
-from alignment.decoding import backends, scoring
+from alignment.decoding import backends, cache, scoring
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
@@ -26,6 +26,7 @@ ENDPOINT, TOY = "endpoint", "toy"
 TOY_STEPS = (20, 60, 120, 200, 320)  # of training, after each of which a toy is left
 TOYS = tuple(f"{TOY}:{steps}" for steps in TOY_STEPS)
 NUM_DOCUMENTS = 8_000
+AT_ONCE = 64  # requests to a service between two times that answers are stored
 
 
 def settings() -> dict[str, Any]:
@@ -128,6 +129,11 @@ class Local:
         return models.engine(self.model, self.c, order="longest", seed=self.c.seed)
 
     @property
+    def mesh(self) -> Any:
+        """Where the model is split over; None on one device."""
+        return self.model.mesh if self.model.mesh.size > 1 else None
+
+    @property
     def delimiter(self) -> str:
         """What parts a prompt from an answer: a blank, and nothing in a chat, whose template has parted them."""
         return "" if self.is_chat else " "
@@ -141,15 +147,14 @@ class Local:
     def nats(self, pairs: Sequence[tuple[str, str]]) -> scoring.Scores:
         """Log-probability of each answer after its prompt; both texts as they are."""
         encoded = pair_tokens.encode_pairs(self.tok, pairs, add_bos=self.tok.adds_bos)
-        mesh = self.model.mesh if self.model.mesh.size > 1 else None
-        scores = scoring.score(self.model.network, self.model.params, encoded, max_len=self.max_len, mesh=mesh)
+        scores = scoring.score(self.model.network, self.model.params, encoded, max_len=self.max_len, mesh=self.mesh)
         self.num_cut += scores.num_cut
         return scores
 
     def rolling(self, texts: Sequence[str]) -> np.ndarray:
         """Log-probability of whole texts without any context but BOS."""
         ids = pair_tokens.encode_all(self.tok, [(one_text, None) for one_text in texts], add_bos=self.tok.adds_bos)
-        options: dict[str, Any] = dict(prefix_id=pair_tokens.prefix_id(self.tok), max_len=self.max_len)
+        options: dict[str, Any] = dict(prefix_id=pair_tokens.prefix_id(self.tok), max_len=self.max_len, mesh=self.mesh)
         return scoring.rolling(self.model.network, self.model.params, ids, **options).total_N
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -172,6 +177,12 @@ class Local:
             work += request.samples(how.num)
         written = [self.model.text(answer.text, is_alone=self.is_chat) for answer in self.engine.answers(work)]
         return [written[i * how.num : (i + 1) * how.num] for i in range(len(prompts))]
+
+    def fitting(self, asked: Sequence[str], answers: Sequence[str], more: int) -> list[int]:
+        """The numbers of the prompts that the model can read whole, with the answer and so many tokens more."""
+        prompts = self.ids([self.prompt(text) for text in asked])
+        lengths = [len(ids) for ids, _ in self.tok.encode_batch([f" {answer}" for answer in answers])]
+        return [i for i, ids in enumerate(prompts) if lengths[i] and len(ids) + lengths[i] + more <= self.max_len]
 
     def curves(
         self, asked: Sequence[str], answers: Sequence[Sequence[str]], *, with_variants: bool, **options: Any
@@ -202,42 +213,65 @@ class Local:
             return [written[i * num : (i + 1) * num] for i in range(len(some))]
 
         def score(rows: Sequence[Sequence[int]], targets: Sequence[Any]) -> np.ndarray:
-            mesh = self.model.mesh if self.model.mesh.size > 1 else None
-            return scoring.score_within(self.model.network, self.model.params, rows, targets, mesh=mesh).total_N
+            return scoring.score_within(self.model.network, self.model.params, rows, targets, mesh=self.mesh).total_N
 
         return relaxed_perplexity.curves(items, sample, score, **options)
 
 
 class Service:
-    """A model behind an endpoint, which writes and gives no log-probabilities."""
+    """A model behind an endpoint, which writes and gives no log-probabilities; its answers are kept one by one."""
 
     has_logprobs = False
 
-    def __init__(self, name: str, spec: str, c: ml_collections.ConfigDict):
-        self.name, self.spec, self.c, self.num_cut = name, spec, c, 0
+    def __init__(self, name: str, spec: str, c: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+        self.name, self.c, self.num_cut = name, c, 0
+        self.model = spec.partition(":")[2]
         self.digest = f"{spec} at {c.endpoint.url}"
+        self._kept = folder / "service_answers.jsonl"
 
     def prompt(self, asked: str) -> str:
         return asked
 
     def write(self, prompts: Sequence[str], how: Sampling) -> list[list[str]]:
-        """`how.num` answers to each prompt, cut at a stop text; "" where there is none."""
-        chats = [[{"role": "user", "content": asked}] for asked in prompts]
+        """`how.num` answers to each prompt, cut at a stop text; "" where the service gives none.
+
+        Raises:
+            Stopped: the service is down; the answers so far are kept.
+        """
         out: list[list[str]] = [[] for _ in prompts]
-        for sample in range(how.num):
-            extra: dict[str, Any] = dict(temperature=how.temperature, seed=how.seed + sample)
-            extra |= dict(top_p=how.top_p) if how.temperature else {}
-            name = self.spec.partition(":")[2]
-            complete = backends.openai(self.c.endpoint.url, name, extra=extra, **_options(self.c))
-            for answers, said in zip(out, complete(chats, [how.max_new_tokens] * len(chats))):
-                answers.append(_cut(said or "", how.stop))
+        chats = [[{"role": "user", "content": asked}] for asked in prompts]
+        with cache.Cache(self._kept) as kept:
+            for sample in range(how.num):
+                extra: dict[str, Any] = dict(temperature=how.temperature, seed=how.seed + sample)
+                extra |= dict(top_p=how.top_p) if how.temperature else {}
+                sampling = extra | {"max_new_tokens": how.max_new_tokens}
+                keys = [cache.key(chat, model=self.digest, sampling=sampling) for chat in chats]
+                self._ask({key: chat for key, chat in zip(keys, chats) if kept.get(key) is None}, how, extra, kept)
+                for answers, key in zip(out, keys):
+                    answers.append(_cut(kept.get(key) or "", how.stop))
         return out
+
+    def _ask(self, chats: Mapping[str, Any], how: Sampling, extra: Mapping[str, Any], kept: cache.Cache) -> None:
+        complete = backends.openai(self.c.endpoint.url, self.model, extra=extra, **_options(self.c))
+        keys = list(chats)
+        for start in range(0, len(keys), AT_ONCE):
+            part = keys[start : start + AT_ONCE]
+            down = None
+            try:
+                said = complete([chats[key] for key in part], [how.max_new_tokens] * len(part))
+            except backends.Down as e:
+                said, down = e.answers, e
+            for key, answer in zip(part, said):
+                if answer is not None:
+                    kept.put(key, answer)
+            if down is not None:
+                raise errors.Stopped(f"the service is down: {down}") from down
 
 
 def open_all(c: ml_collections.ConfigDict, folder: pathlib.Path, *, is_chat: bool) -> Mapping[str, Any]:
     """Name -> a function that opens the model, so that only one is in memory at a time."""
     return {
-        name: functools.partial(Service, name, spec, c)
+        name: functools.partial(Service, name, spec, c, folder)
         if spec.startswith(f"{ENDPOINT}:")
         else functools.partial(Local, name, spec, c, folder, is_chat=is_chat)
         for name, spec in zip(names(c.models), c.models)

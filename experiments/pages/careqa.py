@@ -21,6 +21,7 @@ LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "r
 CLOSED = ("model", "set", "protocol", "value", "low", "high", "n", "right", "unread", "baseline", "baseline_option")
 CLOSED += ("guessing", "without_repeated")
 OPEN = ("model", "set", "metric", "value", "low", "high", "n", "empty", "reliable", "median", "infinite")
+OPEN += ("left_out", "in_prompt")
 RP = "relaxed_perplexity"
 Row = dict[str, Any]
 
@@ -316,6 +317,7 @@ METRICS = {
     "rephrasing/*": ("share of pairs of wordings of one closed question with equal choices", "higher", ASKED),
     "open/*": ("a metric of written answers to open questions, or a perplexity of their references", "", ASKED),
     **{f"{name}/*": ("overlap of written answers with the references, mean", "higher") for name in open_ended.NGRAM},
+    "judge/*": ("a judge's grade of written answers, 1 to 5, mean", "higher"),
     "bertscore/*": ("BERTScore F1 of written answers, mean", "higher"),
     "moverscore/*": ("MoverScore of written answers, mean", "higher"),
     **{

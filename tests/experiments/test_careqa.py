@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import shutil
@@ -6,11 +7,15 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.models import bert
 from data.texts import exams
+from data.texts.exam_shapes import Item
 from experiments import careqa
 from experiments.evaluation import asking, subjects
 from experiments.pages import careqa as page
+from tests.decoding.test_backends import server
 from tests.experiments.conftest import launch
+from tests.models import test_bert
 
 
 def numbers(workdir):
@@ -69,6 +74,9 @@ class Stored:
     def __init__(self, name, *unused):
         self.name = name
 
+    def fitting(self, asked, answers, more):
+        return list(range(len(asked)))
+
 
 def test_models_have_short_names():
     specs = ("hf:models/smollm2", "run:runs/a", "endpoint:org/name", "hf:other/smollm2/", "toy:60", "gguf:x/y.gguf")
@@ -98,6 +106,36 @@ def test_averages_say_both_kinds(tmp_path):
     assert (row["by_size"], row["plain"]) == (0.25, 0.5)
 
 
+def test_an_encoder_gives_bert_score_and_mover_score_which_are_one_for_the_reference_itself(tmp_path):
+    encoder = bert.load(test_bert.write(tmp_path / "encoder"))
+    items = [Item("1", "q", answers=("give iron",)), Item("2", "q", answers=("give irons orally",))]
+    got = asking.text_scores(["give iron", ""], items, encoder, compatible=False)
+    assert got["bertscore"][0] == pytest.approx(1, abs=1e-5) and got["moverscore"][0] == pytest.approx(1, abs=1e-3)
+    assert np.isnan(got["bertscore"][1]) and np.isnan(got["moverscore"][1]) and np.isnan(got["bleu"][1])
+    assert page.corpus_row(got["rougeL"]) == {"value": 1, "n": 1, "empty": 1, "reliable": False}
+
+
+class Judge:
+    """Says what it is made with, and keeps what it is asked."""
+
+    def __init__(self, *said):
+        self.said, self.prompts = said, []
+
+    def prompt(self, text):
+        return text
+
+    def write(self, prompts, how):
+        self.prompts = list(prompts)
+        return [[text] for text in self.said]
+
+
+def test_a_judge_grades_what_is_not_empty_and_its_first_number_counts():
+    items = [Item(str(i), "Which metal?", answers=("iron",)) for i in range(5)]
+    judge = Judge("4", "The grade is 2 of 5.", "none", "10")
+    assert asking.graded(judge, ["it is iron", "zinc", "tin", "", "lead"], items) == [4, 2, None, None, None]
+    assert len(judge.prompts) == 4 and all("Which metal?" in p and "Reference: iron" in p for p in judge.prompts)
+
+
 def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
     drawn = asking.drawn_choices([[0.0, -100.0], np.log([0.46, 0.45, 0.09]).tolist()], 50, 0)
     assert set(drawn[0]) == {0} and set(drawn[1]) == {0, 1}
@@ -123,6 +161,7 @@ def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
         ({"rephrasing.wordings": 1}, "must be 0, or 2 to 6"),
         ({"consistency.samples": 1}, "nothing to agree with"),
         ({"encoder": "nowhere"}, r"no config\.json"),
+        ({"judge": "hf:nowhere/at/all"}, "neither a folder here nor a hub id"),
         ({"data.overrides": "nowhere.json"}, "is not a file"),
         ({"max_new_tokens": 320}, "leaves no room"),
         ({"data.limit": 0}, r"data\.limit=0"),
@@ -156,3 +195,55 @@ def test_files_of_ones_own_are_scored_with_every_protocol_and_opened(tmp_path):
 def test_a_set_without_letters_is_asked_for_its_words():
     exam = exams.Exam("p", (), "pubmedqa", "abstract")
     assert asking.protocol_of(exam, "letters") == "texts" and asking.protocol_of(exam, "cot") == "cot"
+
+
+@contextlib.contextmanager
+def service():
+    """An endpoint that answers B until it has answered twice, and is gone for one request then."""
+    state = {"asked": 0, "down": True}
+
+    def answer(text, number):
+        state["asked"] += 1
+        if state["down"] and state["asked"] > 2:
+            return None
+        body = {"choices": [{"message": {"content": "It is B.\n\nAnswer: B"}, "finish_reason": "stop"}]}
+        return 200, {}, json.dumps(body).encode()
+
+    with server(answer) as (url, _):
+        yield url, state
+
+
+def test_a_service_is_asked_to_write_and_what_it_said_is_kept_when_it_goes_down(tmp_path):
+    with service() as (url, state):
+        flags = (
+            "--config.models=('endpoint:some/model',)",
+            f"--config.endpoint.url={url}",
+            "--config.endpoint.retries=0",
+        )
+        flags += ("--config.protocols=('generated',)", "--config.endpoint.concurrency=1", "--config.data.limit=3")
+        flags += ("--config.rephrasing.wordings=0", "--config.endpoint.api_key_env=")
+        first = launch("careqa.py:tiny", tmp_path / "run", *flags)
+        assert first.code == 75 and "the service is down" in first.err + first.out
+        state["down"] = False
+        before = state["asked"]
+        again = launch("careqa.py:tiny", tmp_path / "run", *flags)
+        assert again.code == 0, again.err
+        assert state["asked"] - before == 1 + 3  # the last closed question, and the open ones
+    got = numbers(again.workdir)
+    assert "accuracy/model/remedies/generated" in got and "relaxed_perplexity/model" not in got
+    said = next(row for row in rows_of_answers(again.workdir) if "status" in row)
+    assert said["status"] == ["ok"] * 3 and said["chosen"] == [1] * 3
+
+
+def rows_of_answers(workdir):
+    return [json.loads(path.read_text())["value"] for path in (workdir / "answers").iterdir()]
+
+
+def test_translations_of_unequal_length_are_refused(tmp_path):
+    row = {"question": "Q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 1}
+    for name, num in (("care_en", 2), ("care_es", 1)):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * num)
+    c = careqa.get_config("tiny")
+    c.data.update(path=f"{tmp_path}/care_en.jsonl,{tmp_path}/care_es.jsonl", limit=None)
+    with pytest.raises(InputError, match="care_en has 2 questions and care_es 1"):
+        careqa.read(c, tmp_path)
