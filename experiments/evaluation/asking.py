@@ -195,7 +195,7 @@ def graded(judge: Any, said: Sequence[str], items: Sequence[Item]) -> list[int |
     ]
     out: list[int | None] = [None] * len(said)
     for i, answers in zip(wanted, judge.write(prompts, Sampling(GRADE_TOKENS)) if prompts else []):
-        grades = re.findall(r"(?<!\d)[1-5](?![\d.]\d)", answers[0])
+        grades = re.findall(r"(?<![\d.])[1-5](?!\d|\.\d)", answers[0])
         out[i] = int(grades[0]) if grades else None
     return out
 
