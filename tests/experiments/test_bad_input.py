@@ -310,6 +310,7 @@ def test_a_damaged_checkpoint_of_the_run_itself_is_named(unfinished):
 # ---- while training
 
 
+@pytest.mark.slow  # tests/train/test_loop.py has it without the program around it
 def test_a_loss_that_is_no_number_stops_with_step_and_records_and_the_last_good_checkpoint_stays(tmp_path):
     flags = ("--config.optimizer.peak_lr=1e30", "--config.optimizer.clip_norm=0.0", "--config.steps=6")
     ended = launch("dpo.py:tiny", tmp_path, *QUICK, *flags)

@@ -101,7 +101,8 @@ def test_shares_of_an_array_leave_what_one_start_leaves(raw, whole, tmp_path, co
         assert numbers(tmp_path / str(index)) == numbers(whole)
 
 
-@pytest.mark.parametrize("executor", ["process", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow  # processes leave them in the next test too, kills and all
+@pytest.mark.parametrize("executor", ["process", "ray"])
 def test_executors_leave_the_same_bytes(raw, whole, tmp_path, executor):
     if executor == "ray":  # it forks, which this process with JAX's threads had better not
         pytest.importorskip("ray")

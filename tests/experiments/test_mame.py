@@ -72,7 +72,7 @@ def test_the_exported_weights_start_another_run_where_the_head_fits(tiny, tmp_pa
     assert "tensors of" in ended.out
 
 
-@pytest.mark.parametrize("is_masked", [True, False])
+@pytest.mark.parametrize("is_masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_pictures_keep_their_shapes(is_masked, tmp_path):
     flags = ["--config.view.resize=None", "--config.view.pixels=1024", "--config.view.crop=0.875", "--config.epochs=1"]
     ended = launch("mame.py:tiny", tmp_path / "run", *flags, f"--config.masked_pool={is_masked}")
@@ -80,6 +80,7 @@ def test_pictures_keep_their_shapes(is_masked, tmp_path):
     assert read(ended.workdir / "image_model.json")["images"]["pixels"] == 1024
 
 
+@pytest.mark.slow  # tests/train/test_classify.py has it without the program around it
 def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
     whole = tiny("mame").workdir
     shutil.copytree(whole, tmp_path / "run")

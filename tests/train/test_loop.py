@@ -242,7 +242,7 @@ def test_a_stop_that_arrives_during_an_evaluation_is_obeyed_right_after_it(tmp_p
         fit(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("step", [0, HALF, STEPS])
+@pytest.mark.parametrize("step", [HALF, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, STEPS))])
 def test_a_stop_that_arrives_while_a_checkpoint_is_written_is_obeyed_and_the_run_goes_on(
     whole, tmp_path, stop, monkeypatch, step
 ):
