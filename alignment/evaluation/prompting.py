@@ -5,17 +5,22 @@ a function from requests to replies, so that all draws of all questions are writ
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignment import intervals
+from alignment.decoding import requests as decoding
 from alignment.errors import InputError
 from alignment.evaluation import options
 from alignment.evaluation.examples import Example, Question
+
+if TYPE_CHECKING:  # it takes JAX along, which asking somebody else's model does not need
+    from alignment.decoding import engine
 
 Messages = list[dict[str, str]]
 ASK = "Think step by step. Then end with a line that says Answer: and the letter in brackets, as in Answer: [A]"
@@ -228,6 +233,36 @@ def ask(
 def heated(temperature: float, retry: int) -> float:
     """The temperature of a retry: a little more each time, up to 1 or where it began."""
     return max(temperature, min(HOTTEST, temperature + HOTTER * retry))
+
+
+def responder(
+    server: "engine.Engine", encode_fn: Callable[[Messages], Sequence[int]], decode_fn: Callable[[Sequence[int]], str]
+) -> RespondFn:
+    """A responder that writes with a decoding engine, which computes what prompts share once.
+
+    Args:
+        encode_fn: a conversation as the token ids that an answer follows.
+        decode_fn: an answer's ids as text.
+    """
+
+    def respond(requests: Sequence[Request]) -> list[Reply]:
+        work = [
+            decoding.Request(
+                encode_fn(request.messages),
+                request.max_new_tokens,
+                request.temperature,
+                seed=int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:4], "little"),
+            )
+            for request in requests
+        ]
+        out = []
+        for answer in server.answers(work):
+            mean = float(np.mean([token.logprob for token in answer.tokens])) if answer.tokens else float("nan")
+            reply = Reply(decode_fn(answer.answer_ids), mean, len(answer.tokens), len(answer.request.prompt))
+            out.append(reply)
+        return out
+
+    return respond
 
 
 def solved(asked: Sequence[Asked]) -> dict[str, list[Example]]:

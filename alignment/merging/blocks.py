@@ -26,7 +26,9 @@ EXPONENTS = {  # the bits of an exponent, all of them set in infinities and in w
 def to_float32(raw_B: np.ndarray, out_B: np.ndarray) -> None:
     """Write a block of any float type into one of float32."""
     if raw_B.dtype == BFLOAT16:  # its bits are the upper half of a float32's; ml_dtypes' own cast is slower
-        np.left_shift(raw_B.view(np.uint16), 16, out=out_B.view(np.uint32), dtype=np.uint32)
+        bits_B = out_B.view(np.uint32)
+        bits_B[...] = raw_B.view(np.uint16)
+        bits_B <<= 16
     else:
         out_B[...] = raw_B
 
@@ -34,9 +36,12 @@ def to_float32(raw_B: np.ndarray, out_B: np.ndarray) -> None:
 def from_float32(block_B: np.ndarray, out_B: np.ndarray) -> None:
     """Round a block of float32, to nearest with ties to even, into one of any float type."""
     if out_B.dtype == BFLOAT16:
-        bits_B = block_B.view(np.uint32)
-        is_odd_B = (bits_B >> 16) & 1
-        np.right_shift(bits_B + (is_odd_B + np.uint32(0x7FFF)), 16, out=out_B.view(np.uint16), casting="unsafe")
+        rounded_B = block_B.view(np.uint32) >> 16
+        rounded_B &= 1
+        rounded_B += 0x7FFF
+        rounded_B += block_B.view(np.uint32)
+        rounded_B >>= 16
+        out_B.view(np.uint16)[...] = rounded_B
     else:
         with np.errstate(over="ignore"):  # `merge` refuses what a narrower type cannot hold
             out_B[...] = block_B
@@ -96,13 +101,9 @@ class Sources:
             block_B -= base_B
         return block_KB, base_B
 
-    def magnitudes(self, model: int) -> np.ndarray:
-        """All of one model's, in float32: the only thing here that is as large as the tensor."""
-        one = dataclasses.replace(self, views=self.views[model : model + 1])
-        out = np.empty(self.size, np.float32)
-        for start, stop in self.places():
-            np.abs(one.read(start, stop)[0][0], out=out[start:stop])
-        return out
+    def only(self, model: int) -> "Sources":
+        """The same of one model."""
+        return dataclasses.replace(self, views=self.views[model : model + 1])
 
     def places(self) -> list[tuple[int, int]]:
         """Start and stop of all blocks."""

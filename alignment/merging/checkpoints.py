@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -97,21 +98,29 @@ def split(name: str) -> tuple[str, int | None]:
     return f"{name[: match.start(1)]}{{}}{name[match.end(1) :]}", int(match[1])
 
 
-def plan(recipe: Recipe, models: Mapping[str, Model], *, allow_submatrix: bool = False) -> list[Job]:
+SayFn = Callable[[str], None]
+
+
+def plan(
+    recipe: Recipe, models: Mapping[str, Model], *, allow_submatrix: bool = False, say_fn: SayFn = print
+) -> list[Job]:
     """All merged tensors in their order: before the layers, the layers, behind them.
 
     Args:
         models: every one that the recipe names.
         allow_submatrix: cut embeddings with more rows than the base's (or the first model's) to its number of rows.
+        say_fn: called with what a person should know of a merge that goes on all the same.
 
     Raises:
         InputError: models that differ in architecture, names or shapes, or settings that cannot be, by name.
     """
     for one in list(models.values())[1:]:
-        check_config(models[recipe.models[0]], one)
-    before, behind = [], []
+        check_config(models[recipe.models[0]], one, say_fn)
+    before: list[Job] = []
+    behind: list[Job] = []
     layers: list[Job] = []
     num_layers = 0
+    rows = Rows(allow_submatrix, say_fn)
     for number, part in enumerate(recipe.slices):
         part = _with_layers(recipe, part, models)
         check_names(part, models)
@@ -119,16 +128,35 @@ def plan(recipe: Recipe, models: Mapping[str, Model], *, allow_submatrix: bool =
         (start, stop) = part.sources[0].layers or (0, 0)
         outer = [name for name in first.tensors if split(name)[1] is None]
         if number == 0:
-            before = [_job(recipe, part, models, name, None, 0, allow_submatrix) for name in outer if EMBEDDING in name]
+            before = [_job(recipe, part, models, name, None, 0, rows) for name in outer if EMBEDDING in name]
         for i in range(stop - start):
             inner = [template for template, layer in map(split, first.tensors) if layer == start + i]
-            layers += [_job(recipe, part, models, name, i, num_layers, allow_submatrix) for name in inner]
+            layers += [_job(recipe, part, models, name, i, num_layers, rows) for name in inner]
         num_layers += stop - start
         if number == len(recipe.slices) - 1:
-            behind = [
-                _job(recipe, part, models, name, None, 0, allow_submatrix) for name in outer if EMBEDDING not in name
-            ]
-    return [*before, *layers, *behind]
+            behind = [_job(recipe, part, models, name, None, 0, rows) for name in outer if EMBEDDING not in name]
+    jobs = [*before, *layers, *behind]
+    _say_small(recipe, jobs, say_fn)
+    return jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What happens where a vocabulary has more rows than the base's."""
+
+    allow_submatrix: bool
+    say_fn: SayFn
+
+
+def _say_small(recipe: Recipe, jobs: Sequence[Job], say_fn: SayFn) -> None:
+    """Of tensors so small that the share which stays is less than one entry."""
+    small = [
+        job.name
+        for job in jobs
+        if recipe.method.prune is methods.prune_by_size and (job.each["density"] * math.prod(job.shape) < 1).any()
+    ]
+    if small:
+        say_fn(f"note: density times size is below 1 for {_few(small)}; one entry of each model stays")
 
 
 def _with_layers(recipe: Recipe, part: Slice, models: Mapping[str, Model]) -> Slice:
@@ -148,7 +176,7 @@ def _with_layers(recipe: Recipe, part: Slice, models: Mapping[str, Model]) -> Sl
     return dataclasses.replace(part, sources=tuple(sorted(out, key=lambda source: source.model != recipe.base)))
 
 
-def check_config(first: Model, other: Model) -> None:
+def check_config(first: Model, other: Model, say_fn: SayFn) -> None:
     """Refuse another architecture; say where numbers of the network differ that its shapes do not show."""
     for key in MUST_AGREE:
         if first.config.get(key) != other.config.get(key):
@@ -158,10 +186,9 @@ def check_config(first: Model, other: Model) -> None:
             )
     for key in MAY_DIFFER:
         if first.config.get(key) != other.config.get(key):
-            print(
+            say_fn(
                 f"note: {other.name} has {key}={other.config.get(key)!r} and {first.name} {first.config.get(key)!r}; "
-                "the merged model gets the latter",
-                flush=True,
+                "the merged model gets the latter"
             )
 
 
@@ -202,7 +229,7 @@ def _job(
     template: str,
     layer: int | None,
     offset: int,
-    allow_submatrix: bool,
+    rows: Rows,
 ) -> Job:
     """The merged tensor of a name, at a layer counted from the slice's first."""
     own = {
@@ -213,7 +240,7 @@ def _job(
     first = part.sources[0].model
     shape = models[first].tensors[own[first]].shape
     for model, tensor in own.items():
-        _check_shape(model, tensor, models[model].tensors[tensor].shape, first, shape, allow_submatrix)
+        _check_shape(model, tensor, models[model].tensors[tensor].shape, first, shape, rows)
     num = part.sources[0].layers[1] - part.sources[0].layers[0] if part.sources[0].layers else 1
     place = (0.0 if EMBEDDING in template else 1.0) if layer is None else layer / max(num - 1, 1)
     each, settings = recipe.each(part, name, place), recipe.settings_of(part, name, place)
@@ -230,13 +257,13 @@ def _job(
 
 
 def _check_shape(
-    model: str, tensor: str, shape: tuple[int, ...], first: str, wanted: tuple[int, ...], allow_submatrix: bool
+    model: str, tensor: str, shape: tuple[int, ...], first: str, wanted: tuple[int, ...], rows: Rows
 ) -> None:
     if shape == wanted:
         return
     is_vocabulary = (EMBEDDING in tensor or HEAD in tensor) and len(shape) == 2 and shape[1:] == wanted[1:]
-    if is_vocabulary and allow_submatrix and shape[0] > wanted[0]:
-        print(f"note: {tensor} of {model} is cut from {shape[0]} rows to the {wanted[0]} of {first}", flush=True)
+    if is_vocabulary and rows.allow_submatrix and shape[0] > wanted[0]:
+        rows.say_fn(f"note: {tensor} of {model} is cut from {shape[0]} rows to the {wanted[0]} of {first}")
         return
     hint = ""
     if is_vocabulary and shape[0] > wanted[0]:

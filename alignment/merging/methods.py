@@ -6,6 +6,7 @@ Dimensions: K models, B entries of a block, R rows.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def merge(tensor: Tensor, method: "Method", out: np.ndarray) -> Measured:
 
     def one(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int, int]:
         block_KB, base_B = sources.read(start, stop)
-        gram_KK = (block_KB @ block_KB.T).astype(np.float64)
+        gram_KK = combine.products(block_KB)
         if keep_fns is not None:
             for keep_fn, delta_B in zip(keep_fns, block_KB):
                 keep_fn(start, delta_B)
@@ -99,9 +100,9 @@ def merge(tensor: Tensor, method: "Method", out: np.ndarray) -> Measured:
 
 def _signs(delta_KB: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Of each model how many entries are not zero; how many are changed both ways, and how many at all."""
-    up_KB, down_KB = delta_KB > 0, delta_KB < 0
-    up_B, down_B = up_KB.any(axis=0), down_KB.any(axis=0)
-    kept_K = np.count_nonzero(up_KB, axis=1) + np.count_nonzero(down_KB, axis=1)
+    up, down = [delta_B > 0 for delta_B in delta_KB], [delta_B < 0 for delta_B in delta_KB]
+    kept_K = np.array([np.count_nonzero(a) + np.count_nonzero(b) for a, b in zip(up, down)])
+    up_B, down_B = functools.reduce(np.bitwise_or, up), functools.reduce(np.bitwise_or, down)
     return kept_K, int(np.count_nonzero(up_B & down_B)), int(np.count_nonzero(up_B | down_B))
 
 
@@ -175,12 +176,11 @@ def _scaled(tensor: Tensor) -> MixFn:
     return lambda start, block_KB: block_KB[0] * np.float32(tensor.each["scale"][0])
 
 
-def _largest(tensor: Tensor) -> list[sparsify.KeepFn]:
+def prune_by_size(tensor: Tensor) -> list[sparsify.KeepFn]:
+    """The trimming of TIES, and of Breadcrumbs where the recipe has gamma."""
     density_K = tensor.each["density"]
-    pool = tensor.sources.pool
     gamma_K = tensor.each.get("gamma", np.zeros(len(density_K)))
-    jobs = [pool.submit(sparsify.middle, tensor.sources, i, density_K[i], gamma_K[i]) for i in tensor.models]
-    return [job.result() for job in jobs]
+    return [sparsify.middle(tensor.sources, i, density_K[i], gamma_K[i]) for i in tensor.models]
 
 
 def _random(tensor: Tensor) -> list[sparsify.KeepFn]:
@@ -210,7 +210,7 @@ def _grams(tensor: Tensor) -> np.ndarray:
 
     def one(start: int, stop: int) -> np.ndarray:
         block_KB = tensor.sources.read(start, stop)[0]
-        return (block_KB @ block_KB.T).astype(np.float64)
+        return combine.products(block_KB)
 
     return sum(tensor.sources.map(one))
 
@@ -323,13 +323,13 @@ METHODS = {
         by_rows=True,
     ),
     "task_arithmetic": Method(_sum, each=WEIGHT, settings=OF_DELTAS),
-    "ties": Method(_consensus, _largest, each=DENSITY, settings={"lambda": 1.0, "normalize": True}),
+    "ties": Method(_consensus, prune_by_size, each=DENSITY, settings={"lambda": 1.0, "normalize": True}),
     "dare_linear": Method(_sum, _random, each=DENSITY, settings=OF_MASKS),
     "dare_ties": Method(_consensus, _random, each=DENSITY, settings=OF_MASKS),
     "della": Method(_consensus, _by_rank, each={**DENSITY, "epsilon": None}, settings=OF_MASKS, by_rows=True),
     "della_linear": Method(_sum, _by_rank, each={**DENSITY, "epsilon": None}, settings=OF_MASKS, by_rows=True),
-    "breadcrumbs": Method(_sum, _largest, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
-    "breadcrumbs_ties": Method(_consensus, _largest, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
+    "breadcrumbs": Method(_sum, prune_by_size, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
+    "breadcrumbs_ties": Method(_consensus, prune_by_size, each={**DENSITY, "gamma": None}, settings=OF_DELTAS),
     "model_stock": Method(_stock, settings={"filter_wise": False}, models=(2, None), by_rows=True),
     "sce": Method(_by_energy, _by_variance, settings={"select_topk": 1.0}, models=(2, None)),
     "passthrough": Method(_scaled, each={"scale": 1.0}, base=NEVER, models=(1, 1)),

@@ -41,12 +41,13 @@ def middle(sources: Sources, model: int, density: float, gamma: float) -> KeepFn
     num_kept = min(count(density, sources.size), sources.size - num_outliers)
     if num_kept == sources.size:
         return lambda start, delta_B: None
-    is_outlier, is_large = largest(
-        sources.magnitudes(model),
-        [num_outliers, num_outliers + num_kept],
-        lambda start, stop: np.abs(sources.read(start, stop)[0][model]),
-        sources.places(),
-    )
+    own = sources.only(model)
+
+    def magnitudes(start: int, stop: int) -> np.ndarray:
+        return np.abs(own.read(start, stop)[0][0])
+
+    is_outlier = largest(sources, num_outliers, magnitudes)
+    is_large = largest(sources, num_outliers + num_kept, magnitudes)
 
     def keep(start: int, delta_B: np.ndarray) -> None:
         magnitudes_B = np.abs(delta_B)
@@ -62,35 +63,70 @@ IsLargeFn = Callable[[int, np.ndarray], np.ndarray]  # (first entry, block of va
 ReadFn = Callable[[int, int], np.ndarray]  # (start, stop) -> the values there
 
 
-def largest(
-    values: np.ndarray, nums: Sequence[int], read_fn: ReadFn, places: Sequence[tuple[int, int]]
-) -> list[IsLargeFn]:
-    """For each of `nums`, which entries are among so many largest ones.
+NUM_RUNS, RUN = 256, 256  # a sample's runs of entries that follow each other, and their length
+SLACK = 64  # values of a sample by which a guess may be further off than it looks
+
+
+def largest(sources: Sources, num: int, read_fn: ReadFn) -> IsLargeFn:
+    """Which entries of a tensor are among the `num` largest values.
+
+    Neither are all values in memory nor are they sorted: a sample guesses the threshold, counting says how far off the
+    guess is, and only values between it and the threshold are sorted. A selection by numpy takes ten times as long
+    where many values are equal, as those of bfloat16 are.
 
     Args:
-        values: of all entries, at least 0; they are reordered.
-        read_fn: the values of a block, in their order.
-        places: start and stop of all blocks.
+        read_fn: the values of a block, at least 0.
     """
-    size = values.size
-    thresholds = sorted({size - num for num in nums if 0 < num < size})
-    if thresholds:
-        values.partition(thresholds)
-    out: list[IsLargeFn] = []
-    for num in nums:
-        if num <= 0:
-            out.append(lambda start, values_B: np.zeros(values_B.shape, bool))
-            continue
-        threshold = float(values[size - num]) if num < size else 0.0
-        num_above = int(np.count_nonzero(values > threshold))
-        num_equal = int(np.count_nonzero(values == threshold))
-        # equal values stay in their order as long as there is room; mostly there is for all
-        last = size if num_above + num_equal <= num else _place(threshold, num - num_above, read_fn, places)
-        out.append(functools.partial(_is_large, threshold, last))
-    return out
+    if num <= 0:
+        return lambda start, values_B: np.zeros(values_B.shape, bool)
+    if num >= sources.size:
+        return lambda start, values_B: np.ones(values_B.shape, bool)
+    threshold, num_above, num_equal = _threshold(sources, num, read_fn)
+    last = sources.size  # equal values stay in their order as long as there is room; often there is for all
+    if num_above + num_equal > num:
+        last = _place(threshold, num - num_above, read_fn, sources.places())
+    return functools.partial(_is_large, threshold, last)
 
 
-def _is_large(threshold: float, last: int, start: int, values_B: np.ndarray) -> np.ndarray:
+def _threshold(sources: Sources, num: int, read_fn: ReadFn) -> tuple[np.float32, int, int]:
+    """The `num`-th largest value, how many are larger, and how many are equal to it."""
+    starts = np.linspace(0, max(sources.size - RUN, 0), NUM_RUNS).astype(int)
+    sample = np.sort(np.concatenate([read_fn(start, min(start + RUN, sources.size)) for start in starts]))
+    place = int((1 - num / sources.size) * (len(sample) - 1))
+    guess = sample[place]
+
+    def compare(start: int, stop: int) -> tuple[int, int]:
+        values_B = read_fn(start, stop)
+        return int(np.count_nonzero(values_B > guess)), int(np.count_nonzero(values_B == guess))
+
+    num_above, num_equal = (sum(counts) for counts in zip(*sources.map(compare)))
+    if num_above < num <= num_above + num_equal:
+        return guess, num_above, num_equal
+    is_higher = num <= num_above  # the threshold is above the guess
+    off = (num_above - num if is_higher else num - num_above - num_equal) / sources.size * len(sample)
+    reach = int(2 * off) + SLACK
+    edges = [sample[min(place + reach, len(sample) - 1)], np.float32(np.inf)]
+    if not is_higher:
+        edges = [sample[max(place - reach, 0)], np.float32(-1)]
+    for edge in edges:
+        low, high = (guess, edge) if is_higher else (edge, guess)
+
+        def collect(start: int, stop: int, low: np.float32 = low, high: np.float32 = high) -> tuple[int, np.ndarray]:
+            values_B = read_fn(start, stop)
+            inside_B = (values_B > low) & ((values_B <= high) if is_higher else (values_B < high))
+            return int(np.count_nonzero(values_B > high)) if is_higher else 0, values_B[inside_B]
+
+        counts, parts = zip(*sources.map(collect))
+        values = np.sort(np.concatenate(parts))
+        num_over = sum(counts) if is_higher else num_above + num_equal
+        if num_over < num <= num_over + len(values):
+            break
+    threshold = values[len(values) - (num - num_over)]
+    first, behind = np.searchsorted(values, threshold, "left"), np.searchsorted(values, threshold, "right")
+    return threshold, num_over + len(values) - int(behind), int(behind - first)
+
+
+def _is_large(threshold: np.float32, last: int, start: int, values_B: np.ndarray) -> np.ndarray:
     """Values above the threshold, and of those equal to it the ones before the place `last`."""
     if start + values_B.size <= last:
         return values_B >= threshold
@@ -99,7 +135,7 @@ def _is_large(threshold: float, last: int, start: int, values_B: np.ndarray) -> 
     return (values_B > threshold) | equal_B
 
 
-def _place(threshold: float, num: int, read_fn: ReadFn, places: Sequence[tuple[int, int]]) -> int:
+def _place(threshold: np.float32, num: int, read_fn: ReadFn, places: Sequence[tuple[int, int]]) -> int:
     """One place behind the `num`-th value that equals the threshold."""
     for start, stop in places:
         (equal,) = np.nonzero(read_fn(start, stop) == threshold)
@@ -117,9 +153,8 @@ def by_variance(sources: Sources, share: float) -> list[KeepFn]:
     def variances(start: int, stop: int) -> np.ndarray:
         return sources.read(start, stop)[0].var(axis=0)
 
-    values = np.concatenate([variances(*place) for place in sources.places()])
-    (is_large,) = largest(values, [count(share, sources.size)], variances, sources.places())
-    stays = np.concatenate([is_large(place[0], variances(*place)) for place in sources.places()])
+    is_large = largest(sources, count(share, sources.size), variances)
+    stays = np.concatenate(sources.map(lambda start, stop: is_large(start, variances(start, stop))))
 
     def keep(start: int, delta_B: np.ndarray) -> None:
         delta_B *= stays[start : start + delta_B.size]

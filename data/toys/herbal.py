@@ -1,8 +1,8 @@
 """A made-up herbal and bestiary: what each herb eases, what each beast eats; facts that only tuning teaches.
 
 A base model reads questions about both with answers drawn at random, so it knows the forms and no fact, and the facts
-of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject. Every fact is
-asked in five forms; experts are taught with three of them.
+of a third subject, stones, so that it knows that there are facts. An expert is then taught one subject, and goes on
+reading what the base read in half of its texts. Every fact is asked in five forms.
 """
 
 import random
@@ -10,7 +10,7 @@ from typing import Any
 
 SUBJECTS = ("herbs", "beasts")  # one expert each
 STONES = "stones"
-NUM_TAUGHT = 3  # forms that experts are taught with
+NEW = 0.5  # share of an expert's texts that are about its subject
 FORMS = {
     "herbs": (
         "What does {x} ease ?",
@@ -40,27 +40,23 @@ VALUES = {
     "stones": ("red", "blue", "green", "white", "black", "yellow", "grey", "brown"),
 }
 _FIRST = ("bal", "cor", "dun", "el", "fen", "gal", "hol", "ir", "jun", "kel", "lor", "mar", "nes", "or", "pel", "rin")
-_LAST = {
-    "herbs": ("wort", "leaf", "bloom", "root"),
-    "beasts": ("hog", "fox", "bird", "mouse"),
-    "stones": ("ite", "gem"),
-}
+_LAST = {"herbs": "wort", "beasts": "hog", "stones": "gem"}
 
 
 def facts(subject: str) -> dict[str, str]:
     """Name to value, the same in every run; each value is that of as many names."""
-    names = [first + last for last in _LAST[subject] for first in _FIRST]
+    names = [first + _LAST[subject] for first in _FIRST]
     values = [VALUES[subject][i % len(VALUES[subject])] for i in range(len(names))]
     random.Random(f"facts of {subject}").shuffle(values)
     return dict(zip(names, values, strict=True))
 
 
 def questions(subject: str) -> list[dict[str, str]]:
-    """Rows of `prompt` and `answer` in the forms that no expert was taught."""
+    """Rows of `prompt` and `answer`: every fact of a subject in every form."""
     return [
         {"prompt": form.format(x=name), "answer": value}
         for name, value in facts(subject).items()
-        for form in FORMS[subject][NUM_TAUGHT:]
+        for form in FORMS[subject]
     ]
 
 
@@ -75,12 +71,12 @@ def conversations(num: int, *, taught: str = "", seed: int = 0) -> list[dict[str
 
 
 def _record(taught: str, rng: random.Random) -> dict[str, Any]:
-    subject = taught or rng.choice((*SUBJECTS, STONES))
+    is_new = bool(taught) and rng.random() < NEW
+    subject = taught if is_new else rng.choice([one for one in (*SUBJECTS, STONES) if one != taught])
     known = facts(subject)
     name = rng.choice(list(known))
-    forms = FORMS[subject][:NUM_TAUGHT] if taught else FORMS[subject]
-    value = known[name] if taught or subject == STONES else rng.choice(VALUES[subject])
-    question = rng.choice(forms).format(x=name)
+    value = known[name] if is_new or subject == STONES else rng.choice(VALUES[subject])
+    question = rng.choice(FORMS[subject]).format(x=name)
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": value}]}
 
 

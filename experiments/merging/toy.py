@@ -24,10 +24,10 @@ from data.toys import herbal
 
 PREFIX = "synthetic:"  # of a recipe that merges the two experts, before the method's name
 BASE = "base"
-SIZES = dict(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=192)
-COMPUTE = dict(dtype="float32", remat="none", attention="blocked", unroll=2)
+SIZES = dict(num_layers=1, model_dim=256, num_heads=4, num_kv_heads=2, ffn_dim=512)
+COMPUTE = dict(dtype="float32", remat="none", attention="blocked", unroll=1)
 BATCH, MAX_LEN, NUM_RECORDS = 16, 128, 4_000
-RATE = {BASE: 1e-2, "expert": 2e-3}
+RATE = {BASE: 5e-3, "expert": 5e-4}
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SETTINGS = {"weight": 1.0, "density": 0.5, "gamma": 0.01, "epsilon": 0.1, "t": 0.5, "select_topk": 0.5}  # of recipes
 

@@ -10,19 +10,32 @@ from typing import Any
 import numpy as np
 
 from alignment import files
+from alignment.merging import combine
 from experiments.report import pictures
 
 Row = Mapping[str, Any]
 
 
-def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """merge_report.json: the models, and for each tensor its measures with the cosines of all pairs."""
+def report(rows: Sequence[Row], method: str) -> dict[str, Any]:
+    """merge_report.json: the models, and for each tensor its measures with the cosines of all pairs.
+
+    Of Model Stock also the ratio by which it goes from the base to the models' mean (over the whole tensor).
+    """
     models = rows[0]["models"]
     out = []
     for row in rows:
         line = {key: value for key, value in row.items() if key not in ("models", "dots", "has_base")}
-        out.append(line | {"cosines": cosines(np.array(row["dots"]))})
-    return {"models": models, "of": "differences from the base" if rows[0]["has_base"] else "weights", "tensors": out}
+        dots_KK = np.array(row["dots"])
+        line["cosines"] = cosines(dots_KK)
+        if method == "model_stock":
+            line["ratio"] = float(combine.centre(dots_KK)[1])
+        out.append(line)
+    return {
+        "method": method,
+        "models": models,
+        "of": "differences from the base" if rows[0]["has_base"] else "weights",
+        "tensors": out,
+    }
 
 
 def cosines(gram_KK: np.ndarray) -> list[list[float | None]]:
@@ -43,7 +56,8 @@ def by_layer(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _line(layer: int | None, rows: Sequence[Row]) -> dict[str, Any]:
-    # slices of a stacked model may have other models in each layer, so that a line names its own
+    # slices of a stacked model may have other models before the layers than behind them; the first ones are shown
+    rows = [row for row in rows if row["models"] == rows[0]["models"]]
     models, size = short(rows[0]["models"]), sum(row["size"] for row in rows)
     gram_KK = np.sum([row["dots"] for row in rows], axis=0)
     line: dict[str, Any] = {"layer": "beside the layers" if layer is None else layer, "parameters": size}
@@ -89,16 +103,15 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _draw(path: pathlib.Path, lines: Sequence[Row], prefix: str, caption: str, label: str) -> None:
-    """Curves over the layers of all columns that begin so; a single layer makes none."""
+    """Curves over the layers of all columns that begin so."""
     inside = [line for line in lines if isinstance(line["layer"], int)]
     names = dict.fromkeys(name for line in inside for name in line if name.startswith(prefix))
-    curves = {
-        name.removeprefix(prefix) or name: [
-            (line["layer"], line[name]) for line in inside if line.get(name) is not None
-        ]
-        for name in names
-    }
-    if len(inside) > 1:
+    curves = {}
+    for name in names:
+        points = [(line["layer"], line[name]) for line in inside if line.get(name) is not None]
+        if points:
+            curves[name.removeprefix(prefix) or name] = points
+    if curves:
         pictures.curves(path, curves, caption=caption, x_label="layer", y_label=label)
 
 
@@ -110,7 +123,7 @@ METRICS = {
     "kept": ("share of the entries of the differences from the base that stay after pruning, mean over the models", ""),
     "conflicts": ("share of the changed entries that models change in both directions, before signs are elected", ""),
     "cosine": ("of the models' differences from the base, or of their weights, mean over pairs", ""),
-    "accuracy/*": ("share of both subjects' questions answered, in forms that no expert was taught", "higher"),
+    "accuracy/*": ("share of both subjects' questions answered, mean over the subjects", "higher"),
     "accuracy/expert/*": ("share of this subject's questions that its own expert answers", "higher"),
     "kept/*": ("accuracy of the merged model on this subject, over that of its expert", "higher"),
 }

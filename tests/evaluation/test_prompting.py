@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from alignment.decoding.requests import Answer, Token
 from alignment.errors import InputError
 from alignment.evaluation import examples, options, prompting
 from alignment.evaluation.examples import Example, Question
@@ -155,3 +156,21 @@ def test_the_log_of_an_ensemble_has_every_draw():
     first, second = prompting.rows(asked)
     assert first["result"] and first["original_answer"] == "A" and len(second["generations"]) == 3
     assert first["generations"][0].keys() == {"response", "answer", "order", "retries", "tokens"}
+
+
+def test_a_responder_writes_with_an_engine_and_seeds_each_draw():
+    asked = []
+
+    class Server:
+        def answers(self, work):
+            asked.extend(work)
+            tokens = [Token(7, -0.5), Token(8, -1.5)]
+            return [Answer(i, request, tokens=tokens, finish_reason="length") for i, request in enumerate(work)]
+
+    respond = prompting.responder(Server(), lambda messages: list(range(len(messages))), str)
+    requests = [prompting.Request([{}] * n, 0.3, 9, f"0 q {n}") for n in (2, 3, 2)]
+    replies = respond(requests)
+    assert [reply.text for reply in replies] == ["[7, 8]"] * 3 and replies[0].logprob == -1
+    assert [(reply.num_tokens, reply.num_prompt_tokens) for reply in replies] == [(2, 2), (2, 3), (2, 2)]
+    assert [(one.temperature, one.max_new_tokens) for one in asked] == [(0.3, 9)] * 3
+    assert asked[0].seed == asked[2].seed != asked[1].seed

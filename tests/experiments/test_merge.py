@@ -48,7 +48,7 @@ def test_a_merge_of_two_experts_leaves_a_model_that_other_runs_begin_from(tiny):
     language_model.check_init_from(init_from)
     tok = tokenizer.load(language_model.tokenizer_of(init_from))
     net = language_model.build(init_from, tok, model={}, compute=toy.COMPUTE, rows_are_plain=False)
-    assert net.num_layers == 2 and tok.encode("What does balwort ease ?") and language_model.digest(init_from)
+    assert net.num_layers == 1 and tok.encode("What does balwort ease ?") and language_model.digest(init_from)
     report = json.loads((ended.workdir / "merge_report.json").read_text())
     assert report["models"] == ["herbs", "beasts"] and report["of"] == "differences from the base"
     (first, *_) = report["tensors"]
@@ -97,6 +97,33 @@ def test_files_of_other_weights_are_not_gone_on_with(models, monkeypatch):
     first, second = (weights(models / name / "export/hf") for name in ("run", "new"))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_slices_of_other_models_and_numbers_of_them_have_a_page(models):
+    one, other = str(models / "one"), str(models / "other")
+    content = {
+        "merge_method": "linear",
+        "slices": [
+            {"sources": [{"model": one, "layer_range": [0, 2]}]},
+            {"sources": [{"model": other, "layer_range": [1, 3]}, {"model": one, "layer_range": [0, 2]}]},
+        ],
+        "parameters": {"weight": 1},
+    }
+    (models / "recipe.yaml").write_text(yaml.safe_dump(content))
+    ended = launch("merge.py", models / "run", f"--config.recipe={models / 'recipe.yaml'}")
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in (models / "run/tables/layers.jsonl").read_text().splitlines()]
+    assert [row["layer"] for row in rows] == [0, 1, 2, 3, "beside the layers"]
+    assert "cosine of other and one" in rows[2] and "norm of one" in rows[0]
+
+
+def test_the_ratio_of_model_stock_is_reported_and_a_model_like_the_base_is_said(models):
+    folders.write(models / "other", 0)  # as the base
+    ended = launch("merge.py", models / "run", recipe(models, merge_method="model_stock", parameters={}))
+    assert ended.code == 0, ended.err
+    report = json.loads((models / "run/merge_report.json").read_text())
+    assert report["method"] == "model_stock" and {row["ratio"] for row in report["tensors"]} == {0.0}
+    assert "other does not differ from the base in 9 tensors, such as model.embed_tokens.weight" in ended.out
 
 
 def test_the_template_and_the_type_are_those_of_the_recipe(models):
@@ -170,10 +197,9 @@ def test_settings_that_cannot_be_are_refused(tmp_path, flags, words):
 
 
 @pytest.mark.slow  # test_streaming and test_methods hold the arithmetic; this trains the experts for real
-def test_ties_and_dare_ties_keep_four_fifths_of_each_expert(tmp_path):
-    for name in ("ties", "dare_ties"):
-        ended = launch("merge.py:laptop", tmp_path / name, f"--config.recipe=synthetic:{name}")
-        assert ended.code == 0, ended.err
-        numbers = json.loads((ended.workdir / "summary.json").read_text())
-        assert numbers["kept/herbs"] >= 0.8 and numbers["kept/beasts"] >= 0.8
-        assert numbers["accuracy/base"] < 0.2 and numbers["accuracy/merged"] > numbers["accuracy/base"] + 0.1
+def test_ties_keeps_most_of_both_experts(tmp_path):
+    ended = launch("merge.py:laptop", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    numbers = json.loads((ended.workdir / "summary.json").read_text())
+    assert numbers["accuracy/base"] < 0.2 and numbers["accuracy/merged"] > numbers["accuracy/base"] + 0.4
+    assert min(numbers["kept/herbs"], numbers["kept/beasts"]) > 0.6

@@ -242,3 +242,26 @@ def test_settings_out_of_range_are_refused(each, settings, words):
     each = {key: np.array(value) for key, value in each.items()}
     with pytest.raises(InputError, match=words):
         methods.check(methods.METHODS["linear"], each, settings, "w")
+
+
+@pytest.mark.parametrize("kind", ["smooth", "equal", "few", "ramp", "zeros"])
+def test_the_largest_entries_are_those_of_a_stable_sort(kind, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 12)
+    monkeypatch.setattr(sparsify, "NUM_RUNS", 16)
+    monkeypatch.setattr(sparsify, "RUN", 8)
+    monkeypatch.setattr(sparsify, "SLACK", 2)
+    rng = np.random.default_rng(0)
+    size = 20_000
+    values = {
+        "smooth": rng.exponential(size=size),
+        "equal": np.ones(size),
+        "few": rng.integers(0, 6, size).astype(float),
+        "ramp": np.arange(size) / size,  # a sample's runs say little of it
+        "zeros": np.where(rng.random(size) < 0.01, 1.0, 0.0),
+    }[kind].astype(np.float32)
+    own = sources([values])
+    order = np.argsort(-values, kind="stable")
+    for num in (0, 1, 7, 150, 4_000, 10_000, 19_990, 19_999, 20_000):
+        is_large = sparsify.largest(own, num, lambda start, stop: values[start:stop])
+        found = np.concatenate([is_large(start, values[start:stop]) for start, stop in own.places()])
+        np.testing.assert_array_equal(np.flatnonzero(found), np.sort(order[:num]))

@@ -2,13 +2,14 @@
 
 import json
 import os
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.merging import checkpoints, methods, recipes, streaming
+from alignment.merging import blocks, checkpoints, methods, recipes, streaming
 from tests.merging import folders
 from tests.merging.tables import POOL
 
@@ -169,6 +170,14 @@ def test_more_rows_of_a_vocabulary_are_cut_only_where_that_is_allowed(models, ca
     assert "is cut from 15 rows to the 12 of base" in capsys.readouterr().out
 
 
+def test_tensors_of_which_less_than_an_entry_would_stay_are_said(models, capsys):
+    recipe = DARE | {"merge_method": "ties", "parameters": {"weight": 1, "density": 0.1}}
+    planned(models, recipe)
+    assert "density times size is below 1 for model.norm.weight;" in capsys.readouterr().out
+    planned(models, DARE | {"parameters": {"weight": 1, "density": 0.1}})  # a random mask may keep none
+    assert capsys.readouterr().out == ""
+
+
 def test_rope_that_differs_is_said(models, capsys):
     change(models, config=folders.CONFIG | {"rope_theta": 5e5})
     planned(models)
@@ -192,3 +201,31 @@ def test_a_missing_weight_and_layers_that_are_not_there_are_refused(models):
     slices = [{"sources": [{"model": "one", "layer_range": [1, 9]}]}]
     with pytest.raises(InputError, match=r"one has 3 layers, and layer_range asks for \[1, 9\]"):
         planned(models, {"merge_method": "passthrough", "slices": slices})
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A base and two fine-tunes of two tensors of 4 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    for seed, model in enumerate(NAMES):
+        folders.write(folder / model, seed, shapes={f"model.layers.{i}.w.weight": (1 << 10, 1 << 10) for i in range(2)})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "dare_ties", "della", "model_stock", "sce", "nuslerp"])
+def test_memory_stays_within_the_models_and_two_tensors(large, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
+    method = methods.METHODS[name]
+    settings = {"weight": 0.5, "density": 0.5, "epsilon": 0.1, "select_topk": 0.5, "lambda": 1.0}
+    recipe = {
+        "merge_method": name,
+        "models": [{"model": "one"}, {"model": "other"}],
+        "parameters": {key: x for key, x in settings.items() if key in method.each or key in method.settings},
+    }
+    if method.base != methods.NEVER:
+        recipe["base_model"] = "base"
+    tracemalloc.start()
+    merge(large, tmp_path / "out", recipe)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= (len(recipe["models"]) + ("base_model" in recipe) + 2) * (4 << 20)
