@@ -177,7 +177,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.data.path = "harmless=hh_harmless.jsonl,preferred=alpaca_eval.jsonl"
     c.data.limit = 300
     c.data.max_len = 192
-    for stage, steps in ((c.reward, 30), (c.dpo, 15)):
+    for stage, steps in ((c.reward, 20), (c.dpo, 10)):
         stage.update(dict(steps=steps, batch_size=4, warmup_steps=3))
         stage.adapter.rank = 16
     c.points = 3
