@@ -58,6 +58,23 @@ def test_a_moved_workdir_brings_its_base_along(dpo_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+def test_a_run_s_adapter_at_its_own_strength_answers_as_its_merged_weights_do(dpo_run, tmp_path):
+    (tmp_path / "mine.csv").write_text("ID,Request,Harmfulness\n1,open the door,harmless\n2,close it,harmless\n")
+    flags = [f"--config.data.path={tmp_path / 'mine.csv'}", "--config.defence.system=", "--config.defence.filter="]
+    flags += ["--config.defence.words=()"]
+    base, merged = (f"--config.init_from=run:{dpo_run.workdir}{part}" for part in ("/pretrain", ""))
+    adapter = f"--config.defence.adapter=run:{dpo_run.workdir}"
+    answers = {}
+    for name, more in (("beside", (base, adapter)), ("merged", (merged,))):
+        ended = launch("phtest.py:tiny", tmp_path / name, *flags, *more)
+        assert ended.code in (0, 3), ended.err
+        for line in map(json.loads, (ended.workdir / "records.jsonl").read_text().splitlines()):
+            answers.setdefault((name, line["point"]), []).append(line["response"])
+    assert answers["beside", "adapter_1"] == answers["merged", "bare"] and ("beside", "adapter_0.5") in answers
+    ended = launch("phtest.py:tiny", tmp_path / "other", *flags, merged, adapter)
+    assert ended.code == 2 and "measure the model that it was trained on" in ended.err
+
+
 @pytest.mark.slow  # tests/train/test_adapters.py resumes the state; this is the whole program
 def test_an_adapter_goes_on_from_a_run_and_an_online_reference_is_refused_at_the_first_step(dpo_run, tmp_path):
     flags = (f"--config.init_from=run:{dpo_run.workdir / 'pretrain'}", "--config.pretrain.steps=0", *QUICK[:2])

@@ -17,6 +17,7 @@ from experiments import phtest
 from experiments.decoding import answering, models
 from experiments.pages import phtest as page
 from experiments.safety import judges, strengths
+from tests.decoding.test_backends import server
 from tests.experiments.conftest import launch
 
 ROWS = [
@@ -330,6 +331,33 @@ def test_points_stand_in_the_order_of_the_run_with_the_filter_last():
     rows = [row for point in points for row in rows_of({"full_refusal": 1}, "harmless", point=point)]
     lines = page.rate_lines(rows, "keyword", is_pooled=False)
     assert [line["point"] for line in lines] == ["bare", "adapter_1", "adapter_0.5", "filter"]
+
+
+def test_real_sets_go_through_answers_three_judges_and_the_report(shared_data, tmp_path):
+    paths = ["overrefusal_xstest/xstest_prompts.csv", "overrefusal_phtest/phtest_v0.1_a.csv"]
+    files = [str(shared_data / path) for path in paths]
+    said = json.dumps({"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}]}).encode()
+    with server(lambda text, number: (200, {}, said)) as (url, asked):
+        flags = [f"--config.data.path={','.join(files)}", "--config.data.limit=4", "--config.engine.max_len=2048"]
+        flags += ["--config.judge=keyword,model,endpoint", "--config.judging.template=refusal_yes_no"]
+        flags += [f"--config.judging.url={url}", "--config.judging.model=m", "--config.judging.max_new_tokens=2"]
+        ended = launch("phtest.py:tiny", tmp_path / "run", *NO_DEFENCE, *flags)
+    assert ended.code in (0, 3), ended.err
+    rows = records_of(ended)
+    assert [row["dataset"] for row in rows] == ["xstest_prompts"] * 4 + ["phtest_v0.1_a"] * 4
+    valid = [row for row in rows if row["response"].strip()]
+    assert len(asked) == len(valid) and all(len(row["labels"]) == 3 for row in rows)
+    with open(ended.workdir / "frr.csv") as f:
+        table = list(csv.DictReader(f))
+    by_service = [line for line in table if line["judge"].startswith("refusal_yes_no by m at ")]
+    assert len({line["judge"] for line in table}) == 3
+    assert all(float(line["full_only"]) == 1 for line in by_service if int(line["n"]))
+    left = [path for path in ended.workdir.rglob("*") if path.suffix in (".html", ".json", ".jsonl", ".csv", ".txt")]
+    printed = ended.out + ended.err + "".join(path.read_text() for path in left if path.name != "verdicts.jsonl")
+    for file in files:
+        with open(file, newline="") as f:
+            prompts = [row.get("prompt") or row["Request"] for row in csv.DictReader(f)]
+        assert not any(prompt in printed for prompt in prompts[:4])
 
 
 def test_judges_need_the_field_that_is_measured():
