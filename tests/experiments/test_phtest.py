@@ -333,6 +333,7 @@ def test_points_stand_in_the_order_of_the_run_with_the_filter_last():
     assert [line["point"] for line in lines] == ["bare", "adapter_1", "adapter_0.5", "filter"]
 
 
+@pytest.mark.slow  # other tests here hold each judge by itself
 def test_real_sets_go_through_answers_three_judges_and_the_report(shared_data, tmp_path):
     paths = ["overrefusal_xstest/xstest_prompts.csv", "overrefusal_phtest/phtest_v0.1_a.csv"]
     files = [str(shared_data / path) for path in paths]
