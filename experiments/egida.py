@@ -215,7 +215,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    for num, beta, rank in itertools.product((50, 100, 200), (0.1, 0.3), (0, 8)):
+    for num, beta, rank in itertools.product((50, 200, 1_000), (0.1, 0.3), (0, 8)):
         yield {"pairs.num": num, "tuning.beta": beta, "adapter.rank": rank}
 
 

@@ -6,7 +6,7 @@ Prompts and answers are on the page only where a run brings prompts to show, whi
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -74,7 +74,8 @@ def write(folder: pathlib.Path, report: Report) -> dict[str, Any]:
         files.write_json(folder / "judge_agreement.json", list(report.agreement))
     write_training_log(folder)
     first = [line for line in table if line["judge"] == report.judges[0]]
-    draw_styles(folder / "figures/attacks_by_style.png", [line for line in first if line["of"] == "style"])
+    new = {row["style"] for row in report.attacks(AFTER) if row["cell"] in (unseen.CELLS[1], unseen.CELLS[3])}
+    draw_styles(folder / "figures/attacks_by_style.png", [line for line in first if line["of"] == "style"], new)
     numbers = summary(report, first, refused)
     if numbers["asr/before"] is not None and numbers["asr/after"] is not None and refused:
         draw_tradeoff(folder / "figures/safety_and_refusals.png", numbers)
@@ -235,8 +236,8 @@ def write_training_log(folder: pathlib.Path) -> None:
     files.write_csv(folder / "train_log.csv", ["step", *names], lines)
 
 
-def draw_styles(path: pathlib.Path, lines: Sequence[Row]) -> None:
-    """Attack success of each style before and after, with intervals."""
+def draw_styles(path: pathlib.Path, lines: Sequence[Row], new: Collection[str]) -> None:
+    """Attack success of each style before and after, with intervals; `new` styles were never trained on."""
     lines = [line for line in lines if line["before_n"] and line["after_n"]]
     if not lines:
         return
@@ -250,13 +251,17 @@ def draw_styles(path: pathlib.Path, lines: Sequence[Row]) -> None:
         axes.barh(places, shares, height=0.36, color=charts.PALETTE[1 - k], label=point)
         axes.errorbar(shares, places, xerr=[low, high], fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
     labels = ["no attack" if line["name"] == suites.PLAIN else line["name"] for line in lines]
+    labels = [f"{label} (new)" if line["name"] in new else label for label, line in zip(labels, lines)]
     axes.set_yticks([i + 0.19 for i in range(len(lines))], labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of attacks that succeed", fontsize=8)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    pictures.save(figure, path, f"Attack success by style, judged by {lines[0]['judge']}, with 95 % Wilson intervals.")
+    caption = (
+        f"Attack success by style, judged by {lines[0]['judge']}, with 95 % Wilson intervals; training met no new one."
+    )
+    pictures.save(figure, path, caption)
 
 
 def draw_tradeoff(path: pathlib.Path, numbers: Mapping[str, Any]) -> None:
