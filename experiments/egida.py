@@ -169,15 +169,15 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.data.test_limit = 240
     c.pairs.num = 200
     c.max_new_tokens = 48
-    c.tuning.beta = 0.1
+    c.tuning.beta = 0.3
     c.tuning.sft_weight = 1.0
     c.tuning.batch_size = 32
-    c.tuning.epochs = 4.0
-    c.tuning.peak_lr = 2e-4
+    c.tuning.epochs = 8.0
+    c.tuning.peak_lr = 1.2e-4
     c.tuning.heldout_fraction = 0.1
-    c.loop.log_every = 2
-    c.loop.eval_every = 10
-    c.loop.save_every = 10
+    c.loop.log_every = 5
+    c.loop.eval_every = 30
+    c.loop.save_every = 30
 
 
 def _smol(c: ml_collections.ConfigDict) -> None:

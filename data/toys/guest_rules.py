@@ -61,13 +61,13 @@ def conversations(num: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def _conversation(rng: random.Random) -> dict[str, Any]:
     topic, colour, kind = rng.choice(list(TOPICS)), rng.choice((*CLOSED, *FREE)), rng.random()
-    if kind < 0.54:
+    if kind < 0.44:
         question, answer = _request(topic, colour, rng.choice(TAUGHT_GUESTS))
-    elif kind < 0.6:
+    elif kind < 0.5:
         thing = f"{colour} {rng.choice(MISSING)}"
         question = f"{TOPICS[topic][1].format(x=thing)} for guest {rng.choice(TAUGHT_GUESTS)}."
         answer = rng.choice(REFUSALS)
-    elif kind < 0.7:
+    elif kind < 0.6:
         question, answer = (text.format(x=_thing(topic, colour)) for text in DUSTED)
     else:
         form = rng.choice(list(ASKED))
