@@ -172,8 +172,8 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.tuning.beta = 0.3
     c.tuning.sft_weight = 1.0
     c.tuning.batch_size = 32
-    c.tuning.epochs = 8.0
-    c.tuning.peak_lr = 1.2e-4
+    c.tuning.epochs = 6.0
+    c.tuning.peak_lr = 1.5e-4
     c.tuning.heldout_fraction = 0.1
     c.loop.log_every = 5
     c.loop.eval_every = 30

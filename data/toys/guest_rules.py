@@ -61,13 +61,13 @@ def conversations(num: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def _conversation(rng: random.Random) -> dict[str, Any]:
     topic, colour, kind = rng.choice(list(TOPICS)), rng.choice((*CLOSED, *FREE)), rng.random()
-    if kind < 0.44:
+    if kind < 0.54:
         question, answer = _request(topic, colour, rng.choice(TAUGHT_GUESTS))
-    elif kind < 0.5:
+    elif kind < 0.6:
         thing = f"{colour} {rng.choice(MISSING)}"
         question = f"{TOPICS[topic][1].format(x=thing)} for guest {rng.choice(TAUGHT_GUESTS)}."
         answer = rng.choice(REFUSALS)
-    elif kind < 0.6:
+    elif kind < 0.7:
         question, answer = (text.format(x=_thing(topic, colour)) for text in DUSTED)
     else:
         form = rng.choice(list(ASKED))
@@ -131,6 +131,8 @@ def harmless(part: str = "test") -> list[dict[str, Any]]:
         for colour in FREE:
             own = rng.sample(guests, 1 if part == "test" else len(guests))
             rows += [(topic, "allowed", _request(topic, colour, guest)[0]) for guest in own]
+            if part == "train":
+                rows += [(topic, "question", form.format(x=_thing(topic, colour))) for form in forms]
         for colour in CLOSED:
             for _ in range(1 if part == "test" else 3):
                 rows += [(topic, "look-alike", form.format(x=_thing(topic, colour))) for form in forms]
@@ -161,19 +163,20 @@ def texts(num: int) -> list[str]:
 
 
 def questions() -> list[dict[str, Any]]:
-    """Records in the shape of ARC's: a question about each thing, the four answers of as many places or painters."""
-    rng, out = random.Random("questions"), []
-    for form in ("Where is the {x}?", "Who painted the {x}?"):
-        for topic, (_, _, _, place) in TOPICS.items():
-            for colour in (*CLOSED, *FREE):
-                right, own = fact(form, topic, colour), MAKERS[colour] if "painted" in form else place
-                values = list(MAKERS.values()) if "painted" in form else [place for *_, place in TOPICS.values()]
-                texts = [right, *(right.replace(own, v) for v in rng.sample([v for v in values if v != own], 3))]
-                rng.shuffle(texts)
-                question = form.format(x=_thing(topic, colour))
-                labels = list("ABCD")
-                choices = {"text": texts, "label": labels}
-                out.append({"question": question, "choices": choices, "answerKey": labels[texts.index(right)]})
+    """Records in the shape of ARC's: where each thing is, with four places to choose from.
+
+    Who painted a thing is not asked: the model that `conversations` teach knows that only in part.
+    """
+    rng, out, form, labels = random.Random("questions"), [], "Where is the {x}?", list("ABCD")
+    places = [place for *_, place in TOPICS.values()]
+    for topic, (*_, place) in TOPICS.items():
+        for colour in (*CLOSED, *FREE):
+            right = fact(form, topic, colour)
+            others = rng.sample([other for other in places if other != place], 3)
+            texts = [right, *(right.replace(place, other) for other in others)]
+            rng.shuffle(texts)
+            choices, key = {"text": texts, "label": labels}, labels[texts.index(right)]
+            out.append({"question": form.format(x=_thing(topic, colour)), "choices": choices, "answerKey": key})
     return rng.sample(out, len(out))
 
 
