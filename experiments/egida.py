@@ -4,6 +4,8 @@ Paper:   Garcia-Gasulla et al. 2025, arXiv:2502.13603
 Run:     python -m experiments.run --config experiments/egida.py --config.init_from=hf:DIR --config.data.path=Egida.json
          --config.pairs.safe=Egida-S.json --config.harmless.path=xstest_prompts.csv
 Laptop:  python -m experiments.run --config experiments/egida.py:laptop   (CPU, minutes; `tiny`: seconds)
+Expect:  laptop, 240 attacks and 80 harmless prompts of an embedded house: attacks that succeed 1.000, then
+         0.025; harmless prompts refused 0.000, then 0.000; questions answered right 1.000, then 1.000
 Smol:    make models, then the same with egida.py:smol and the files that it names in this folder
 
 The target answers training requests; a judge says which answers are unsafe; each is paired with a safe answer to the

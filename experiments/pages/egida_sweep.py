@@ -7,8 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from alignment import files
-from alignment.safety import rates
+from alignment import files, frontier
 from experiments.report import charts, groups, pictures
 from experiments.report.groups import Group
 
@@ -23,7 +22,7 @@ def write(folder: pathlib.Path) -> None:
     if not done:
         return
     places = {group.label(): (1 - group.mean(REFUSALS), 1 - group.mean(SAFETY)) for group in done}  # type: ignore[operator]
-    best = rates.pareto(places)
+    best = frontier.front(places)
     lines = [
         dict(group.settings)
         | {name: group.mean(name) for name in (SAFETY, REFUSALS, "ability/after", "pairs")}
