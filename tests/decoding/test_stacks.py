@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import engine, network, stacks
 from alignment.decoding.requests import Request
@@ -141,3 +142,16 @@ def test_one_pass_multiplies_by_each_base_matrix_once(lm, adapters):
 def test_an_adapter_of_another_network_is_refused(lm):
     with pytest.raises(InputError, match=r"guides\[1\] is an adapter of another network"):
         make(lm, guides=[adapter_of(lm, 0), adapter_of(random_lm(num_layers=1), 1)])
+
+
+@pytest.mark.slow  # test_engine.py spreads a model over devices; this one has adapters beside it
+def test_a_stack_on_several_devices_writes_the_same():
+    model, params = random_lm(num_layers=1, num_heads=8, num_kv_heads=4, vocab_size=16, head_dim=4)
+    adapters = [adapter_of((model, params), number) for number in (0, 1)]
+    requests = [Request([t % 16 for t in p], 8, guide_weights=(0.5, 1.0)) for p in PROMPTS[:3]]
+    wanted = make((model, params), guides=adapters).answers(requests)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(1, 1, 4), ("data", "fsdp", "tensor"))
+    spread = model, jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    for answer, alone in zip(make(spread, guides=adapters).answers(requests), wanted):
+        assert answer.ids == alone.ids
+        np.testing.assert_allclose([t.by_model for t in answer.tokens], [t.by_model for t in alone.tokens], atol=1e-4)
