@@ -35,7 +35,8 @@ from alignment.decoding import (
     stacks,
     stopping,
 )
-from alignment.decoding.requests import Answer, Request, Token
+from alignment.decoding.jobs import Job
+from alignment.decoding.requests import Answer, News, Request, Token
 from alignment.errors import InputError
 from alignment.models import decoder, lora
 
@@ -43,34 +44,11 @@ ORDERS = ("arrival", "longest")
 
 
 @dataclasses.dataclass
-class _Job:
-    """A request on its way."""
-
-    number: int
-    request: Request
-    answer: Answer
-    seed: np.uint32
-    matcher: stopping.Matcher | None
-    num_replayed: int = 0  # tokens of an evicted answer that are still to be decoded again
-    was_admitted: bool = False  # its prompt is counted; an evicted one takes a slot more than once
-    scores: list[Any] = dataclasses.field(default_factory=list)  # of the prompt, on the device until the end
-
-
-@dataclasses.dataclass
 class _Slot:
     """Who writes in a slot, and when it last began."""
 
-    job: _Job | None = None
+    job: Job | None = None
     last_used: int = 0
-
-
-@dataclasses.dataclass
-class News:
-    """New tokens of one request; the answer is complete where `is_done`."""
-
-    answer: Answer
-    tokens: list[Token]
-    is_done: bool
 
 
 class Engine:
@@ -180,7 +158,7 @@ class Engine:
         self._slots = [_Slot() for _ in range(num_slots)]
         ring_lengths = [[layer["keys"].shape[0] for layer in cache] for cache in self.state["caches"]]
         self.prefixes = prefixes.Prefixes(self.plan, ring_lengths)
-        self._waiting: dict[int, _Job] = {}  # by number
+        self._waiting: dict[int, Job] = {}  # by number
         self._queue: list[tuple[float, int]] = []  # a heap of (rank, number); numbers that no longer wait are stale
         self._prefilling: dict[int, Iterator[None]] = {}  # slot -> the rest of its prefill
         self._next_number, self._turn = 0, 0
@@ -227,18 +205,18 @@ class Engine:
         matcher = stopping.Matcher(self.pieces, request.stop) if self.pieces is not None else None
         seed = sampling.row_key_bits(request.seed, self.seed, number)
         rank = -request.max_new_tokens if self.order == "longest" else 0
-        self._enqueue(_Job(number, request, Answer(number, request), seed, matcher), rank)
+        self._enqueue(Job(number, request, Answer(number, request), seed, matcher), rank)
         return number
 
     def cancel(self, number: int) -> Answer | None:
         """Take a request out; what it has written so far, or None if it is not here."""
         if number in self._waiting:
-            return self._finish(self._waiting.pop(number), "cancelled")
+            return self._waiting.pop(number).finish("cancelled")
         for i, slot in enumerate(self._slots):
             if slot.job is not None and slot.job.number == number:
                 job, slot.job = slot.job, None
                 self._prefilling.pop(i, None)
-                return self._finish(job, "cancelled")
+                return job.finish("cancelled")
         return None
 
     def preempt(self, number: int) -> bool:
@@ -352,29 +330,18 @@ class Engine:
             self.counts["cached_tokens"] += starts[0]
         slot.job, self._turn = job, self._turn + 1
         slot.last_used = self._turn
-        self.state = programs.admit(plan, self.state, np.int32(i), self._row(job, prompts, starts), copies)
+        row = programs.row(
+            plan,
+            request,
+            prompts,
+            starts,
+            written=job.answer.ids[: job.num_replayed],
+            seed=job.seed,
+            stop_ids=self.stop_ids,
+            processors=self._first_rows if request.processor_rows is None else tuple(request.processor_rows),
+        )
+        self.state = programs.admit(plan, self.state, np.int32(i), row, copies)
         self._prefilling[i] = self._prefill(i, job, prompts, starts)
-
-    def _row(self, job, prompts, starts):
-        """What `programs.admit` writes to a slot."""
-        plan, request = self.plan, job.request
-        written = job.answer.ids[: job.num_replayed]
-        tokens_S = np.zeros(plan.max_len, np.int32)
-        given = [*prompts[0], *written]
-        tokens_S[: len(given)] = given
-        rows = self._first_rows if request.processor_rows is None else tuple(request.processor_rows)
-        with_stops = dataclasses.replace(request, stop_ids=(*self.stop_ids, *request.stop_ids))
-        return {
-            "tokens": tokens_S,
-            "num_prompt": np.int32(len(prompts[0])),
-            "num_fixed": np.int32(len(given)),
-            "limit": np.int32(len(prompts[0]) + request.max_new_tokens),
-            "pending": np.array([prompt[-1] for prompt in prompts], np.int32),
-            "position": np.array(starts, np.int32),
-            "options": programs.option_row(plan, with_stops, job.seed),
-            **programs.bias_row(request),
-            "processors": rows,
-        }
 
     def _prefill(self, i, job, prompts, starts):
         """Prefill one chunk after the other, yielding after each; the last token of a prompt is left to decoding."""
@@ -438,16 +405,13 @@ class Engine:
         job.num_replayed -= skipped
         stop_ids = {*self.stop_ids, *request.stop_ids}
         new: list[Token] = []
-        reason = "" if self._read_scores(job) else "error"
+        reason = "" if job.read_scores() else "error"
         for k in range(skipped, 0 if reason else num):
             token = int(ids[k])
             if token >= plan.models[0].vocab_size:
                 reason = "error"
                 break
-            top = []
-            if request.logprobs:
-                pairs = zip(fetched["top"][0][i, k], fetched["top"][1][i, k])
-                top = [(int(t), float(x)) for t, x in pairs][: request.logprobs]
+            top = job.best(*(x[i, k] for x in fetched["top"])) if request.logprobs else []
             by_model = tuple(fetched["by_model"][:, i, k].tolist()) if plan.guides else ()
             new.append(Token(token, float(fetched["logprobs"][i, k]), top, by_model))
             if token in stop_ids:
@@ -477,38 +441,13 @@ class Engine:
         Hidden keys have weight 0 for the slot's next request, and 0 times NaN is NaN.
         """
         job, self._slots[i].job = self._slots[i].job, None
-        answer = self._finish(job, reason if self._read_scores(job) else "error")
+        answer = job.finish(reason if job.read_scores() else "error")
         if answer.error:
             self.counts["failed"] += 1
             self.state = programs.clean(self.plan, self.state, np.int32(i))
             for model in range(len(self.plan.places)):
                 self.prefixes.start(i, model, [], i)
         return answer
-
-    def _read_scores(self, job):
-        """Put the prompt's scores into the answer, which gets them once its prompt is through; are they numbers?"""
-        prompt = []
-        for (logprob_C, (ids_CE, top_CE)), part, targets in job.scores:
-            scored = jax.device_get((logprob_C, ids_CE, top_CE))
-            for k, target in enumerate(targets[: len(part)]):
-                pairs = zip(scored[1][k], scored[2][k])
-                top = [(int(t), float(x)) for t, x in pairs][: job.request.logprobs or 0]
-                prompt.append(Token(int(target), float(scored[0][k]), top))
-        if any(math.isnan(token.logprob) for token in prompt):
-            return False
-        # an evicted request has read its prompt again, to the same bits
-        job.answer.prompt, job.scores = prompt or job.answer.prompt, []
-        return True
-
-    def _finish(self, job, reason):
-        if reason == "error":
-            job.answer.error = (
-                f"request {job.number}: after {len(job.answer.tokens)} tokens the logits are not numbers, or every "
-                "token's is -inf; are the weights damaged, does half precision overflow, or do models and processors "
-                "rule all tokens out together?"
-            )
-        job.answer.finish_reason = reason
-        return job.answer
 
 
 def write(

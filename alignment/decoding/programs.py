@@ -14,7 +14,7 @@ P parts of a network (itself and its adapters), R = P*B rows of its cache: slot 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import guided, network, rows, sampling, speculation, stacks
-from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS
+from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS, Request
 from alignment.errors import InputError
 from alignment.models import decoder
 
@@ -175,7 +175,7 @@ def admit(plan: Plan, state: State, slot: jax.Array, row: Mapping[str, Any], cop
         row: `tokens` [S] (the prompt, and the answer so far where one is continued), `num_prompt`, `num_fixed`,
             `limit`, `pending` and `position` [W] (each prompt's last token, and where its prefill begins), `options`,
             `bias_ids` and `biases` [NUM_BIASES], `processors`. Options and processors as in the state, without its
-            axis B.
+            axis B. `row` makes it.
         copies: for each model the slot to copy from and the number of blocks, [W,2].
     """
     tokens_S, options = row["tokens"], dict(row["options"])
@@ -410,9 +410,44 @@ def _where_rows(is_row_B, new, old):
     return jnp.where(is_row_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def option_row(plan: Plan, request: Any, seed: np.uint32) -> dict[str, Any]:
-    """A request's options as `admit` takes them."""
-    stop_ids = list(dict.fromkeys(request.stop_ids))[:NUM_STOP_IDS]
+def row(
+    plan: Plan,
+    request: Request,
+    prompts: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    written: Sequence[int],
+    seed: np.uint32,
+    stop_ids: Sequence[int],
+    processors: Sequence[Any],
+) -> dict[str, Any]:
+    """What `admit` writes to a slot for a request.
+
+    Args:
+        prompts, starts: of each of `plan.places`: its tokens, and where its prefill begins.
+        written: the answer so far, where one is continued.
+        seed: of the draws.
+        stop_ids: beside those of the request.
+        processors: what the processors' states begin with.
+    """
+    tokens_S = np.zeros(plan.max_len, np.int32)
+    given = [*prompts[0], *written]
+    tokens_S[: len(given)] = given
+    return {
+        "tokens": tokens_S,
+        "num_prompt": np.int32(len(prompts[0])),
+        "num_fixed": np.int32(len(given)),
+        "limit": np.int32(len(prompts[0]) + request.max_new_tokens),
+        "pending": np.array([prompt[-1] for prompt in prompts], np.int32),
+        "position": np.array(starts, np.int32),
+        "options": _options(plan, request, seed, [*stop_ids, *request.stop_ids]),
+        **_biases(request),
+        "processors": tuple(processors),
+    }
+
+
+def _options(plan, request, seed, stop_ids):
+    stop_ids = list(dict.fromkeys(stop_ids))[:NUM_STOP_IDS]
     return {
         **{name: np.float32(getattr(request, name)) for name in FLOATS},
         "top_k": np.int32(min(request.top_k, plan.models[0].vocab_size)),
@@ -424,7 +459,7 @@ def option_row(plan: Plan, request: Any, seed: np.uint32) -> dict[str, Any]:
     }
 
 
-def bias_row(request: Any) -> dict[str, np.ndarray]:
+def _biases(request):
     """A request's logit bias as two lists of one length for all requests."""
     ids, biases = np.zeros(NUM_BIASES, np.int32), np.zeros(NUM_BIASES, np.float32)
     for i, (token, bias) in enumerate(request.logit_bias.items()):

@@ -117,6 +117,15 @@ class Answer:
         return ids[:-1] if isinstance(self.stop, int) and self.finish_reason == "stop" else ids
 
 
+@dataclasses.dataclass
+class News:
+    """New tokens of one request; the answer is complete where `is_done`."""
+
+    answer: Answer
+    tokens: list[Token]
+    is_done: bool
+
+
 def check(request: Request, *, vocab_size: int, max_len: int, num_guides: int = 0, has_bytes: bool = True) -> None:
     """Refuse what the engine cannot serve.
 

@@ -10,8 +10,7 @@ import time
 import pytest
 
 from alignment.decoding import requests, stopping
-from alignment.decoding.engine import News
-from alignment.decoding.requests import Answer, Token
+from alignment.decoding.requests import Answer, News, Token
 from data.tokens import pieces, tokenizer
 from experiments.serving import app
 from experiments.serving.service import Limits, Service
