@@ -168,6 +168,8 @@ def sweep():
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     check(c)
+    if c.judged.judge and jax.process_count() > 1:
+        raise InputError("judged.judge asks from one process; start it without --distributed, or set it to ''")
     folder = corpora(c, workdir)
     mesh = sharding.make_mesh(**c.mesh)
     tok = tokenizer_of(c, folder, workdir)
@@ -225,8 +227,6 @@ def check(c: ml_collections.ConfigDict) -> None:
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
     compared.check(c.judged, c.judging, names(c.arms), c.samples.num)
-    if c.judged.judge and jax.process_count() > 1:
-        raise InputError("judged.judge asks from one process; start it without --distributed, or set it to ''")
     lm.check_model(c, made_here=kind == "learn")
     losses.check_options("dpo", {"beta": c.dpo.beta})
     for name in training.STAGES:

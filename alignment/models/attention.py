@@ -17,8 +17,8 @@ def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
     """The mask [B,T,S]: who sees whom, by `positions`, `groups` and `branches` of the queries [B,T] and keys [B,S].
 
     A query sees a key of its own group (0 is padding) at no later position, in the trunk (branch 0) or in its own
-    branch, and, with a sliding window, fewer than `window` positions back. Where the queries have `forks`, a branch sees
-    of the trunk only what stands before the position at which it forks off.
+    branch, and, with a sliding window, fewer than `window` positions back. Where the queries have `forks`, a branch
+    sees of the trunk only what stands before the position at which it forks off.
     """
 
     def pair(name):

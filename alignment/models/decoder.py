@@ -99,8 +99,8 @@ class DecoderLM(nn.Module):
             positions_BT: rope positions; None: 0, 1, ...
             groups_BT: tokens of different groups do not see each other, 0 is padding; None: all ones.
             branches_BT: 0 is a group's trunk, seen by its branches 1, 2, ..., which do not see each other; None: zeros.
-            forks_BT: of a branch's tokens, the position at which it leaves the trunk, whose tokens from there on it does
-                not see; None: no trunk goes on behind its branches' beginning.
+            forks_BT: of a branch's tokens, the position at which it leaves the trunk, whose tokens from there on it
+                does not see; None: no trunk goes on behind its branches' beginning.
         """
         places = _places(tokens_BT, positions_BT, groups_BT, branches_BT)
         if forks_BT is not None:

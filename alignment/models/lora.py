@@ -297,7 +297,6 @@ def hidden_states(
         inputs: of `DecoderLM`: tokens, and what follows them.
         has_own_rows: the inputs are `[K,B,T]`, each adapter's own; else `[B,T]`, the same for all.
     """
-
     beside = model.clone(merges_adapter=False)  # added to the kernels, each adapter would need a copy of them
 
     def one(adapter, inputs):

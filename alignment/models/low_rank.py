@@ -26,8 +26,8 @@ def products(x_NX: jax.Array, kernels: Kernels, a: Kernels, b: Kernels) -> dict[
     """`x (W + A B)` [N,Y] by name.
 
     Args:
-        kernels: [X,Y] of each name, either side split over several axes or not. They are made two-sided in here, because
-            what the backward pass keeps of a scan's arrays is a copy unless it is the array itself.
+        kernels: [X,Y] of each name, either side split over several axes or not. They are made two-sided in here,
+            because what the backward pass keeps of a scan's arrays is a copy unless it is the array itself.
         a, b: [X,R] and [R,Y] of each name, with B scaled.
     """
     return {name: x_NX @ _merged(kernels[name], a[name], b[name]) for name in kernels}

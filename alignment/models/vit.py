@@ -116,7 +116,7 @@ class Block(nn.Module):
         q_NTHK, k_NSHK, v_NSHK = (self._dense(heads, axes, name)(x_NTD) for name in ("query", "key", "value"))
         logits_NHTS = jnp.einsum("NTHK,NSHK->NHTS", q_NTHK, k_NSHK).astype(jnp.float32) / heads[1] ** 0.5
         if real_NS is not None:
-            # Finite, because relevance and gradients through -inf would be NaN; in float32 the weight is 0 all the same.
+            # Finite, because relevance and gradients through -inf would be NaN; in float32 the weight is still 0.
             logits_NHTS = jnp.where(real_NS[:, None, None], logits_NHTS, jnp.finfo(jnp.float32).min)
         weights_NHTS = nn.softmax(logits_NHTS)
         mixed_NTHK = jnp.einsum("NHTS,NSHK->NTHK", weights_NHTS.astype(self.dtype), v_NSHK)
