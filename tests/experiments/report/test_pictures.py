@@ -14,7 +14,7 @@ GREY = np.full((8, 8, 3), 100, np.uint8)
 def figures(monkeypatch):
     """The figures that are saved, instead of files."""
     saved = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path, caption: saved.append(figure))
+    monkeypatch.setattr(pictures, "save", lambda figure, path, caption: saved.append(figure))
     return saved
 
 
