@@ -24,6 +24,7 @@ class Question:
         options: letter to text, from A on.
         answer: the right letter.
         context: what is to be read first.
+        group: what it has in common with others, such as the fact that it asks for; intervals resample groups.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Question:
     options: Mapping[str, str]
     answer: str
     context: str = ""
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

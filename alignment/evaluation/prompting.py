@@ -323,6 +323,7 @@ def rows(asked: Sequence[Asked]) -> list[Mapping[str, Any]]:
                     "answer": draw.answer,
                     "order": draw.order,
                     "retries": draw.retries,
+                    "logprob": draw.reply.logprob if np.isfinite(draw.reply.logprob) else None,
                     "tokens": {"prompt": draw.reply.num_prompt_tokens, "generated": draw.reply.num_tokens},
                 }
                 for draw in one.draws

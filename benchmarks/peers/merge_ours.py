@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignment.merging import recipes
-from experiments import merge
+from experiments.merging import writing
 
 
 def anonymous_mb() -> float:
@@ -30,11 +30,19 @@ def main(recipe_file: str, workdir: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    config = merge.get_config()
     begin, cpu = time.perf_counter(), time.process_time()
     recipe = recipes.load(recipe_file)
-    models, jobs = merge.open_models(recipe, {}, False)
-    merge.merge(config, recipe, models, jobs, Path(workdir))
+    models, jobs = writing.open_models(recipe, {}, False)
+    writing.merge(
+        recipe,
+        models,
+        jobs,
+        Path(workdir),
+        seed=0,
+        max_shard_bytes=2_000_000_000,
+        threads=None,
+        allow_submatrix=False,
+    )
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     is_over.set()
     watcher.join()

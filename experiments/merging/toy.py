@@ -15,12 +15,13 @@ import tokenizers
 from jax.sharding import Mesh
 
 from alignment import files
-from alignment.merging import methods, recipes
+from alignment.merging import recipes
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, next_token, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
 from data.toys import herbal
+from experiments.merging import writing
 
 PREFIX = "synthetic:"  # of a recipe that merges the two experts, before the method's name
 BASE = "base"
@@ -34,16 +35,7 @@ SETTINGS = {"weight": 1.0, "density": 0.5, "gamma": 0.01, "epsilon": 0.1, "t": 0
 
 def recipe(name: str) -> recipes.Recipe:
     """A recipe of a method for the two experts; slerp goes from one to the other, and passthrough takes the first."""
-    method = methods.METHODS[name]
-    num = method.models[1] or len(herbal.SUBJECTS)
-    content: dict[str, Any] = {
-        "merge_method": name,
-        "models": [{"model": subject} for subject in herbal.SUBJECTS[:num]],
-        "parameters": {key: SETTINGS[key] for key in (*method.each, *method.settings) if key in SETTINGS},
-    }
-    if name == "slerp" or method.base != methods.NEVER:
-        content["base_model"] = herbal.SUBJECTS[0] if name == "slerp" else BASE
-    return recipes.parse(content)
+    return writing.recipe_of(name, herbal.SUBJECTS, BASE, SETTINGS)
 
 
 def write_tokenizer(folder: pathlib.Path) -> str:

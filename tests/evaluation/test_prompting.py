@@ -155,7 +155,7 @@ def test_the_log_of_an_ensemble_has_every_draw():
     asked = prompting.ask(some(2), Scheme(num_draws=3, shuffles=True), scripted(lambda request: True))
     first, second = prompting.rows(asked)
     assert first["result"] and first["original_answer"] == "A" and len(second["generations"]) == 3
-    assert first["generations"][0].keys() == {"response", "answer", "order", "retries", "tokens"}
+    assert first["generations"][0].keys() == {"response", "answer", "order", "retries", "logprob", "tokens"}
 
 
 def test_a_responder_writes_with_an_engine_and_seeds_each_draw():

@@ -9,8 +9,7 @@ import yaml
 from alignment.models import tensors
 from alignment.train import language_model
 from data.tokens import tokenizer
-from experiments import merge
-from experiments.merging import toy
+from experiments.merging import toy, writing
 from tests.experiments.conftest import launch
 from tests.merging import folders
 
@@ -90,7 +89,7 @@ def test_a_killed_merge_goes_on_and_leaves_the_same_bytes(models, monkeypatch):
 def test_files_of_other_weights_are_not_gone_on_with(models, monkeypatch):
     flags = (recipe(models), "--config.max_shard_bytes=300")
     with monkeypatch.context() as patch:
-        patch.setattr(merge, "add_config", lambda *args: 1 / 0)
+        patch.setattr(writing, "add_config", lambda *args: 1 / 0)
         assert launch("merge.py", models / "run", *flags).code == 1
     folders.write(models / "other", 7)
     assert launch("merge.py", models / "run", *flags).code == launch("merge.py", models / "new", *flags).code == 0

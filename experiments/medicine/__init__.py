@@ -1,0 +1,1 @@
+"""What the stages of a medical assistant share: questions, tuning, prompting, red teams."""
