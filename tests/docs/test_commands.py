@@ -44,6 +44,10 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "serve:tiny": ("--config.port=0",),
     "medguard:tiny": ("--config.max_new_tokens=8",),  # for a checkpoint of short rows
     "harness:tiny": ("--config.engine.max_len=512",),  # for tasks that write 256 tokens
+    "aloe:tiny": (  # a reader's own files
+        *("--config.synthesis.teacher=", "--config.engine.max_len=1024"),
+        *(f"--config.world.{name}=None" for name in ("readings", "conversations", "times", "peak_lr")),
+    ),
     "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }
 LAUNCHER = ["python", "-m", "experiments.run"]

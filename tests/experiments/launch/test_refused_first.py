@@ -109,6 +109,12 @@ REFUSED = {
         ("accumulate=0", "accumulate=0 must be at least 1"),
     ],
     "sft": [("data.turns=first", "turns='first'"), ("data.path=hub:owner", "must read hub:owner/name")],
+    "aloe": [
+        ("merge.methods=('tie',)", "the nearest is 'ties'"),
+        ("sft.peak_lr=-1.0", "peak_lr=-1.0"),
+        ("safety.path=nowhere.jsonl", "no such file"),
+        ("asking.schemes=('medpromt',)", "the nearest is 'medprompt'"),
+    ],
     "dpo": [("batch.layout=shred", "the nearest is 'shared'"), ("data.chat=allways", "the nearest is 'always'")],
 }
 
