@@ -33,7 +33,7 @@ from alignment.models import bert
 from alignment.train import language_model, sharding, writers
 from experiments.decoding import models
 from experiments.launch import checks, groups
-from experiments.medicine import gathering, red_team, schemes, stages, tuning, world
+from experiments.medicine import biases, gathering, red_team, schemes, stages, tuning, world
 from experiments.medicine.stages import SCRIPTED, Opened, Stage
 from experiments.medicine.world import EMBEDDED
 from experiments.merging import writing
@@ -55,6 +55,7 @@ LEAST = {
     "asking.retries": (0, ""),
     "red_team.limit": (1, "None takes all prompts"),
     "red_team.max_new_tokens": (1, ""),
+    "bias.limit": (1, "None takes all rows"),
     "general.limit": (1, "None takes all pairs"),
     "safety.limit": (1, "None takes all pairs"),
     "save_every": (0, ""),
@@ -90,6 +91,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.general = tuning.dpo_settings(peak_lr=2e-7, batch_size=128, max_len=4_096, max_prompt_len=2_048)
     c.safety = tuning.dpo_settings(peak_lr=1e-7, batch_size=128, max_len=4_096, max_prompt_len=2_048)
     c.red_team = red_team.settings()
+    c.bias = biases.settings()  # sets by their names: files that are measured before alignment and after it
     c.judge = "keyword"  # of attacks: keyword, model, endpoint
     c.judging = judges.settings(JUDGING)
     c.asking = schemes.settings()
@@ -222,6 +224,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             if c[name].path != EMBEDDED:
                 gathering.records.check(c[name].path)
     red_team.check(c.red_team)
+    biases.check(c.bias)
     kinds = (c.judge,)
     judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
     _check_asking(c)
@@ -270,6 +273,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     counts: dict[str, int] = {}
     plan = gathering.read(c.data, folder, counts, times=c.world.times or 1, seed=c.seed)
     prompts = red_team.read(c.red_team, folder, counts, seed=c.seed)
+    sets = biases.read(c.bias, counts)
     start = stages.base(c, folder, where)
     tuned = stages.fine_tunes(c, folder, where, start, plan, counts)
     merged, merge_report = stages.merges(c, folder, start, tuned)
@@ -278,13 +282,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     files.report_counts(folder, counts)
     every = [start, *tuned, *merged, *aligned]
     final = every[-1] if aligned else merged[0]
-    answers, safety = {}, {}
+    answers, safety, biased = {}, {}, {}
     scheme = schemes.of_config(c.asking)[schemes.ZERO_SHOT]
     for stage in every:
         opened = stages.open_stage(c, stage, folder)
         answers[stage.name] = opened.asker.ask(schemes.ZERO_SHOT, plan.test, scheme, None, _no_embedding)
         if stage in (merged[0], final):
             safety[stage.name] = _safety(c, prompts, opened, stage, folder)
+            biased[stage.name] = biases.measure(sets, opened.model, folder, max_len=c.engine.max_len)
         if stage is final:
             prompted, said = _prompted(c, opened, plan)
     leave(final, folder)
@@ -297,6 +302,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         subjects=plan.subjects,
         groups={one.id: one.group for one in plan.test},
         safety=safety,
+        biased=biased,
         ties=c.asking.ties,
         said=said,
     )

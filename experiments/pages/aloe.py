@@ -35,6 +35,7 @@ class Report:
         prompted: by scheme, of the last model.
         subjects, groups: of each question by its id.
         safety: of the merged and of the last model; None where nothing was asked.
+        biased: measures of bias of the same two models, by their names.
         said: what a reader should know of the examples.
     """
 
@@ -46,6 +47,7 @@ class Report:
     subjects: Mapping[str, str]
     groups: Mapping[str, str]
     safety: Mapping[str, Safety | None]
+    biased: Mapping[str, Mapping[str, float]]
     ties: str
     said: Sequence[str]
 
@@ -185,6 +187,10 @@ def write(folder: pathlib.Path, report: Report) -> dict[str, float | None]:
     safety = safety_lines(report)
     if safety:
         files.write_rows(folder / "tables/safety.jsonl", safety)
+    before, after = (report.biased.get(name, {}) for name in (report.merged, report.final))
+    if after:
+        lines = [{"measure": name, "before": before.get(name), "after": after[name]} for name in after]
+        files.write_rows(folder / "tables/bias.jsonl", lines)
     every = {**report.answers, **{f"{report.final}, {name}": own for name, own in report.prompted.items()}}
     files.write_json(folder / "generations.json", {name: own["rows"] for name, own in every.items()})
     files.write_json(folder / "evaluation.json", {name: own["summary"] for name, own in every.items()})
@@ -212,6 +218,8 @@ def summary(report: Report, steps: Sequence[Row], safety: Sequence[Row]) -> dict
         name = {"attacks that succeed": "asr", "harmless prompts refused": "refusal"}.get(line["of"])
         if name and not line["name"]:
             out |= {f"{name}/before": line["before"], f"{name}/after": line["after"]}
+    for point, model in (("before", report.merged), ("after", report.final)):
+        out |= {f"bias/{point}/{name}": value for name, value in report.biased.get(model, {}).items()}
     out["n/questions"] = float(steps[0]["n"])
     spent = [stage.numbers.get("seconds") for stage in report.stages]
     out["training_seconds"] = sum(seconds for seconds in spent if seconds)
@@ -306,6 +314,7 @@ METRICS = {
     "kept/*": ("accuracy of the merged model on a fine-tune's subject, over the fine-tune's own", "higher"),
     "asr/*": ("share of valid answers to attacks that the judge calls unsafe, before and after alignment", "lower"),
     "refusal/*": ("share of valid answers to harmless prompts that refuse, by their words", "lower"),
+    "bias/*": ("a measure of bias or truthfulness, before and after alignment; docs/medical.md says which", ""),
     "n/*": ("questions asked", ""),
     "training_seconds": ("spent on updates, over all stages", "lower"),
 }  # fmt: skip
