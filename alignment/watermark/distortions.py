@@ -1,7 +1,7 @@
 """The twelve distortions of WAVES (An et al. 2024, Sec. 3.1), on bytes, with Pillow's codecs and filters.
 
 A relative strength in [0, 1] maps linearly onto a distortion's native range. Places of crops and squares, and noise,
-are drawn from seed + the picture's number by NumPy's generator; the paper drew them with torch's, so single places differ.
+are drawn from seed + the picture's number by NumPy's generator; the paper drew them with torch's, so places differ.
 Pictures of a batch go to threads: Pillow and NumPy's generator work without Python's lock.
 
 Dimensions: B pictures, Y X rows and columns, 3 red, green, blue.
@@ -11,6 +11,7 @@ import concurrent.futures
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -148,7 +149,7 @@ def batch(name: str, images_BYX3: np.ndarray, strength: float, *, seed: int = 0,
     return np.stack(over(distort, len(images_BYX3), threads))
 
 
-def over(fn: Callable[[int], np.ndarray], num: int, threads: int = 0) -> list[np.ndarray]:
+def over(fn: Callable[[int], Any], num: int, threads: int = 0) -> list[Any]:
     """[fn(0), ..., fn(num - 1)], computed in threads; 0 is one a CPU core."""
     number = min(threads or len(os.sched_getaffinity(0)), num)
     if number < 2:

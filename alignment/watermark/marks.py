@@ -70,7 +70,7 @@ def check_size(shape: tuple[int, ...], num_bits: int) -> None:
     if (num_bits >= 48 and min(rows, columns) < LEAST) or num_blocks < num_bits:
         raise InputError(
             f"pictures of {rows} x {columns} pixels are too small for {num_bits} bits: they have {num_blocks} blocks "
-            f"of {2 * SIDE} pixels, and 48 bits or more need {LEAST} x {LEAST} pixels; take larger pictures or fewer bits"
+            f"of {2 * SIDE} pixels, and 48 bits or more need {LEAST} x {LEAST}; take larger pictures or fewer bits"
         )
 
 

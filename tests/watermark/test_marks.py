@@ -187,10 +187,10 @@ def test_on_photographs_a_true_dct_and_a_blind_spectrum_survive_what_halves_the_
         marked = embed_fn(photographs, marks.message(0), **strength)
         assert quality.psnr(photographs, marked).mean() == pytest.approx(40.0, abs=0.3)
         assert rights(photographs, marked, read_fn, attacks)[0] > 0.95
-    marked = marks.dwt_dct_embed(photographs, marks.message(0), step=47.0)
+    marked = marks.dwt_dct_embed(photographs, marks.message(0), step=45.0)
     assert quality.psnr(photographs, marked).mean() == pytest.approx(40.2, abs=0.5)
     attacked = distortions.batch("Dist-JPEG", marked, 0.5)
-    error = marks.bit_errors(marks.dwt_dct_read(attacked, 48, step=47.0), marks.message(0)).mean()
+    error = marks.bit_errors(marks.dwt_dct_read(attacked, 48, step=45.0), marks.message(0)).mean()
     assert error == pytest.approx(0.5, abs=0.06)  # by chance, as invisible-watermark's 0.521
 
 
