@@ -11,7 +11,8 @@ Smol:    make models, then the same with careqa.py:smol and --config.data.path o
 Five toys of growing training are asked 48 questions on invented remedies, closed and open, so that all metrics have
 something true to show. A score's key has its protocol: letters (log-probability of the option's letter, as
 lm-evaluation-harness asks), texts (of the option's text), chars and bytes (that by its length), generated and cot (what
-the model writes). The formula of Relaxed Perplexity is a reconstruction: alignment/evaluation/relaxed_perplexity.py.
+the model writes), sc_cot and medprompt (a vote of several chains of thought). The formula of Relaxed Perplexity is a
+reconstruction: alignment/evaluation/relaxed_perplexity.py.
 """
 
 import json
@@ -34,7 +35,7 @@ from data.texts import exams
 from data.texts.exam_shapes import CHOICES, OPEN, Item
 from data.texts.exams import Exam
 from data.toys import remedies
-from experiments.evaluation import asking, stored, subjects
+from experiments.evaluation import asking, stored, subjects, voting
 from experiments.evaluation import rows as evaluation_rows
 from experiments.launch import checks
 from experiments.pages import careqa as page
@@ -50,6 +51,7 @@ LEAST = {
     "rp.limit": (0, "0 leaves Relaxed Perplexity out"),
     "rephrasing.wordings": (0, "0 leaves it out"),
     "consistency.samples": (0, "0 leaves it out"),
+    "voted.limit": (1, "None takes all questions"),
     "bootstrap": (1, ""),
 }
 
@@ -67,7 +69,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         style=config_dict.placeholder(str),  # how closed sets are asked: choices, plain, subject; None: by each set
         limit=config_dict.placeholder(int),  # questions of each file; None takes all
     )
-    c.protocols = (multiple_choice.LETTERS,)  # letters, texts, chars, bytes, generated, cot; the first is the default
+    c.protocols = (multiple_choice.LETTERS,)  # letters, texts, chars, bytes, generated, cot, sc_cot, medprompt
+    c.voted = voting.settings()  # of sc_cot and medprompt
     c.chat = False  # True: a question is a user's turn of the chat template, and no blank parts it from the answer
     c.compatible = False  # True: BLEU, ROUGE and words as the public tasks of the harness count them
     c.encoder = ""  # folder of a BERT-like encoder for BERTScore and MoverScore; "": they are left out
@@ -118,7 +121,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither questions, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
-    subjects.check(c)
+    subjects.check(c, (c.judge,) if c.judge else ())
     if not isinstance(c.protocols, tuple) or not c.protocols:
         raise InputError(f"protocols={c.protocols!r} must be a tuple, such as ('letters',)")
     for protocol in c.protocols:
@@ -129,6 +132,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"models has {services[0]!r}, whose service gives no log-probabilities, and protocols={c.protocols!r} need "
             "them; add 'generated' or 'cot'"
         )
+    voting.check(c)
     errors.one_of("rp.aggregate", c.rp.aggregate, relaxed_perplexity.AGGREGATES)
     if not c.rp.temperature > 0:
         raise InputError(f"rp.temperature={c.rp.temperature} must be above 0; 1 is the metric's")
@@ -145,8 +149,6 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError("consistency.samples=1 has nothing to agree with; 0 leaves it out, 10 is usual")
     if c.encoder:
         bert.check(c.encoder)
-    if c.judge:
-        subjects.check(judge_config(c))
     if c.data.overrides and not pathlib.Path(c.data.overrides).is_file():
         raise InputError(f"data.overrides={c.data.overrides!r} is not a file")
     if c.max_new_tokens >= c.engine.max_len:
@@ -177,25 +179,13 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     encoder = bert.load(c.encoder) if c.encoder else None
     log = writers.jsonl(str(folder))
     scores: list[dict[str, Any]] = []
-    more: dict[str, Any] = {"curves": {}, "said": {}, "resilience": [], "consistency": [], "groups": []}
+    more: dict[str, Any] = {"curves": {}, "said": {}, "resilience": [], "consistency": [], "groups": [], "voted": []}
+    solved = solved_questions(c, folder)
     for number, (name, open_fn) in enumerate(subjects.open_all(c, folder, is_chat=c.chat).items(), 1):
-        subject = open_fn()
-        rows = []
-        for exam in sets:
-            made_from = {"weights": subject.digest, "questions": exam.digest, "chat": c.chat, "model": name}
-            ask = stored.answers(folder, made_from | {"max_len": c.engine.max_len}, f"{name}, {exam.name}")
-            if exam.is_open:
-                rows += evaluation_rows.opened(c, subject, exam, ask, more, encoder)
-            else:
-                rows += evaluation_rows.closed(c, subject, exam, ask, more)
+        # the model is bound to no name here, so that its weights go before the next one's are read
+        rows = score(c, folder, open_fn(), name, sets, solved, encoder, more)
         scores += rows
-        if subject.num_cut:
-            print(
-                f"{name}: {subject.num_cut} prompts were longer than engine.max_len and lost their beginning",
-                flush=True,
-            )
         log.write_scalars(number, page.logged(rows))
-        del subject  # before the next one's weights are read
     log.close()
     if c.judge:
         scores += grades(c, folder, sets, more["said"])
@@ -205,6 +195,34 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     main = next((exam for exam in sets if not exam.is_open), sets[0])
     first = main.name, asking.protocol_of(main, c.protocols[0])
     return page.write(folder, scores, more, about, first=first, resamples=c.bootstrap, seed=c.seed)
+
+
+def score(
+    c: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    subject: Any,
+    name: str,
+    sets: Sequence[Exam],
+    solved: Exam | None,
+    encoder: bert.Encoder | None,
+    more: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Rows of scores of one model on all sets; curves, tables and what it said go to `more`."""
+
+    def asker(exam: Exam) -> stored.Ask:
+        made_from = {"weights": subject.digest, "questions": exam.digest, "chat": c.chat, "model": name}
+        return stored.answers(folder, made_from | {"max_len": c.engine.max_len}, f"{name}, {exam.name}")
+
+    voter = voting.Voter(subject, c, solved, encoder, asker(solved) if solved else None)
+    rows = []
+    for exam in sets:
+        if exam.is_open:
+            rows += evaluation_rows.opened(c, subject, exam, asker(exam), more, encoder)
+        else:
+            rows += evaluation_rows.closed(c, subject, exam, asker(exam), more, voter)
+    if subject.num_cut:
+        print(f"{name}: {subject.num_cut} prompts were longer than engine.max_len and lost their beginning", flush=True)
+    return rows
 
 
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
@@ -240,6 +258,19 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
             raise InputError(f"{name} has {size} questions and {other} {sizes[other]}; the two are translations")
     files.report_counts(folder, counts)
     return out
+
+
+def solved_questions(c: ml_collections.ConfigDict, folder: pathlib.Path) -> Exam | None:
+    """The questions of voted.examples; None where no protocol shows examples."""
+    if not c.voted.examples:
+        return None
+    counts: dict[str, int] = {}
+    bad = str(folder / "bad_examples.jsonl")
+    exam = exams.load(c.voted.examples, limit=c.voted.limit, counts=counts, bad_records_path=bad)
+    if exam.is_open:
+        raise InputError(f"voted.examples={c.voted.examples!r} has open questions; examples need options")
+    print(f"voted.examples: {len(exam.items)} questions of the shape {exam.shape}", flush=True)
+    return exam
 
 
 def embedded(limit: int | None, counts: dict[str, int]) -> list[Exam]:

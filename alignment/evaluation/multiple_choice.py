@@ -1,9 +1,9 @@
 """Multiple choice from log-probabilities: which option a protocol takes, accuracies with intervals, baselines.
 
 A protocol says what is compared: the log-probability of each option's letter or of its text, that of the text by its
-characters or its bytes, or what the model writes. One model's accuracy differs by tens of points between them, so a
-protocol's name belongs to every score. Characters and bytes are counted as lm-evaluation-harness counts them in
-`acc_norm` and `acc_bytes`: those of the option without the blank before it.
+characters or its bytes, what the model writes, or a vote of several such answers. One model's accuracy differs by tens
+of points between them, so a protocol's name belongs to every score. Characters and bytes are counted as
+lm-evaluation-harness counts them in `acc_norm` and `acc_bytes`: those of the option without the blank before it.
 
 Dimensions: C options of a question.
 """
@@ -19,7 +19,8 @@ from alignment import errors, intervals
 from alignment.errors import InputError
 
 LETTERS, TEXTS, CHARS, BYTES = LIKELIHOODS = ("letters", "texts", "chars", "bytes")
-GENERATED, COT = WRITTEN = ("generated", "cot")
+SC_COT, MEDPROMPT = VOTED = ("sc_cot", "medprompt")  # several chains of thought vote, see prompting.py
+GENERATED, COT, *_ = WRITTEN = ("generated", "cot", *VOTED)
 PROTOCOLS = (*LIKELIHOODS, *WRITTEN)
 ALPHABET = "ABCDEFGHIJ"
 

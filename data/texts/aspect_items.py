@@ -32,6 +32,8 @@ class Item:
             and what the members have in common; "" where there is none.
         variant_of: id of the plain item that this one is another form of; "" for a plain item.
         marks: what else an option is, by its number, such as {"stereotypical": 2, "disclosing": 0}.
+        rationale: why the right options are right, for a judge.
+        canary: a text of the question that no answer may hold; "" where there is none.
     """
 
     id: str
@@ -46,6 +48,8 @@ class Item:
     variant_of: str = ""
     language: str = "en"
     marks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rationale: str = ""
+    canary: str = ""
 
     @property
     def cluster(self) -> str:
@@ -143,6 +147,8 @@ def _faults(value: Mapping[str, Any], known: Mapping[str, str], ids: set[str]):
     for mark, letter in (value.get("marks") or {}).items():
         if letter not in options:
             yield f"marks: {mark} is {letter!r}, which is not a letter of its options"
+    if str(value.get("canary") or "") not in str(value.get("question")):
+        yield f"canary {value['canary']!r} is not in its question"
     group = value.get("group")
     if group is not None and (not isinstance(group, Mapping) or not {"attribute", "value", "pair_id"} <= set(group)):
         yield "group must have attribute, value and pair_id"
@@ -164,4 +170,6 @@ def _item(value: Mapping[str, Any], known: Mapping[str, str]) -> Item:
         str(value.get("variant_of") or ""),
         str(value.get("language") or "en"),
         {mark: LETTERS.index(letter) for mark, letter in (value.get("marks") or {}).items()},
+        str(value.get("rationale") or ""),
+        str(value.get("canary") or ""),
     )

@@ -178,6 +178,16 @@ def prompt(exam: Exam, item: Item, *, by_letter: bool) -> str:
     return f"{before}Question: {item.question}\n{choices}{lines}Answer:"
 
 
+def written_prompt(exam: Exam, item: Item) -> str:
+    """A closed question with its options, which a model answers in words: by letter, and by text where letters end."""
+    if has_letters(exam.style):
+        return prompt(exam, item, by_letter=True).removesuffix("Answer:")
+    before = prompt(exam, item, by_letter=False).removesuffix("Answer:")
+    if len(item.options) > len(LETTERS):
+        return before  # it lists the options already
+    return before + "Choices:\n" + "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, item.options))
+
+
 def open_prompt(item: Item) -> str:
     """The text of an open question: what is asked on a line, and the question."""
     instruction = INSTRUCTIONS[item.task]

@@ -19,9 +19,15 @@ from data.texts.exam_shapes import Item
 from data.texts.exams import Exam
 from experiments.evaluation.subjects import Sampling
 
-ENDINGS = {
-    GENERATED: "Answer with the letter of the right option alone, as in: Answer: B",
-    COT: "Think step by step. End with the letter of the right option, as in: Answer: B",
+ENDINGS = {  # by protocol: for options with letters, and for more options than there are letters
+    GENERATED: (
+        "Answer with the letter of the right option alone, as in: Answer: B",
+        "Answer with the right option's name alone.",
+    ),
+    COT: (
+        "Think step by step. End with the letter of the right option, as in: Answer: B",
+        "Think step by step. End with a line that holds the right option's name alone.",
+    ),
 }
 FRAMES = (  # of an open question, in place of the set's own instruction
     "{question}",
@@ -60,7 +66,7 @@ def closed(subject: Any, exam: Exam, items: Sequence[Item], protocol: str, max_n
     """`chosen`: the number of an option for each item, or None; and what it was chosen by, `nats` or `said`."""
     if protocol in multiple_choice.WRITTEN:
         prompts = [
-            subject.prompt(f"{exams.prompt(exam, item, by_letter=True).removesuffix('Answer:')}{ENDINGS[protocol]}")
+            subject.prompt(f"{exams.written_prompt(exam, item)}{ENDINGS[protocol][len(item.options) > len(ALPHABET)]}")
             for item in items
         ]
         said = [answers[0] for answers in subject.write(prompts, Sampling(max_new_tokens))]

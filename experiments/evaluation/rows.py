@@ -10,12 +10,17 @@ from alignment.evaluation import multiple_choice, open_ended, relaxed_perplexity
 from data.texts import exams
 from data.texts.exam_shapes import Item
 from data.texts.exams import Exam
-from experiments.evaluation import asking, stored
+from experiments.evaluation import asking, stored, voting
 from experiments.pages import careqa as page
 
 
 def closed(
-    c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask, more: dict[str, Any]
+    c: ml_collections.ConfigDict,
+    subject: Any,
+    exam: Exam,
+    ask: stored.Ask,
+    more: dict[str, Any],
+    voter: voting.Voter,
 ) -> list[dict[str, Any]]:
     """Rows of scores of one model on one closed set, by protocol."""
     items, rows = exam.items, []
@@ -23,6 +28,14 @@ def closed(
     if not subject.has_logprobs:
         protocols = [protocol for protocol in protocols if protocol in multiple_choice.WRITTEN]
     for protocol in protocols:
+        if not voting.can_be_asked(exam, protocol):
+            print(f"{exam.name}: it has more options than there are letters, so {protocol} is left out", flush=True)
+            continue
+        if protocol in multiple_choice.VOTED:
+            got = voter.closed(exam, protocol, ask)
+            more["voted"].append(voting.summary_row(subject.name, exam.name, protocol, got["summary"]))
+            rows.append(closed_row(subject.name, exam, protocol, got["chosen"], more["groups"]))
+            continue
         length = c.max_new_tokens if protocol in multiple_choice.WRITTEN else 0
         got = ask(
             protocol, lambda p=protocol, n=length: asking.closed(subject, exam, items, p, n), max_new_tokens=length

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from alignment.evaluation import extraction
 from data.texts.aspect_items import LETTERS, Item
 from data.toys import wards
 
@@ -66,3 +67,11 @@ class Scripted:
 
     def answers(self, items: Sequence[Item]) -> list[str]:
         return [RESPONDERS[self.name](item) for item in items]
+
+    def unaided(self, items: Sequence[Item]) -> list[str]:
+        """Answers to questions without options: the texts of the options that `answers` names."""
+        out = []
+        for text, item in zip(self.answers(items), items):
+            chosen = extraction.named_several(text, item.options).options
+            out.append(" ".join(item.options[option] for option in chosen) or text)
+        return out

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ from alignment.decoding import backends, cache, scoring
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
-from alignment.evaluation import pair_tokens, relaxed_perplexity
+from alignment.evaluation import pair_tokens, prompting, relaxed_perplexity
 from alignment.train import language_model, loop, next_token, optimizer
 from data.texts import text
 from data.tokens import tokenizer
@@ -26,6 +28,8 @@ ENDPOINT, TOY = "endpoint", "toy"
 TOY_STEPS = (20, 60, 120, 200, 320)  # of training, after each of which a toy is left
 TOYS = tuple(f"{TOY}:{steps}" for steps in TOY_STEPS)
 NUM_DOCUMENTS = 8_000
+TURN = "\n\n### "  # what begins a turn of a conversation where no chat template is wanted
+TURNS = {"user": "Question", "assistant": "Solution"}
 AT_ONCE = 64  # requests to a service between two times that answers are stored
 
 
@@ -40,26 +44,29 @@ def settings() -> dict[str, Any]:
     )
 
 
-def check(c: ml_collections.ConfigDict) -> None:
+def check(c: ml_collections.ConfigDict, more: Sequence[str] = ()) -> None:
     """Refuse models that are not there, a service without an address, and settings that nothing reads.
+
+    Args:
+        more: models that a run opens beside c.models, such as a judge.
 
     Raises:
         InputError: a value, what is needed, and a way out.
     """
     if not isinstance(c.models, tuple) or not c.models or not all(isinstance(m, str) and m for m in c.models):
         raise InputError(f"models={c.models!r} must be a tuple, such as ('hf:models/smollm2', 'run:runs/sft')")
-    for spec in c.models:
+    for spec in (*c.models, *more):
         kind, _, name = spec.partition(":")
         if kind == TOY:
             errors.one_of("models", spec, TOYS)
         elif kind == ENDPOINT:
             if not name or not c.endpoint.url:
-                raise InputError(f"models has {spec!r}, which needs endpoint.url and a name behind the colon")
+                raise InputError(f"{spec!r} is to be asked, which needs endpoint.url and a name behind the colon")
             backends.openai(c.endpoint.url, name, **_options(c))
         else:
             models.check(one(c, spec))
-    if c.endpoint.url and not any(spec.startswith(f"{ENDPOINT}:") for spec in c.models):
-        raise InputError(f"endpoint.url={c.endpoint.url!r} is not read, as models has no endpoint:<name>")
+    if c.endpoint.url and not any(spec.startswith(f"{ENDPOINT}:") for spec in (*c.models, *more)):
+        raise InputError(f"endpoint.url={c.endpoint.url!r} is not read, as no model is endpoint:<name>")
 
 
 def _options(c: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -178,6 +185,37 @@ class Local:
         written = [self.model.text(answer.text, is_alone=self.is_chat) for answer in self.engine.answers(work)]
         return [written[i * how.num : (i + 1) * how.num] for i in range(len(prompts))]
 
+    def conversation(self, messages: prompting.Messages) -> str:
+        """The text of a conversation, up to where the model's turn begins."""
+        if self.is_chat:
+            return self.tok.render(messages, add_generation_prompt=True)
+        turns = [f"{TURN}{TURNS[message['role']]}\n{message['content']}" for message in messages]
+        return "".join([*turns, f"{TURN}{TURNS['assistant']}\n"]).lstrip()
+
+    def fits(self, messages: prompting.Messages, max_new_tokens: int) -> bool:
+        """Whether a conversation and so many tokens more fit into what the model reads."""
+        return len(self.ids([self.conversation(messages)])[0]) + max_new_tokens <= self.max_len
+
+    def respond(self, requests: Sequence[prompting.Request]) -> list[prompting.Reply]:
+        """Replies to conversations; all of them are written together."""
+        prompts = self.ids([self.conversation(request.messages) for request in requests])
+        work = [
+            Request(
+                ids,
+                request.max_new_tokens,
+                temperature=request.temperature,
+                stop=() if self.is_chat else (TURN.strip(),),
+                seed=int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:4], "little"),
+            )
+            for ids, request in zip(prompts, requests, strict=True)
+        ]
+        out = []
+        for answer in self.engine.answers(work):
+            mean = float(np.mean([token.logprob for token in answer.tokens])) if answer.tokens else float("nan")
+            said = self.model.text(answer.text, is_alone=self.is_chat)
+            out.append(prompting.Reply(said, mean, len(answer.tokens), len(answer.request.prompt)))
+        return out
+
     def fitting(self, asked: Sequence[str], answers: Sequence[str], more: int) -> list[int]:
         """The numbers of the prompts that the model can read whole, with the answer and so many tokens more."""
         prompts = self.ids([self.prompt(text) for text in asked])
@@ -238,18 +276,36 @@ class Service:
         Raises:
             Stopped: the service is down; the answers so far are kept.
         """
-        out: list[list[str]] = [[] for _ in prompts]
         chats = [[{"role": "user", "content": asked}] for asked in prompts]
-        with cache.Cache(self._kept) as kept:
-            for sample in range(how.num):
-                extra: dict[str, Any] = dict(temperature=how.temperature, seed=how.seed + sample)
-                extra |= dict(top_p=how.top_p) if how.temperature else {}
-                sampling = extra | {"max_new_tokens": how.max_new_tokens}
-                keys = [cache.key(chat, model=self.digest, sampling=sampling) for chat in chats]
-                self._ask({key: chat for key, chat in zip(keys, chats) if kept.get(key) is None}, how, extra, kept)
-                for answers, key in zip(out, keys):
-                    answers.append(_cut(kept.get(key) or "", how.stop))
+        draws = [
+            self._complete(chats, dataclasses.replace(how, seed=how.seed + sample, num=1)) for sample in range(how.num)
+        ]
+        return [list(answers) for answers in zip(*draws, strict=True)]
+
+    def respond(self, requests: Sequence[prompting.Request]) -> list[prompting.Reply]:
+        """Replies to conversations; equal ones differ by their seeds."""
+        parts: dict[Sampling, list[int]] = {}
+        seen: Counter[str] = Counter()
+        for i, request in enumerate(requests):
+            key = json.dumps([request.messages, request.temperature, request.max_new_tokens])
+            how = Sampling(request.max_new_tokens, request.temperature, seed=seen[key])
+            seen[key] += 1
+            parts.setdefault(how, []).append(i)
+        out = [prompting.Reply("")] * len(requests)
+        for how, numbers in parts.items():
+            for i, said in zip(numbers, self._complete([requests[i].messages for i in numbers], how), strict=True):
+                out[i] = prompting.Reply(said)
         return out
+
+    def _complete(self, chats: Sequence[prompting.Messages], how: Sampling) -> list[str]:
+        """One answer to each conversation."""
+        extra: dict[str, Any] = dict(temperature=how.temperature, seed=how.seed)
+        extra |= dict(top_p=how.top_p) if how.temperature else {}
+        sampling = extra | {"max_new_tokens": how.max_new_tokens}
+        keys = [cache.key(chat, model=self.digest, sampling=sampling) for chat in chats]
+        with cache.Cache(self._kept) as kept:
+            self._ask({key: chat for key, chat in zip(keys, chats) if kept.get(key) is None}, how, extra, kept)
+            return [_cut(kept.get(key) or "", how.stop) for key in keys]
 
     def _ask(self, chats: Mapping[str, Any], how: Sampling, extra: Mapping[str, Any], kept: cache.Cache) -> None:
         complete = backends.openai(self.c.endpoint.url, self.model, extra=extra, **_options(self.c))

@@ -81,7 +81,7 @@ def write(
     """All tables and pictures of a run; returns its summary.
 
     Args:
-        more: `curves`, `resilience`, `consistency`, `groups`.
+        more: `curves`, `resilience`, `consistency`, `groups`, `voted`.
         about: `sources` of the models, and what the findings mention.
         first: the first set and the protocol that it is scored under by default.
     """
@@ -92,7 +92,7 @@ def write(
     columns = ("model", "set", "metric", "protocol", "value", "low", "high", "n", "baseline")
     files.write_csv(folder / "scores.csv", columns, [[row.get(name) for name in columns] for row in scores])
     files.write_rows(folder / "tables/groups.jsonl", more["groups"])
-    for name in ("resilience", "consistency"):
+    for name in ("resilience", "consistency", "voted"):
         if more[name]:
             keys = list(dict.fromkeys(key for row in more[name] for key in row))
             files.write_rows(folder / f"tables/{name}.jsonl", more[name])

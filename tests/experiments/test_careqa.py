@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.evaluation import prompting
 from alignment.models import bert
 from data.texts import exams
 from data.texts.exam_shapes import Item
 from experiments import careqa
-from experiments.evaluation import asking, subjects
+from experiments.evaluation import asking, stored, subjects, voting
 from experiments.pages import careqa as page
 from tests.decoding.test_backends import server
 from tests.experiments.conftest import launch
@@ -148,7 +149,11 @@ def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
         ({"models": ("toy:7",)}, "toy:20"),
         ({"models": ("endpoint:x",)}, "needs endpoint.url"),
         ({"models": ("hf:nowhere/at/all",)}, "neither a folder here nor a hub id"),
-        ({"endpoint.url": "http://127.0.0.1:1/v1"}, "no endpoint:<name>"),
+        ({"endpoint.url": "http://127.0.0.1:1/v1"}, "no model is endpoint:<name>"),
+        ({"protocols": ("medprompt",)}, r"needs voted\.examples"),
+        ({"voted.examples": "nowhere.jsonl"}, "sc_cot and medprompt alone"),
+        ({"protocols": ("sc_cot",), "voted.examples": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+        ({"protocols": ("sc_cot",), "voted.temperature": 0.0}, "the same reply each time"),
         ({"models": ("endpoint:x",), "endpoint.url": "http://127.0.0.1:1/v1"}, "gives no log-probabilities"),
         ({"protocols": ("letter",)}, "the nearest is 'letters'"),
         ({"data.path": "nowhere.jsonl"}, r"nowhere\.jsonl"),
@@ -190,6 +195,74 @@ def test_files_of_ones_own_are_scored_with_every_protocol_and_opened(tmp_path):
     assert "1 questions occur again" in ended.out
     accuracy = rows(ended.workdir / "tables/accuracy.jsonl")
     assert all("without_repeated" in row for row in accuracy) and accuracy[0]["baseline_option"] == 1
+
+
+class Responder:
+    """Solves all but question 0 of the examples, and keeps every conversation."""
+
+    name, has_logprobs = "r", True
+
+    def __init__(self):
+        self.requests = []
+
+    def fits(self, messages, max_new_tokens):
+        return True
+
+    def respond(self, requests):
+        self.requests += requests
+        out = []
+        for request in requests:
+            lines = request.messages[-1]["content"].splitlines()
+            letter = next((line[0] for line in lines if line[1:] == ". iron"), "A")
+            out.append(prompting.Reply("no" if "number 0?" in lines[0] else f"So.\nAnswer: [{letter}]"))
+        return out
+
+
+def test_medprompt_shows_the_nearest_questions_that_the_model_has_solved_and_votes(tmp_path):
+    def exam(name, numbers):
+        items = [Item(str(i), f"Which is number {i}?", ("zinc", "iron", "lead"), 1) for i in numbers]
+        return exams.Exam(name, tuple(items), "lettered", "choices")
+
+    c = careqa.get_config("tiny")
+    c.protocols = ("medprompt", "sc_cot")
+    c.voted.update(examples="given.jsonl", num_examples=2, retries=0)
+    subject, ask = Responder(), stored.answers(tmp_path, {}, "r")
+    voter = voting.Voter(subject, c, exam("given", range(5)), None, ask)
+    got = voter.closed(exam("asked", (3, 7)), "medprompt", ask)
+    assert got["chosen"] == [1, 1] and got["summary"]["draws"] == 10
+    assert (got["summary"]["unsolved"], got["summary"]["excluded"]) == (1, 1)  # number 0, and 3, which is asked
+    shown = subject.requests[-1].messages
+    assert len(shown) == 5 and shown[1]["content"].startswith("So.")
+    assert not any("number 3?" in turn["content"] or "number 0?" in turn["content"] for turn in shown[:-1])
+    before = len(subject.requests)
+    assert voter.closed(exam("asked", (3, 7)), "medprompt", ask) == got and len(subject.requests) == before
+    assert voter.closed(exam("other", (8,)), "sc_cot", ask)["chosen"] == [1]
+    assert len(subject.requests) == before + 5  # examples are solved once
+
+
+def test_a_vote_is_asked_of_a_checkpoint_and_stands_under_its_protocol(tmp_path):
+    asked = [{"question": f"Number {i}?", "options": {"A": "a", "B": "b"}, "correct_answer": "B"} for i in range(4)]
+    for name, some in (("mine", asked[:2]), ("others", asked[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    flags = (f"--config.data.path={tmp_path / 'mine.jsonl'}", f"--config.voted.examples={tmp_path / 'others.jsonl'}")
+    flags += ("--config.models=('random',)", "--config.protocols=('medprompt','sc_cot')", "--config.voted.draws=2")
+    flags += ("--config.voted.retries=0", "--config.rephrasing.wordings=0", "--config.engine.max_len=512")
+    ended = launch("careqa.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    got = numbers(ended.workdir)
+    assert got["accuracy/random/mine/medprompt"] == got["accuracy/random"] == got["accuracy/random/mine/sc_cot"] == 0
+    voted = rows(ended.workdir / "tables/voted.jsonl")
+    assert [row["protocol"] for row in voted] == ["medprompt", "sc_cot"] and voted[0]["unparsed"] == 4
+
+
+def test_a_set_of_words_is_asked_by_letter_where_a_model_writes():
+    item = Item("1", "Does it?", ("yes", "no"), 0, context="It does.")
+    exam = exams.Exam("p", (item,), "pubmedqa", "abstract")
+    said = exams.written_prompt(exam, item)
+    assert said == "Abstract: It does.\nQuestion: Does it?\nChoices:\nA. yes\nB. no\n"
+    many = Item("1", "T", tuple(f"class {i}" for i in range(12)), 0)
+    exam = exams.Exam("p", (many,), "classes", "text")
+    assert "class 11?" in exams.written_prompt(exam, many) and not voting.can_be_asked(exam, "medprompt")
 
 
 def test_a_set_without_letters_is_asked_for_its_words():

@@ -8,7 +8,7 @@ from alignment.errors import InputError
 from data.texts import aspect_items
 from data.toys import wards
 from experiments import medguard
-from experiments.evaluation import scripted
+from experiments.evaluation import scripted, unaided
 from experiments.pages import medguard as page
 from tests.experiments.conftest import launch
 
@@ -62,6 +62,40 @@ def test_another_order_of_options_changes_nothing_for_who_reads_them_and_a_lette
     for condition in ("plain", "shuffled"):
         assert abs(float(got["always_a", condition]["index"]) - 0.25) < 0.1
         assert abs(float(got["always_a", condition]["index_corrected"])) < 0.13
+
+
+def test_without_options_a_judge_agrees_with_multiple_choice_where_the_responder_does(tiny):
+    workdir = tiny("medguard").workdir
+    got = json.loads((workdir / "summary.json").read_text())
+    assert (got["open_index"], got["open_kappa"], got["open_unread"]) == (1, 1, 0)
+    assert got["refuser.plain/open_index"] == 0 and got["always_a.plain/open_index"] == got["always_a.plain/index"]
+    lines = {(line["model"], line["aspect"]): line for line in table(workdir, "open_aspects")}
+    assert len(lines) == 10 * len(scripted.RESPONDERS)
+    assert float(lines["refuser", "equity"]["evasive"]) == 1 and float(lines["biased", "equity"]["unsafe"]) > 0.3
+    assert float(lines["guesser", "leakage"]["disclosed"]) > 0 == float(lines["oracle", "leakage"]["disclosed"])
+    assert "canary written" in pairs(workdir, "oracle", "leakage")
+    assert {path.name for path in (workdir / "figures").glob("*.png")} >= {"radar.png", "heat.png", "conditions.png"}
+
+
+class Judge:
+    def __init__(self, *said):
+        self.said, self.prompts = said, []
+
+    def prompt(self, text):
+        return text
+
+    def write(self, prompts, how):
+        self.prompts = list(prompts)
+        return [[text] for text in self.said[: how.max_new_tokens]]
+
+
+def test_a_judge_reads_right_answer_and_rationale_and_its_first_verdict_counts(items):
+    item = aspect_items.parse([wards.items(20)[0] | {"rationale": "the list says it"}], wards.PRINCIPLES)[0][0]
+    judge = Judge("Safe correct.", "It is unsafe, not evasive", "safe")
+    assert unaided.verdicts(judge, ["a", "b", " ", "c"], [item] * 4) == ["safe-correct", "unsafe", "evasive", None]
+    assert len(judge.prompts) == 3 and unaided.gold_of(item) in judge.prompts[0]
+    assert "Why: the list says it" in judge.prompts[0]
+    assert not any(option in unaided.prompt(items[0]) for option in items[0].options if option not in items[0].question)
 
 
 def test_no_question_is_on_the_page_and_comparisons_are_corrected(tiny, items):
@@ -158,6 +192,9 @@ def test_accuracy_is_set_beside_the_index(tmp_path):
         ({"data.num": 5}, "at least 20"),
         ({"data.path": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"physicians": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+        ({"open_judge": "scripted:oracle"}, "the one scripted judge"),
+        ({"open_judge": "hf:nowhere/at/all"}, "neither a folder here nor a hub id"),
+        ({"open_judge": "endpoint:x"}, r"needs endpoint\.url"),
         ({"accuracies": "nowhere"}, "workdir of a run of careqa"),
         ({"models": ("random",), "max_new_tokens": 512}, "leaves no room"),
         ({"models": ("random",), "score_mode": "letters", "conditions": ("cot",)}, "lets a model write nothing"),

@@ -34,6 +34,7 @@ def test_an_item_has_its_principle_from_the_map_and_its_answers_as_numbers():
         ({"question": " "}, "question is empty"),
         ({"id": None}, "no id"),
         ({"marks": {"disclosing": "D"}}, "disclosing is 'D'"),
+        ({"canary": "X"}, "canary 'X' is not in its question"),
         ({"group": {"value": "x"}}, "attribute, value and pair_id"),
         ({"variant_of": "9"}, "variant_of='9' is not an id"),
     ],

@@ -1,0 +1,120 @@
+"""Pictures of a run of medguard.py: scores by aspect as points, as a radar and in colour, what conditions change."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alignment.evaluation import aspects
+from experiments.report import charts, pictures
+
+MOST = len(charts.PALETTE)  # models that a picture shows
+Indices = Mapping[tuple[str, str], aspects.Index]  # by model and condition
+
+
+def draw(
+    folder: pathlib.Path, indices: Indices, names: Sequence[str], conditions: Sequence[str], band: Mapping[str, float]
+) -> None:
+    """All pictures that need nothing but the indices.
+
+    Args:
+        names: of the aspects, in the order of their principles.
+        band: the physicians' scores by aspect; empty where there is no file.
+    """
+    models = list(dict.fromkeys(model for model, _ in indices))
+    shown = {model: indices[model, conditions[0]] for model in models}
+    draw_points(folder / "aspects.png", shown, names, band)
+    draw_radar(folder / "radar.png", shown, names, band)
+    draw_heat(folder / "heat.png", shown, names)
+    deltas = {
+        f"{model}, {condition}": (indices[model, condition].macro or 0.0) - (shown[model].macro or 0.0)
+        for model in models
+        for condition in conditions[1:]
+    }
+    caption = f"Change of the index under other conditions than {conditions[0]}."
+    pictures.bars(folder / "conditions.png", deltas, caption=caption, label="change of the index")
+
+
+def share(index: aspects.Index, aspect: str) -> float:
+    """Not a number where the aspect has no item."""
+    return index.aspects[aspect].right / index.aspects[aspect].n if aspect in index.aspects else float("nan")
+
+
+def draw_points(
+    path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
+) -> None:
+    """Scores by aspect, a colour a model, with Wilson's intervals; a bar where the physicians stand."""
+    figure = Figure(figsize=(7.2, 0.42 * len(names) + 1.4), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    some = list(shown.items())[:MOST]
+    for k, (model, index) in enumerate(some):
+        there = [y for y, aspect in enumerate(names) if aspect in index.aspects]
+        values = np.array([share(index, names[y]) for y in there])
+        ends = np.array([index.aspects[names[y]].interval for y in there])
+        widths = np.maximum(np.abs(ends - values[:, None]).T, 0.0)
+        places = np.array(there) + 0.7 * (k / max(len(some) - 1, 1) - 0.5)
+        axes.errorbar(values, places, xerr=widths, fmt="o", markersize=3, color=charts.PALETTE[k], label=model)
+    for y, aspect in enumerate(names):
+        if aspect in band:
+            axes.plot([band[aspect]] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("share of right answers", fontsize=8)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    pictures.save(figure, path, "Scores with 95 % Wilson intervals; a black bar: physicians.")
+
+
+def draw_radar(
+    path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
+) -> None:
+    """A spoke an aspect, a line a model; the physicians' line is black. Nothing for fewer than three aspects."""
+    if len(names) < 3:
+        return
+    angles = 2 * np.pi * np.arange(len(names)) / len(names)
+    around = np.append(angles, angles[0])
+    figure = Figure(figsize=(7.2, 5.0), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    lines = {model: [share(index, name) for name in names] for model, index in list(shown.items())[:MOST]}
+    for k, (model, values) in enumerate(lines.items()):
+        axes.plot(around, [*values, values[0]], color=charts.PALETTE[k], linewidth=1.2, label=model)
+    if band:
+        values = [band.get(name, np.nan) for name in names]
+        axes.plot(around, [*values, values[0]], color="k", linewidth=2, label="physicians")
+    axes.set_xticks(angles, names, fontsize=8)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0])
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.15, 0.5))
+    pictures.save(figure, path, "Share of right answers by aspect, 1 at the rim.")
+
+
+def draw_heat(path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str]) -> None:
+    """Models by aspects, in colour."""
+    values_MA = np.array([[share(index, name) for name in names] for index in shown.values()])
+    figure = Figure(figsize=(0.55 * len(names) + 2.4, 0.34 * len(shown) + 1.6), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    mesh = axes.imshow(values_MA, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    for y, x in np.ndindex(values_MA.shape):
+        if np.isfinite(values_MA[y, x]):
+            axes.text(x, y, f"{values_MA[y, x]:.2f}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
+    figure.colorbar(mesh, ax=axes, shrink=0.8)
+    pictures.save(figure, path, "Share of right answers by model and aspect under the first condition.")
+
+
+def draw_scatter(path: pathlib.Path, both: Mapping[str, tuple[float, float | None]]) -> None:
+    """The index against accuracy on an exam, a point a model."""
+    figure = Figure(figsize=(5.6, 3.6), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (model, (accuracy, index)) in enumerate(both.items()):
+        if index is not None:
+            axes.plot([accuracy], [index], "o", color=charts.PALETTE[k % MOST], label=model)
+    axes.set_xlabel("accuracy on the exam", fontsize=8)
+    axes.set_ylabel("safety index", fontsize=8)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    pictures.save(figure, path, "The safety index against accuracy on an exam.")
