@@ -34,6 +34,7 @@ from alignment.train import language_model, sharding
 from data import loader, records
 from data.texts import preferences, text
 from data.tokens import learning, tokenizer
+from experiments.evaluation import arms as exam_arms
 from experiments.filtering import probes, toy_corpora, training
 from experiments.launch import groups, lm
 from experiments.pages import native_alignment as native_page
@@ -86,6 +87,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_new_tokens=128,
         temperature=1.0,
     )
+    c.exams = exam_arms.settings()  # closed questions that every arm is asked, such as ArabicMMLU's
     c.judged = compared.settings()  # whether what the arms write is judged beside a reference's answers, and by whom
     c.judging = judges.settings(c.judged.templates[0])  # of a judge that is a model or behind an endpoint
     c.resamples = 2_000  # of the bootstrap over seeds and probes
@@ -181,7 +183,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit, seed=c.seed)
     heldout_options = dict(batch_size=c.pretrain.batch_size, kind="documents", **reading)
     heldout = probes.heldout(folder / "heldout", trainer.loss_fn, mesh, **heldout_options)
-    bench = probes.Probes(model, tok, mesh, rows, heldout, keeps_answers=bool(c.judged.judge), **c.samples)
+    bench_options = dict(keeps_answers=bool(c.judged.judge), more_fn=exams_fn(c, model, tok, mesh, workdir))
+    bench = probes.Probes(model, tok, mesh, rows, heldout, **bench_options, **c.samples)
     tuning = tuning_batches(c, folder / "probes", sharding.row_share(mesh), reading)
     measured = {}
     for arm in arms:
@@ -226,6 +229,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"data.max_len={c.data.max_len}; a row needs at least 2 tokens")
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
+    exam_arms.check(c.exams)
     compared.check(c.judged, c.judging, names(c.arms), c.samples.num)
     lm.check_model(c, made_here=kind == "learn")
     losses.check_options("dpo", {"beta": c.dpo.beta})
@@ -384,6 +388,36 @@ def member(
     return measured
 
 
+def exams_fn(
+    c: ml_collections.ConfigDict, model: Any, tok: tokenizer.Tokenizer, mesh: Any, workdir: pathlib.Path
+) -> Callable[[Any], dict[str, Any]]:
+    """A function of parameters that gives their answers to the exams, as `exams`; nothing where there are none.
+
+    Raises:
+        InputError: a file of questions changed since the run began.
+    """
+    if not c.exams.path:
+        return lambda params: {}
+    counts: dict[str, int] = {}
+    sets = exam_arms.load(c.exams, counts)
+    files.report_counts(workdir, counts)
+    digests = {exam.name: exam.sha256 for exam in sets}
+    path = workdir / "exams_made_from.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else digests
+    if changed := [name for name in digests if earlier.get(name) != digests[name]]:
+        raise InputError(
+            f"exams.path: {', '.join(changed)} changed since this run began; start over in a new --workdir"
+        )
+    if files.is_first_process():
+        files.write_json(path, digests)
+
+    def measure(params: Any) -> dict[str, Any]:
+        arm = exam_arms.Arm(model, params, tok, mesh, c.data.max_len)
+        return {"exams": exam_arms.measure(arm, sets, c.exams.protocol)}
+
+    return measure
+
+
 def mixed(path: pathlib.Path, folders: list[str], share: float) -> pathlib.Path:
     """A file of the raw documents, a share of them as the aligned corpus has them, or left out where it dropped them.
 
@@ -408,6 +442,7 @@ def mixed(path: pathlib.Path, folders: list[str], share: float) -> pathlib.Path:
 METRICS = {
     "harmlessness/*": ("share of probes for which the harmless answer is the likelier one", "higher"),
     "helpfulness/*": ("share of facts known: the right answer of four is the likeliest; chance is 0.25", "higher"),
+    "accuracy/*": ("share of an exam's closed questions that are answered right, by arm and exam", "higher"),
     "harmful_written/*": ("share of answers written at temperature that bear a harmful mark", "lower"),
     "harmlessness_ratio/*": ("the judge's marks for what it writes, in per cent of the reference's", "higher"),
     "helpfulness_ratio/*": ("the same for answers to the questions for facts", "higher"),

@@ -7,7 +7,7 @@ Dimensions: P probes, K wordings of a prompt, 2 = harmless and harmful answer.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,14 +98,17 @@ class Probes:
         max_new_tokens: int,
         temperature: float,
         keeps_answers: bool = False,
+        more_fn: Callable[[Any], Mapping[str, Any]] = lambda params: {},
     ):
         """
         Args:
+            more_fn: parameters -> what else is measured of them.
             keeps_answers: it answers as many questions for facts too, and all that it writes is among the measurements.
             num: harmlessness prompts that the model answers in its own words; 0 for none.
             max_new_tokens, temperature: of these answers.
         """
         self.model, self.tok, self.mesh, self.rows, self.heldout = model, tok, mesh, rows, heldout
+        self.more_fn = more_fn
         self.asked, self.keeps_answers = rows["harmlessness"][:num], keeps_answers
         self.asked_facts = rows["helpfulness"][:num] if keeps_answers else []
         self.writing = dict(max_new_tokens=max_new_tokens, temperature=temperature)
@@ -144,6 +147,7 @@ class Probes:
             "right": self._right(scores["helpfulness"]),
             "bits_per_byte": self._bits(params),
             **self._write(params, seed),
+            **self.more_fn(params),
         }
 
     def _right(self, scores: scoring.Scores) -> list[int]:

@@ -42,10 +42,16 @@ class Results:
 
     def values(self, arm: str, state: str, what: str) -> np.ndarray:
         """[S, P], or [S, P, K] for paraphrases."""
-        return np.asarray(self._of_seeds(arm, state, what), np.float64)
+        return np.asarray(self.of_seeds(arm, state, what), np.float64)
 
-    def _of_seeds(self, arm: str, state: str, what: str) -> list[Any]:
-        return [by_state[state][what] for (name, _), by_state in self.measured.items() if name == arm]
+    def of_seeds(self, arm: str, state: str, what: str) -> list[Any]:
+        """What was measured of each seed; none where it was not."""
+        return [
+            by_state[state][what]
+            for (name, _), by_state in self.measured.items()
+            if name == arm
+            if what in by_state[state]
+        ]
 
     def interval(self, values_SP: np.ndarray, what: str) -> Interval:
         groups = None if what == "right" else self.groups
@@ -61,7 +67,7 @@ class Results:
 
     def bits(self, arm: str, state: str) -> dict[str, float]:
         """By language, the mean over seeds."""
-        of_seeds = self._of_seeds(arm, state, "bits_per_byte")
+        of_seeds = self.of_seeds(arm, state, "bits_per_byte")
         return {language: float(np.mean([bits[language] for bits in of_seeds])) for language in of_seeds[0]}
 
 
@@ -95,9 +101,49 @@ def write(
     draw(workdir / "figures", results)
     if judged:
         files.write_rows(workdir / "tables/judged.jsonl", judged)
-    lines = [*findings(results, rows), *judged_lines(judged)]
+    asked = exam_rows(results)
+    if asked:
+        files.write_rows(workdir / "tables/exams.jsonl", asked)
+    lines = [*findings(results, rows), *judged_lines(judged), *exam_lines(asked)]
     files.write_text(workdir / "findings.txt", "".join(f"{line}\n" for line in lines))
-    return summary(results, rows) | ratios(judged)
+    return summary(results, rows) | ratios(judged) | accuracies(asked)
+
+
+def exam_rows(results: Results) -> list[dict[str, Any]]:
+    """A row of each arm, state and exam: accuracy over seeds and questions beside naming one option always."""
+    out = []
+    for state in STATES:
+        for arm in (arm for arm in results.arms if state in results.states(arm)):
+            of_seeds = results.of_seeds(arm, state, "exams")
+            for name in of_seeds[0] if of_seeds else ():
+                right_SN = np.array([exams[name]["right"] for exams in of_seeds], float)
+                mean, low, high = results.interval(right_SN, "right")
+                first = of_seeds[0][name]
+                row = {"arm": arm, "state": STATES[state], "exam": name, "protocol": first["protocol"]}
+                row |= {"questions": right_SN.shape[1], "seeds": len(right_SN), "accuracy": mean, "low": low}
+                out.append(row | {"high": high, "baseline": first["baseline"], "cut prompts": first["cut"]})
+    return out
+
+
+def exam_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence an exam."""
+    out = []
+    for name in dict.fromkeys(row["exam"] for row in rows):
+        own = [row for row in rows if row["exam"] == name and row["state"] == STATES["base"]]
+        words = ", ".join(f"{row['arm']} {row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in own)
+        always = f"naming one option always: {own[0]['baseline']:.3f}"
+        out.append(f"Of {own[0]['questions']} questions of {name} ({own[0]['protocol']}; {always}): {words}.")
+    return out
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The summary's numbers of exams."""
+    return {
+        f"accuracy/{row['arm']}/{row['exam']}"
+        if row["state"] == STATES["base"]
+        else f"post_alignment/{row['arm']}/accuracy/{row['exam']}": row["accuracy"]
+        for row in rows
+    }
 
 
 def row_of(results: Results, arm: str, state: str, hidden_P: np.ndarray) -> dict[str, Any]:

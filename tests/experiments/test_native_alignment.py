@@ -43,6 +43,60 @@ def test_every_arm_is_measured_and_told(tiny):
         assert row["harmlessness low"] <= row["harmlessness"] <= row["harmlessness high"]
 
 
+@pytest.fixture
+def arabic(tmp_path):
+    """A file in the shape of ArabicMMLU."""
+    row = {"Question": "ما عاصمة الأردن؟", "Option 1": "عمان", "Option 2": "دمشق", "Answer Key": "A"}
+    path = tmp_path / "arabic_mmlu.jsonl"
+    path.write_text("".join(json.dumps(row | {"Question": f"{i} {row['Question']}"}) + "\n" for i in range(5)))
+    return path
+
+
+def test_arms_answer_exams_where_files_are_given(tmp_path, arabic):
+    flags = ("--config.arms=raw", "--config.post=False", "--config.samples.num=0", "--config.benign.steps=0")
+    flags += (f"--config.exams.path={arabic}", "--config.exams.limit=4", "--config.judged.judge=")
+    ended = launch("native_alignment.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    (row,) = rows(ended.workdir / "tables/exams.jsonl")
+    assert (row["exam"], row["protocol"], row["questions"], row["baseline"]) == ("arabic_mmlu", "letters", 4, 1.0)
+    summary = read(ended.workdir / "summary.json")
+    assert summary["accuracy/raw/arabic_mmlu"] == row["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    assert "Of 4 questions of arabic_mmlu" in (ended.workdir / "findings.txt").read_text()
+    c = native_alignment.get_config("tiny")
+    c.exams.path = str(arabic)
+    arabic.write_text(arabic.read_text().replace('"0 ', '"9 '))
+    with pytest.raises(InputError, match="changed since this run began"):
+        native_alignment.exams_fn(c, None, None, None, ended.workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"exams.path": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+        ({"exams.protocol": "cot"}, "not one of: letters, texts"),
+        ({"exams.limit": 3}, "names no file"),
+    ],
+)
+def test_exams_that_cannot_be_asked_are_refused_first(changes, words):
+    c = native_alignment.get_config("tiny")
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=words):
+        native_alignment.check(c)
+
+
+def test_exams_are_averaged_over_seeds_beside_one_option_always():
+    exam = {"protocol": "letters", "baseline": 0.5, "cut": 0}
+    seeds = [{"base": {"exams": {"e": exam | {"right": right}}}} for right in ([1, 0], [1, 1])]
+    measured = {("raw", seed): by_state for seed, by_state in enumerate(seeds)}
+    (row,) = native_page.exam_rows(native_page.Results(measured, 50))
+    assert row["accuracy"] == 0.75 and row["low"] <= 0.75 <= row["high"] and row["seeds"] == 2
+    assert native_page.accuracies([row, row | {"state": "after post-alignment"}]) == {
+        "accuracy/raw/e": 0.75,
+        "post_alignment/raw/accuracy/e": 0.75,
+    }
+    assert native_page.exam_rows(native_page.Results({("raw", 0): {"base": {}}}, 50)) == []
+
+
 def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
     whole = tiny("native_alignment").workdir
     shutil.copytree(whole, tmp_path / "run")
