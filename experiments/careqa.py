@@ -28,7 +28,7 @@ from ml_collections import config_dict
 from alignment import errors, files
 from alignment.errors import InputError
 from alignment.evaluation import multiple_choice, relaxed_perplexity
-from alignment.models import bert
+from alignment.models import bert, bleurt
 from alignment.train import writers
 from data import records
 from data.texts import exams
@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.chat = False  # True: a question is a user's turn of the chat template, and no blank parts it from the answer
     c.compatible = False  # True: BLEU, ROUGE and words as the public tasks of the harness count them
     c.encoder = ""  # folder of a BERT-like encoder for BERTScore and MoverScore; "": they are left out
+    c.bleurt = ""  # folder of BLEURT's weights as safetensors; "": it is not run
     c.judge = ""  # hf:, run:, gguf:, endpoint:<name>: who grades open answers from 1 to 5; "": nobody
     c.max_new_tokens = 256  # of an open or a written answer
     c.rp = dict(
@@ -149,6 +150,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError("consistency.samples=1 has nothing to agree with; 0 leaves it out, 10 is usual")
     if c.encoder:
         bert.check(c.encoder)
+    if c.bleurt:
+        bleurt.check(c.bleurt)
     if c.data.overrides and not pathlib.Path(c.data.overrides).is_file():
         raise InputError(f"data.overrides={c.data.overrides!r} is not a file")
     if c.max_new_tokens >= c.engine.max_len:
@@ -176,14 +179,16 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check(c)
     folder = pathlib.Path(workdir)
     sets = read(c, folder)
-    encoder = bert.load(c.encoder) if c.encoder else None
+    graders = evaluation_rows.Graders(
+        bert.load(c.encoder) if c.encoder else None, bleurt.load(c.bleurt) if c.bleurt else None
+    )
     log = writers.jsonl(str(folder))
     scores: list[dict[str, Any]] = []
     more: dict[str, Any] = {"curves": {}, "said": {}, "resilience": [], "consistency": [], "groups": [], "voted": []}
     solved = solved_questions(c, folder)
     for number, (name, open_fn) in enumerate(subjects.open_all(c, folder, is_chat=c.chat).items(), 1):
         # the model is bound to no name here, so that its weights go before the next one's are read
-        rows = score(c, folder, open_fn(), name, sets, solved, encoder, more)
+        rows = score(c, folder, open_fn(), name, sets, solved, graders, more)
         scores += rows
         log.write_scalars(number, page.logged(rows))
     log.close()
@@ -191,7 +196,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         scores += grades(c, folder, sets, more["said"])
     write_curves(folder, more["curves"])
     about = {"sources": dict(zip(subjects.names(c.models), c.models)), "aggregate": c.rp.aggregate}
-    about |= {"without_encoder": not c.encoder, "temperature": c.rp.temperature}
+    about |= {"without_encoder": not c.encoder, "without_bleurt": not c.bleurt, "temperature": c.rp.temperature}
     main = next((exam for exam in sets if not exam.is_open), sets[0])
     first = main.name, asking.protocol_of(main, c.protocols[0])
     return page.write(folder, scores, more, about, first=first, resamples=c.bootstrap, seed=c.seed)
@@ -204,7 +209,7 @@ def score(
     name: str,
     sets: Sequence[Exam],
     solved: Exam | None,
-    encoder: bert.Encoder | None,
+    graders: evaluation_rows.Graders,
     more: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Rows of scores of one model on all sets; curves, tables and what it said go to `more`."""
@@ -213,11 +218,11 @@ def score(
         made_from = {"weights": subject.digest, "questions": exam.digest, "chat": c.chat, "model": name}
         return stored.answers(folder, made_from | {"max_len": c.engine.max_len}, f"{name}, {exam.name}")
 
-    voter = voting.Voter(subject, c, solved, encoder, asker(solved) if solved else None)
+    voter = voting.Voter(subject, c, solved, graders.encoder, asker(solved) if solved else None)
     rows = []
     for exam in sets:
         if exam.is_open:
-            rows += evaluation_rows.opened(c, subject, exam, asker(exam), more, encoder)
+            rows += evaluation_rows.opened(c, subject, exam, asker(exam), more, graders)
         else:
             rows += evaluation_rows.closed(c, subject, exam, asker(exam), more, voter)
     if subject.num_cut:

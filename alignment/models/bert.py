@@ -58,7 +58,7 @@ class Bert(nn.Module):
     """Tokens in, hidden states out.
 
     Attributes:
-        num_types: rows of the table of token types, whose row 0 every token gets; 0: there is no table (DistilBERT).
+        num_types: rows of the table of token types; 0: there is no table (DistilBERT).
         activation: a key of ACTIVATIONS.
     """
 
@@ -74,18 +74,20 @@ class Bert(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, mask_BT: jax.Array) -> list[jax.Array]:
+    def __call__(self, tokens_BT: jax.Array, mask_BT: jax.Array, types_BT: jax.Array | None = None) -> list[jax.Array]:
         """Hidden states [B,T,D] of the embedding and after every layer.
 
         Args:
             tokens_BT: ids, at positions 0, 1, ...
             mask_BT: True for tokens, False for what fills the row.
+            types_BT: which of two texts a token is of, 0 or 1; None: all are of one.
         """
         T = tokens_BT.shape[1]
         hidden_BTD = self._table("words", self.vocab_size, "vocab")[tokens_BT]
         hidden_BTD += self._table("places", self.max_positions, None)[:T][None]
         if self.num_types:
-            hidden_BTD += self._table("types", self.num_types, None)[0][None, None]
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            hidden_BTD += self._table("types", self.num_types, None)[types_BT]
         hidden_BTD = self._norm("norm")(hidden_BTD).astype(self.dtype)
         states = [hidden_BTD]
         for i in range(self.num_layers):
@@ -234,7 +236,7 @@ def load(folder: str | pathlib.Path, *, max_len: int | None = None, dtype: str =
     sentence = folder / "sentence_bert_config.json"
     own = _json(sentence).get("max_seq_length") if sentence.is_file() else None
     longest = min(max_len or own or model.max_positions, model.max_positions)
-    stored = {_plain(name): place for name, place in tensors.index(folder).items()}
+    stored = {plain(name): place for name, place in tensors.index(folder).items()}
     params = _params(model, stored, folder, is_distil=config["model_type"] == "distilbert")
     content = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
@@ -300,7 +302,7 @@ def _params(model: Bert, stored: Mapping[str, tensors.Stored], folder: pathlib.P
     return jax.tree.map(jnp.asarray, out)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A tensor's name without what a head's model puts before it; old checkpoints call a norm's parts gamma, beta."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)

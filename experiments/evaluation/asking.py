@@ -176,9 +176,14 @@ def drawn_choices(nats: Sequence[Sequence[float]], num: int, seed: int) -> list[
 
 
 def text_scores(
-    said: Sequence[str], items: Sequence[Item], encoder: Any | None, *, compatible: bool
+    said: Sequence[str], items: Sequence[Item], encoder: Any | None, grader: Any | None = None, *, compatible: bool
 ) -> dict[str, list[float]]:
-    """Metric -> a value of each item, NaN where it is undefined; metrics without their library are absent."""
+    """Metric -> a value of each item, NaN where it is undefined; metrics without their library or weights are absent.
+
+    Args:
+        encoder: of `alignment.models.bert`.
+        grader: of `alignment.models.bleurt`.
+    """
     out: dict[str, list[float]] = {}
     references = [item.answers[0] for item in items]
     if open_ended.is_installed():
@@ -189,6 +194,9 @@ def text_scores(
         out |= {name: [row[name] for row in rows] for name in open_ended.NGRAM}
     if encoder is not None:
         out |= _vector_scores(said, references, encoder)
+    if grader is not None:
+        grades = grader.score(said, references).tolist()
+        out["bleurt"] = [grade if text.strip() else math.nan for grade, text in zip(grades, said)]
     return out
 
 

@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from alignment.evaluation import multiple_choice, open_ended, relaxed_perplexity
+from alignment.models import bert, bleurt
 from data.texts import exams
 from data.texts.exam_shapes import Item
 from data.texts.exams import Exam
 from experiments.evaluation import asking, stored, voting
 from experiments.pages import careqa as page
+
+
+class Graders(NamedTuple):
+    """What compares answers with references by weights; None where a config names none."""
+
+    encoder: bert.Encoder | None = None
+    bleurt: bleurt.Scorer | None = None
 
 
 def closed(
@@ -79,14 +87,14 @@ def closed_row(
 
 
 def opened(
-    c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask, more: dict[str, Any], encoder: Any
+    c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask, more: dict[str, Any], graders: Graders
 ) -> list[dict[str, Any]]:
     """Rows of scores of one model on one open set: text metrics, perplexities, Relaxed Perplexity."""
     items, length = exam.items, c.max_new_tokens
     key = {"model": subject.name, "set": exam.name, "protocol": ""}
     said = ask("written", lambda: asking.written(subject, items, length), max_new_tokens=length)["said"]
     more["said"][subject.name, exam.name] = said
-    values = asking.text_scores(said, items, encoder, compatible=c.compatible)
+    values = asking.text_scores(said, items, *graders, compatible=c.compatible)
     foreign = open_ended.foreign_share(" ".join(item.answers[0] for item in items))
     if c.compatible and foreign > open_ended.FOREIGN:
         print(f"{exam.name}: WARNING: {100 * foreign:.0f} % of the letters are outside a to z, which this ROUGE drops")

@@ -240,6 +240,8 @@ def findings(closed: Sequence[Row], about: Mapping[str, Any], found: str) -> lis
         out.append(f"{floor}; {words}.")
     if about["without_encoder"]:
         out.append("BERTScore and MoverScore are left out, as encoder names no folder; make models fetches one.")
+    if about["without_bleurt"]:
+        out.append("BLEURT is not run, as bleurt names no folder of its weights.")
     if not open_ended.is_installed():
         out.append(f"BLEU and ROUGE are left out, as their libraries are not installed: {open_ended.PIP}.")
     out.append("The formula of Relaxed Perplexity is a reconstruction of the paper's.")
@@ -319,6 +321,7 @@ METRICS = {
     **{f"{name}/*": ("overlap of written answers with the references, mean", "higher") for name in open_ended.NGRAM},
     "judge/*": ("a judge's grade of written answers, 1 to 5, mean", "higher"),
     "bertscore/*": ("BERTScore F1 of written answers, mean", "higher"),
+    "bleurt/*": ("BLEURT of written answers, mean", "higher"),
     "moverscore/*": ("MoverScore of written answers, mean", "higher"),
     **{
         f"{name}_{kind}/*": (f"of the references, {words}", "lower")

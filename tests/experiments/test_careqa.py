@@ -166,6 +166,7 @@ def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
         ({"rephrasing.wordings": 1}, "must be 0, or 2 to 6"),
         ({"consistency.samples": 1}, "nothing to agree with"),
         ({"encoder": "nowhere"}, r"no config\.json"),
+        ({"bleurt": "nowhere"}, r"no config\.json"),
         ({"judge": "hf:nowhere/at/all"}, "neither a folder here nor a hub id"),
         ({"data.overrides": "nowhere.json"}, "is not a file"),
         ({"max_new_tokens": 320}, "leaves no room"),

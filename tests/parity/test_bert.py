@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from alignment.models import bert  # noqa: E402
+from alignment.models import bert, bleurt  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeioust")]
 TEXTS = ["a o u", "Ünit, states: sat", "is " * 70, "o"]
@@ -41,6 +41,23 @@ def test_hidden_states_and_means_agree_with_transformers(tmp_path, family, file)
         peer.save_pretrained(str(tmp_path))
         (tmp_path / "vocab.txt").unlink(missing_ok=True)
     compare(tmp_path, model, peer, 64)
+
+
+def test_grades_of_pairs_agree_with_transformers(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    config = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, num_labels=1, **sizes)
+    model = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    batch = peer(TEXTS, TEXTS[::-1], padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model(**batch).logits[:, 0].numpy()
+    np.testing.assert_allclose(bleurt.load(tmp_path).score(TEXTS[::-1], TEXTS), wanted, atol=1e-4)
 
 
 @pytest.mark.skipif(not MINILM.is_dir(), reason="make models writes it")
