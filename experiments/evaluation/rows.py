@@ -19,7 +19,7 @@ class Graders(NamedTuple):
     """What compares answers with references by weights; None where a config names none."""
 
     encoder: bert.Encoder | None = None
-    bleurt: bleurt.Scorer | None = None
+    grader: bleurt.Scorer | None = None
 
 
 def closed(
