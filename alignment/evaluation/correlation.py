@@ -97,16 +97,32 @@ def bootstrap(
 ) -> intervals.Interval | None:
     """Percentile interval over models drawn anew; None without a coefficient or where few draws have one.
 
-    A draw of too few different models, or of equal ones only, has no coefficient and is left out.
+    Models that lack one of the scores are not drawn. A draw of equal models only has no coefficient and is left out.
     """
     x_M, y_M = np.asarray(x_M, np.float64), np.asarray(y_M, np.float64)
+    is_there_M = np.isfinite(x_M) & np.isfinite(y_M)
+    x_M, y_M = x_M[is_there_M], y_M[is_there_M]
     if math.isnan(coefficient(x_M, y_M, kind)[0]):
         return None
     rng = np.random.default_rng(seed)
     index_RM = rng.integers(len(x_M), size=(resamples, len(x_M)))
-    values_R = np.array([coefficient(x_M[index_M], y_M[index_M], kind)[0] for index_M in index_RM])
+    values_R = _of_rows(x_M[index_RM], y_M[index_RM], kind)
     values_R = values_R[np.isfinite(values_R)]
     return intervals.percentiles(values_R, confidence) if len(values_R) > resamples / 2 else None
+
+
+def _of_rows(x_RM: np.ndarray, y_RM: np.ndarray, kind: str) -> np.ndarray:
+    """`coefficient` of every row; NaN for constant ones. All rows at once, as a study has thousands for each pair."""
+    from scipy import stats
+
+    if kind == KENDALL:
+        return np.array([coefficient(x_M, y_M, kind)[0] for x_M, y_M in zip(x_RM, y_RM)])
+    if kind == SPEARMAN:
+        x_RM, y_RM = stats.rankdata(x_RM, axis=1), stats.rankdata(y_RM, axis=1)
+    x_RM, y_RM = (a_RM - a_RM.mean(axis=1, keepdims=True) for a_RM in (x_RM, y_RM))
+    scale_R = np.sqrt((x_RM**2).sum(axis=1) * (y_RM**2).sum(axis=1))
+    is_constant_R = (np.ptp(x_RM, axis=1) == 0) | (np.ptp(y_RM, axis=1) == 0)
+    return np.where(is_constant_R, np.nan, (x_RM * y_RM).sum(axis=1) / np.where(is_constant_R, 1.0, scale_R))
 
 
 def clusters(spearman_CC: np.ndarray, num: int | None = None) -> tuple[list[int], list[int]]:

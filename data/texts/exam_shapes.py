@@ -12,7 +12,8 @@ from typing import Any
 from alignment.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
-CHOICES, PLAIN, SUBJECT, ABSTRACT, TEXT, OPEN = STYLES = ("choices", "plain", "subject", "abstract", "text", "open")
+CHOICES, PLAIN, SUBJECT, ABSTRACT, TEXT = CLOSED = ("choices", "plain", "subject", "abstract", "text")
+PRESCRIBED, OPEN = "prescribed", "open"
 ABSTRACT_CLASSES = (
     "neoplasms",
     "digestive system diseases",

@@ -14,9 +14,14 @@ from typing import Any
 from alignment import errors
 from alignment.errors import InputError
 from data import records
-from data.texts import exam_shapes
-from data.texts.exam_shapes import ABSTRACT, ACVA, CHOICES, LETTERS, OPEN, PLAIN, SHAPES, SUBJECT, TEXT, Item
+from data.texts import exam_shapes, prescriptions
+from data.texts.exam_shapes import ABSTRACT, ACVA, CHOICES, LETTERS, OPEN, PLAIN, PRESCRIBED, SUBJECT, TEXT, Item, Shape
 
+# A shape comes before those whose columns it has as well.
+SHAPES = exam_shapes.SHAPES | {
+    "prescriptions": Shape(frozenset(("diagnosis", "medicines")), prescriptions.read, PRESCRIBED),
+    "prescriptions_hub": Shape(frozenset(("results",)), prescriptions.read, PRESCRIBED),
+}
 MMLU = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics")
 MMLU += ("professional_medicine",)
 INSTRUCTIONS = {  # of open questions, by what is asked
@@ -43,7 +48,7 @@ class Exam:
 
     Attributes:
         name: of the file, without its ending.
-        style: how it is asked, one of exam_shapes.STYLES.
+        style: how it is asked: one of exam_shapes.CLOSED, PRESCRIBED, OPEN.
         subject: of MMLU's sentence before a question; "" for other styles.
         sha256: of the file; "" for embedded questions.
         repeated: numbers of items whose question an earlier one has as well.
@@ -114,7 +119,10 @@ def load(
     if not items:
         raise InputError(f"{path} has no question that can be asked")
     name = name_of(path)
-    items = _with_classes(items) if {len(item.options) for item in items} == {1} else items
+    if SHAPES[shape].style == PRESCRIBED:
+        items = prescriptions.as_questions(items, hard="hard" in name.lower())
+    elif {len(item.options) for item in items} == {1}:
+        items = _with_classes(items)
     seen: set[tuple[str, str]] = set()
     repeated = [i for i, item in enumerate(items) if (key := (item.question, item.context)) in seen or seen.add(key)]
     style = style or _style_of(shape, name)
@@ -147,7 +155,7 @@ def opened(exam: Exam) -> Exam:
 def check_style(style: str | None) -> None:
     """Refuse a way of asking that nobody knows."""
     if style is not None:
-        errors.one_of("data.style", style, (CHOICES, PLAIN, SUBJECT, ABSTRACT, TEXT))
+        errors.one_of("data.style", style, exam_shapes.CLOSED)
 
 
 def has_letters(style: str) -> bool:
@@ -166,6 +174,10 @@ def prompt(exam: Exam, item: Item, *, by_letter: bool) -> str:
     before = f"{item.context}\n\n" if item.context and exam.style != ABSTRACT else ""
     if exam.style == ABSTRACT:
         return f"Abstract: {item.context}\nQuestion: {item.question}\nAnswer:"
+    if exam.style == PRESCRIBED:
+        listed = lines.replace("\n", " \n")  # blanks before line ends as the public task has them
+        asked = f"You are a medical doctor. A patient presents the following diagnosis or complains: {item.question}."
+        return f"{asked} What would you prescribe in this case? \nChoices: \n{listed}Answer:"
     if exam.style == TEXT:
         listed = ", ".join(item.options)
         return f"Which of these fits the following text: {listed}?\nText: {item.question}\nAnswer:"
@@ -183,7 +195,7 @@ def written_prompt(exam: Exam, item: Item) -> str:
     if has_letters(exam.style):
         return prompt(exam, item, by_letter=True).removesuffix("Answer:")
     before = prompt(exam, item, by_letter=False).removesuffix("Answer:")
-    if len(item.options) > len(LETTERS):
+    if exam.style == PRESCRIBED or len(item.options) > len(LETTERS):
         return before  # it lists the options already
     return before + "Choices:\n" + "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, item.options))
 

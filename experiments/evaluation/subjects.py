@@ -27,7 +27,8 @@ from experiments.decoding import models
 ENDPOINT, TOY = "endpoint", "toy"
 TOY_STEPS = (20, 60, 120, 200, 320)  # of training, after each of which a toy is left
 TOYS = tuple(f"{TOY}:{steps}" for steps in TOY_STEPS)
-NUM_DOCUMENTS = 8_000
+TOY_ROWS = 8  # of a batch of their training
+NUM_DOCUMENTS = 4_000
 TURN = "\n\n### "  # what begins a turn of a conversation where no chat template is wanted
 TURNS = {"user": "Question", "assistant": "Solution"}
 AT_ONCE = 64  # requests to a service between two times that answers are stored
@@ -353,18 +354,14 @@ def train_toys(folder: pathlib.Path, steps: int) -> pathlib.Path:
 
     One training serves all of TOY_STEPS: it goes on from the last one that is here, also after a kill.
     """
+    if (folder / f"{TOY}-{steps}" / "config.json").is_file():
+        return folder / f"{TOY}-{steps}"
     tok = tokenizer.load("bytes")
     if not (folder / "documents.jsonl").is_file():
         files.write_rows(folder / "documents.jsonl", remedies.documents(NUM_DOCUMENTS))
     compute = dict(dtype="float32", remat="none", attention="blocked", unroll=2)
     net = language_model.build("", tok, model=models.TOY_SIZES, compute=compute, rows_are_plain=False, workdir=folder)
-    train, heldout, _ = text.load(
-        kind="documents",
-        path=str(folder / "documents.jsonl"),
-        tokenizer=tok,
-        max_len=256,
-        heldout_fraction=0.01,
-    )
+    train, heldout = _toy_texts(folder / "documents.jsonl")
     for stage in TOY_STEPS[: TOY_STEPS.index(steps) + 1]:
         place = folder / f"{TOY}-{stage}"
         if (place / "config.json").is_file():
@@ -372,16 +369,23 @@ def train_toys(folder: pathlib.Path, steps: int) -> pathlib.Path:
         state, _ = next_token.fit(
             net,
             None,
-            text.batches(train, batch_size=16, seed=0),
-            text.batches(heldout, batch_size=16, seed=0, endless=False),
+            text.batches(train, batch_size=TOY_ROWS, seed=0),
+            text.batches(heldout, batch_size=TOY_ROWS, seed=0, endless=False),
             models.one_device(),
             folder,
             tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=20, total_steps=TOY_STEPS[-1]),
             seed=0,
             steps=stage,
-            batch_size=16,
+            batch_size=TOY_ROWS,
             pace=loop.Pace(save_every=40),
             logging=loop.Logging(sinks=()),
         )
         language_model.export(place, state.params, net, tok, dtype="float32")
     return folder / f"{TOY}-{steps}"
+
+
+@functools.lru_cache(maxsize=1)  # one run trains several toys, and reading the documents takes seconds
+def _toy_texts(path: pathlib.Path) -> tuple[text.Texts, text.Texts]:
+    options: dict[str, Any] = dict(tokenizer=tokenizer.load("bytes"), max_len=256, heldout_fraction=0.01)
+    train, heldout, _ = text.load(kind="documents", path=str(path), **options)
+    return train, heldout

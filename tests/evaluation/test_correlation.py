@@ -52,6 +52,17 @@ def test_the_bootstrap_is_seeded_and_holds_the_coefficient():
     assert correlation.bootstrap(np.ones(5), y[:5], "pearson") is None
 
 
+@pytest.mark.parametrize("kind", correlation.KINDS)
+def test_the_bootstrap_resamples_what_the_coefficient_itself_gives(kind):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, 9).astype(float), np.append(rng.normal(size=8), np.nan)
+    drawn = np.random.default_rng(3).integers(8, size=(50, 8))
+    one_by_one = np.array([value(x[:8][index], y[:8][index], kind) for index in drawn])
+    low, high = correlation.bootstrap(x, y, kind, resamples=50, seed=3)
+    wanted = np.percentile(one_by_one[np.isfinite(one_by_one)], (2.5, 97.5))
+    np.testing.assert_allclose((low, high), wanted, atol=1e-9)
+
+
 def test_columns_that_agree_either_way_are_one_cluster():
     rho = np.array([[1, -0.95, 0.1, np.nan], [-0.95, 1, 0, 0], [0.1, 0, 1, 0.9], [np.nan, 0, 0.9, 1]])
     labels, order = correlation.clusters(rho)

@@ -147,3 +147,31 @@ def test_the_embedded_exam_asks_the_same_facts_twice_and_its_documents_have_ever
     assert all(any(row["question"] in text for text in documents) for row in closed)
     assert not any(row["paraphrases"][-1] in text for row in closed for text in documents)
     assert documents[:3] == [row["text"] for row in remedies.documents(3)]
+
+
+def test_what_was_prescribed_stands_beside_others_medicines_or_doses(tmp_path):
+    given = [{"id": str(i), "diagnosis": f"D{i}", "medicines": [f"drug {i}, after food, 3 days"]} for i in range(5)]
+    easy, hard = load(tmp_path, given, "easy.jsonl"), load(tmp_path, given, "some_hard.jsonl")
+    for exam in (easy, hard):
+        assert all(item.options[item.gold] == f"drug {item.id}, after food, 3 days" for item in exam.items)
+        assert all(len(set(item.options)) == 4 for item in exam.items) and not exams.has_letters(exam.style)
+    assert {option.partition(",")[0] for option in hard.items[1].options} == {"drug 1"}
+    assert len({option.partition(",")[0] for option in easy.items[1].options}) == 4
+    assert easy.items == load(tmp_path, given, "easy.jsonl").items
+    said = exams.prompt(easy, easy.items[0], by_letter=False)
+    assert "complains: D0. What would you prescribe in this case? \nChoices: \nA. " in said and said.endswith(
+        " \nAnswer:"
+    )
+    with pytest.raises(InputError, match="3 are needed"):
+        load(tmp_path, given[:2], "easy.jsonl")
+
+
+def test_the_hubs_prescriptions_are_read_as_literals_and_rows_without_a_diagnosis_are_left_out(tmp_path):
+    details = [{"medicine_name": "Zor", "medicine_frequency": "After Food", "course_duration": "NA"}]
+    results = {"procedure": {"chief_complaints_diagnosis": "hiccups"}, "medicine_details": details}
+    rows = [{"results": repr(results)}, {"results": "__import__('os').getcwd()"}, {"results": repr({"procedure": {}})}]
+    counts = {}
+    exam = load(tmp_path, rows, "hard.jsonl", counts=counts)
+    (item,) = exam.items
+    assert item.question == "hiccups" and item.options[item.gold] == "Zor, after food"
+    assert counts["questions left out"] == 2
