@@ -1,1 +1,1 @@
-"""Marks in pictures: embedding and detection, attacks on them, and the protocol that compares both."""
+"""Marks in pictures and in text: embedding, detection, attacks; and what marks in text do to membership inference."""
