@@ -7,6 +7,7 @@ Laptop:  python -m experiments.run --config experiments/phtest.py:laptop   (CPU,
 Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 and 0.60 are refused; under a defensive
          system prompt 0.154 and 1.00, behind a filter of words 0.288 and 1.00
 Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv and PHTest.csv in this folder
+Search:  the same with --config.search: new harmless prompts that the model refuses, in search/ of the workdir
 
 Answers are greedy. A judge says of each whether it refuses in full, in part or not; an answer that is empty or that the
 judge cannot class is invalid, counts nowhere and is reported. Rates stand for each class of prompts alone. A defence is
@@ -18,7 +19,7 @@ workdir has the answers, by the prompts' ids.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -37,8 +38,9 @@ from experiments.decoding.journal import Journal
 from experiments.decoding.models import Model
 from experiments.launch import checks
 from experiments.pages import phtest as page
+from experiments.pages import phtest_search as search_page
 from experiments.pages.phtest import ADAPTER, BARE, FILTER, SYSTEM
-from experiments.safety import asking, judges, strengths
+from experiments.safety import asking, judges, searching, strengths
 from experiments.safety.asking import Prompt
 
 SETTINGS = ("", "laptop", "smol", "tiny")
@@ -53,7 +55,7 @@ DEFENSIVE = (
 WORDS = "words"
 STRENGTHS = (0.5, 1.0)
 JUDGING, FILTERING = "refusal_three_way", "prompt_yes_no"
-LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, "")}
+LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, ""), **searching.LEAST}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -79,6 +81,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         strengths=STRENGTHS,  # multiples of the adapter's own scale, each a point; 1 is the adapter as trained
     )
     c.filtering = judges.settings(FILTERING)
+    c.search = False  # write new harmless prompts that the model refuses, beside the measurement
+    c.searching = searching.settings(arg)
+    c.voting = judges.settings(searching.VOTING)  # of judges that say whether a prompt that was found is harmless
     c.pooled = False  # a line more: the rate over harmless and controversial prompts together
     if arg in ("tiny", "laptop"):
         c.data.path = HOUSE
@@ -129,6 +134,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     strengths.check(c.defence.adapter, c.defence.strengths)
     if not c.defence.adapter and tuple(c.defence.strengths) != STRENGTHS:
         raise InputError(f"defence.strengths={c.defence.strengths} is not read without defence.adapter; leave it out")
+    searching.check(c, SETTINGS)
 
 
 def judge_kinds(judge: str) -> tuple[str, ...]:
@@ -147,7 +153,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     if c.defence.adapter:
         made_from["adapter"] = f"{strengths.digest(c.defence.adapter, model)} at {tuple(c.defence.strengths)}"
     model = models.with_weights(model, c)
-    frees_params = not c.defence.adapter  # which stands beside them
+    frees_params = not c.defence.adapter and not c.search  # which read them beside the engine
     engine_fn = functools.cache(lambda: models.engine(model, c, frees_params=frees_params))  # made when asked, and once
     journal = Journal(folder, made_from | {"weights": model.digest}, [key for key, _ in work])
     for strength in dict.fromkeys(point.strength for point in points):
@@ -175,8 +181,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         if c.defence.filter:
             blocked = filtered(c, prompts, folder, measured, kept)
             rows += [behind_filter(row, *verdict) for row, verdict in zip(rows, blocked)]
+        written = []
+        if c.search:
+            judge_fn = lambda kind: judges.build(kind, c.voting, c, folder, measured, kept)  # noqa: E731
+            bare = [row for row in rows if row["point"] == BARE]
+            written = searching.run(c, folder, model, engine_fn, bare, prompts, who[0], judge_fn)
     files.write_rows(folder / "records.jsonl", rows)
-    return page.write(folder, rows, [judge.name for judge in who], is_pooled=c.pooled)
+    summary = page.write(folder, rows, [judge.name for judge in who], is_pooled=c.pooled)
+    return summary | (search_page.write(folder, written) if c.search else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +279,7 @@ def behind_filter(row: dict[str, Any], verdict: str, name: str) -> dict[str, Any
     return row | {"labels": dict.fromkeys(row["labels"], label)}
 
 
-METRICS = page.METRICS
+METRICS = page.METRICS | search_page.METRICS
 
 
 def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
@@ -282,4 +294,6 @@ def exit_code(summary: dict[str, float | None]) -> tuple[int, str]:
     )
 
 
-headline = page.headline
+def headline(numbers: Mapping[str, float]) -> str:
+    """The page's first sentences."""
+    return page.headline(numbers) + search_page.sentence(numbers)

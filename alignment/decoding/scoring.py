@@ -28,6 +28,7 @@ SHORTEST_ROW = 64
 USUAL_ROWS = (256, 384, 512)  # long rows are filled better by several groups, short ones have cheaper attention
 TOKENS_PER_CALL = {"cpu": 2_048}  # where a CPU's matrix products are at their best; accelerators want more
 NAMES = ("tokens", "positions", "groups", "branches", "sources", "targets")
+Path = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of a context, of a path behind it, and of a target
 Target = tuple[int, int, Sequence[int]]  # the number of a row of tokens, how many of them come before, the target's ids
 
 
@@ -52,13 +53,15 @@ class Scores:
 class _Group:
     """A context with some of its continuations, laid out from position 0; `owners` says whose each target is.
 
-    `starts` says how many tokens of the trunk each continuation stands behind; None: all.
+    `starts` says how many tokens of the trunk each continuation stands behind; None: all. `silent` says how many of
+    each continuation's first tokens are read and not scored; None: none.
     """
 
     trunk: np.ndarray
     continuations: list[np.ndarray]
     owners: list[int]
     starts: list[int] | None = None
+    silent: list[int] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +71,15 @@ class _Group:
     def size(self) -> int:
         """Places that the group takes in a row: each of its tokens has one, and each of its targets."""
         return max(self.num_tokens, sum(len(c) for c in self.continuations))
+
+    def owners_of_targets(self) -> np.ndarray:
+        """Whose each target is, -1 where nobody's."""
+        lengths = np.array([len(c) for c in self.continuations])
+        owners = np.repeat(self.owners, lengths)
+        if self.silent is not None:
+            order = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            owners = np.where(order < np.repeat(self.silent, lengths), -1, owners)
+        return owners
 
 
 def score(
@@ -142,6 +154,44 @@ def score_within(
     groups = _splits(list(by_row.values()))
     total_N, is_greedy_N = _totals(model, params, groups, len(targets), mesh, tokens_per_call)
     return Scores(total_N, np.array([len(ids) for _, _, ids in targets], np.int64), is_greedy_N)
+
+
+def score_behind(
+    model: decoder.DecoderLM,
+    params: Any,
+    paths: Sequence[Path],
+    *,
+    mesh: Mesh | None = None,
+    tokens_per_call: int | None = None,
+) -> Scores:
+    """Log-probability of targets, each behind a context and a path of its own; only the targets are scored.
+
+    Paths that leave one context are branches of a prefix tree: the context is read once for all of them.
+
+    Args:
+        paths: a context of at least one token, a path of any length, a target of at least one token.
+        mesh, tokens_per_call: see `score`.
+
+    Raises:
+        InputError: an empty context or target, or an id outside the vocabulary.
+    """
+    keys: list[tuple[bytes, bytes]] = []
+    by_context: dict[bytes, _Group] = {}
+    for owner, (context, path, target) in enumerate(paths):
+        if not len(context) or not len(target):
+            raise InputError(
+                f"path {owner} has {len(context)} tokens before it and a target of {len(target)}; both need one"
+            )
+        trunk, branch = np.asarray(context, np.int32), np.asarray([*path, *target], np.int32)
+        keys.append((trunk.tobytes(), branch.tobytes()))
+        group = by_context.setdefault(keys[-1][0], _Group(trunk, [], [], silent=[]))
+        group.continuations.append(branch)
+        group.owners.append(owner)
+        group.silent.append(len(path))  # type: ignore[union-attr]  # every group here is made with a list
+    _check_ids(keys, keys, model.vocab_size)
+    groups = _splits(list(by_context.values()))
+    total_N, is_greedy_N = _totals(model, params, groups, len(paths), mesh, tokens_per_call)
+    return Scores(total_N, np.array([len(target) for *_, target in paths], np.int64), is_greedy_N)
 
 
 def _totals(model, params, groups, num, mesh, tokens_per_call):
@@ -271,8 +321,8 @@ def _split(group, longest_row):
         return
 
     def of(first: int, end: int) -> _Group:
-        starts = None if group.starts is None else group.starts[first:end]
-        return _Group(group.trunk, group.continuations[first:end], group.owners[first:end], starts)
+        starts, silent = (None if x is None else x[first:end] for x in (group.starts, group.silent))
+        return _Group(group.trunk, group.continuations[first:end], group.owners[first:end], starts, silent)
 
     first = 0
     for end in range(1, len(group.owners) + 1):
@@ -346,7 +396,7 @@ def _lay_out(rows, num_rows, length):
         for number, group in enumerate(row, start=1):
             parts.append(_arrays(group, number, at))
             at += group.num_tokens
-        owners = np.concatenate([np.repeat(g.owners, [len(c) for c in g.continuations]) for g in row])
+        owners = np.concatenate([group.owners_of_targets() for group in row])
         owners_RM[r, : len(owners)] = owners
         for name, pieces in zip(names, zip(*parts)):
             values = np.concatenate(pieces)

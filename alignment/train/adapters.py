@@ -144,7 +144,7 @@ def write_note(workdir: str | pathlib.Path, adapter: lora.Adapter, **where_from:
     """
     config = peft_adapters.config_for(adapter.settings)
     note = {**where_from, "tie_embeddings": adapter.model.tie_embeddings, "config": config}
-    before = read_note(workdir)
+    before = _stored_note(workdir)  # as it was written: where this process finds the base may be another path
     if before is None:
         files.write_json(pathlib.Path(workdir) / NOTE, note)
     elif changed := [name for name in note if before.get(name) != json.loads(json.dumps(note[name]))]:
@@ -157,16 +157,25 @@ def write_note(workdir: str | pathlib.Path, adapter: lora.Adapter, **where_from:
 
 def read_note(workdir: str | pathlib.Path) -> dict[str, Any] | None:
     """adapter.json of a workdir, with `base` as this process finds it; None where a run trained all weights."""
+    note = _stored_note(workdir)
+    if note is None:
+        return None
+    kind, _, name = note["base"].partition(":")
+    if kind == "run" and (pathlib.Path(workdir) / name).is_dir():  # the run's own pretraining moves with its workdir
+        note["base"] = f"run:{pathlib.Path(workdir) / name}"
+    return note
+
+
+def _stored_note(workdir: str | pathlib.Path) -> dict[str, Any] | None:
+    """adapter.json as it was written; None where there is none."""
     file = pathlib.Path(workdir) / NOTE
     if not file.is_file():
         return None
     try:
         note = json.loads(file.read_text())
-        kind, _, name = note["base"].partition(":")
+        note["base"].partition(":")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{file} is damaged ({e!r}); copy it again") from None
-    if kind == "run" and (pathlib.Path(workdir) / name).is_dir():  # the run's own pretraining moves with its workdir
-        note["base"] = f"run:{pathlib.Path(workdir) / name}"
     return note
 
 

@@ -15,14 +15,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from alignment import errors
+from alignment import errors, files
 from alignment.decoding import engine as engines
 from alignment.decoding import network, programs, rows
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
-from data.texts import text
-from data.tokens import pieces, tokenizer
+from data.texts import text, text_formats
+from data.tokens import learning, pieces, tokenizer
 
 RANDOM, TOY, GUARDED, OBEDIENT = "random", "toy", "guarded", "obedient"  # models that come with the code
 TOYS = {  # and what `open_model` trains them on
@@ -30,11 +30,14 @@ TOYS = {  # and what `open_model` trains them on
     GUARDED: "synthetic:house_rules",
     OBEDIENT: "synthetic:guest_rules",
 }
+WRITER = "synthetic:house_questions"  # what a toy learns that writes prompts
 OWN = (RANDOM, *TOYS)
 KINDS = ("hf", "run", "gguf")
 RANDOM_SIZES = dict(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, ffn_dim=64)
 TOY_SIZES = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=2, ffn_dim=384)
 TOY_STEPS = 200
+LEARNED = {TOYS[GUARDED]: (640, (TOYS[GUARDED], WRITER))}  # toys that read words: tokens, and the texts they come from
+TOY_LENGTHS = {TOYS[GUARDED]: 96, WRITER: 96}  # of a row, in tokens; of the others 256, in bytes
 SMOL = "hf:models/smollm2"  # what `make models` leaves
 LEAST = {"num_slots": 1, "max_len": 1, "chunk": 1, "block": 1, "num_steps": 1, "num_draft": 0}
 
@@ -245,16 +248,20 @@ def _digest(init_from: str, numerics: str) -> str:
     return hashlib.sha256(f"{content} {numerics}".encode()).hexdigest()[:16]
 
 
-def train_toy(folder: pathlib.Path, path: str = TOYS[TOY]) -> pathlib.Path:
-    """A small byte-level model that answers as embedded conversations do: a minute on two cores.
+def train_toy(folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokenizer | None = None) -> pathlib.Path:
+    """A small model that answers as embedded conversations do: a minute on two cores.
 
     A finished or a killed training in `folder` is taken up where it ended.
+
+    Args:
+        tok: its tokenizer; None: bytes, or for some toys one that is learned from their words.
     """
     if loop.latest_step(folder) == TOY_STEPS:
         return folder
-    tok = tokenizer.load("bytes")
+    tok = tok or _toy_tokenizer(folder, path)
+    max_len = TOY_LENGTHS.get(path, 256)
     train, heldout, _ = text.load(
-        kind="answers", path=path, tokenizer=tok, max_len=256, limit=4_000, heldout_fraction=0.01
+        kind="answers", path=path, tokenizer=tok, max_len=max_len, limit=4_000, heldout_fraction=0.01
     )
     net = language_model.build(
         "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder
@@ -275,3 +282,16 @@ def train_toy(folder: pathlib.Path, path: str = TOYS[TOY]) -> pathlib.Path:
         logging=loop.Logging(sinks=()),
     )
     return folder
+
+
+def _toy_tokenizer(folder: pathlib.Path, path: str) -> tokenizer.Tokenizer:
+    """Bytes, or byte pairs of the toy's own words, which stay in its folder."""
+    if path not in LEARNED:
+        return tokenizer.load("bytes")
+    num, paths = LEARNED[path]
+    file = folder / "learned/tokenizer.json"
+    if not file.is_file():
+        rows = [row for one in paths for row in text_formats.EMBEDDED[one.partition(":")[2]](4_000, 0)]
+        turns = (f"{turn['role'].capitalize()}: {turn['content']}" for row in rows for turn in row["messages"])
+        files.write_text(file, learning.byte_pairs(turns, num))
+    return tokenizer.load(str(file))

@@ -247,3 +247,13 @@ def test_many_targets_of_a_row_are_split_over_several(params):
 def test_a_target_behind_nothing_or_without_tokens_is_refused(params, target):
     with pytest.raises(InputError, match="target 0 has"):
         scoring.score_within(PLAIN, params, [[1, 2, 3]], [target])
+
+
+def test_of_a_path_and_its_target_only_the_target_is_scored(params):
+    rng = np.random.default_rng(3)
+    contexts = [draw(rng, 9), draw(rng, 4)]
+    paths = [(contexts[i % 2], draw(rng, i % 4), draw(rng, 1 + i % 3)) for i in range(40)]
+    scores = scoring.score_behind(PLAIN, params, paths)
+    agree(scores, slow_score(params, [([*context, *path], target) for context, path, target in paths]))
+    with pytest.raises(InputError, match="both need one"):
+        scoring.score_behind(PLAIN, params, [([1], [2], [])])

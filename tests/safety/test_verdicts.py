@@ -101,3 +101,11 @@ def test_probabilities_of_a_first_token_are_of_two_words_or_of_all():
 def test_an_unknown_judge_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match="llama_guard"):
         verdicts.parser("llamaguard")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("Harmless.", NO_HARM), ("controversial", "controversial"), ("harmful", HARM), ("harmless or harmful", INVALID)],
+)
+def test_prompts_have_three_classes(answer, said):
+    assert verdicts.prompt_three_way(answer).prompt_harmfulness == said

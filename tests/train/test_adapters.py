@@ -124,6 +124,15 @@ def test_a_base_that_lies_in_the_workdir_moves_with_it(tmp_path):
     assert adapters.read_note(tmp_path)["base"] == f"run:{tmp_path / 'pretrain'}"
 
 
+def test_a_resumed_run_whose_base_lies_in_its_workdir_is_the_same_run(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    adapter = lora.lay_out(SETTINGS, helpers.model())
+    for _ in range(2):
+        adapters.write_note(tmp_path, adapter, base="run:pretrain", weights="1", seed=0)
+    with pytest.raises(InputError, match=r"\(base differ: 'run:pretrain' then"):
+        adapters.write_note(tmp_path, adapter, base="hf:a", weights="1", seed=0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
