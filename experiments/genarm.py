@@ -7,14 +7,15 @@ Laptop:  python -m experiments.run --config experiments/genarm.py:laptop   (CPU,
 Expect:  laptop, two opposed wishes, 100 held-out prompts, judged by their rules: reward models rank all held-out pairs
          (the longer answer: 0.01 and 0.99); guided answers beside the base's 0.905, beside DPO's 0.703; volume of the
          frontier 0.409, of rewarded soups 0.375, of best-of-8 0.366
-         smol: not yet measured
+         smol: not yet measured; a quarter of an hour on two cores is expected
 Smol:    make models, then the same with genarm.py:smol, and hh_harmless.jsonl and alpaca_eval.jsonl in this folder
 
 Each objective has pairs of its own and a reward model trained on them, an ordinary decoder whose log-probabilities,
 times a weight alpha, are added to the base's at every token. The weights are a request's, so one base and its reward
 models trace a frontier without retraining. Beside it stand the base, DPO, rewarded soups of DPO models, best-of-N,
 ARGS, proxy tuning and contrastive decoding, on the same prompts with the same draws. All but `base_greedy` and ARGS
-draw at one temperature. What is measured never comes from a model that guided: rules, or rewards fitted to other pairs.
+draw at one temperature. What is measured never comes from a model that guided: rules, rewards fitted to other pairs, or
+a language model that judges two answers in both orders.
 """
 
 import functools
@@ -27,7 +28,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from alignment import errors, files
-from alignment.decoding import requests
+from alignment.decoding import cache, requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import adapters, language_model, sharding
@@ -35,11 +36,12 @@ from data.texts import objectives
 from data.tokens import tokenizer
 from experiments.decoding import models
 from experiments.decoding.journal import Journal
-from experiments.guidance import latency, methods, scoring, training, writing
+from experiments.guidance import judging, latency, methods, scoring, training, writing
 from experiments.guidance.training import ALL, BASE, SMALL, Objective, Trained
 from experiments.guidance.writing import Models, Writer
 from experiments.launch import checks, groups, lm
 from experiments.pages import genarm as page
+from experiments.safety import judges
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 LEAST = {
@@ -99,7 +101,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         prompts=100,  # that are answered, at most
     )
     c.contrastive = 0.5  # weight that is taken off for the plain small model, and added to the base
-    c.judge = config_dict.placeholder(str)  # heldout, or rules of the embedded pairs; None: rules where they are
+    c.judge = config_dict.placeholder(
+        str
+    )  # rules, heldout, model, endpoint; None: rules of the embedded pairs, heldout
+    c.judging = judges.settings(judging.TEMPLATE)  # of a model or an endpoint, which reads two answers in both orders
+    c.judge_templates = ()  # one for each objective, in the files' order, instead of judging.template for all
     c.fit_pairs = 4_000  # at most, of each objective, that rewards of whole answers are fitted to
     c.decoding = dict(
         prompts=300,  # held-out ones, at most
@@ -176,14 +182,14 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.compute.update(dict(dtype="float32", remat="none"))
     c.data.path = "harmless=hh_harmless.jsonl,preferred=alpaca_eval.jsonl"
     c.data.limit = 300
-    c.data.max_len = 192
-    for stage, steps in ((c.reward, 20), (c.dpo, 10)):
+    c.data.max_len = 160
+    for stage, steps in ((c.reward, 16), (c.dpo, 8)):
         stage.update(dict(steps=steps, batch_size=4, warmup_steps=3))
         stage.adapter.rank = 16
     c.points = 3
     c.baselines = "base_greedy,soups"
     c.fit_pairs = 60
-    c.decoding.update(dict(prompts=16, max_new_tokens=40, num_slots=4))
+    c.decoding.update(dict(prompts=12, max_new_tokens=32, num_slots=4))
     c.latency_tokens = 32
     c.shown = 0  # texts of a safety set
 
@@ -213,6 +219,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         errors.one_of("judge", c.judge, scoring.JUDGES)
     if c.judge == scoring.RULES and places != {objectives.EMBEDDED}:
         raise InputError(f"judge={c.judge!r} has rules for {objectives.EMBEDDED} alone; set judge={scoring.HELDOUT}")
+    judging.check(c)
     methods.check_alphas([*c.alphas, (c.strength,)], allow_negative=c.allow_negative)
     for beta in c.reward.betas:
         losses.check_options("reference_free", {"beta": beta})
@@ -277,14 +284,18 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         answers[method.name] = writing.best_of_n(answers, method, chooses, members.base, prompts)
     answers = {name: rows for name, rows in answers.items() if not name.startswith(writing.SAMPLE)}
     judge = judge_of(c)
-    if judge == scoring.RULES:
-        scores = scoring.by_rules(names, answers)
-    else:
-        scores = scoring.by_rewards(answers, members.base, rewards, prompts)
-    results = page.Results(names, [*beside, *grid], answers, scores, members, own, rewards, judge)
-    return page.write(
-        folder, results, latency.measure(writer, num_tokens=c.latency_tokens), writer.pieces, num_shown=c.shown
-    )
+    seconds = latency.measure(writer, num_tokens=c.latency_tokens)
+    with cache.Cache(folder / "verdicts.jsonl" if judge in scoring.ASKED else "") as kept:
+        if judge == scoring.RULES:
+            outcomes_fn = scoring.by_scores(scoring.by_rules(names, answers))
+        elif judge == scoring.HELDOUT:
+            outcomes_fn = scoring.by_scores(scoring.by_rewards(answers, members.base, rewards, prompts))
+        else:
+            asked = judging.judges_of(c, names, folder, kept)
+            judge = ", ".join(dict.fromkeys(one.name for one in asked))
+            outcomes_fn = scoring.by_judges(asked, answers)
+        results = page.Results(names, [*beside, *grid], answers, outcomes_fn, members, own, rewards, judge)
+        return page.write(folder, results, seconds, writer.pieces, num_shown=c.shown)
 
 
 def judge_of(c: ml_collections.ConfigDict) -> str:

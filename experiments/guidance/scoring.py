@@ -1,12 +1,13 @@
 """Scores of written answers that do not come from what guided them, and what they say of two methods.
 
 `rules`: those of the embedded objectives. `heldout`: for each objective a reward of whole answers (linear in the base's
-hidden states), fitted to the half of the training pairs that the run's own rewards have not read.
+hidden states), fitted to the half of the training pairs that the run's own rewards have not read. `model` and
+`endpoint`: a language model that reads each pair of answers in both orders.
 """
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ from alignment import frontier
 from alignment.evaluation import head_to_head
 from alignment.evaluation.head_to_head import Tally
 from alignment.preference import linear_reward
+from alignment.safety.judging import Judge
 from data.texts import preferences
 from data.toys import manners
 from experiments.guidance import writing
 from experiments.guidance.methods import Method
 from experiments.guidance.training import Objective, Trained
 from experiments.guidance.writing import Prompt
+from experiments.safety import judges
 
 RULES, HELDOUT = "rules", "heldout"
-JUDGES = (RULES, HELDOUT)
+ASKED = (judges.MODEL, judges.ENDPOINT)
+JUDGES = (RULES, HELDOUT, *ASKED)
 Rows = Mapping[int, Mapping[str, Any]]  # a prompt's number -> the row of its answer
 Scores = Mapping[str, Mapping[int, Sequence[float]]]  # a method's name -> the same -> a score for each objective
+# two methods' names and the number of an objective -> outcomes of the first, on the prompts that both have answered
+OutcomesFn = Callable[[str, str, int], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +86,40 @@ def by_rewards(
     return out
 
 
-def compare(scores: Scores, first: str, second: str, objective: int) -> Tally:
+def by_scores(scores: Scores) -> OutcomesFn:
+    """Whose answer has the higher score."""
+
+    def outcomes(first: str, second: str, objective: int) -> list[str]:
+        both = [n for n in scores[first] if n in scores[second]]
+        return [head_to_head.outcome(scores[first][n][objective], scores[second][n][objective]) for n in both]
+
+    return outcomes
+
+
+def by_judges(asked: Sequence[Judge], answers: Mapping[str, Rows]) -> OutcomesFn:
+    """What a judge of each objective says of two answers, each once in front; equal answers are a tie and not asked.
+
+    A judge whose two verdicts contradict each other makes a tie; a verdict that cannot be read is not determined.
+    """
+    word = {"first": head_to_head.WIN, "second": head_to_head.LOSS, "tie": head_to_head.TIE}
+
+    def outcomes(first: str, second: str, objective: int) -> list[str]:
+        both = [(answers[first][n], answers[second][n]) for n in answers[first] if n in answers[second]]
+        pairs = [(a["prompt"], a["response"], b["response"]) for a, b in both]
+        differing = [pair for pair in dict.fromkeys(pairs) if pair[1] != pair[2]]
+        straight = [{"prompt": prompt, "response": a, "other": b} for prompt, a, b in differing]
+        swapped = [{"prompt": prompt, "response": b, "other": a} for prompt, a, b in differing]
+        judged = asked[objective].classify([*straight, *swapped])
+        said = [word.get(one.verdict.comparison or "", head_to_head.UNDETERMINED) for one in judged]
+        of_pair = dict(zip(differing, map(head_to_head.both_orders, said[: len(differing)], said[len(differing) :])))
+        return [of_pair.get(pair, head_to_head.TIE) for pair in pairs]
+
+    return outcomes
+
+
+def compare(outcomes_fn: OutcomesFn, first: str, second: str, objective: int) -> Tally:
     """How the first method's answers fare beside the second's, on the prompts that both have answered."""
-    both = [n for n in scores[first] if n in scores[second]]
-    return head_to_head.tally(
-        head_to_head.outcome(scores[first][n][objective], scores[second][n][objective]) for n in both
-    )
+    return head_to_head.tally(outcomes_fn(first, second, objective))
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
@@ -93,9 +127,9 @@ def total(tallies: Sequence[Tally]) -> Tally:
     return Tally(*(sum(getattr(t, name) for t in tallies) for name in ("wins", "ties", "losses", "undetermined")))
 
 
-def point(scores: Scores, method: str, reference: str, num_objectives: int) -> list[Tally]:
+def point(outcomes_fn: OutcomesFn, method: str, reference: str, num_objectives: int) -> list[Tally]:
     """A method's place on the frontier: how it fares beside one fixed reference, by each objective."""
-    return [compare(scores, method, reference, k) for k in range(num_objectives)]
+    return [compare(outcomes_fn, method, reference, k) for k in range(num_objectives)]
 
 
 def shares(tallies: Sequence[Tally]) -> tuple[float, ...]:

@@ -39,15 +39,16 @@ class Results:
     Attributes:
         names: of the objectives.
         compared: the methods.
-        answers, scores: by a method's name and a prompt's number.
+        answers: by a method's name and a prompt's number.
+        outcomes_fn: who of two methods answered better.
         rewards: of whole answers, for each objective; [] where none were fitted.
-        judge: whose scores these are.
+        judge: whose outcomes these are.
     """
 
     names: Sequence[str]
     compared: Sequence[Method]
     answers: Mapping[str, scoring.Rows]
-    scores: scoring.Scores
+    outcomes_fn: scoring.OutcomesFn
     models: Models
     objectives: Sequence[Objective]
     rewards: Sequence[scoring.Rewards]
@@ -72,7 +73,7 @@ def write(
 ) -> dict[str, float | None]:
     """All tables and pictures; the summary. `num_shown`: prompts whose answers are in the table of rewards."""
     num = len(results.names)
-    points = {m.name: scoring.point(results.scores, m.name, REFERENCE, num) for m in results.compared}
+    points = {m.name: scoring.point(results.outcomes_fn, m.name, REFERENCE, num) for m in results.compared}
     write_table(folder, "models", model_lines(results))
     write_table(folder, "frontier", frontier_lines(results, points))
     duels = duel_lines(results)
@@ -135,10 +136,10 @@ def duel_lines(results: Results) -> list[dict[str, Any]]:
         ours = results.corner(methods.GENARM, k)
         assert ours is not None  # the grid begins with the corners
         for kind in (methods.BASE, methods.GREEDY, methods.SOUP, methods.BEST, methods.ARGS, methods.PROXY):
-            other = kind if kind in results.scores else results.corner(kind, k)
-            if other is None or other not in results.scores:
+            other = kind if kind in results.answers else results.corner(kind, k)
+            if other is None or other not in results.answers:
                 continue
-            tally = scoring.compare(results.scores, ours, other, k)
+            tally = scoring.compare(results.outcomes_fn, ours, other, k)
             low, high = tally.interval
             lines.append(
                 {

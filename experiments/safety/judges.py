@@ -110,12 +110,13 @@ def build(
     group: Mapping[str, Any],
     c: ml_collections.ConfigDict,
     folder: pathlib.Path,
-    measured: Measured,
+    measured: Measured | None,
     answers: cache.Cache,
 ) -> Judge:
     """A judge of a config's group.
 
     Args:
+        measured: judges where the group's `init_from` is ""; None where it is not, or nobody's engine is asked.
         c: sizes of the engine, and the type of its arithmetic, for a model of its own.
         answers: what judges said, by content and judge.
     """
@@ -131,7 +132,8 @@ def build(
         return _ending_well(judging.asking(name, rubric, ask_fn, answers=answers, made_from=made_from, retries=retries))
     if group["init_from"]:
         measured = _own_model(group["init_from"], c, folder)
-    tok = measured.model.tok
+    assert measured is not None
+    engine_fn, tok = measured.engine_fn, measured.model.tok
     if rubric.text is None and not tok.has_own_template:
         raise InputError("template=chat_template: the judge's checkpoint has no chat template; give a file")
 
@@ -144,7 +146,7 @@ def build(
 
     def ask(chats: Any) -> list[judging.Said]:
         options = dict(max_new_tokens=group["max_new_tokens"], words=words, form=group["form"])
-        return judging.on_engine(measured.engine_fn(), encode=encode, decode=tok.decode, **options)(chats)
+        return judging.on_engine(engine_fn(), encode=encode, decode=tok.decode, **options)(chats)
 
     used = [measured.model.digest, rubric.parser, group["is_message"], group["max_new_tokens"], words, group["form"]]
     name = f"{rubric.name} by {measured.model.name}"

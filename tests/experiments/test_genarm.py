@@ -65,6 +65,7 @@ def test_the_tables_name_the_reference_the_judge_and_the_decoding_of_each_point(
         assert json.loads((ended.workdir / f"rewards/{name}/beta.json").read_text())["beta"] == 0.05
 
 
+@pytest.mark.slow  # tests/experiments/decoding/test_journal.py and tests/train/test_loop.py resume each part
 def test_a_killed_run_goes_on_and_its_answers_stay_the_same(ended, tmp_path):
     shutil.copytree(ended.workdir, tmp_path / "run")
     before = rows_of(tmp_path / "run/generations.jsonl")
@@ -90,6 +91,10 @@ def test_a_killed_run_goes_on_and_its_answers_stay_the_same(ended, tmp_path):
         (["--config.templates.reward=USER:"], "once"),
         (["--config.data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["--config.judge=rulez"], "judge='rulez'"),
+        (["--config.judge=model"], "judge=model needs judging.init_from"),
+        (["--config.judge=endpoint", "--config.judging.template=yes_no"], "comparison is needed here"),
+        (["--config.judging.max_new_tokens=9"], "judging.max_new_tokens=9 is not read"),
+        (["--config.judge_templates=('compare_helpfulness',)"], "judge_templates"),
         (["--config.pretrain.steps=0"], "pretrain.steps=0"),
         (["--config.data.filter_unit=words"], "filter_unit"),
         (["--config.learned_tokens=20"], "learned_tokens"),

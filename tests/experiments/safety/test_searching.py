@@ -142,7 +142,6 @@ def test_over_three_seeds_the_search_finds_twice_as_many_as_plain_draws(tmp_path
     more = [
         launch("phtest.py:laptop", tmp_path / f"{s}", "--config.search", f"--config.seed={s}", *toys) for s in (1, 2)
     ]
-    world = set(" ".join(map(str, house_rules.ASKED)).split())
     for run in (ended, *more):
         numbers = json.loads((run.workdir / "summary.json").read_text())
         assert numbers["found"] >= 2 * numbers["found_by_sampling"] and numbers["found"] >= 10
