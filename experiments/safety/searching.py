@@ -83,7 +83,7 @@ def settings(arg: str = "") -> dict[str, Any]:
     if arg in ("tiny", "laptop"):
         out |= dict(seeds=ORDINARY, voters=RULES)
     if arg == "tiny":
-        out |= dict(num=3, at_once=2, num_candidates=4, max_new_tokens=5, max_turns=2)
+        out |= dict(num=3, at_once=2, num_candidates=4, max_new_tokens=5, max_turns=2, openings=("I cannot",))
     elif arg == "laptop":
         out |= dict(writer_from=ASKER, control=house_questions.LIKE, plain=house_questions.ANY, num=96, at_once=16)
         out |= dict(weight=5.0, preselect_weight=5.0, num_candidates=6, max_turns=4, max_new_tokens=24, near=0.9)

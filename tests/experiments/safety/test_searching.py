@@ -12,7 +12,7 @@ from experiments.pages import phtest_search
 from experiments.safety import searching
 from tests.experiments.conftest import launch
 
-SEARCH = ("--config.search", "--config.searching.openings=('I cannot',)", "--config.data.limit=3")
+SEARCH = ("--config.search", "--config.data.limit=3")
 SEARCH += ("--config.defence.system=", "--config.defence.filter=", "--config.defence.words=()")
 
 
@@ -114,6 +114,7 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_read(tmp_path, fl
 
 def test_a_model_that_refuses_nothing_says_what_to_do(tmp_path):
     c = phtest.get_config("tiny")
+    c.searching.openings = ()
     answered = [{"harmfulness": "harmful", "label": "full_compliance", "response": "done"}]
     with pytest.raises(InputError, match=r"refuses none of the 1 harmful prompts.*set searching\.openings"):
         searching._openings(c, None, answered)
