@@ -14,7 +14,7 @@ from alignment import files, intervals
 from alignment.evaluation import aspects
 from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
 from experiments.report import charts, pictures
-from experiments.safety.searching import SAMPLED, SEARCHED
+from experiments.safety.prompt_writing import SAMPLED, SEARCHED
 from experiments.safety.sifting import DISPUTED, DROPS
 
 Row = Mapping[str, Any]

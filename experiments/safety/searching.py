@@ -6,20 +6,15 @@ as two. Texts of prompts lie in `search/` of the workdir, are never printed and 
 """
 
 import dataclasses
-import hashlib
-import json
 import pathlib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from alignment import errors, files
 from alignment.decoding import scoring
 from alignment.decoding.engine import Engine
-from alignment.decoding.requests import Answer, Request
 from alignment.errors import InputError
 from alignment.safety import search, verdicts
 from alignment.safety.judging import Judge
@@ -28,11 +23,11 @@ from data import records
 from data.texts.suites import HARMFUL, HARMLESS
 from data.tokens import pieces
 from data.toys import house_questions
-from experiments.decoding import answering, models
-from experiments.decoding.journal import Journal
+from experiments.decoding import models
 from experiments.decoding.models import Model
-from experiments.safety import asking, judges, sifting
+from experiments.safety import asking, judges, prompt_writing, sifting
 from experiments.safety.asking import Prompt
+from experiments.safety.prompt_writing import OF_SEARCH, SAMPLED, SEARCHED, SEED, Plan
 
 ASKER = "asker"  # a toy that writes what visitors of the embedded house ask
 ORDINARY = "synthetic:house_questions"
@@ -40,12 +35,7 @@ EMBEDDED = {ORDINARY: house_questions.prompts}
 RULES = "rules"  # the embedded house's own readers
 VOTERS = (RULES, judges.MODEL, judges.ENDPOINT)
 VOTING = "prompt_three_way"
-SEED = "{seed}"
-SEARCHED, SAMPLED = "search", "sampling"
-PROBE = "plumbline-probe"
 LEAST_R, NUM_PROBED = -30.0, 20  # nats of an opening, mean over so many seeds, below which no model would say it
-_OF_SEARCH = ("weight", "preselect", "preselect_weight", "num_candidates", "is_normalised", "temperature")
-_OF_SEARCH += ("max_turns", "max_new_tokens", "negligible")
 LEAST = {
     "searching.num": (1, ""),
     "searching.num_openings": (1, ""),
@@ -114,7 +104,7 @@ def check(c: ml_collections.ConfigDict, all_settings: Sequence[str]) -> None:
     if RULES in voters and own.seeds != ORDINARY:
         raise InputError(f"searching.voters={RULES} knows prompts of searching.seeds={ORDINARY} alone; name judges")
     if own.weight:
-        search.Settings(**{name: own[name] for name in _OF_SEARCH})
+        search.Settings(**{name: own[name] for name in OF_SEARCH})
     if own.control.count(SEED) != 1:
         raise InputError(f"searching.control={own.control!r} must hold {SEED} once, where a seed prompt goes")
     if not 0 < own.max_percentile <= 100:
@@ -167,7 +157,7 @@ def run(
     writer, writer_engine_fn = _writer(c, place, target, engine_fn)
     seeds = _seeds(c, prompts)
     openings = _openings(c, target, answered)
-    plan = _Plan(c, writer, target, seeds, openings)
+    plan = prompt_writing.Plan(c, writer, target, seeds, openings)
     _say_if_foreign(plan, seeds)
     sieve = sifting.Sieve(
         threshold=own.near,
@@ -179,9 +169,12 @@ def run(
         max_len=c.engine.max_len,
         human=human,
     )
-    searched = _searched(plan, place / SEARCHED) if own.weight else _first(plan, own.num, place, writer_engine_fn)
+    if own.weight:
+        searched = prompt_writing.searched(plan, place / SEARCHED)
+    else:
+        searched = prompt_writing.first(plan, own.num, place, writer_engine_fn)
     budget = sum(row["calls"] for row in searched)
-    written = {SEARCHED: searched, SAMPLED: _sampled(plan, budget, place / SAMPLED, writer_engine_fn)}
+    written = {SEARCHED: searched, SAMPLED: prompt_writing.sampled(plan, budget, place / SAMPLED, writer_engine_fn)}
     voters: dict[str, Callable[[Sequence[str]], list[str]]] = {}
     for name in voters_of(c):
         if name == RULES:
@@ -197,156 +190,6 @@ def run(
         out += [more | row for row in sifted]
     files.write_rows(place / "candidates.jsonl", out)
     return out
-
-
-class _Plan:
-    """What every prompt of a run begins from: the tasks by number, and how tokens become text."""
-
-    def __init__(
-        self,
-        c: ml_collections.ConfigDict,
-        writer: Model,
-        target: Model,
-        seeds: Sequence[Prompt],
-        openings: Sequence[Sequence[int]],
-    ) -> None:
-        self.c, self.writer, self.target, self.openings = c, writer, target, openings
-        self.lead = _lead(writer)
-        self.plain_ids = self._instruction(c.searching.plain)
-        before, after = _around(target, c.system, self.lead)
-        self.before, self.after = target.tok.encode(before), target.tok.encode(after)
-        order = random.Random(f"seeds {c.seed}").sample(range(len(seeds)), len(seeds))
-        self.seeds = [seeds[i] for i in order]
-        self.contexts = [self._instruction(c.searching.control.replace(SEED, seed.text)) for seed in self.seeds]
-        room = c.engine.max_len - c.searching.max_new_tokens
-        for seed, context in zip(self.seeds, self.contexts):
-            if len(context) > room:
-                raise InputError(
-                    f"seed prompt {seed.case.id} of {seed.dataset} takes {len(context)} tokens with its instruction, "
-                    f"and engine.max_len={c.engine.max_len} has room for {room} before a prompt; set a larger one"
-                )
-        stop_ids = tuple(writer.tok.stop_ids)
-        self.vocabulary = search.Vocabulary(
-            is_allowed_V=np.array([bool(piece) for piece in writer.pieces[: writer.tok.vocab_size]]),
-            stop_ids=stop_ids,
-            ends_sentence=lambda ids: self.text(ids).endswith((".", "?", "!")),
-        )
-
-    def _instruction(self, text: str) -> list[int]:
-        tok = self.writer.tok
-        return tok.encode(tok.render([{"role": "user", "content": text}], add_generation_prompt=True))
-
-    def text(self, ids: Sequence[int]) -> str:
-        raw = b"".join(self.writer.pieces[i] for i in ids)
-        return self.writer.text(raw, is_alone=True).strip()
-
-    def seed(self, number: int) -> Prompt:
-        return self.seeds[number % len(self.seeds)]
-
-    def context(self, number: int) -> list[int]:
-        return self.contexts[number % len(self.contexts)]
-
-    def task(self, number: int) -> search.Task:
-        opening = self.openings[number % len(self.openings)]
-        return search.Task(self.context(number), self.before, self.after, opening, (self.c.seed, number))
-
-    def request(self, number: int) -> Request:
-        """The plain draw of the same number."""
-        own = self.c.searching
-        seed = self.c.seed * 1_000_003 + number
-        return Request(self.context(number), own.max_new_tokens, own.temperature, seed=seed)
-
-    def row(self, number: int, ids: Sequence[int], **more: Any) -> dict[str, Any]:
-        return {"number": number, "seed_id": self.seed(number).case.id, "text": self.text(ids), **more}
-
-    def made_from(self, what: str) -> dict[str, str]:
-        """Digests of all that a written prompt depends on."""
-        own = self.c.searching
-        content = [own.to_dict(), self.c.seed, self.openings, self.before, self.after, self.contexts, what]
-        text = json.dumps(content, default=list)
-        weights = f"{self.writer.digest} {self.target.digest}"
-        return {"weights": weights, "search": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-    def max_perplexity(self, seeds: Sequence[Prompt]) -> float:
-        """The percentile of ordinary prompts above which a text is too clumsy."""
-        texts = [seed.text for seed in seeds]
-        values = sifting.perplexities(self.writer, texts, self.plain_ids, self.lead)
-        return float(np.percentile(values, self.c.searching.max_percentile))
-
-
-def _searched(plan: _Plan, folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The prompts that the search writes; those in `folder` are not written again.
-
-    Prompts are written in blocks that do not depend on where a run was killed, because the last bits of a score may
-    depend on the prompts beside it. So a block of which a kill tore a part off is written again as a whole.
-    """
-    own = plan.c.searching
-    journal = Journal(folder, plan.made_from(SEARCHED), [(i, 0) for i in range(own.num)])
-    options = search.Settings(**{name: own[name] for name in _OF_SEARCH})
-    models_of = [(model.network, model.params) for model in (plan.writer, plan.target)]
-    for start in range(0, own.num, own.at_once):
-        numbers = range(start, min(start + own.at_once, own.num))
-        missing = [i for i in numbers if (i, 0) not in journal]
-        if not missing:
-            continue
-        block = search.write(*models_of, [plan.task(i) for i in numbers], plan.vocabulary, options)
-        for i, one in zip(numbers, block):
-            if i in missing:
-                journal.add((i, 0), _row_of(plan, i, one), more={}, seconds=journal.seconds)
-        journal.sync()
-        print(f"search: {min(start + own.at_once, own.num)} of {own.num} prompts are written", flush=True)
-    journal.sort()
-    rows = [row for _, row, _ in journal.entries()]
-    journal.close()
-    return rows
-
-
-def _row_of(plan: _Plan, number: int, one: search.Written) -> dict[str, Any]:
-    more = {name: getattr(one, name) for name in ("turns", "calls", "dropped_scores", "why")}
-    r = one.r if np.isfinite(one.r) else None
-    return plan.row(number, one.ids, opening_id=number % len(plan.openings), f=one.f, r=r, **more)
-
-
-def _sampled(plan: _Plan, budget: int, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:
-    """The writer's own draws, in order, until they have cost as many calls as the search."""
-    out: list[dict[str, Any]] = []
-    spent = 0
-    for row in _draws(plan, folder, engine_fn):
-        if spent >= budget:
-            break
-        spent += row["calls"]
-        out.append(row)
-    return out
-
-
-def _first(plan: _Plan, num: int, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:
-    """The first draws: what a search whose weight is 0 writes."""
-    return [row for row, _ in zip(_draws(plan, folder / SAMPLED, engine_fn), range(num))]
-
-
-def _draws(plan: _Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> Iterator[dict[str, Any]]:
-    """Draws without end, round by round; each round has a folder, and what lies there is not drawn again."""
-    size = max(plan.c.searching.num, 64)
-    start = 0
-    while True:
-        numbers = range(start, start + size)
-        work = [((i, 0), plan.request(i)) for i in numbers]
-        place = folder / f"{start // size}"
-        place.mkdir(parents=True, exist_ok=True)
-        journal = Journal(place, plan.made_from(f"{SAMPLED} {start}"), [key for key, _ in work])
-        if len(journal) < len(work):
-
-            def row_fn(key: tuple[int, int], answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
-                f = sum(token.logprob for token in answer.tokens)
-                row = plan.row(key[0], answer.answer_ids, f=f, calls=len(answer.tokens), why=answer.finish_reason)
-                return row, {}
-
-            answering.write_all(engine_fn(), work, journal, place, row_fn=row_fn)
-        journal.sort()
-        rows = [row for _, row, _ in journal.entries()]
-        journal.close()
-        yield from rows
-        start += size
 
 
 def _writer(
@@ -411,7 +254,7 @@ def _openings(
     """How this model begins its refusals."""
     own = c.searching
     if own.openings:
-        lead = _lead(target)
+        lead = prompt_writing.lead_of(target)
         return [tuple(target.tok.encode(lead + text.strip())) for text in own.openings]
     harmful = [row for row in answered if row["harmfulness"] == HARMFUL]
     refused = [target.tok.encode(row["response"]) for row in harmful if row["label"] == verdicts.REFUSAL]
@@ -425,7 +268,7 @@ def _openings(
     return found
 
 
-def _say_if_foreign(plan: _Plan, seeds: Sequence[Prompt]) -> None:
+def _say_if_foreign(plan: Plan, seeds: Sequence[Prompt]) -> None:
     """Warn of openings that this model would hardly say."""
     texts = [plan.target.tok.encode(plan.lead + seed.text) for seed in seeds[:NUM_PROBED]]
     paths = [([*plan.before, *ids], plan.after, opening) for opening in plan.openings for ids in texts]
@@ -438,18 +281,3 @@ def _say_if_foreign(plan: _Plan, seeds: Sequence[Prompt]) -> None:
                 f"is {mean:.1f} nats, so this model hardly ever begins so",
                 flush=True,
             )
-
-
-def _lead(model: Model) -> str:
-    """The space that a chat template leaves for the answer to begin with, or ""."""
-    messages = [{"role": "user", "content": PROBE}]
-    opened = model.tok.render(messages, add_generation_prompt=True)
-    whole = model.tok.render([*messages, {"role": "assistant", "content": PROBE}])
-    return " " if whole.startswith(opened + " " + PROBE) else ""
-
-
-def _around(target: Model, system: str, lead: str) -> tuple[str, str]:
-    """The target's chat before and behind a user's turn; a lead that the turn brings along is taken off the former."""
-    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": PROBE}]
-    before, _, after = target.tok.render(messages, add_generation_prompt=True).partition(PROBE)
-    return before.removesuffix(lead), after

@@ -9,7 +9,7 @@ from alignment.safety import search
 from data.tokens import tokenizer
 from experiments import phtest
 from experiments.pages import phtest_search
-from experiments.safety import searching
+from experiments.safety import prompt_writing, searching
 from tests.experiments.conftest import launch
 
 SEARCH = ("--config.search", "--config.data.limit=3")
@@ -70,7 +70,7 @@ def test_a_search_killed_and_started_again_ends_with_the_same_bytes(ended, tmp_p
         if at == "search":
             patch.setattr(search, "write", dies_at_the_second_block)
         else:
-            patch.setattr(searching, "_sampled", dies)
+            patch.setattr(prompt_writing, "sampled", dies)
         with pytest.raises(Killed):
             launch("phtest.py:tiny", tmp_path / "run", *SEARCH)
     again = launch("phtest.py:tiny", tmp_path / "run", *SEARCH)

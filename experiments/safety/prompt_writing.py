@@ -1,0 +1,192 @@
+"""Prompts written by search and by plain draws, in journals that a killed run goes on from."""
+
+import hashlib
+import json
+import pathlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from alignment.decoding.engine import Engine
+from alignment.decoding.requests import Answer, Request
+from alignment.errors import InputError
+from alignment.safety import search
+from experiments.decoding import answering
+from experiments.decoding.journal import Journal
+from experiments.decoding.models import Model
+from experiments.safety import sifting
+from experiments.safety.asking import Prompt
+
+SEED = "{seed}"  # where an instruction has a place for a seed prompt
+SEARCHED, SAMPLED = "search", "sampling"
+PROBE = "plumbline-probe"
+OF_SEARCH = ("weight", "preselect", "preselect_weight", "num_candidates", "is_normalised", "temperature")
+OF_SEARCH += ("max_turns", "max_new_tokens", "negligible")
+
+
+class Plan:
+    """What every prompt of a run begins from: the tasks by number, and how tokens become text."""
+
+    def __init__(
+        self,
+        c: ml_collections.ConfigDict,
+        writer: Model,
+        target: Model,
+        seeds: Sequence[Prompt],
+        openings: Sequence[Sequence[int]],
+    ) -> None:
+        self.c, self.writer, self.target, self.openings = c, writer, target, openings
+        self.lead = lead_of(writer)
+        self.plain_ids = self._instruction(c.searching.plain)
+        before, after = around(target, c.system, self.lead)
+        self.before, self.after = target.tok.encode(before), target.tok.encode(after)
+        order = random.Random(f"seeds {c.seed}").sample(range(len(seeds)), len(seeds))
+        self.seeds = [seeds[i] for i in order]
+        self.contexts = [self._instruction(c.searching.control.replace(SEED, seed.text)) for seed in self.seeds]
+        room = c.engine.max_len - c.searching.max_new_tokens
+        for seed, context in zip(self.seeds, self.contexts):
+            if len(context) > room:
+                raise InputError(
+                    f"seed prompt {seed.case.id} of {seed.dataset} takes {len(context)} tokens with its instruction, "
+                    f"and engine.max_len={c.engine.max_len} has room for {room} before a prompt; set a larger one"
+                )
+        stop_ids = tuple(writer.tok.stop_ids)
+        self.vocabulary = search.Vocabulary(
+            is_allowed_V=np.array([bool(piece) for piece in writer.pieces[: writer.tok.vocab_size]]),
+            stop_ids=stop_ids,
+            ends_sentence=lambda ids: self.text(ids).endswith((".", "?", "!")),
+        )
+
+    def _instruction(self, text: str) -> list[int]:
+        tok = self.writer.tok
+        return tok.encode(tok.render([{"role": "user", "content": text}], add_generation_prompt=True))
+
+    def text(self, ids: Sequence[int]) -> str:
+        raw = b"".join(self.writer.pieces[i] for i in ids)
+        return self.writer.text(raw, is_alone=True).strip()
+
+    def seed(self, number: int) -> Prompt:
+        return self.seeds[number % len(self.seeds)]
+
+    def context(self, number: int) -> list[int]:
+        return self.contexts[number % len(self.contexts)]
+
+    def task(self, number: int) -> search.Task:
+        opening = self.openings[number % len(self.openings)]
+        return search.Task(self.context(number), self.before, self.after, opening, (self.c.seed, number))
+
+    def request(self, number: int) -> Request:
+        """The plain draw of the same number."""
+        own = self.c.searching
+        seed = self.c.seed * 1_000_003 + number
+        return Request(self.context(number), own.max_new_tokens, own.temperature, seed=seed)
+
+    def row(self, number: int, ids: Sequence[int], **more: Any) -> dict[str, Any]:
+        return {"number": number, "seed_id": self.seed(number).case.id, "text": self.text(ids), **more}
+
+    def made_from(self, what: str) -> dict[str, str]:
+        """Digests of all that a written prompt depends on."""
+        own = self.c.searching
+        content = [own.to_dict(), self.c.seed, self.openings, self.before, self.after, self.contexts, what]
+        text = json.dumps(content, default=list)
+        weights = f"{self.writer.digest} {self.target.digest}"
+        return {"weights": weights, "search": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+    def max_perplexity(self, seeds: Sequence[Prompt]) -> float:
+        """The percentile of ordinary prompts above which a text is too clumsy."""
+        texts = [seed.text for seed in seeds]
+        values = sifting.perplexities(self.writer, texts, self.plain_ids, self.lead)
+        return float(np.percentile(values, self.c.searching.max_percentile))
+
+
+def searched(plan: Plan, folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The prompts that the search writes; those in `folder` are not written again.
+
+    Prompts are written in blocks that do not depend on where a run was killed, because the last bits of a score may
+    depend on the prompts beside it. So a block of which a kill tore a part off is written again as a whole.
+    """
+    own = plan.c.searching
+    journal = Journal(folder, plan.made_from(SEARCHED), [(i, 0) for i in range(own.num)])
+    options = search.Settings(**{name: own[name] for name in OF_SEARCH})
+    models_of = [(model.network, model.params) for model in (plan.writer, plan.target)]
+    for start in range(0, own.num, own.at_once):
+        numbers = range(start, min(start + own.at_once, own.num))
+        missing = [i for i in numbers if (i, 0) not in journal]
+        if not missing:
+            continue
+        block = search.write(*models_of, [plan.task(i) for i in numbers], plan.vocabulary, options)
+        for i, one in zip(numbers, block):
+            if i in missing:
+                journal.add((i, 0), _row_of(plan, i, one), more={}, seconds=journal.seconds)
+        journal.sync()
+        print(f"search: {min(start + own.at_once, own.num)} of {own.num} prompts are written", flush=True)
+    journal.sort()
+    rows = [row for _, row, _ in journal.entries()]
+    journal.close()
+    return rows
+
+
+def _row_of(plan: Plan, number: int, one: search.Written) -> dict[str, Any]:
+    more = {name: getattr(one, name) for name in ("turns", "calls", "dropped_scores", "why")}
+    r = one.r if np.isfinite(one.r) else None
+    return plan.row(number, one.ids, opening_id=number % len(plan.openings), f=one.f, r=r, **more)
+
+
+def sampled(plan: Plan, budget: int, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:
+    """The writer's own draws, in order, until they have cost as many calls as the search."""
+    out: list[dict[str, Any]] = []
+    spent = 0
+    for row in _draws(plan, folder, engine_fn):
+        if spent >= budget:
+            break
+        spent += row["calls"]
+        out.append(row)
+    return out
+
+
+def first(plan: Plan, num: int, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:
+    """The first draws: what a search whose weight is 0 writes."""
+    return [row for row, _ in zip(_draws(plan, folder / SAMPLED, engine_fn), range(num))]
+
+
+def _draws(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> Iterator[dict[str, Any]]:
+    """Draws without end, round by round; each round has a folder, and what lies there is not drawn again."""
+    size = max(plan.c.searching.num, 64)
+    start = 0
+    while True:
+        numbers = range(start, start + size)
+        work = [((i, 0), plan.request(i)) for i in numbers]
+        place = folder / f"{start // size}"
+        place.mkdir(parents=True, exist_ok=True)
+        journal = Journal(place, plan.made_from(f"{SAMPLED} {start}"), [key for key, _ in work])
+        if len(journal) < len(work):
+
+            def row_fn(key: tuple[int, int], answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+                f = sum(token.logprob for token in answer.tokens)
+                row = plan.row(key[0], answer.answer_ids, f=f, calls=len(answer.tokens), why=answer.finish_reason)
+                return row, {}
+
+            answering.write_all(engine_fn(), work, journal, place, row_fn=row_fn)
+        journal.sort()
+        rows = [row for _, row, _ in journal.entries()]
+        journal.close()
+        yield from rows
+        start += size
+
+
+def lead_of(model: Model) -> str:
+    """The space that a chat template leaves for the answer to begin with, or ""."""
+    messages = [{"role": "user", "content": PROBE}]
+    opened = model.tok.render(messages, add_generation_prompt=True)
+    whole = model.tok.render([*messages, {"role": "assistant", "content": PROBE}])
+    return " " if whole.startswith(opened + " " + PROBE) else ""
+
+
+def around(target: Model, system: str, lead: str) -> tuple[str, str]:
+    """The target's chat before and behind a user's turn; a lead that the turn brings along is taken off the former."""
+    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": PROBE}]
+    before, _, after = target.tok.render(messages, add_generation_prompt=True).partition(PROBE)
+    return before.removesuffix(lead), after
