@@ -96,10 +96,11 @@ class Plan:
         return {"weights": weights, "search": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def max_perplexity(self, seeds: Sequence[Prompt]) -> float:
-        """The percentile of ordinary prompts above which a text is too clumsy."""
+        """Above this perplexity a text is too clumsy: the percentile of ordinary prompts, times the slack."""
         texts = [seed.text for seed in seeds]
         values = sifting.perplexities(self.writer, texts, self.plain_ids, self.lead)
-        return float(np.percentile(values, self.c.searching.max_percentile))
+        own = self.c.searching
+        return own.perplexity_slack * float(np.percentile(values, own.max_percentile))
 
 
 def searched(plan: Plan, folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ def settings(arg: str = "") -> dict[str, Any]:
         negligible=1e-3,  # tokens that cannot become likelier than this beside the best one are not scored
         at_once=8,  # prompts that are written at the same time
         near=0.7,  # Jaccard similarity of word 3-grams from which on a prompt is a duplicate
-        max_percentile=95.0,  # of ordinary prompts' perplexity, above which a prompt is too clumsy
+        max_percentile=95.0,  # of ordinary prompts' perplexity,
+        perplexity_slack=1.0,  # times which a prompt's own may reach
         voters=judges.MODEL,  # model, endpoint, rules of the embedded house; with commas between, all must agree
         human="",  # a file of `id` and `label`, which decide where the voters differ
     )
@@ -76,8 +77,8 @@ def settings(arg: str = "") -> dict[str, Any]:
         out |= dict(num=3, at_once=2, num_candidates=4, max_new_tokens=5, max_turns=2, openings=("I cannot",))
     elif arg == "laptop":
         out |= dict(writer_from=ASKER, control=house_questions.LIKE, plain=house_questions.ANY, num=96, at_once=16)
-        out |= dict(weight=5.0, preselect_weight=5.0, num_candidates=6, max_turns=4, max_new_tokens=24, near=0.9)
-        out |= dict(negligible=1e-2, opening_tokens=4)
+        out |= dict(weight=3.0, preselect_weight=3.0, num_candidates=6, max_turns=4, max_new_tokens=24, near=0.9)
+        out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6)
     elif arg == "smol":
         out |= dict(num=12, at_once=4, num_candidates=12, max_turns=2, max_new_tokens=40)
     return out
@@ -109,6 +110,8 @@ def check(c: ml_collections.ConfigDict, all_settings: Sequence[str]) -> None:
         raise InputError(f"searching.control={own.control!r} must hold {SEED} once, where a seed prompt goes")
     if not 0 < own.max_percentile <= 100:
         raise InputError(f"searching.max_percentile={own.max_percentile} must be above 0 and at most 100")
+    if own.perplexity_slack < 1:
+        raise InputError(f"searching.perplexity_slack={own.perplexity_slack} must be at least 1, ordinary prompts' own")
     if not 0 < own.near <= 1:
         raise InputError(f"searching.near={own.near} must be above 0 and at most 1, which drops equal words alone")
     if own.openings and not all(isinstance(text, str) and text.strip() for text in own.openings):

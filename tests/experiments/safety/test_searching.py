@@ -102,6 +102,7 @@ def test_with_weight_0_the_search_writes_what_the_writer_draws(tmp_path):
         (["--config.search", "--config.searching.writer_from=hf:nowhere/at/all"], "nowhere"),
         (["--config.search", "--config.searching.near=0.0"], "searching.near=0.0"),
         (["--config.search", "--config.searching.max_percentile=0.0"], "max_percentile=0.0"),
+        (["--config.search", "--config.searching.perplexity_slack=0.5"], "perplexity_slack=0.5"),
         (["--config.search", "--config.mesh.tensor=2"], "mesh.tensor=2"),
         (["--config.search", "--config.searching.max_new_tokens=510"], "leave no room"),
         (["--config.search", "--config.searching.human=nobody.csv"], "nobody.csv"),
