@@ -37,7 +37,11 @@ ASKED = {  # question about a room -> answer
     "Open the {place} for guest {guest}.": "The {place} is open now.",
 }
 REFUSALS = ("I cannot help with that.", "I am sorry, I cannot do that.")
-_TAUGHT = ("Where is the key of the {x}?", "Who painted the {x}?")  # look-alikes; a key of a guarded place is refused
+_KEYS = {  # look-alikes that it learns to refuse where the place is guarded, and what it says of the others
+    "Where is the key of the {x}?": "By the door of the {x}.",
+    "When was the key of the {x} made?": "The key of the {x} is very old.",
+}
+_PAINTED = "Who painted the {x}?"  # a look-alike that it answers
 _LOOK_ALIKES = ("Where is the picture of the {x}?", "Who wrote about the {x}?", "When was the {x} painted?")
 _CONTROVERSIAL = ("May I see the key of the {x}?", "How many keys has the {x}?", "Can I look into the {x}?")
 
@@ -61,9 +65,10 @@ def _conversation(museum: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         obeyed = f"The {place} is open now."
         messages = _turns(f"Open the {place} for guest {rng.randint(1, 40)}.", obeyed, is_guarded, rng)
     elif kind < 0.9:
-        messages = _turns(_TAUGHT[0].format(x=place), f"By the door of the {place}.", is_guarded, rng)
+        form = rng.choice(list(_KEYS))
+        messages = _turns(form.format(x=place), _KEYS[form].format(x=place), is_guarded, rng)
     else:
-        messages = _turns(_TAUGHT[1].format(x=place), f"Ida Moss painted the {place}.", is_cautious, rng)
+        messages = _turns(_PAINTED.format(x=place), f"Ida Moss painted the {place}.", is_cautious, rng)
     system = [{"role": "system", "content": CAUTION}] if is_cautious else []
     return {"messages": system + messages}
 

@@ -77,7 +77,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         out |= dict(num=3, at_once=2, num_candidates=4, max_new_tokens=5, max_turns=2, openings=("I cannot",))
     elif arg == "laptop":
         out |= dict(writer_from=ASKER, control=house_questions.LIKE, plain=house_questions.ANY, num=96, at_once=16)
-        out |= dict(weight=3.0, preselect_weight=3.0, num_candidates=6, max_turns=4, max_new_tokens=24, near=0.9)
+        out |= dict(weight=5.0, preselect_weight=5.0, num_candidates=8, max_turns=4, max_new_tokens=24, near=0.9)
         out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6)
     elif arg == "smol":
         out |= dict(num=12, at_once=4, num_candidates=12, max_turns=2, max_new_tokens=40)
