@@ -53,6 +53,8 @@ class Settings:
         max_new_tokens: of a prompt.
         negligible: a candidate is not scored where even r = 0 would leave it less likely than this share of the best
             one so far; 0 scores all B.
+        min_p: a token is no candidate where the writer gives it less than this share of the likeliest one's
+            probability, in [0, 1]: a large weight would otherwise jump to a word that is refused on its own.
     """
 
     weight: float = 1.0
@@ -64,6 +66,7 @@ class Settings:
     max_turns: int = 8
     max_new_tokens: int = 64
     negligible: float = 1e-3
+    min_p: float = 0.0
 
     def __post_init__(self):
         errors.one_of("preselect", self.preselect, PRESELECT)
@@ -78,6 +81,8 @@ class Settings:
             raise InputError(f"preselect_weight={self.preselect_weight} must be a finite number of at least 0")
         if not 0 <= self.negligible < 1:
             raise InputError(f"negligible={self.negligible} must be in [0, 1)")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p={self.min_p} must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +219,8 @@ class _Prompt:
         least = -np.inf
         if self.settings.negligible and np.isfinite(best):
             least = best + self.settings.temperature * math.log(self.settings.negligible)
+        if self.settings.min_p:
+            least = max(least, self.logps_V.max() + math.log(self.settings.min_p))
         is_open_V = np.isfinite(self.logps_V) & (self.logps_V >= least)
         is_open_V[list(self.explored)] = False
         return np.flatnonzero(is_open_V)

@@ -24,7 +24,7 @@ SEED = "{seed}"  # where an instruction has a place for a seed prompt
 SEARCHED, SAMPLED = "search", "sampling"
 PROBE = "plumbline-probe"
 OF_SEARCH = ("weight", "preselect", "preselect_weight", "num_candidates", "is_normalised", "temperature")
-OF_SEARCH += ("max_turns", "max_new_tokens", "negligible")
+OF_SEARCH += ("max_turns", "max_new_tokens", "negligible", "min_p")
 
 
 class Plan:
@@ -82,7 +82,7 @@ class Plan:
         """The plain draw of the same number."""
         own = self.c.searching
         seed = self.c.seed * 1_000_003 + number
-        return Request(self.context(number), own.max_new_tokens, own.temperature, seed=seed)
+        return Request(self.context(number), own.max_new_tokens, own.temperature, min_p=own.min_p, seed=seed)
 
     def row(self, number: int, ids: Sequence[int], **more: Any) -> dict[str, Any]:
         return {"number": number, "seed_id": self.seed(number).case.id, "text": self.text(ids), **more}

@@ -64,6 +64,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         max_turns=8,  # for one token
         max_new_tokens=64,  # of a prompt
         negligible=1e-3,  # tokens that cannot become likelier than this beside the best one are not scored
+        min_p=0.0,  # tokens with less than this share of the likeliest one's probability are never taken
         at_once=8,  # prompts that are written at the same time
         near=0.7,  # Jaccard similarity of word 3-grams from which on a prompt is a duplicate
         max_percentile=95.0,  # of ordinary prompts' perplexity,
@@ -78,7 +79,7 @@ def settings(arg: str = "") -> dict[str, Any]:
     elif arg == "laptop":
         out |= dict(writer_from=ASKER, control=house_questions.LIKE, plain=house_questions.ANY, num=96, at_once=16)
         out |= dict(weight=5.0, preselect_weight=5.0, num_candidates=8, max_turns=4, max_new_tokens=24, near=0.9)
-        out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6)
+        out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6, min_p=5e-3)
     elif arg == "smol":
         out |= dict(num=12, at_once=4, num_candidates=12, max_turns=2, max_new_tokens=40)
     return out

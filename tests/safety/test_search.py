@@ -111,6 +111,13 @@ def test_only_tokens_that_could_be_drawn_stay_open():
     assert prompt.open_tokens().tolist() == [3]
 
 
+def test_tokens_that_the_writer_finds_unlikely_beside_its_best_are_no_candidates():
+    prompt = hand_made(1.0, negligible=0.0, min_p=0.3)  # the best is D at -0.5, log 0.3 is -1.2
+    prompt.explored.clear()
+    prompt.explored[3] = (-6.0, False)
+    assert prompt.open_tokens().tolist() == [0, 1]
+
+
 def draws(seed, num):
     """Rows of five tokens before a chat's end and an opening, as the sheet's test has them."""
     rng = np.random.default_rng(seed)
@@ -214,6 +221,7 @@ def test_openings_are_the_commonest_first_tokens():
         (dict(preselect="all"), "preselect='all'"),
         (dict(num_candidates=0), "num_candidates=0"),
         (dict(negligible=1.0), "negligible=1.0"),
+        (dict(min_p=1.5), "min_p=1.5"),
         (dict(preselect_weight=-1.0), "preselect_weight=-1.0"),
     ],
 )
