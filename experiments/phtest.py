@@ -5,7 +5,8 @@ Run:     python -m experiments.run --config experiments/phtest.py --config.data.
          --config.init_from=hf:DIR --config.judge=keyword
 Laptop:  python -m experiments.run --config experiments/phtest.py:laptop   (CPU, minutes; `tiny`: seconds)
 Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 and 0.60 are refused; under a defensive
-         system prompt 0.154 and 1.00, behind a filter of words 0.288 and 1.00
+         system prompt 0.231 and 1.00, behind a filter of words 0.288 and 1.00; with --config.search, over seeds 0, 1
+         and 2, 19, 25 and 19 harmless prompts that it refuses, and 2, 1 and 0 by plain draws in as many calls
 Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv and PHTest.csv in this folder
 Search:  the same with --config.search: new harmless prompts that the model refuses, in search/ of the workdir
 
