@@ -35,7 +35,7 @@ from data.texts import exams
 from data.texts.exam_shapes import CHOICES, OPEN, Item
 from data.texts.exams import Exam
 from data.toys import remedies
-from experiments.evaluation import asking, stored, subjects, voting
+from experiments.evaluation import asking, services, stored, subjects, voting
 from experiments.evaluation import rows as evaluation_rows
 from experiments.launch import checks
 from experiments.pages import careqa as page
@@ -51,6 +51,7 @@ LEAST = {
     "rp.limit": (0, "0 leaves Relaxed Perplexity out"),
     "rephrasing.wordings": (0, "0 leaves it out"),
     "consistency.samples": (0, "0 leaves it out"),
+    "consistency.limit": (0, "0 leaves open questions out"),
     "voted.limit": (1, "None takes all questions"),
     "bootstrap": (1, ""),
 }
@@ -60,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict(subjects.engine_settings(arg))
     c.seed = 0  # of everything that is drawn
     c.models = ("hf:Qwen/Qwen2.5-1.5B-Instruct",)  # hf:, run:, gguf:, endpoint:<name>, toy:<steps>
-    c.endpoint = subjects.settings()
+    c.endpoint = services.settings()
     c.data = dict(
         path="CareQA_en.jsonl,CareQA_en_open.jsonl",  # files with commas between; the summary's accuracy is the first's
         columns=dict(question="", answer=""),  # a file's own names; "": by its shape
@@ -88,7 +89,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         all_answers=True,  # of several accepted answers all count; False: the first
     )
     c.rephrasing = dict(wordings=6, limit=50)  # of a question, its own among them; questions of each set
-    c.consistency = dict(samples=10)  # draws of an option for each closed question
+    c.consistency = dict(
+        samples=10, limit=20
+    )  # draws for a question: of an option, and of answers to so many open ones
     c.bootstrap = 1_000  # resamples of a correlation
     if arg in ("tiny", "laptop"):
         c.data.path = EMBEDDED
@@ -102,10 +105,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.engine.max_len = 320
         c.rp.update(samples=2, n_max=8, limit=2)
         c.rephrasing.update(wordings=2, limit=2)
+        c.consistency.update(samples=2, limit=1)
         c.bootstrap = 10
     elif arg == "laptop":
         c.models = subjects.TOYS
         c.rephrasing.limit = 24
+        c.consistency.limit = 4
     elif arg == "smol":
         c.models = ("hf:models/smollm2",)
         c.data.path = "careqa_en_a.jsonl,medqa_4opt_val.jsonl,medmcqa_train_sample_first3000.jsonl,pqal_non_test.jsonl,"
@@ -116,6 +121,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.max_new_tokens = 48
         c.rp.update(limit=24, n_max=64, variants=False)
         c.rephrasing.update(wordings=3, limit=8)
+        c.consistency.update(samples=4, limit=8)
     return c
 
 
@@ -184,7 +190,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     log = writers.jsonl(str(folder))
     scores: list[dict[str, Any]] = []
-    more: dict[str, Any] = {"curves": {}, "said": {}, "resilience": [], "consistency": [], "groups": [], "voted": []}
+    more: dict[str, Any] = {
+        "curves": {},
+        "said": {},
+        "resilience": [],
+        "consistency": [],
+        "groups": [],
+        "voted": [],
+        "items": {},
+    }
     solved = solved_questions(c, folder)
     for number, (name, open_fn) in enumerate(subjects.open_all(c, folder, is_chat=c.chat).items(), 1):
         # the model is bound to no name here, so that its weights go before the next one's are read
@@ -253,6 +267,12 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
             print(f"{exam.name}: WARNING: {len(exam.repeated)} questions occur again; scores stand with and without")
         is_opened = bool({path, pathlib.PurePath(path).name} & set(listed(c.data.opened)))
         out += [exam, exams.opened(exam)] if is_opened else [exam]
+    for number, exam in enumerate(out):
+        out[number], unfair = asking.with_fair_paraphrases(exam)
+        if unfair:
+            counts["paraphrases that give the answer away"] = unfair + counts.get(
+                "paraphrases that give the answer away", 0
+            )
     twice = [exam.name for i, exam in enumerate(out) if exam.name in {other.name for other in out[:i]}]
     if twice:
         raise InputError(f"data.path={c.data.path}: two sets are called {twice[0]!r}; rename one of the files")

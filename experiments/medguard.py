@@ -28,8 +28,8 @@ from data import records
 from data.texts import aspect_items
 from data.texts.aspect_items import LETTERS, Item
 from data.toys import wards
-from experiments.evaluation import scripted, stored, subjects, unaided
-from experiments.evaluation.subjects import Sampling
+from experiments.evaluation import scripted, services, stored, subjects, unaided
+from experiments.evaluation.services import Sampling
 from experiments.launch import checks
 from experiments.pages import medguard as page
 
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict(subjects.engine_settings(arg))
     c.seed = 0  # of the synthetic items, the other order of options, and the resamples
     c.models = ("hf:Qwen/Qwen2.5-1.5B-Instruct",)  # hf:, run:, gguf:, endpoint:<name>, scripted:<responder>
-    c.endpoint = subjects.settings()
+    c.endpoint = services.settings()
     c.data = dict(
         path="medguard.jsonl",
         limit=config_dict.placeholder(int),  # items of each aspect; None takes all

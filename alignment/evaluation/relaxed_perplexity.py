@@ -72,16 +72,6 @@ class Curve:
         """One number for all offsets; see `aggregate`."""
         return aggregate(self.log_p_N, self.length, how)
 
-    def interval(self, how: str = MEAN, *, resamples: int = 200, seed: int = 0) -> intervals.Interval:
-        """Percentile 95 % interval of `relaxed` over continuations drawn anew."""
-        K = self.logps_NK.shape[1]
-        rng = np.random.default_rng(seed)
-        values_R = [
-            Curve(self.offsets, self.logps_NK[:, rng.integers(K, size=K)], self.length).relaxed(how)
-            for _ in range(resamples)
-        ]
-        return intervals.percentiles(np.array(values_R), 0.95)
-
 
 def offsets(n_max: int, stride: int) -> tuple[int, ...]:
     """0, stride, 2 stride, ... up to n_max.
@@ -187,6 +177,24 @@ def _curve(item: Item, where: tuple[int, ...], K: int, scores: dict[tuple[int, i
         logps_NK[number, k] = np.logaddexp(logps_NK[number, k], total)
     logps_NK[0] = logps_NK[0, 0]
     return Curve(where, logps_NK, len(item.answers[best[0]][best[1]]))
+
+
+def over_continuations(
+    some: Sequence[Curve], how: str = MEAN, *, resamples: int = 100, seed: int = 0
+) -> intervals.Interval | None:
+    """Percentile 95 % interval of the corpus' geometric mean, every item's continuations drawn anew.
+
+    None where an item's value is infinite in every draw.
+    """
+    rng = np.random.default_rng(seed)
+    logs_R = np.zeros(resamples)
+    for curve in some:
+        K = curve.logps_NK.shape[1]
+        drawn_RK = rng.integers(K, size=(resamples, K))
+        with np.errstate(divide="ignore"):
+            logs_R += np.log([Curve(curve.offsets, curve.logps_NK[:, k], curve.length).relaxed(how) for k in drawn_RK])
+    finite_R = logs_R[np.isfinite(logs_R)]
+    return intervals.percentiles(np.exp(finite_R / len(some)), 0.95) if len(finite_R) else None
 
 
 def corpus(values: Sequence[float], *, resamples: int = 1_000, seed: int = 0) -> dict[str, Any]:

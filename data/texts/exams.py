@@ -176,8 +176,7 @@ def prompt(exam: Exam, item: Item, *, by_letter: bool) -> str:
         return f"Abstract: {item.context}\nQuestion: {item.question}\nAnswer:"
     if exam.style == PRESCRIBED:
         listed = lines.replace("\n", " \n")  # blanks before line ends as the public task has them
-        asked = f"You are a medical doctor. A patient presents the following diagnosis or complains: {item.question}."
-        return f"{asked} What would you prescribe in this case? \nChoices: \n{listed}Answer:"
+        return f"{asked_for(exam, item)} \nChoices: \n{listed}Answer:"
     if exam.style == TEXT:
         listed = ", ".join(item.options)
         return f"Which of these fits the following text: {listed}?\nText: {item.question}\nAnswer:"
@@ -198,6 +197,17 @@ def written_prompt(exam: Exam, item: Item) -> str:
     if exam.style == PRESCRIBED or len(item.options) > len(LETTERS):
         return before  # it lists the options already
     return before + "Choices:\n" + "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, item.options))
+
+
+def asked_for(exam: Exam, item: Item) -> str:
+    """What is asked of a closed item, without context and options: its question, or what a text is shown for."""
+    if exam.style == PRESCRIBED:
+        return f"{_complaint(item)} What would you prescribe in this case?"
+    return f"Which of these fits the following text?\n{item.question}" if exam.style == TEXT else item.question
+
+
+def _complaint(item: Item) -> str:
+    return f"You are a medical doctor. A patient presents the following diagnosis or complains: {item.question}."
 
 
 def open_prompt(item: Item) -> str:

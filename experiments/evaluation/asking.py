@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from alignment.evaluation import extraction, multiple_choice, open_ended, relaxed_perplexity, similarity
+from alignment.evaluation import consistency, extraction, multiple_choice, open_ended, relaxed_perplexity, similarity
 from alignment.evaluation.multiple_choice import COT, GENERATED, LETTERS, TEXTS
 from data.texts import exams
 from data.texts.exam_shapes import LETTERS as ALPHABET
 from data.texts.exam_shapes import Item
 from data.texts.exams import Exam
-from experiments.evaluation.subjects import Sampling
+from experiments.evaluation.services import Sampling
 
 ENDINGS = {  # by protocol: for options with letters, and for more options than there are letters
     GENERATED: (
@@ -159,6 +159,24 @@ def rephrased_answers(subject: Any, items: Sequence[Item], num: int, max_new_tok
             prompts += [subject.prompt(frame.format(question=text)) for frame in FRAMES[:num]]
     said = [a[0].strip() for a in subject.write(prompts, Sampling(max_new_tokens, stop=("\n\n",)))]
     return [said[i * num : (i + 1) * num] for i in range(len(items))]
+
+
+def drawn_answers(subject: Any, items: Sequence[Item], num: int, max_new_tokens: int, seed: int) -> list[list[str]]:
+    """`num` draws of an answer to each open question, at temperature 1 from the likeliest TOP_P; [N][R]."""
+    prompts = [subject.prompt(exams.open_prompt(item)) for item in items]
+    how = Sampling(max_new_tokens, temperature=1.0, top_p=TOP_P, num=num, seed=seed, stop=("\n\n",))
+    return [[answer.strip() for answer in answers] for answers in subject.write(prompts, how)]
+
+
+def with_fair_paraphrases(exam: Exam) -> tuple[Exam, int]:
+    """The exam without paraphrases that give the right answer away, and their number."""
+    items, num = [], 0
+    for item in exam.items:
+        gold = item.answers[0] if exam.is_open else item.options[item.gold or 0]
+        fair = tuple(p for p in item.paraphrases if consistency.keeps_meaning(item.question, p, gold, gold))
+        num += len(item.paraphrases) - len(fair)
+        items.append(dataclasses.replace(item, paraphrases=fair))
+    return dataclasses.replace(exam, items=tuple(items)), num
 
 
 def drawn_choices(nats: Sequence[Sequence[float]], num: int, seed: int) -> list[list[int]]:

@@ -100,27 +100,46 @@ def opened(
         print(f"{exam.name}: WARNING: {100 * foreign:.0f} % of the letters are outside a to z, which this ROUGE drops")
     rows = [key | {"metric": name} | page.corpus_row(values[name]) for name in values]
     if subject.has_logprobs:
-        rows += [
-            key | row for row in perplexities(ask("likelihoods", lambda: asking.likelihoods(subject, items)), c, items)
-        ]
+        got = ask("likelihoods", lambda: asking.likelihoods(subject, items))
+        rows += [key | row for row in perplexities(got, c, items)]
+        values["perplexity"] = token_perplexities(got)
         if c.rp.limit:
-            rows += relaxed_rows(c, subject, exam, ask, more, key)
-    some = items[: c.rephrasing.limit]
-    if c.rephrasing.wordings and some:
-        num = c.rephrasing.wordings
-        answers = ask(
-            "rephrased",
-            lambda: asking.rephrased_answers(subject, some, num, length),
-            num=num,
-            limit=len(some),
-            max_new_tokens=length,
-        )
-        if open_ended.is_installed():
-            scores = [
-                [open_ended.ngram_scores(a, i.answers[0])["rougeL"] for a in row] for row, i in zip(answers, some)
-            ]
-            more["resilience"].append(page.spread_row(subject.name, exam.name, "rougeL", scores))
+            made, values["relaxed_perplexity"] = relaxed_rows(c, subject, exam, ask, more, key)
+            rows += made
+    more["items"][subject.name, exam.name] = values
+    more_rows = resilience(c, subject, exam, ask)
+    for name in more_rows:
+        more[name] += more_rows[name]
     return rows
+
+
+def resilience(c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stored.Ask) -> dict[str, list[Any]]:
+    """How far ROUGE-L of answers moves between wordings (`resilience`) and between draws (`consistency`)."""
+    out: dict[str, list[Any]] = {"resilience": [], "consistency": []}
+    length = c.max_new_tokens
+    some, wordings = exam.items[: c.rephrasing.limit], c.rephrasing.wordings
+    if some and wordings:
+        asked = dict(num=wordings, limit=len(some), max_new_tokens=length)
+        answers = ask("rephrased", lambda: asking.rephrased_answers(subject, some, wordings, length), **asked)
+        out["resilience"] += _spread(subject, exam, answers, some)
+    some, draws = exam.items[: c.consistency.limit], c.consistency.samples
+    if some and draws:
+        asked = dict(num=draws, limit=len(some), max_new_tokens=length, seed=c.seed)
+        answers = ask("drawn", lambda: asking.drawn_answers(subject, some, draws, length, c.seed), **asked)
+        out["consistency"] += _spread(subject, exam, answers, some)
+    return out
+
+
+def _spread(
+    subject: Any, exam: Exam, all_answers: Sequence[Sequence[str]], items: Sequence[Item]
+) -> list[dict[str, Any]]:
+    if not open_ended.is_installed():
+        return []
+    scores = [
+        [open_ended.ngram_scores(answer, item.answers[0])["rougeL"] for answer in answers]
+        for answers, item in zip(all_answers, items, strict=True)
+    ]
+    return [page.spread_row(subject.name, exam.name, "rougeL", scores)]
 
 
 def relaxed_rows(
@@ -130,8 +149,13 @@ def relaxed_rows(
     ask: stored.Ask,
     more: dict[str, Any],
     key: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """The row of Relaxed Perplexity, over the first questions that the model can read with all that is written."""
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The row of Relaxed Perplexity, over the first questions that the model can read with all that is written.
+
+    Returns:
+        The row (none where the model can read no question), and a value of each question, NaN of those left out.
+    """
+    each = [math.nan] * len(exam.items)
     first = exam.items[: c.rp.limit]
     asked, references = [exams.open_prompt(item) for item in first], [item.answers[0] for item in first]
     fits = subject.fitting(asked, references, c.rp.n_max)
@@ -142,21 +166,33 @@ def relaxed_rows(
             flush=True,
         )
     if not fits:
-        return []
+        return [], each
     some, rp = [first[i] for i in fits], dict(c.rp)
     kept = ask("relaxed", lambda: asking.relaxed(subject, some, rp, c.seed), rp=rp, items=fits, seed=c.seed)
     curves = asking.curves_of(kept)
     more["curves"][subject.name, exam.name] = curves
     name = "relaxed_perplexity" if c.rp.temperature == 1 else "relaxed_perplexity_tau_prefix"
-    whole = relaxed_perplexity.corpus([curve.relaxed(c.rp.aggregate) for curve in curves], seed=c.seed)
+    for i, curve in zip(fits, curves, strict=True):
+        each[i] = curve.relaxed(c.rp.aggregate)
+    whole = relaxed_perplexity.corpus([each[i] for i in fits], seed=c.seed)
+    drawn = relaxed_perplexity.over_continuations(curves, c.rp.aggregate, seed=c.seed)
     copies = sum(references[i].casefold() in asked[i].casefold() for i in fits)
     row = {
         "metric": name,
         "value": whole.pop("geometric_mean"),
         "left_out": len(first) - len(fits),
         "in_prompt": copies,
+        "continuations": c.rp.samples,
+        "low_by_draws": drawn[0] if drawn else None,
+        "high_by_draws": drawn[1] if drawn else None,
     }
-    return [{**key, **row, **whole}]
+    return [{**key, **row, **whole}], each
+
+
+def token_perplexities(got: Mapping[str, Any]) -> list[float]:
+    """Perplexity by tokens of every reference behind its question; NaN of one without a token."""
+    pairs = zip(got["conditional"], got["tokens"], strict=True)
+    return [relaxed_perplexity.perplexity(nats, num) if num else math.nan for nats, num in pairs]
 
 
 def perplexities(got: Mapping[str, Any], c: ml_collections.ConfigDict, items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -172,6 +208,6 @@ def perplexities(got: Mapping[str, Any], c: ml_collections.ConfigDict, items: Se
             {"metric": f"{name}_{kind}", "value": value if math.isfinite(value) else None, "n": len(usable)}
             for name, value in numbers.items()
         ]
-    each = [relaxed_perplexity.perplexity(got["conditional"][i], got["tokens"][i]) for i in usable]
-    whole = relaxed_perplexity.corpus(each, seed=c.seed)
+    each = token_perplexities(got)
+    whole = relaxed_perplexity.corpus([each[i] for i in usable], seed=c.seed)
     return [*rows, {"metric": "perplexity", "value": whole.pop("geometric_mean")} | whole]

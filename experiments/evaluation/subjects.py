@@ -1,9 +1,7 @@
 """The models that an evaluation asks: checkpoints in this process, services, and toys of growing training."""
 
-import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from alignment import errors, files
-from alignment.decoding import backends, cache, scoring
+from alignment.decoding import backends, scoring
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
@@ -23,26 +21,16 @@ from data.texts import text
 from data.tokens import tokenizer
 from data.toys import remedies
 from experiments.decoding import models
+from experiments.evaluation import services
+from experiments.evaluation.services import Sampling
 
-ENDPOINT, TOY = "endpoint", "toy"
+ENDPOINT, TOY = services.ENDPOINT, "toy"
 TOY_STEPS = (20, 60, 120, 200, 320)  # of training, after each of which a toy is left
 TOYS = tuple(f"{TOY}:{steps}" for steps in TOY_STEPS)
 TOY_ROWS = 8  # of a batch of their training
 NUM_DOCUMENTS = 4_000
 TURN = "\n\n### "  # what begins a turn of a conversation where no chat template is wanted
 TURNS = {"user": "Question", "assistant": "Solution"}
-AT_ONCE = 64  # requests to a service between two times that answers are stored
-
-
-def settings() -> dict[str, Any]:
-    """The group of a config that says how a service is reached."""
-    return dict(
-        url="",  # up to /v1
-        api_key_env="OPENAI_API_KEY",
-        concurrency=8,  # requests at once
-        retries=3,  # of a request that fails
-        timeout_seconds=120.0,
-    )
 
 
 def check(c: ml_collections.ConfigDict, more: Sequence[str] = ()) -> None:
@@ -63,15 +51,11 @@ def check(c: ml_collections.ConfigDict, more: Sequence[str] = ()) -> None:
         elif kind == ENDPOINT:
             if not name or not c.endpoint.url:
                 raise InputError(f"{spec!r} is to be asked, which needs endpoint.url and a name behind the colon")
-            backends.openai(c.endpoint.url, name, **_options(c))
+            backends.openai(c.endpoint.url, name, **services.options(c))
         else:
             models.check(one(c, spec))
     if c.endpoint.url and not any(spec.startswith(f"{ENDPOINT}:") for spec in (*c.models, *more)):
         raise InputError(f"endpoint.url={c.endpoint.url!r} is not read, as no model is endpoint:<name>")
-
-
-def _options(c: ml_collections.ConfigDict) -> dict[str, Any]:
-    return {name: c.endpoint[name] for name in c.endpoint if name != "url"}
 
 
 def one(c: ml_collections.ConfigDict, spec: str) -> ml_collections.ConfigDict:
@@ -97,18 +81,6 @@ def names(specs: Sequence[str]) -> list[str]:
         seen[last] += 1
         out.append(last if seen[last] == 1 else f"{last}-{seen[last]}")
     return out
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn; `temperature=0` takes the likeliest token."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num: int = 1
-    seed: int = 0
-    stop: tuple[str, ...] = ()
 
 
 class Local:
@@ -257,78 +229,10 @@ class Local:
         return relaxed_perplexity.curves(items, sample, score, **options)
 
 
-class Service:
-    """A model behind an endpoint, which writes and gives no log-probabilities; its answers are kept one by one."""
-
-    has_logprobs = False
-
-    def __init__(self, name: str, spec: str, c: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-        self.name, self.c, self.num_cut = name, c, 0
-        self.model = spec.partition(":")[2]
-        self.digest = f"{spec} at {c.endpoint.url}"
-        self._kept = folder / "service_answers.jsonl"
-
-    def prompt(self, asked: str) -> str:
-        return asked
-
-    def write(self, prompts: Sequence[str], how: Sampling) -> list[list[str]]:
-        """`how.num` answers to each prompt, cut at a stop text; "" where the service gives none.
-
-        Raises:
-            Stopped: the service is down; the answers so far are kept.
-        """
-        chats = [[{"role": "user", "content": asked}] for asked in prompts]
-        draws = [
-            self._complete(chats, dataclasses.replace(how, seed=how.seed + sample, num=1)) for sample in range(how.num)
-        ]
-        return [list(answers) for answers in zip(*draws, strict=True)]
-
-    def respond(self, requests: Sequence[prompting.Request]) -> list[prompting.Reply]:
-        """Replies to conversations; equal ones differ by their seeds."""
-        parts: dict[Sampling, list[int]] = {}
-        seen: Counter[str] = Counter()
-        for i, request in enumerate(requests):
-            key = json.dumps([request.messages, request.temperature, request.max_new_tokens])
-            how = Sampling(request.max_new_tokens, request.temperature, seed=seen[key])
-            seen[key] += 1
-            parts.setdefault(how, []).append(i)
-        out = [prompting.Reply("")] * len(requests)
-        for how, numbers in parts.items():
-            for i, said in zip(numbers, self._complete([requests[i].messages for i in numbers], how), strict=True):
-                out[i] = prompting.Reply(said)
-        return out
-
-    def _complete(self, chats: Sequence[prompting.Messages], how: Sampling) -> list[str]:
-        """One answer to each conversation."""
-        extra: dict[str, Any] = dict(temperature=how.temperature, seed=how.seed)
-        extra |= dict(top_p=how.top_p) if how.temperature else {}
-        sampling = extra | {"max_new_tokens": how.max_new_tokens}
-        keys = [cache.key(chat, model=self.digest, sampling=sampling) for chat in chats]
-        with cache.Cache(self._kept) as kept:
-            self._ask({key: chat for key, chat in zip(keys, chats) if kept.get(key) is None}, how, extra, kept)
-            return [_cut(kept.get(key) or "", how.stop) for key in keys]
-
-    def _ask(self, chats: Mapping[str, Any], how: Sampling, extra: Mapping[str, Any], kept: cache.Cache) -> None:
-        complete = backends.openai(self.c.endpoint.url, self.model, extra=extra, **_options(self.c))
-        keys = list(chats)
-        for start in range(0, len(keys), AT_ONCE):
-            part = keys[start : start + AT_ONCE]
-            down = None
-            try:
-                said = complete([chats[key] for key in part], [how.max_new_tokens] * len(part))
-            except backends.Down as e:
-                said, down = e.answers, e
-            for key, answer in zip(part, said):
-                if answer is not None:
-                    kept.put(key, answer)
-            if down is not None:
-                raise errors.Stopped(f"the service is down: {down}") from down
-
-
 def open_all(c: ml_collections.ConfigDict, folder: pathlib.Path, *, is_chat: bool) -> Mapping[str, Any]:
     """Name -> a function that opens the model, so that only one is in memory at a time."""
     return {
-        name: functools.partial(Service, name, spec, c, folder)
+        name: functools.partial(services.Service, name, spec, c, folder)
         if spec.startswith(f"{ENDPOINT}:")
         else functools.partial(Local, name, spec, c, folder, is_chat=is_chat)
         for name, spec in zip(names(c.models), c.models)
@@ -341,12 +245,6 @@ def _variants(answer: str, delimiter: str, with_variants: bool) -> list[str]:
         return [usual]
     other = answer[:1].swapcase() + answer[1:]
     return list(dict.fromkeys([usual, answer, f" {answer}", other, f" {other}"]))
-
-
-def _cut(said: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        said = said.partition(stop)[0]
-    return said
 
 
 def train_toys(folder: pathlib.Path, steps: int) -> pathlib.Path:

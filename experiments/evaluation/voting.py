@@ -18,6 +18,7 @@ from alignment.evaluation.examples import Example, Question
 from alignment.evaluation.multiple_choice import MEDPROMPT, VOTED
 from alignment.evaluation.prompting import Scheme
 from data import records
+from data.texts import exams
 from data.texts.exam_shapes import Item
 from data.texts.exams import Exam
 from experiments.evaluation import stored
@@ -66,7 +67,7 @@ def questions(exam: Exam, items: Sequence[Item]) -> list[Question]:
     return [
         Question(
             f"{exam.name}/{item.id}",
-            item.question,
+            exams.asked_for(exam, item),
             dict(zip(options.letters(len(item.options)), item.options)),
             options.letters(len(item.options))[item.gold or 0],
             item.context,

@@ -4,7 +4,7 @@ Dimensions: M models, C columns (a set's metric each), N offsets.
 """
 
 import csv
-import io
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "r
 CLOSED = ("model", "set", "protocol", "value", "low", "high", "n", "right", "unread", "baseline", "baseline_option")
 CLOSED += ("guessing", "without_repeated")
 OPEN = ("model", "set", "metric", "value", "low", "high", "n", "empty", "reliable", "median", "infinite")
-OPEN += ("left_out", "in_prompt")
+OPEN += ("left_out", "in_prompt", "continuations", "low_by_draws", "high_by_draws")
 RP = "relaxed_perplexity"
 Row = dict[str, Any]
 
@@ -81,7 +81,7 @@ def write(
     """All tables and pictures of a run; returns its summary.
 
     Args:
-        more: `curves`, `resilience`, `consistency`, `groups`, `voted`.
+        more: `curves`, `resilience`, `consistency`, `groups`, `voted`, `items`.
         about: `sources` of the models, and what the findings mention.
         first: the first set and the protocol that it is scored under by default.
     """
@@ -101,6 +101,9 @@ def write(
         folder / "tables/models.jsonl", [{"model": name, "source": spec} for name, spec in about["sources"].items()]
     )
     averages(folder, closed)
+    within = [row for (model, name), values in more["items"].items() for row in item_rows(model, name, values)]
+    if within:
+        files.write_rows(folder / "tables/item_correlations.jsonl", within)
     draw_curves(folder, more["curves"])
     draw_scatter(folder, closed, opened, first)
     agreement = {f"{r['model']}, {r['set']}": r["agreement"] for r in more["resilience"] if r.get("agreement")}
@@ -122,6 +125,19 @@ def averages(folder: pathlib.Path, closed: Sequence[Row]) -> None:
             out.append({"model": model, "protocol": protocol, "sets": len(rows)} | means)
     if out:
         files.write_rows(folder / "tables/averages.jsonl", out)
+
+
+def item_rows(model: str, name: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Spearman's correlation over the questions of a set of each pair of metrics; more is better in both."""
+    turned = {metric: np.array(of, float) * (-1 if metric.startswith(LOWER) else 1) for metric, of in values.items()}
+    out = []
+    for first, second in itertools.combinations(turned, 2):
+        rho, p = correlation.coefficient(turned[first], turned[second], correlation.SPEARMAN)
+        if np.isfinite(rho):
+            num = int(np.sum(np.isfinite(turned[first]) & np.isfinite(turned[second])))
+            row = {"model": model, "set": name, "first": first, "second": second, "questions": num}
+            out.append(row | {"spearman": rho, "p": plain(p)})
+    return out
 
 
 def table_of(scores: Sequence[Row]) -> tuple[list[str], list[str], np.ndarray, list[bool]]:
@@ -170,7 +186,7 @@ def correlations(folder: pathlib.Path, scores: Sequence[Row], *, resamples: int,
         )
     pairs = pair_rows(names, turned_MC, tables, resamples=resamples, seed=seed)
     files.write_rows(folder / "tables/correlations.jsonl", sorted(pairs, key=lambda pair: -abs(pair["spearman"]))[:60])
-    return f"Over {len(models)} models the {len(names)} columns of scores form {max(labels) + 1} clusters."
+    return f"Over {len(models)} models the {len(names)} columns of scores form {max(labels) + 1} cluster(s)."
 
 
 def pair_rows(
@@ -216,7 +232,7 @@ def summary(scores: Sequence[Row], more: Mapping[str, Any], first: tuple[str, st
             out.setdefault(f"{row['metric']}/{model}", value)
         else:
             out[f"open/{model}/{row['set']}/{row['metric']}"] = value
-    for row in more["consistency"]:
+    for row in (row for row in more["consistency"] if "agreement" in row):
         out.setdefault(f"consistency/{row['model']}", row["agreement"])
     for row in more["resilience"]:
         if row.get("agreement") is not None:
@@ -291,14 +307,8 @@ def draw_scatter(folder: pathlib.Path, closed: Sequence[Row], opened: Sequence[R
     axes.set_ylabel(f"accuracy on {first[0]} ({first[1]})", fontsize=8)
     axes.legend(frameon=False, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    path = folder / "figures/closed_and_open.png"
-    files.write(path, lambda f: f.write(out.getvalue()))
-    files.write_text(
-        path.with_suffix(".txt"),
-        "Accuracy with 95 % Wilson intervals against Relaxed Perplexity; the dashed line always names one letter.",
-    )
+    caption = "Accuracy with 95 % Wilson intervals against Relaxed Perplexity; the dashed line always names one letter."
+    pictures.save(figure, folder / "figures/closed_and_open.png", caption)
 
 
 def read_scores(folder: pathlib.Path) -> list[Row]:

@@ -79,7 +79,8 @@ def test_a_uniform_model_has_its_vocabulary_at_every_offset_without_variance():
     chain = Chain(dict.fromkeys("ABC", (1 / 3,) * 3))
     (curve,) = rp.curves([rp.Item([A], [[[C, B, B]]])], chain.sample, chain.score, num_samples=3, n_max=4, stride=2)
     np.testing.assert_allclose(curve.relaxed_N, 3)
-    np.testing.assert_allclose([curve.relaxed(), *curve.interval(resamples=5)], 3)
+    drawn = rp.over_continuations([curve, curve], resamples=5)
+    np.testing.assert_allclose([curve.relaxed(), *drawn], 3)
 
 
 def test_a_model_that_says_the_target_after_m_tokens_has_one_there_and_a_finite_mean():
@@ -134,3 +135,12 @@ def test_numbers_that_mean_nothing_are_refused(num, n_max, stride):
         rp.curves([rp.Item([A], [[[B]]])], None, None, num_samples=num, n_max=n_max, stride=stride)
     with pytest.raises(InputError, match="0 tokens"):
         rp.curves([rp.Item([A], [[[]]])], None, None)
+
+
+def test_the_interval_over_continuations_is_narrower_for_more_of_them_and_absent_for_infinite_items():
+    logps = np.log(np.random.default_rng(0).uniform(0.1, 0.9, (1, 64)))
+    few, many = (rp.Curve((0,), logps[:, :k], 1) for k in (4, 64))
+    widths = [np.ptp(rp.over_continuations([curve])) for curve in (few, many)]
+    assert 0 < widths[1] < widths[0]
+    never = rp.Curve((0,), np.full((1, 4), -np.inf), 1)
+    assert rp.over_continuations([many, never]) is None

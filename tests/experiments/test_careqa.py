@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_scores_stand_beside_their_baselines_and_curves_begin_with_the_ordinary_
 def test_a_run_that_was_killed_asks_nothing_again(tiny, tmp_path, monkeypatch):
     shutil.copytree(tiny("careqa").workdir, tmp_path / "run")
     before = numbers(tmp_path / "run")
-    for name in ("closed", "written", "likelihoods", "relaxed", "rephrased_answers"):
+    for name in ("closed", "written", "likelihoods", "relaxed", "rephrased_answers", "drawn_answers"):
         monkeypatch.setattr(asking, name, lambda *args: 1 / 0)
     monkeypatch.setattr(subjects.models, "with_weights", lambda model, c: model)
     monkeypatch.setattr(subjects, "Local", lambda *args, **kw: Stored(*args))
@@ -135,6 +136,20 @@ def test_a_judge_grades_what_is_not_empty_and_its_first_number_counts():
     judge = Judge("4", "The grade is 2 of 5.", "none", "10")
     assert asking.graded(judge, ["it is iron", "zinc", "tin", "", "lead"], items) == [4, 2, None, None, None]
     assert len(judge.prompts) == 4 and all("Which metal?" in p and "Reference: iron" in p for p in judge.prompts)
+
+
+def test_a_paraphrase_that_gives_the_answer_away_is_dropped_and_counted():
+    paraphrases = ("Is it iron?", "What is the metal?")
+    exam = exams.Exam("e", (Item("1", "Which metal?", ("zinc", "iron"), 1, paraphrases=paraphrases),), "x", "choices")
+    fair, num = asking.with_fair_paraphrases(exam)
+    assert num == 1 and fair.items[0].paraphrases == ("What is the metal?",)
+
+
+def test_metrics_are_correlated_over_the_questions_of_one_model_with_perplexities_turned_round():
+    values = {"rougeL": [0.1, 0.2, 0.3, 0.4, math.nan], "perplexity": [9.0, 7.0, 5.0, 3.0, 1.0]}
+    (row,) = page.item_rows("m", "s", values | {"bleu": [0.0] * 5})
+    assert (row["first"], row["second"], row["questions"]) == ("rougeL", "perplexity", 4)
+    assert row["spearman"] == pytest.approx(1)
 
 
 def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
@@ -295,7 +310,7 @@ def test_a_service_is_asked_to_write_and_what_it_said_is_kept_when_it_goes_down(
             "--config.endpoint.retries=0",
         )
         flags += ("--config.protocols=('generated',)", "--config.endpoint.concurrency=1", "--config.data.limit=3")
-        flags += ("--config.rephrasing.wordings=0", "--config.endpoint.api_key_env=")
+        flags += ("--config.rephrasing.wordings=0", "--config.endpoint.api_key_env=", "--config.consistency.samples=0")
         first = launch("careqa.py:tiny", tmp_path / "run", *flags)
         assert first.code == 75 and "the service is down" in first.err + first.out
         state["down"] = False
