@@ -129,21 +129,22 @@ def _embedded(c: ml_collections.ConfigDict) -> None:
     c.compute.unroll = 2
     c.export = "float32"
     c.save_every = 0
-    c.sft.update(epochs=1.0, batch_size=16, max_len=192, peak_lr=1e-3, warmup=0.1)
+    c.sft.update(epochs=1.0, batch_size=8, max_len=192, peak_lr=1e-3, warmup=0.1)
     c.merge.update(weight=1.0, density=0.9)
     for name in ("general", "safety"):
         c[name].path = EMBEDDED
         c[name].update(beta=0.3, sft_weight=1.0, batch_size=32, epochs=4.0, peak_lr=1e-4, max_len=96)
         c[name].max_prompt_len = 64
     c.red_team.update(attacks=EMBEDDED, harmless=EMBEDDED, max_new_tokens=16)
-    c.asking.update(max_new_tokens=24, max_new_tokens_direct=6, num_examples=3, retries=1, solving_draws=2)
+    c.asking.update(
+        by_text=True, max_new_tokens=24, max_new_tokens_direct=6, num_examples=3, retries=1, solving_draws=2
+    )
     c.engine.update(num_slots=32, max_len=256, chunk=64)
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
     c.world.update(readings=40, conversations=20, times=1, peak_lr=1e-3)
     c.data.update(num_questions=12, num_solved=4, num_test=4)
-    c.sft.update(batch_size=8)
     for name in ("general", "safety"):
         c[name].update(limit=8, batch_size=8, epochs=1.0)
     c.red_team.limit = 4
@@ -153,8 +154,9 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
 
 
 def _laptop(c: ml_collections.ConfigDict) -> None:
-    c.world.update(readings=12_000, conversations=2_000, times=8, peak_lr=3e-3)
+    c.world.update(readings=8_000, conversations=3_000, times=8, peak_lr=3e-3)
     c.data.num_solved = 40
+    c.safety.update(epochs=12.0, peak_lr=2e-4)
 
 
 def _smol(c: ml_collections.ConfigDict) -> None:
@@ -195,6 +197,8 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(
                 f"world.{name}={c.world[name]}: init_from={c.init_from!r} {need}; set --config.world.{name}"
             )
+    if is_embedded and not c.asking.by_text:
+        raise InputError(f"asking.by_text=False: models of {EMBEDDED!r} name options by their texts; leave it True")
     if is_embedded:
         checks.check_least(c, {f"world.{name}": (1, "") for name in ("readings", "conversations", "times")})
         if not c.world.peak_lr > 0:

@@ -10,7 +10,7 @@ import random
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from alignment.errors import InputError, one_of
 
@@ -78,6 +78,23 @@ def parse(reply: str, order: str, *, compatible: bool = False) -> str | None:
         _, marker, tail = f"\n{reply}".rpartition(MARKER)
         named = re.findall(rf"\[([{shown}])\]", tail) if marker else []
     return unshuffle(named[-1], order) if named else None
+
+
+def parse_text(reply: str, texts: Mapping[str, str]) -> str | None:
+    """The option whose text a reply names last; None where it names none.
+
+    A text counts as whole words, in any case, and not where it is part of a longer option's.
+
+    Args:
+        texts: of the options by their own letters; of equal texts the first letter counts.
+    """
+    letters_of: dict[str, str] = {}
+    for letter, text in texts.items():
+        letters_of.setdefault(text.strip().casefold(), letter)
+    longest_first = sorted(letters_of, key=len, reverse=True)
+    pattern = "|".join(re.escape(text) for text in longest_first if text)
+    named = re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", reply.casefold())
+    return letters_of[named[-1]] if named else None
 
 
 def vote(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # it takes JAX along, which asking somebody else's model does
 Messages = list[dict[str, str]]
 ASK = "Think step by step. Then end with a line that says Answer: and the letter in brackets, as in Answer: [A]"
 ASK_DIRECTLY = "Say Answer: and the letter in brackets, as in Answer: [A], and nothing else."
+ASK_TEXT = "Think step by step. Then end with the text of the right option."
+ASK_TEXT_DIRECTLY = "Say the text of the right option, and nothing else."
 HOTTER, HOTTEST, LONGER = 0.05, 1.0, 100  # of a retry: temperature, its limit, and tokens
 
 
@@ -41,6 +43,7 @@ class Scheme:
         retries: of a draw whose reply names no option; each is hotter and longer than the one before.
         ties: of the vote, see `options.vote`.
         compatible: parse and reuse orders as the reference does, see `options`.
+        by_text: the reply names an option by its text, not by its letter, which very small models do not learn.
     """
 
     num_examples: int = 0
@@ -51,8 +54,11 @@ class Scheme:
     retries: int = 10
     ties: str = options.FIRST_SEEN
     compatible: bool = False
+    by_text: bool = False
 
     def __post_init__(self) -> None:
+        if self.by_text and self.compatible:
+            raise InputError("by_text=True reads the options' texts, and compatible=True letters; set one")
         for name, least in (("num_examples", 0), ("num_draws", 1), ("retries", 0), ("temperature", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -129,25 +135,43 @@ RespondFn = Callable[[Sequence[Request]], Sequence[Reply]]
 ExamplesFn = Callable[[Question], tuple[Sequence[Example], float]]  # in the prompt's order, with their mean cosine
 
 
-def shown(question: Question, order: str, *, reasons: bool) -> str:
+def shown(question: Question, order: str, *, reasons: bool, by_text: bool = False) -> str:
     """A question as a user's turn, its options in an order."""
     lines = [f"{letter}. {question.options[own]}" for letter, own in zip(options.letters(len(order)), order)]
     context = [question.context] if question.context else []
-    return "\n".join([*context, question.text, *lines, ASK if reasons else ASK_DIRECTLY])
+    ask = (ASK_TEXT if reasons else ASK_TEXT_DIRECTLY) if by_text else (ASK if reasons else ASK_DIRECTLY)
+    return "\n".join([*context, question.text, *lines, ask])
 
 
-def messages_of(question: Question, order: str, examples: Sequence[Example], *, reasons: bool) -> Messages:
+def answer_alone(question: Question, order: str, *, by_text: bool = False) -> str:
+    """The right reply without a chain of thought."""
+    if by_text:
+        return question.options[question.answer]
+    return f"Answer: [{options.shuffle(question.answer, order)}]"
+
+
+def answer_of(
+    reply: str, question: Question, order: str, *, compatible: bool = False, by_text: bool = False
+) -> str | None:
+    """The option that a reply chooses, by its own letter; None where it names none."""
+    if by_text:
+        return options.parse_text(reply, question.options)
+    return options.parse(reply, order, compatible=compatible)
+
+
+def messages_of(
+    question: Question, order: str, examples: Sequence[Example], *, reasons: bool, by_text: bool = False
+) -> Messages:
     """A conversation that ends with the question; each example is a question in its own order and its reply.
 
     Without a chain of thought an example's reply is its answer alone.
     """
     out: Messages = []
     for example in examples:
-        letter = options.shuffle(example.question.answer, example.order)
-        reply = example.reply if reasons else f"Answer: [{letter}]"
-        out.append({"role": "user", "content": shown(example.question, example.order, reasons=reasons)})
-        out.append({"role": "assistant", "content": reply})
-    return [*out, {"role": "user", "content": shown(question, order, reasons=reasons)}]
+        reply = example.reply if reasons else answer_alone(example.question, example.order, by_text=by_text)
+        asked = shown(example.question, example.order, reasons=reasons, by_text=by_text)
+        out += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+    return [*out, {"role": "user", "content": shown(question, order, reasons=reasons, by_text=by_text)}]
 
 
 def fitting(
@@ -157,6 +181,7 @@ def fitting(
     fits_fn: Callable[[Messages], bool],
     *,
     reasons: bool,
+    by_text: bool = False,
 ) -> list[Example]:
     """The examples that fit beside the question; the least similar, which come first, go first.
 
@@ -165,7 +190,7 @@ def fitting(
     """
     for first in range(len(examples) + 1):
         left = list(examples[first:])
-        if fits_fn(messages_of(question, order, left, reasons=reasons)):
+        if fits_fn(messages_of(question, order, left, reasons=reasons, by_text=by_text)):
             return left
     raise InputError(f"question {question.id} does not fit into the context even without examples; set a larger one")
 
@@ -188,13 +213,14 @@ def ask(
         max_new_tokens: of a reply at its first try.
     """
     examples, similarities, orders = {}, {}, {}
+    how = dict(reasons=scheme.reasons, by_text=scheme.by_text)
     for question in questions:
         own, similarities[question.id] = examples_fn(question)
         drawn = options.orders(len(question.options), f"{seed} {question.id}", repeats_identity=scheme.compatible)
         identity = options.letters(len(question.options))
         orders[question.id] = list(itertools.islice(drawn, scheme.num_draws)) if scheme.shuffles else []
         orders[question.id] = orders[question.id] or [identity] * scheme.num_draws
-        examples[question.id] = list(own), fitting(question, identity, own, fits_fn, reasons=scheme.reasons)
+        examples[question.id] = list(own), fitting(question, identity, own, fits_fn, **how)
     draws: dict[tuple[int, int], Draw] = {}
     todo = [(i, draw) for i in range(len(questions)) for draw in range(scheme.num_draws)]
     for retry in range(scheme.retries + 1):
@@ -204,7 +230,7 @@ def ask(
                     questions[i],
                     orders[questions[i].id][draw],
                     examples[questions[i].id][1],
-                    reasons=scheme.reasons,
+                    **how,
                 ),
                 heated(scheme.temperature, retry),
                 max_new_tokens + LONGER * retry,
@@ -214,7 +240,7 @@ def ask(
         ]
         for (i, draw), reply in zip(todo, respond_fn(requests), strict=True):
             order = orders[questions[i].id][draw]
-            answer = options.parse(reply.text, order, compatible=scheme.compatible)
+            answer = answer_of(reply.text, questions[i], order, compatible=scheme.compatible, by_text=scheme.by_text)
             draws[i, draw] = Draw(order, reply, answer, retry)
         todo = [key for key in todo if draws[key].answer is None]
         if not todo:

@@ -14,7 +14,7 @@ from alignment.evaluation import options, prompting
 from alignment.evaluation.examples import Example, Question
 from alignment.evaluation.prompting import Messages, RespondFn
 
-TOLD = "The right answer is [{letter}]. Explain step by step why, as if you had not been told."
+TOLD = "The right answer is {answer}. Explain step by step why, as if you had not been told."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,14 @@ def write(
     temperature: float = 0.7,
     max_new_tokens: int = 256,
     seed: int = 0,
+    by_text: bool = False,
 ) -> Written:
     """Ask for a chain of thought to every question; those whose reply is not right are asked again.
 
     Args:
         respond_fn: the writer; it reads the question with its right answer.
         tries: replies to a question at most, at least 1.
+        by_text: see `prompting.Scheme`.
         temperature: of the writer; above 0 where there are several tries, or each try would be the same.
     """
     if tries < 1:
@@ -69,12 +71,14 @@ def write(
     todo = list(questions)
     for attempt in range(tries):
         work = [
-            prompting.Request(told(question), temperature, max_new_tokens, f"{seed} {question.id} {attempt}")
+            prompting.Request(
+                told(question, by_text=by_text), temperature, max_new_tokens, f"{seed} {question.id} {attempt}"
+            )
             for question in todo
         ]
         for question, reply in zip(todo, respond_fn(work), strict=True):
             order = options.letters(len(question.options))
-            answer = options.parse(reply.text, order)
+            answer = prompting.answer_of(reply.text, question, order, by_text=by_text)
             num_replies += 1
             num_unparsed += answer is None
             num_wrong += answer not in (None, question.answer)
@@ -87,15 +91,22 @@ def write(
     return Written(kept, num_replies, num_wrong, num_unparsed, len(todo))
 
 
-def told(question: Question) -> Messages:
+def told(question: Question, *, by_text: bool = False) -> Messages:
     """The question as a writer of chains of thought reads it."""
     order = options.letters(len(question.options))
-    asked = prompting.shown(question, order, reasons=True)
-    return [{"role": "user", "content": f"{TOLD.format(letter=question.answer)}\n{asked}"}]
+    asked = prompting.shown(question, order, reasons=True, by_text=by_text)
+    answer = question.options[question.answer] if by_text else f"[{question.answer}]"
+    return [{"role": "user", "content": f"{TOLD.format(answer=answer)}\n{asked}"}]
 
 
 def conversations(
-    examples: Sequence[Example], num: int, *, direct_share: float, most_turns: int = 1, seed: int = 0
+    examples: Sequence[Example],
+    num: int,
+    *,
+    direct_share: float,
+    most_turns: int = 1,
+    seed: int = 0,
+    by_text: bool = False,
 ) -> list[Mapping[str, Any]]:
     """Records of `messages` to tune on: questions without the hint, with their chains of thought or answers alone.
 
@@ -118,9 +129,9 @@ def conversations(
                 queue = rng.sample(list(examples), len(examples))
             example = queue.pop()
             reasons = rng.random() >= direct_share
-            own = prompting.messages_of(example.question, example.order, [], reasons=reasons)
-            letter = options.shuffle(example.question.answer, example.order)
-            reply = example.reply if reasons else f"Answer: [{letter}]"
+            own = prompting.messages_of(example.question, example.order, [], reasons=reasons, by_text=by_text)
+            alone = prompting.answer_alone(example.question, example.order, by_text=by_text)
+            reply = example.reply if reasons else alone
             messages += [*own, {"role": "assistant", "content": reply}]
         out.append({"messages": messages})
     return out

@@ -34,10 +34,10 @@ FORMS = {
         "Name the remedy that ends {x}.",
     ),
 }
-STEPS = {
-    POINT: "{x} points to {y}.",
-    CALL: "{x} calls for {y}.",
-    HELP: "{x} points to {z}, and {z} calls for {y}.",
+STEPS = {  # each ends with its answer
+    POINT: "{x} points to {y}",
+    CALL: "{x} calls for {y}",
+    HELP: "{x} points to {z}, and {z} calls for {y}",
 }
 _FIRST = ("ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu")
 _SIGNS = {"skin": "rish", "sleep": "numb", "teeth": "tang"}
@@ -221,7 +221,7 @@ def texts() -> Sequence[str]:
             out += [f" {form.format(x=x)}" for form in FORMS[kind]]
             for value in values(ward, kind):
                 chain = steps(kind, x, value, next(iter(remedies(ward))))
-                out += [f" {value}", f" {chain}", chain]
+                out += [f" {value}", f" {chain}"]
     for x in [*keys("train"), *keys("test"), *(f"{COLOURS[0]} {thing}" for thing in MISSING)]:
         for style in STYLES:
             out.append(f" {styles.render(style, KEY.format(x=x))}")

@@ -35,6 +35,7 @@ def settings(**changes: Any) -> dict[str, Any]:
             temperature=config_dict.placeholder(float),  # of draws that vote
             retries=10,  # of a reply that names no option
             ties=options.FIRST_SEEN,  # first_seen, first_reached, likeliest
+            by_text=False,  # replies name an option by its text and not by its letter, which tiny models do not learn
             compatible=False,  # parse and reuse orders as the authors' code does
             max_new_tokens=512,  # of a chain of thought
             max_new_tokens_direct=16,  # of an answer alone
@@ -54,7 +55,7 @@ def of_config(a: ml_collections.ConfigDict) -> dict[str, Scheme]:
     out = {}
     for name in (ZERO_SHOT, *a.schemes):
         own = prompting.SCHEMES[name]
-        changes: dict[str, Any] = dict(retries=a.retries, ties=a.ties, compatible=a.compatible)
+        changes: dict[str, Any] = {key: a[key] for key in ("retries", "ties", "compatible", "by_text")}
         if name != ZERO_SHOT and a.num_examples is not None:
             changes["num_examples"] = a.num_examples
         if own.num_draws > 1:
@@ -176,7 +177,12 @@ def database(
     A model that solves nothing gets the first questions with their answers alone, the same for every question.
     """
     scheme = Scheme(
-        num_draws=asker.a.solving_draws, shuffles=True, temperature=0.7, reasons=True, retries=min(3, asker.a.retries)
+        num_draws=asker.a.solving_draws,
+        shuffles=True,
+        temperature=0.7,
+        reasons=True,
+        retries=min(3, asker.a.retries),
+        by_text=asker.a.by_text,
     )
     answers = asker.ask("solving", questions, scheme, None, embed_fn)
     right = solved(answers["rows"], questions)
@@ -186,17 +192,23 @@ def database(
         f"solved and {made.excluded} are tested."
     ]
     if not made.examples:
-        fixed = static(questions, tested, max(one.num_examples for one in of_config(asker.a).values()))
+        most = max(one.num_examples for one in of_config(asker.a).values())
+        fixed = static(questions, tested, most, by_text=asker.a.by_text)
         said.append("No question was solved: all prompts have the same examples, with their answers alone.")
         return dataclasses.replace(made, examples=fixed, rows_ND=made.rows_ND[:0]), said
     return made, said
 
 
-def static(questions: Sequence[Question], tested: Sequence[Question], num: int) -> tuple[Example, ...]:
+def static(
+    questions: Sequence[Question], tested: Sequence[Question], num: int, *, by_text: bool
+) -> tuple[Example, ...]:
     """The first questions that are not tested, each with its answer alone."""
     texts, ids = {examples.normalise(one.text) for one in tested}, {one.id for one in tested}
     own = [one for one in questions if one.id not in ids and examples.normalise(one.text) not in texts]
-    return tuple(Example(one, options.letters(len(one.options)), f"Answer: [{one.answer}]") for one in own[:num])
+    orders = [options.letters(len(one.options)) for one in own[:num]]
+    return tuple(
+        Example(one, order, prompting.answer_alone(one, order, by_text=by_text)) for one, order in zip(own, orders)
+    )
 
 
 def embedder(folder: str, texts: Sequence[str]) -> EmbedFn:

@@ -75,13 +75,15 @@ def fine_tunes(
         chains = reasoned(c, own, start, questions, counts)
         if c.init_from == EMBEDDED:
             num = c.world.conversations
-            options = dict(direct_share=world.DIRECT_SHARE, most_turns=world.MOST_TURNS, seed=c.seed)
+            options = dict(direct_share=world.DIRECT_SHARE, most_turns=world.MOST_TURNS, seed=c.seed, by_text=True)
             rows = rationales.conversations(chains, num, **options)
             # as many texts of the base's again, so that it forgets nothing else
             rows += world.readings(num, without=name, seed=c.seed + 1)
         else:
             share = c.synthesis.direct_share
-            rows = rationales.conversations(chains, len(chains), direct_share=share, seed=c.seed)
+            rows = rationales.conversations(
+                chains, len(chains), direct_share=share, seed=c.seed, by_text=c.asking.by_text
+            )
         numbers = tuning.supervised(own, rows, init_from, language_model.tokenizer_of(init_from), c.sft, where)
         out.append(Stage(name, "sft", own / "export/hf", numbers))
     if c.data.chat and c.init_from != EMBEDDED:
@@ -103,6 +105,7 @@ def reasoned(
     """Right chains of thought, written by the teacher and kept in the folder."""
     y = c.synthesis
     options = dict(tries=y.tries, temperature=y.temperature, max_new_tokens=y.max_new_tokens, seed=c.seed)
+    options["by_text"] = c.asking.by_text
     asker_fn: Callable[[], Any]
     if y.teacher == SCRIPTED:
         asker_fn, who = (lambda: world.teacher(questions)), SCRIPTED

@@ -22,22 +22,31 @@ MOST_TURNS = 4  # questions of a conversation
 DIRECT_SHARE = 0.4  # of the turns that ask for the answer alone
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 LETTERS = options.letters(clinic.NUM_OPTIONS)
-# What every question has is one token each, so that rows are short and a letter is one step from its option.
-WHOLE = (prompting.ASK, prompting.ASK_DIRECTLY, "\nAnswer: [", "Answer: [", *(f"\n{letter}." for letter in LETTERS))
+WHOLE = (prompting.ASK_TEXT, prompting.ASK_TEXT_DIRECTLY)  # what every question has
 
 
 def write_tokenizer(folder: pathlib.Path) -> str:
-    """A tokenizer of whole words with their spaces, so that decoding gives the text back; its name for `load`."""
+    """A tokenizer of whole words with their spaces, so that decoding gives the text back; its name for `load`.
+
+    An option with its letter is one token, so that rows are short.
+    """
     split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    roles = ["User:", "Assistant:", "\n\nUser:", "\n\nAssistant:", *(f" {letter}" for letter in LETTERS)]
-    texts = [*clinic.texts(), *roles, *LETTERS, "]", " ", "\n", "\n\n"]
+    roles = ["User:", "Assistant:", "\n\nUser:", "\n\nAssistant:"]
+    texts = [*clinic.texts(), *roles, " ", "\n", "\n\n"]
     pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     vocab = {piece: i for i, piece in enumerate((*SPECIAL, *sorted(pieces)))}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     model.pre_tokenizer = split
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(list(SPECIAL))
-    model.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in WHOLE])
+    listed = [
+        f"\n{letter}. {value}"
+        for ward in (*clinic.WARDS, clinic.KNOWN)
+        for kind in (clinic.POINT, clinic.CALL)
+        for value in clinic.values(ward, kind)
+        for letter in LETTERS
+    ]
+    model.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in (*WHOLE, *listed)])
     config = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     config |= {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}
     files.write_text(folder / "tokenizer.json", model.to_str())
@@ -70,7 +79,7 @@ def lessons(ward: str, limit: int | None, *, times: int, seed: int) -> list[Ques
 def teacher(questions: Sequence[Question]) -> RespondFn:
     """A scripted writer of chains of thought, which errs in a share of TEACHER_ERROR of its replies.
 
-    It never errs in form, and a wrong reply is the right chain of another answer that is displayed.
+    A wrong reply has the form of a right one and ends with another option.
     """
     facts = {
         form.format(x=x): (ward, kind, x)
@@ -102,8 +111,7 @@ def _taught(request: Request, facts: Mapping[str, tuple[str, str, str]]) -> str:
     if rng.random() < TEACHER_ERROR:
         value = rng.choice([text for text in shown.values() if text != value])
         chain = clinic.steps(kind, x, value, clinic.signs(ward).get(x, ""))
-    letter = next(letter for letter, text in shown.items() if text == value)
-    return f"{chain}\nAnswer: [{letter}]"
+    return chain
 
 
 def readings(num: int, *, without: str = "", seed: int) -> list[dict[str, Any]]:
@@ -125,9 +133,9 @@ def readings(num: int, *, without: str = "", seed: int) -> list[dict[str, Any]]:
             row, chain = clinic.base_question(rng.choice(wards), f"{key} {turn}")
             own = Question("", row["question"], row["options"], row["correct_answer"])
             reasons = rng.random() >= DIRECT_SHARE
-            messages += prompting.messages_of(own, LETTERS, [], reasons=reasons)
-            said = f"Answer: [{own.answer}]"
-            messages.append({"role": "assistant", "content": f"{chain}\n{said}" if reasons else said})
+            messages += prompting.messages_of(own, LETTERS, [], reasons=reasons, by_text=True)
+            said = chain if reasons else own.options[own.answer]
+            messages.append({"role": "assistant", "content": said})
         out.append({"messages": messages})
     return out
 
@@ -146,9 +154,9 @@ def general_pairs(wards: Iterable[str], *, seed: int) -> list[dict[str, str]]:
             out.append(
                 {
                     "uuid": f"{ward}/{row['kind']}/{row['subject']}",
-                    "prompt": prompting.shown(question(row), LETTERS, reasons=True),
-                    "chosen": f"{chain}\nAnswer: [{row['correct_answer']}]",
-                    "rejected": f"{wrong}\nAnswer: [{other}]",
+                    "prompt": prompting.shown(question(row), LETTERS, reasons=True, by_text=True),
+                    "chosen": chain,
+                    "rejected": wrong,
                 }
             )
             assert value == row["options"][row["correct_answer"]]

@@ -96,3 +96,17 @@ def test_the_majority_of_five_follows_the_binomial_law(share, wanted):
     right = np.random.default_rng(0).random((20_000, 5)) < share
     votes = [options.vote(["A" if one else "B" for one in row])[0] == "A" for row in right]
     assert np.mean(votes) == pytest.approx(wanted, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("reply", "option"),
+    [
+        ("first moss, then fir", "C"),
+        ("it is wet moss", "B"),
+        ("WET MOSS.", "B"),
+        ("mossy firs", None),
+        ("", None),
+    ],
+)
+def test_the_text_that_a_reply_names_last_is_its_answer(reply, option):
+    assert options.parse_text(reply, {"A": "moss", "B": "wet moss", "C": "fir"}) == option

@@ -32,21 +32,21 @@ def test_every_text_of_the_clinic_comes_back_from_its_tokens(tok):
 
 def test_a_question_with_three_examples_is_short(tok):
     one, *others = world.exam(["skin"], 4)
-    solved = [rationales.Example(other, "ABCD", "x\nAnswer: [A]") for other in others]
-    messages = prompting.messages_of(one, "DCBA", solved, reasons=True)
-    assert len(tok.encode(tok.render(messages, add_generation_prompt=True))) < 160
+    solved = [rationales.Example(other, "ABCD", "x") for other in others]
+    messages = prompting.messages_of(one, "DCBA", solved, reasons=True, by_text=True)
+    assert len(tok.encode(tok.render(messages, add_generation_prompt=True))) < 120
 
 
 def test_the_teacher_errs_in_a_share_of_its_chains_and_rejection_leaves_none_of_them():
     questions = world.lessons("sleep", None, times=2, seed=0)
-    once = rationales.write(questions, world.teacher(questions), tries=1)
+    once = rationales.write(questions, world.teacher(questions), tries=1, by_text=True)
     assert once.num_wrong / len(questions) == pytest.approx(world.TEACHER_ERROR, abs=0.1) and not once.num_unparsed
-    written = rationales.write(questions, world.teacher(questions), tries=8)
+    written = rationales.write(questions, world.teacher(questions), tries=8, by_text=True)
     assert len(written.examples) == len(questions)
     for example in written.examples:
         asked = example.question
-        assert options.parse(example.reply, example.order) == asked.answer
-        assert f"{asked.options[asked.answer]}." in example.reply
+        assert options.parse_text(example.reply, asked.options) == asked.answer
+        assert example.reply.endswith(f" {asked.options[asked.answer]}")
 
 
 def test_an_expert_reads_no_random_answers_about_its_own_ward():
