@@ -174,3 +174,20 @@ def test_a_responder_writes_with_an_engine_and_seeds_each_draw():
     assert [(reply.num_tokens, reply.num_prompt_tokens) for reply in replies] == [(2, 2), (2, 3), (2, 2)]
     assert [(one.temperature, one.max_new_tokens) for one in asked] == [(0.3, 9)] * 3
     assert asked[0].seed == asked[2].seed != asked[1].seed
+
+
+def test_a_scheme_by_text_asks_for_texts_shows_them_and_reads_them():
+    calls = []
+
+    def respond(requests):
+        calls.extend(requests)
+        return [Reply("It is option B of 1") for _ in requests]
+
+    solved = [Example(question(9, "C"), "BDAC", "Because.")]
+    scheme = Scheme(num_examples=1, num_draws=3, shuffles=True, by_text=True)
+    (one,) = prompting.ask([question(1, "B")], scheme, respond, examples_fn=lambda asked: (solved, 0.5))
+    assert one.is_right and [draw.answer for draw in one.draws] == ["B"] * 3
+    first = calls[0].messages
+    assert first[1]["content"] == "option C of 9" and first[2]["content"].endswith(prompting.ASK_TEXT_DIRECTLY)
+    with pytest.raises(InputError, match="by_text=True reads the options' texts"):
+        Scheme(by_text=True, compatible=True)
