@@ -4,6 +4,8 @@ Paper:   Yang et al. 2024, arXiv:2411.14487 (MedGuard). Its questions are not pu
 Run:     python -m experiments.run --config experiments/medguard.py --config.data.path=FILE
          --config.models="('hf:DIR','endpoint:NAME')"
 Laptop:  python -m experiments.run --config experiments/medguard.py:laptop   (CPU, seconds; `tiny`: the same)
+Expect:  laptop, index of an oracle 1, a guesser 0.252, always the first option 0.200, one that refuses 0, one that follows
+         tags 0.850, one that is wrong for one wing 0.967, one that is right seven times in ten 0.703
 
 Without a file the items are synthetic, on invented remedies, and scripted responders answer them: an oracle, a guesser,
 one that refuses all, one that does what a tag in the question asks for, and others. What must come out is known.
@@ -357,6 +359,7 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
     """Rows of `id`, `rater` and whether the choice is right; ids that no item has are counted and left out."""
     by_id = {item.id: item for item in items}
     out, unknown = [], 0
+    seen: set[tuple[str, str]] = set()
     for row in records.read(path)[0]:
         value = row.value
         item = by_id.get(str(value.get("id")))
@@ -368,6 +371,11 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
         if any(letter not in LETTERS[: len(item.options)] for letter in letters):
             raise InputError(f"{row.file}:{row.line}: choice {choice!r} is not a letter of item {item.id}'s options")
         chosen = tuple(sorted(LETTERS.index(letter) for letter in letters))
+        if (item.id, str(value.get("rater"))) in seen:
+            raise InputError(
+                f"{row.file}:{row.line}: rater {value.get('rater')!r} has chosen for item {item.id} before"
+            )
+        seen.add((item.id, str(value.get("rater"))))
         out.append({"id": item.id, "rater": str(value.get("rater")), "choice": chosen, "right": chosen == item.gold})
     if unknown:
         print(f"WARNING: {path} has {unknown} choices on items that are not asked here; they are left out", flush=True)

@@ -84,6 +84,7 @@ def draw_radar(
         values = [band.get(name, np.nan) for name in names]
         axes.plot(around, [*values, values[0]], color="k", linewidth=2, label="physicians")
     axes.set_xticks(angles, names, fontsize=8)
+    axes.tick_params(axis="x", pad=14)  # names beside the rim, not on it
     axes.set_ylim(0, 1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0])
     axes.tick_params(axis="y", labelsize=7)

@@ -1,14 +1,17 @@
 import csv
+import dataclasses
 import json
 import shutil
+import types
 
+import numpy as np
 import pytest
 
 from alignment.errors import InputError
 from data.texts import aspect_items
 from data.toys import wards
 from experiments import medguard
-from experiments.evaluation import scripted, unaided
+from experiments.evaluation import scripted, subjects, unaided
 from experiments.pages import medguard as page
 from tests.experiments.conftest import launch
 
@@ -146,6 +149,42 @@ def test_a_model_is_asked_under_every_condition_by_words_and_by_letters(tmp_path
     letters = launch("medguard.py:tiny", tmp_path / "letters", *flags, "--config.score_mode=letters")
     assert letters.code == 0, letters.err
     assert indices(letters.workdir)["random", "plain"]["unparsed"] == "0.0"
+
+
+class Letters:
+    """Finds letters the likelier the later they stand in the alphabet, and keeps what it is asked."""
+
+    delimiter = " "
+
+    def prompt(self, text):
+        return text
+
+    def nats(self, pairs):
+        self.pairs = pairs
+        return types.SimpleNamespace(total_N=np.array([float(ord(letter)) for _, letter in pairs]))
+
+
+def test_a_letter_that_no_option_has_is_not_asked_for(items):
+    subject, two = Letters(), dataclasses.replace(items[0], options=("a", "b"), gold=(0,))
+    assert medguard.by_letter(subject, [two, items[0]], ["x", "y"]) == [1, 3]
+    assert [letter for _, letter in subject.pairs] == list("ABABCD")
+
+
+def test_letters_are_as_likely_whatever_is_asked_beside_them(items, tmp_path):
+    c = medguard.get_config("tiny")
+    c.engine.max_len = 1_024
+    subject = subjects.Local("r", "random", c, tmp_path, is_chat=False)
+    pairs = [(medguard.prompt(item, "plain", ()), letter) for item in items[:3] for letter in "ABCD"]
+    together = subject.nats(pairs).total_N
+    alone = np.concatenate([subject.nats(pairs[i : i + 4]).total_N for i in (0, 4, 8)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_physician_chooses_once_for_an_item(items, tmp_path):
+    row = json.dumps({"id": items[0].id, "rater": "x", "choice": "A"}) + "\n"
+    (tmp_path / "people.jsonl").write_text(row * 2)
+    with pytest.raises(InputError, match=r"people\.jsonl:2: rater .x. has chosen"):
+        medguard.read_physicians(str(tmp_path / "people.jsonl"), items)
 
 
 def test_prompts_differ_by_condition(items):
