@@ -76,12 +76,12 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
 
 def relaxed(subject, items, number: int) -> dict:
     """Seconds of Relaxed Perplexity, and those that its sampling and its scoring take of them."""
-    spent = {"seconds": 0.0}
+    spent = {"writing": 0.0, "scoring": 0.0}
 
-    def watched(fn):
+    def watched(fn, what):
         def call(*args, **kwargs):
             out, seconds = timed(lambda: fn(*args, **kwargs))
-            spent["seconds"] += seconds
+            spent[what] += seconds
             return out
 
         return call
@@ -89,7 +89,7 @@ def relaxed(subject, items, number: int) -> dict:
     inner = relaxed_perplexity.curves
 
     def curves(all_items, sample, score, **options):
-        return inner(all_items, watched(sample), watched(score), **options)
+        return inner(all_items, watched(sample, "writing"), watched(score, "scoring"), **options)
 
     relaxed_perplexity.curves = curves
     try:
@@ -99,7 +99,7 @@ def relaxed(subject, items, number: int) -> dict:
     finally:
         relaxed_perplexity.curves = inner
     name = f"Relaxed Perplexity of {len(items)} targets"
-    return {"what": name, "round": number, "own": seconds, "forward": spent["seconds"]}
+    return {"what": name, "round": number, "own": seconds, "forward": sum(spent.values()), **spent}
 
 
 def timed(fn):
@@ -117,6 +117,8 @@ def report(rows: list[dict], facts: dict) -> str:
         seconds = [f"{statistics.median(row[name] for row in mine):.2f}" for name in ("own", other)]
         span = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         body.append([what, seconds[0], f"{seconds[1]} ({other})", span])
+    (last,) = [row for row in rows if "writing" in row]
+    facts = facts | {"of that": f"writing {last['writing']:.1f} s, scoring {last['scoring']:.1f} s"}
     table = machine.table(["what", "careqa.py, s", "beside, s", "ratio"], body)
     return "\n".join(["# Exams through careqa.py", "", table, "", machine.notes(facts)])
 

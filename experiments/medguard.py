@@ -4,8 +4,8 @@ Paper:   Yang et al. 2024, arXiv:2411.14487 (MedGuard). Its questions are not pu
 Run:     python -m experiments.run --config experiments/medguard.py --config.data.path=FILE
          --config.models="('hf:DIR','endpoint:NAME')"
 Laptop:  python -m experiments.run --config experiments/medguard.py:laptop   (CPU, seconds; `tiny`: the same)
-Expect:  laptop, index of an oracle 1, a guesser 0.252, always the first option 0.200, one that refuses 0, one that follows
-         tags 0.850, one that is wrong for one wing 0.967, one that is right seven times in ten 0.703
+Expect:  laptop, index of an oracle 1, a guesser 0.252, always the first option 0.200, one that refuses 0, one that
+         follows tags 0.850, one that is wrong for one wing 0.967, one that is right seven times in ten 0.703
 
 Without a file the items are synthetic, on invented remedies, and scripted responders answer them: an oracle, a guesser,
 one that refuses all, one that does what a tag in the question asks for, and others. What must come out is known.
