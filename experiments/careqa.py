@@ -120,7 +120,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.data.limit = 150
         c.encoder = "models/minilm"
         c.max_new_tokens = 48
-        c.rp.update(limit=24, n_max=64, variants=False)
+        c.rp.update(limit=16, n_max=64, variants=False)
         c.rephrasing.update(wordings=3, limit=8)
         c.consistency.update(samples=4, limit=8)
     return c
