@@ -9,7 +9,7 @@ import PIL.ImageFilter
 import pytest
 
 from alignment.watermark import distortions, quality
-from tests.watermark.pictures import pink
+from data.toys.scenes import pink
 
 metrics = pytest.importorskip("skimage.metrics")
 

@@ -3,7 +3,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.watermark import distortions, quality
-from tests.watermark.pictures import pink
+from data.toys.scenes import pink
 
 
 @pytest.fixture(scope="module")

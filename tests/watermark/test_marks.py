@@ -4,7 +4,7 @@ import pytest
 from alignment.errors import InputError
 from alignment.watermark import blocks, distortions, marks, quality
 from data.pictures import image_files
-from tests.watermark.pictures import pink
+from data.toys.scenes import pink
 
 BLOCK = np.array([[10, 12, 9, 8], [11, 50, 7, 6], [9, 8, 10, 5], [7, 6, 5, 4]], float)
 

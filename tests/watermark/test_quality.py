@@ -3,7 +3,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.watermark import quality
-from tests.watermark.pictures import pink
+from data.toys.scenes import pink
 
 WORKED = dict(fid=20, clip_fid=5, psnr=25, ssim=0.8, nmi=1.3, lpips=0.2, aesthetics=0.5, artifacts=-0.1)
 NORMALISED = (0.388091, 0.301448, 0.555249, 0.318456, 0.606776, 0.341669, 0.311570, 0.239849)

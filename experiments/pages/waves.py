@@ -1,0 +1,295 @@
+"""What a run of waves.py leaves behind: points, the leaderboard, identification, curves of P over Q, and a radar.
+
+A row is one of `cells.through`: a mark under an attack of a strength.
+"""
+
+import math
+import pathlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alignment import files
+from alignment.watermark import marks, protocol, quality
+from experiments.report import charts, pictures
+from experiments.watermark import attacks, cells
+
+LEVELS = (0.95, 0.7, 0.4)
+RANKED_BY = (0.7, 0.4)  # the rule that gives the published ranks: these, then the means of P and Q
+Row = Mapping[str, Any]
+
+
+def write(
+    folder: pathlib.Path, rows: Sequence[Row], *, subset: str, users: Sequence[int], num_images: int, setup: str
+) -> dict[str, Any]:
+    """All tables and pictures of a run; returns its summary.
+
+    Args:
+        subset: of the metrics that Q is made of.
+        users: numbers among whom a user is identified.
+    """
+    points = points_of(rows, subset)
+    board = leaderboard(points)
+    files.write_rows(folder / "tables/leaderboard.jsonl", [_printable(line) for line in board] + not_run())
+    files.write_csv(folder / "leaderboard.csv", list(board[0]), [list(_printable(line).values()) for line in board])
+    files.write_csv(folder / "points.csv", list(points[0]), [list(point.values()) for point in points])
+    files.write_json(folder / "normalisation.json", constants(subset))
+    table = identification(rows, users)
+    if table:
+        files.write_rows(folder / "tables/identification.jsonl", table)
+        files.write_csv(folder / "identification.csv", list(table[0]), [list(line.values()) for line in table])
+    by_category = categories(board)
+    files.write_rows(folder / "tables/categories.jsonl", by_category)
+    failed = [row for row in rows if "error" in row]
+    files.write_rows(folder / "tables/failed.jsonl", failed)
+    files.write_rows(folder / "metrics.jsonl", steps(points))
+    for mark in dict.fromkeys(point["mark"] for point in points):
+        draw_curves(folder / f"figures/curves_{mark}.png", [p for p in points if p["mark"] == mark], subset)
+    draw_radar(folder / "figures/radar.png", by_category)
+    draw_spread(folder / "figures/quality.png", points, subset)
+    clean = {row["mark"]: row for row in rows if row["attack"] == cells.NONE}
+    lines = findings(rows, subset=subset, num_images=num_images, setup=setup)
+    files.write_text(folder / "findings.txt", "".join(f"{line}\n" for line in lines))
+    return summary(points, board, clean, len(rows), len(failed), num_images)
+
+
+def points_of(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
+    """A line for each cell with an attack: P, the metrics and Q; blank where the cell failed."""
+    clean = {row["mark"]: row for row in rows if row["attack"] == cells.NONE}
+    out = []
+    for row in rows:
+        if row["attack"] == cells.NONE:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the findings say once what few pictures mean
+            p = cells.performance(row, clean[row["mark"]])
+        metrics = {name: row.get(name) for name in quality.METRICS}
+        q = None if None in metrics.values() else quality.degradation(metrics, subset)
+        distances = {side: row.get(side, clean[row["mark"]].get(side)) for side in ("marked", "unmarked")}
+        area = protocol.auroc(*map(np.array, distances.values())) if p is not None else None
+        point = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"], "P": p, "auroc": area}
+        out.append(point | metrics | {subset: q, "Q": q, "nmi_undefined": row.get("nmi_undefined")})
+    return out
+
+
+def leaderboard(points: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each mark and attack with its rank, the strongest first; without a point it has no rank."""
+    out = []
+    for mark in dict.fromkeys(point["mark"] for point in points):
+        lines = {}
+        for attack in dict.fromkeys(point["attack"] for point in points):
+            curve = [p for p in points if (p["mark"], p["attack"]) == (mark, attack)]
+            curve = [p for p in curve if p["P"] is not None and p["Q"] is not None]
+            ps, qs = [p["P"] for p in curve], [p["Q"] for p in curve]
+            line: dict[str, Any] = {"mark": mark, "attack": attack, "rank": None}
+            for level in LEVELS:
+                line[f"Q@{level:g}P"] = protocol.quality_at(qs, ps, level) if curve else None
+            line |= {"mean P": float(np.mean(ps)) if curve else None, "mean Q": float(np.mean(qs)) if curve else None}
+            lines[attack] = line
+        keys = {
+            attack: (*(line[f"Q@{level:g}P"] for level in RANKED_BY), line["mean P"], line["mean Q"])
+            for attack, line in lines.items()
+            if line["mean P"] is not None
+        }
+        for attack, rank in protocol.ranks(keys).items():
+            lines[attack]["rank"] = rank
+        out += sorted(lines.values(), key=lambda line: line["rank"] or math.inf)
+    return out
+
+
+def not_run() -> list[dict[str, Any]]:
+    """Lines of the paper's marks and attacks whose weights are not there."""
+    return [{"mark": mark, "attack": attacks.NOT_RUN, "rank": None} for mark in attacks.MISSING_MARKS] + [
+        {"mark": attacks.NOT_RUN, "attack": attack, "rank": None} for attack in attacks.MISSING
+    ]
+
+
+def identification(rows: Sequence[Row], users: Sequence[int]) -> list[dict[str, Any]]:
+    """For marks of bits, the share of marked pictures whose user is told apart from all others."""
+    out = []
+    for row in rows:
+        if "marked" not in row or not marks.MARKS[row["mark"]].is_bits:
+            continue
+        num_bits = len(marks.message(0))
+        line = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"]}
+        line["bits right"] = 1 - float(np.mean(row["marked"]))
+        out.append(line | {f"of {num:,}": protocol.identified(np.array(row["marked"]), num_bits, num) for num in users})
+    return out
+
+
+def categories(board: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mean P of each mark over the attacks of a category."""
+    out = []
+    for mark in dict.fromkeys(line["mark"] for line in board):
+        for category, names in attacks.CATEGORIES.items():
+            ps = [line["mean P"] for line in board if line["mark"] == mark and line["attack"] in names]
+            ps = [p for p in ps if p is not None]
+            if ps:
+                out.append({"mark": mark, "category": category, "mean P": float(np.mean(ps)), "attacks": len(ps)})
+    return out
+
+
+def steps(points: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mean P and Q of each mark over attacks, a step for each position of a strength, from weak to strong."""
+    out: dict[int, dict[str, list[float]]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for point in points:
+        key = point["mark"], point["attack"]
+        seen[key] = seen.get(key, 0) + 1
+        values = out.setdefault(seen[key], {})
+        if point["P"] is not None and point["Q"] is not None:
+            values.setdefault(f"p/{point['mark']}", []).append(point["P"])
+            values.setdefault(f"q/{point['mark']}", []).append(point["Q"])
+    return [
+        {"step": step, **{name: float(np.mean(numbers)) for name, numbers in values.items()}}
+        for step, values in sorted(out.items())
+    ]
+
+
+def constants(subset: str) -> dict[str, Any]:
+    """How Q is made, for the reader of points.csv."""
+    names = quality.SUBSETS[subset]
+    total = sum(quality.CONSTANTS[name][2] for name in names)
+    return {
+        "subset": subset,
+        "at": [0.1, 0.9],
+        "metrics": {
+            name: {"at 0.1": low, "at 0.9": high, "weight": weight / total}
+            for name, (low, high, weight) in quality.CONSTANTS.items()
+            if name in names
+        },
+    }
+
+
+def findings(rows: Sequence[Row], *, subset: str, num_images: int, setup: str) -> list[str]:
+    """What a reader must know of these numbers."""
+    lines = [f"Set-up: {setup}. Q is {subset}: {', '.join(quality.SUBSETS[subset])}; it is not the paper's Q8."]
+    if num_images <= 1 / protocol.FPR:
+        lines.append(
+            f"With {num_images} unmarked pictures a false positive rate below {100 * protocol.FPR:g} % means none at "
+            "all: P is the share of marked pictures that are nearer than every unmarked one."
+        )
+    failed = sum("error" in row for row in rows)
+    if failed:
+        lines.append(f"{failed} of {len(rows)} cells failed; tables/failed.jsonl says why. Their numbers are blank.")
+    undefined = sum(row.get("nmi_undefined", 0) for row in rows)
+    if undefined:
+        lines.append(f"NMI is not defined for {undefined} pairs of constant pictures; means leave them out.")
+    number = len(attacks.MISSING)
+    lines.append(
+        f"{', '.join(attacks.MISSING_MARKS)} and {number} of the paper's attacks: {attacks.NOT_RUN}. Attacks that end "
+        "in -Small use networks trained here, and compare with none of the paper's."
+    )
+    return lines
+
+
+def summary(
+    points: Sequence[Row],
+    board: Sequence[Row],
+    clean: Mapping[str, Row],
+    num_cells: int,
+    num_failed: int,
+    num_images: int,
+) -> dict[str, Any]:
+    """`tpr` at the middle strength, ranks, and what a mark itself costs."""
+    out: dict[str, Any] = {"cells": num_cells, "failed": num_failed, "images": num_images}
+    curves: dict[tuple[str, str], list[Row]] = {}
+    for point in points:
+        curves.setdefault((point["mark"], point["attack"]), []).append(point)
+    out |= {f"tpr/{mark}/{attack}": curve[len(curve) // 2]["P"] for (mark, attack), curve in curves.items()}
+    out |= {f"rank/{line['mark']}/{line['attack']}": line["rank"] for line in board}
+    out |= {f"psnr/{mark}": row.get("psnr") for mark, row in clean.items()}
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def _printable(line: Row) -> dict[str, Any]:
+    """Infinities in words, since JSON has none."""
+    return {
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value for name, value in line.items()
+    }
+
+
+def draw_curves(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:
+    """P over Q of one mark, a line an attack; dashed from the ninth attack on, since colours come again."""
+    figure = Figure(figsize=(7.6, 4.2), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for k, attack in enumerate(dict.fromkeys(point["attack"] for point in points)):
+        curve = [p for p in points if p["attack"] == attack and p["P"] is not None and p["Q"] is not None]
+        colour = charts.PALETTE[k % len(charts.PALETTE)]
+        dash = "-" if k < len(charts.PALETTE) else "--"
+        axes.plot([p["Q"] for p in curve], [p["P"] for p in curve], dash, color=colour, marker="o", ms=3, label=attack)
+    for level in LEVELS[:2]:
+        axes.axhline(level, color="k", linewidth=0.6, linestyle=":")
+    axes.set_xlabel(f"loss of quality, {subset}", fontsize=8)
+    axes.set_ylabel("detected at 0.1 % false positives", fontsize=8)
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    mark = points[0]["mark"]
+    pictures.save(figure, path, f"{mark}: performance against quality; dotted: the levels 0.95 and 0.7.")
+
+
+def draw_radar(path: pathlib.Path, lines: Sequence[Row]) -> None:
+    """Mean P of each category as a star, a colour a mark."""
+    names = list(dict.fromkeys(line["category"] for line in lines))
+    if not names:
+        return
+    figure = Figure(figsize=(5.6, 4.2), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    angles = [2 * math.pi * k / len(names) for k in range(len(names))]
+    for k, mark in enumerate(dict.fromkeys(line["mark"] for line in lines)):
+        p = {line["category"]: line["mean P"] for line in lines if line["mark"] == mark}
+        values = [p.get(name, math.nan) for name in names]
+        colour = charts.PALETTE[k % len(charts.PALETTE)]
+        axes.plot([*angles, angles[0]], [*values, values[0]], color=colour, marker="o", ms=3, label=mark)
+    axes.set_xticks(angles, names, fontsize=7)
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.15, 0.5))
+    pictures.save(figure, path, "Mean performance by category of attack; outside is robust.")
+
+
+def draw_spread(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:
+    """How Q lies in each category."""
+    by_category = {
+        name: [p["Q"] for p in points if p["attack"] in names and p["Q"] is not None]
+        for name, names in attacks.CATEGORIES.items()
+    }
+    by_category = {name: values for name, values in by_category.items() if len(values) > 1}
+    if not by_category:
+        return
+    figure = Figure(figsize=(6.0, 3.2), dpi=pictures.DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.violinplot(list(by_category.values()), orientation="horizontal", showmedians=True)
+    axes.set_yticks(range(1, len(by_category) + 1), list(by_category), fontsize=7)
+    axes.set_xlabel(f"loss of quality, {subset}", fontsize=8)
+    pictures.save(figure, path, "Loss of quality by category of attack, over marks and strengths.")
+
+
+METRICS = {
+    "tpr/*": ("share of marked pictures detected at 0.1 % false positives, at the attack's middle strength", "higher"),
+    "rank/*": ("place of the attack on this mark; 1 is the strongest", ""),
+    "psnr/*": ("dB between pictures and marked pictures, before any attack", "higher"),
+    "p/*": ("mean share detected over attacks; a step is a strength, from weak to strong", "higher"),
+    "q/*": ("mean loss of quality over attacks; a step is a strength, from weak to strong", "lower"),
+    "cells": ("marks times attacks times strengths, and each mark without an attack", ""),
+    "failed": ("cells that ended with an error; their numbers are blank", "lower"),
+    "images": ("pictures that each cell reads", ""),
+}
+
+
+def headline(numbers: Mapping[str, float]) -> str:
+    """The page's first sentence."""
+    means: dict[str, list[float]] = {}
+    for name, value in numbers.items():
+        kind, _, rest = name.partition("/")
+        if kind == "tpr":
+            means.setdefault(rest.partition("/")[0], []).append(value)
+    if not means:
+        return "No cell of this run could be measured."
+    best = sorted(means, key=lambda mark: -float(np.mean(means[mark])))
+    words = ", ".join(f"{mark} {float(np.mean(means[mark])):.2f}" for mark in best)
+    attacks_words = f"{max(map(len, means.values()))} attacks at their middle strength"
+    return f"Detected at 0.1 % false positives, mean over {attacks_words}: {words}; {numbers['images']:,.0f} pictures."

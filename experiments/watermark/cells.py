@@ -1,0 +1,150 @@
+"""The grid: a cell is one mark under one attack of one strength, and depends on no other cell.
+
+A finished cell is a file of one row and a note of its checksum (`data/corpus/shards.py`), so that a run goes on where
+it was killed, on any executor, and ends in the same bytes. When a cell fails, its row has the error; the others go on.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.watermark import marks, protocol, quality
+from data.corpus import executors, shards
+from experiments.report import progress
+from experiments.watermark import attacks
+
+NONE = "none"  # the attack that does nothing: its cell has the distances of clean pictures
+STAGE = "cells"
+PICTURES = "pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Where a number is measured."""
+
+    mark: str
+    attack: str
+    strength: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What all cells share; it travels to the workers.
+
+    Attributes:
+        folder: an absolute path with prepared/ (arrays and weights) and the cells.
+        digest: of the arrays, the weights and all that a cell reads.
+        setup: removal, spoofing or combined: what is attacked.
+        options: of `attacks.apply`.
+    """
+
+    folder: str
+    digest: str
+    setup: str
+    user: int
+    seed: int
+    options: Mapping[str, Any]
+
+    def prepared(self, name: str) -> np.ndarray:
+        """An array of pictures; it stays on disk until it is read."""
+        return np.load(pathlib.Path(self.folder, "prepared", f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+
+
+def cells_of(marks: Iterable[str], strengths: Mapping[str, Sequence[float]]) -> list[Cell]:
+    """Every mark without an attack, then under each attack at each of its strengths, from weak to strong."""
+    return [
+        cell
+        for mark in marks
+        for cell in [Cell(mark, NONE, 0.0), *(Cell(mark, name, r) for name, rs in strengths.items() for r in rs)]
+    ]
+
+
+def unmarked(mark: str) -> str:
+    """The array that stands for unmarked pictures.
+
+    Informed detection of a picture equal to its original has nothing to read, so there it is that of another user.
+    """
+    return f"{mark}-other" if marks.MARKS[mark].is_informed else PICTURES
+
+
+def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
+    """Distances of marked and unmarked pictures where the set-up attacks them, and what the attack cost in quality."""
+    out: dict[str, Any] = dataclasses.asdict(cell)
+    mark = marks.MARKS[cell.mark]
+    sides = {"marked": cell.mark, "unmarked": unmarked(cell.mark)}
+    spared = {"removal": ("unmarked",), "spoofing": ("marked",), "combined": ()}[grid.setup]
+    for side, name in sides.items():
+        if cell.attack != NONE and side in spared:
+            continue
+        before = np.asarray(grid.prepared(name))
+        after = before
+        if cell.attack != NONE:
+            more = dict(mark=cell.mark, weights=str(pathlib.Path(grid.folder, "prepared")), options=grid.options)
+            after = attacks.apply(cell.attack, before, cell.strength, seed=grid.seed, **more)
+        originals = [np.asarray(grid.prepared(PICTURES))] if mark.is_informed else []
+        out[side] = mark.distance_fn(after, mark.key_fn(grid.user), *originals).tolist()
+        if "psnr" not in out:
+            if cell.attack == NONE:
+                before = np.asarray(grid.prepared(PICTURES))  # what the mark itself costs
+            out |= qualities(before, after)
+    return out
+
+
+def qualities(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Means over the pictures that have a value, and the number of those without one for `nmi`."""
+    measured = {name: metric_fn(before, after) for name, metric_fn in quality.METRICS.items()}
+    undefined = int(np.isnan(measured["nmi"]).sum())
+    means = {
+        name: float(np.nanmean(values)) if np.isfinite(values).any() else None for name, values in measured.items()
+    }
+    return means | {"nmi_undefined": undefined}
+
+
+def measure(grid: Grid, task: tuple[int, Cell]) -> int:
+    """Measure a cell and leave its row; a failure is the cell's own."""
+    index, cell = task
+    try:
+        row = row_of(grid, cell)
+    except Exception as e:  # any: a codec, memory, a network; the row says which
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        place = f"{pathlib.Path(where.filename).name}:{where.lineno}"
+        row = dataclasses.asdict(cell) | {"error": f"{type(e).__name__}: {e} ({place})"}
+    name = f"cells/{index:06d}.jsonl"
+    summary = shards.write(pathlib.Path(grid.folder, name), [row])
+    note = {"config_hash": grid.digest, "outputs": {name: summary}}
+    shards.finish(grid.folder, STAGE, index, note)
+    return index
+
+
+def through(grid: Grid, cells: Sequence[Cell], **options: Any) -> list[dict[str, Any]]:
+    """Measure the cells that are not done, and return the rows of all in order.
+
+    Args:
+        options: of `executors.opened`.
+    """
+    done = shards.finished(grid.folder, STAGE, grid.digest, is_checked=True)
+    todo = [(i, cell) for i, cell in enumerate(cells) if i not in done]
+    bar = progress.Progress(STAGE, len(todo), items=STAGE)
+    with executors.opened(functools.partial(measure, grid), **options) as run_tasks:
+        for _ in run_tasks(todo):
+            bar.advance(1, 1)
+    if todo:
+        bar.close()
+    rows = [row for i in range(len(cells)) for row in shards.read(pathlib.Path(grid.folder, f"cells/{i:06d}.jsonl"))]
+    if [Cell(row["mark"], row["attack"], row["strength"]) for row in rows] != list(cells):
+        raise InputError(f"{grid.folder}/cells has rows of another grid; remove that folder, or take another workdir")
+    return rows
+
+
+def performance(row: Mapping[str, Any], clean: Mapping[str, Any]) -> float | None:
+    """The rate of detection at 0.1 % false positives; None where the cell or that of clean pictures failed."""
+    if "error" in row or "error" in clean:
+        return None
+    marked, bare = (row.get(side, clean[side]) for side in ("marked", "unmarked"))
+    return protocol.true_positive_rate(np.array(marked), np.array(bare))

@@ -1,0 +1,136 @@
+"""What the cells read: pictures, marked pictures, and the small networks, once for all of them."""
+
+import glob
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment import files
+from alignment.errors import InputError
+from alignment.watermark import marks
+from data import loader, records
+from data.pictures import image_files
+from data.toys import scenes
+from experiments.watermark import attacks
+from experiments.watermark.cells import PICTURES, unmarked
+
+SYNTHETIC = "synthetic"
+
+
+def found(images: str) -> list[str]:
+    """The files behind a glob or a folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = pathlib.Path(images).expanduser()
+    pattern = f"{glob.escape(str(path))}/*" if path.is_dir() else str(path)
+    names = sorted(name for name in glob.glob(pattern, recursive=True) if pathlib.Path(name).is_file())
+    if not names:
+        raise InputError(f"images={images!r}: no file is there; give a glob in quotes, a folder, or {SYNTHETIC!r}")
+    return names
+
+
+def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pathlib.Path) -> np.ndarray:
+    """Square cuts of pictures, uint8 [N, size, size, 3].
+
+    Of each picture the middle, then, where `num` asks for more, places drawn from the seed. What is no picture, or
+    smaller than `size`, is set aside with its reason and counted.
+
+    Raises:
+        InputError: no picture is left.
+    """
+    if images == SYNTHETIC:
+        return scenes.scenes(num or 16, size, seed=seed)
+    photos, bad = [], []
+    for name in found(images):
+        if num is not None and len(photos) == num:
+            break
+        try:
+            photo = image_files.read(name)
+            if min(photo.shape[:2]) < size:
+                raise InputError(f"{photo.shape[1]} x {photo.shape[0]} pixels, and size={size}")
+            photos.append(photo)
+        except InputError as e:
+            bad.append(records.BadRecord(name, 0, str(e)))
+    records.write_bad(bad, workdir / "bad_records.jsonl")
+    counts = {"pictures": len(photos), "set aside": len(bad)}
+    if not photos:
+        raise InputError(f"images={images!r}: none of {len(bad)} files can be used; the first: {bad[0].reason}")
+    rng = np.random.default_rng(seed)
+    cuts = []
+    for i in range(num or len(photos)):
+        photo = photos[i % len(photos)]
+        room = [length - size for length in photo.shape[:2]]
+        top, left = (r // 2 for r in room) if i < len(photos) else (int(rng.integers(r + 1)) for r in room)
+        cuts.append(photo[top : top + size, left : left + size])
+    files.report_counts(workdir, counts | {"cuts": len(cuts)})
+    return np.stack(cuts)
+
+
+def marked(images: np.ndarray, names: Sequence[str], *, user: int, folder: pathlib.Path) -> list[str]:
+    """Write the pictures and each mark's, and return the digest of each array in this order."""
+    arrays = {PICTURES: images}
+    for name in names:
+        mark = marks.MARKS[name]
+        arrays[name] = mark.embed_fn(images, mark.key_fn(user))
+        if mark.is_informed:
+            arrays[unmarked(name)] = mark.embed_fn(images, mark.key_fn(user + 1))
+    for name, array in arrays.items():
+        out = io.BytesIO()
+        np.save(out, array)
+        files.write(folder / f"{name}.npy", lambda f, out=out: f.write(out.getbuffer()))
+    return [loader.digest(array) for array in arrays.values()]
+
+
+def networks(
+    chosen: Sequence[str],
+    names: Sequence[str],
+    *,
+    folder: pathlib.Path,
+    seed: int,
+    training: dict[str, Any],
+    made_from: Sequence[str],
+) -> None:
+    """Train the small networks that the chosen attacks need, where a start before this one has not.
+
+    The auto-encoder learns from other made-up pictures than those that are attacked, a surrogate from the marked and
+    unmarked pictures themselves, as the paper's.
+
+    Args:
+        made_from: digests of the arrays; networks that were trained on others are trained again.
+    """
+    if not set(chosen) & set(attacks.LEARNED):
+        return
+    note, current = folder / "networks.json", {"arrays": list(made_from), "seed": seed, "training": training}
+    if not note.exists() or json.loads(note.read_text("utf-8")) != current:
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        files.write_json(note, current)
+    from alignment.watermark import learned  # imports JAX, which a grid of distortions does not need
+
+    bare = np.load(folder / f"{PICTURES}.npy", allow_pickle=False)
+    path = folder / attacks.AUTO_ENCODER
+    if {attacks.REGENERATE, attacks.EMBED} & set(chosen) and not path.exists():
+        own = training["init_from"]
+        if own:
+            params = learned.load(own, learned.AutoEncoder())
+        else:
+            others = scenes.scenes(32, 128, seed=seed + 1_000)
+            params, _ = learned.fit(
+                learned.reconstruction, learned.AutoEncoder(), others, steps=training["steps"], seed=seed
+            )
+        learned.save(path, params)
+    for name in names if attacks.CLASSIFY in chosen else ():
+        path = folder / attacks.surrogate_file(name)
+        if not path.exists():
+            both = np.concatenate([bare, np.load(folder / f"{name}.npy", allow_pickle=False)])
+            labels = np.arange(len(both)) >= len(bare)
+            params, _ = learned.fit(
+                learned.cross_entropy, learned.Surrogate(), both, labels, steps=training["steps"], seed=seed
+            )
+            learned.save(path, params)

@@ -1,0 +1,156 @@
+"""WAVES: image watermarks under attacks, compared at equal image quality.
+
+Paper:   An et al. 2024, arXiv:2401.08573
+Run:     python -m experiments.run --config experiments/waves.py --config.images='photos/*.png' --workdir runs/waves
+Laptop:  python -m experiments.run --config experiments/waves.py:laptop     (CPU, minutes; `tiny`: seconds)
+Many:    the same with --config.executor=process, or ray: cells do not depend on each other
+Expect:  not yet measured
+
+A mark's pictures go through each attack at several strengths. P is the share detected at 0.1 % false positives, Q the
+normalised loss of quality; attacks are ranked by the Q at which P falls. The paper's own marks and attacks need trained
+weights: they are listed as not run, and nothing stands in for them under their names.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from alignment import files
+from alignment.errors import InputError, one_of
+from alignment.watermark import distortions, marks, protocol, quality
+from data import loader
+from data.corpus import executors
+from experiments.launch import checks
+from experiments.pages import waves as page
+from experiments.watermark import attacks, cells, prepare
+
+SETTINGS = ("", "laptop", "tiny")
+LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
+LEAST |= {"gradient_steps": (1, ""), "noise": (0, "")}
+AVAILABLE = ("Q3",)  # subsets whose metrics need no weights
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.images = prepare.SYNTHETIC  # made up here, or a glob or a folder of pictures
+    c.size = 512  # pixels: the side of the square that is cut from each picture
+    c.num = placeholder(int)  # cuts in all; None: the middle of each picture, 16 of synthetic ones
+    c.marks = tuple(marks.MARKS)
+    c.user = 0  # whose key is embedded
+    c.attacks = attacks.NAMES
+    c.strengths = dict(  # in [0, 1], of each attack's native range, from weak to strong
+        single=(0.2, 0.4, 0.6, 0.8, 1.0),
+        combined=(0.04, 0.08, 0.12, 0.16, 0.2),
+        learned=(0.25, 0.5, 0.75, 1.0),  # by gradients: of 8/255
+    )
+    c.setup = "removal"  # attacked: the marked pictures; spoofing: the unmarked; combined: both
+    c.quality = "Q3"  # subset of the metrics: PSNR, SSIM, NMI
+    c.users = (100, 1_000, 1_000_000)  # among whom the user is identified
+    c.gradient_steps = 200  # of attacks by gradients
+    c.noise = 1.0  # of the strongest regeneration, in deviations of the latent
+    c.training = dict(  # of the small networks, for the attacks that need them
+        steps=600,
+        init_from="",  # safetensors of the auto-encoder, as a run leaves it in prepared/; "" trains it
+    )
+    c.executor = "local"  # local, process, ray
+    c.workers = placeholder(int)  # None: one a core
+    c.retries = 2  # of a cell whose worker died
+    c.address = ""  # of a running Ray cluster; "" starts one here
+    if arg == "laptop":
+        c.size = 256
+        c.num = 16
+        c.marks = ("dwt_dct_svd", "dct", "spread")
+        c.attacks = (*distortions.NAMES, attacks.REGENERATE, attacks.EMBED)
+        c.gradient_steps = 20
+        c.training.steps = 300
+    elif arg == "tiny":
+        c.size = 64
+        c.num = 2
+        c.marks = ("cox", "ring")
+        c.attacks = ("Dist-JPEG", "DistCom-Photo", attacks.EMBED)
+        c.strengths.single = (0.5, 1.0)
+        c.strengths.combined = (0.1, 0.2)
+        c.strengths.learned = (0.5, 1.0)
+        c.users = (100,)
+        c.gradient_steps = 2
+        c.training.steps = 2
+    return c
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    for setup in protocol.SETUPS:
+        yield {"setup": setup}
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither pictures nor devices to be seen."""
+    for name in c.marks:
+        if name in attacks.MISSING_MARKS:
+            raise InputError(f"marks: {name} needs trained weights that are not there; leave it out")
+        one_of("marks", name, marks.MARKS)
+    attacks.check(c.attacks)
+    for name in c.attacks:
+        one_of("attacks", name, attacks.NAMES)
+    for what, names in (("marks", c.marks), ("attacks", c.attacks)):
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"{what}={tuple(names)}: it names at least one, and none twice")
+    for kind, strengths in c.strengths.items():
+        if not strengths or list(strengths) != sorted(set(strengths)) or not 0 < strengths[0] <= strengths[-1] <= 1:
+            raise InputError(f"strengths.{kind}={tuple(strengths)}: they rise and lie in (0, 1], such as (0.5, 1.0)")
+    one_of("setup", c.setup, protocol.SETUPS)
+    one_of("quality", c.quality, quality.SUBSETS)
+    if c.quality not in AVAILABLE:
+        weighty = ", ".join(name for name in quality.SUBSETS[c.quality] if name not in quality.METRICS)
+        raise InputError(f"quality={c.quality} needs {weighty}, whose weights are not there; take Q3 (pixels alone)")
+    if any(users < 2 for users in c.users):
+        raise InputError(f"users={tuple(c.users)}: one is identified among at least 2")
+    checks.check_least(c, LEAST)
+    for name in c.marks:
+        if marks.MARKS[name].is_bits:
+            marks.check_size((c.size, c.size, 3), len(marks.MARKS[name].key_fn(c.user)))
+    if c.training.init_from:
+        if not {attacks.REGENERATE, attacks.EMBED} & set(c.attacks):
+            raise InputError(
+                f"training.init_from={c.training.init_from!r} is read by {attacks.REGENERATE} and {attacks.EMBED} "
+                "alone; leave it out"
+            )
+        if not pathlib.Path(c.training.init_from).expanduser().is_file():
+            raise InputError(f"training.init_from={c.training.init_from!r} is not there; give a safetensors file")
+    if c.images != prepare.SYNTHETIC:
+        prepare.found(c.images)
+    if c.address and c.executor != "ray":
+        raise InputError(f"address={c.address!r} is read by executor=ray alone; leave it out")
+    executors.check(c.executor, c.workers or 0, c.retries)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+    check(c)
+    folder = pathlib.Path(workdir).absolute()  # a Ray worker may stand elsewhere
+    prepared = folder / "prepared"
+    images = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
+    digests = prepare.marked(images, c.marks, user=c.user, folder=prepared)
+    training = c.training.to_dict()
+    prepare.networks(c.attacks, c.marks, folder=prepared, seed=c.seed, training=training, made_from=digests)
+    strengths = {name: strengths_of(c, name) for name in c.attacks}
+    plan = cells.cells_of(c.marks, strengths)
+    options = {"steps": c.gradient_steps, "noise": c.noise}
+    weights = loader.digest_files(sorted(prepared.glob("*.safetensors")))
+    reads = [*digests, weights, c.setup, str(c.user), str(c.seed), str(options), str(plan)]
+    grid = cells.Grid(str(folder), loader.digest(texts=reads), c.setup, c.user, c.seed, options)
+    files.sweep(folder)
+    pool = dict(executor=c.executor, workers=c.workers or 0, retries=c.retries, address=c.address)
+    rows = cells.through(grid, plan, **pool)
+    return page.write(folder, rows, subset=c.quality, users=tuple(c.users), num_images=len(images), setup=c.setup)
+
+
+def strengths_of(c: ml_collections.ConfigDict, attack: str) -> tuple[float, ...]:
+    kind = "learned" if attack in attacks.LEARNED else "combined" if attack in distortions.COMBINED else "single"
+    return tuple(c.strengths[kind])
+
+
+METRICS = page.METRICS
+headline = page.headline

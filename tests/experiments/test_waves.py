@@ -1,0 +1,243 @@
+import csv
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from alignment.errors import InputError
+from alignment.watermark import marks, protocol
+from data.toys import scenes
+from experiments import waves
+from experiments.pages import waves as page
+from experiments.watermark import attacks, cells, prepare
+from tests.experiments.conftest import ROOT, launch
+
+STRENGTHS = {"Dist-JPEG": (0.5, 1.0), "Dist-Bright": (0.2, 0.4)}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A prepared grid of two marks and two distortions, and the rows of a run in this process."""
+    folder = tmp_path_factory.mktemp("grid")
+    digests = prepare.marked(scenes.pink(2, 64), ["ring", "cox"], user=0, folder=folder / "prepared")
+    made = cells.Grid(str(folder), "".join(digests), "removal", 0, 0, {})
+    return made, cells.through(made, cells.cells_of(["ring", "cox"], STRENGTHS))
+
+
+def copy_of(grid, tmp_path, **changes):
+    (tmp_path / "prepared").mkdir()
+    for file in (ROOT / grid.folder / "prepared").iterdir():
+        (tmp_path / "prepared" / file.name).write_bytes(file.read_bytes())
+    return cells.Grid(**{**vars(grid), "folder": str(tmp_path), **changes})
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted((ROOT / folder / "cells").iterdir())}
+
+
+def test_a_cell_is_a_mark_under_an_attack_of_a_strength(grid):
+    _, rows = grid
+    assert len(rows) == 2 * (1 + 2 + 2)
+    assert [(row["mark"], row["attack"], row["strength"]) for row in rows[:3]] == [
+        ("ring", "none", 0.0),
+        ("ring", "Dist-JPEG", 0.5),
+        ("ring", "Dist-JPEG", 1.0),
+    ]
+    assert "unmarked" in rows[0] and "unmarked" not in rows[1] and len(rows[1]["marked"]) == 2
+    assert all(row["psnr"] > 10 for row in rows)
+
+
+def test_cells_that_are_gone_are_measured_again_with_the_same_bytes(grid, tmp_path):
+    made, rows = grid
+    again = copy_of(made, tmp_path)
+    plan = cells.cells_of(["ring", "cox"], STRENGTHS)
+    for i in (7, 2):  # out of order, as after a kill
+        cells.measure(again, (i, plan[i]))
+    (tmp_path / "cells/000002.jsonl").write_bytes(b"{}")
+    assert cells.through(again, plan) == rows
+    assert content(tmp_path) == content(made.folder)
+
+
+@pytest.mark.slow  # starts interpreters; the test above has the same rows in this process
+@pytest.mark.parametrize("executor", ["process", "ray"])
+def test_other_executors_leave_the_same_bytes(executor, grid, tmp_path):
+    made, rows = grid
+    if executor == "ray":
+        pytest.importorskip("ray")
+    again = copy_of(made, tmp_path)
+    assert cells.through(again, cells.cells_of(["ring", "cox"], STRENGTHS), executor=executor, workers=2) == rows
+    assert content(tmp_path) == content(made.folder)
+
+
+def test_a_cells_failure_is_its_own(grid, tmp_path, monkeypatch):
+    made, rows = grid
+    apply = attacks.apply
+
+    def fail(name, *args, **more):
+        if name == "Dist-JPEG" and more["mark"] == "cox":
+            raise MemoryError("no room")
+        return apply(name, *args, **more)
+
+    monkeypatch.setattr(attacks, "apply", fail)
+    broken = cells.through(copy_of(made, tmp_path), cells.cells_of(["ring", "cox"], STRENGTHS))
+    failed = [row for row in broken if "error" in row]
+    assert [(row["mark"], row["attack"]) for row in failed] == [("cox", "Dist-JPEG")] * 2
+    assert failed[0]["error"].startswith("MemoryError: no room (test_waves.py:")
+    assert [row for row in broken if "error" not in row] == [row for row in rows if row["mark"] == "ring"] + [
+        row for row in rows if row["mark"] == "cox" and row["attack"] != "Dist-JPEG"
+    ]
+    points = page.points_of(broken, "Q3")
+    assert [p["P"] is None and p["Q"] is None for p in points if p["mark"] == "cox"] == [True, True, False, False]
+    board = page.leaderboard(points)
+    assert next(line for line in board if (line["mark"], line["attack"]) == ("cox", "Dist-JPEG"))["rank"] is None
+    assert any("2 of 10 cells failed" in line for line in page.findings(broken, subset="Q3", num_images=2, setup="r"))
+
+
+def test_cells_of_another_grid_are_refused(grid, tmp_path):
+    made, _ = grid
+    again = copy_of(made, tmp_path)
+    plan = cells.cells_of(["ring"], {"Dist-JPEG": (0.5,)})
+    cells.through(again, plan)
+    with pytest.raises(InputError, match="done under another config"):
+        cells.through(cells.Grid(**{**vars(again), "digest": "other"}), plan)
+
+
+@pytest.mark.parametrize("setup", protocol.SETUPS)
+def test_the_set_up_says_which_pictures_are_attacked(setup, grid, tmp_path):
+    made, _ = grid
+    row = cells.row_of(copy_of(made, tmp_path, setup=setup), cells.Cell("ring", "Dist-JPEG", 1.0))
+    assert {"marked", "unmarked"} & set(row) == {
+        "removal": {"marked"},
+        "spoofing": {"unmarked"},
+        "combined": {"marked", "unmarked"},
+    }[setup]
+    assert row["psnr"] < 40
+
+
+def test_tiny_leaves_points_a_leaderboard_and_the_attacks_that_were_not_run(tiny):
+    workdir = tiny("waves").workdir
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["cells"] == 14 and summary["failed"] == 0 and summary["images"] == 2
+    assert {"tpr/ring/Dist-JPEG", "rank/cox/AdvEmb-Small", "psnr/cox"} <= summary.keys()
+    rows = list(csv.DictReader((workdir / "points.csv").read_text().splitlines()))
+    assert len(rows) == 12 and all(0 <= float(row["P"]) <= 1 for row in rows)
+    board = [json.loads(line) for line in (workdir / "tables/leaderboard.jsonl").read_text().splitlines()]
+    not_run = {line["attack"] for line in board if line["mark"] == "not run (weights missing)"}
+    assert len(not_run) == 14 and "Regen-Diff" in not_run
+    assert {line["mark"] for line in board if line["attack"] == "not run (weights missing)"} == {
+        "tree_ring",
+        "stable_signature",
+        "stegastamp",
+    }
+    assert json.loads((workdir / "normalisation.json").read_text())["subset"] == "Q3"
+    for name in ("curves_cox", "curves_ring", "radar", "quality"):
+        assert (workdir / f"figures/{name}.png").stat().st_size > 1_000
+
+
+def test_all_26_attacks_of_the_paper_are_there_or_named_as_not_run():
+    assert len(attacks.MISSING) + len(set(attacks.NAMES) - set(attacks.LEARNED)) == 26
+    assert {name for names in attacks.CATEGORIES.values() for name in names} == set(attacks.NAMES)
+
+
+def test_a_curve_that_never_falls_is_written_in_words():
+    line = page._printable({"rank": 1, "Q@0.7P": -math.inf, "Q@0.4P": math.inf, "mean P": 0.5})
+    assert line == {"rank": 1, "Q@0.7P": "-inf", "Q@0.4P": "inf", "mean P": 0.5}
+
+
+def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
+    for number, side in enumerate((90, 80, 40)):
+        picture = scenes.pink(1, side, seed=number)[0]
+        PIL.Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.png").write_text("no picture")
+    out = tmp_path / "out"
+    cuts = prepare.pictures(f"{tmp_path}/*.png", size=64, num=None, seed=0, workdir=out)
+    assert cuts.shape == (2, 64, 64, 3)
+    assert (cuts[1] == scenes.pink(1, 80, seed=1)[0][8:72, 8:72]).all()
+    bad = [json.loads(line) for line in (out / "bad_records.jsonl").read_text().splitlines()]
+    assert ["40 x 40 pixels, and size=64" in row["reason"] for row in bad] == [True, False]
+    assert "is not a picture" in bad[1]["reason"]
+    more = prepare.pictures(str(tmp_path), size=64, num=5, seed=0, workdir=out)
+    assert len(more) == 5 and (more[:2] == cuts).all()
+    with pytest.raises(InputError, match="none of 1 files can be used"):
+        prepare.pictures(f"{tmp_path}/notes.png", size=64, num=None, seed=0, workdir=out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.marks=('dctt',)"], "the nearest is 'dct'"),
+        (["--config.marks=('stegastamp',)"], "stegastamp needs trained weights"),
+        (["--config.attacks=('Regen-Diff',)"], "Regen-Diff needs trained weights that are not there"),
+        (["--config.attacks=('Dist-Jpeg',)"], "attacks='Dist-Jpeg' is not one of"),
+        (["--config.attacks=('Dist-JPEG','Dist-JPEG')"], "none twice"),
+        (["--config.strengths.single=(0.5,1.5)"], "strengths.single=(0.5, 1.5): they rise and lie in (0, 1]"),
+        (["--config.setup=removing"], "the nearest is 'removal'"),
+        (["--config.quality=Q8"], "quality=Q8 needs fid, clip_fid, lpips"),
+        (["--config.users=(1,)"], "among at least 2"),
+        (["--config.size=128", "--config.marks=('dct',)"], "128 x 128 pixels are too small for 48 bits"),
+        (["--config.images=nowhere/*.png"], "no file is there"),
+        (["--config.executor=cluster"], "executor='cluster' is not one of"),
+        (["--config.address=auto"], "is read by executor=ray alone"),
+        (["--config.training.init_from=there.safetensors"], "is not there"),
+        (["--config.training.init_from=a", "--config.attacks=('Dist-JPEG',)"], "leave it out"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(flags, said, tmp_path):
+    ended = launch("waves.py:tiny", tmp_path, *flags)
+    assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
+
+
+def test_identification_falls_with_the_number_of_users():
+    rows = [{"mark": "dct", "attack": "none", "strength": 0.0, "marked": [12 / 48] * 3}]
+    (line,) = page.identification(rows, (100, 1_000))
+    assert line["of 100"] == pytest.approx(0.965112, abs=1e-5) and line["of 1,000"] == pytest.approx(0.698835, abs=1e-5)
+
+
+@pytest.mark.slow  # test_cells_that_are_gone_are_measured_again_with_the_same_bytes has it in one process
+@pytest.mark.parametrize("executor", ["local", "process", "ray"])
+def test_a_grid_of_200_cells_killed_at_random_ends_in_the_same_bytes(executor, tmp_path):
+    if executor == "ray":
+        pytest.importorskip("ray")
+    strengths = tuple(np.linspace(0.01, 1.0, 33).round(3).tolist())
+    flags = [
+        "--config.marks=('ring',)",
+        "--config.attacks=('Dist-JPEG','Dist-Blur','Dist-Noise','Dist-RCrop','Dist-Erase',",
+    ]
+    flags[1] += "'Dist-Bright')"
+    flags += [f"--config.strengths.single={strengths}", "--config.size=64", f"--config.executor={executor}"]
+
+    def command(folder):
+        base = [sys.executable, "-m", "experiments.run", "--config=experiments/waves.py:tiny", f"--workdir={folder}"]
+        return [*base, *flags, "--config.workers=2"]
+
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    rng = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        cells_done = tmp_path / "killed/cells"
+        until = rng.randrange(20, 60) + (len(list(cells_done.iterdir())) if cells_done.is_dir() else 0)
+        while process.poll() is None and not (cells_done.is_dir() and len(list(cells_done.iterdir())) >= until):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(tmp_path / "killed"), cwd=ROOT, check=True, capture_output=True)
+    assert len(content(tmp_path / "whole")) == 199
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_every_user_has_a_key_of_their_own():
+    for mark in marks.MARKS.values():
+        assert not np.array_equal(mark.key_fn(0), mark.key_fn(1)) and np.array_equal(mark.key_fn(2), mark.key_fn(2))
+
+
+def test_the_sweep_goes_over_the_set_ups():
+    assert [point["setup"] for point in waves.sweep()] == ["removal", "spoofing", "combined"]
