@@ -138,8 +138,8 @@ async def load(port: int, pid: int, num_clients: int, seconds: float) -> dict:
     }
 
 
-async def attack(port: int, pid: int, num: int) -> dict:
-    """The hostile requests."""
+async def attack(port: int, pid: int, num: int) -> tuple[dict, list[str]]:
+    """The hostile requests, and what was wrong with the answers to them."""
     gate, complaints, kinds = asyncio.Semaphore(50), [], collections.Counter()
 
     async def one(case: hostile.Case) -> None:
@@ -154,15 +154,14 @@ async def attack(port: int, pid: int, num: int) -> dict:
         await asyncio.gather(*(one(case) for _, case in zip(range(part), cases)))
         memory.append(resident(pid))
     await asyncio.sleep(1)
-    for complaint in complaints[:10]:
-        print(complaint)
-    return {
+    row = {
         "part": f"{num} hostile requests of {len(kinds)} kinds",
         "requests": sum(kinds.values()),
         "lost": len(complaints),
         "memory growth, %": round(100 * (memory[1] / memory[0] - 1), 2),
         "open afterwards": await num_open(port),
     }
+    return row, complaints
 
 
 async def num_open(port: int) -> int:
@@ -178,7 +177,8 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> tuple[list[dict],
         port = int(about["url"].rpartition(":")[2])
         rows = [asyncio.run(load(port, server.pid, args.clients, args.seconds))]
         print(rows[-1], flush=True)
-        rows.append(asyncio.run(attack(port, server.pid, args.hostile)))
+        row, complaints = asyncio.run(attack(port, server.pid, args.hostile))
+        rows.append(row)
         print(rows[-1], flush=True)
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)
@@ -187,7 +187,8 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> tuple[list[dict],
             server.kill()
             server.wait()
     said = (folder / "served.txt").read_text()
-    return rows, {"exit code": code, "tracebacks in its output": said.count("Traceback"), "settings": list(SETTINGS)}
+    facts = {"exit code": code, "tracebacks in its output": said.count("Traceback"), "settings": list(SETTINGS)}
+    return rows, facts | ({"complaints": complaints[:10]} if complaints else {})
 
 
 def report(rows: list[dict], facts: dict) -> str:
