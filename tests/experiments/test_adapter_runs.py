@@ -15,6 +15,7 @@ from data.tokens import tokenizer
 from experiments import dpo
 from tests.experiments.conftest import launch
 
+SHORT = ("--config.steps=1", "--config.export=")
 QUICK = ("--config.sinks=()", "--config.samples.num=1", "--config.adapter.rank=4")
 
 
@@ -75,20 +76,18 @@ def test_a_run_s_adapter_at_its_own_strength_answers_as_its_merged_weights_do(dp
     assert ended.code == 2 and "measure the model that it was trained on" in ended.err
 
 
-@pytest.mark.slow  # tests/train/test_adapters.py resumes the state; this is the whole program
-def test_an_adapter_goes_on_from_a_run_and_an_online_reference_is_refused_at_the_first_step(dpo_run, tmp_path):
+def test_an_adapter_goes_on_from_a_run(dpo_run, tmp_path):
     flags = (f"--config.init_from=run:{dpo_run.workdir / 'pretrain'}", "--config.pretrain.steps=0", *QUICK[:2])
-    flags += (f"--config.adapter.init_from=run:{dpo_run.workdir}",)
-    ended = launch("dpo.py:tiny", tmp_path / "stored", *flags)
+    flags += (f"--config.adapter.init_from=run:{dpo_run.workdir}", *SHORT)
+    ended = launch("dpo.py:tiny", tmp_path / "run", *flags)
     assert ended.code == 0, ended.err
-    ended = launch("dpo.py:tiny", tmp_path / "online", *flags, "--config.reference=online", "--config.steps=1")
-    assert ended.code == 2 and "the base with the adapter off" in ended.err
+    first = json.loads((ended.workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["heldout/loss"] == pytest.approx(np.log(2), abs=1e-6)  # its reference is where it begins
 
 
-@pytest.mark.slow
-def test_supervised_tuning_trains_an_adapter_of_a_checkpoint(tiny, tmp_path):
-    base = tiny("pretrain").workdir
-    ended = launch("sft.py:tiny", tmp_path / "run", *QUICK, f"--config.init_from=run:{base}")
+def test_supervised_tuning_trains_an_adapter_of_a_checkpoint(dpo_run, tmp_path):
+    base = f"--config.init_from=run:{dpo_run.workdir / 'pretrain'}"
+    ended = launch("sft.py:tiny", tmp_path / "run", *QUICK, "--config.steps=1", base)
     assert ended.code == 0, ended.err
     assert not (tmp_path / "run/export/hf").exists() and (tmp_path / "run/export/peft/adapter_config.json").is_file()
     of(f"run:{tmp_path / 'run'}")
