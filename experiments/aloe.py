@@ -29,6 +29,7 @@ from ml_collections import config_dict
 from alignment import errors, files
 from alignment.decoding import cache
 from alignment.errors import InputError
+from alignment.evaluation import options
 from alignment.merging import methods
 from alignment.models import bert
 from alignment.train import language_model, sharding, writers
@@ -192,6 +193,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither questions, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
     is_embedded = c.init_from == EMBEDDED
+    if not is_embedded:
+        stages.check_source(c.init_from, "init_from")
     for name in WORLD_ONLY:
         if (c.world[name] is not None) != is_embedded:
             need = "needs a number" if is_embedded else "reads files and does not read it"
@@ -205,7 +208,6 @@ def check(c: ml_collections.ConfigDict) -> None:
         if not c.world.peak_lr > 0:
             raise InputError(f"world.peak_lr={c.world.peak_lr} must be above 0")
     else:
-        stages.check_source(c.init_from, "init_from")
         models.check(stages.opened(c, c.init_from))
     gathering.check(c.data, is_embedded=is_embedded)
     for name in ("general.path", "safety.path", "red_team.attacks", "red_team.harmless"):
@@ -255,6 +257,7 @@ def _check_asking(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"asking.schemes={c.asking.schemes!r} must be a tuple, such as ('medprompt',)")
     for name in c.asking.schemes:
         errors.one_of("asking.schemes", name, schemes.NAMES[1:])
+    errors.one_of("asking.ties", c.asking.ties, options.TIES)
     schemes.of_config(c.asking)
     if c.asking.encoder:
         bert.check(c.asking.encoder)
