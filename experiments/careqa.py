@@ -16,6 +16,7 @@ the model writes), sc_cot and medprompt (a vote of several chains of thought). T
 reconstruction: alignment/evaluation/relaxed_perplexity.py.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -277,6 +278,7 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
     twice = [exam.name for i, exam in enumerate(out) if exam.name in {other.name for other in out[:i]}]
     if twice:
         raise InputError(f"data.path={c.data.path}: two sets are called {twice[0]!r}; rename one of the files")
+    files.write_rows(folder / "tables/sets.jsonl", [set_row(exam) for exam in out])
     sizes = {exam.name: len(exam.items) for exam in out}
     for name, size in sizes.items():
         other = name.replace("_en", "_es")
@@ -284,6 +286,13 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
             raise InputError(f"{name} has {size} questions and {other} {sizes[other]}; the two are translations")
     files.report_counts(folder, counts)
     return out
+
+
+def set_row(exam: Exam) -> dict[str, Any]:
+    """What tells one set from another of the same name: its file's digest, and that of its questions' ids."""
+    ids = hashlib.sha256("\n".join(item.id for item in exam.items).encode()).hexdigest()
+    row = {"set": exam.name, "shape": exam.shape, "asked as": exam.style, "questions": len(exam.items)}
+    return row | {"repeated": len(exam.repeated), "sha256": exam.sha256[:16], "ids": ids[:16]}
 
 
 def solved_questions(c: ml_collections.ConfigDict, folder: pathlib.Path) -> Exam | None:

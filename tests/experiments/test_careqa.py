@@ -44,6 +44,8 @@ def test_scores_stand_beside_their_baselines_and_curves_begin_with_the_ordinary_
     assert {row["protocol"] for row in accuracy} == {"texts", "letters"} and all(row["n"] == 4 for row in accuracy)
     assert all(row["low"] <= row["value"] <= row["high"] and row["baseline"] >= row["guessing"] for row in accuracy)
     assert {row["group"] for row in rows(workdir / "tables/groups.jsonl")} == {"category", "year"}
+    sets = rows(workdir / "tables/sets.jsonl")
+    assert [row["set"] for row in sets] == ["remedies", "remedies_open"] and sets[0]["ids"] == sets[1]["ids"]
     assert rows(workdir / "tables/models.jsonl")[1] == {"model": "random-2", "source": "random"}
     with np.load(workdir / "rp_curves.npz") as curves:
         logps = curves["random/remedies_open/logps"]
