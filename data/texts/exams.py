@@ -176,7 +176,7 @@ def prompt(exam: Exam, item: Item, *, by_letter: bool) -> str:
         return f"Abstract: {item.context}\nQuestion: {item.question}\nAnswer:"
     if exam.style == PRESCRIBED:
         listed = lines.replace("\n", " \n")  # blanks before line ends as the public task has them
-        return f"{asked_for(exam, item)} \nChoices: \n{listed}Answer:"
+        return f"{question_of(exam, item)} \nChoices: \n{listed}Answer:"
     if exam.style == TEXT:
         listed = ", ".join(item.options)
         return f"Which of these fits the following text: {listed}?\nText: {item.question}\nAnswer:"
@@ -199,7 +199,7 @@ def written_prompt(exam: Exam, item: Item) -> str:
     return before + "Choices:\n" + "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, item.options))
 
 
-def asked_for(exam: Exam, item: Item) -> str:
+def question_of(exam: Exam, item: Item) -> str:
     """What is asked of a closed item, without context and options: its question, or what a text is shown for."""
     if exam.style == PRESCRIBED:
         return f"{_complaint(item)} What would you prescribe in this case?"

@@ -67,7 +67,7 @@ def questions(exam: Exam, items: Sequence[Item]) -> list[Question]:
     return [
         Question(
             f"{exam.name}/{item.id}",
-            exams.asked_for(exam, item),
+            exams.question_of(exam, item),
             dict(zip(options.letters(len(item.options)), item.options)),
             options.letters(len(item.options))[item.gold or 0],
             item.context,
