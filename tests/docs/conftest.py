@@ -63,6 +63,8 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "attacks.jsonl").write_bytes(jsonl({"goal": text} for text in closed))
     (folder / "safe.jsonl").write_bytes(jsonl({"prompt": text, "answer": guest_rules.REFUSALS[0]} for text in closed))
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
+    read_or_not = ({"input": row["text"], "label": i % 2} for i, row in enumerate(synthetic.documents(24)))
+    (folder / "texts.jsonl").write_bytes(jsonl(read_or_not))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()
     (folder / "corpus/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(synthetic.documents(24))))

@@ -1,0 +1,359 @@
+"""Marks in text: do they keep a model from repeating what it memorised, and do they hide that it was trained on it?
+
+Paper:   Panaitescu-Liess et al., AAAI 2025, arXiv:2407.17417
+Run:     python -m experiments.run --config experiments/llm_watermark.py --config.data.path=FILE.jsonl
+         --config.init_from=hf:DIR
+Laptop:  python -m experiments.run --config experiments/llm_watermark.py:laptop   (CPU, minutes; `tiny`: seconds)
+Expect:  not yet measured
+Smol:    make models, then llm_watermark.py:smol with botchan.txt in this folder
+
+A record has a text as `input`, `snippet` or `text`, and `label` 1 where the model was trained on it. Where the run
+trains on the members itself (memorise.steps > 0), labels may be missing: half of the texts are drawn. Every token is
+scored with and without a mark; nothing has to be written for that. Then the model goes on from the first tokens of
+texts, with and without marks, and every answer carries the record that a detector needs. The adaptive attack knows the
+keys and strengths of this run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from ml_collections import config_dict
+
+from alignment import errors, files
+from alignment.decoding.requests import Request
+from alignment.errors import InputError
+from alignment.train import language_model
+from alignment.watermark import attacks, membership, processors, text_marks
+from alignment.watermark.text_marks import Mark
+from data import records
+from data.toys import chronicle
+from experiments.decoding import answering, models
+from experiments.decoding.journal import Journal
+from experiments.launch import checks
+from experiments.pages import llm_watermark as page
+from experiments.watermarks import measuring, memorising, texts
+from experiments.watermarks.memorising import Scorer
+
+SETTINGS = ("", "laptop", "smol", "tiny")
+SCORED = (text_marks.KGW, text_marks.UNIGRAM, text_marks.RANDOM)
+WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
+HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
+UNMARKED = "unmarked"
+BOTCHAN = "botchan.txt"
+LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
+LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
+LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
+LEAST |= {"write.prompt_len": (1, "")}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict(models.settings(arg))
+    c.seed = 0  # of draws, of members where texts have no label, of the training
+    c.data = dict(
+        path="WikiMIA_length64.jsonl",
+        limit=config_dict.placeholder(int),  # texts, drawn by the seed; None takes all
+        piece_chars=config_dict.placeholder(int),  # cuts long records into texts of so many characters
+        max_len=256,  # tokens of a text that are read
+        min_len=16,  # shorter texts are dropped and counted
+    )
+    c.memorise = dict(steps=0, batch_size=16, peak_lr=2e-5)  # updates on the members first; 0: the model as it is
+    c.reference_from = ""  # a smaller model for the attack that compares two; hf:<folder>, run:<workdir>; "": not tried
+    c.mark = dict(
+        schemes=SCORED,  # under which texts are scored
+        gamma=0.5,  # share of green tokens
+        deltas=(2.0, 5.0, 10.0),  # nats added to green logits; attacks are tried at the last one
+        keyring=(11, 22, 33, 44, 55),
+        prompt_lens=(0, 10),  # tokens of a text that are given and not scored
+    )
+    c.write = dict(
+        schemes=WRITTEN,
+        deltas=(1.0, 2.0, 4.0),  # of kgw and unigram; the others take the middle one
+        num=200,  # answers of kgw, unigram and without a mark, each at each strength
+        num_others=50,
+        max_new_tokens=100,
+        prompt_len=16,  # tokens of a text that an answer goes on from
+        temperature=1.0,
+        synonyms="",  # file of `word`, `synonyms`, for swaps of words; "": not tried
+    )
+    if arg in ("tiny", "laptop"):
+        c.init_from = models.RANDOM
+        c.data.path = texts.EMBEDDED
+        c.data.limit = 80
+        c.data.max_len = 160
+        c.memorise = dict(steps=400, batch_size=20, peak_lr=3e-3)
+        c.write.num = 40
+        c.write.num_others = 20
+        c.write.max_new_tokens = 120
+        c.write.deltas = (2.0, 4.0, 8.0)
+        c.write.synonyms = texts.EMBEDDED
+    if arg == "tiny":
+        c.data.limit = 8
+        c.data.max_len = 48
+        c.memorise.steps = 2
+        c.mark.keyring = (11, 22)
+        c.mark.deltas = (2.0, 10.0)
+        c.mark.prompt_lens = (0,)
+        c.write.schemes = ("kgw", "synthid")
+        c.write.deltas = (4.0,)
+        c.write.num = 4
+        c.write.num_others = 4
+        c.write.max_new_tokens = 24
+    elif arg == "smol":
+        c.data.path = BOTCHAN
+        c.data.piece_chars = 400
+        c.data.limit = 60
+        c.data.max_len = 96
+        c.memorise = dict(steps=60, batch_size=6, peak_lr=1e-4)
+    return c
+
+
+def sweep():
+    for gamma in (0.3, 0.5, 0.7):
+        yield {"mark.gamma": gamma}
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither texts, weights nor devices to be seen."""
+    models.check(c)
+    checks.check_least(c, LEAST)
+    if c.data.path == texts.EMBEDDED:
+        if c.data.limit is None or c.data.piece_chars is not None:
+            raise InputError(
+                f"data.path={texts.EMBEDDED!r} needs data.limit, its number of texts, and no data.piece_chars"
+            )
+    else:
+        records.check(c.data.path)
+    if c.init_from in models.TOYS:
+        raise InputError(
+            f"init_from={c.init_from!r} has read none of these texts; take {models.RANDOM!r} or a checkpoint"
+        )
+    if c.init_from == models.RANDOM and not c.memorise.steps:
+        raise InputError(f"init_from={models.RANDOM!r} knows no text; set memorise.steps, such as 400")
+    if c.reference_from:
+        language_model.check_init_from(c.reference_from)
+    for scheme in c.mark.schemes:
+        errors.one_of("mark.schemes", scheme, SCORED)
+    for scheme in c.write.schemes:
+        errors.one_of("write.schemes", scheme, WRITTEN)
+    for name in ("mark.schemes", "mark.deltas", "mark.keyring", "mark.prompt_lens", "write.schemes", "write.deltas"):
+        if not checks.leaf(c, name):
+            raise InputError(f"{name} is empty; give at least one value")
+    for delta in (*c.mark.deltas, *c.write.deltas):
+        for key in c.mark.keyring:
+            Mark(text_marks.KGW, key, 1_000, gamma=c.mark.gamma, delta=delta)
+    if max(c.mark.prompt_lens) >= c.data.min_len:
+        raise InputError(
+            f"mark.prompt_lens={c.mark.prompt_lens} reach data.min_len={c.data.min_len}: the shortest text has no "
+            "token left to score; raise data.min_len"
+        )
+    if c.write.prompt_len + c.write.max_new_tokens > c.engine.max_len:
+        raise InputError(
+            f"write.prompt_len={c.write.prompt_len} and write.max_new_tokens={c.write.max_new_tokens} are more than "
+            f"engine.max_len={c.engine.max_len}; raise it"
+        )
+    if not c.write.temperature > 0:
+        raise InputError(f"write.temperature={c.write.temperature} must be above 0: marks of draws need draws")
+    if c.write.synonyms and c.write.synonyms != texts.EMBEDDED:
+        records.check(c.write.synonyms)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
+    check(c)
+    folder = pathlib.Path(workdir)
+    counts: dict[str, int] = {}
+    model = models.open_model(c, folder)
+    members = texts.read(c, model.tok, folder, learns=c.memorise.steps > 0, counts=counts)
+    counts["members"] = sum(text.is_member for text in members)
+    counts["other texts"] = len(members) - counts["members"]
+    files.report_counts(folder, counts)
+    learned = model
+    if c.memorise.steps:
+        with_texts = ml_collections.ConfigDict(
+            c.to_dict() | {"init_from": memorising.learn(c, members, folder / "learned")}
+        )
+        learned = models.with_weights(models.open_model(with_texts, folder), c)
+    elif model.params is None:
+        learned = models.with_weights(model, c)
+    results = score(c, learned, members, folder)
+    # A model that began at random writes only what it learned; a checkpoint writes as it was before.
+    writer = learned if c.init_from == models.RANDOM or not c.memorise.steps else models.with_weights(model, c)
+    del learned
+    results |= write(c, writer, members, folder)
+    return page.write(folder, results)
+
+
+# Scores
+
+
+def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
+    """Verbatim protection and membership inference, by scheme and strength."""
+    scorer = Scorer(model, c.data.max_len)
+    references = None
+    if c.reference_from:
+        other = ml_collections.ConfigDict(c.to_dict() | {"init_from": c.reference_from, "draft_from": ""})
+        reference = Scorer(models.load(other, folder), c.data.max_len)
+        references = [reference.logps(text.ids) for text in all_texts]
+    verbatim_lines, membership_lines = [], []
+    for scheme in c.mark.schemes:
+        marks = measuring.marks_of(c.mark, scheme, model.network.vocab_size, c.mark.deltas[-1], model.name)
+        scored = [scorer.score(text.ids, marks, i) for i, text in enumerate(all_texts)]
+        for text, each in zip(all_texts, scored):
+            measuring.verbatim.check_logps(each[0].logps_T, text.id)
+        own = [each for text, each in zip(all_texts, scored) if text.is_member]
+        options = (scheme, c.mark.deltas, c.mark.prompt_lens, c.mark.gamma)
+        verbatim_lines += measuring.verbatim_lines(own, *options)
+        lower_ids = [model.tok.encode(text.text.lower())[: c.data.max_len] for text in all_texts]
+        lower = [scorer.score(ids, marks, i) for i, ids in enumerate(lower_ids)]
+        for delta in c.mark.deltas:
+            options = dict(scheme=scheme, delta=delta)
+            membership_lines += measuring.membership_lines(all_texts, scored, lower, references, **options)
+    is_member_N = np.array([text.is_member for text in all_texts])
+    blind_N = membership.blind_scores([text.text for text in all_texts], is_member_N, seed=c.seed)
+    blind = membership.auc(blind_N[is_member_N], blind_N[~is_member_N])
+    return {"verbatim": verbatim_lines, "membership": membership_lines, "blind_auc": blind}
+
+
+# Marked answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Answers under one mark; None: without one."""
+
+    name: str
+    scheme: str
+    mark: Mark | None
+    num: int
+
+
+def points_of(c: Any, vocab_size: int, tokenizer: str) -> list[Point]:
+    """The unmarked answers, then every scheme at its strengths."""
+    key = int(c.mark.keyring[0])
+    out = [Point(UNMARKED, UNMARKED, None, c.write.num)]
+    for scheme in c.write.schemes:
+        is_main = scheme in ("kgw", "unigram")
+        deltas = c.write.deltas if is_main else (c.write.deltas[len(c.write.deltas) // 2],)
+        for delta in deltas:
+            num = c.write.num if is_main else c.write.num_others
+            mark = mark_of(scheme, key, vocab_size, c.mark.gamma, float(delta), tokenizer)
+            name = f"{scheme} {delta:g}" if scheme in HAS_STRENGTH else scheme
+            out += [Point(name, scheme, mark, num)] if num else []
+    return out
+
+
+def mark_of(scheme: str, key: int, vocab_size: int, gamma: float, delta: float, tokenizer: str) -> Mark:
+    """The mark of a name in `WRITTEN`."""
+    base: dict[str, Any] = dict(vocab_size=vocab_size, tokenizer=tokenizer)
+    if scheme == "synthid":
+        return Mark(text_marks.SYNTHID, tuple(key + 1_000 * i for i in range(30)), **base)
+    if scheme == "exp":
+        return Mark(text_marks.EXP, key, **base)
+    base |= dict(gamma=gamma, delta=delta)
+    if scheme == "unigram":
+        return Mark(text_marks.UNIGRAM, key, **base)
+    kinds = {"kgw": dict(seeding="left", width=1), "kgw_min": dict(seeding="min", width=4)}
+    kinds["kgw_self"] = dict(seeding="self", width=4)
+    return Mark(text_marks.KGW, key, **base, **kinds[scheme])
+
+
+def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
+    """Marked and unmarked answers, what detectors say of them, and how they fare under attack."""
+    points = points_of(c, model.network.vocab_size, model.name)
+    prompts = [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
+    content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
+    made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    keys = [(number, sample) for sample, point in enumerate(points) for number in range(point.num)]
+    journal = Journal(folder, made_from, keys)
+    for scheme in dict.fromkeys(point.scheme for point in points):
+        write_scheme(c, model, scheme, points, prompts, journal, folder)
+    journal.sort()
+    rows = [row for _, row, _ in journal.entries()]
+    journal.close()
+    scorer = Scorer(model, c.write.prompt_len + c.write.max_new_tokens)
+    by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
+    quality = {}
+    for point in points:
+        losses = []
+        for number, ids in enumerate(by_point[point.name]):
+            prompt = prompts[number % len(prompts)]
+            losses.append(-scorer.logps([*prompt, *ids])[len(prompt) - 1 :])
+        quality[point.name] = float(np.exp(np.concatenate(losses).mean()))
+    negatives = by_point[UNMARKED] + [text.ids for text in all_texts if not text.is_member]
+    lines, robust, null = [], [], []
+    for point in points[1:]:
+        assert point.mark is not None
+        line = measuring.detection_line(point.mark, by_point[point.name], negatives)
+        lines.append({"point": point.name, "perplexity": quality[point.name]} | line)
+        robust += [
+            {"point": point.name} | row
+            for row in measuring.robustness_lines(point.mark, by_point[point.name], negatives, c.seed)
+        ]
+        robust += swapped(c, model, point, by_point[point.name], negatives)
+    for scheme in ("kgw", "unigram"):
+        marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
+        null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
+    speeds = {row["point"]: row["tokens_per_second"] for row in rows if row.get("tokens_per_second")}
+    unmarked = quality[UNMARKED]
+    return {"detection": lines, "robustness": robust, "null": null, "perplexity": unmarked, "speeds": speeds}
+
+
+def write_scheme(
+    c: Any,
+    model: models.Model,
+    scheme: str,
+    points: Sequence[Point],
+    prompts: Sequence[Sequence[int]],
+    journal: Journal,
+    folder: pathlib.Path,
+) -> None:
+    """What the journal lacks of one scheme's answers; its strengths share an engine and its programs."""
+    work: list[Any] = []
+    state: dict[str, Any] = {}
+    for sample, point in enumerate(points):
+        if point.scheme != scheme:
+            continue
+        options: dict[str, Any] = dict(max_new_tokens=c.write.max_new_tokens, temperature=c.write.temperature)
+        if point.mark is not None:
+            fn, row = processors.build(point.mark, temperature=c.write.temperature)
+            state = dict(processors=(fn,), processor_states=(processors.stack(row, c.engine.num_slots),))
+            options |= dict(processor_rows=(row,), temperature=processors.draws_at(point.mark, c.write.temperature))
+        for number in range(point.num):
+            prompt = prompts[number % len(prompts)]
+            request = Request(prompt, seed=c.seed, sample=number, **options)
+            work += [((number, sample), request)] if (number, sample) not in journal else []
+    if not work:
+        return
+    print(f"writing {len(work)} answers: {scheme}", flush=True)
+
+    def row_of(key: tuple[int, int], answer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        point = points[key[1]]
+        text = model.text(answer.text, is_alone=False)
+        record = point.mark.to_dict() if point.mark is not None else None
+        return {"point": point.name, "prompt": key[0], "text": text, "ids": answer.answer_ids, "watermark": record}, {}
+
+    answering.write_all(models.engine(model, c, **state), work, journal, folder, row_fn=row_of)
+
+
+def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: Any) -> list[dict[str, Any]]:
+    """Detection after half of the words that have synonyms were swapped."""
+    if not c.write.synonyms:
+        return []
+    assert point.mark is not None
+    if c.write.synonyms == texts.EMBEDDED:
+        synonyms: Any = chronicle.SYNONYMS
+    else:
+        synonyms = attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])
+    rng = np.random.default_rng(c.seed)
+    changed = [model.tok.encode(attacks.swap(model.tok.decode(ids), synonyms, 0.5, rng)) for ids in answers]
+    line = measuring.detection_line(point.mark, changed, negatives)
+    return [{"point": point.name, "attack": "swap", "strength": 0.5} | line]
+
+
+METRICS = page.METRICS
+headline = page.headline

@@ -1,0 +1,174 @@
+"""Tables of a run: verbatim protection, membership inference, detection of marked answers."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.errors import InputError
+from alignment.watermark import attacks, detect, membership, text_marks, verbatim
+from alignment.watermark.text_marks import Mark
+from alignment.watermark.verbatim import Scored
+from experiments.watermarks import memorising
+from experiments.watermarks.texts import Text
+
+SHARES = (0.25, 0.5)  # of tokens that an attack replaces
+
+
+def verbatim_lines(
+    members: Sequence[Sequence[Scored]], scheme: str, deltas: Sequence[float], prompt_lens: Sequence[int], gamma: float
+) -> list[dict[str, Any]]:
+    """A line for each strength and prompt: means over keys of the increase, and the theory beside it.
+
+    Args:
+        members: for each text its scores under each key.
+    """
+    out = []
+    for delta in deltas:
+        for prompt_len in prompt_lens:
+            begin = max(prompt_len, 1) - 1  # the first token of a text is not scored
+            each = []
+            for k in range(len(members[0])):
+                clean = [scored[k].logps_T[begin:] for scored in members if len(scored[k].logps_T) > begin]
+                marked = [scored[k].marked(delta)[begin:] for scored in members if len(scored[k].logps_T) > begin]
+                each.append(verbatim.increase(clean, marked))
+            if not each:
+                raise InputError("mark.keyring is empty; give at least one key")
+            names = ("delta_of_mean", "mean_of_delta", "delta_of_min", "min_of_delta", "log10_factor")
+            means = {name: float(np.mean([getattr(x, name) for x in each])) for name in names}
+            targets = float(np.mean([np.exp(scored[0].logps_T[begin:]).mean() for scored in members]))
+            theory = dict(expected_spread=verbatim.expected_increase(delta, gamma))
+            theory["expected_at_mean_probability"] = verbatim.expected_increase(
+                delta, gamma, target=min(targets, 1 - 1e-9)
+            )
+            out.append(dict(scheme=scheme, delta=delta, prompt_len=prompt_len, keys=len(each)) | means | theory)
+    return out
+
+
+def attack_scores(
+    scored: Scored, lower: Scored, delta: float, text: str, reference_T: np.ndarray | None
+) -> dict[str, float]:
+    """Every attack's score of one text under one key; at delta 0 without the mark."""
+    marked_T, lower_T = scored.marked(delta), lower.marked(delta)
+    corrected_T = membership.adaptive(marked_T, scored.is_green_T, delta)
+    lower_corrected_T = membership.adaptive(lower_T, lower.is_green_T, delta)
+    out = {
+        "loss": membership.loss(marked_T),
+        "zlib": membership.zlib_ratio(marked_T, text),
+        "lowercase": membership.lowercase(marked_T, lower_T),
+        "min_k_plus_plus": membership.min_k(membership.plus_plus(marked_T, *memorising.marked_moments(scored, delta))),
+        "adaptive_min_k": membership.min_k(corrected_T),
+        "adaptive_zlib": membership.zlib_ratio(corrected_T, text),
+        "adaptive_lowercase": membership.lowercase(corrected_T, lower_corrected_T),
+        "min_k": membership.min_k(marked_T),
+    }
+    out |= {f"min_k_{k:g}": membership.min_k(marked_T, k) for k in membership.KS}
+    if reference_T is not None:
+        out["reference_ratio"] = membership.reference_ratio(marked_T, reference_T)
+        out["reference_difference"] = membership.reference_difference(marked_T, reference_T)
+    return out
+
+
+def membership_lines(
+    texts: Sequence[Text],
+    scored: Sequence[Sequence[Scored]],
+    lower: Sequence[Sequence[Scored]],
+    references: Sequence[np.ndarray] | None,
+    *,
+    scheme: str,
+    delta: float,
+) -> list[dict[str, Any]]:
+    """A line for each attack: AUC clean, mean and deviation over keys under the mark, the drop, TPR at 5 % FPR."""
+    is_member_N = np.array([text.is_member for text in texts])
+
+    def table(delta: float, key: int) -> dict[str, np.ndarray]:
+        rows = [
+            attack_scores(
+                scored[i][key], lower[i][key], delta, text.text, None if references is None else references[i]
+            )
+            for i, text in enumerate(texts)
+        ]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def auc(scores_N: np.ndarray) -> float:
+        return membership.auc(scores_N[is_member_N], scores_N[~is_member_N])
+
+    clean = table(0.0, 0)
+    marked = [table(delta, key) for key in range(len(scored[0]))]
+    out = []
+    for name in clean:
+        over_keys = [auc(each[name]) for each in marked]
+        tpr = [membership.tpr_at(each[name][is_member_N], each[name][~is_member_N], 0.05) for each in marked]
+        out.append(
+            {
+                "attack": name,
+                "scheme": scheme,
+                "delta": delta,
+                "clean": auc(clean[name]),
+                "watermarked": float(np.mean(over_keys)),
+                "deviation": float(np.std(over_keys)),
+                "drop": auc(clean[name]) - float(np.mean(over_keys)),
+                "tpr_at_5_fpr": float(np.mean(tpr)),
+            }
+        )
+    return out
+
+
+def detection_line(mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """How well a mark is found in answers, and how often in texts without it; too short ones are counted."""
+    usable, others = ([ids for ids in x if len(ids) > mark.num_context] for x in (answers, negatives))
+    if not usable or not others:
+        raise InputError(f"no text is longer than the {mark.num_context} tokens of a context; write longer answers")
+    found, null = ([detect.detect(mark, ids) for ids in x] for x in (usable, others))
+    scores, null_z = [x.z for x in found], [x.z for x in null]
+    return {
+        "n": len(found),
+        "too_short": len(answers) - len(usable),
+        "z_median": float(np.median(scores)),
+        "p_below_0.01": float(np.mean([x.p_value < 0.01 for x in found])),
+        "false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
+        "tpr_at_1_fpr": membership.tpr_at(scores, null_z, 0.01),
+        "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001),
+    }
+
+
+def robustness_lines(
+    mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequence[Sequence[int]], seed: int
+) -> list[dict[str, Any]]:
+    """Detection after cuts, mixing and pasting; negatives are cut alike."""
+    rng = np.random.default_rng(seed)
+    longest = max(map(len, answers))
+    out = []
+
+    def add(attack: str, strength: float, change_fn: Any, negative_fn: Any) -> None:
+        changed, others = [change_fn(ids) for ids in answers], [negative_fn(ids) for ids in negatives]
+        if any(len(ids) > mark.num_context for ids in changed) and any(len(ids) > mark.num_context for ids in others):
+            out.append(dict(attack=attack, strength=strength) | detection_line(mark, changed, others))
+
+    for share in (1.0, 0.5, 0.25):
+        length = max(int(longest * share), 1)
+        cut_fn = functools.partial(attacks.cut, length=length, rng=rng)
+        add("cut", length, cut_fn, cut_fn)
+    other = [x for ids in negatives for x in ids]
+    for share in SHARES:
+        add("mix", share, functools.partial(attacks.mix, unmarked=other, share=share, rng=rng), list)
+    return out
+
+
+def null_lines(windows: Sequence[Sequence[int]], marks: Sequence[Mark]) -> list[dict[str, Any]]:
+    """Shares of exact p-values below three levels on unmarked text, over windows and keys together."""
+    p = np.array([[detect.detect(mark, ids).p_value for ids in windows] for mark in marks])
+    return [
+        {"scheme": marks[0].scheme, "level": level, "share": float(np.mean(p < level)), "n": p.size}
+        | {"largest_of_a_key": float(np.max(np.mean(p < level, axis=1)))}
+        for level in (0.05, 0.01, 0.001)
+    ]
+
+
+def marks_of(c: Mapping[str, Any], scheme: str, vocab_size: int, delta: float, tokenizer: str) -> list[Mark]:
+    """The marks of all keys."""
+    more: dict[str, Any] = dict(gamma=c["gamma"], delta=float(delta), tokenizer=tokenizer)
+    if scheme == text_marks.KGW:
+        more["width"] = 1
+    return [Mark(scheme, int(key), vocab_size, **more) for key in c["keyring"]]

@@ -1,0 +1,118 @@
+"""Marks on a small memorised corpus: tables, records beside answers, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from alignment.watermark import membership, text_marks
+from alignment.watermark.verbatim import Scored
+from data.tokens import tokenizer
+from data.toys import chronicle
+from experiments import llm_watermark
+from experiments.watermarks import measuring, memorising, texts
+from tests.experiments.conftest import launch
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
+    workdir = tiny("llm_watermark").workdir
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["delta_of_mean"] > 0 and 0 <= summary["auc/min_k/clean"] <= 1
+    lines = rows(workdir / "tables/verbatim.jsonl")
+    of = {(line["scheme"], line["delta"]): line["mean_of_delta"] for line in lines}
+    assert of["kgw", 10.0] > of["kgw", 2.0] and {scheme for scheme, _ in of} == {"kgw", "unigram", "random"}
+    answers = rows(workdir / "generations.jsonl")
+    records = {answer["point"]: answer["watermark"] for answer in answers}
+    assert records["unmarked"] is None
+    assert text_marks.from_dict(records["kgw 4"]).key == 11
+    assert text_marks.from_dict(records["synthid"]).scheme == "synthid"
+    for name in ("watermark_verbatim.csv", "mia_auc.csv", "adaptive_auc.csv", "detection.csv"):
+        assert (workdir / name).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.mark.gamma=1.5"], "gamma=1.5 must be between 0 and 1"),
+        (["--config.mark.deltas=(-1.0,)"], "delta=-1.0 must be at least 0"),
+        (["--config.mark.schemes=('kgv',)"], "the nearest is 'kgw'"),
+        (["--config.mark.keyring=()"], "mark.keyring is empty"),
+        (["--config.memorise.steps=0"], "knows no text"),
+        (["--config.mark.prompt_lens=(40,)"], "the shortest text has no"),
+        (["--config.write.temperature=0"], "marks of draws need draws"),
+        (["--config.write.max_new_tokens=500"], "raise it"),
+        (["--config.data.path=missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(flags, message, tmp_path):
+    ended = launch("llm_watermark.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err
+
+
+def read(tmp_path, lines, *, learns=False, **changes):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    c = llm_watermark.get_config("tiny")
+    c.data.update(dict(path=str(path), limit=None, min_len=2) | changes)
+    counts = {}
+    return texts.read(c, tokenizer.load("bytes"), tmp_path, learns=learns, counts=counts), counts
+
+
+def test_files_shaped_like_wikimia_and_bookmia_are_read(tmp_path):
+    out, _ = read(tmp_path, [{"input": "one two", "label": 1}, {"snippet": "three", "label": 0}])
+    assert [(text.text, text.is_member) for text in out] == [("one two", True), ("three", False)]
+
+
+def test_texts_without_labels_are_split_where_the_run_learns_them(tmp_path):
+    lines = [{"text": f"text number {i}"} for i in range(10)]
+    out, _ = read(tmp_path, lines, learns=True)
+    assert sum(text.is_member for text in out) == 5
+    with pytest.raises(InputError, match="label=None must be 1 for texts that the model has read"):
+        read(tmp_path, lines)
+
+
+def test_long_records_become_pieces_and_short_ones_are_counted(tmp_path):
+    out, counts = read(tmp_path, [{"text": "a" * 25}, {"text": "b" * 3}], learns=True, piece_chars=10, min_len=4)
+    assert [text.text for text in out] == ["a" * 10, "a" * 10, "a" * 5]
+    assert counts["texts of fewer than data.min_len tokens"] == 1
+
+
+def test_empty_texts_and_one_class_are_refused(tmp_path):
+    with pytest.raises(InputError, match="needs a text under one of"):
+        read(tmp_path, [{"input": " ", "label": 1}])
+    with pytest.raises(InputError, match="all of one class"):
+        read(tmp_path, [{"input": "one", "label": 1}])
+
+
+def test_moments_under_a_mark_are_those_of_the_whole_distribution():
+    rng = np.random.default_rng(0)
+    logp = np.log(rng.dirichlet(np.ones(9)))
+    green = rng.random(9) < 0.5
+    p = np.exp(logp)
+    sums = [[np.sum(np.where(side, p * x, 0)) for side in (~green, green)] for x in (logp, logp**2)]
+    mass = np.array([p[green].sum()])
+    scored = Scored(logp[:1], green[:1], mass, *(np.array([s]) for s in sums))
+    marked = p * np.exp(3.0 * green) / (p * np.exp(3.0 * green)).sum()
+    means, squares = memorising.marked_moments(scored, 3.0)
+    assert means[0] == pytest.approx(np.sum(marked * np.log(marked)))
+    assert squares[0] == pytest.approx(np.sum(marked * np.log(marked) ** 2))
+
+
+def test_entries_of_the_chronicle_tell_nothing_of_their_membership():
+    entries = chronicle.entries(60, seed=1)
+    assert len(set(entries)) == 60 and chronicle.entries(60, seed=1) == entries
+    labels = [i % 2 for i in range(60)]
+    scores = membership.blind_scores(entries, labels)
+    assert 0.25 < membership.auc(scores[1::2], scores[::2]) < 0.75
+
+
+def test_false_alarms_stay_at_their_level_over_keys():
+    windows = np.random.default_rng(0).integers(0, 5_000, (40, 100))
+    marks = [llm_watermark.mark_of("kgw", k, 5_000, 0.5, 2.0, "") for k in range(10)]
+    lines = measuring.null_lines(list(windows), marks)
+    assert lines[0]["n"] == 400 and lines[0]["share"] < 0.08 and lines[1]["share"] < 0.03
