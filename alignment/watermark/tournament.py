@@ -91,5 +91,6 @@ def play(probs_BV: jax.Array, words_BV: jax.Array, num_layers: int) -> jax.Array
     for layer in range(num_layers):
         g_BV = ((words_BV >> np.uint32(layer)) & ONE).astype(probs_BV.dtype)
         mass_B1 = jnp.einsum("bv,bv->b", g_BV, probs_BV)[:, None]
-        probs_BV = probs_BV * (1 + g_BV - mass_B1)
+        # A sum of probabilities that rounds to above 1 would make those of red candidates negative.
+        probs_BV = probs_BV * jnp.maximum(1 + g_BV - mass_B1, 0)
     return probs_BV

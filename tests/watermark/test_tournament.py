@@ -44,6 +44,15 @@ def test_a_tournament_keeps_every_tokens_probability_on_average_over_bits():
     np.testing.assert_allclose(np.sum(out, axis=1), 1, atol=1e-6)
 
 
+def test_a_distribution_of_nearly_one_token_stays_a_distribution():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 30, (200, 257)).astype(np.float32)
+    probs = jnp.exp(logits - logits.max(1, keepdims=True))
+    words = rng.integers(0, 1 << 30, (200, 257)).astype(np.uint32)
+    out = np.asarray(tournament.play(probs / probs.sum(1, keepdims=True) * np.float32(1 + 2e-7), words, 30))
+    assert (out >= 0).all() and (out.max(1) > 0.4).all()
+
+
 def test_a_context_counts_once_within_the_history():
     mark = Mark("synthid", KEYS, 20, width=1, history=2)
     assert tournament.is_new_context(mark, [1, 2, 1, 3, 4, 1, 5]).tolist() == [True, True, False, True, True, True]
