@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.num = 16
         c.marks = ("dwt_dct_svd", "dct", "spread")
         c.attacks = (*distortions.NAMES, attacks.REGENERATE, attacks.EMBED)
-        c.gradient_steps = 20
+        c.gradient_steps = 10
         c.training.steps = 300
     elif arg == "tiny":
         c.size = 64
@@ -112,6 +112,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in c.marks:
         if marks.MARKS[name].is_bits:
             marks.check_size((c.size, c.size, 3), len(marks.MARKS[name].key_fn(c.user)))
+    if c.size % 8 and set(c.attacks) & set(attacks.LEARNED):
+        raise InputError(f"size={c.size}: the small networks need a multiple of 8; take {c.size // 8 * 8}")
     if c.training.init_from:
         if not {attacks.REGENERATE, attacks.EMBED} & set(c.attacks):
             raise InputError(

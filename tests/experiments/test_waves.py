@@ -182,6 +182,7 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.quality=Q8"], "quality=Q8 needs fid, clip_fid, lpips"),
         (["--config.users=(1,)"], "among at least 2"),
         (["--config.size=128", "--config.marks=('dct',)"], "128 x 128 pixels are too small for 48 bits"),
+        (["--config.size=70"], "size=70: the small networks need a multiple of 8; take 64"),
         (["--config.images=nowhere/*.png"], "no file is there"),
         (["--config.executor=cluster"], "executor='cluster' is not one of"),
         (["--config.address=auto"], "is read by executor=ray alone"),

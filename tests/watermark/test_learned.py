@@ -37,6 +37,11 @@ def test_the_auto_encoder_learns_and_brings_pictures_back(pictures, network, enc
     assert (weak == learned.regenerate(pictures, encode_fn, decode_fn, noise=0.0)).all()
 
 
+def test_folding_comes_back():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    assert learned.fold(x).shape == (2, 2, 3, 12) and (learned.unfold(learned.fold(x)) == x).all()
+
+
 def test_projected_steps_stay_near_the_picture_and_raise_the_loss(pictures, encode_fn):
     images, epsilon = pictures.astype(np.float32) / 255, 4 / 255
 
