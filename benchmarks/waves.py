@@ -128,7 +128,16 @@ def report(rows: list[dict], facts: dict) -> str:
         peer = 1_000 * statistics.median(row["peer"] for row in mine) / BATCH
         ratios = [row["peer"] / row["ours"] for row in mine]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        body.append([name, f"{1_000 / ours:,.0f}", f"{ours:.1f}", f"{peer:.1f}", spread, f"{AIMS.get(name, 0):.2f}"])
+        body.append(
+            [
+                name,
+                f"{1_000 / ours:,.0f}",
+                f"{ours:.1f}",
+                f"{peer:.1f}",
+                spread,
+                f"{AIMS[name]:.2f}" if name in AIMS else "",
+            ]
+        )
     head = ["part", "ours, pictures/s", "ours, ms", "peer, ms", "times as fast", "aim"]
     noise_line = f"While ours worked, {machine.noise([row['others'] for row in rows])}."
     title = "# WAVES: attacks, metrics and marks at 512 pixels"

@@ -16,6 +16,7 @@ import scipy.stats
 
 from alignment.errors import InputError
 from alignment.watermark import blocks
+from alignment.watermark.distortions import over
 
 SIDE = 4  # of a block of the wavelet's mean band, 8 pixels
 STEP = 36.0
@@ -155,6 +156,12 @@ def dwt_dct_svd_embed(images_BYX3: np.ndarray, bits_L: np.ndarray, *, step: floa
     The DCT is orthogonal and leaves singular values alone, so none is taken.
     """
     check_size(images_BYX3.shape, len(bits_L))
+    # picture by picture in threads: NumPy works without Python's lock, and a picture's planes stay near a core
+    parts = over(lambda i: _svd_embed(images_BYX3[i : i + 1], bits_L, step), len(images_BYX3))
+    return np.concatenate(parts)
+
+
+def _svd_embed(images_BYX3: np.ndarray, bits_L: np.ndarray, step: float) -> np.ndarray:
     plane_BYX = blocks.chroma(images_BYX3)
     _, blocks_BNKK, _ = bands_of(plane_BYX)
     sigma_BN, left_BNK, right_BNK = first_singular(blocks_BNKK)
