@@ -4,7 +4,9 @@ Paper:   Panaitescu-Liess et al., AAAI 2025, arXiv:2407.17417
 Run:     python -m experiments.run --config experiments/llm_watermark.py --config.data.path=FILE.jsonl
          --config.init_from=hf:DIR
 Laptop:  python -m experiments.run --config experiments/llm_watermark.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  not yet measured
+Expect:  laptop, 40 entries of a chronicle learned by heart and 40 others: KGW of delta 2, 5, 10 raises the members'
+         perplexity by 2, 20 and 418 %; answers at delta 2, 4, 8 have perplexity 1.8, 2.6, 22 (unmarked: 1.5), and 15,
+         85, 92 % of them are detected at 1 % false alarms; all members are recognised, with and without the mark
 Smol:    make models, then llm_watermark.py:smol with botchan.txt in this folder
 
 A record has a text as `input`, `snippet` or `text`, and `label` 1 where the model was trained on it. Where the run
