@@ -223,7 +223,7 @@ def summary(report: Report, steps: Sequence[Row], safety: Sequence[Row]) -> dict
     out["n/questions"] = float(steps[0]["n"])
     spent = [stage.numbers.get("seconds") for stage in report.stages]
     out["training_seconds"] = sum(seconds for seconds in spent if seconds)
-    return out
+    return {name: value for name, value in out.items() if value is not None}  # a rate of no valid answer has no value
 
 
 def findings(report: Report, steps: Sequence[Row]) -> list[str]:
@@ -316,6 +316,10 @@ METRICS = {
     "refusal/*": ("share of valid answers to harmless prompts that refuse, by their words", "lower"),
     "bias/*": ("a measure of bias or truthfulness, before and after alignment; docs/medical.md says which", ""),
     "n/*": ("questions asked", ""),
+    "megabytes": ("size of the merged files written so far", ""),
+    "seconds": ("spent on merging, or on answering over all starts, without reading weights and compiling", "lower"),
+    "tokens_per_second": ("tokens written in a second of answering", "higher"),
+    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
     "training_seconds": ("spent on updates, over all stages", "lower"),
 }  # fmt: skip
 

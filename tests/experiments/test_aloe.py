@@ -14,7 +14,6 @@ from experiments.pages import aloe as page
 from tests.experiments.conftest import launch
 
 KEYS = {f"accuracy/{name}" for name in ("base", "sft", "merged", "dpo", "few_shot", "sc_cot", "medprompt")}
-KEYS |= {f"{name}/{point}" for name in ("asr", "refusal") for point in ("before", "after")}
 KEYS |= {f"{name}/{ward}" for name in ("kept", "accuracy/expert") for ward in ("skin", "sleep")}
 STAGES = ("base", "experts/skin", "experts/sleep", "merged/ties", "merged/linear", "dpo_general", "dpo_safety")
 
