@@ -50,7 +50,7 @@ def test_an_experiment_outside_the_tree_runs_from_its_own_folder(tmp_path):
     ("target", "said"),
     [
         ("dpoo", "the nearest is 'dpo'"),
-        ("experiments/nothing.py", "Plumbline has careqa, dpo, egida"),
+        ("experiments/nothing.py", ", dpo, egida, "),
         ("nothing.txt", "there is no such file"),
         ("README.md", "is not a Python file"),
         ("dpo:tinny", "dpo: setting='tinny' is not one of: '', laptop, short, tiny; the nearest is 'tiny'"),

@@ -154,7 +154,7 @@ def test_weights_that_are_not_there_are_refused_by_all_that_begin_from_some(name
 
 
 PATHS = ("init_from", "tokenizer", "data.path", "data.heldout_path", "data.source", "inputs", "outputs", "planted")
-PATHS += ("embedding.model", "prompts", "task_folder", "draft_from", "recipe")
+PATHS += ("embedding.model", "images", "prompts", "task_folder", "draft_from", "recipe")
 
 
 @pytest.mark.parametrize("name", NAMES)
