@@ -4,9 +4,10 @@ Paper:   Panaitescu-Liess et al., AAAI 2025, arXiv:2407.17417
 Run:     python -m experiments.run --config experiments/llm_watermark.py --config.data.path=FILE.jsonl
          --config.init_from=hf:DIR
 Laptop:  python -m experiments.run --config experiments/llm_watermark.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  laptop, 40 entries of a chronicle learned by heart and 40 others: KGW of delta 2, 5, 10 raises the members'
-         perplexity by 2, 20 and 418 %; answers at delta 2, 4, 8 have perplexity 1.8, 2.6, 22 (unmarked: 1.5), and 15,
-         85, 92 % of them are detected at 1 % false alarms; all members are recognised, with and without the mark
+Expect:  laptop, 40 entries of a chronicle, half learned, and 40 others: KGW of delta 2, 5, 10 makes the perplexity
+         of the first 1.2, 3.1 and 34 times as high; at delta 10 the loss's AUC falls from 0.996 to 0.840, that of
+         Min-20% from 0.978 to 0.927, and is 0.979 with the key (blind: 0.573); answers at delta 2, 4, 8 have
+         perplexity 6.0, 12, 24 (unmarked: 4.4); 58, 77, 80 % of them are detected at 1 % false alarms
 Smol:    make models, then llm_watermark.py:smol with botchan.txt in this folder
 
 A record has a text as `input`, `snippet` or `text`, and `label` 1 where the model was trained on it. Where the run
@@ -88,7 +89,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.data.path = texts.EMBEDDED
         c.data.limit = 80
         c.data.max_len = 160
-        c.memorise = dict(steps=400, batch_size=20, peak_lr=3e-3)
+        c.memorise = dict(steps=90, batch_size=20, peak_lr=3e-3)  # of 400 all would be learned, and AUCs stay 1
         c.write.num = 40
         c.write.num_others = 20
         c.write.max_new_tokens = 120
