@@ -7,7 +7,9 @@ Laptop:  python -m experiments.run --config experiments/llm_watermark.py:laptop 
 Expect:  laptop, 40 entries of a chronicle, half learned, and 40 others: KGW of delta 2, 5, 10 makes the perplexity
          of the first 1.2, 3.1 and 34 times as high; at delta 10 the loss's AUC falls from 0.996 to 0.840, that of
          Min-20% from 0.978 to 0.927, and is 0.979 with the key (blind: 0.573); answers at delta 2, 4, 8 have
-         perplexity 6.0, 12, 24 (unmarked: 4.4); 58, 77, 80 % of them are detected at 1 % false alarms
+         perplexity 6.0, 12, 24 (unmarked: 4.4); 58, 77, 80 % of them are detected at 1 % false alarms, without the
+         5 to 7 of 40 that are too short to score. One seed; 90 updates were chosen because 400 learn every member
+         by heart, where all AUCs are 1
 Smol:    make models, then llm_watermark.py:smol with botchan.txt in this folder
 
 A record has a text as `input`, `snippet` or `text`, and `label` 1 where the model was trained on it. Where the run
