@@ -178,8 +178,9 @@ def test_test_files_are_held_out_as_in_a_folder(server):
     assert records.parts("hub:ours/texts:train*") == ("hub:ours/texts:train*", [])
 
 
-def test_without_the_hub_what_was_fetched_is_read_and_that_is_said(server, capsys):
+def test_without_the_hub_what_was_fetched_is_read_and_that_is_said(server, capsys, monkeypatch):
     texts("hub:ours/texts:train*")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client pauses 23 s in all before it gives up
     server.shutdown()
     server.server_close()
     hub.fetch.cache_clear()
