@@ -42,8 +42,8 @@ from experiments.decoding import answering, models
 from experiments.decoding.journal import Journal
 from experiments.launch import checks
 from experiments.pages import llm_watermark as page
-from experiments.watermarks import measuring, memorising, texts
-from experiments.watermarks.memorising import Scorer
+from experiments.text_watermarks import measuring, memorising, texts
+from experiments.text_watermarks.memorising import Scorer
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 SCORED = (text_marks.KGW, text_marks.UNIGRAM, text_marks.RANDOM)

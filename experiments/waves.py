@@ -23,9 +23,9 @@ from alignment.errors import InputError, one_of
 from alignment.watermark import distortions, marks, protocol, quality
 from data import loader
 from data.corpus import executors
+from experiments.image_watermarks import attacks, cells, prepare
 from experiments.launch import checks
 from experiments.pages import waves as page
-from experiments.watermark import attacks, cells, prepare
 
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from alignment import files
 from alignment.watermark import marks, protocol, quality
+from experiments.image_watermarks import attacks, cells
 from experiments.report import charts, pictures
-from experiments.watermark import attacks, cells
 
 LEVELS = (0.95, 0.7, 0.4)
 RANKED_BY = (0.7, 0.4)  # the rule that gives the published ranks: these, then the means of P and Q

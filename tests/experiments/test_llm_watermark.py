@@ -11,7 +11,7 @@ from alignment.watermark.verbatim import Scored
 from data.tokens import tokenizer
 from data.toys import chronicle
 from experiments import llm_watermark
-from experiments.watermarks import measuring, memorising, texts
+from experiments.text_watermarks import measuring, memorising, texts
 from tests.experiments.conftest import launch
 
 

@@ -15,8 +15,8 @@ from alignment.errors import InputError
 from alignment.watermark import marks, protocol
 from data.toys import scenes
 from experiments import waves
+from experiments.image_watermarks import attacks, cells, prepare
 from experiments.pages import waves as page
-from experiments.watermark import attacks, cells, prepare
 from tests.experiments.conftest import ROOT, launch
 
 STRENGTHS = {"Dist-JPEG": (0.5, 1.0), "Dist-Bright": (0.2, 0.4)}

@@ -6,6 +6,7 @@ from alignment.watermark import blocks, distortions, marks, quality
 from data.pictures import image_files
 from data.toys.scenes import pink
 
+SHORT = pytest.mark.xfail(reason="the sheet's figure is not reached", strict=True)
 BLOCK = np.array([[10, 12, 9, 8], [11, 50, 7, 6], [9, 8, 10, 5], [7, 6, 5, 4]], float)
 
 
@@ -56,6 +57,9 @@ def test_wavelet_and_blocks_come_back():
         ("Dist-Noise", 0.2, 1.0),
         ("Dist-Noise", 1.0, 0.60),
         ("Dist-Rotation", 0.2, 0.54),
+        pytest.param("Dist-JPEG", 0.5, 0.91, marks=SHORT),
+        pytest.param("Dist-JPEG", 1.0, 0.51, marks=SHORT),
+        pytest.param("Dist-Bright", 0.2, 0.78, marks=SHORT),
     ],
 )
 def test_dwt_dct_svd_survives_what_the_sheet_of_worked_numbers_says(attack, strength, expected, marked):

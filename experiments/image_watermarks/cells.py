@@ -16,8 +16,8 @@ import numpy as np
 from alignment.errors import InputError
 from alignment.watermark import marks, protocol, quality
 from data.corpus import executors, shards
+from experiments.image_watermarks import attacks
 from experiments.report import progress
-from experiments.watermark import attacks
 
 NONE = "none"  # the attack that does nothing: its cell has the distances of clean pictures
 STAGE = "cells"

@@ -18,7 +18,7 @@ from alignment.watermark.verbatim import Scored
 from data.texts import text as rows_of
 from data.tokens import tokenizer
 from experiments.decoding import models
-from experiments.watermarks.texts import Text
+from experiments.text_watermarks.texts import Text
 
 
 def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:

@@ -10,8 +10,8 @@ from alignment.errors import InputError
 from alignment.watermark import attacks, detect, membership, text_marks, verbatim
 from alignment.watermark.text_marks import Mark
 from alignment.watermark.verbatim import Scored
-from experiments.watermarks import memorising
-from experiments.watermarks.texts import Text
+from experiments.text_watermarks import memorising
+from experiments.text_watermarks.texts import Text
 
 SHARES = (0.25, 0.5)  # of tokens that an attack replaces
 

@@ -15,8 +15,8 @@ from alignment.watermark import marks
 from data import loader, records
 from data.pictures import image_files
 from data.toys import scenes
-from experiments.watermark import attacks
-from experiments.watermark.cells import PICTURES, unmarked
+from experiments.image_watermarks import attacks
+from experiments.image_watermarks.cells import PICTURES, unmarked
 
 SYNTHETIC = "synthetic"
 
