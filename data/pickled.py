@@ -12,7 +12,7 @@ import os
 import pathlib
 import pickletools
 import re
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import scipy.sparse
@@ -276,7 +276,7 @@ class _Machine:
             if self.memo.get(place) is item:
                 self.memo[place] = value
 
-    def array(self, dtype: _DType, shape: tuple, raw: str | bytes, order: str) -> np.ndarray:
+    def array(self, dtype: _DType, shape: tuple, raw: str | bytes, order: Literal["C", "F"]) -> np.ndarray:
         """An array of its own, in this machine's byte order."""
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         if not all(isinstance(size, int) and size >= 0 for size in shape):
@@ -284,11 +284,11 @@ class _Machine:
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
             self.refuse(f"an array of shape {shape} and dtype {dtype.dtype} in {len(raw):,} bytes")
         flat = np.frombuffer(raw, dtype.dtype)
-        return flat.reshape(shape, order=order).astype(dtype.dtype.newbyteorder("="))  # type: ignore[call-overload]
+        return flat.reshape(shape, order=order).astype(dtype.dtype.newbyteorder("="))
 
     def matrix(self, state: dict) -> scipy.sparse.csr_matrix:
         """A CSR matrix whose rows and columns lie inside its shape."""
-        parts = [state.get(name) for name in ("data", "indices", "indptr")]
+        parts: list[Any] = [state.get(name) for name in ("data", "indices", "indptr")]
         shape = state.get("_shape", state.get("shape"))
         if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(s, int) and s >= 0 for s in shape)):
             self.refuse("a CSR matrix whose shape is not two whole numbers from 0 on")

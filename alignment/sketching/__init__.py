@@ -1,0 +1,1 @@
+"""Graph networks trained on sketches: hashes, count and tensor sketches, sketched convolutions and layers."""
