@@ -151,7 +151,9 @@ class _Machine:
 
     def name(self, words: list[Any]) -> None:
         # Only texts are joined: to print a list that the file made could take for ever.
-        name = " ".join(words) if all(isinstance(word, str) for word in words) else "something that is not a text"
+        if not all(isinstance(word, str) for word in words):
+            self.refuse("it names something that is not a text; nothing but data is read")
+        name = " ".join(words)
         if name not in NAMES:
             self.refuse(f"it names {name[:100].replace(' ', '.')}, which is not data; nothing but data is read")
         self.stack.append(_Name(NAMES[name]))

@@ -84,13 +84,21 @@ def pairs(z_ND: np.ndarray, num_pairs: int, rng: np.random.Generator) -> tuple[n
     return out[0], out[1]
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "learning_rate"))
-def _trained(projection_DC: jax.Array, close_2PD: jax.Array, far_2PD: jax.Array, *, steps: int, learning_rate: float):
+@functools.partial(jax.jit, static_argnames=("steps", "learning_rate", "margin"))
+def _trained(
+    projection_DC: jax.Array,
+    close_2PD: jax.Array,
+    far_2PD: jax.Array,
+    *,
+    steps: int,
+    learning_rate: float,
+    margin: float,
+) -> tuple[jax.Array, jax.Array]:
     tx = optax.adam(learning_rate)
 
     def one(carry: Any, _: None) -> tuple[Any, jax.Array]:
         projection, state = carry
-        loss, gradient = jax.value_and_grad(hinge)(projection, close_2PD, far_2PD)
+        loss, gradient = jax.value_and_grad(hinge)(projection, close_2PD, far_2PD, margin=margin)
         changes, state = tx.update(gradient, state)
         return (optax.apply_updates(projection, changes), state), loss
 
@@ -106,10 +114,13 @@ def train(
     steps: int = 20,
     num_pairs: int = 1_024,
     learning_rate: float = 1e-3,
+    margin: float = 1.0,
 ) -> np.ndarray:
-    """P after some steps of Adam on the hinge of freshly drawn pairs."""
+    """P after some steps of Adam on the hinge of freshly drawn pairs; a hinge that is 0 already changes nothing."""
     close_2PD, far_2PD = pairs(z_ND, num_pairs, rng)
-    moved, _ = _trained(jnp.asarray(projection_DC), close_2PD, far_2PD, steps=steps, learning_rate=learning_rate)
+    moved, _ = _trained(
+        jnp.asarray(projection_DC), close_2PD, far_2PD, steps=steps, learning_rate=learning_rate, margin=margin
+    )
     return np.asarray(moved)
 
 
