@@ -198,6 +198,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.pairs.more = "hh_harmless_base_test_a.jsonl"
     c.pairs.num_more = 80
     c.max_new_tokens = 48
+    c.engine.max_len = 1_280  # the longest of these attacks has 1,022 tokens
     c.judge = "keyword,model"
     c.adapter.rank = 16
     c.compute.dtype = "float32"

@@ -28,7 +28,7 @@ from experiments.merging import toy, writing
 from experiments.pages import merge as page
 
 SETTINGS = ("", "laptop", "tiny")
-LEAST = {"max_shard_bytes": (1, ""), "threads": (1, "None takes all cores")}
+LEAST = {"max_shard_bytes": (1, ""), "processes": (1, "None takes a process for each core, eight at most")}
 TOY_ONLY = ("steps", "expert_steps")
 
 
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.recipe = "recipe.yaml"  # a file; synthetic:<method> merges two embedded experts
     c.allow_submatrix = False  # True cuts embeddings with more rows than the base's
     c.max_shard_bytes = 2_000_000_000  # of a file of the export; a killed merge goes on with the file that is missing
-    c.threads = config_dict.placeholder(int)  # None takes all cores
+    c.processes = config_dict.placeholder(int)  # that merge; None: one for each core, eight at most
     c.toy = dict(  # of synthetic:<method>
         steps=config_dict.placeholder(int),  # updates of the base
         expert_steps=config_dict.placeholder(int),  # of each expert
@@ -98,7 +98,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         folder,
         seed=c.seed,
         max_shard_bytes=c.max_shard_bytes,
-        threads=c.threads,
+        processes=c.processes,
         allow_submatrix=c.allow_submatrix,
     )
     seconds = time.perf_counter() - begin

@@ -5,8 +5,8 @@ Dimensions: K models, B entries of a block.  A tensor is flat here; a block is s
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import Any
 
 import ml_dtypes
@@ -14,13 +14,27 @@ import numpy as np
 
 from alignment.errors import InputError
 
-BLOCK = 1 << 16  # entries: what a core works on stays in its cache, and a large tensor never lies in memory in float32
+BLOCK = 1 << 17  # entries: what a core works on stays in its cache, and a large tensor never lies in memory in float32
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXPONENTS = {  # the bits of an exponent, all of them set in infinities and in what is not a number
     np.dtype(np.float32): (np.uint32, 0x7F800000),
     np.dtype(np.float16): (np.uint16, 0x7C00),
     BFLOAT16: (np.uint16, 0x7F80),
 }
+_own = threading.local()
+
+
+def scratch(name: str, num: int) -> np.ndarray:
+    """Memory of this thread for `num` numbers of 32 bits; what lay there under that name is overwritten.
+
+    A new array of a block's size comes from the kernel and goes back to it, and clearing its pages takes several times
+    as long as the arithmetic on them.
+    """
+    array = getattr(_own, name, None)
+    if array is None or array.size < num:
+        array = np.empty(max(num, BLOCK), np.float32)
+        setattr(_own, name, array)
+    return array[:num]
 
 
 def to_float32(raw_B: np.ndarray, out_B: np.ndarray) -> None:
@@ -36,7 +50,8 @@ def to_float32(raw_B: np.ndarray, out_B: np.ndarray) -> None:
 def from_float32(block_B: np.ndarray, out_B: np.ndarray) -> None:
     """Round a block of float32, to nearest with ties to even, into one of any float type."""
     if out_B.dtype == BFLOAT16:
-        rounded_B = block_B.view(np.uint32) >> 16
+        rounded_B = scratch("rounded", block_B.size).view(np.uint32)
+        np.right_shift(block_B.view(np.uint32), 16, out=rounded_B)
         rounded_B &= 1
         rounded_B += 0x7FFF
         rounded_B += block_B.view(np.uint32)
@@ -62,13 +77,11 @@ class Sources:
     Attributes:
         views: of equal shape, of any float type, contiguous.
         base: what the others differ from; None: the tensors themselves are merged.
-        pool: of the threads that work on blocks; numpy lets them run side by side.
         by_rows: whether a block holds whole rows (the last dimension), for methods that look at a row at a time.
     """
 
     views: Sequence[np.ndarray]
     base: np.ndarray | None
-    pool: Executor
     by_rows: bool = False
 
     @property
@@ -89,13 +102,16 @@ class Sources:
         return self.shape[-1] if self.shape else 1
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Entries [start, stop): of each model `[K, B]`, less the base where there is one, and of the base `[B]`."""
-        block_KB = np.empty((self.num_models, stop - start), np.float32)
+        """Entries [start, stop): of each model `[K, B]`, less the base where there is one, and of the base `[B]`.
+
+        They lie in memory that the thread's next call overwrites.
+        """
+        block_KB = scratch("models", self.num_models * (stop - start)).reshape(self.num_models, -1)
         for block_B, view in zip(block_KB, self.views):
             to_float32(view.reshape(-1)[start:stop], block_B)
         if self.base is None:
             return block_KB, None
-        base_B = np.empty(stop - start, np.float32)
+        base_B = scratch("base", stop - start)
         to_float32(self.base.reshape(-1)[start:stop], base_B)
         for block_B in block_KB:
             block_B -= base_B
@@ -112,7 +128,7 @@ class Sources:
 
     def map(self, block_fn: Callable[[int, int], Any]) -> list[Any]:
         """What a function returns of each block, in the blocks' order."""
-        return list(self.pool.map(lambda place: block_fn(*place), self.places()))
+        return [block_fn(*place) for place in self.places()]
 
 
 def check_fits(name: str, out: np.ndarray) -> None:

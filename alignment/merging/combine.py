@@ -3,11 +3,13 @@
 Dimensions: K models, B entries of a block, R rows.
 """
 
-import functools
 import math
 
 import numpy as np
 
+from alignment.merging.blocks import scratch
+
+SIGN = np.uint32(1 << 31)  # the bit of a float32's sign
 SMALLEST_DIVISOR = 1e-8
 PARALLEL = 0.9995  # cosine above which an arc is a line
 SMALLEST_NORMS = 1e-6  # of the product of two lengths that a cosine is divided by
@@ -38,26 +40,40 @@ def consensus(delta_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool, v
         normalize: divide by the weights of those that agree.
         votes_weigh: whether the sum that elects is weighted.
     """
-    votes_B = functools.reduce(np.add, delta_KB) if not votes_weigh else None
+    votes_B = scratch("votes", delta_KB.shape[1])
+    if not votes_weigh:
+        _sum_into(delta_KB, votes_B)
     for delta_B, weight in zip(delta_KB, weights_K):
         delta_B *= np.float32(weight)
-    if votes_B is None:
-        votes_B = functools.reduce(np.add, delta_KB)
-    sign_B = 2 * (votes_B >= 0).astype(np.float32) - 1
-    sum_B = np.zeros(delta_KB.shape[1], np.float32)
-    total_B = np.zeros(delta_KB.shape[1], np.float32)
+    if votes_weigh:
+        _sum_into(delta_KB, votes_B)
+    votes_B += 0  # a zero with a minus elects plus as well
+    flips_B = votes_B.view(np.uint32)
+    flips_B &= SIGN  # of entries that elect minus; flipping signs by their bits takes a third of the time of products
+    total_B = scratch("total", delta_KB.shape[1])
+    total_B.fill(0)
     for delta_B, weight in zip(delta_KB, weights_K):
-        delta_B *= sign_B
+        bits_B = delta_B.view(np.uint32)
+        bits_B ^= flips_B
         agrees_B = delta_B > 0
         if normalize:
             total_B += agrees_B * np.float32(weight)
         delta_B *= agrees_B
+    sum_B = delta_KB[0]
+    for delta_B in delta_KB[1:]:
         sum_B += delta_B
-    sum_B *= sign_B
     if normalize:
         total_B += np.abs(total_B) < SMALLEST_DIVISOR  # then it is 1; assigning through a mask takes six times as long
         sum_B /= total_B
+    bits_B = sum_B.view(np.uint32)
+    bits_B ^= flips_B
     return sum_B
+
+
+def _sum_into(block_KB: np.ndarray, out_B: np.ndarray) -> None:
+    np.copyto(out_B, block_KB[0])
+    for block_B in block_KB[1:]:
+        out_B += block_B
 
 
 def products(block_KB: np.ndarray) -> np.ndarray:

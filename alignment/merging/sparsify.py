@@ -5,16 +5,18 @@ magnitude, equal ones by their place, so that exactly as many stay as are meant 
 Dimensions: B entries of a block, R rows of it, N entries of a row.
 """
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from alignment.errors import one_of
-from alignment.merging.blocks import Sources
+from alignment.merging.blocks import Sources, scratch
 
 KeepFn = Callable[[int, np.ndarray], None]  # (first entry, block of a difference): zero what does not stay
+DRAWN = 1 << 14  # random numbers drawn at a time: few enough that their array is not asked of the kernel
 RESCALINGS = ("density", "l1", "none")
 SMALLEST_L1 = 1e-7  # a difference this small is not rescaled
 
@@ -44,13 +46,13 @@ def middle(sources: Sources, model: int, density: float, gamma: float) -> KeepFn
     own = sources.only(model)
 
     def magnitudes(start: int, stop: int) -> np.ndarray:
-        return np.abs(own.read(start, stop)[0][0])
+        return np.abs(own.read(start, stop)[0][0], out=scratch("magnitudes", stop - start))
 
     is_outlier = largest(sources, num_outliers, magnitudes)
     is_large = largest(sources, num_outliers + num_kept, magnitudes)
 
     def keep(start: int, delta_B: np.ndarray) -> None:
-        magnitudes_B = np.abs(delta_B)
+        magnitudes_B = np.abs(delta_B, out=scratch("magnitudes", delta_B.size))
         stays_B = is_large(start, magnitudes_B)
         if num_outliers:
             stays_B &= ~is_outlier(start, magnitudes_B)
@@ -64,66 +66,87 @@ ReadFn = Callable[[int, int], np.ndarray]  # (start, stop) -> the values there
 
 
 NUM_RUNS, RUN = 256, 256  # a sample's runs of entries that follow each other, and their length
-SLACK = 64  # values of a sample by which a guess may be further off than it looks
+SLACK = 1_024  # places of the sorted sample by which a threshold may lie off where the sample has it
 
 
 def largest(sources: Sources, num: int, read_fn: ReadFn) -> IsLargeFn:
     """Which entries of a tensor are among the `num` largest values.
 
-    Neither are all values in memory nor are they sorted: a sample guesses the threshold, counting says how far off the
-    guess is, and only values between it and the threshold are sorted. A selection by numpy takes ten times as long
-    where many values are equal, as those of bfloat16 are.
+    Neither are all values in memory nor are they sorted: a sample says between which two values the threshold lies, and
+    one reading counts the values above each and collects those between, which alone are sorted. A selection by numpy
+    takes ten times as long where many values are equal, as those of bfloat16 are.
 
     Args:
-        read_fn: the values of a block, at least 0.
+        read_fn: the values of a block, at least 0; they may lie in memory that its next call overwrites.
     """
     if num <= 0:
         return lambda start, values_B: np.zeros(values_B.shape, bool)
     if num >= sources.size:
         return lambda start, values_B: np.ones(values_B.shape, bool)
-    threshold, num_above, num_equal = _threshold(sources, num, read_fn)
-    last = sources.size  # equal values stay in their order as long as there is room; often there is for all
-    if num_above + num_equal > num:
-        last = _place(threshold, num - num_above, read_fn, sources.places())
+    threshold, last = _threshold(sources, num, read_fn)
     return functools.partial(_is_large, threshold, last)
 
 
-def _threshold(sources: Sources, num: int, read_fn: ReadFn) -> tuple[np.float32, int, int]:
-    """The `num`-th largest value, how many are larger, and how many are equal to it."""
+def _threshold(sources: Sources, num: int, read_fn: ReadFn) -> tuple[np.float32, int]:
+    """The `num`-th largest value, and one place behind the last of those equal to it for which there is room."""
     starts = np.linspace(0, max(sources.size - RUN, 0), NUM_RUNS).astype(int)
-    sample = np.sort(np.concatenate([read_fn(start, min(start + RUN, sources.size)) for start in starts]))
+    sample = np.concatenate([read_fn(start, min(start + RUN, sources.size)).copy() for start in starts])
     place = int((1 - num / sources.size) * (len(sample) - 1))
-    guess = sample[place]
+    sample.partition([max(place - SLACK, 0), min(place + SLACK, len(sample) - 1)])
+    low = sample[place - SLACK] if place >= SLACK else np.float32(-1)
+    high = sample[place + SLACK] if place + SLACK < len(sample) else np.float32(np.inf)
+    parts = _between(sources, read_fn, low, high)
+    if num <= sum(part.above_high for part in parts):  # the sample was off
+        low, high = high, np.float32(np.inf)
+        parts = _between(sources, read_fn, low, high)
+    elif num > sum(part.from_low for part in parts):
+        low, high = np.float32(-1), low
+        parts = _between(sources, read_fn, low, high)
+    from_high, above_low = sum(part.from_high for part in parts), sum(part.above_low for part in parts)
+    if num <= from_high:
+        threshold, equal = high, [part.from_high - part.above_high for part in parts]
+        num_above = from_high - sum(equal)
+    elif num > above_low:
+        threshold, equal, num_above = low, [part.from_low - part.above_low for part in parts], above_low
+    else:
+        values = np.sort(np.concatenate([part.values for part in parts]))
+        threshold = values[len(values) - (num - from_high)]
+        equal = [int(np.count_nonzero(part.values == threshold)) for part in parts]
+        num_above = from_high + len(values) - int(np.searchsorted(values, threshold, "right"))
+    room = num - num_above
+    if room == sum(equal):
+        return threshold, sources.size
+    before = np.cumsum(equal) - equal
+    block = int(np.searchsorted(before, room)) - 1  # the last one that begins with room left
+    start, stop = sources.places()[block]
+    (places,) = np.nonzero(read_fn(start, stop) == threshold)
+    return threshold, start + int(places[room - int(before[block]) - 1]) + 1
 
-    def compare(start: int, stop: int) -> tuple[int, int]:
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """How many values of a block are above a high value, not below it, above a low one and not below it.
+
+    values: those between the two. Those equal to either are only counted: there may be as many as the block has.
+    """
+
+    above_high: int
+    from_high: int
+    above_low: int
+    from_low: int
+    values: np.ndarray
+
+
+def _between(sources: Sources, read_fn: ReadFn, low: np.float32, high: np.float32) -> list[Part]:
+    def one(start: int, stop: int) -> Part:
         values_B = read_fn(start, stop)
-        return int(np.count_nonzero(values_B > guess)), int(np.count_nonzero(values_B == guess))
+        inside_B, from_high_B = values_B > low, values_B >= high
+        counts = (values_B > high, from_high_B, inside_B, values_B >= low)
+        above_high, from_high, above_low, from_low = [int(np.count_nonzero(mask_B)) for mask_B in counts]
+        inside_B &= ~from_high_B
+        return Part(above_high, from_high, above_low, from_low, values_B[inside_B])
 
-    num_above, num_equal = (sum(counts) for counts in zip(*sources.map(compare)))
-    if num_above < num <= num_above + num_equal:
-        return guess, num_above, num_equal
-    is_higher = num <= num_above  # the threshold is above the guess
-    off = (num_above - num if is_higher else num - num_above - num_equal) / sources.size * len(sample)
-    reach = int(2 * off) + SLACK
-    edges = [sample[min(place + reach, len(sample) - 1)], np.float32(np.inf)]
-    if not is_higher:
-        edges = [sample[max(place - reach, 0)], np.float32(-1)]
-    for edge in edges:
-        low, high = (guess, edge) if is_higher else (edge, guess)
-
-        def collect(start: int, stop: int, low: np.float32 = low, high: np.float32 = high) -> tuple[int, np.ndarray]:
-            values_B = read_fn(start, stop)
-            inside_B = (values_B > low) & ((values_B <= high) if is_higher else (values_B < high))
-            return int(np.count_nonzero(values_B > high)) if is_higher else 0, values_B[inside_B]
-
-        counts, parts = zip(*sources.map(collect))
-        values = np.sort(np.concatenate(parts))
-        num_over = sum(counts) if is_higher else num_above + num_equal
-        if num_over < num <= num_over + len(values):
-            break
-    threshold = values[len(values) - (num - num_over)]
-    first, behind = np.searchsorted(values, threshold, "left"), np.searchsorted(values, threshold, "right")
-    return threshold, num_over + len(values) - int(behind), int(behind - first)
+    return sources.map(one)
 
 
 def _is_large(threshold: np.float32, last: int, start: int, values_B: np.ndarray) -> np.ndarray:
@@ -133,16 +156,6 @@ def _is_large(threshold: np.float32, last: int, start: int, values_B: np.ndarray
     equal_B = values_B == threshold
     equal_B[max(last - start, 0) :] = False
     return (values_B > threshold) | equal_B
-
-
-def _place(threshold: np.float32, num: int, read_fn: ReadFn, places: Sequence[tuple[int, int]]) -> int:
-    """One place behind the `num`-th value that equals the threshold."""
-    for start, stop in places:
-        (equal,) = np.nonzero(read_fn(start, stop) == threshold)
-        if num <= len(equal):
-            return start + int(equal[num - 1]) + 1
-        num -= len(equal)
-    return places[-1][1]
 
 
 def by_variance(sources: Sources, share: float) -> list[KeepFn]:
@@ -188,7 +201,9 @@ def bernoulli(seed: int, name: str, sources: Sources, model: int, density: float
     threshold = np.uint32(min(round(density * 2**32), 2**32 - 1))
 
     def drop(start: int, delta_B: np.ndarray) -> None:
-        delta_B *= random_bits(seed, name, model, start, delta_B.size) < threshold
+        for i in range(0, delta_B.size, DRAWN):
+            part_B = delta_B[i : i + DRAWN]
+            part_B *= random_bits(seed, name, model, start + i, part_B.size) < threshold
 
     return rescaled(drop, sources, model, rescale, factor=1 / density)
 
@@ -206,7 +221,9 @@ def by_rank(seed: int, name: str, sources: Sources, model: int, density: float, 
 
     def drop(start: int, delta_B: np.ndarray) -> None:
         delta_RN = delta_B.reshape(-1, sources.row)
-        ranks_RN = np.argsort(np.argsort(np.abs(delta_RN), axis=1, kind="stable"), axis=1)
+        order_RN = np.argsort(np.abs(delta_RN), axis=1, kind="stable")
+        ranks_RN = np.empty_like(order_RN)
+        np.put_along_axis(ranks_RN, order_RN, np.arange(sources.row)[None], axis=1)
         chance_RN = density + epsilon * (
             2 * ranks_RN / max(sources.row - 1, 1) - 1 if sources.row > 1 else 0 * ranks_RN
         )

@@ -1,13 +1,19 @@
-"""Checkpoints merged as a stream: a tensor is computed while the one before it is written; nothing else is in memory.
+"""Checkpoints merged as a stream: each process reads a tensor's blocks from maps of the files and writes its result in
+place, so that no tensor lies in memory.
 
 Files are written whole, one after the other, into a folder of their own, so a killed merge goes on with the file that
 is missing. Beside each lies what was measured of its tensors.
 """
 
+import concurrent.futures
+import contextlib
+import dataclasses
 import json
+import multiprocessing
+import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ from alignment.merging.methods import Method
 from alignment.models import tensors
 
 Row = dict[str, Any]
+WORTH_PROCESSES = 64 << 20  # bytes of a merge: a smaller one is over before a process has started
 
 
 def merge(
@@ -31,7 +38,7 @@ def merge(
     dtype: np.dtype,
     max_shard_bytes: int,
     seed: int,
-    pool: Executor,
+    processes: int,
     progress_fn: Callable[[int], None],
 ) -> list[Row]:
     """Merge all tensors into safetensors files in `folder`, with their index; files that lie there already stay.
@@ -41,25 +48,33 @@ def merge(
         dtype: of the merged weights.
         max_shard_bytes: a new file is begun rather than exceed this.
         seed: of random masks.
-        pool: of the threads that compute.
+        processes: that compute, each a tensor at a time; of a small merge this one alone does.
         progress_fn: called with each file's size once it is there.
 
     Returns:
         A row for each tensor: see `row_of`.
     """
-    shards = tensors.plan({job.name: job.shape for job in jobs}, dtype, max_shard_bytes)
+    shapes = {job.name: job.shape for job in jobs}
+    shards = tensors.plan(shapes, dtype, max_shard_bytes)
+    total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
     by_name = {job.name: job for job in jobs}
     files.sweep(folder)
     rows: list[Row] = []
-    for file, names in shards.items():
-        own = [by_name[name] for name in names]
-        notes = folder / f".{file}.rows"
-        if not (folder / file).is_file():
-            arrays = _arrays(own, method, models, dtype, seed, pool, notes)
-            tensors.write(folder / file, {job.name: job.shape for job in own}, dtype, arrays)
-        rows += files.read_rows(notes)
-        progress_fn((folder / file).stat().st_size)
-    tensors.write_index(folder, shards, sum(int(np.prod(job.shape)) for job in jobs) * dtype.itemsize)
+    with _computing(min(processes, len(jobs)) if total >= WORTH_PROCESSES else 1) as map_fn:
+        for file, names in shards.items():
+            notes = folder / f".{file}.rows"
+            if not (folder / file).is_file():
+                with files.replacing(folder / file) as f:
+                    starts = tensors.reserve(f, {name: shapes[name] for name in names}, dtype)
+                    own = [by_name[name] for name in names]
+                    tasks = [
+                        Task(job, method, _stored(job, models), f.name, starts[job.name], dtype, seed) for job in own
+                    ]
+                    done = _largest_first(tasks, map_fn)
+                    files.write_text(notes, "".join(json.dumps(row) + "\n" for row in done))
+            rows += files.read_rows(notes)
+            progress_fn((folder / file).stat().st_size)
+    tensors.write_index(folder, shards, total)
     return rows
 
 
@@ -69,44 +84,86 @@ def clean(folder: pathlib.Path) -> None:
         notes.unlink()
 
 
-def _arrays(
-    jobs: Sequence[Job],
-    method: Method,
-    models: Mapping[str, Model],
-    dtype: np.dtype,
-    seed: int,
-    pool: Executor,
-    notes: pathlib.Path,
-) -> Iterator[np.ndarray]:
-    """The merged tensors of a file in their order; what was measured is written before the file takes its name."""
-    rows: list[Row] = []
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A tensor to merge into its place of a file.
 
-    def compute(job: Job) -> np.ndarray:
-        out = np.empty(job.shape, dtype)
-        tensor = methods.Tensor(job.name, sources_of(job, method, models, pool), job.each, job.settings, seed)
-        rows.append(row_of(job, methods.merge(tensor, method, out)))
-        return out
+    Attributes:
+        stored: where the sources lie, and behind them the base where there is one.
+        file, start: where the result goes; `start` in bytes.
+    """
 
-    with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(compute, jobs[0])
-        for i in range(len(jobs)):
-            array = upcoming.result()
-            if i + 1 < len(jobs):
-                upcoming = ahead.submit(compute, jobs[i + 1])
-            yield array
-            del array  # before the next one is waited for
-    files.write_text(notes, "".join(json.dumps(row) + "\n" for row in rows))
+    job: Job
+    method: Method
+    stored: Sequence[tensors.Stored]
+    file: str
+    start: int
+    dtype: np.dtype
+    seed: int
 
 
-def sources_of(job: Job, method: Method, models: Mapping[str, Model], pool: Executor) -> Sources:
+def compute(task: Task) -> Row:
+    """Merge one tensor, and return its row."""
+    job = task.job
+    size = int(np.prod(job.shape)) * task.dtype.itemsize
+    raw = np.memmap(task.file, np.uint8, "r+", task.start, (size,)) if size else np.empty(0, np.uint8)
+    out = raw.view(np.ndarray).view(task.dtype).reshape(job.shape)
+    tensor = methods.Tensor(job.name, sources_of(job, task.method, task.stored), job.each, job.settings, task.seed)
+    return row_of(job, methods.merge(tensor, task.method, out))
+
+
+MapFn = Callable[[Callable[[Task], Row], Sequence[Task]], Iterator[Row]]
+
+
+@contextlib.contextmanager
+def _computing(processes: int) -> Iterator[MapFn]:
+    """A function like `map`; its work is done by processes where there are several.
+
+    Threads would wait for each other: numpy lets go of the interpreter within an operation on a block only.
+    """
+    if processes == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # a forked child of a process with JAX's threads may hang
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """In a worker: end it when its parent is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()  # the system closes the pipe that this waits on
+        os._exit(1)  # sys.exit in a thread would end the thread alone
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _largest_first(tasks: Sequence[Task], map_fn: MapFn) -> list[Row]:
+    """The rows in the tasks' order; large tensors are begun first, so that none is waited for alone at the end."""
+    order = sorted(range(len(tasks)), key=lambda i: -int(np.prod(tasks[i].job.shape)))
+    rows = dict(zip(order, map_fn(compute, [tasks[i] for i in order])))
+    return [rows[i] for i in range(len(tasks))]
+
+
+def _stored(job: Job, models: Mapping[str, Model]) -> list[tensors.Stored]:
+    places = [*job.sources, *([job.base] if job.base else [])]
+    return [models[model].tensors[name] for model, name in places]
+
+
+def sources_of(job: Job, method: Method, stored: Sequence[tensors.Stored]) -> Sources:
     """The tensor's views of the files, cut to the merged shape."""
-
-    def view(model: str, name: str) -> np.ndarray:
-        whole = tensors.view(name, models[model].tensors[name])
-        return whole[: job.shape[0]] if job.shape else whole
-
-    base = None if job.base is None else view(*job.base)
-    return Sources([view(*place) for place in job.sources], base, pool, by_rows=method.by_rows)
+    views = [tensors.view(job.name, place) for place in stored]
+    if job.shape:
+        views = [whole[: job.shape[0]] for whole in views]
+    num = len(job.sources)
+    return Sources(views[:num], views[num] if job.base else None, by_rows=method.by_rows)
 
 
 def row_of(job: Job, measured: methods.Measured) -> Row:

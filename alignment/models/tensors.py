@@ -11,7 +11,7 @@ import math
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -177,6 +177,16 @@ def write(
         shapes: of each tensor by its name.
         arrays: yields the tensors in the order of `shapes`, so only one needs to exist at a time.
     """
+    with files.replacing(file) as f:
+        reserve(f, shapes, dtype)
+        for (name, shape), array in zip(shapes.items(), arrays, strict=True):
+            if array.shape != tuple(shape) or array.dtype != dtype:
+                raise ValueError(f"{name}: {array.dtype} {array.shape} does not match the header, {dtype} {shape}")
+            f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def reserve(f: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> dict[str, int]:
+    """Write the header of an empty file, make it as long as its tensors need, and return where each begins."""
     names = {stored: name for name, stored in DTYPES.items()}
     if dtype not in names:
         raise InputError(f"dtype={dtype} cannot be written; {', '.join(str(d) for d in names)} can")
@@ -188,12 +198,11 @@ def write(
         at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned, as the format asks
-    with files.replacing(file) as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for (name, shape), array in zip(shapes.items(), arrays, strict=True):
-            if array.shape != tuple(shape) or array.dtype != dtype:
-                raise ValueError(f"{name}: {array.dtype} {array.shape} does not match the header, {dtype} {shape}")
-            f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    f.write(struct.pack("<Q", len(text)) + text)
+    f.flush()
+    first = f.tell()
+    f.truncate(first + at)
+    return {name: first + entries[name]["data_offsets"][0] for name in shapes}
 
 
 def write_index(folder: pathlib.Path, shards: Mapping[str, list[str]], total_bytes: int) -> None:

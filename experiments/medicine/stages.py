@@ -167,7 +167,7 @@ def merges(
             own,
             seed=c.seed,
             max_shard_bytes=2_000_000_000,
-            threads=None,
+            processes=None,
             allow_submatrix=False,
         )
         first = first or merge_page.report(rows, method)

@@ -22,6 +22,7 @@ from alignment.train import language_model, writers
 from data.tokens import checkpoint_files, tokenizer
 from experiments.report import progress
 
+MOST_PROCESSES = 8  # each has some 50 MB of its own, and more than this wait for the disk
 STAGING = "merging"  # the folder of the workdir that files are written into until all are there
 
 
@@ -95,7 +96,7 @@ def merge(
     *,
     seed: int,
     max_shard_bytes: int,
-    threads: int | None,
+    processes: int | None,
     allow_submatrix: bool,
 ) -> list[streaming.Row]:
     """Write export/hf, and return the rows of all tensors; what an earlier start wrote of the same merge stays.
@@ -104,14 +105,15 @@ def merge(
         jobs: of `open_models`, with the same `allow_submatrix`.
         seed: of random masks.
         max_shard_bytes: of a file.
-        threads: None takes all cores.
+        processes: that merge; None: one for each core, eight at most.
     """
     staging, result = folder / STAGING, folder / "export/hf"
     dtype = checkpoints.dtype_of(recipe, models)
-    note = made_from(recipe, models, options=[seed, max_shard_bytes, allow_submatrix, str(dtype)])
-    if result.is_dir() and read_note(folder) == note:  # killed behind the merge
-        return files.read_rows(folder / "rows.jsonl")
-    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    processes = processes or min(os.cpu_count() or 1, MOST_PROCESSES)
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        note = made_from(recipe, models, pool, options=[seed, max_shard_bytes, allow_submatrix, str(dtype)])
+        if result.is_dir() and read_note(folder) == note:  # killed behind the merge
+            return files.read_rows(folder / "rows.jsonl")
         if read_note(folder) != note:
             checkpoints.check_finite(models, jobs, pool)
             shutil.rmtree(staging, ignore_errors=True)
@@ -127,7 +129,7 @@ def merge(
                 dtype=dtype,
                 max_shard_bytes=max_shard_bytes,
                 seed=seed,
-                pool=pool,
+                processes=processes,
                 progress_fn=progress_fn,
             )
     add_config(recipe, models, dtype, staging)
@@ -146,11 +148,18 @@ def notes(rows: list[streaming.Row]) -> Iterator[str]:
                 yield f"note: {model} does not differ from the base in {len(same)} tensors, such as {same[0]}"
 
 
-def made_from(recipe: Recipe, models: Mapping[str, checkpoints.Model], *, options: list[Any]) -> dict[str, Any]:
+def made_from(
+    recipe: Recipe,
+    models: Mapping[str, checkpoints.Model],
+    pool: concurrent.futures.Executor,
+    *,
+    options: list[Any],
+) -> dict[str, Any]:
     """What files that lie in the staging folder depend on."""
+    digests = pool.map(lambda model: language_model.digest(f"hf:{model.folder}"), models.values())
     return {
         "recipe": repr(recipe),
-        "models": {name: language_model.digest(f"hf:{model.folder}") for name, model in models.items()},
+        "models": dict(zip(models, digests)),
         "options": options,
     }
 

@@ -185,7 +185,7 @@ def test_another_architecture_is_refused_before_the_folder_is_made(models):
         (["--config.recipe=synthetic:tise"], "the nearest is 'synthetic:ties'"),
         (["--config.toy.steps=None"], "toy.steps=None"),
         (["--config.toy.steps=0"], "toy.steps=0"),
-        (["--config.threads=0"], "threads=0"),
+        (["--config.processes=0"], "processes=0"),
         (["--config.max_shard_bytes=0"], "max_shard_bytes=0"),
         (["--config.recipe=a.yaml"], "trains nothing and does not read it"),
     ],

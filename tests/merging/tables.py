@@ -1,13 +1,10 @@
 """Small tensors merged in memory, as the tests of this room write them."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from alignment.merging import methods
 from alignment.merging.blocks import Sources
 
-POOL = ThreadPoolExecutor(2)
 BASE = np.ones(6)
 DELTAS = np.array([(0.4, -0.2, 0.1, 0, 0.6, -0.5), (0.2, 0.3, -0.4, 0.1, -0.2, -0.7), (-0.5, 0.1, -0.3, 0.2, 0.1, 0.4)])
 MASKS = np.array([(1, 0, 1, 0, 1, 0), (0, 1, 1, 0, 0, 1), (1, 1, 0, 1, 0, 0)])
@@ -16,7 +13,7 @@ DROPPED = np.array([(0.8, 0, 0.2, 0, 1.2, 0), (0, 0.6, -0.8, 0, 0, -1.4), (-1, 0
 
 def sources(views, base=None, *, by_rows=False, dtype=np.float32):
     views = [np.asarray(view, dtype) for view in views]
-    return Sources(views, None if base is None else np.asarray(base, dtype), POOL, by_rows=by_rows)
+    return Sources(views, None if base is None else np.asarray(base, dtype), by_rows=by_rows)
 
 
 def merged(name, views, base=None, *, seed=0, tensor="w", dtype=np.float32, **settings):

@@ -25,7 +25,7 @@ def test_the_linear_mean_and_task_arithmetic():
 
 def test_ties_trims_to_the_largest_half():
     own = sources(MODELS, BASE)
-    trimmed = own.read(0, 6)[0]
+    trimmed = own.read(0, 6)[0].copy()
     for i, delta in enumerate(trimmed):
         sparsify.magnitude(own, i, 0.5)(0, delta)
     wanted = [(0.4, 0, 0, 0, 0.6, -0.5), (0, 0.3, -0.4, 0, 0, -0.7), (-0.5, 0, -0.3, 0, 0, 0.4)]
@@ -70,7 +70,7 @@ def test_both_rescalings_of_a_mask(model, by_l1):
         delta *= MASKS[model][start : start + len(delta)]
 
     for rescale, factor in (("density", 2.0), ("l1", by_l1), ("none", 1.0)):
-        delta = own.read(0, 6)[0][model]
+        delta = own.read(0, 6)[0][model].copy()
         sparsify.rescaled(drop, own, model, rescale, factor=2.0)(0, delta)
         near(delta, DELTAS[model] * MASKS[model] * factor)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from alignment.errors import InputError
 from alignment.merging import blocks, checkpoints, methods, recipes, streaming
 from tests.merging import folders
-from tests.merging.tables import POOL
 
 NAMES = ("base", "one", "other")
 DARE = {
@@ -40,7 +40,7 @@ def planned(folder, recipe=DARE, **options):
 
 def merge(folder, out, recipe=DARE, *, max_shard_bytes=10**9, progress_fn=lambda *args: None, **options):
     jobs, recipe = planned(folder, recipe, **options)
-    settings = dict(dtype=np.dtype(np.float32), max_shard_bytes=max_shard_bytes, seed=0, pool=POOL)
+    settings = dict(dtype=np.dtype(np.float32), max_shard_bytes=max_shard_bytes, seed=0, processes=2)
     return streaming.merge(jobs, recipe.method, opened(folder, recipe.models), out, **settings, progress_fn=progress_fn)
 
 
@@ -49,13 +49,21 @@ def test_a_streamed_merge_is_the_merge_of_each_tensor(models):
     own = {name: folders.read(models / name) for name in NAMES}
     settings = {"lambda": 1.0, "normalize": False, "rescale": True}
     for name, array in folders.read(models / "out").items():
-        sources = streaming.Sources([own["one"][name], own["other"][name]], own["base"][name], POOL)
+        sources = streaming.Sources([own["one"][name], own["other"][name]], own["base"][name])
         each = {"weight": np.array([0.5, 0.5]), "density": np.array([0.5, 0.5])}
         wanted = np.empty(array.shape, np.float32)
         methods.merge(methods.Tensor(name, sources, each, settings, 0), methods.METHODS["dare_ties"], wanted)
         np.testing.assert_array_equal(array, wanted)
     assert [row["tensor"] for row in rows] == list(folders.SHAPES)[:1] + list(folders.SHAPES)[1:]
     assert rows[0]["models"] == ["one", "other"] and rows[1]["layer"] == 0 and rows[0]["layer"] is None
+
+
+def test_processes_write_what_one_writes(models, monkeypatch):
+    rows = merge(models, models / "one_process")
+    monkeypatch.setattr(streaming, "WORTH_PROCESSES", 0)
+    assert merge(models, models / "two_processes") == rows
+    name = "model.safetensors"
+    assert (models / "one_process" / name).read_bytes() == (models / "two_processes" / name).read_bytes()
 
 
 def test_files_and_order_change_nothing(models):
@@ -191,8 +199,9 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(models, value):
 
     change(models, change_fn=spoil)
     jobs, _ = planned(models)
-    with pytest.raises(InputError, match=r"model.layers.1.mlp.up_proj.weight of other holds NaN or infinity"):
-        checkpoints.check_finite(opened(models), jobs, POOL)
+    refused = pytest.raises(InputError, match=r"model.layers.1.mlp.up_proj.weight of other holds NaN or infinity")
+    with refused, ThreadPoolExecutor(2) as pool:
+        checkpoints.check_finite(opened(models), jobs, pool)
 
 
 def test_a_missing_weight_and_layers_that_are_not_there_are_refused(models):
