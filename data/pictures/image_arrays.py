@@ -16,12 +16,14 @@ from data.pictures.image_sources import Images
 NPZ_NAMES = (("images", "i", "i_test", "image", "x", "data"), ("labels", "l", "l_test", "label", "y", "targets"))
 
 
-@functools.lru_cache(maxsize=2)
-def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=4)
+def _arrays(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and labels; of one split where the file has splits as MedMNIST's have, with `split` "" of all."""
     try:
         with np.load(path, allow_pickle=False) as stored:  # pickles in a file of unknown origin may run code
             by_name = {name.lower(): name for name in stored.files}
-            images, labels = (next((by_name[n] for n in names if n in by_name), None) for names in NPZ_NAMES)
+            known = [(f"{split}_images",), (f"{split}_labels",)] if split else NPZ_NAMES
+            images, labels = (next((by_name[n] for n in names if n in by_name), None) for names in known)
             if images is None or labels is None:
                 raise InputError(f"npz:{path} needs arrays images and labels; it has {', '.join(stored.files)}")
             return stored[images], stored[labels]
@@ -33,13 +35,25 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"npz:{path} is not a readable .npz file of plain arrays: {e}") from e
 
 
+def _has_splits(path: str) -> bool:
+    """Whether the file names its arrays train_images and so on; one that cannot be read has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "train_images.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def npz(path: str, *, split: str, seed: int = 0) -> Images:
     """Arrays `images` uint8 [N, Y, X] or [N, Y, X, 1 or 3] and `labels` [N]; split by class, from a seed.
 
-    Other names are known too (NPZ_NAMES), such as `x` and `y`.
+    Other names are known too (NPZ_NAMES), such as `x` and `y`; so are MedMNIST's, `train_images` and `train_labels`
+    [N, 1] and the same of val and test, whose splits stay. Its sets of several labels a picture are refused.
     """
     image_sources.check_split(split)
-    pictures, labels_N = _arrays(path)
+    has_splits = _has_splits(path)
+    pictures, labels_N = _arrays(path, split if has_splits else "")
+    labels_N = labels_N[:, 0] if labels_N.ndim == 2 and labels_N.shape[1] == 1 else labels_N
     if (
         pictures.dtype != np.uint8
         or pictures.ndim not in (3, 4)
@@ -54,8 +68,12 @@ def npz(path: str, *, split: str, seed: int = 0) -> Images:
         or labels_N.min(initial=0) < 0
     ):
         raise InputError(f"npz:{path}: labels are {labels_N.dtype} {labels_N.shape}; one number from 0 a picture")
-    num_classes = int(labels_N.max()) + 1
-    rows = np.flatnonzero(image_sources.parts(labels_N, seed) == split)
+    if has_splits:
+        num_classes = 1 + max(int(_arrays(path, part)[1].max(initial=-1)) for part in image_sources.SPLITS)
+        rows = np.arange(len(labels_N))
+    else:
+        num_classes = int(labels_N.max()) + 1
+        rows = np.flatnonzero(image_sources.parts(labels_N, seed) == split)
     groups = {"width": np.full(len(rows), pictures.shape[2]), "height": np.full(len(rows), pictures.shape[1])}
     return Images(
         f"npz:{path}",

@@ -1,0 +1,1 @@
+"""Augmentation: tasks, arms and batches of saflex.py."""
