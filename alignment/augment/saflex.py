@@ -170,36 +170,26 @@ def refine(
         losses_VK = (losses_fn or cross_entropies)(outputs_fn(leaves, val_batch["x"]))
         return jnp.sum(jnp.sum(y_VK * losses_VK, axis=-1) * real_V) / jnp.sum(real_V)
 
-    gradient = jax.grad(val_loss)(picked)
-    is_good = jnp.isfinite(optax.global_norm(gradient))
-    gradient, num = _averaged(gradient, state, mu)
-    direction = corrected(gradient, num, mu)
+    gradient = _averaged(jax.grad(val_loss)(picked), state, mu)
+    direction = corrected(gradient, state.num + 1, mu)
     if preconditioner is not None:
         direction = [d * p for d, p in zip(direction, split(preconditioner, subset)[0])]
+    direction = [d.astype(leaf.dtype) for d, leaf in zip(direction, picked)]
     by_class_fn = losses_fn or (cross_entropies if scores == "logp" else jnp.negative)
     scores_BK = along(lambda leaves: by_class_fn(outputs_fn(leaves, aug_batch["x"])), picked, direction)
-    is_good &= jnp.all(jnp.isfinite(scores_BK))
+    is_good = jnp.isfinite(optax.global_norm(gradient)) & jnp.all(jnp.isfinite(scores_BK))
     scores_BK = jnp.where(is_good, scores_BK, 0.0)
-    largest = jnp.max(jnp.abs(scores_BK) * real_B[:, None])
-    divisors = {"batchmax": largest, "gnorm": optax.global_norm(direction), "none": jnp.ones(())}
-    scaled_BK = scores_BK / jnp.where(divisors[scale] > 0, divisors[scale], 1.0)
+
+    scaled_BK, largest = scaled(scores_BK, real_B, scale, direction)
     noise_BK = jax.random.gumbel(key, scaled_BK.shape) if gumbel else jnp.zeros_like(scaled_BK)
-    allowed_BK = aug_batch.get("allowed")
     y_BK = choose_labels(
-        scaled_BK, y0_BK, noise_BK, beta=beta, tau=tau, penalty=penalty, labels=labels, allowed_BK=allowed_BK
-    )
-    score_B = jnp.sum(y_BK * scaled_BK, axis=-1)
-    w_B = choose_weights(score_B, jnp.max(jnp.abs(scaled_BK)), real_B, weights=weights, tau_w=tau_w)
+        scaled_BK, y0_BK, noise_BK, beta=beta, tau=tau, penalty=penalty, labels=labels,
+        allowed_BK=aug_batch.get("allowed"),
+    )  # fmt: skip
+    w_B = choose_weights(jnp.sum(y_BK * scaled_BK, axis=-1), largest, real_B, weights=weights, tau_w=tau_w)
     y_BK = jnp.where(is_good, y_BK, y0_BK)
     w_B = jnp.where(is_good, w_B, real_B / jnp.sum(real_B))
-    keep = lambda new, old: jnp.where(is_good, new, old)  # noqa: E731
-    new = State(
-        jax.tree.map(keep, gradient, state.gradient),
-        keep(num, state.num),
-        state.num_bad + ~is_good,
-        jnp.where(is_good, 0, state.bad_in_a_row + 1),
-    )
-    w_B, y_BK, new = jax.lax.stop_gradient((w_B, y_BK, new))
+    w_B, y_BK, new = jax.lax.stop_gradient((w_B, y_BK, _next(state, gradient, is_good)))
     return w_B, y_BK, new, _diagnostics(w_B, y_BK, y0_BK, jnp.sum(y_BK * scores_BK, axis=-1), real_B, ~is_good)
 
 
@@ -209,6 +199,14 @@ def refine(
 def along(losses_fn: Callable[[Params], jax.Array], params: Params, direction: Params) -> jax.Array:
     """Scores P_bk = <grad loss(x_b, class k), direction> of losses [B,K], in one forward-mode pass."""
     return jax.jvp(losses_fn, (params,), (direction,))[1]
+
+
+def scaled(scores_BK: jax.Array, real_B: jax.Array, scale: str, direction: Params) -> tuple[jax.Array, jax.Array]:
+    """The scores in units that do not hang on the gradient's length, and the largest of them."""
+    largest = jnp.max(jnp.abs(scores_BK) * real_B[:, None])
+    divisor = {"batchmax": largest, "gnorm": optax.global_norm(direction), "none": jnp.ones(())}[scale]
+    divisor = jnp.where(divisor > 0, divisor, 1.0)
+    return scores_BK / divisor, largest / divisor
 
 
 def choose_labels(
@@ -258,9 +256,18 @@ def choose_weights(
     return raw_B / jnp.maximum(jnp.sum(raw_B), 1.0)
 
 
-def _averaged(gradient: Any, state: State, mu: float) -> tuple[Any, jax.Array]:
-    mean = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g.astype(jnp.float32), state.gradient, gradient)
-    return mean, state.num + 1
+def _averaged(gradient: Any, state: State, mu: float) -> Any:
+    return jax.tree.map(lambda m, g: mu * m + (1 - mu) * g.astype(jnp.float32), state.gradient, gradient)
+
+
+def _next(state: State, gradient: Any, is_good: jax.Array) -> State:
+    """The state with a good gradient taken in, or with one more that was bad."""
+    return State(
+        jax.tree.map(lambda new, old: jnp.where(is_good, new, old), gradient, state.gradient),
+        state.num + is_good,
+        state.num_bad + ~is_good,
+        jnp.where(is_good, 0, state.bad_in_a_row + 1),
+    )
 
 
 def corrected(gradient: Any, num: jax.Array, mu: float) -> Any:

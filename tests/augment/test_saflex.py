@@ -172,10 +172,10 @@ def test_the_running_mean_of_gradients_is_corrected_for_its_start():
     state = saflex.start({"head": jnp.zeros(())})
     biased, corrected = [], []
     for g in (1.0, 0.0, 0.0):
-        mean, num = saflex._averaged([jnp.array(g)], state, 0.9)
-        state = state.replace(gradient=mean, num=num)
+        mean = saflex._averaged([jnp.array(g)], state, 0.9)
+        state = state.replace(gradient=mean, num=state.num + 1)
         biased.append(float(mean[0]))
-        corrected.append(float(saflex.corrected(mean, num, 0.9)[0]))
+        corrected.append(float(saflex.corrected(mean, state.num, 0.9)[0]))
     np.testing.assert_allclose(biased, [0.1, 0.09, 0.081], atol=1e-6)
     np.testing.assert_allclose(corrected, [1, 0.473684, 0.298893], atol=1e-6)
 
