@@ -58,8 +58,9 @@ class State:
 def start(params: Params, subset: str | SubsetFn = "all") -> State:
     """The state before the first step."""
     picked, _ = split(params, subset)
-    zero = jnp.zeros((), jnp.int32)
-    return State([jnp.zeros(leaf.shape, jnp.float32) for leaf in picked], zero, zero, zero)
+    # an array for each counter: an update that is given its state's memory cannot take one array twice
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return State([jnp.zeros(leaf.shape, jnp.float32) for leaf in picked], *counters)
 
 
 def check(

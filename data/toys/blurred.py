@@ -50,24 +50,27 @@ def gaussians(seed: int, *, num_val: int = 60, copies: int = 20, num_test: int =
     return _blurred(x, y, pool_x, _mislabelled(truth, is_wrong, rng, 3), is_wrong)
 
 
-def backgrounds(seed: int, *, num_val: int = 15, copies: int = 20, num_test: int = TEST) -> Blurred:
-    """A signal in three columns beside thirty of background; copies keep the signal and draw the background anew.
+def shortcut(seed: int, *, num_val: int = 15, num_train: int = 150, copies: int = 2, num_test: int = TEST) -> Blurred:
+    """Two classes, told apart by a column that goes with the class in training rows alone; few validation rows.
 
-    With few rows the background looks as if it told the classes apart, and the copies say that it does not, which no
-    handful of validation rows can. All wrong copies of a class bear the label of the next one.
+    Copies have that column from another row. WRONG of the copies take that row's label along, so that they speak for
+    the column, and the others speak against it: which of them are right can be seen in the validation rows alone, and
+    these are too few to train on.
     """
-    rng = np.random.default_rng([seed, 1])
-    sizes = {"train": 15, "val": num_val, "test": num_test}
-    y = {split: np.arange(size) % 3 for split, size in sizes.items()}
-    x = {}
-    for split, labels in y.items():
-        signal = 1.6 * np.eye(3)[labels] + 0.7 * rng.standard_normal((len(labels), 3))
-        x[split] = np.concatenate([signal, 1.5 * rng.standard_normal((len(labels), 30))], axis=1)
-    pool_x = np.repeat(x["train"], copies, axis=0)
-    pool_x[:, 3:] = 1.5 * rng.standard_normal((len(pool_x), 30))
-    truth = np.repeat(y["train"], copies)
-    is_wrong = rng.random(len(truth)) < WRONG
-    return _blurred(x, y, pool_x, np.where(is_wrong, (truth + 1) % 3, truth), is_wrong)
+    rng = np.random.default_rng([seed, 2])
+    x, y = {}, {}
+    for split, size in (("train", num_train), ("val", num_val), ("test", num_test)):
+        y[split] = np.arange(size) % 2
+        sign = 2 * y[split] - 1
+        follows = np.ones(size) if split == "train" else rng.choice((-1, 1), size)
+        column = (1.5 * sign * follows + 0.5 * rng.standard_normal(size))[:, None]
+        signal = 0.8 * sign[:, None] + rng.standard_normal((size, 3))
+        x[split] = np.concatenate([signal, column, rng.standard_normal((size, 6))], axis=1)
+    pool_x, truth = np.repeat(x["train"], copies, axis=0), np.repeat(y["train"], copies)
+    other = rng.integers(0, len(pool_x), len(pool_x))
+    pool_x[:, 3] = pool_x[other, 3]
+    pool_y = np.where(rng.random(len(truth)) < WRONG, truth[other], truth)
+    return _blurred(x, y, pool_x, pool_y, pool_y != truth)
 
 
 def groups(seed: int, *, num_val: int = 32, num_test: int = TEST) -> Blurred:

@@ -87,7 +87,7 @@ class Embedded:
 
 EMBEDDED = {
     "toy": Embedded(blurred.gaussians, ROWS),
-    "toy_few": Embedded(blurred.backgrounds, ROWS),
+    "toy_few": Embedded(blurred.shortcut, ROWS),
     "toy_groups": Embedded(blurred.groups, ROWS, ("as in training", "in validation too", "new")),
     "toy_generated": Embedded(blurred.generated, PICTURES),
     "toy_pairs": Embedded(blurred.pairs, PAIRS),

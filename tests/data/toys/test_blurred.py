@@ -5,7 +5,7 @@ from data.toys import blurred
 
 TOYS = {
     "gaussians": dict(num_test=12),
-    "backgrounds": dict(num_test=12),
+    "shortcut": dict(num_test=12),
     "groups": dict(num_test=12),
     "generated": dict(side=8, shots=2, num_val=1, num_test=1, num_pool=8),
     "pairs": dict(num_test=16),
@@ -19,7 +19,7 @@ def test_a_toy_is_a_function_of_its_seed_and_its_wrong_rows_are_about_as_many_as
     np.testing.assert_array_equal(one.pool_x, again.pool_x)
     assert (one.pool_x != other.pool_x).any() and set(one.x) == set(one.y) == {"train", "val", "test"}
     share = one.is_wrong.mean()
-    assert abs(share - (0.2 if name == "groups" else blurred.WRONG)) < 0.13
+    assert abs(share - (blurred.WRONG / 2 if name in ("shortcut", "groups") else blurred.WRONG)) < 0.13
     assert len(one.pool_x) == len(one.pool_y) == len(one.is_wrong)
 
 
