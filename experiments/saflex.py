@@ -100,14 +100,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         small(c)
     if arg == "tiny":
         c.seeds = 2
-        c.steps = 4
-        c.arms = ("none", "upstream", "saflex", "train_val", "agreement", "bilevel")
+        c.steps = 2
+        c.arms = arms.NEEDED
         c.bilevel_steps = 1
-        c.also = ("toy_generated", "toy_pairs")
+        c.also = ()
         c.also_seeds = 1
         c.also_steps = 2
         c.gallery = 8
-        c.loop = groups.loop(log_every=2, eval_every=4, save_every=4, keep=1)
+        c.strengths = (0.5,)
+        c.loop = groups.loop(log_every=1, eval_every=2, save_every=2, keep=1)
     return c
 
 

@@ -69,7 +69,7 @@ def npz(path: str, *, split: str, seed: int = 0) -> Images:
     ):
         raise InputError(f"npz:{path}: labels are {labels_N.dtype} {labels_N.shape}; one number from 0 a picture")
     if has_splits:
-        num_classes = 1 + max(int(_arrays(path, part)[1].max(initial=-1)) for part in image_sources.SPLITS)
+        num_classes = 1 + max(int(_arrays(path, part)[1].max(initial=0)) for part in image_sources.SPLITS)
         rows = np.arange(len(labels_N))
     else:
         num_classes = int(labels_N.max()) + 1

@@ -11,10 +11,7 @@ from experiments.augmentation import batches, presets, tasks
 from experiments.launch.config import parse_flags
 from tests.experiments.conftest import launch
 
-SMALL = (
-    "--config.also=()", "--config.arms=('none','upstream','saflex','train_val')", "--config.gallery=0",
-    "--config.strengths=()", "--config.sinks=()",
-)  # fmt: skip
+SMALL = ("--config.gallery=0", "--config.strengths=()", "--config.sinks=()")
 
 
 def config(*flags, setting="laptop"):
@@ -30,18 +27,31 @@ def read(path):
 # ---- the run
 
 
-def test_tiny_leaves_a_row_for_each_arm_of_each_task_and_the_issues_numbers(tiny):
+def test_tiny_leaves_a_row_for_each_arm_and_the_issues_numbers(tiny):
     workdir = tiny("saflex").workdir
     rows = read(workdir / "tables/arms.jsonl")
-    arms = {(row["data"], row["arm"]) for row in rows}
-    assert {("toy", "bilevel"), ("toy_generated", "saflex"), ("toy_pairs", "agreement")} <= arms
-    assert ("toy_pairs", "bilevel") not in arms and all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert [row["arm"] for row in rows] == ["none", "upstream", "saflex", "train_val"]
+    assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows)
     summary = json.loads((workdir / "summary.json").read_text())
     wanted = {"accuracy/none", "accuracy/upstream", "accuracy/saflex", "accuracy/train_val", "kept/clean", "kept/wrong"}
-    assert wanted | {"overhead", "toy_generated/accuracy/saflex", "toy_pairs/accuracy/train_val"} <= set(summary)
-    assert (workdir / "figures/gallery_toy_generated.png").is_file()
+    assert wanted | {"overhead", "gain/control"} <= set(summary)
     logged = read(workdir / "metrics.jsonl")[-1]
     assert {"saflex/kept", "saflex/entropy", "val_change/predicted", "val_change/realised"} <= set(logged)
+    looked = read(workdir / "tables/gallery_toy.jsonl")
+    assert len(looked) == 8 and {row["what"] for row in looked} <= {"dropped", "relabelled", "kept"}
+
+
+@pytest.mark.slow  # tests/augment has each of these arms and kinds on a few rows
+def test_every_arm_and_every_kind_of_data_has_its_rows(tmp_path):
+    every = "('none','upstream','saflex','train_val','agreement','bilevel')"
+    also = "--config.also=('toy_groups','toy_generated','toy_pairs')"
+    ended = launch("saflex.py:tiny", tmp_path, f"--config.arms={every}", also)
+    assert ended.code == 0, ended.err
+    arms = {(row["data"], row["arm"]) for row in read(tmp_path / "tables/arms.jsonl")}
+    assert {("toy", "bilevel"), ("toy_generated", "saflex"), ("toy_pairs", "agreement")} <= arms
+    assert ("toy_pairs", "bilevel") not in arms and (tmp_path / "figures/gallery_toy_generated.png").is_file()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {"toy_groups/worst_group/saflex", "toy_groups/macro_f1/none", "toy_pairs/kept/wrong"} <= set(summary)
 
 
 @pytest.fixture(scope="module")
