@@ -147,7 +147,6 @@ def check(c: ml_collections.ConfigDict) -> None:
     check_data(c, kind)
     check_upstream(c, kind)
     check_refine(c)
-    check_arms(c, kind)
     one_of("mode", c.mode, ("add", "replace"))
     one_of("optimizer.name", c.optimizer.name, arms.OPTIMIZERS)
     if not c.optimizer.lr > 0 or c.optimizer.weight_decay < 0:
@@ -155,6 +154,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.optimizer.weight_decay and c.optimizer.name != "adamw":
         raise InputError(f"optimizer.weight_decay={c.optimizer.weight_decay} is read by adamw alone; leave it out")
     networks.check(kind, c.network.name, fields_of(c), c.data.side)
+    check_arms(c, kind)
     for name in c.also:
         one_of("also", name, [name for name in tasks.EMBEDDED if name != c.data.source])
     if list(c.strengths) != sorted(set(c.strengths)) or not all(0 <= s <= 1 for s in c.strengths):

@@ -67,7 +67,7 @@ def test_a_step_is_one_along_the_clean_mean_and_the_weighted_sum(mode):
 
 
 def test_steps_compile_once_whether_they_refine_or_not():
-    state = state_of(0)
+    state = jax.device_put(state_of(0), jax.devices()[0])  # as a state on a mesh is
     update = step.compile_update(build(training.refined(3, forward, every=2), check_every=2), state)
     for k in range(4):
         state, metrics = update(state, batch_of(k))

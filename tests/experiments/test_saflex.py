@@ -74,7 +74,7 @@ def files(tmp_path_factory):
         for i in range(8):
             picture = PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             picture.save(root / f"more/{label}/{i}.png")
-    lines = [f"{i},{i % 5},{'AB'[i % 2]},{i * 1.5},{'pq'[i % 3 == 0]}" for i in range(64)]
+    lines = [f"{i},{i * i % 97},{'AB'[i % 2]},{i * 1.5},{'pq'[i % 3 == 0]}" for i in range(64)]
     (root / "table.csv").write_text("id,a,b,value,place\n" + "\n".join(lines))
     return root
 
@@ -205,8 +205,8 @@ def test_every_toy_has_a_setting_and_the_laptops_own_is_that_of_its_toy():
     [
         (["data.source=toyy"], "data.source='toyy' is not one of: toy, toy_few"),
         (["data.source=npz:nothing.npz", "upstream.name=mixup"], "nothing.npz is not there"),
-        (["data.shots=3"], "data.shots=3 is not read of data.source='toy'"),
-        (["data.target=y"], "data.target='y' is not read of data.source='toy'"),
+        (["data.shots=3"], "data.shots=3 is not read with data.source='toy'"),
+        (["data.target=y"], "data.target='y' is not read with data.source='toy'"),
         (["upstream.name=randaugment"], "toy has augmented rows of its own"),
         (["upstream.strength=0.3"], "upstream.strength=0.3 is of a policy"),
         (["refine.tau=0.0"], "tau=0.0 must be above 0"),
