@@ -178,7 +178,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     model = lm.build(c, tok, workdir, rows_are_plain=False)
     arms, seeds = names(c.arms), range(c.seed, c.seed + c.seeds)
     stages = {name: c[name].to_dict() for name in training.STAGES}
-    trainer = training.Trainer(model, mesh, stages, num_members=len(arms) * len(seeds))
+    trainer = training.Trainer(model, mesh, stages)
     rows = probes.read(folder / "probes")
     reading = dict(tokenizer=tok, max_len=c.data.max_len, limit=c.data.limit, seed=c.seed)
     heldout_options = dict(batch_size=c.pretrain.batch_size, kind="documents", **reading)

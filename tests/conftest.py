@@ -35,7 +35,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402  (reads the environment)
+import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
+
+from alignment import memory, programs  # noqa: E402
+
+MOST_BYTES = 3 << 29  # 1.5 GiB
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -56,9 +61,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Compiled programs of a finished file; kept to the end of a session they would fill 4 GB in each process."""
+    """Compiled programs of finished files, once they fill memory: kept to the end they would take 4 GB a process.
+
+    Until then they stay, because every file needs many small ones that others have compiled already.
+    """
     yield
-    jax.clear_caches()
+    if resident_bytes() > MOST_BYTES:
+        programs.clear()
+        jax.clear_caches()
+        memory.give_back()
+
+
+def resident_bytes() -> int:
+    """Memory that this process has now; where nobody can say, more than it should have."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return MOST_BYTES + 1
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def compilations():
+    """The programs compiled since the test began, by name, in a list that it may clear."""
+    names = []
+
+    def listen(event, duration, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":  # also where the program came from the cache on disk
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")

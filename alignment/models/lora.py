@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from alignment import programs
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
 
@@ -115,6 +116,9 @@ class Adapter:
     model: decoder.DecoderLM
     ranks: Mapping[str, tuple[int, ...]]
     scales: Mapping[str, tuple[float, ...]]
+
+    def __hash__(self) -> int:  # of what `==` compares, in which mappings have no hash
+        return hash((self.settings, self.model, *(tuple(sorted(x.items())) for x in (self.ranks, self.scales))))
 
     def init(self, rng: jax.Array, example_BT: jax.Array | None = None) -> dict[str, Any]:
         """`{"params": tree}` with logical axes, as a network's `init`, so that `train_state.create` takes it for one.
@@ -229,11 +233,11 @@ def loss_fn(base_loss_fn: Any, adapter: Adapter) -> Any:
 
     To the loss `frozen` is the base itself, so a reference that reads it is the same weights with the adapter off.
     """
+    return programs.Computation(_loss, dict(adapter=adapter), dict(base_loss_fn=programs.of(base_loss_fn)))
 
-    def loss(params, batch, *, rng, frozen):
-        return base_loss_fn(adapter.attach(frozen.tree, params), batch, rng=rng, frozen=frozen.tree)
 
-    return loss
+def _loss(params, batch, *, adapter, base_loss_fn, rng, frozen):
+    return base_loss_fn(adapter.attach(frozen.tree, params), batch, rng=rng, frozen=frozen.tree)
 
 
 def fold(params: Mapping) -> dict[str, Any]:

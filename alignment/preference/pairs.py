@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alignment import logprobs
+from alignment import logprobs, programs
 from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses, metrics, scores
@@ -66,45 +66,61 @@ def loss_fn(
         InputError: the loss is unknown or does not read an option, or a number is out of range.
     """
     losses.check_options(loss, objective)
-    is_paired = loss in losses.PAIRWISE
-    if not is_paired and (sft_weight or length_alpha != 1):
+    if loss not in losses.PAIRWISE and (sft_weight or length_alpha != 1):
         raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
     if not 0 <= length_alpha <= 1:
         raise InputError(f"length_alpha={length_alpha} must be in [0, 1]; 1 counts every token alike")
 
-    def total(params, batch, *, rng, frozen):  # no dropout in preference tuning, so rng goes unused
-        mask_BPA = batch["mask"]
-        logps_BPA = token_logps(model, params, batch, mesh)
-        reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
-        if length_alpha != 1:
-            policy_BP = scores.length_desensitised(logps_BPA, mask_BPA, alpha=length_alpha)
-            reference_BP = scores.length_desensitised(reference_BPA, mask_BPA, alpha=length_alpha)
-        else:
-            policy_BP, reference_BP = (logprobs.sums(x, mask_BPA)[0] for x in (logps_BPA, reference_BPA))
-        num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
-        weights_B = batch["weights"]
-        rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
-        loss_B = losses.compute(
-            loss,
-            policy_BP=policy_BP,
-            reference_BP=reference_BP,
-            num_tokens_BP=num_tokens_BP,
-            labels_B=batch.get("labels"),
-            weights_B=weights_B,
-            **objective,
-        )
-        if is_paired:
-            if sft_weight:
-                loss_B += sft_weight * losses.sft_anchor(policy_BP, num_tokens_BP)
-            sums = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
-            if loss in losses.REFERENCE_FREE:  # without a reference, no answer can have fallen below it
-                sums = {name: pair for name, pair in sums.items() if not name.startswith("displacement/")}
-        else:
-            sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, batch["labels"], weights_B)
-        means = {name: step.Mean(*pair) for name, pair in sums.items()}
-        return means.pop("loss"), means
+    words = {name: value for name, value in objective.items() if value is None or isinstance(value, str)}
+    numbers = {name: _number(value) for name, value in objective.items() if name not in words}
+    return programs.Computation(
+        _loss,
+        dict(model=model, mesh=mesh, loss=loss, words=tuple(sorted(words.items()))),
+        # None is no number: a weight that a loss does without shapes the program
+        dict(
+            objective=numbers,
+            sft_weight=_number(sft_weight) if sft_weight else None,
+            length_alpha=_number(length_alpha) if length_alpha != 1 else None,
+        ),
+    )
 
-    return total
+
+def _number(value):
+    return float(value) if isinstance(value, int) else value  # 1 and 0.5 share a program
+
+
+def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, length_alpha, rng, frozen):
+    # There is no dropout in preference tuning, so rng goes unused.
+    mask_BPA, weights_B = batch["mask"], batch["weights"]
+    logps_BPA = token_logps(model, params, batch, mesh)
+    reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
+    if length_alpha is not None:
+        policy_BP = scores.length_desensitised(logps_BPA, mask_BPA, alpha=length_alpha)
+        reference_BP = scores.length_desensitised(reference_BPA, mask_BPA, alpha=length_alpha)
+    else:
+        policy_BP, reference_BP = (logprobs.sums(x, mask_BPA)[0] for x in (logps_BPA, reference_BPA))
+    num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
+    rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
+    loss_B = losses.compute(
+        loss,
+        policy_BP=policy_BP,
+        reference_BP=reference_BP,
+        num_tokens_BP=num_tokens_BP,
+        labels_B=batch.get("labels"),
+        weights_B=weights_B,
+        **objective,
+        **dict(words),
+    )
+    if loss in losses.PAIRWISE:
+        if sft_weight is not None:
+            loss_B += sft_weight * losses.sft_anchor(policy_BP, num_tokens_BP)
+        sums = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
+        if loss in losses.REFERENCE_FREE:  # without a reference, no answer can have fallen below it
+            sums = {name: pair for name, pair in sums.items() if not name.startswith("displacement/")}
+    else:
+        sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, batch["labels"], weights_B)
+    means = {name: step.Mean(*pair) for name, pair in sums.items()}
+    return means.pop("loss"), means
 
 
 def _reference(model, batch, frozen, mesh, logps_BPA, *, is_needed):
@@ -139,7 +155,7 @@ def score(
         InputError: a log-probability is not finite.
         ValueError: the batches leave a pair out.
     """
-    scores_fn = jax.jit(lambda params, batch: token_logps(model, params, batch, mesh))
+    scores_fn = programs.compiled(programs.Computation(_token_logps, dict(model=model, mesh=mesh)))
     # On the host: four bytes for every answer token of the split, more than a device may have left.
     stored = np.zeros((num_pairs, 2, answer_len), np.float32)
     is_scored = np.zeros(num_pairs, bool)
@@ -162,6 +178,10 @@ def score(
             "another checkpoint, or compute.dtype=float32"
         )
     return stored
+
+
+def _token_logps(params, batch, *, model, mesh):
+    return token_logps(model, params, batch, mesh)
 
 
 def check_first(

@@ -24,7 +24,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from alignment import files
+from alignment import files, programs
 from alignment.errors import InputError
 from alignment.models import vision
 from alignment.train import checkpoint, loop, optimizer, sharding, step, train_state
@@ -55,22 +55,22 @@ def loss_fn(model: nn.Module) -> step.LossFn:
 
     The new `batch_stats` ride in the metrics, from where `build` takes them; a network without any leaves `{}` there.
     """
+    return programs.Computation(_loss, dict(model=model))
 
-    def loss(params, batch, *, rng, frozen):
-        x_NYXC, mask_NYX = inputs(batch)
-        (logits_NC, _), changed = model.apply(
-            {"params": params, **frozen},
-            x_NYXC,
-            train=True,
-            mask_NYX=mask_NYX,
-            # Flax returns what changed in these collections beside the output.
-            mutable=["batch_stats"],
-            rngs={"dropout": rng},
-        )
-        mean, metrics = cross_entropy(logits_NC, batch["labels"], batch["weights"])
-        return mean, {**metrics, "batch_stats": dict(changed)}
 
-    return loss
+def _loss(params, batch, *, model, rng, frozen):
+    x_NYXC, mask_NYX = inputs(batch)
+    (logits_NC, _), changed = model.apply(
+        {"params": params, **frozen},
+        x_NYXC,
+        train=True,
+        mask_NYX=mask_NYX,
+        # Flax returns what changed in these collections beside the output.
+        mutable=["batch_stats"],
+        rngs={"dropout": rng},
+    )
+    mean, metrics = cross_entropy(logits_NC, batch["labels"], batch["weights"])
+    return mean, {**metrics, "batch_stats": dict(changed)}
 
 
 def cross_entropy(logits_NC: jax.Array, labels_N: jax.Array, weights_N: jax.Array) -> tuple[step.Mean, step.Metrics]:
@@ -91,16 +91,16 @@ def build(model: nn.Module, tx: optax.GradientTransformation, *, accumulate: int
     normalised by its own and the running ones move by their mean. A step that is not finite changes nothing.
     """
     inner = step.build(loss_fn(model), tx, accumulate=accumulate, rate_fn=optimizer.learning_rate)
+    return programs.Computation(_update, dict(accumulate=accumulate), dict(inner=inner))
 
-    def update(state, batch):
-        new, metrics = inner(state, batch)
-        stats = metrics.pop("batch_stats")
-        is_finite = metrics["nonfinite"].total == 0
-        # `step` adds up whatever rides in the metrics, so the statistics of the parts come as a sum.
-        frozen = jax.tree.map(lambda s, old: jnp.where(is_finite, s / accumulate, old), stats, state.frozen)
-        return new.replace(frozen=frozen), metrics
 
-    return update
+def _update(state, batch, *, accumulate, inner):
+    new, metrics = inner(state, batch)
+    stats = metrics.pop("batch_stats")
+    is_finite = metrics["nonfinite"].total == 0
+    # `step` adds up whatever rides in the metrics, so the statistics of the parts come as a sum.
+    frozen = jax.tree.map(lambda s, old: jnp.where(is_finite, s / accumulate, old), stats, state.frozen)
+    return new.replace(frozen=frozen), metrics
 
 
 def create(
@@ -125,34 +125,22 @@ def variables(state: train_state.TrainState) -> dict[str, Any]:
 
 def logits_fn(model: nn.Module) -> Callable[[Mapping[str, Any], Mapping[str, jax.Array]], jax.Array]:
     """`(variables, batch) -> logits [N,C]` float32, under running statistics; one compiled program a batch shape."""
+    return functools.partial(_logits, model)
 
-    @jax.jit
-    def logits(net_variables, batch):
-        x_NYXC, mask_NYX = inputs(batch)
-        return model.apply(net_variables, x_NYXC, train=False, mask_NYX=mask_NYX)[0].astype(jnp.float32)
 
-    return logits
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, net_variables, batch):
+    x_NYXC, mask_NYX = inputs(batch)
+    return model.apply(net_variables, x_NYXC, train=False, mask_NYX=mask_NYX)[0].astype(jnp.float32)
 
 
 def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
     """`loss`, `accuracy` and `mean_class_accuracy` (mean of the recalls of the classes present) over finite batches."""
-    logits = logits_fn(model)
-
-    @jax.jit
-    def sums(net_variables, batch):
-        logits_NC = logits(net_variables, batch)
-        labels_N, weights_N = batch["labels"], batch["weights"]
-        mean, metrics = cross_entropy(logits_NC, labels_N, weights_N)
-        # By class: how many there are, and of these how many are right. Sums of both add over batches, recalls would
-        # not.
-        is_label_NC = jax.nn.one_hot(labels_N, logits_NC.shape[-1]) * weights_N[:, None]
-        is_right_N = (jnp.argmax(logits_NC, axis=-1) == labels_N).astype(jnp.float32)
-        return {"loss": mean, **metrics, "recall": step.Mean(is_right_N @ is_label_NC, jnp.sum(is_label_NC, axis=0))}
 
     def evaluate(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
         net_variables, total = variables(state), None
         for batch in batches:
-            new = sums(net_variables, sharding.to_devices(_read(batch), mesh))
+            new = _sums(model, net_variables, sharding.to_devices(_read(batch), mesh))
             total = new if total is None else step.add(total, new)
             sharding.keep_pace(mesh, total)
         if total is None:
@@ -163,6 +151,17 @@ def evaluator(model: nn.Module, batches: Iterable[Batch]) -> loop.Evaluator:
         return {**values, "mean_class_accuracy": float(np.mean(right_C[count_C > 0] / count_C[count_C > 0]))}
 
     return evaluate
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(model, net_variables, batch):
+    logits_NC = _logits(model, net_variables, batch)
+    labels_N, weights_N = batch["labels"], batch["weights"]
+    mean, metrics = cross_entropy(logits_NC, labels_N, weights_N)
+    # By class: how many there are, and of these how many are right. Sums of both add over batches, recalls would not.
+    is_label_NC = jax.nn.one_hot(labels_N, logits_NC.shape[-1]) * weights_N[:, None]
+    is_right_N = (jnp.argmax(logits_NC, axis=-1) == labels_N).astype(jnp.float32)
+    return {"loss": mean, **metrics, "recall": step.Mean(is_right_N @ is_label_NC, jnp.sum(is_label_NC, axis=0))}
 
 
 def _read(batch: Batch) -> Batch:

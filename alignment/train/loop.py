@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from alignment import errors
+from alignment import errors, programs
 from alignment.errors import InputError
 from alignment.train import checkpoint, sharding, step, writers
 from alignment.train.train_state import TrainState
@@ -88,14 +88,10 @@ class Logging:
 
 def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) -> Evaluator:
     """Exact means of a loss and its metrics over a finite set of batches, under the parameters of a state."""
-
-    @jax.jit
-    def sums(params, frozen, batch):
-        mean, metrics = loss_fn(params, batch, rng=jax.random.PRNGKey(0), frozen=frozen)
-        return {"loss": mean, **metrics}
+    sums_of = programs.Computation(_sums, numbers=dict(loss_fn=programs.of(loss_fn)))
 
     def evaluate(state: TrainState, mesh: Mesh) -> dict[str, float]:
-        total = None
+        sums, total = programs.compiled(sums_of, place=programs.replicated(mesh)), None
         for batch in batches:
             # Dispatched and not waited for: the host reads once, after the last batch.
             batch_sums = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
@@ -104,6 +100,11 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
         return {} if total is None else _fetch(total)
 
     return evaluate
+
+
+def _sums(params, frozen, batch, *, loss_fn):
+    mean, metrics = loss_fn(params, batch, rng=jax.random.PRNGKey(0), frozen=frozen)
+    return {"loss": mean, **metrics}
 
 
 def latest_step(workdir: str | pathlib.Path) -> int | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from alignment import logprobs
+from alignment import logprobs, programs
 from alignment.models import decoder, lora
 from alignment.train import loop, optimizer, sharding, step, train_state
 
@@ -20,18 +20,18 @@ def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 
     Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32.
     The one metric, `tokens`, is the share of positions that count.
     """
+    return programs.Computation(_loss, dict(model=model, mesh=mesh, chunk=chunk))
 
-    def loss(params, batch, *, rng, frozen):  # neither dropout nor a reference: rng and frozen go unused
-        mask_NT = batch["mask"]
-        hidden_NTD = model.apply(decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"])
-        logps_NT = logprobs.selected(
-            hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
-        )
-        # Total and count, not a mean: rows have different numbers of tokens that count, and each token counts alike.
-        mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))
-        return mean, {"tokens": step.Mean(jnp.sum(mask_NT), jnp.asarray(mask_NT.size, jnp.float32))}
 
-    return loss
+def _loss(params, batch, *, model, mesh, chunk, rng, frozen):  # no dropout, no reference: rng and frozen go unused
+    mask_NT = batch["mask"]
+    hidden_NTD = model.apply(decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"])
+    logps_NT = logprobs.selected(
+        hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
+    )
+    # Total and count, not a mean: rows have different numbers of tokens that count, and each token counts alike.
+    mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))
+    return mean, {"tokens": step.Mean(jnp.sum(mask_NT), jnp.asarray(mask_NT.size, jnp.float32))}
 
 
 def fit(

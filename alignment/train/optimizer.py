@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignment import errors
+from alignment import errors, programs
 from alignment.errors import InputError
 
 
@@ -14,22 +14,29 @@ def constant(peak_lr: float, warmup_steps: int) -> optax.Schedule:
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), optax.constant_schedule(peak_lr)], [warmup_steps])
 
 
+# The schedules of optax ask of some of these numbers how large they are, which no traced number can answer.
 def linear(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: float) -> optax.Schedule:
-    falling = optax.linear_schedule(peak_lr, final_lr, max(total_steps - warmup_steps, 1))
+    def falling(step: jax.Array) -> jax.Array:
+        num_steps = jnp.maximum(total_steps - warmup_steps, 1)
+        return (peak_lr - final_lr) * (1 - jnp.clip(step, 0, num_steps) / num_steps) + final_lr
+
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
 
 
 def cosine(peak_lr: float, warmup_steps: int, total_steps: int, final_lr: float) -> optax.Schedule:
-    alpha = final_lr / peak_lr if peak_lr else 0.0
-    falling = optax.cosine_decay_schedule(peak_lr, max(total_steps - warmup_steps, 1), alpha)
+    def falling(step: jax.Array) -> jax.Array:
+        num_steps = jnp.maximum(total_steps - warmup_steps, 1)
+        share = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step, num_steps) / num_steps))
+        return (peak_lr - final_lr) * share + final_lr
+
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
 
 
 def inverse_sqrt(peak_lr: float, warmup_steps: int, final_lr: float) -> optax.Schedule:
     """Falls as 1 / sqrt(step), from `peak_lr` at the end of the warm-up, and never below `final_lr`."""
-    start = max(warmup_steps, 1)
 
     def falling(step: jax.Array) -> jax.Array:  # `join_schedules` counts from the end of the warm-up
+        start = jnp.maximum(warmup_steps, 1)
         return jnp.maximum(peak_lr * jnp.sqrt(start / (start + jnp.maximum(step, 0))), final_lr)
 
     return optax.join_schedules([_warmup(peak_lr, warmup_steps), falling], [warmup_steps])
@@ -46,7 +53,7 @@ SCHEDULES: dict[str, Callable[[float, int, int, float], optax.Schedule]] = {
 
 def _warmup(peak_lr: float, warmup_steps: int) -> optax.Schedule:
     """Rises from peak/warmup at step 0, so that no step is wasted at a rate of zero."""
-    return lambda step: peak_lr * jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
+    return lambda step: peak_lr * jnp.minimum((step + 1) / jnp.maximum(warmup_steps, 1), 1.0)
 
 
 def adamw(
@@ -81,12 +88,51 @@ def adamw(
             raise InputError(f"{name}={value} must not be negative")
     if total_steps and warmup_steps > total_steps:
         raise InputError(f"warmup_steps={warmup_steps} is longer than the run, total_steps={total_steps}")
+    fixed = dict(schedule=schedule, clips=bool(clip_norm), decays=bool(weight_decay))
+    numbers = dict(peak_lr=peak_lr, final_lr=final_lr, b1=b1, b2=b2, eps=eps)
+    numbers |= dict(weight_decay=weight_decay, clip_norm=clip_norm)
+    # In float32, 1 - 0.999 would be off by 1e-5 of itself; Python's subtraction is not.
+    numbers |= dict(rest1=1 - b1, rest2=1 - b2)
+    steps = dict(warmup_steps=int(warmup_steps), total_steps=int(total_steps))
+    return _shared(_adamw, fixed, {name: float(number) for name, number in numbers.items()} | steps)
+
+
+def _adamw(*, schedule, clips, decays, peak_lr, final_lr, warmup_steps, total_steps, weight_decay, clip_norm, **adam):
     rate = SCHEDULES[schedule](peak_lr, warmup_steps, total_steps, final_lr)
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    clip = optax.clip_by_global_norm(clip_norm) if clips else optax.identity()
     # scanned layers stack vectors into matrices, so the name says what a vector is, and not the rank
-    decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix) if weight_decay else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix) if decays else optax.identity()
     # `inject_hyperparams` keeps the rate in the optimizer's state, from where `learning_rate` reads it for the log.
-    return optax.chain(clip, optax.scale_by_adam(b1, b2, eps), decay, optax.inject_hyperparams(_scale)(rate=rate))
+    return optax.chain(clip, _scale_by_adam(**adam), decay, optax.inject_hyperparams(_scale)(rate=rate))
+
+
+def _scale_by_adam(*, b1, rest1, b2, rest2, eps):
+    """As `optax.scale_by_adam`, with 1 - b1 and 1 - b2 from the host."""
+
+    def update(gradient, state, params=None):
+        mu = jax.tree.map(lambda g, m: rest1 * g + b1 * m, gradient, state.mu)
+        nu = jax.tree.map(lambda g, v: (rest2 * g**2 + b2 * v).astype(v.dtype), gradient, state.nu)
+        count = optax.safe_increment(state.count)
+        mean, square = optax.tree.bias_correction(mu, b1, count), optax.tree.bias_correction(nu, b2, count)
+        change = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square)
+        return change, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def _shared(make_fn, fixed, numbers):
+    """What `make_fn(**fixed, **numbers)` makes, as computations: its numbers are no constants of a program."""
+    fixed = dict(make_fn=make_fn, **fixed)
+    parts = (programs.Computation(fn, fixed, numbers) for fn in (_begin, _update))
+    return optax.GradientTransformation(*parts)
+
+
+def _begin(params, *, make_fn, **options):
+    return make_fn(**options).init(params)
+
+
+def _update(gradient, opt_state, params=None, *, make_fn, **options):
+    return make_fn(**options).update(gradient, opt_state, params)
 
 
 def amsgrad(lr: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
@@ -97,7 +143,11 @@ def amsgrad(lr: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8)
     """
     if lr < 0:
         raise InputError(f"lr={lr} must not be negative")
-    return optax.chain(optax.scale_by_amsgrad(b1, b2, eps), optax.inject_hyperparams(_scale)(rate=lr))
+    return _shared(_amsgrad, dict(b1=b1, b2=b2, eps=eps), dict(lr=float(lr)))
+
+
+def _amsgrad(*, lr, **adam):
+    return optax.chain(optax.scale_by_amsgrad(**adam), optax.inject_hyperparams(_scale)(rate=lr))
 
 
 def learning_rate(opt_state: optax.OptState) -> jax.Array:

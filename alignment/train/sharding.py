@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alignment import programs
 from alignment.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -110,13 +111,22 @@ def of(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
+def boxed(model: nn.Module, example_BT: jax.Array) -> Any:
+    """Shapes and dtypes of a model's parameters in boxes with their logical axes, without making any."""
+    # Traced and never run, so that a model larger than one device's memory can be described.
+    params_of = programs.Computation(_params, dict(model=model))
+    return programs.shapes(params_of, example_BT)
+
+
+def _params(example_BT, *, model):
+    return model.init(jax.random.PRNGKey(0), example_BT)["params"]
+
+
 def abstract(model: nn.Module, example_BT: jax.Array, shardings: Any) -> Any:
     """Shapes, dtypes and places of a model's parameters, without making any."""
-    # Traced and never run, so that a model larger than one device's memory can be described.
-    boxed = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"])
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nn.meta.unbox(boxed),
+        nn.meta.unbox(boxed(model, example_BT)),
         shardings,
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alignment import programs
 from alignment.errors import InputError
 from alignment.models import lora
 from alignment.train import adapters, loop, step
@@ -101,40 +102,48 @@ def build(loss_of: LossOf, tx: optax.GradientTransformation, members: Sequence[M
         tx: the optimizer of a member of rate 1.
     """
     check(members)
-    rates_K, numbers = _numbers(members)
+    rates_K, own = _numbers(members)
+    fixed = dict(loss_of=loss_of, names=tuple(member.name for member in members))
+    return programs.Computation(_update, fixed, dict(tx=programs.of(tx), rates_K=rates_K, own=own))
 
+
+def _update(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    loss_of: LossOf,
+    names: Sequence[str],
+    tx: Any,
+    rates_K: Any,
+    own: Any,
+) -> tuple[TrainState, step.Metrics]:
     def one(params, opt_state, rng, batch, rate, own, number, frozen):
         # The rate comes last, so the common optimizer's clipping and moments are those of a run at that rate.
         update = step.build(loss_of(**own), optax.chain(tx, optax.scale(rate)))
         new, metrics = update(TrainState(number, params, opt_state, rng, frozen), batch)
         return new.params, new.opt_state, metrics
 
-    all_members = jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, None, None))
-
-    def update(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, step.Metrics]:
-        params, opt_state, each = all_members(
-            state.params, state.opt_state, state.rng, batch, rates_K, numbers, state.step, state.frozen
-        )
-        metrics = _by_name(each, members)
-        metrics["nonfinite"] = step.single(jnp.sum(each["nonfinite"].total))
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-    return update
+    params, opt_state, each = jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, None, None))(
+        state.params, state.opt_state, state.rng, batch, rates_K, own, state.step, state.frozen
+    )
+    metrics = _by_name(each, names)
+    metrics["nonfinite"] = step.single(jnp.sum(each["nonfinite"].total))
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def evaluator(loss_of: LossOf, members: Sequence[Member], batches: Iterable[dict[str, np.ndarray]]) -> loop.Evaluator:
     """Every member's exact means over one finite set of batches, as `loop.evaluator`."""
-    _, numbers = _numbers(members)
+    fixed = dict(loss_of=loss_of, names=tuple(member.name for member in members))
+    return loop.evaluator(programs.Computation(_loss, fixed, dict(own=_numbers(members)[1])), batches)
 
-    def one(params, own, frozen, batch):
-        mean, metrics = loss_of(**own)(params, batch, rng=jax.random.PRNGKey(0), frozen=frozen)
+
+def _loss(params, batch, *, loss_of, names, own, rng, frozen):
+    def one(params, own):
+        mean, metrics = loss_of(**own)(params, batch, rng=rng, frozen=frozen)
         return {"loss": mean, **metrics}
 
-    def loss(params, batch, *, rng, frozen):
-        each = jax.vmap(one, in_axes=(0, 0, None, None))(params, numbers, frozen, batch)
-        return step.single(jnp.sum(step.value(each["loss"]))), _by_name(each, members)
-
-    return loop.evaluator(loss, batches)
+    each = jax.vmap(one)(params, own)
+    return step.single(jnp.sum(step.value(each["loss"]))), _by_name(each, names)
 
 
 def params_of(state: TrainState, number: int) -> Any:
@@ -185,11 +194,11 @@ def _numbers(members):
     return rates, {name: jnp.array([m.numbers[name] for m in members], jnp.float32) for name in names}
 
 
-def _by_name(each, members):
+def _by_name(each, names):
     """Means [K] as one mean for each member and name."""
     return {
-        f"{member.name}/{name}": step.Mean(mean.total[k], mean.count[k])
-        for k, member in enumerate(members)
+        f"{member}/{name}": step.Mean(mean.total[k], mean.count[k])
+        for k, member in enumerate(names)
         for name, mean in each.items()
         if name != "nonfinite"
     }

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alignment import programs
 from alignment.train.train_state import TrainState
 
 
@@ -48,7 +49,8 @@ def build(
 
     Args:
         loss_fn: `loss_fn(params, batch, *, rng, frozen) -> (Mean, metrics)`; the mean's total is what is differentiated
-            and its count must not depend on the parameters.
+            and its count must not depend on the parameters. A `programs.Computation`, as our losses are, lets updates
+            that differ in numbers share a program; so does one of `optimizer` for `tx`.
         accumulate: parts that the batch is taken in, one after the other, to bound memory. The result is that of the
             whole batch, also when the parts count differently; a batch that does not divide is filled with rows of
             zeros, which by contract carry no weight.
@@ -59,45 +61,56 @@ def build(
         `grad_norm` and `lr`, and `nonfinite`, which is above 0 when the loss or the gradient was not a finite number;
         such an update leaves parameters and optimizer as they were.
     """
+    numbers = dict(loss_fn=programs.of(loss_fn), update_fn=programs.of(tx.update))
+    return programs.Computation(_update, dict(accumulate=accumulate, rate_fn=rate_fn), numbers)
 
+
+def _update(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    loss_fn: LossFn,
+    update_fn: Callable[..., Any],
+    accumulate: int,
+    rate_fn: Callable[[optax.OptState], jax.Array] | None,
+) -> tuple[TrainState, Metrics]:
     def total_fn(params, batch, rng, frozen):
         mean, metrics = loss_fn(params, batch, rng=rng, frozen=frozen)
         return mean.total, {"loss": mean, **metrics}
 
     grad_fn = jax.grad(total_fn, has_aux=True)
-
-    def update(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        # The key follows from the step's number, so a resumed run draws the noise that an uninterrupted one does.
-        rng = jax.random.fold_in(state.rng, state.step)
-        if accumulate == 1:
-            gradient, metrics = grad_fn(state.params, batch, rng, state.frozen)
-        else:
-            gradient, metrics = _accumulated(grad_fn, state, batch, rng, accumulate)
-        count = metrics["loss"].count
-        # Totals first and one division at the end: the mean over all tokens, however they fall on parts and devices.
-        gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
-        # One number for the check: a NaN or infinity anywhere in the gradient makes the norm one too.
-        norm = optax.global_norm(gradient)
-        is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
-        # A bad step changes nothing: moments that took in a NaN would stay NaN, and checkpoints after it be useless.
-        changes, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        metrics = {**metrics, "grad_norm": single(norm), "nonfinite": single(1.0 - is_finite)}
-        if rate_fn is not None:
-            metrics["lr"] = single(rate_fn(opt_state))
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-    return update
+    # The key follows from the step's number, so a resumed run draws the noise that an uninterrupted one does.
+    rng = jax.random.fold_in(state.rng, state.step)
+    if accumulate == 1:
+        gradient, metrics = grad_fn(state.params, batch, rng, state.frozen)
+    else:
+        gradient, metrics = _accumulated(grad_fn, state, batch, rng, accumulate)
+    count = metrics["loss"].count
+    # Totals first and one division at the end: the mean over all tokens, however they fall on parts and devices.
+    gradient = jax.tree.map(lambda g: g / jnp.where(count == 0, 1.0, count).astype(g.dtype), gradient)
+    # One number for the check: a NaN or infinity anywhere in the gradient makes the norm one too.
+    norm = optax.global_norm(gradient)
+    is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
+    # A bad step changes nothing: moments that took in a NaN would stay NaN, and checkpoints after it be useless.
+    changes, opt_state = update_fn(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    metrics = {**metrics, "grad_norm": single(norm), "nonfinite": single(1.0 - is_finite)}
+    if rate_fn is not None:
+        metrics["lr"] = single(rate_fn(opt_state))
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def compile_update(update: UpdateFn, state: TrainState) -> UpdateFn:
-    """The update compiled once, its state donated and left where `state` lives."""
+    """The update compiled, its state donated and left where `state` lives.
+
+    Updates that differ in the numbers of loss and optimizer alone share one program, see `programs`.
+    """
     # Without out_shardings XLA may place the new state elsewhere, and the second step would compile again for it.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    return programs.compiled(update, donate_argnums=(0,), out_shardings=(shardings, None), place=state.step.sharding)
 
 
 def _accumulated(grad_fn, state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, parts: int) -> Any:

@@ -8,9 +8,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from alignment import programs
 from alignment.train import sharding
 
 
@@ -40,7 +42,7 @@ class Initialised(Protocol):
 
 def param_shardings(model: nn.Module, example_BT: jax.Array, mesh: Mesh) -> Any:
     """Where each parameter of a model lives, without making any."""
-    return sharding.of(jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), example_BT)["params"]), mesh)
+    return sharding.of(sharding.boxed(model, example_BT), mesh)
 
 
 def create(
@@ -56,27 +58,35 @@ def create(
     """A state at step 0 in its place on the mesh; the same numbers whatever the mesh.
 
     Args:
-        example_B: an input of the network: tokens `[B,T]`, images `[B,Y,X,C]`.
+        example_B: an input of the network, whose shape counts: tokens `[B,T]`, images `[B,Y,X,C]`.
         params: a checkpoint's parameters, donated; None draws them at random from `seed`.
         frozen: that checkpoint's collections that are not trained, such as `{"batch_stats": ...}`, donated too; without
             a checkpoint they are the network's own, `{}` where it has none.
     """
-
-    def init(params, frozen):
-        # JAX's keys give the same numbers however an array is split, so a run begins alike on every mesh.
-        rng, init_rng = jax.random.split(jax.random.PRNGKey(seed))
-        drawn = {}
-        if params is None:
-            drawn = dict(model.init(init_rng, example_B))
-            params = drawn.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, drawn if frozen is None else frozen)
-
+    begin = programs.Computation(_begin, dict(model=model), dict(begin_fn=programs.of(tx.init)))
+    # Sent as an argument, so that all seeds share one program; the random keys of JAX read the lower 32 bits.
+    number = np.array(seed % 2**32, np.uint32)
+    example = jax.tree.map(np.asarray, example_B)  # of several processes, all may bring a numpy array
     # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
-    shardings = sharding.of(jax.eval_shape(lambda: init(None, None)), mesh)
+    shardings = sharding.of(programs.shapes(begin, number, example, None, None), mesh)
     # Compiled with its shardings, so that each device makes its own pieces and the whole never lies on one.
-    return jax.jit(lambda p, f: nn.meta.unbox(init(p, f)), out_shardings=shardings, donate_argnums=(0, 1))(
-        params, frozen
-    )
+    unboxed = programs.Computation(_unboxed, numbers=dict(fn=begin))
+    run = programs.compiled(unboxed, out_shardings=shardings, donate_argnums=(2, 3))
+    return run(number, example, params, frozen)
+
+
+def _begin(seed, example_B, params, frozen, *, model, begin_fn):
+    # JAX's keys give the same numbers however an array is split, so a run begins alike on every mesh.
+    rng, init_rng = jax.random.split(jax.random.PRNGKey(seed))
+    drawn = {}
+    if params is None:
+        drawn = dict(model.init(init_rng, example_B))
+        params = drawn.pop("params")
+    return TrainState(jnp.zeros((), jnp.int32), params, begin_fn(params), rng, drawn if frozen is None else frozen)
+
+
+def _unboxed(*args, fn):
+    return nn.meta.unbox(fn(*args))
 
 
 def with_reference(state: TrainState) -> TrainState:

@@ -3,7 +3,8 @@
 A launcher's command runs at `tiny`, and `--sweep` as its first point. One without flags and without a workdir is a
 plain run, which tests/experiments/test_tiny.py makes of every experiment: here its name and setting are looked up.
 `make slow` runs every command to its end. `make test` runs those whose files their page names later, and the first
-of each experiment; the others stop after everything was checked, where the run would begin.
+of each experiment on whichever page comes first; the others stop after everything was checked, where the run would
+begin.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "betas.py:tiny": (*TRAINING, "--config.pretrain.steps=0"),  # which a page writes, with dpo's keys
     "sft:tiny": TRAINING,
     "pretrain:tiny": TRAINING,
+    "native_alignment:tiny": ("--config.arms=raw,aligned", "--config.post=False"),
     "genarm:tiny": ("--config.baselines=soups", "--config.points=2"),
     "serve:tiny": ("--config.port=0",),
     "medguard:tiny": ("--config.max_new_tokens=8",),  # for a checkpoint of short rows
@@ -52,6 +54,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
 }
 LAUNCHER = ["python", "-m", "experiments.run"]
 MOST_EXCUSED = 6  # blocks that are not run
+BEGAN: set[str] = set()  # experiments of which a command has run, on any page
 
 
 def call(main, argv: list[str]) -> str:
@@ -91,8 +94,13 @@ def launcher(words: list[str], flags: tuple[str, ...], runs: bool) -> None:
 
 
 def is_needed(words: list[str], began: set[str], rest: str) -> bool:
-    """Whether a launcher's command is the first of its experiment, a sweep, or writes what the page names later."""
+    """Whether a launcher's command is its experiment's first, a sweep, or writes what the page names later.
+
+    Args:
+        began: experiments of which one has run already; gains this one's.
+    """
     target = words[words.index("--config") + 1].partition(":")[0] if "--config" in words else ""
+    target = pathlib.PurePath(target).stem  # a name, or a file
     folders = [words[i + 1] for i, word in enumerate(words) if word == "--workdir"]
     folders += [word.partition("=")[2] for word in words if word.startswith(("--config.outputs=", "--workdir="))]
     if target not in began or "--sweep" in words or any(folder in rest for folder in folders):
@@ -157,7 +165,7 @@ def work_through(page, world, monkeypatch, *, everything):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setattr(charts, "svg", lambda *_, **__: "<svg></svg>")  # drawing takes a second a run
     names: dict[str, object] = {"__name__": page.stem}
-    blocks, began = read(page), set()
+    blocks = read(page)
     for number, block in enumerate(blocks):
         if block.reason or block.language not in RUN:
             continue
@@ -167,7 +175,7 @@ def work_through(page, world, monkeypatch, *, everything):
         commands = block.commands()
         for at, words in enumerate(commands, 1):
             rest = "\n".join([*map(shlex.join, commands[at:]), *(later.text for later in blocks[number + 1 :])])
-            runs = everything or words[:3] != LAUNCHER or is_needed(words, began, rest)
+            runs = everything or words[:3] != LAUNCHER or is_needed(words, BEGAN, rest)
             try:
                 command(words, block.flags, runs)
             except Exception as error:

@@ -37,6 +37,24 @@ def lm_batch(number, rows=8, t=12, seed=0):
     }
 
 
+def pair_batch(number, seed=0, pairs_=4, t=10):
+    """Pairs in rows of their own, chosen before rejected, with stored reference log-probabilities."""
+    rng = np.random.default_rng([seed, number])
+    tokens = rng.integers(0, VOCAB, (2 * pairs_, t)).astype(np.int32)
+    shape = (pairs_, 2, t - 1)
+    return {
+        "tokens": tokens,
+        "positions": np.broadcast_to(np.arange(t, dtype=np.int32), tokens.shape).copy(),
+        "groups": np.ones(tokens.shape, np.int32),
+        "branches": np.zeros(tokens.shape, np.int32),
+        "sources": np.broadcast_to(np.arange(t - 1, dtype=np.int32), shape).copy(),
+        "targets": tokens[:, 1:].reshape(shape),
+        "mask": np.broadcast_to(np.arange(1, t) > 4, shape).astype(np.float32),
+        "weights": np.ones(pairs_, np.float32),
+        "reference": np.full(shape, -3.0, np.float32),
+    }
+
+
 class Loader:
     """Endless batches, numbered from 0."""
 

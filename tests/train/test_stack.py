@@ -20,26 +20,8 @@ MEMBERS = (
 STEPS = 4
 
 
-def pair_batch(number, seed, pairs_=4, t=10):
-    """Pairs in rows of their own, chosen before rejected, with stored reference log-probabilities."""
-    rng = np.random.default_rng([seed, number])
-    tokens = rng.integers(0, helpers.VOCAB, (2 * pairs_, t)).astype(np.int32)
-    shape = (pairs_, 2, t - 1)
-    return {
-        "tokens": tokens,
-        "positions": np.broadcast_to(np.arange(t, dtype=np.int32), tokens.shape).copy(),
-        "groups": np.ones(tokens.shape, np.int32),
-        "branches": np.zeros(tokens.shape, np.int32),
-        "sources": np.broadcast_to(np.arange(t - 1, dtype=np.int32), shape).copy(),
-        "targets": tokens[:, 1:].reshape(shape),
-        "mask": np.broadcast_to(np.arange(1, t) > 4, shape).astype(np.float32),
-        "weights": np.ones(pairs_, np.float32),
-        "reference": np.full(shape, -3.0, np.float32),
-    }
-
-
 def loader(seed):
-    return helpers.Loader(functools.partial(pair_batch, seed=seed))
+    return helpers.Loader(functools.partial(helpers.pair_batch, seed=seed))
 
 
 def setup():
@@ -65,7 +47,7 @@ def together(tmp_path_factory):
         stack.build(loss_of, tx, MEMBERS),
         stack.create(adapter, tx, base(), MEMBERS, mesh=mesh),
         stack.Together([loader(seed=k) for k in range(len(MEMBERS))]),
-        {"heldout": stack.evaluator(loss_of, MEMBERS, [pair_batch(99, seed=0)])},
+        {"heldout": stack.evaluator(loss_of, MEMBERS, [helpers.pair_batch(99, seed=0)])},
         mesh,
         tmp_path_factory.mktemp("stack"),
         steps=STEPS,
@@ -81,7 +63,7 @@ def test_each_member_is_the_run_that_trains_it_alone(together, k):
     member, batches = MEMBERS[k], loader(seed=k)
     alone = adapters.create(adapter, tx_of(1e-2 * member.rate), base(), seed=member.seed, mesh=mesh)
     loss_fn = loss_of(**member.numbers)
-    heldout = loop.evaluator(loss_fn, [pair_batch(99, seed=0)])
+    heldout = loop.evaluator(loss_fn, [helpers.pair_batch(99, seed=0)])
     with sharding.activations(mesh):
         update = step.compile_update(step.build(loss_fn, tx_of(1e-2 * member.rate)), alone)
         for _ in range(STEPS):
@@ -114,6 +96,6 @@ def test_members_that_cannot_be_trained_together_are_refused(members, said):
 
 
 def test_batches_of_other_shapes_are_refused():
-    loaders = [loader(seed=0), helpers.Loader(functools.partial(pair_batch, seed=0, t=12))]
+    loaders = [loader(seed=0), helpers.Loader(functools.partial(helpers.pair_batch, seed=0, t=12))]
     with pytest.raises(InputError, match="differ in shape"):
         next(stack.Together(loaders))

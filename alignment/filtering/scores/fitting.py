@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from alignment import programs
 from alignment.filtering.scores import heads
 from alignment.train import loop, optimizer, sharding, step, train_state
 
@@ -117,17 +118,16 @@ def losses(
 
 def loss_fn(model: nn.Module, objective: str) -> step.LossFn:
     """The weighted mean of `losses`, and `accuracy`, in which every text counts alike."""
+    return programs.Computation(_loss, dict(model=model, objective=objective))
 
-    def loss(params, batch, *, rng, frozen):
-        del rng, frozen
-        outputs_NO, thresholds_C = model.apply({"params": params}, {k: batch[k] for k in INPUTS if k in batch})
-        labels_N, weights_N = batch["labels"], batch["weights"]
-        losses_N, levels_N = losses(objective, outputs_NO, thresholds_C, labels_N)
-        is_real_N = (weights_N > 0).astype(jnp.float32)
-        right = step.Mean(jnp.sum((levels_N == labels_N) * is_real_N), jnp.sum(is_real_N))
-        return step.Mean(jnp.sum(losses_N * weights_N), jnp.sum(weights_N)), {"accuracy": right}
 
-    return loss
+def _loss(params, batch, *, model, objective, rng, frozen):  # no dropout, no reference: rng and frozen go unused
+    outputs_NO, thresholds_C = model.apply({"params": params}, {k: batch[k] for k in INPUTS if k in batch})
+    labels_N, weights_N = batch["labels"], batch["weights"]
+    losses_N, levels_N = losses(objective, outputs_NO, thresholds_C, labels_N)
+    is_real_N = (weights_N > 0).astype(jnp.float32)
+    right = step.Mean(jnp.sum((levels_N == labels_N) * is_real_N), jnp.sum(is_real_N))
+    return step.Mean(jnp.sum(losses_N * weights_N), jnp.sum(weights_N)), {"accuracy": right}
 
 
 def fit(
