@@ -95,6 +95,8 @@ def _program(form, donate_argnums, places, form_of_places, _):
     def run(numbers, *args):
         return jax.tree.unflatten(form, numbers)(*args)
 
+    fn = jax.tree.unflatten(form, [None] * form.num_leaves).fn
+    run.__name__ = getattr(fn, "__name__", "run").strip("_")  # the program's name in profiles and logs
     out_shardings = jax.tree.unflatten(form_of_places, places)
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     return jax.jit(run, donate_argnums=tuple(n + 1 for n in donate_argnums), **options)
