@@ -1,0 +1,312 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignment.errors import InputError
+from alignment.fairness import meta, methods, predictors, referee
+from alignment.train import sharding, step, train_state
+from data.toys import regions
+
+KINDS = {kind: referee.factors_fn(kind, width=4) for kind in referee.KINDS}
+NETWORK = predictors.build("mlp", 1, widths=(4,))
+
+
+def apply_fn(theta, x):
+    return NETWORK.apply({"params": theta}, x)
+
+
+def learner_of(kind=referee.NETWORK, **changes):
+    return meta.Learner(apply_fn, predictors.LOGISTIC, KINDS[kind], **({"rate": 0.5} | changes))
+
+
+def scaled(theta, x):
+    """A model that outputs theta, scaled as the targets are so that the squared error is halved."""
+    return theta / np.sqrt(2) * jnp.ones((len(x), 1)), jnp.zeros((len(x), 1))
+
+
+def scalar_task(targets, query=None):
+    """Places with one sample each, whose loss is (theta - target)^2 / 2."""
+    y = jnp.array(targets)[:, None] / np.sqrt(2)
+    asked = y if query is None else jnp.array(query)[:, None] / np.sqrt(2)
+    one = jnp.ones(len(targets))
+    x = jnp.zeros((len(targets), 1, 1))
+    return dict(support_x=x, support_y=y, query_x=x, query_y=asked, query_weight=one[:, None], place_weight=one)
+
+
+def scalar_learner(factors, rate, **changes):
+    options = dict(rate=rate, is_normalised=False) | changes
+    return meta.Learner(scaled, predictors.SQUARED, lambda phi, seen: phi if factors is None else factors, **options)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    made = [regions.task(n, support=4, query=6) for n in range(8)]
+    stacked = {name: jnp.asarray(np.stack([one[name] for one in made])) for name in meta.TASK}
+    return stacked | {"task": jnp.arange(8)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    both = meta.Both(NETWORK, width=4).init(jax.random.PRNGKey(0), jnp.zeros((1, regions.FEATURES)))["params"]
+    rng = np.random.default_rng(0)
+    both["phi"] = jax.tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape).astype("f"), both["phi"])
+    return both
+
+
+# Worked numbers
+
+
+def test_an_inner_step_and_the_path_to_the_factors_of_the_worked_example():
+    task, omega = scalar_task([0.0, 1.0, 4.0]), jnp.array([1.0, 2.0, 0.5])
+    learner = scalar_learner(None, 0.5)
+    moved, _ = meta.adapt(jnp.array(1.0), omega, task, learner=learner, steps=1)
+    assert float(moved) == pytest.approx(1.0833333)
+    losses = functools.partial(
+        meta.place_losses, x=task["query_x"], y_SN=task["query_y"], weight_SN=task["query_weight"], learner=learner
+    )
+    loss_S, _ = losses(moved)
+    np.testing.assert_allclose(loss_S, [0.586806, 0.003472, 4.253472], atol=1e-6)
+    assert float(loss_S.mean()) == pytest.approx(1.614583, abs=1e-6)
+    one = jnp.ones(3)
+    value, slope = jax.value_and_grad(lambda theta: meta.unevenness(losses(theta)[0], one))(moved)
+    assert float(value) == pytest.approx(1.759259, abs=1e-6) and float(slope) == pytest.approx(-1.555556, abs=1e-6)
+
+    def by_omega(omega):
+        return meta.unevenness(losses(meta.adapt(jnp.array(1.0), omega, task, learner=learner, steps=1)[0])[0], one)
+
+    np.testing.assert_allclose(jax.grad(by_omega)(omega), [0.259259, 0, -0.777778], atol=1e-6)
+    smooth = meta.unevenness(loss_S, one, 1e-6)
+    assert float(smooth) == pytest.approx(1.759259, abs=1e-5)
+
+
+@pytest.mark.parametrize(("is_second_order", "wanted"), [(True, -0.99), (False, -1.1)])
+def test_the_meta_gradient_of_the_worked_example(is_second_order, wanted):
+    task = scalar_task([0.0], query=[2.0])
+    learner = scalar_learner(jnp.ones(1), 0.1, is_second_order=is_second_order)
+    batch = {name: leaf[None] for name, leaf in task.items()}
+
+    def loss(theta):
+        return meta.objectives(theta, {}, batch, learner=learner, steps=1)[0][0]
+
+    moved, _ = meta.adapt(jnp.array(1.0), {}, task, learner=learner, steps=1)
+    assert float(moved) == pytest.approx(0.9) and float(jax.grad(loss)(jnp.array(1.0))) == pytest.approx(wanted)
+
+
+# Invariants
+
+
+def adapted(theta, phi, batch, *, steps=3, **options):
+    one = functools.partial(meta.adapt, learner=learner_of(**options), steps=steps)
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))(theta, phi, {name: batch[name] for name in meta.TASK})
+
+
+def test_an_untrained_referee_is_maml_bit_for_bit(params, batch):
+    zero = params["phi"] | {"out": jax.tree.map(jnp.zeros_like, params["phi"]["out"])}
+    even, _ = adapted(params["theta"], {}, batch, kind=referee.EVEN)
+    refereed, trace = adapted(params["theta"], zero, batch)
+    jax.tree.map(np.testing.assert_array_equal, even, refereed)
+    np.testing.assert_array_equal(trace["factor"], 1.0)
+
+
+def test_scaling_all_factors_is_scaling_the_inner_rate(params, batch):
+    double = meta.Learner(apply_fn, predictors.LOGISTIC, lambda phi, seen: 2 + 0 * seen.loss_S, 0.25, False)
+    task = {name: batch[name][0] for name in meta.TASK}
+    one, _ = meta.adapt(params["theta"], {}, task, learner=double, steps=2)
+    two, _ = meta.adapt(params["theta"], {}, task, learner=learner_of(referee.EVEN), steps=2)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, two)
+
+
+def test_permuting_places_permutes_their_factors_which_have_mean_1(params, batch):
+    order = np.array([4, 2, 8, 0, 1, 7, 3, 6, 5])
+    moved, trace = adapted(params["theta"], params["phi"], batch)
+    again, other = adapted(
+        params["theta"], params["phi"], {name: leaf[:, order] for name, leaf in batch.items() if name != "task"}
+    )
+    np.testing.assert_allclose(other["factor"], trace["factor"][:, :, order], rtol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), moved, again)
+    assert float(jnp.std(trace["factor"])) > 0.01
+    np.testing.assert_allclose(trace["factor"].mean(-1), 1, atol=1e-6)
+
+
+def test_identical_places_have_even_factors_and_give_phi_no_gradient(params, batch):
+    same = {name: jnp.repeat(batch[name][:2, :1], 4, axis=1) for name in meta.TASK}
+
+    def uneven(phi):
+        return meta.objectives(params["theta"], phi, same, learner=learner_of(), steps=2)[0][1]
+
+    value, gradient = jax.value_and_grad(uneven)(params["phi"])
+    assert float(value) < 1e-6
+    assert float(optax.global_norm(gradient)) < 1e-6
+    _, trace = adapted(params["theta"], params["phi"], same, steps=2)
+    np.testing.assert_allclose(trace["factor"], 1, atol=1e-6)
+
+
+def test_a_single_place_is_even_and_has_factor_1(params, batch):
+    single = {name: batch[name][:2, :1] for name in meta.TASK}
+    (_, uneven), trace = meta.objectives(params["theta"], params["phi"], single, learner=learner_of(), steps=2)
+    assert float(uneven) == 0
+    np.testing.assert_allclose(trace["factor"], 1, atol=1e-6)
+
+
+def test_filled_places_change_nothing(params, batch):
+    filled = {name: jnp.concatenate([batch[name], batch[name][:, :2]], axis=1) for name in meta.TASK}
+    for name in ("place_weight", "query_weight"):
+        filled[name] = filled[name].at[:, 9:].set(0)
+    filled["support_x"] = filled["support_x"].at[:, 9:].set(7.0)
+    plain, _ = adapted(params["theta"], params["phi"], batch)
+    more, _ = adapted(params["theta"], params["phi"], filled)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), plain, more)
+
+
+def test_query_samples_never_enter_the_inner_steps(params, batch):
+    noise = np.random.default_rng(1)
+    changed = batch | {
+        "query_y": jnp.asarray(noise.integers(0, 2, batch["query_y"].shape)),
+        "query_x": -batch["query_x"],
+    }
+    for kind in referee.KINDS:
+        plain, _ = adapted(params["theta"], params["phi"], batch, kind=kind, steps=1)
+        other, _ = adapted(params["theta"], params["phi"], changed, kind=kind, steps=1)
+        jax.tree.map(np.testing.assert_array_equal, plain, other)
+
+
+# Updates
+
+
+def updated(rule, batch, *, changes=None, warmup_steps=0, at=0):
+    """The state before and after one update."""
+    tx = meta.optimizers(2e-3, 2e-3)
+    mesh = sharding.make_mesh()
+    both = meta.Both(NETWORK, width=4)
+    state = train_state.create(both, meta.joint(tx), jnp.zeros((1, regions.FEATURES)), seed=0, mesh=mesh)
+    state = dataclasses.replace(state, step=state.step + at)
+    learner = learner_of(rule.factors, **(changes or {}))
+    update = jax.jit(meta.build(learner, rule, tx, steps=2, warmup_steps=warmup_steps))
+    on_devices = sharding.to_devices({name: np.asarray(leaf) for name, leaf in batch.items()}, mesh)
+    return state.params, *update(state, on_devices)
+
+
+def is_same(one, two):
+    return all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [
+        ("maml", {"theta"}),
+        ("meta_ref", {"theta", "phi"}),
+        ("meta_ref_nash", {"theta", "phi"}),
+        ("no_inner", {"theta"}),
+        ("no_performance", {"phi"}),
+        ("no_fairness", {"theta"}),
+    ],
+)
+def test_each_phase_moves_its_own_part_and_no_other(name, moves, batch):
+    before, state, metrics = updated(methods.METHODS[name], batch)
+    assert {part for part in before if not is_same(before[part], state.params[part])} == moves
+    assert step.value(metrics["nonfinite"]) == 0 and int(state.step) == 1
+
+
+def test_without_its_fairness_phase_the_referee_is_maml(batch):
+    _, refereed, _ = updated(methods.METHODS["no_fairness"], batch)
+    _, plain, _ = updated(methods.METHODS["maml"], batch)
+    jax.tree.map(np.testing.assert_array_equal, refereed.params["theta"], plain.params["theta"])
+
+
+def test_fair_params_say_what_the_fairness_update_moves(batch):
+    moved = {}
+    for fair_params in meta.FAIR_PARAMS:
+        rule = methods.rule_of("meta_ref", fair_params=fair_params)
+        before, state, _ = updated(rule, batch)
+        moved[fair_params] = {part for part in before if not is_same(before[part], state.params[part])}
+        moved[fair_params, "theta"] = state.params["theta"]
+    assert moved["phi"] == moved["both"] == {"theta", "phi"} and moved["theta"] == {"theta"}
+    assert is_same(moved["theta", "theta"], moved["both", "theta"])
+    assert not is_same(moved["theta", "theta"], moved["phi", "theta"])
+    with pytest.raises(InputError, match="fair_params='psi' is not one of: phi, theta, both"):
+        methods.rule_of("meta_ref", fair_params="psi")
+
+
+def test_a_warm_up_is_maml_with_phi_at_rest(batch):
+    rule = methods.METHODS["meta_ref"]
+    before, warm, _ = updated(rule, batch, warmup_steps=5, at=4)
+    _, plain, _ = updated(methods.METHODS["maml"], batch)
+    assert is_same(before["phi"], warm.params["phi"])
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), warm.params["theta"], plain.params["theta"]
+    )
+    _, after, _ = updated(rule, batch, warmup_steps=5, at=5)
+    assert not is_same(before["phi"], after.params["phi"])
+
+
+def test_tasks_may_lie_on_one_device_or_on_eight(batch):
+    rule, tx = methods.METHODS["meta_ref"], meta.optimizers(2e-3, 2e-3)
+    both = meta.Both(NETWORK, width=4)
+    _, on_eight, metrics = updated(rule, batch)
+    example = jnp.zeros((1, regions.FEATURES))
+    alone = sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    state = train_state.create(both, meta.joint(tx), example, seed=0, mesh=alone)
+    state, alone_metrics = jax.jit(meta.build(learner_of(), rule, tx, steps=2))(
+        state, jax.device_put(batch, jax.devices()[0])
+    )
+    assert float(step.value(metrics["loss"])) == pytest.approx(float(step.value(alone_metrics["loss"])), rel=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), on_eight.params, state.params)
+
+
+def test_a_task_that_diverges_is_named_and_changes_nothing(batch):
+    bad = batch | {"support_x": batch["support_x"].at[5].set(jnp.nan), "task": batch["task"] + 100}
+    before, state, metrics = updated(methods.METHODS["meta_ref"], bad)
+    assert is_same(before, state.params) and step.value(metrics["nonfinite"]) == 1
+    values = {name: float(step.value(metrics[name])) for name in ("diverged_task", "largest_factor")}
+    with pytest.raises(InputError, match=r"task tile 105 left the finite numbers: rate=0.5, largest factor 1"):
+        meta.check_diverged(values, rate=0.5, name_fn=lambda number: f"tile {number}")
+    assert meta.check_diverged({"loss": 1.0}, rate=0.5, name_fn=str) == {"loss": 1.0}
+
+
+def test_nash_bargaining_solves_its_equation():
+    rng = np.random.default_rng(0)
+    one, two = (jnp.asarray(rng.standard_normal(5)) for _ in range(2))
+    agreed = meta.bargain({"a": one[:2], "b": one[2:]}, {"a": two[:2], "b": two[2:]})
+    agreed = np.concatenate([agreed["a"], agreed["b"]])
+    weights, *_ = np.linalg.lstsq(np.stack([one, two], axis=1), agreed, rcond=None)
+    gram = np.array([[one @ one, one @ two], [one @ two, two @ two]])
+    np.testing.assert_allclose(gram @ weights, 1 / weights, rtol=1e-4)
+    assert not meta.bargain(one, -one).any() and not meta.bargain(one, 0 * one).any()
+
+
+def test_finite_differences_agree_with_the_gradient_of_phase_3(batch, params):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), params)
+        two = {name: jnp.asarray(np.asarray(batch[name][:2], np.float64)) for name in meta.TASK}
+        two["support_y"], two["query_y"] = (batch[name][:2] for name in ("support_y", "query_y"))
+
+        @jax.jit
+        def loss(phi):
+            (mean, uneven), _ = meta.objectives(wide["theta"], phi, two, learner=learner_of(), steps=2)
+            return uneven + mean
+
+        gradient = jax.jit(jax.grad(loss))(wide["phi"])
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), wide["phi"])
+
+        def along(distance):
+            return loss(jax.tree.map(lambda p, d: p + distance * d, wide["phi"], direction))
+
+        slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+        assert (along(1e-6) - along(-1e-6)) / 2e-6 == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_rules_refuse_what_they_do_not_know():
+    with pytest.raises(InputError, match="phases='outer' is not one of"):
+        meta.Rule(phases=("outer",))
+    with pytest.raises(InputError, match="factors='rule' is not one of"):
+        meta.Rule(factors="rule")
+    with pytest.raises(InputError, match="lambda_p=-1"):
+        meta.Rule(lambda_p=-1)
+    with pytest.raises(InputError, match="referee_lr=0 must be above 0"):
+        meta.optimizers(1e-3, 0)
