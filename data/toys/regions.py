@@ -12,13 +12,20 @@ from data import loader
 PLACES, SIDE, ODD, FEATURES = 9, 3, 3, 8  # places a task, along a side, of the other rule; features a sample
 SHIFT, SCALE = 1.5, 1.5
 MOST = 2**24  # tasks there are; their numbers are exact in float32
-ROW = 50  # tasks side by side on the plane
+ROW = 5  # tasks side by side on the plane
 
 
 def box(number: int) -> tuple[float, float, float, float]:
     """West, south, east, north of a task: a unit square on a plane."""
     west, south = float(number % ROW), float(number // ROW)
     return west, south, west + 1, south + 1
+
+
+def place_box(number: int, place: int) -> tuple[float, float, float, float]:
+    """West, south, east, north of a place of a task."""
+    west, south, _, _ = box(number)
+    west, south = west + place % SIDE / SIDE, south + place // SIDE / SIDE
+    return west, south, west + 1 / SIDE, south + 1 / SIDE
 
 
 def task(number: int, *, support: int, query: int, seed: int = 0) -> dict[str, np.ndarray]:
