@@ -177,13 +177,13 @@ def unevenness(loss_S: jax.Array, weight_S: jax.Array, smooth: float = SMOOTH) -
 def objectives(theta: Any, phi: Any, batch: Task, *, learner: Learner, steps: int, is_even: Any = False) -> Any:
     """Means over the tasks of a batch, on query samples after phase 1: (mean loss, unevenness), and the trace [B,K,S].
 
-    The trace gains `is_finite` [B]: whether the moved theta of each task is.
+    The trace gains `is_finite` [B]: whether each task's moved theta and its query losses are.
     """
 
     def one(task):
         moved, trace = adapt(theta, phi, task, learner=learner, steps=steps, is_even=is_even)
         loss_S, _ = place_losses(moved, task["query_x"], task["query_y"], task["query_weight"], learner=learner)
-        leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(moved)]
+        leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in (*jax.tree.leaves(moved), loss_S)]
         weight_S = task["place_weight"]
         trace = trace | {"is_finite": jnp.stack(leaves).all()}
         return referee.mean_over(loss_S, weight_S), unevenness(loss_S, weight_S), trace
@@ -306,7 +306,10 @@ def build(
             params["theta"] = optax.apply_updates(params["theta"], changes)
         if rule.moves_phi:
             # Recomputed with the theta of phase 2.
-            gradient, (_, _, trace) = gradients(params, "phi", batch, **options)
+            gradient, (_, _, trace_3) = gradients(params, "phi", batch, **options)
+            # Where phase 2 has diverged its theta spoils every task of phase 3, so the tasks are those of phase 2.
+            is_fine_B = jnp.where(jnp.all(trace["is_finite"]), trace_3["is_finite"], trace["is_finite"])
+            trace = trace | {"is_finite": is_fine_B}
             norms["referee_grad_norm"] = optax.global_norm(gradient)
             changes, moments = tx["phi"].update(gradient, opt_state["phi"], params["phi"])
             moved = optax.apply_updates(params["phi"], changes), moments

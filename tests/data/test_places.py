@@ -64,9 +64,9 @@ def test_a_tile_for_testing_on_another_is_refused(area):
 
 
 def test_places_and_tiles_with_too_little_are_counted_and_said(capsys):
-    samples = spread(400)
+    samples = spread(1_000)
     xy = np.concatenate([samples.xy_N2, [[5.5, 9.5]] * 3])
-    more = spread(403, xy_N2=xy)
+    more = spread(1_003, xy_N2=xy)
     _, counts = places.cut(more, GRID, least=2)
     assert counts["tiles with too few places"] == 1 and counts["samples in those tiles"] == 3
     assert "1 of 25 tiles have fewer than 3 places of 2 samples and are skipped" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from alignment.train import sharding, step, train_state
 from data.toys import regions
 
 KINDS = {kind: referee.factors_fn(kind, width=4) for kind in referee.KINDS}
+TX = meta.optimizers(2e-3, 2e-3)
 NETWORK = predictors.build("mlp", 1, widths=(4,))
 
 
@@ -100,9 +101,14 @@ def test_the_meta_gradient_of_the_worked_example(is_second_order, wanted):
 # Invariants
 
 
-def adapted(theta, phi, batch, *, steps=3, **options):
-    one = functools.partial(meta.adapt, learner=learner_of(**options), steps=steps)
-    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))(theta, phi, {name: batch[name] for name in meta.TASK})
+@functools.cache
+def adapted_fn(kind, steps):
+    one = functools.partial(meta.adapt, learner=learner_of(kind), steps=steps)
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))
+
+
+def adapted(theta, phi, batch, *, kind=referee.NETWORK, steps=2):
+    return adapted_fn(kind, steps)(theta, phi, {name: batch[name] for name in meta.TASK})
 
 
 def test_an_untrained_referee_is_maml_bit_for_bit(params, batch):
@@ -116,8 +122,10 @@ def test_an_untrained_referee_is_maml_bit_for_bit(params, batch):
 def test_scaling_all_factors_is_scaling_the_inner_rate(params, batch):
     double = meta.Learner(apply_fn, predictors.LOGISTIC, lambda phi, seen: 2 + 0 * seen.loss_S, 0.25, False)
     task = {name: batch[name][0] for name in meta.TASK}
-    one, _ = meta.adapt(params["theta"], {}, task, learner=double, steps=2)
-    two, _ = meta.adapt(params["theta"], {}, task, learner=learner_of(referee.EVEN), steps=2)
+    one, two = (
+        jax.jit(functools.partial(meta.adapt, learner=learner, steps=2))(params["theta"], {}, task)[0]
+        for learner in (double, learner_of(referee.EVEN))
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, two)
 
 
@@ -136,19 +144,22 @@ def test_permuting_places_permutes_their_factors_which_have_mean_1(params, batch
 def test_identical_places_have_even_factors_and_give_phi_no_gradient(params, batch):
     same = {name: jnp.repeat(batch[name][:2, :1], 4, axis=1) for name in meta.TASK}
 
+    @jax.jit
+    @jax.value_and_grad
     def uneven(phi):
         return meta.objectives(params["theta"], phi, same, learner=learner_of(), steps=2)[0][1]
 
-    value, gradient = jax.value_and_grad(uneven)(params["phi"])
+    value, gradient = uneven(params["phi"])
     assert float(value) < 1e-6
     assert float(optax.global_norm(gradient)) < 1e-6
-    _, trace = adapted(params["theta"], params["phi"], same, steps=2)
+    _, trace = adapted(params["theta"], params["phi"], same)
     np.testing.assert_allclose(trace["factor"], 1, atol=1e-6)
 
 
 def test_a_single_place_is_even_and_has_factor_1(params, batch):
     single = {name: batch[name][:2, :1] for name in meta.TASK}
-    (_, uneven), trace = meta.objectives(params["theta"], params["phi"], single, learner=learner_of(), steps=2)
+    loss = jax.jit(functools.partial(meta.objectives, learner=learner_of(), steps=2))
+    (_, uneven), trace = loss(params["theta"], params["phi"], single)
     assert float(uneven) == 0
     np.testing.assert_allclose(trace["factor"], 1, atol=1e-6)
 
@@ -169,26 +180,35 @@ def test_query_samples_never_enter_the_inner_steps(params, batch):
         "query_y": jnp.asarray(noise.integers(0, 2, batch["query_y"].shape)),
         "query_x": -batch["query_x"],
     }
-    for kind in referee.KINDS:
-        plain, _ = adapted(params["theta"], params["phi"], batch, kind=kind, steps=1)
-        other, _ = adapted(params["theta"], params["phi"], changed, kind=kind, steps=1)
+    for kind in (referee.NETWORK, referee.HAND_MADE):
+        plain, _ = adapted(params["theta"], params["phi"], batch, kind=kind)
+        other, _ = adapted(params["theta"], params["phi"], changed, kind=kind)
         jax.tree.map(np.testing.assert_array_equal, plain, other)
 
 
 # Updates
 
 
-def updated(rule, batch, *, changes=None, warmup_steps=0, at=0):
-    """The state before and after one update."""
-    tx = meta.optimizers(2e-3, 2e-3)
-    mesh = sharding.make_mesh()
-    both = meta.Both(NETWORK, width=4)
-    state = train_state.create(both, meta.joint(tx), jnp.zeros((1, regions.FEATURES)), seed=0, mesh=mesh)
-    state = dataclasses.replace(state, step=state.step + at)
-    learner = learner_of(rule.factors, **(changes or {}))
-    update = jax.jit(meta.build(learner, rule, tx, steps=2, warmup_steps=warmup_steps))
-    on_devices = sharding.to_devices({name: np.asarray(leaf) for name, leaf in batch.items()}, mesh)
-    return state.params, *update(state, on_devices)
+MESH = functools.cache(sharding.make_mesh)
+
+
+@functools.cache
+def start():
+    """A fresh state on the mesh; no update takes its memory."""
+    both, example = meta.Both(NETWORK, width=4), np.zeros((1, regions.FEATURES), np.float32)
+    return train_state.create(both, meta.joint(TX), example, seed=0, mesh=MESH())
+
+
+@functools.cache
+def update_of(rule, warmup_steps=0):
+    return jax.jit(meta.build(learner_of(rule.factors), rule, TX, steps=2, warmup_steps=warmup_steps))
+
+
+def updated(rule, batch, *, warmup_steps=0, at=0):
+    """The parameters before one update, the state after it, and its metrics."""
+    state = dataclasses.replace(start(), step=start().step + at)
+    on_devices = sharding.to_devices({name: np.asarray(leaf) for name, leaf in batch.items()}, MESH())
+    return state.params, *update_of(rule, warmup_steps)(state, on_devices)
 
 
 def is_same(one, two):
@@ -245,17 +265,15 @@ def test_a_warm_up_is_maml_with_phi_at_rest(batch):
 
 
 def test_tasks_may_lie_on_one_device_or_on_eight(batch):
-    rule, tx = methods.METHODS["meta_ref"], meta.optimizers(2e-3, 2e-3)
-    both = meta.Both(NETWORK, width=4)
+    rule = methods.METHODS["meta_ref"]
     _, on_eight, metrics = updated(rule, batch)
-    example = jnp.zeros((1, regions.FEATURES))
-    alone = sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-    state = train_state.create(both, meta.joint(tx), example, seed=0, mesh=alone)
-    state, alone_metrics = jax.jit(meta.build(learner_of(), rule, tx, steps=2))(
-        state, jax.device_put(batch, jax.devices()[0])
-    )
-    assert float(step.value(metrics["loss"])) == pytest.approx(float(step.value(alone_metrics["loss"])), rel=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), on_eight.params, state.params)
+    alone = jax.device_put((start(), batch), jax.devices()[0])
+    state, alone_metrics = update_of(rule)(*alone)
+    for name in ("loss", "unevenness", "grad_norm", "referee_grad_norm"):
+        one, other = (float(step.value(of[name])) for of in (metrics, alone_metrics))
+        assert one == pytest.approx(other, rel=1e-4), name
+    # Adam's first step divides a gradient by its own size, which magnifies the rounding of gradients near 0.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), on_eight.params, state.params)
 
 
 def test_a_task_that_diverges_is_named_and_changes_nothing(batch):
@@ -279,26 +297,33 @@ def test_nash_bargaining_solves_its_equation():
     assert not meta.bargain(one, -one).any() and not meta.bargain(one, 0 * one).any()
 
 
-def test_finite_differences_agree_with_the_gradient_of_phase_3(batch, params):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_finite_differences_agree_with_the_gradient_of_phase_3(steps, batch, params):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), params)
         two = {name: jnp.asarray(np.asarray(batch[name][:2], np.float64)) for name in meta.TASK}
         two["support_y"], two["query_y"] = (batch[name][:2] for name in ("support_y", "query_y"))
+        rng = np.random.default_rng(0)
+        # From the second step on what the referee sees depends on phi, and no gradient goes that way: there the
+        # factors are phi itself.
+        learner, phi = learner_of(), wide["phi"]
+        if steps > 1:
+            learner = dataclasses.replace(learner, factors_fn=lambda phi, seen: phi)
+            phi = jnp.asarray(rng.random(regions.PLACES) + 0.5)
 
         @jax.jit
         def loss(phi):
-            (mean, uneven), _ = meta.objectives(wide["theta"], phi, two, learner=learner_of(), steps=2)
+            (mean, uneven), _ = meta.objectives(wide["theta"], phi, two, learner=learner, steps=steps)
             return uneven + mean
 
-        gradient = jax.jit(jax.grad(loss))(wide["phi"])
-        rng = np.random.default_rng(0)
-        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), wide["phi"])
+        gradient = jax.jit(jax.grad(loss))(phi)
+        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), phi)
 
         def along(distance):
-            return loss(jax.tree.map(lambda p, d: p + distance * d, wide["phi"], direction))
+            return loss(jax.tree.map(lambda p, d: p + distance * d, phi, direction))
 
         slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
-        assert (along(1e-6) - along(-1e-6)) / 2e-6 == pytest.approx(float(slope), rel=1e-6)
+        assert (along(1e-5) - along(-1e-5)) / 2e-5 == pytest.approx(float(slope), rel=1e-6)
 
 
 def test_rules_refuse_what_they_do_not_know():
