@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from data import loader
+from data import loader, pickled
 from data.places import CLASSIFICATION, MOST_CLASSES, REGRESSION, Samples
 
 ARRAYS, GRID = ("X_train.npy", "y_train.npy", "train_id.pickle"), ("X.npy", "Y.npy")
@@ -108,8 +108,6 @@ def read_arrays(folder: pathlib.Path) -> Samples:
         )
     if not (np.isin(one_hot_NC, (0, 1)).all() and (one_hot_NC.sum(1) == 1).all()):
         raise InputError(f"{folder}/y_train.npy must hold a single 1 a row, the sample's class")
-    from data import pickled
-
     partitionings = pickled.read_pickle(folder / ARRAYS[2])
     xy_N2 = positions(partitionings, len(x_ND), where=str(folder / ARRAYS[2]))
     y_N = one_hot_NC.argmax(1).astype(np.int32)

@@ -58,8 +58,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         counts=dict(side=placeholder(float), rings=placeholder(int)),  # of data.kind=counts; rings None: 2
         store=False,  # leave the tasks in tasks.csv and tasks/
     )
-    c.grid = groups.unset(float, "tile", "test_share", "val_share")  # None: as `places.Grid` has it
-    c.grid |= groups.unset(int, "tiles", "cells", "least_places") | groups.unset(str, "test_side")
+    c.grid = {  # None: as `places.Grid` has it
+        **groups.unset(float, "tile", "test_share", "val_share"),
+        **groups.unset(int, "tiles", "cells", "least_places"),
+        **groups.unset(str, "test_side"),
+    }
     c.synthetic = groups.unset(int, "test_tasks", "val_tasks")  # None: 200 and 50
     c.support = 16  # samples of a place that it is fine-tuned on
     c.query = 32  # others that the outer loss is measured on
