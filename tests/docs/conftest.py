@@ -29,6 +29,7 @@ def world(tiny, tmp_path_factory) -> pathlib.Path:
         (folder / name).symlink_to(ROOT / name)
     write_texts(folder)
     write_pictures(folder)
+    write_places(folder)
     shutil.copytree(tiny("sft").workdir, folder / "runs/first")
     for name in ("my-model", "my-medical-model", "my-chat-model"):
         (folder / name).symlink_to(folder / "runs/first/export/hf")
@@ -77,6 +78,16 @@ def write_texts(folder: pathlib.Path) -> None:
     for name, source in (("fr", "locale_en"), ("conduct", "conduct_en_neutral")):
         (found,) = (ROOT / "alignment/filtering").rglob(f"{source}.yaml")
         (folder / f"{name}.yaml").write_bytes(found.read_bytes())
+
+
+def write_places(folder: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    with open(folder / "homes.csv", "w", newline="", encoding="utf-8") as f:
+        rows = [(i, *(4 * rng.random(2) - (118, -33)), *rng.random(2)) for i in range(900)]
+        csv.writer(f).writerows([("id", "lon", "lat", "rooms", "price"), *rows])
+    with open(folder / "outcomes.csv", "w", newline="", encoding="utf-8") as f:
+        rows = [(*rng.random(2), int(rng.random() < 0.6)) for _ in range(400)]
+        csv.writer(f).writerows([("lon", "lat", "right"), *rows])
 
 
 def write_pictures(folder: pathlib.Path) -> None:

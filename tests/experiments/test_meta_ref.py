@@ -112,12 +112,13 @@ def test_somebodys_outcomes_are_audited_without_training(table, tmp_path):
     assert summary["audit/places"] == 4 and summary["audit/places_apart"] == 4
     assert summary["audit/rate"] == pytest.approx(0.75, abs=0.05) and summary["audit/worst"] < 0.65
     rates = [float(row["rate"]) for row in csv.DictReader((tmp_path / "audit.csv").read_text().splitlines())]
-    assert rates[0] == rates[2] == 1.0 and max(rates[1], rates[3]) < 0.65
+    # the cells are those of the samples' own extent, whose middle is not quite the table's
+    assert min(rates[0], rates[2]) > 0.98 and max(rates[1], rates[3]) < 0.65
     assert not (tmp_path / "training").exists() and (tmp_path / "figures/audit.png").exists()
 
 
 def test_counts_of_cells_are_predicted_from_the_positions_alone(table, tmp_path):
-    flags = [flag.format(table) for flag in TABLE if "grid.tiles" not in flag]
+    flags = [flag.format(table) for flag in TABLE if "grid.tiles" not in flag and "methods" not in flag]
     flags += ["--config.grid.tile=1", "--config.data.kind=counts", "--config.data.counts.side=0.1"]
     flags += ["--config.data.counts.rings=1", "--config.steps=1", "--config.methods=('maml',)"]
     ended = launch("meta_ref.py:tiny", tmp_path, *flags)
@@ -165,7 +166,7 @@ def test_a_gain_within_its_interval_is_called_that():
         (["--config.dro_rate=1.0"], "dro_rate=1.0 is read by none of methods"),
         (["--config.inner.rate=0.0"], "inner.rate=0.0 must be above 0"),
         (["--config.inner.steps=0"], "inner.steps=0: it must be at least 1"),
-        (["--config.outer.lr=0.0"], "lr=0 must be above 0"),
+        (["--config.outer.lr=0.0"], "lr=0.0 must be above 0"),
         (["--config.predictor.name=cnn"], "predictor='cnn' is not one of: mlp, lstm"),
         (["--config.predictor.name=lstm", "--config.predictor.init_std=0.5"], "read by mlp alone"),
         (["--config.predictor.name=lstm"], "reads samples over time"),
