@@ -27,9 +27,9 @@ from experiments.launch import checks, groups
 from experiments.pages import saflex as page
 
 SETTINGS = ("", "laptop", "tiny")
-KINDS = (*tasks.EMBEDDED, "npz", "csv", "folder", "tfds", "mame", "museum")
+KINDS = (*tasks.EMBEDDED, "npz", "csv", "folder", "tfds", "mame", "museum", "pairs")
 OF_TABLES = ("target", "bins", "subset", "leave_out")
-OF_PICTURES = ("side",)
+OF_CLASSES = ("shots", "val_shots", "group", "test_groups")  # of pictures and tables
 LEAST = {"seeds": (1, ""), "steps": (1, ""), "also_seeds": (1, ""), "also_steps": (1, "None takes each toy's own")}
 LEAST |= {"batch_size": (1, "None takes all rows"), "aug_batch": (1, "None takes all rows"), "gallery": (0, "")}
 LEAST |= {"val_batch": (1, "None takes all rows"), "data.shots": (1, "None takes all rows")}
@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seed = 0
     c.seeds = 3  # trained in one program, each with its own draw of rows and of parameters
     c.data = dict(
-        source="npz:pathmnist.npz",  # MedMNIST's or any npz, csv, folder, tfds, mame, museum, or a toy
+        source="npz:pathmnist.npz",  # MedMNIST's or any npz, csv, folder, tfds, mame, museum, pairs, or a toy
         side=28,  # pixels that pictures are squeezed to
         shots=placeholder(int),  # training rows of each class; None takes all
         val_shots=placeholder(int),  # validation rows of each class
@@ -164,9 +164,13 @@ def check(c: ml_collections.ConfigDict) -> None:
 def kind_of(c: ml_collections.ConfigDict) -> str:
     """Whether the source holds rows, pictures or pairs."""
     source = c.data.source.partition(":")[0]
-    one_of("data.source", source, KINDS, hint="behind npz:, csv:, folder:, tfds: and mame: stands a path or a name")
+    one_of(
+        "data.source", source, KINDS, hint="behind npz:, csv:, folder:, tfds:, mame: and pairs: stands a path or a name"
+    )
     if source in tasks.EMBEDDED:
         return tasks.EMBEDDED[source].kind
+    if source == "pairs":
+        return tasks.PAIRS
     return tasks.ROWS if source == "csv" and c.data.target else tasks.PICTURES
 
 
@@ -174,9 +178,10 @@ def check_data(c: ml_collections.ConfigDict, kind: str) -> None:
     source, _, path = c.data.source.partition(":")
     default = get_config().data
     is_table = kind == tasks.ROWS and source == "csv"
-    unread = [name for name in OF_TABLES if not is_table] + [name for name in OF_PICTURES if kind != tasks.PICTURES]
-    if source in tasks.EMBEDDED:
-        unread += ["side", "shots", "val_shots", "group", "test_groups", "allow_overlap"]
+    is_toy = source in tasks.EMBEDDED
+    unread = [name for name in OF_TABLES if not is_table] + ["side"] * (is_toy or is_table)
+    unread += OF_CLASSES if is_toy or source == "pairs" else ()
+    unread += ["allow_overlap"] * is_toy
     for name in unread:
         if c.data[name] != default[name]:
             raise InputError(
@@ -191,12 +196,26 @@ def check_data(c: ml_collections.ConfigDict, kind: str) -> None:
             raise InputError(f"data.source={c.data.source!r}: {path!r} is not there; give the path of the table")
         if c.data.bins is not None and c.data.bins < 2:
             raise InputError(f"data.bins={c.data.bins} must be at least 2; None takes the target's values as classes")
-    elif source not in tasks.EMBEDDED:
+    elif source == "pairs":
+        check_pairs_file("data.source", c.data.source)
+    elif not is_toy:
         images.check(c.data.source)
+
+
+def check_pairs_file(name: str, source: str) -> None:
+    kind, _, path = source.partition(":")
+    if kind != "pairs" or not path or not pathlib.Path(path).expanduser().is_file():
+        raise InputError(f"{name}={source!r}: write pairs:<table> with the path of a table of image, text, class")
 
 
 def check_upstream(c: ml_collections.ConfigDict, kind: str) -> None:
     is_toy = c.data.source in tasks.EMBEDDED
+    if kind == tasks.PAIRS and not is_toy:
+        if c.upstream.name != tasks.POOL:
+            raise InputError(
+                f"upstream.name={c.upstream.name!r}: pairs take name=pool and upstream.generated=pairs:FILE"
+            )
+        check_pairs_file("upstream.generated", c.upstream.generated)
     if is_toy and (c.upstream.name != tasks.POOL or c.upstream.generated):
         raise InputError(f"upstream={dict(c.upstream)}: {c.data.source} has augmented rows of its own; take name=pool")
     if c.upstream.name != tasks.POOL:
@@ -206,7 +225,7 @@ def check_upstream(c: ml_collections.ConfigDict, kind: str) -> None:
         return
     if c.upstream.strength not in (0.0, 0.5):  # 0.5 where nobody has changed it
         raise InputError(f"upstream.strength={c.upstream.strength} is of a policy, and upstream.name=pool has none")
-    if not is_toy:
+    if not is_toy and kind != tasks.PAIRS:
         if kind != tasks.PICTURES or not c.upstream.generated:
             raise InputError("upstream.name=pool needs upstream.generated, a source of generated pictures")
         images.check(c.upstream.generated)
@@ -292,6 +311,10 @@ def open_tasks(c: ml_collections.ConfigDict) -> list[tasks.Task]:
     shared |= dict(group=c.data.group, test_groups=tuple(c.data.test_groups), allow_overlap=c.data.allow_overlap)
     if source in tasks.EMBEDDED:
         first = tasks.embedded(source, num_seeds=c.seeds, seed=c.seed)
+    elif source == "pairs":
+        own = dict(side=c.data.side, allow_overlap=c.data.allow_overlap)
+        generated = c.upstream.generated.partition(":")[2]
+        first = tasks.pairs(path, generated, num_seeds=c.seeds, seed=c.seed, **own)
     elif kind_of(c) == tasks.ROWS:
         own = dict(bins=c.data.bins, subset=c.data.subset, leave_out=tuple(c.data.leave_out))
         first = tasks.table(path, c.data.target, **own, **shared)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alignment import files
 from alignment.augment import bilevel, saflex, training
 from alignment.errors import InputError, one_of
-from alignment.train import loop, optimizer, sharding
+from alignment.train import loop, optimizer, sharding, step
 from alignment.train.train_state import TrainState
 from experiments.augmentation import batches, networks
 from experiments.augmentation.tasks import PAIRS, PICTURES, ROWS, Task
@@ -118,7 +118,7 @@ class Comparison:
 
     @property
     def forward(self):
-        return networks.forward_of(self.task.kind, self.model)
+        return networks.forward_of(self.task.kind, self.model, self.task.image_width)
 
     @property
     def tx(self) -> optax.GradientTransformation:
@@ -170,20 +170,11 @@ def train(compared: Comparison, name: str, folder: pathlib.Path, teacher: TrainS
     arm, setting, task = ARMS[name], compared.setting, compared.task
     if task.kind == PAIRS:
         check_pairs(setting.sizes, compared.multiple)
-    assign, frozen = _assign(compared, arm, teacher)
-    mode = "clean" if arm.how == "clean" else setting.mode
-    update = training.build(
-        assign,
-        compared.forward,
-        compared.tx,
-        mode=mode,
-        losses_fn=networks.losses_of(task.kind),
-        check_every=compared.pace.log_every if arm.how == "refined" else 0,
-    )
+    update, state = update_of(compared, arm, teacher)
     predict_fn = predictor(compared)
     state, summary = loop.fit(
-        training.over_seeds(update, at_once=task.kind != PICTURES),
-        start(compared, frozen, has_saflex=arm.how == "refined"),
+        update,
+        state,
         batches.endless(compared.batches(with_val=arm.with_val)),
         {"test": lambda state, mesh: {"accuracy": float(np.mean(predict_fn(state) == task.test.y))}},
         compared.mesh,
@@ -193,6 +184,23 @@ def train(compared: Comparison, name: str, folder: pathlib.Path, teacher: TrainS
         logging=loop.Logging(unit="steps", finish_fn=finish, sinks=compared.sinks, label=f"{task.name}/{name}"),
     )
     return Result(predict_fn(state), summary, means_of(folder), state)
+
+
+def update_of(compared: Comparison, arm: Arm, teacher: TrainState | None) -> tuple[step.UpdateFn, TrainState]:
+    """The arm's update of all seeds, and the state that it begins with."""
+    assign, frozen = _assign(compared, arm, teacher)
+    is_refined = arm.how == "refined"
+    update = training.build(
+        assign,
+        compared.forward,
+        compared.tx,
+        mode="clean" if arm.how == "clean" else compared.setting.mode,
+        losses_fn=networks.losses_of(compared.task.kind),
+        check_every=compared.pace.log_every if is_refined else 0,
+    )
+    is_pictures = compared.task.kind == PICTURES
+    state = start(compared, frozen, has_saflex=is_refined)
+    return training.over_seeds(update, at_once=not is_pictures), state
 
 
 def finish(means: dict[str, float]) -> dict[str, float]:
@@ -226,7 +234,7 @@ def start(compared: Comparison, frozen: Mapping[str, Any], *, has_saflex: bool) 
 
     def one(number):
         init_rng, rng = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(compared.seed), number))
-        params, statistics = networks.init(task.kind, model, example, init_rng)
+        params, statistics = networks.init(task.kind, model, example, init_rng, task.image_width)
         own = {"statistics": statistics} | ({"saflex": saflex.start(params, subset)} if has_saflex else {})
         return {"params": params, "opt_state": tx.init(params), "rng": rng, "frozen": own}
 

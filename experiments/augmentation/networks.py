@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from alignment.augment import contrastive, saflex
 from alignment.errors import InputError, one_of
@@ -56,28 +55,23 @@ def network(kind: str, name: str, num_classes: int, fields: Mapping[str, Any]) -
         raise InputError(f"network.fields={dict(fields)} does not fit {name}: {e}") from e
 
 
-def inputs(kind: str, x: jax.Array) -> Any:
-    """What a network reads: normalised pictures, numbers, or the two halves of pairs."""
+def inputs(kind: str, x: jax.Array, image_width: int = 0) -> Any:
+    """What a network reads: normalised pictures, numbers, or the image and the text of pairs."""
     if kind == PICTURES:
         return classify.normalise(x)
-    if kind == PAIRS:
-        image, text = jnp.split(x, 2, axis=1)
-        return {"image": image, "text": text}
-    return x
+    return {"image": x[:, :image_width], "text": x[:, image_width:]} if kind == PAIRS else x
 
 
-def forward_of(kind: str, model: nn.Module):
+def forward_of(kind: str, model: nn.Module, image_width: int = 0):
     """`forward(params, statistics, x, *, train, rng) -> (logits, statistics)` for `alignment.augment.training`."""
 
     def forward(params, statistics, x, *, train, rng):
-        variables = {"params": params, **statistics}
+        variables, read = {"params": params, **statistics}, inputs(kind, x, image_width)
         if kind != PICTURES:
-            return model.apply(variables, inputs(kind, x)), statistics
+            return model.apply(variables, read), statistics
         if not train:
-            return model.apply(variables, inputs(kind, x), train=False)[0], statistics
-        (logits, _), changed = model.apply(
-            variables, inputs(kind, x), train=True, mutable=["batch_stats"], rngs={"dropout": rng}
-        )
+            return model.apply(variables, read, train=False)[0], statistics
+        (logits, _), changed = model.apply(variables, read, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
         return logits, dict(changed)
 
     return forward
@@ -87,8 +81,10 @@ def losses_of(kind: str) -> saflex.LossesFn:
     return contrastive.losses if kind == PAIRS else saflex.cross_entropies
 
 
-def init(kind: str, model: nn.Module, example: jax.Array, rng: jax.Array) -> tuple[Any, dict[str, Any]]:
+def init(
+    kind: str, model: nn.Module, example: jax.Array, rng: jax.Array, image_width: int = 0
+) -> tuple[Any, dict[str, Any]]:
     """Parameters, and the collections that are not trained, of one seed."""
     start_fn = functools.partial(model.init, train=False) if kind == PICTURES else model.init
-    drawn = dict(nn.meta.unbox(start_fn(rng, inputs(kind, example))))
+    drawn = dict(nn.meta.unbox(start_fn(rng, inputs(kind, example, image_width))))
     return drawn.pop("params"), drawn

@@ -14,7 +14,7 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import columns, loader, records
-from data.pictures import image_sources, images, transforms
+from data.pictures import captions, image_sources, images, transforms
 from data.toys import blurred
 
 ROWS, PICTURES, PAIRS = "rows", "pictures", "pairs"
@@ -44,6 +44,7 @@ class Task:
         is_wrong: bool [S,N] of the pool, where the truth is known.
         upstream: POOL, or a key of `policies`.
         strength: of the policy.
+        image_width: of pairs, the numbers of a row that are the image; the others are the text.
         counts: for the report.
     """
 
@@ -58,6 +59,7 @@ class Task:
     group_names: tuple[str, ...] = ()
     upstream: str = POOL
     strength: float = 0.0
+    image_width: int = 0
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bad: tuple[records.BadRecord, ...] = ()
 
@@ -108,6 +110,7 @@ def embedded(name: str, *, num_seeds: int, seed: int, **sizes: int) -> Task:
         pool=_stacked([(m.pool_x, m.pool_y, None) for m in made]),
         is_wrong=np.stack([m.is_wrong for m in made]),
         group_names=toy.group_names,
+        image_width=made[0].pool_x.shape[1] // 2 if toy.kind == PAIRS else 0,
         counts={f"{name}: {split} rows a seed": part.num for split, part in parts.items()},
     )
 
@@ -298,6 +301,36 @@ def check_overlap(task: Task) -> None:
 
 def _digests(rows: np.ndarray) -> set[str]:
     return {loader.digest(row) for row in rows}
+
+
+def pairs(path: str, generated: str, *, side: int, num_seeds: int, seed: int, allow_overlap: bool = False) -> Task:
+    """Image-text pairs of a table (`captions.read`), and a table of generated ones, some of which do not match.
+
+    A table without subsets is split by class; where every text is a class of its own, at random.
+    """
+    read, more = captions.read(path, side=side), captions.read(generated, side=side)
+    names = tuple(sorted(set(read.classes)))
+    for name in more.classes:
+        one_of("class of upstream.generated", name, names)
+    y_N, pool_y = (np.array([names.index(name) for name in part.classes], np.int32) for part in (read, more))
+    x_N, pool_x = (np.concatenate([part.image_ND, part.text_NW], axis=1) for part in (read, more))
+    is_each = len(names) == len(y_N)
+    splits = (
+        np.array(read.subsets) if read.subsets else image_sources.parts(np.zeros_like(y_N) if is_each else y_N, seed)
+    )
+    rows = {split: np.flatnonzero(splits == split) for split in image_sources.SPLITS}
+    for split, of_split in rows.items():
+        if not len(of_split):
+            raise InputError(f"{path} has no pair for {split}; it has {len(y_N)} pairs")
+    table = {split: (x_N[of_split], y_N[of_split], None) for split, of_split in rows.items()}
+    task = _drawn("pairs", PAIRS, names, table, Few(), num_seeds, seed, (pool_x, pool_y, None), POOL, 0.0, ())
+    if not allow_overlap:
+        check_overlap(task)
+    counts = {f"{split}: pairs": len(of_split) for split, of_split in rows.items()} | {"generated pairs": len(pool_y)}
+    bad = (*read.bad, *more.bad)
+    return dataclasses.replace(
+        task, image_width=read.image_ND.shape[1], counts=counts | {"set aside": len(bad)}, bad=bad
+    )
 
 
 def table(

@@ -99,6 +99,9 @@ def write_pictures(folder: pathlib.Path) -> None:
             Image.fromarray(picture).save(folder / f"pictures/{label}/{n}.jpg")
             rows.append((f"pictures/{label}/{n}.jpg", label))
     (folder / "generated").symlink_to(folder / "pictures")
+    for name in ("captions", "captions_generated"):
+        lines = [f"{file}\ta leaf of {label}, number {i}\t{label}\n" for i, (file, label) in enumerate(rows)]
+        (folder / f"{name}.tsv").write_text("image\ttext\tclass\n" + "".join(lines), encoding="utf-8")
     arrays = {f"{s}_images": rng.integers(0, 256, (16, 28, 28, 3), dtype=np.uint8) for s in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(16)[:, None] % 2 for split in ("train", "val", "test")}
     np.savez(folder / "pathmnist.npz", **arrays, **labels)

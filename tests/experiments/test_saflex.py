@@ -74,6 +74,8 @@ def files(tmp_path_factory):
         for i in range(8):
             picture = PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             picture.save(root / f"more/{label}/{i}.png")
+    words = [f"{group}/{i}.png\ta leaf, {group} {i}\t{group}\n" for group in ("shade", "sun") for i in range(10)]
+    (root / "trees/elm/pairs.tsv").write_text("image\ttext\tclass\n" + "".join(words))
     lines = [f"{i},{i * i % 97},{'AB'[i % 2]},{i * 1.5},{'pq'[i % 3 == 0]}" for i in range(64)]
     (root / "table.csv").write_text("id,a,b,value,place\n" + "\n".join(lines))
     return root
@@ -167,6 +169,15 @@ def test_a_tables_numbers_are_standardised_over_training_rows(files):
     assert set(new.test.groups.ravel()) == {0} and 0 not in new.train.groups
 
 
+def test_pairs_are_rows_of_a_picture_and_a_text(files):
+    path = f"{files}/trees/elm/pairs.tsv"
+    task = tasks.pairs(path, path, side=4, num_seeds=2, seed=0)
+    assert task.image_width == 48 and task.train.x.shape == (2, 14, 48 + 256) and task.pool.num == 20
+    assert task.class_names == ("shade", "sun")
+    batch = batches.Batches(task, batches.Sizes(4, 2, 2), 0)(0)
+    assert batch["y"][:, 0].tolist() == [0, 1, 2, 3] and batch["aug/allowed"].shape == (2, 2, 2)
+
+
 def test_batches_of_two_arms_have_the_same_augmented_rows():
     task = tasks.embedded("toy", num_seeds=2, seed=0, num_test=9)
     sizes = batches.Sizes(6, 16, 12)
@@ -238,11 +249,19 @@ def test_tables_and_pictures_refuse_what_is_the_others(files):
     saflex.check(config(*table_flags))
     cnn = ["network.name=cnn", "upstream.name=cutmix", f"data.source=npz:{files}/med.npz", *common]
     saflex.check(config(*cnn))
+    pairs = [f"data.source=pairs:{files}/trees/elm/pairs.tsv", "network.name=two_towers", "batch_size=8", common[0]]
+    pairs += [f"upstream.generated=pairs:{files}/trees/elm/pairs.tsv", "aug_batch=8", "val_batch=8"]
+    saflex.check(config(*pairs))
     for flags, message in (
         ([*table_flags, "upstream.name=cutmix"], "upstream='cutmix' is not one of: noise"),
         ([*table_flags, "data.side=32"], "data.side=32 is not read"),
         ([*table_flags, "data.test_groups=('p',)"], "needs data.group"),
         ([*table_flags, "upstream.name=pool", "upstream.strength=0.0"], "needs upstream.generated"),
+        ([*pairs, "batch_size=None"], "name all three sizes"),
+        ([*pairs, "val_batch=16"], "the augmented and the validation one alike"),
+        ([*pairs, "upstream.name=noise"], "pairs take pool"),
+        ([*pairs, "upstream.generated=pairs:none.tsv"], "write pairs:<table>"),
+        ([*pairs, "data.shots=2"], "data.shots=2 is not read"),
         ([*cnn, "data.bins=3"], "data.bins=3 is not read"),
         ([*cnn, "data.side=2"], "at least 4 pixels"),
         ([*cnn, f"upstream.generated=folder:{files}"], "is read with upstream.name=pool alone"),
