@@ -41,7 +41,7 @@ def gaussians(seed: int, *, num_val: int = 60, copies: int = 20, num_test: int =
     """
     rng = np.random.default_rng([seed, 0])
     sizes = {"train": 15, "val": num_val, "test": num_test}
-    y = {split: np.arange(size) % 3 for split, size in sizes.items()}
+    y = {split: rng.integers(0, 3, size) for split, size in sizes.items()}
     x = {s: 1.6 * np.eye(10)[labels] + rng.standard_normal((len(labels), 10)) for s, labels in y.items()}
     pool_x = np.repeat(x["train"], copies, axis=0)
     pool_x = pool_x + 0.7 * rng.standard_normal(pool_x.shape)
@@ -99,7 +99,7 @@ def groups(seed: int, *, num_val: int = 32, num_test: int = TEST) -> Blurred:
 
 
 def generated(
-    seed: int, *, side: int = 24, shots: int = 8, num_val: int = 8, num_test: int = 20, num_pool: int = 40
+    seed: int, *, side: int = 16, shots: int = 8, num_val: int = 8, num_test: int = 20, num_pool: int = 40
 ) -> Blurred:
     """Pictures of the museum, few a class, beside `generated` ones: new pictures, WRONG of them of another medium.
 
