@@ -19,9 +19,6 @@ texts, with and without marks, and every answer carries the record that a detect
 keys and strengths of this run.
 """
 
-import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -31,30 +28,26 @@ import numpy as np
 from ml_collections import config_dict
 
 from alignment import errors, files
-from alignment.decoding.requests import Request
 from alignment.errors import InputError
 from alignment.train import language_model
-from alignment.watermark import attacks, membership, processors, text_marks
+from alignment.watermark import membership, text_marks
 from alignment.watermark.text_marks import Mark
 from data import records
-from data.toys import chronicle
-from experiments.decoding import answering, models
-from experiments.decoding.journal import Journal
+from experiments.decoding import models
+from experiments.evaluation import services
 from experiments.launch import checks
 from experiments.pages import llm_watermark as page
-from experiments.text_watermarks import measuring, memorising, texts
+from experiments.text_watermarks import measuring, memorising, paraphrasing, texts, writing
 from experiments.text_watermarks.memorising import Scorer
+from experiments.text_watermarks.writing import WRITTEN
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 SCORED = (text_marks.KGW, text_marks.UNIGRAM, text_marks.RANDOM)
-WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
-HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
-UNMARKED = "unmarked"
 BOTCHAN = "botchan.txt"
 LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
 LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
 LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
-LEAST |= {"write.prompt_len": (1, "")}
+LEAST |= {"write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -67,7 +60,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_len=256,  # tokens of a text that are read
         min_len=16,  # shorter texts are dropped and counted
     )
-    c.memorise = dict(steps=0, batch_size=16, peak_lr=2e-5)  # updates on the members first; 0: the model as it is
+    c.memorise = dict(
+        steps=0,  # updates on the members first; 0: the model as it is
+        batch_size=config_dict.placeholder(int),  # texts of an update; None: 16
+        peak_lr=config_dict.placeholder(float),  # None: 2e-5
+    )
     c.reference_from = ""  # a smaller model for the attack that compares two; hf:<folder>, run:<workdir>; "": not tried
     c.mark = dict(
         schemes=SCORED,  # under which texts are scored
@@ -86,6 +83,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         temperature=1.0,
         synonyms="",  # file of `word`, `synonyms`, for swaps of words; "": not tried
     )
+    c.paraphrase = paraphrasing.settings()
+    c.endpoint = services.settings()  # of a service that paraphrases
     if arg in ("tiny", "laptop"):
         c.init_from = models.RANDOM
         c.data.path = texts.EMBEDDED
@@ -140,6 +139,12 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     if c.init_from == models.RANDOM and not c.memorise.steps:
         raise InputError(f"init_from={models.RANDOM!r} knows no text; set memorise.steps, such as 400")
+    for name in ("batch_size", "peak_lr") if not c.memorise.steps else ():
+        if c.memorise[name] is not None:
+            raise InputError(
+                f"memorise.{name}={c.memorise[name]} is not read, as memorise.steps=0 trains nothing; set it to None"
+            )
+    paraphrasing.check(c)
     if c.reference_from:
         language_model.check_init_from(c.reference_from)
     for scheme in c.mark.schemes:
@@ -189,7 +194,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     # A model that began at random writes only what it learned; a checkpoint writes as it was before.
     writer = learned if c.init_from == models.RANDOM or not c.memorise.steps else models.with_weights(model, c)
     del learned
-    results |= write(c, writer, members, folder)
+    results |= writing.write(c, writer, members, folder)
     return page.write(folder, results)
 
 
@@ -222,142 +227,6 @@ def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
     blind_N = membership.blind_scores([text.text for text in all_texts], is_member_N, seed=c.seed)
     blind = membership.auc(blind_N[is_member_N], blind_N[~is_member_N])
     return {"verbatim": verbatim_lines, "membership": membership_lines, "blind_auc": blind}
-
-
-# Marked answers
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """Answers under one mark; None: without one."""
-
-    name: str
-    scheme: str
-    mark: Mark | None
-    num: int
-
-
-def points_of(c: Any, vocab_size: int, tokenizer: str) -> list[Point]:
-    """The unmarked answers, then every scheme at its strengths."""
-    key = int(c.mark.keyring[0])
-    out = [Point(UNMARKED, UNMARKED, None, c.write.num)]
-    for scheme in c.write.schemes:
-        is_main = scheme in ("kgw", "unigram")
-        deltas = c.write.deltas if is_main else (c.write.deltas[len(c.write.deltas) // 2],)
-        for delta in deltas:
-            num = c.write.num if is_main else c.write.num_others
-            mark = mark_of(scheme, key, vocab_size, c.mark.gamma, float(delta), tokenizer)
-            name = f"{scheme} {delta:g}" if scheme in HAS_STRENGTH else scheme
-            out += [Point(name, scheme, mark, num)] if num else []
-    return out
-
-
-def mark_of(scheme: str, key: int, vocab_size: int, gamma: float, delta: float, tokenizer: str) -> Mark:
-    """The mark of a name in `WRITTEN`."""
-    base: dict[str, Any] = dict(vocab_size=vocab_size, tokenizer=tokenizer)
-    if scheme == "synthid":
-        return Mark(text_marks.SYNTHID, tuple(key + 1_000 * i for i in range(30)), **base)
-    if scheme == "exp":
-        return Mark(text_marks.EXP, key, **base)
-    base |= dict(gamma=gamma, delta=delta)
-    if scheme == "unigram":
-        return Mark(text_marks.UNIGRAM, key, **base)
-    kinds = {"kgw": dict(seeding="left", width=1), "kgw_min": dict(seeding="min", width=4)}
-    kinds["kgw_self"] = dict(seeding="self", width=4)
-    return Mark(text_marks.KGW, key, **base, **kinds[scheme])
-
-
-def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
-    """Marked and unmarked answers, what detectors say of them, and how they fare under attack."""
-    points = points_of(c, model.network.vocab_size, model.name)
-    prompts = [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
-    content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
-    made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
-    keys = [(number, sample) for sample, point in enumerate(points) for number in range(point.num)]
-    journal = Journal(folder, made_from, keys)
-    for scheme in dict.fromkeys(point.scheme for point in points):
-        write_scheme(c, model, scheme, points, prompts, journal, folder)
-    journal.sort()
-    rows = [row for _, row, _ in journal.entries()]
-    journal.close()
-    scorer = Scorer(model, c.write.prompt_len + c.write.max_new_tokens)
-    by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
-    quality = {}
-    for point in points:
-        losses = []
-        for number, ids in enumerate(by_point[point.name]):
-            prompt = prompts[number % len(prompts)]
-            losses.append(-scorer.logps([*prompt, *ids])[len(prompt) - 1 :])
-        quality[point.name] = float(np.exp(np.concatenate(losses).mean()))
-    negatives = by_point[UNMARKED] + [text.ids for text in all_texts if not text.is_member]
-    lines, robust, null = [], [], []
-    for point in points[1:]:
-        assert point.mark is not None
-        line = measuring.detection_line(point.mark, by_point[point.name], negatives)
-        lines.append({"point": point.name, "perplexity": quality[point.name]} | line)
-        robust += [
-            {"point": point.name} | row
-            for row in measuring.robustness_lines(point.mark, by_point[point.name], negatives, c.seed)
-        ]
-        robust += swapped(c, model, point, by_point[point.name], negatives)
-    for scheme in ("kgw", "unigram"):
-        marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
-        null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
-    speeds = {row["point"]: row["tokens_per_second"] for row in rows if row.get("tokens_per_second")}
-    unmarked = quality[UNMARKED]
-    return {"detection": lines, "robustness": robust, "null": null, "perplexity": unmarked, "speeds": speeds}
-
-
-def write_scheme(
-    c: Any,
-    model: models.Model,
-    scheme: str,
-    points: Sequence[Point],
-    prompts: Sequence[Sequence[int]],
-    journal: Journal,
-    folder: pathlib.Path,
-) -> None:
-    """What the journal lacks of one scheme's answers; its strengths share an engine and its programs."""
-    work: list[Any] = []
-    state: dict[str, Any] = {}
-    for sample, point in enumerate(points):
-        if point.scheme != scheme:
-            continue
-        options: dict[str, Any] = dict(max_new_tokens=c.write.max_new_tokens, temperature=c.write.temperature)
-        if point.mark is not None:
-            fn, row = processors.build(point.mark, temperature=c.write.temperature)
-            state = dict(processors=(fn,), processor_states=(processors.stack(row, c.engine.num_slots),))
-            options |= dict(processor_rows=(row,), temperature=processors.draws_at(point.mark, c.write.temperature))
-        for number in range(point.num):
-            prompt = prompts[number % len(prompts)]
-            request = Request(prompt, seed=c.seed, sample=number, **options)
-            work += [((number, sample), request)] if (number, sample) not in journal else []
-    if not work:
-        return
-    print(f"writing {len(work)} answers: {scheme}", flush=True)
-
-    def row_of(key: tuple[int, int], answer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        point = points[key[1]]
-        text = model.text(answer.text, is_alone=False)
-        record = point.mark.to_dict() if point.mark is not None else None
-        return {"point": point.name, "prompt": key[0], "text": text, "ids": answer.answer_ids, "watermark": record}, {}
-
-    answering.write_all(models.engine(model, c, **state), work, journal, folder, row_fn=row_of)
-
-
-def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: Any) -> list[dict[str, Any]]:
-    """Detection after half of the words that have synonyms were swapped."""
-    if not c.write.synonyms:
-        return []
-    assert point.mark is not None
-    if c.write.synonyms == texts.EMBEDDED:
-        synonyms: Any = chronicle.SYNONYMS
-    else:
-        synonyms = attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])
-    rng = np.random.default_rng(c.seed)
-    changed = [model.tok.encode(attacks.swap(model.tok.decode(ids), synonyms, 0.5, rng)) for ids in answers]
-    line = measuring.detection_line(point.mark, changed, negatives)
-    return [{"point": point.name, "attack": "swap", "strength": 0.5} | line]
 
 
 METRICS = page.METRICS

@@ -35,7 +35,8 @@ class Detection:
         num_scored: tokens that were scored, without repeats where those count once; of synthid their bits.
         score: green tokens; of synthid bits that are 1; of exp the sum of -ln(1 - u).
         z: the score in standard deviations above its mean on unmarked text.
-        p_value: exact.
+        p_value: exact: the probability of at least this score.
+        p_above: the probability of a larger score; equal to `p_value` where scores are continuous (exp).
         fraction: score / num_scored.
         has_low_power: fewer than 16 tokens were scored.
     """
@@ -45,6 +46,7 @@ class Detection:
     score: float
     z: float
     p_value: float
+    p_above: float
     fraction: float
     has_low_power: bool
 
@@ -57,6 +59,15 @@ def z_score(score: float, num_scored: int, gamma: float) -> float:
 def normal_p(z: float) -> float:
     """The upper tail of a standard normal variable, erfc(z / sqrt 2) / 2."""
     return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def randomised_p(found: Detection, u: float) -> float:
+    """A p-value that is uniform on unmarked text, although a count takes few values.
+
+    Args:
+        u: a draw from [0, 1).
+    """
+    return found.p_above + u * (found.p_value - found.p_above)
 
 
 def binomial_p(score: int, num_scored: int, gamma: float) -> float:
@@ -103,9 +114,10 @@ def detect(
     if mark.scheme == text_marks.UNIGRAM and counts != ALL:  # a draw without replacement from the vocabulary
         V = mark.vocab_size
         z = z_score(k, T, gamma) / math.sqrt(max(1 - (T - 1) / (V - 1), 1e-12))
-        return _detection(mark, T, k, z, float(scipy.stats.hypergeom.sf(k - 1, V, mark.num_green, T)))
+        tails = [float(scipy.stats.hypergeom.sf(least, V, mark.num_green, T)) for least in (k - 1, k)]
+        return _detection(mark, T, k, z, tails)
     share = gamma if mark.parity == text_marks.FAST else mark.num_green / mark.vocab_size
-    return _detection(mark, T, k, z_score(k, T, gamma), binomial_p(k, T, share))
+    return _detection(mark, T, k, z_score(k, T, gamma), _binomial_tails(k, T, share))
 
 
 def scored_places(ids_T: np.ndarray, labels_T: np.ndarray, num_context: int, counts: str) -> np.ndarray:
@@ -132,16 +144,21 @@ def first_places(ids_T: np.ndarray, length: int) -> np.ndarray:
     return np.sort(np.unique(green.windows(ids_T, length), axis=0, return_index=True)[1])
 
 
-def _detection(mark, num_scored, score, z, p, *, num_tokens=None):
+def _binomial_tails(score, num_scored, gamma):
+    return [binomial_p(least, num_scored, gamma) for least in (score, score + 1)]
+
+
+def _detection(mark, num_scored, score, z, tails, *, num_tokens=None):
     num_tokens = num_scored if num_tokens is None else num_tokens
-    return Detection(mark.scheme, num_scored, float(score), z, p, score / num_scored, num_tokens < MIN_TOKENS)
+    low_power = num_tokens < MIN_TOKENS
+    return Detection(mark.scheme, num_scored, float(score), z, *tails, score / num_scored, low_power)
 
 
 def _synthid(mark, ids_T):
     g_TL = synthid_bits(mark, ids_T)
     k, n = int(g_TL.sum()), g_TL.size
     share = float(tournament.table(mark.table_seed, mark.table_size).mean())  # of ones; a table is not quite balanced
-    return _detection(mark, n, k, z_score(k, n, share), binomial_p(k, n, share), num_tokens=len(g_TL))
+    return _detection(mark, n, k, z_score(k, n, share), _binomial_tails(k, n, share), num_tokens=len(g_TL))
 
 
 def synthid_bits(mark: Mark, ids_T: np.ndarray) -> np.ndarray:
@@ -166,7 +183,8 @@ def _exp(mark, ids_T, counts):
     scores_T = -np.log1p(-hashing.uniform(bits_T).astype(np.float64))
     scores_T = scores_T[scored_places(ids_T, bits_T, C, counts)]
     T, score = len(scores_T), float(scores_T.sum())
-    return _detection(mark, T, score, (score - T) / math.sqrt(T), float(scipy.stats.gamma.sf(score, T)))
+    p = float(scipy.stats.gamma.sf(score, T))
+    return _detection(mark, T, score, (score - T) / math.sqrt(T), (p, p))
 
 
 # Windows

@@ -14,6 +14,9 @@ from experiments.text_watermarks import memorising
 from experiments.text_watermarks.texts import Text
 
 SHARES = (0.25, 0.5)  # of tokens that an attack replaces
+PIECES = (1, 3)  # that a marked text is cut into where it is pasted into another
+DILUTION = 3  # tokens of the other text for each marked one
+RESAMPLES = 199  # of windows; the smallest p-value is 1 / 200
 
 
 def verbatim_lines(
@@ -153,7 +156,53 @@ def robustness_lines(
     other = [x for ids in negatives for x in ids]
     for share in SHARES:
         add("mix", share, functools.partial(attacks.mix, unmarked=other, share=share, rng=rng), list)
+    return out + pasted_lines(mark, answers, other, rng, num_others=len(negatives))
+
+
+def pasted_lines(
+    mark: Mark,
+    answers: Sequence[Sequence[int]],
+    unmarked: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    num_others: int,
+) -> list[dict[str, Any]]:
+    """Answers inside unmarked text three times as long, read as a whole and by windows; negatives are as long.
+
+    Args:
+        unmarked: one long text, whose parts the answers are pasted into.
+        num_others: negatives, cut from it as well.
+    """
+
+    def part(length: int) -> list[int]:
+        return attacks.cut(unmarked, length, rng)
+
+    usual = int(np.median([len(ids) for ids in answers]))
+    if len(unmarked) < (DILUTION + 1) * usual:  # too little text to hide in
+        return []
+    others = [part((DILUTION + 1) * usual) for _ in range(num_others)]
+    out = []
+    for pieces in PIECES:
+        changed = [attacks.paste(ids, part(DILUTION * len(ids)), pieces, rng) for ids in answers]
+        line = detection_line(mark, changed, others) | window_columns(mark, changed, others)
+        out.append(dict(attack="paste", strength=pieces) | line)
     return out
+
+
+def window_columns(mark: Mark, marked: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What the best window says (WinMax); schemes without green lists have none."""
+    if mark.scheme not in (text_marks.KGW, text_marks.UNIGRAM):
+        return {}
+    found, null = (
+        [detect.find_window(mark, ids, resamples=RESAMPLES) for ids in x if len(ids) > mark.num_context]
+        for x in (marked, others)
+    )
+    z, null_z = [x.z for x in found], [x.z for x in null]
+    return {
+        "window_p_below_0.01": float(np.mean([x.p_value < 0.01 for x in found])),
+        "window_false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
+        "window_tpr_at_1_fpr": membership.tpr_at(z, null_z, 0.01),
+    }
 
 
 def null_lines(windows: Sequence[Sequence[int]], marks: Sequence[Mark]) -> list[dict[str, Any]]:

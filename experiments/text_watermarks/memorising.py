@@ -20,6 +20,8 @@ from data.tokens import tokenizer
 from experiments.decoding import models
 from experiments.text_watermarks.texts import Text
 
+BATCH_SIZE, PEAK_LR = 16, 2e-5  # where the config leaves them open
+
 
 def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
     """Train on the members; `run:<folder>` of the result. A finished or killed training is taken up."""
@@ -43,7 +45,7 @@ def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
         rows_are_plain=True,
         workdir=folder,
     )
-    mesh, size = models.one_device(), min(c.memorise.batch_size, len(train))
+    mesh, size = models.one_device(), min(c.memorise.batch_size or BATCH_SIZE, len(train))
     batches_fn = functools.partial(rows_of.batches, batch_size=size, seed=c.seed)
     next_token.fit(
         net,
@@ -52,7 +54,11 @@ def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
         batches_fn(train, endless=False),
         mesh,
         folder,
-        tx=optimizer.adamw(peak_lr=c.memorise.peak_lr, warmup_steps=max(steps // 10, 1), total_steps=steps),
+        tx=optimizer.adamw(
+            peak_lr=PEAK_LR if c.memorise.peak_lr is None else c.memorise.peak_lr,
+            warmup_steps=max(steps // 10, 1),
+            total_steps=steps,
+        ),
         seed=c.seed,
         steps=steps,
         batch_size=size,

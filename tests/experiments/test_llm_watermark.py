@@ -1,17 +1,19 @@
 """Marks on a small memorised corpus: tables, records beside answers, bad input."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.watermark import green as green_lists
 from alignment.watermark import membership, text_marks
 from alignment.watermark.verbatim import Scored
 from data.tokens import tokenizer
 from data.toys import chronicle
 from experiments import llm_watermark
-from experiments.text_watermarks import measuring, memorising, texts
+from experiments.text_watermarks import measuring, memorising, paraphrasing, texts, writing
 from tests.experiments.conftest import launch
 
 
@@ -31,6 +33,10 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
     assert records["unmarked"] is None
     assert text_marks.from_dict(records["kgw 4"]).key == 11
     assert text_marks.from_dict(records["synthid"]).scheme == "synthid"
+    attacks = {(line["point"], line["attack"]): line for line in rows(workdir / "tables/robustness.jsonl")}
+    assert {"cut", "mix", "paste", "swap"} == {attack for _, attack in attacks}
+    assert 0 <= attacks["kgw 4", "paste"]["window_tpr_at_1_fpr"] <= 1
+    assert "window_tpr_at_1_fpr" not in attacks["synthid", "paste"]
     for name in ("watermark_verbatim.csv", "mia_auc.csv", "adaptive_auc.csv", "detection.csv"):
         assert (workdir / name).stat().st_size
 
@@ -43,6 +49,11 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
         (["--config.mark.schemes=('kgv',)"], "the nearest is 'kgw'"),
         (["--config.mark.keyring=()"], "mark.keyring is empty"),
         (["--config.memorise.steps=0"], "knows no text"),
+        (["--config.memorise.steps=0", "--config.init_from=hf:models"], "memorise.batch_size=20 is not read"),
+        (["--config.paraphrase.num=3"], "paraphrase.num=3 is not read"),
+        (["--config.paraphrase.by=endpoint:model"], "needs endpoint.url"),
+        (["--config.paraphrase.by=toy"], "cannot say a text in other words"),
+        (["--config.endpoint.url=http://127.0.0.1:1/v1"], "is not read, as paraphrase.by"),
         (["--config.mark.prompt_lens=(40,)"], "the shortest text has no"),
         (["--config.write.temperature=0"], "marks of draws need draws"),
         (["--config.write.max_new_tokens=500"], "raise it"),
@@ -113,6 +124,42 @@ def test_entries_of_the_chronicle_tell_nothing_of_their_membership():
 
 def test_false_alarms_stay_at_their_level_over_keys():
     windows = np.random.default_rng(0).integers(0, 5_000, (40, 100))
-    marks = [llm_watermark.mark_of("kgw", k, 5_000, 0.5, 2.0, "") for k in range(10)]
+    marks = [writing.mark_of("kgw", k, 5_000, 0.5, 2.0, "") for k in range(10)]
     lines = measuring.null_lines(list(windows), marks)
     assert lines[0]["n"] == 400 and lines[0]["share"] < 0.08 and lines[1]["share"] < 0.03
+
+
+def test_a_window_finds_marked_text_in_a_paste_that_the_whole_text_hides():
+    rng = np.random.default_rng(0)
+    mark = writing.mark_of("unigram", 3, 2_000, 0.5, 2.0, "")
+    green = np.flatnonzero(green_lists.unigram_mask(mark))
+    marked = [rng.choice(green, 60).tolist() for _ in range(20)]
+    others = [rng.integers(0, 2_000, 200).tolist() for _ in range(40)]
+    lines = measuring.robustness_lines(mark, marked, others, seed=0)
+    whole = next(line for line in lines if line["attack"] == "paste" and line["strength"] == 1)
+    assert whole["window_tpr_at_1_fpr"] == 1 and whole["window_p_below_0.01"] == 1
+    assert whole["z_median"] < lines[0]["z_median"] - 3 and whole["window_false_alarms_at_0.01"] < 0.15
+
+
+def test_paraphrases_are_stored_read_and_those_without_an_answer_counted(tmp_path, monkeypatch):
+    class Writer:
+        def prompt(self, text):
+            return text
+
+        def write(self, prompts, how):
+            assert how.max_new_tokens == 40
+            return [["quite different words"] if i % 2 else [""] for i, _ in enumerate(prompts)]
+
+    monkeypatch.setattr(paraphrasing, "writer_of", lambda c, folder: Writer())
+    c = llm_watermark.get_config("tiny")
+    c.paraphrase.update(by="endpoint:m", num=3, max_new_tokens=40)
+    tok = tokenizer.load("bytes")
+    mark = writing.mark_of("kgw", 3, tok.vocab_size, 0.5, 2.0, "")
+    answers = {"unmarked": (None, []), "kgw": (mark, [tok.encode(f"an answer of {i}") for i in range(4)])}
+    model = types.SimpleNamespace(tok=tok)
+    (line,) = paraphrasing.lines(c, model, answers, [tok.encode("nothing here is marked")], tmp_path)
+    assert (line["attack"], line["n"], line["unchanged"]) == ("paraphrase", 3, 2)
+    stored = rows(tmp_path / "paraphrases.jsonl")
+    assert [row["after"] for row in stored] == ["an answer of 0", "quite different words", "an answer of 2"]
+    c.paraphrase.by = ""
+    assert paraphrasing.lines(c, model, answers, [], tmp_path) == []

@@ -54,21 +54,6 @@ SCHEMES = {
 }
 
 
-def randomised_p(mark, ids, rng):
-    """The exact p-value, made continuous: uniform where the law is right, however few values the count takes."""
-    out = detect.detect(mark, ids)
-    if mark.scheme == "exp":
-        return out.p_value
-    more = detect._detection(mark, out.num_scored, out.score + 1, 0.0, 0.0)
-    share = out.p_value
-    if mark.scheme == "unigram":
-        above = scipy.stats.hypergeom.sf(out.score, mark.vocab_size, mark.num_green, out.num_scored)
-    else:
-        gamma = mark.gamma or float(tournament.table(mark.table_seed, mark.table_size).mean())
-        above = detect.binomial_p(int(more.score), out.num_scored, gamma)
-    return above + rng.random() * (share - above)
-
-
 @pytest.mark.parametrize("name", SCHEMES)
 def test_p_values_are_uniform_on_text_without_the_mark(name):
     rng = np.random.default_rng(0)
@@ -77,7 +62,7 @@ def test_p_values_are_uniform_on_text_without_the_mark(name):
         key = tuple(int(k) for k in rng.integers(0, 1 << 60, 8)) if name == "synthid" else 1_000 + i
         mark = Mark(**dict(scheme=name, key=key, vocab_size=500) | SCHEMES[name] | dict(key=key))
         zipf = np.minimum(rng.zipf(1.3, 120), 500) - 1  # tokens that repeat as words do
-        p.append(randomised_p(mark, zipf, rng))
+        p.append(detect.randomised_p(detect.detect(mark, zipf), rng.random()))
     assert scipy.stats.kstest(p, "uniform").pvalue > 0.001
 
 

@@ -1,7 +1,9 @@
 import functools
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import engine
 from alignment.decoding.requests import Request
@@ -130,6 +132,35 @@ def test_a_request_without_a_mark_gets_what_an_engine_without_processors_writes(
     mixed = engine_of(name)[0].answers(requests(name, marked=False) + requests(name))
     assert [a.ids for a in mixed[: len(PROMPTS)]] == [a.ids for a in plain]
     assert [a.ids for a in mixed[len(PROMPTS) :]] != [a.ids for a in plain]
+
+
+def test_eight_devices_mark_as_one_and_read_as_one():
+    sizes = dict(num_heads=8, num_kv_heads=4, vocab_size=16, head_dim=4)
+    model, params = random_lm(**sizes)
+    marks = [Mark("kgw", 7, 16, delta=3.0, width=2), Mark("synthid", (5, 6, 7), 16, width=2, history=8)]
+    fns, rows = zip(*(processors.build(mark) for mark in marks))
+    states = tuple(processors.stack(row, SIZES["num_slots"]) for row in rows)
+    choices = [(rows[0], processors.off(rows[1])), (processors.off(rows[0]), rows[1])]
+    work = [
+        Request([t % 16 for t in prompt], max_new_tokens=16, seed=3, temperature=1.0, processor_rows=choice)
+        for prompt in PROMPTS
+        for choice in choices
+    ]
+    mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 8), ("data", "fsdp", "tensor"))
+    spread = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    one, eight = (
+        engine.Engine(model, p, processors=fns, processor_states=states, **SIZES).answers(work)
+        for p in (params, spread)
+    )
+    assert [a.ids for a in eight] == [a.ids for a in one]  # no near tie occurs among these
+    ids = np.random.default_rng(0).integers(0, 16, 66)
+    context, tokens = green.windows(ids[:-1], 2), ids[2:, None].astype(np.uint32)
+    key = np.broadcast_to(hashing.split_key(7), (64, 2))
+    rows_of = NamedSharding(mesh, PartitionSpec("tensor"))  # texts lie on eight devices
+    placed = [jax.device_put(x, rows_of) for x in (key, context, tokens)]
+    values = jax.jit(hashing.values, static_argnums=0)(hashing.LEFT, *placed)
+    assert len(values.sharding.device_set) == 8
+    assert (np.asarray(values)[:, 0] < hashing.threshold(0.5)).tolist() == green.flags(marks[0], ids).tolist()
 
 
 def test_a_preempted_answer_comes_back_to_the_same_marked_tokens():

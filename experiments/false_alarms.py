@@ -1,0 +1,141 @@
+"""False alarms of text marks on real text: are exact p-values exact, and what does one fixed key do to them?
+
+Paper:   Kirchenbauer et al. 2023, arXiv:2301.10226; Zhao et al. 2023, arXiv:2306.17439
+Run:     python -m experiments.run --config experiments/false_alarms.py --config.data.path='wiki.txt,web.jsonl'
+         --config.tokenizer=models/smollm2 --workdir runs/false_alarms
+Laptop:  python -m experiments.run --config experiments/false_alarms.py:laptop   (CPU, seconds)
+Expect:  not yet measured
+
+Unmarked texts are cut into windows and read under many keys. Over keys the p-values are uniform; for one key they
+spread wider than the law, since windows share their frequent words. No model is read.
+"""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+from ml_collections import config_dict
+
+from alignment import errors, files
+from alignment.errors import InputError
+from alignment.watermark import detect
+from alignment.watermark.text_marks import Mark
+from data import records
+from data.tokens import tokenizer
+from data.toys import chronicle
+from experiments.launch import checks
+from experiments.pages import false_alarms as page
+from experiments.text_watermarks import texts, writing
+
+SETTINGS = ("", "laptop", "tiny")
+LEAST = {"data.num": (2, "None takes all windows"), "data.length": (16, ""), "num_keys": (2, "")}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of the drawn windows and of ties between p-values
+    c.data = dict(
+        path="texts.jsonl",  # files of `text`, `input` or `snippet`, or plain text; commas part several
+        length=200,  # tokens of a window
+        num=config_dict.placeholder(int),  # windows, drawn by the seed; None takes all
+    )
+    c.tokenizer = "models/smollm2"  # a folder, a tokenizer.json, a sentencepiece model, or bytes
+    c.schemes = ("kgw", "unigram", "synthid", "exp")
+    c.gamma = 0.5  # share of green tokens
+    c.num_keys = 20  # the keys are 1, 2, ...
+    if arg in ("laptop", "tiny"):
+        c.data.path = texts.EMBEDDED
+        c.data.num = 200
+        c.tokenizer = "bytes"
+    if arg == "tiny":
+        c.data.num = 20
+        c.schemes = ("kgw", "unigram")
+        c.num_keys = 3
+    return c
+
+
+def sweep():
+    for gamma in (0.25, 0.5):
+        yield {"gamma": gamma}
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither texts nor a tokenizer to be seen."""
+    checks.check_least(c, LEAST)
+    if c.data.path == texts.EMBEDDED:
+        if c.data.num is None:
+            raise InputError(f"data.path={c.data.path!r} is made up in any amount and needs data.num")
+    else:
+        records.check(c.data.path)
+    tokenizer.check(c.tokenizer)
+    if not c.schemes or len(set(c.schemes)) < len(c.schemes):
+        raise InputError(f"schemes={tuple(c.schemes)}: it names at least one, and none twice")
+    for scheme in c.schemes:
+        errors.one_of("schemes", scheme, writing.WRITTEN)
+        writing.mark_of(scheme, 1, 1_000, c.gamma, 0.0, "")
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    folder = pathlib.Path(workdir)
+    tok = tokenizer.load(c.tokenizer)
+    windows_WT = windows(c, tok, folder)
+    results = {}
+    for scheme in c.schemes:
+        print(f"reading {len(windows_WT)} windows under {c.num_keys} keys: {scheme}", flush=True)
+        marks = [writing.mark_of(scheme, k, tok.vocab_size, c.gamma, 0.0, "") for k in range(1, c.num_keys + 1)]
+        results[scheme] = read(marks, windows_WT, c.seed)
+    return page.write(folder, results, num_windows=len(windows_WT))
+
+
+def windows(c: Any, tok: tokenizer.Tokenizer, folder: pathlib.Path) -> np.ndarray:
+    """Windows of consecutive tokens, int64 [W, T]; the texts of a file follow one another, the rest is counted.
+
+    Raises:
+        InputError: there are fewer windows than `data.num`, or a record has no text.
+    """
+    counts: dict[str, int] = {}
+    by_file: dict[str, list[str]] = {}
+    if c.data.path == texts.EMBEDDED:
+        by_file[c.data.path] = chronicle.entries(2 * c.data.num, c.seed)
+        counts["records"] = 2 * c.data.num
+    else:
+        bad = str(folder / "bad_records.jsonl")
+        for record in records.read_counted(c.data.path, counts=counts, bad_records_path=bad):
+            text = next((record.value[name] for name in texts.COLUMNS if record.value.get(name)), None)
+            if not isinstance(text, str):
+                counts["records without text"] = counts.get("records without text", 0) + 1
+                continue
+            by_file.setdefault(record.file, []).append(text)
+    out = []
+    for content in by_file.values():
+        ids = np.array([i for ids, _ in tok.encode_batch(content) for i in ids], np.int64)
+        whole = len(ids) // c.data.length * c.data.length
+        out += list(ids[:whole].reshape(-1, c.data.length))
+        counts["tokens at the ends of files"] = counts.get("tokens at the ends of files", 0) + len(ids) - whole
+    num = len(out) if c.data.num is None else c.data.num
+    if len(out) < max(num, 2):
+        raise InputError(
+            f"data.path={c.data.path!r} has {len(out)} windows of {c.data.length} tokens, and data.num={c.data.num}; "
+            "give more text, or take fewer or shorter windows"
+        )
+    counts |= {"windows": num, "windows beyond data.num": len(out) - num}
+    files.report_counts(folder, counts)
+    chosen = np.sort(np.random.default_rng(c.seed).permutation(len(out))[:num])
+    return np.stack([out[i] for i in chosen])
+
+
+def read(marks: list[Mark], windows_WT: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """p-values, p-values made continuous and scores of every window under every key, float64 [K, W]."""
+    found = [[detect.detect(mark, ids) for ids in windows_WT] for mark in marks]
+    u_KW = np.random.default_rng(seed).random((len(marks), len(windows_WT)))
+    return {
+        "p": np.array([[x.p_value for x in row] for row in found]),
+        "uniform": np.array([[detect.randomised_p(x, u) for x, u in zip(row, us)] for row, us in zip(found, u_KW)]),
+        "z": np.array([[x.z for x in row] for row in found]),
+    }
+
+
+METRICS = page.METRICS
+headline = page.headline

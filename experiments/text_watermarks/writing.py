@@ -1,0 +1,158 @@
+"""Marked and unmarked answers: who writes them, what detectors say of them, and how they fare under attack."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.decoding.requests import Request
+from alignment.watermark import attacks, processors, text_marks
+from alignment.watermark.text_marks import Mark
+from data import records
+from data.toys import chronicle
+from experiments.decoding import answering, models
+from experiments.decoding.journal import Journal
+from experiments.text_watermarks import measuring, paraphrasing, texts
+from experiments.text_watermarks.memorising import Scorer
+
+WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
+HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
+UNMARKED = "unmarked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Answers under one mark; None: without one."""
+
+    name: str
+    scheme: str
+    mark: Mark | None
+    num: int
+
+
+def points_of(c: Any, vocab_size: int, tokenizer: str) -> list[Point]:
+    """The unmarked answers, then every scheme at its strengths."""
+    key = int(c.mark.keyring[0])
+    out = [Point(UNMARKED, UNMARKED, None, c.write.num)]
+    for scheme in c.write.schemes:
+        is_main = scheme in ("kgw", "unigram")
+        deltas = c.write.deltas if is_main else (c.write.deltas[len(c.write.deltas) // 2],)
+        for delta in deltas:
+            num = c.write.num if is_main else c.write.num_others
+            mark = mark_of(scheme, key, vocab_size, c.mark.gamma, float(delta), tokenizer)
+            name = f"{scheme} {delta:g}" if scheme in HAS_STRENGTH else scheme
+            out += [Point(name, scheme, mark, num)] if num else []
+    return out
+
+
+def mark_of(scheme: str, key: int, vocab_size: int, gamma: float, delta: float, tokenizer: str) -> Mark:
+    """The mark of a name in `WRITTEN`."""
+    base: dict[str, Any] = dict(vocab_size=vocab_size, tokenizer=tokenizer)
+    if scheme == "synthid":
+        return Mark(text_marks.SYNTHID, tuple(key + 1_000 * i for i in range(30)), **base)
+    if scheme == "exp":
+        return Mark(text_marks.EXP, key, **base)
+    base |= dict(gamma=gamma, delta=delta)
+    if scheme == "unigram":
+        return Mark(text_marks.UNIGRAM, key, **base)
+    kinds = {"kgw": dict(seeding="left", width=1), "kgw_min": dict(seeding="min", width=4)}
+    kinds["kgw_self"] = dict(seeding="self", width=4)
+    return Mark(text_marks.KGW, key, **base, **kinds[scheme])
+
+
+def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
+    """Marked and unmarked answers, what detectors say of them, and how they fare under attack."""
+    points = points_of(c, model.network.vocab_size, model.name)
+    prompts = [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
+    content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
+    made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    keys = [(number, sample) for sample, point in enumerate(points) for number in range(point.num)]
+    journal = Journal(folder, made_from, keys)
+    for scheme in dict.fromkeys(point.scheme for point in points):
+        write_scheme(c, model, scheme, points, prompts, journal, folder)
+    journal.sort()
+    rows = [row for _, row, _ in journal.entries()]
+    journal.close()
+    scorer = Scorer(model, c.write.prompt_len + c.write.max_new_tokens)
+    by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
+    quality = {}
+    for point in points:
+        losses = []
+        for number, ids in enumerate(by_point[point.name]):
+            prompt = prompts[number % len(prompts)]
+            losses.append(-scorer.logps([*prompt, *ids])[len(prompt) - 1 :])
+        quality[point.name] = float(np.exp(np.concatenate(losses).mean()))
+    negatives = by_point[UNMARKED] + [text.ids for text in all_texts if not text.is_member]
+    lines, robust, null = [], [], []
+    for point in points[1:]:
+        assert point.mark is not None
+        line = measuring.detection_line(point.mark, by_point[point.name], negatives)
+        lines.append({"point": point.name, "perplexity": quality[point.name]} | line)
+        robust += [
+            {"point": point.name} | row
+            for row in measuring.robustness_lines(point.mark, by_point[point.name], negatives, c.seed)
+        ]
+        robust += swapped(c, model, point, by_point[point.name], negatives)
+    robust += paraphrasing.lines(c, model, {p.name: (p.mark, by_point[p.name]) for p in points}, negatives, folder)
+    for scheme in ("kgw", "unigram"):
+        marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
+        null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
+    speeds = {row["point"]: row["tokens_per_second"] for row in rows if row.get("tokens_per_second")}
+    unmarked = quality[UNMARKED]
+    return {"detection": lines, "robustness": robust, "null": null, "perplexity": unmarked, "speeds": speeds}
+
+
+def write_scheme(
+    c: Any,
+    model: models.Model,
+    scheme: str,
+    points: Sequence[Point],
+    prompts: Sequence[Sequence[int]],
+    journal: Journal,
+    folder: pathlib.Path,
+) -> None:
+    """What the journal lacks of one scheme's answers; its strengths share an engine and its programs."""
+    work: list[Any] = []
+    state: dict[str, Any] = {}
+    for sample, point in enumerate(points):
+        if point.scheme != scheme:
+            continue
+        options: dict[str, Any] = dict(max_new_tokens=c.write.max_new_tokens, temperature=c.write.temperature)
+        if point.mark is not None:
+            fn, row = processors.build(point.mark, temperature=c.write.temperature)
+            state = dict(processors=(fn,), processor_states=(processors.stack(row, c.engine.num_slots),))
+            options |= dict(processor_rows=(row,), temperature=processors.draws_at(point.mark, c.write.temperature))
+        for number in range(point.num):
+            prompt = prompts[number % len(prompts)]
+            request = Request(prompt, seed=c.seed, sample=number, **options)
+            work += [((number, sample), request)] if (number, sample) not in journal else []
+    if not work:
+        return
+    print(f"writing {len(work)} answers: {scheme}", flush=True)
+
+    def row_of(key: tuple[int, int], answer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        point = points[key[1]]
+        text = model.text(answer.text, is_alone=False)
+        record = point.mark.to_dict() if point.mark is not None else None
+        return {"point": point.name, "prompt": key[0], "text": text, "ids": answer.answer_ids, "watermark": record}, {}
+
+    answering.write_all(models.engine(model, c, **state), work, journal, folder, row_fn=row_of)
+
+
+def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: Any) -> list[dict[str, Any]]:
+    """Detection after half of the words that have synonyms were swapped."""
+    if not c.write.synonyms:
+        return []
+    assert point.mark is not None
+    if c.write.synonyms == texts.EMBEDDED:
+        synonyms: Any = chronicle.SYNONYMS
+    else:
+        synonyms = attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])
+    rng = np.random.default_rng(c.seed)
+    changed = [model.tok.encode(attacks.swap(model.tok.decode(ids), synonyms, 0.5, rng)) for ids in answers]
+    line = measuring.detection_line(point.mark, changed, negatives)
+    return [{"point": point.name, "attack": "swap", "strength": 0.5} | line]
