@@ -7,10 +7,11 @@ Many:    the same with --config.executor=process, or ray: cells do not depend on
 Expect:  not yet measured
 
 A mark's pictures go through each attack at several strengths. P is the share detected at 0.1 % false positives, Q the
-normalised loss of quality; attacks are ranked by the Q at which P falls. The paper's own marks and attacks need trained
-weights: they are listed as not run, and nothing stands in for them under their names.
+normalised loss of quality; attacks are ranked by the Q at which P falls. The paper's own marks need a user's weights
+(`given`), its attacks by networks are listed as not run, and nothing stands in for them under their names.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,14 +24,14 @@ from alignment.errors import InputError, one_of
 from alignment.watermark import distortions, marks, protocol, quality
 from data import loader
 from data.corpus import executors
-from experiments.image_watermarks import attacks, cells, prepare
+from experiments.image_watermarks import attacks, cells, given, prepare
 from experiments.launch import checks
 from experiments.pages import waves as page
 
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
-LEAST |= {"gradient_steps": (1, ""), "noise": (0, "")}
-AVAILABLE = ("Q3",)  # subsets whose metrics need no weights
+LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
+MARK_STEPS = 1_200  # where the config leaves them open
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -39,7 +40,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.images = prepare.SYNTHETIC  # made up here, or a glob or a folder of pictures
     c.size = 512  # pixels: the side of the square that is cut from each picture
     c.num = placeholder(int)  # cuts in all; None: the middle of each picture, 16 of synthetic ones
-    c.marks = tuple(marks.MARKS)
+    c.marks = (*marks.MARKS, given.TRAINED)
+    c.given = given.settings()  # a user's own weights
     c.user = 0  # whose key is embedded
     c.attacks = attacks.NAMES
     c.strengths = dict(  # in [0, 1], of each attack's native range, from weak to strong
@@ -55,6 +57,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.training = dict(  # of the small networks, for the attacks that need them
         steps=600,
         init_from="",  # safetensors of the auto-encoder, as a run leaves it in prepared/; "" trains it
+        mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 1,200
+        mark_from="",  # its safetensors, as a run leaves them in prepared/; "" trains it
     )
     c.executor = "local"  # local, process, ray
     c.workers = placeholder(int)  # None: one a core
@@ -88,10 +92,7 @@ def sweep() -> Iterator[dict[str, Any]]:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither pictures nor devices to be seen."""
-    for name in c.marks:
-        if name in attacks.MISSING_MARKS:
-            raise InputError(f"marks: {name} needs trained weights that are not there; leave it out")
-        one_of("marks", name, marks.MARKS)
+    given.check(c)
     attacks.check(c.attacks)
     for name in c.attacks:
         one_of("attacks", name, attacks.NAMES)
@@ -103,14 +104,20 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"strengths.{kind}={tuple(strengths)}: they rise and lie in (0, 1], such as (0.5, 1.0)")
     one_of("setup", c.setup, protocol.SETUPS)
     one_of("quality", c.quality, quality.SUBSETS)
-    if c.quality not in AVAILABLE:
-        weighty = ", ".join(name for name in quality.SUBSETS[c.quality] if name not in quality.METRICS)
-        raise InputError(f"quality={c.quality} needs {weighty}, whose weights are not there; take Q3 (pixels alone)")
+    there = {*quality.METRICS, *(name for name in given.MEASURES if c.given[name])}
+    lacking = ", ".join(name for name in quality.SUBSETS[c.quality] if name not in there)
+    if lacking:
+        raise InputError(
+            f"quality={c.quality} needs {lacking}, whose weights are not there; take Q3 (pixels alone), or Q4 with "
+            "given.lpips"
+        )
+    if c.given.fid and c.num == 1:
+        raise InputError("num=1 and given.fid is set: a covariance needs two pictures at least")
     if any(users < 2 for users in c.users):
         raise InputError(f"users={tuple(c.users)}: one is identified among at least 2")
     checks.check_least(c, LEAST)
     for name in c.marks:
-        if marks.MARKS[name].is_bits:
+        if name in marks.MARKS and marks.MARKS[name].is_bits:
             marks.check_size((c.size, c.size, 3), len(marks.MARKS[name].key_fn(c.user)))
     if c.size % 8 and set(c.attacks) & set(attacks.LEARNED):
         raise InputError(f"size={c.size}: the small networks need a multiple of 8; take {c.size // 8 * 8}")
@@ -122,6 +129,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             )
         if not pathlib.Path(c.training.init_from).expanduser().is_file():
             raise InputError(f"training.init_from={c.training.init_from!r} is not there; give a safetensors file")
+    check_training(c)
     if c.images != prepare.SYNTHETIC:
         prepare.found(c.images)
     if c.address and c.executor != "ray":
@@ -129,20 +137,41 @@ def check(c: ml_collections.ConfigDict) -> None:
     executors.check(c.executor, c.workers or 0, c.retries)
 
 
+def check_training(c: ml_collections.ConfigDict) -> None:
+    """Refuse settings of the trained mark that nothing reads, and weights that are not there."""
+    for name, unset in (("mark_steps", None), ("mark_from", "")):
+        if c.training[name] != unset and given.TRAINED not in c.marks:
+            raise InputError(f"training.{name}={c.training[name]!r} is read by the mark {given.TRAINED} alone")
+    if c.training.mark_from and c.training.mark_steps is not None:
+        raise InputError("training.mark_steps is not read, as training.mark_from has trained weights; leave it out")
+    if c.training.mark_from and not pathlib.Path(c.training.mark_from).expanduser().is_file():
+        raise InputError(f"training.mark_from={c.training.mark_from!r} is not there; give a safetensors file")
+
+
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check(c)
     folder = pathlib.Path(workdir).absolute()  # a Ray worker may stand elsewhere
     prepared = folder / "prepared"
     images = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
-    digests = prepare.marked(images, c.marks, user=c.user, folder=prepared)
-    training = c.training.to_dict()
+    own = given.plain(c)
+    if given.TRAINED in c.marks:
+        steps = MARK_STEPS if c.training.mark_steps is None else c.training.mark_steps
+        prepare.train_mark(prepared, seed=c.seed, steps=steps, start=c.training.mark_from)
+    ready = {
+        name: prepare.own_pictures(c.given[name].pictures, images.shape, name)
+        for name in c.marks
+        if name in given.DECODERS
+    }
+    mark_fn = functools.partial(given.mark_of, prepared=prepared, given=own)
+    digests = prepare.marked(images, c.marks, user=c.user, folder=prepared, mark_fn=mark_fn, ready=ready)
+    training = {name: c.training[name] for name in ("steps", "init_from")}
     prepare.networks(c.attacks, c.marks, folder=prepared, seed=c.seed, training=training, made_from=digests)
     strengths = {name: strengths_of(c, name) for name in c.attacks}
     plan = cells.cells_of(c.marks, strengths)
     options = {"steps": c.gradient_steps, "noise": c.noise}
     weights = loader.digest_files(sorted(prepared.glob("*.safetensors")))
-    reads = [*digests, weights, c.setup, str(c.user), str(c.seed), str(options), str(plan)]
-    grid = cells.Grid(str(folder), loader.digest(texts=reads), c.setup, c.user, c.seed, options)
+    reads = [*digests, weights, c.setup, str(c.user), str(c.seed), str(options), str(own), str(plan)]
+    grid = cells.Grid(str(folder), loader.digest(texts=reads), c.setup, c.user, c.seed, options, own)
     files.sweep(folder)
     pool = dict(executor=c.executor, workers=c.workers or 0, retries=c.retries, address=c.address)
     rows = cells.through(grid, plan, **pool)

@@ -109,6 +109,7 @@ def fit(
     Args:
         images_BYX3: uint8.
         labels_B: of the pictures, where the loss reads them.
+        loss_fn: of parameters and a batch of `images`, `step` (which draws follow from) and `labels`.
         side: pixels of a cut; pictures that are smaller are taken whole.
     """
     side = min(side, *images_BYX3.shape[1:3])
@@ -123,11 +124,11 @@ def fit(
         return optax.apply_updates(params, updates), opt_state, loss
 
     opt_state, losses = tx.init(params), []
-    for _ in range(steps):
+    for step in range(steps):
         rows = rng.integers(len(images_BYX3), size=batch_size)
         tops, lefts = (rng.integers(size - side + 1, size=batch_size) for size in images_BYX3.shape[1:3])
         cuts = [images_BYX3[i, y : y + side, x : x + side] for i, y, x in zip(rows, tops, lefts)]
-        batch = {"images": np.stack(cuts).astype(np.float32) / 255}
+        batch = {"images": np.stack(cuts).astype(np.float32) / 255, "step": np.int32(step)}
         if labels_B is not None:
             batch["labels"] = labels_B[rows].astype(np.float32)
         params, opt_state, loss = update(params, opt_state, batch)

@@ -8,15 +8,15 @@ import dataclasses
 import functools
 import pathlib
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.watermark import marks, protocol, quality
+from alignment.watermark import protocol, quality
 from data.corpus import executors, shards
-from experiments.image_watermarks import attacks
+from experiments.image_watermarks import attacks, given
 from experiments.report import progress
 
 NONE = "none"  # the attack that does nothing: its cell has the distances of clean pictures
@@ -42,6 +42,7 @@ class Grid:
         digest: of the arrays, the weights and all that a cell reads.
         setup: removal, spoofing or combined: what is attacked.
         options: of `attacks.apply`.
+        given: a user's own weights, see `given.plain`.
     """
 
     folder: str
@@ -50,6 +51,7 @@ class Grid:
     user: int
     seed: int
     options: Mapping[str, Any]
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prepared(self, name: str) -> np.ndarray:
         """An array of pictures; it stays on disk until it is read."""
@@ -70,13 +72,16 @@ def unmarked(mark: str) -> str:
 
     Informed detection of a picture equal to its original has nothing to read, so there it is that of another user.
     """
-    return f"{mark}-other" if marks.MARKS[mark].is_informed else PICTURES
+    return f"{mark}-other" if given.is_informed(mark) else PICTURES
 
 
 def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     """Distances of marked and unmarked pictures where the set-up attacks them, and what the attack cost in quality."""
     out: dict[str, Any] = dataclasses.asdict(cell)
-    mark = marks.MARKS[cell.mark]
+    prepared = pathlib.Path(grid.folder, "prepared")
+    mark = given.mark_of(cell.mark, prepared, grid.given)
+    key = mark.key_fn(grid.user)
+    out["num_bits"] = len(key) if mark.is_bits else None
     sides = {"marked": cell.mark, "unmarked": unmarked(cell.mark)}
     spared = {"removal": ("unmarked",), "spoofing": ("marked",), "combined": ()}[grid.setup]
     for side, name in sides.items():
@@ -85,24 +90,33 @@ def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         before = np.asarray(grid.prepared(name))
         after = before
         if cell.attack != NONE:
-            more = dict(mark=cell.mark, weights=str(pathlib.Path(grid.folder, "prepared")), options=grid.options)
+            more = dict(mark=cell.mark, weights=str(prepared), options=grid.options)
             after = attacks.apply(cell.attack, before, cell.strength, seed=grid.seed, **more)
         originals = [np.asarray(grid.prepared(PICTURES))] if mark.is_informed else []
-        out[side] = mark.distance_fn(after, mark.key_fn(grid.user), *originals).tolist()
+        out[side] = mark.distance_fn(after, key, *originals).tolist()
         if "psnr" not in out:
+            if cell.attack == NONE and cell.mark in given.DECODERS:
+                continue  # the user's marked pictures have no unmarked twins
             if cell.attack == NONE:
                 before = np.asarray(grid.prepared(PICTURES))  # what the mark itself costs
-            out |= qualities(before, after)
+            out |= qualities(before, after, given.measures(grid.given))
     return out
 
 
-def qualities(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """Means over the pictures that have a value, and the number of those without one for `nmi`."""
+def qualities(
+    before: np.ndarray, after: np.ndarray, more: Mapping[str, Callable[[np.ndarray, np.ndarray], Any]]
+) -> dict[str, Any]:
+    """Means over the pictures that have a value, and the number of those without one for `nmi`.
+
+    Args:
+        more: measures of a user's weights, a number a picture or one for all.
+    """
     measured = {name: metric_fn(before, after) for name, metric_fn in quality.METRICS.items()}
     undefined = int(np.isnan(measured["nmi"]).sum())
     means = {
         name: float(np.nanmean(values)) if np.isfinite(values).any() else None for name, values in measured.items()
     }
+    means |= {name: float(np.mean(metric_fn(before, after))) for name, metric_fn in more.items()}
     return means | {"nmi_undefined": undefined}
 
 

@@ -4,18 +4,18 @@ import glob
 import io
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.watermark import marks
+from alignment.watermark.marks import Mark
 from data import loader, records
 from data.pictures import image_files
 from data.toys import scenes
-from experiments.image_watermarks import attacks
+from experiments.image_watermarks import attacks, given
 from experiments.image_watermarks.cells import PICTURES, unmarked
 
 SYNTHETIC = "synthetic"
@@ -72,11 +72,68 @@ def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pat
     return np.stack(cuts)
 
 
-def marked(images: np.ndarray, names: Sequence[str], *, user: int, folder: pathlib.Path) -> list[str]:
-    """Write the pictures and each mark's, and return the digest of each array in this order."""
+def own_pictures(pattern: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A user's marked pictures, uint8 of the shape of the unmarked ones; nothing is cut, which would lose the mark.
+
+    Raises:
+        InputError: another number of pictures, another size, or a file that is no picture.
+    """
+    out = [image_files.read(file) for file in found(pattern)]
+    for file, picture in zip(found(pattern), out):
+        if picture.shape != shape[1:]:
+            raise InputError(
+                f"given.{name}.pictures: {file} has {picture.shape[1]} x {picture.shape[0]} pixels, and "
+                f"size={shape[1]}; set --config.size to that of the marked pictures"
+            )
+    if len(out) != shape[0]:
+        raise InputError(f"given.{name}.pictures are {len(out)}, and images are {shape[0]}; take as many of each")
+    return np.stack(out)
+
+
+def train_mark(folder: pathlib.Path, *, seed: int, steps: int, start: str) -> None:
+    """Train the encoder-decoder mark, where a start before this one has not.
+
+    Args:
+        start: safetensors of an earlier run's; "" trains it on made-up pictures that are not attacked.
+    """
+    note, current = folder / "mark.json", {"seed": seed, "steps": steps, "from": start}
+    path = folder / given.TRAINED_FILE
+    if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == current:
+        return
+    from alignment.watermark import hidden, learned
+
+    model = hidden.EncoderDecoder()
+    if start:
+        params = learned.load(start, model)
+    else:
+        others = scenes.scenes(64, 128, seed=seed + 2_000)
+        params, losses = learned.fit(hidden.wrong_bits, model, others, steps=steps, seed=seed)
+        print(f"{given.TRAINED}: {steps} updates, loss {losses[0]:.3f} to {np.mean(losses[-50:]):.3f}", flush=True)
+    learned.save(path, params)
+    files.write_json(note, current)
+
+
+def marked(
+    images: np.ndarray,
+    names: Sequence[str],
+    *,
+    user: int,
+    folder: pathlib.Path,
+    mark_fn: Callable[[str], Mark],
+    ready: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
+    """Write the pictures and each mark's, and return the digest of each array in this order.
+
+    Args:
+        mark_fn: a mark by its name.
+        ready: pictures that were marked elsewhere, by their mark.
+    """
     arrays = {PICTURES: images}
     for name in names:
-        mark = marks.MARKS[name]
+        if ready and name in ready:
+            arrays[name] = ready[name]
+            continue
+        mark = mark_fn(name)
         arrays[name] = mark.embed_fn(images, mark.key_fn(user))
         if mark.is_informed:
             arrays[unmarked(name)] = mark.embed_fn(images, mark.key_fn(user + 1))
@@ -109,7 +166,8 @@ def networks(
     note, current = folder / "networks.json", {"arrays": list(made_from), "seed": seed, "training": training}
     if not note.exists() or json.loads(note.read_text("utf-8")) != current:
         for path in folder.glob("*.safetensors"):
-            path.unlink()
+            if path.name != given.TRAINED_FILE:
+                path.unlink()
         files.write_json(note, current)
     from alignment.watermark import learned  # imports JAX, which a grid of distortions does not need
 

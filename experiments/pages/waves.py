@@ -6,15 +6,15 @@ A row is one of `cells.through`: a mark under an attack of a strength.
 import math
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from alignment import files
-from alignment.watermark import marks, protocol, quality
-from experiments.image_watermarks import attacks, cells
+from alignment.watermark import protocol, quality
+from experiments.image_watermarks import attacks, cells, given
 from experiments.report import charts, pictures
 
 LEVELS = (0.95, 0.7, 0.4)
@@ -32,8 +32,9 @@ def write(
         users: numbers among whom a user is identified.
     """
     points = points_of(rows, subset)
+    ran = {row["mark"] for row in rows}
     board = leaderboard(points)
-    files.write_rows(folder / "tables/leaderboard.jsonl", [_printable(line) for line in board] + not_run())
+    files.write_rows(folder / "tables/leaderboard.jsonl", [_printable(line) for line in board] + not_run(ran))
     files.write_csv(folder / "leaderboard.csv", list(board[0]), [list(_printable(line).values()) for line in board])
     files.write_csv(folder / "points.csv", list(points[0]), [list(point.values()) for point in points])
     files.write_json(folder / "normalisation.json", constants(subset))
@@ -59,6 +60,7 @@ def write(
 def points_of(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
     """A line for each cell with an attack: P, the metrics and Q; blank where the cell failed."""
     clean = {row["mark"]: row for row in rows if row["attack"] == cells.NONE}
+    more = [name for name in given.MEASURES if any(name in row for row in rows)]
     out = []
     for row in rows:
         if row["attack"] == cells.NONE:
@@ -66,8 +68,9 @@ def points_of(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the findings say once what few pictures mean
             p = cells.performance(row, clean[row["mark"]])
-        metrics = {name: row.get(name) for name in quality.METRICS}
-        q = None if None in metrics.values() else quality.degradation(metrics, subset)
+        metrics = {name: row.get(name) for name in (*quality.METRICS, *more)}
+        values = {name: metrics.get(name) for name in quality.SUBSETS[subset]}
+        q = None if None in values.values() else quality.degradation(values, subset)
         distances = {side: row.get(side, clean[row["mark"]].get(side)) for side in ("marked", "unmarked")}
         area = protocol.auroc(*map(np.array, distances.values())) if p is not None else None
         point = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"], "P": p, "auroc": area}
@@ -100,9 +103,10 @@ def leaderboard(points: Sequence[Row]) -> list[dict[str, Any]]:
     return out
 
 
-def not_run() -> list[dict[str, Any]]:
+def not_run(ran: Collection[str]) -> list[dict[str, Any]]:
     """Lines of the paper's marks and attacks whose weights are not there."""
-    return [{"mark": mark, "attack": attacks.NOT_RUN, "rank": None} for mark in attacks.MISSING_MARKS] + [
+    missing = [mark for mark in attacks.MISSING_MARKS if mark not in ran]
+    return [{"mark": mark, "attack": attacks.NOT_RUN, "rank": None} for mark in missing] + [
         {"mark": attacks.NOT_RUN, "attack": attack, "rank": None} for attack in attacks.MISSING
     ]
 
@@ -111,9 +115,9 @@ def identification(rows: Sequence[Row], users: Sequence[int]) -> list[dict[str, 
     """For marks of bits, the share of marked pictures whose user is told apart from all others."""
     out = []
     for row in rows:
-        if "marked" not in row or not marks.MARKS[row["mark"]].is_bits:
+        num_bits = row.get("num_bits")
+        if "marked" not in row or not num_bits:
             continue
-        num_bits = len(marks.message(0))
         line = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"]}
         line["bits right"] = 1 - float(np.mean(row["marked"]))
         out.append(line | {f"of {num:,}": protocol.identified(np.array(row["marked"]), num_bits, num) for num in users})
@@ -178,9 +182,10 @@ def findings(rows: Sequence[Row], *, subset: str, num_images: int, setup: str) -
     undefined = sum(row.get("nmi_undefined", 0) for row in rows)
     if undefined:
         lines.append(f"NMI is not defined for {undefined} pairs of constant pictures; means leave them out.")
-    number = len(attacks.MISSING)
+    number, ran = len(attacks.MISSING), {row["mark"] for row in rows}
+    missing = [*(mark for mark in attacks.MISSING_MARKS if mark not in ran), f"{number} of the paper's attacks"]
     lines.append(
-        f"{', '.join(attacks.MISSING_MARKS)} and {number} of the paper's attacks: {attacks.NOT_RUN}. Attacks that end "
+        f"{', '.join(missing)}: {attacks.NOT_RUN}. Attacks that end "
         "in -Small use networks trained here, and compare with none of the paper's."
     )
     return lines

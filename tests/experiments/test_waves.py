@@ -10,12 +10,14 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
 from alignment.errors import InputError
-from alignment.watermark import marks, protocol
+from alignment.watermark import decoders, lpips, marks, protocol, tree_ring
+from data.corpus import shards
 from data.toys import scenes
 from experiments import waves
-from experiments.image_watermarks import attacks, cells, prepare
+from experiments.image_watermarks import attacks, cells, given, prepare
 from experiments.pages import waves as page
 from tests.experiments.conftest import ROOT, launch
 
@@ -26,7 +28,9 @@ STRENGTHS = {"Dist-JPEG": (0.5, 1.0), "Dist-Bright": (0.2, 0.4)}
 def grid(tmp_path_factory):
     """A prepared grid of two marks and two distortions, and the rows of a run in this process."""
     folder = tmp_path_factory.mktemp("grid")
-    digests = prepare.marked(scenes.pink(2, 64), ["ring", "cox"], user=0, folder=folder / "prepared")
+    digests = prepare.marked(
+        scenes.pink(2, 64), ["ring", "cox"], user=0, folder=folder / "prepared", mark_fn=marks.MARKS.__getitem__
+    )
     made = cells.Grid(str(folder), "".join(digests), "removal", 0, 0, {})
     return made, cells.through(made, cells.cells_of(["ring", "cox"], STRENGTHS))
 
@@ -173,7 +177,15 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
     ("flags", "said"),
     [
         (["--config.marks=('dctt',)"], "the nearest is 'dct'"),
-        (["--config.marks=('stegastamp',)"], "stegastamp needs trained weights"),
+        (
+            ["--config.marks=('stegastamp',)"],
+            "stegastamp needs trained weights that are not there; set given.stegastamp",
+        ),
+        (["--config.given.stegastamp.message=01"], "given.stegastamp is set and not read"),
+        (["--config.given.lpips=nowhere.safetensors"], "given.lpips='nowhere.safetensors' is not there"),
+        (["--config.quality=Q4"], "quality=Q4 needs lpips, whose weights are not there; take Q3"),
+        (["--config.training.mark_steps=3"], "is read by the mark encoder_decoder alone"),
+        (["--config.marks=('encoder_decoder',)", "--config.training.mark_from=no"], "mark_from='no' is not there"),
         (["--config.attacks=('Regen-Diff',)"], "Regen-Diff needs trained weights that are not there"),
         (["--config.attacks=('Dist-Jpeg',)"], "attacks='Dist-Jpeg' is not one of"),
         (["--config.attacks=('Dist-JPEG','Dist-JPEG')"], "none twice"),
@@ -196,7 +208,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(flags, said, tmp_path):
 
 
 def test_identification_falls_with_the_number_of_users():
-    rows = [{"mark": "dct", "attack": "none", "strength": 0.0, "marked": [12 / 48] * 3}]
+    rows = [{"mark": "dct", "attack": "none", "strength": 0.0, "num_bits": 48, "marked": [12 / 48] * 3}]
     (line,) = page.identification(rows, (100, 1_000))
     assert line["of 100"] == pytest.approx(0.965112, abs=1e-5) and line["of 1,000"] == pytest.approx(0.698835, abs=1e-5)
 
@@ -242,3 +254,96 @@ def test_every_user_has_a_key_of_their_own():
 
 def test_the_sweep_goes_over_the_set_ups():
     assert [point["setup"] for point in waves.sweep()] == ["removal", "spoofing", "combined"]
+
+
+PREPARED_TWICE = """
+import sys
+from experiments.image_watermarks import cells
+grid = cells.Grid(sys.argv[1], sys.argv[2], "removal", 0, 0, {})
+print("ready", flush=True)
+cells.through(grid, cells.cells_of(["ring", "cox"], {"Dist-JPEG": (0.5, 1.0), "Dist-Bright": (0.2, 0.4)}))
+"""
+
+
+def test_a_grid_that_was_killed_in_mid_cell_goes_on_to_the_same_bytes(grid, tmp_path):
+    """A process of its own is killed once some cells are there; this one goes on. No JAX is imported in it."""
+    made, rows = grid
+    again = copy_of(made, tmp_path)
+    command = [sys.executable, "-c", PREPARED_TWICE, str(tmp_path), again.digest]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    done = tmp_path / "cells"
+    while process.poll() is None and not (done.is_dir() and len(list(done.iterdir())) >= 3):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = len(shards.finished(str(tmp_path), cells.STAGE, again.digest, is_checked=True))
+    assert there >= 1
+    assert cells.through(again, cells.cells_of(["ring", "cox"], STRENGTHS)) == rows
+    assert content(tmp_path) == content(made.folder)
+
+
+CALLS = """
+import numpy as np
+
+def encode(images):
+    return np.repeat(images[..., :1], 4, axis=-1).transpose(0, 3, 1, 2) * 8 - 4
+
+def decode(latents):
+    return np.repeat(latents[:, 3, :, :, None] / 8 + 0.5, 3, axis=-1)
+"""
+
+
+def random_weights(path, shapes):
+    rng = np.random.default_rng(0)
+    arrays = {name: np.abs(rng.normal(0, 0.1, shape)).astype(np.float32) for name, shape in shapes.items()}
+    path.write_bytes(safetensors.numpy.save(arrays))
+    return str(path)
+
+
+def test_a_users_own_weights_make_marks_and_a_measure(grid, tmp_path):
+    made, _ = grid
+    signature = random_weights(tmp_path / "signature.safetensors", decoders.signature_shapes(12, 3, 8))
+    (tmp_path / "calls.py").write_text(CALLS)
+    c = waves.get_config("tiny")
+    c.marks = ("stable_signature", "tree_ring")
+    c.given.stable_signature.update(weights=signature, pictures="photos", message="01" * 6)
+    c.given.tree_ring.calls = str(tmp_path / "calls.py")
+    c.given.lpips = random_weights(tmp_path / "lpips.safetensors", lpips.shapes())
+    c.quality = "Q4"
+    waves.check(c)
+    again = copy_of(made, tmp_path, given=given.plain(c))
+    bare = np.load(tmp_path / "prepared/pictures.npy")
+    np.save(tmp_path / "prepared/stable_signature.npy", bare[::-1])
+    np.save(tmp_path / "prepared/tree_ring.npy", given.mark_of("tree_ring", tmp_path, again.given).embed_fn(bare, KEY))
+    rows = [cells.row_of(again, cell) for cell in cells.cells_of(c.marks, {"Dist-JPEG": (1.0,)})]
+    clean, attacked, ring, _ = rows
+    assert clean["num_bits"] == 12 and len(clean["marked"]) == 2 and "psnr" not in clean
+    assert attacked["lpips"] > 0 and ring["num_bits"] is None and max(ring["marked"]) < min(ring["unmarked"])
+    (point, _) = page.points_of(rows, "Q4")
+    assert point["lpips"] == attacked["lpips"] and point["Q4"] is not None
+    assert [line["mark"] for line in page.not_run({"stable_signature", "tree_ring"})][0] == "stegastamp"
+
+
+KEY = tree_ring.key(0)
+
+
+def test_a_users_marked_pictures_are_taken_as_they_are(tmp_path):
+    for i in range(2):
+        PIL.Image.fromarray(scenes.pink(1, 64, seed=i)[0]).save(tmp_path / f"{i}.png")
+    assert prepare.own_pictures(str(tmp_path), (2, 64, 64, 3), "stegastamp").shape == (2, 64, 64, 3)
+    with pytest.raises(InputError, match="64 x 64 pixels, and size=32; set --config.size"):
+        prepare.own_pictures(str(tmp_path), (2, 32, 32, 3), "stegastamp")
+    with pytest.raises(InputError, match="pictures are 2, and images are 3"):
+        prepare.own_pictures(str(tmp_path), (3, 64, 64, 3), "stegastamp")
+
+
+def test_the_trained_mark_is_trained_once_and_taken_up(tmp_path, capsys):
+    prepare.train_mark(tmp_path, seed=0, steps=1, start="")
+    assert "encoder_decoder: 1 updates" in capsys.readouterr().out
+    prepare.train_mark(tmp_path, seed=0, steps=1, start="")
+    assert capsys.readouterr().out == ""
+    (tmp_path / "other").mkdir()
+    prepare.train_mark(tmp_path / "other", seed=0, steps=1, start=str(tmp_path / given.TRAINED_FILE))
+    made = {folder: (folder / given.TRAINED_FILE).read_bytes() for folder in (tmp_path, tmp_path / "other")}
+    assert len(set(made.values())) == 1
+    assert given.mark_of(given.TRAINED, tmp_path, {}).key_fn(0).shape == (48,)

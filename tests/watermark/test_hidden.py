@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from alignment.watermark import distortions, hidden, learned, marks, quality
+from data.toys.scenes import scenes
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A few steps on one batch of small cuts."""
+    options = dict(steps=12, batch_size=8, side=32)
+    return learned.fit(hidden.wrong_bits, hidden.EncoderDecoder(), scenes(4, 64, seed=5), **options)
+
+
+def test_a_mark_costs_forty_decibels_whatever_was_learned(trained):
+    pictures, mark = scenes(2, 80), hidden.mark(trained[0])
+    marked = mark.embed_fn(pictures, mark.key_fn(0))
+    assert marked.dtype == np.uint8 and (marked[:, 64:] == pictures[:, 64:]).all()  # beyond the last whole tile
+    assert quality.psnr(pictures[:, :64, :64], marked[:, :64, :64]).min() > 39.5
+    distances = mark.distance_fn(marked, mark.key_fn(0))
+    assert distances.shape == (2,) and (distances == mark.distance_fn(marked, mark.key_fn(0))).all()
+    assert len(mark.key_fn(0)) == 48 and mark.is_bits
+
+
+def test_a_tile_is_the_smallest_picture_and_a_message_has_its_length(trained):
+    mark = hidden.mark(trained[0])
+    with pytest.raises(InputError, match="needs 32 x 32"):
+        mark.distance_fn(np.zeros((1, 31, 64, 3), np.uint8), mark.key_fn(0))
+    with pytest.raises(InputError, match="a message of 32 bits; this mark reads 48"):
+        mark.distance_fn(np.zeros((1, 32, 32, 3), np.uint8), marks.message(0, 32))
+
+
+@pytest.mark.slow  # trains for a minute; the tests above hold the interface
+def test_a_trained_mark_is_read_after_what_it_was_trained_on():
+    params, losses = learned.fit(hidden.wrong_bits, hidden.EncoderDecoder(), scenes(64, 128, seed=5), steps=1_200)
+    assert np.mean(losses[-50:]) < losses[0] / 2
+    pictures, mark = scenes(4, 256), hidden.mark(params)
+    marked = mark.embed_fn(pictures, mark.key_fn(0))
+    assert mark.distance_fn(marked, mark.key_fn(0)).mean() < 0.02
+    for name, strength in (("Dist-JPEG", 0.5), ("Dist-Noise", 0.4), ("Dist-Bright", 0.4)):
+        attacked = distortions.batch(name, marked, strength)
+        assert mark.distance_fn(attacked, mark.key_fn(0)).mean() < 0.1, name
+    assert mark.distance_fn(pictures, mark.key_fn(0)).mean() > 0.35
