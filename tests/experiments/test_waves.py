@@ -179,7 +179,7 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.marks=('dctt',)"], "the nearest is 'dct'"),
         (
             ["--config.marks=('stegastamp',)"],
-            "stegastamp needs trained weights that are not there; set given.stegastamp",
+            "stegastamp needs trained weights that are not there; set",
         ),
         (["--config.given.stegastamp.message=01"], "given.stegastamp is set and not read"),
         (["--config.given.lpips=nowhere.safetensors"], "given.lpips='nowhere.safetensors' is not there"),
@@ -256,7 +256,7 @@ def test_the_sweep_goes_over_the_set_ups():
     assert [point["setup"] for point in waves.sweep()] == ["removal", "spoofing", "combined"]
 
 
-PREPARED_TWICE = """
+GRID_ALONE = """
 import sys
 from experiments.image_watermarks import cells
 grid = cells.Grid(sys.argv[1], sys.argv[2], "removal", 0, 0, {})
@@ -269,7 +269,7 @@ def test_a_grid_that_was_killed_in_mid_cell_goes_on_to_the_same_bytes(grid, tmp_
     """A process of its own is killed once some cells are there; this one goes on. No JAX is imported in it."""
     made, rows = grid
     again = copy_of(made, tmp_path)
-    command = [sys.executable, "-c", PREPARED_TWICE, str(tmp_path), again.digest]
+    command = [sys.executable, "-c", GRID_ALONE, str(tmp_path), again.digest]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     done = tmp_path / "cells"
     while process.poll() is None and not (done.is_dir() and len(list(done.iterdir())) >= 3):
@@ -321,7 +321,7 @@ def test_a_users_own_weights_make_marks_and_a_measure(grid, tmp_path):
     assert attacked["lpips"] > 0 and ring["num_bits"] is None and max(ring["marked"]) < min(ring["unmarked"])
     (point, _) = page.points_of(rows, "Q4")
     assert point["lpips"] == attacked["lpips"] and point["Q4"] is not None
-    assert [line["mark"] for line in page.not_run({"stable_signature", "tree_ring"})][0] == "stegastamp"
+    assert next(line["mark"] for line in page.not_run({"stable_signature", "tree_ring"})) == "stegastamp"
 
 
 KEY = tree_ring.key(0)
@@ -331,7 +331,7 @@ def test_a_users_marked_pictures_are_taken_as_they_are(tmp_path):
     for i in range(2):
         PIL.Image.fromarray(scenes.pink(1, 64, seed=i)[0]).save(tmp_path / f"{i}.png")
     assert prepare.own_pictures(str(tmp_path), (2, 64, 64, 3), "stegastamp").shape == (2, 64, 64, 3)
-    with pytest.raises(InputError, match="64 x 64 pixels, and size=32; set --config.size"):
+    with pytest.raises(InputError, match="64 x 64 pixels, and size=32; set"):
         prepare.own_pictures(str(tmp_path), (2, 32, 32, 3), "stegastamp")
     with pytest.raises(InputError, match="pictures are 2, and images are 3"):
         prepare.own_pictures(str(tmp_path), (3, 64, 64, 3), "stegastamp")
