@@ -3,12 +3,20 @@
 import numpy as np
 
 
-def pink(num: int, side: int = 256, *, exponent: float = 1.2, seed: int = 0) -> np.ndarray:
-    """Noise of amplitude 1 / f^exponent in each channel, mean 128 and deviation 40, uint8 [num, side, side, 3]."""
+def pink(num: int, side: int = 256, *, exponent: float = 1.2, shared: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Noise of amplitude 1 / f^exponent in each channel, mean 128 and deviation 40, uint8 [num, side, side, 3].
+
+    Args:
+        shared: share of the variance that the channels have in common, in [0, 1]. Photographs have much of it, so their
+            colours are weak; 0 makes three channels that know nothing of each other, whose colours are strong.
+    """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
     frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((num, 3, side, side))) / frequency**exponent
+    white = rng.standard_normal((num, 3, side, side))
+    if shared:
+        white = shared**0.5 * rng.standard_normal((num, 1, side, side)) + (1 - shared) ** 0.5 * white
+    spectrum = np.fft.rfft2(white) / frequency**exponent
     planes = np.fft.irfft2(spectrum, s=(side, side))
     planes *= 40 / planes.std(axis=(2, 3), keepdims=True)
     return np.clip(128 + planes, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

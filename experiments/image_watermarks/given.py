@@ -15,7 +15,6 @@ import numpy as np
 from alignment.errors import InputError, one_of
 from alignment.watermark import marks
 from alignment.watermark.marks import Mark
-from data import loader
 from experiments.image_watermarks import attacks
 
 TRAINED = "encoder_decoder"  # the mark that a run trains
@@ -79,6 +78,8 @@ def _leaf(c: Any, key: str) -> str:
 
 def plain(c: Any) -> dict[str, Any]:
     """The group with absolute paths, for workers that may stand elsewhere, and the digests of the files."""
+    from data import loader  # imports grain, which the workers of a grid need not
+
     out = c.given.to_dict()
     for key in _files(c):
         *groups, name = key.split(".")

@@ -6,13 +6,12 @@ from alignment.watermark import blocks, distortions, marks, quality
 from data.pictures import image_files
 from data.toys.scenes import pink
 
-SHORT = pytest.mark.xfail(reason="the sheet's figure is not reached", strict=True)
 BLOCK = np.array([[10, 12, 9, 8], [11, 50, 7, 6], [9, 8, 10, 5], [7, 6, 5, 4]], float)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return pink(12)
+    return pink(12, shared=0.85)
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +49,41 @@ def test_wavelet_and_blocks_come_back():
     assert (blocks.join(cut, 32, 32) == blocks.haar(plane)[0]).all()
 
 
-@pytest.mark.parametrize(
-    ("attack", "strength", "expected"),
-    [
-        ("Dist-JPEG", 0.0, 1.0),
-        ("Dist-Noise", 0.2, 1.0),
-        ("Dist-Noise", 1.0, 0.60),
-        ("Dist-Rotation", 0.2, 0.54),
-        pytest.param("Dist-JPEG", 0.5, 0.91, marks=SHORT),
-        pytest.param("Dist-JPEG", 1.0, 0.51, marks=SHORT),
-        pytest.param("Dist-Bright", 0.2, 0.78, marks=SHORT),
-    ],
-)
-def test_dwt_dct_svd_survives_what_the_sheet_of_worked_numbers_says(attack, strength, expected, marked):
-    attacked = distortions.batch(attack, marked["dwt_dct_svd"], strength)
-    right = 1 - marks.MARKS["dwt_dct_svd"].distance_fn(attacked, marks.message(0)).mean()
-    assert right == pytest.approx(expected, abs=0.06)
+SHEET = {  # of pictures with colours like a photograph's; blank: by chance, .41 to .56
+    ("none", 0.0): (1.00, 0.90),
+    ("Dist-JPEG", 0.0): (1.00, 0.56),
+    ("Dist-JPEG", 0.5): (0.91, None),
+    ("Dist-JPEG", 1.0): (0.51, None),
+    ("Dist-Noise", 0.2): (1.00, 0.89),
+    ("Dist-Noise", 1.0): (0.60, None),
+    ("Dist-Blur", 0.2): (0.59, None),
+    ("Dist-Bright", 0.2): (0.78, 0.89),
+    ("Dist-Rotation", 0.2): (0.54, None),
+}
+
+
+@pytest.mark.parametrize(("attack", "strength"), SHEET)
+def test_the_wavelet_marks_survive_what_the_sheet_of_worked_numbers_says(attack, strength, marked):
+    """On pictures whose channels share 0.85 of their variance: a brighter or coarser U plane loses more."""
+    for name, expected in zip(("dwt_dct_svd", "dwt_dct"), SHEET[attack, strength]):
+        pictures = marked[name]
+        attacked = pictures if attack == "none" else distortions.batch(attack, pictures, strength)
+        right = 1 - marks.MARKS[name].distance_fn(attacked, marks.message(0)).mean()
+        if expected is None:
+            assert 0.41 - 0.06 < right < 0.56 + 0.06, name
+        else:
+            assert right == pytest.approx(expected, abs=0.06), name
+
+
+def test_strong_colours_cost_the_mark_of_singular_values_its_bits_after_jpeg(marked):
+    """Three channels that know nothing of each other have twice the deviation in U."""
+    attacked = distortions.batch("Dist-JPEG", marked["dwt_dct_svd"], 0.5)
+    weak = marks.MARKS["dwt_dct_svd"].distance_fn(attacked, marks.message(0)).mean()
+    bright = marks.dwt_dct_svd_embed(pink(4), marks.message(0))
+    strong = (
+        marks.MARKS["dwt_dct_svd"].distance_fn(distortions.batch("Dist-JPEG", bright, 0.5), marks.message(0)).mean()
+    )
+    assert strong > weak + 0.1
 
 
 def test_marks_are_read_where_nobody_attacks_and_not_elsewhere(pictures, marked):
@@ -75,18 +93,11 @@ def test_marks_are_read_where_nobody_attacks_and_not_elsewhere(pictures, marked)
         other = mark.distance_fn(marked[name], mark.key_fn(1), *more)
         bare = mark.distance_fn(pictures, mark.key_fn(0), *more)
         if mark.is_bits:
-            assert own.mean() <= (0.15 if name == "dwt_dct" else 0.002), name
+            assert own.mean() <= (0.13 if name == "dwt_dct" else 0.002), name
             assert bare.mean() == pytest.approx(0.5, abs=0.06) and other.mean() > 0.3, name
         else:
             assert own.max() < bare.min() and own.max() < other.min(), name
         assert quality.psnr(pictures, marked[name]).mean() > 35, name
-
-
-def test_dwt_dct_loses_its_bits_where_the_largest_entry_changes_its_place(marked):
-    for attack, strength in [("Dist-JPEG", 0.5), ("Dist-Blur", 0.2), ("Dist-Rotation", 0.2)]:
-        attacked = distortions.batch(attack, marked["dwt_dct"], strength)
-        right = 1 - marks.MARKS["dwt_dct"].distance_fn(attacked, marks.message(0)).mean()
-        assert 0.38 < right < 0.62
 
 
 def test_invisible_watermarks_swap_of_bands_changes_pictures_and_still_reads(pictures):
