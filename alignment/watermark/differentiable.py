@@ -88,7 +88,8 @@ def jpeg(images_BYX3: jax.Array, quality: jax.Array) -> jax.Array:
         planes.append(ycc[..., k].reshape(batch, rows // 2, 2, columns // 2, 2).mean(axis=(2, 4)))
     steps = [jnp.clip(jnp.floor((s * scale + 50) / 100), 1, 255) for s in (LUMA_STEPS, CHROMA_STEPS, CHROMA_STEPS)]
     y, blue, red = (_quantised(plane, step) for plane, step in zip(planes, steps))
-    blue, red = (x.repeat(2, axis=1).repeat(2, axis=2) for x in (blue, red))
+    # decoders interpolate the colours between their coarse places (libjpeg's "fancy upsampling")
+    blue, red = (jax.image.resize(x, y.shape, "linear") for x in (blue, red))
     out = jnp.stack([y + 128, blue, red], axis=-1) @ np.linalg.inv(YCC).T.astype(np.float32)
     return jnp.clip(out / 255, 0, 1)
 

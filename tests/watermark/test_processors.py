@@ -135,7 +135,7 @@ def test_a_request_without_a_mark_gets_what_an_engine_without_processors_writes(
 
 
 def test_eight_devices_mark_as_one_and_read_as_one():
-    sizes = dict(num_heads=8, num_kv_heads=4, vocab_size=16, head_dim=4)
+    sizes = dict(num_layers=1, num_heads=8, num_kv_heads=4, vocab_size=16, head_dim=4)
     model, params = random_lm(**sizes)
     marks = [Mark("kgw", 7, 16, delta=3.0, width=2), Mark("synthid", (5, 6, 7), 16, width=2, history=8)]
     fns, rows = zip(*(processors.build(mark) for mark in marks))
