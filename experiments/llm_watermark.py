@@ -124,6 +124,13 @@ def sweep():
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither texts, weights nor devices to be seen."""
+    if c.init_from == models.RANDOM and not c.memorise.steps:
+        raise InputError(f"init_from={models.RANDOM!r} knows no text; set memorise.steps, such as 400")
+    for name in ("batch_size", "peak_lr") if not c.memorise.steps else ():
+        if c.memorise[name] is not None:
+            raise InputError(
+                f"memorise.{name}={c.memorise[name]} is not read, as memorise.steps=0 trains nothing; set it to None"
+            )
     models.check(c)
     checks.check_least(c, LEAST)
     if c.data.path == texts.EMBEDDED:
@@ -137,13 +144,6 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"init_from={c.init_from!r} has read none of these texts; take {models.RANDOM!r} or a checkpoint"
         )
-    if c.init_from == models.RANDOM and not c.memorise.steps:
-        raise InputError(f"init_from={models.RANDOM!r} knows no text; set memorise.steps, such as 400")
-    for name in ("batch_size", "peak_lr") if not c.memorise.steps else ():
-        if c.memorise[name] is not None:
-            raise InputError(
-                f"memorise.{name}={c.memorise[name]} is not read, as memorise.steps=0 trains nothing; set it to None"
-            )
     paraphrasing.check(c)
     if c.reference_from:
         language_model.check_init_from(c.reference_from)

@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg == "laptop":
         c.size = 256
         c.num = 16
-        c.marks = ("dwt_dct_svd", "dct", "spread")
+        c.marks = ("dwt_dct_svd", "dct", "spread", given.TRAINED)
         c.attacks = (*distortions.NAMES, attacks.REGENERATE, attacks.EMBED)
         c.gradient_steps = 10
         c.training.steps = 300

@@ -22,8 +22,8 @@ def as_numbers(pictures):
         ("Dist-Bright", 0.4, 0.8),
         ("Dist-Contrast", 0.4, 0.8),
         ("Dist-Blur", 0.1, 2.0),
-        ("Dist-JPEG", 0.0, 1.5),
-        ("Dist-JPEG", 0.5, 2.0),
+        ("Dist-JPEG", 0.0, 3.0),
+        ("Dist-JPEG", 0.5, 2.5),
         ("Dist-JPEG", 0.75, 3.0),
     ],
 )

@@ -137,13 +137,15 @@ def test_the_rings_cells_equal_the_key_exactly_before_rounding():
 
 def test_tree_rings_p_values_of_random_fields_are_nearly_uniform():
     rng = np.random.default_rng(0)
-    fields = (rng.standard_normal((2_000, 64, 64)) + 1j * rng.standard_normal((2_000, 64, 64))) / 2**0.5
+    fields = (rng.standard_normal((400, 64, 64)) + 1j * rng.standard_normal((400, 64, 64))) / 2**0.5
     cells = marks.ring_cells(fields)
     rows, columns = marks.disc()
     ring = np.rint(np.hypot(rows - 32, columns - 32)).astype(int)
-    key = 64 * (rng.standard_normal(11) + 1j * rng.standard_normal(11))[ring] / 2**0.5
-    p = marks.ring_p_value(cells, key)
-    assert 0.47 < p.mean() < 0.53
+    p = []
+    for _ in range(5):  # how narrow they are differs from key to key
+        key = 64 * (rng.standard_normal(11) + 1j * rng.standard_normal(11))[ring] / 2**0.5
+        p.append(marks.ring_p_value(cells, key))
+    assert 0.47 < np.mean(p) < 0.53
     # narrower than uniform: sigma is estimated from the same cells
     assert np.quantile(p, [0.05, 0.95]) == pytest.approx([0.09, 0.91], abs=0.025)
     assert marks.ring_p_value(key[None] * 0.9, key)[0] < 1e-6
