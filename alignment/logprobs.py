@@ -46,7 +46,7 @@ def selected(
         chunk: head positions whose logits exist at one time, on one device.
 
     Returns:
-        float32 `[N,M]`, nats.
+        float32 `[N,M]`, nats; float64 for hidden states in float64.
     """
     if sources_NM is not None:
         hidden_NTD = jax.vmap(lambda hidden_TD, sources_M: hidden_TD[sources_M])(hidden_NTD, sources_NM)
@@ -159,7 +159,7 @@ _selected.defvjp(_forward, _backward, symbolic_zeros=True)  # so that `_forward`
 
 def _logits(hidden_CD, head_DV, targets_C, num_tokens, axis):
     """This device's logits `[C,V]`, filling columns at the lowest float, and where each row's target stands."""
-    logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
+    logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=_wide(hidden_CD))
     num_columns = head_DV.shape[1]
     first = jax.lax.axis_index(axis) * num_columns if axis else 0
     columns_1V = first + jnp.arange(num_columns)[None, :]
@@ -190,7 +190,7 @@ def _local_forward(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, ch
         if not with_slope:
             return target_C - lse_C, lse_C
         slope_CV = _slope(logits_CV, lse_C, is_target_CV).astype(hidden_CD.dtype)
-        return target_C - lse_C, jnp.einsum("CV,DV->CD", slope_CV, head_DV, preferred_element_type=jnp.float32)
+        return target_C - lse_C, jnp.einsum("CV,DV->CD", slope_CV, head_DV, preferred_element_type=_wide(head_DV))
 
     logps_NM, second = _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
     if not with_slope:
@@ -228,11 +228,12 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
         gradient_CV = gradient_C[:, None] * _slope(logits_CV, lse_C, is_target_CV)
         # In the dtype of the hidden states, so that both products run on the matrix units; they add in float32.
         gradient_CV = gradient_CV.astype(hidden_CD.dtype)
-        hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=jnp.float32)
-        head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=jnp.float32)
+        wide = _wide(hidden_CD)
+        hidden_gradient_CD = jnp.einsum("CV,DV->CD", gradient_CV, head_DV, preferred_element_type=wide)
+        head_gradient_DV = jnp.einsum("CD,CV->DV", hidden_CD, gradient_CV, preferred_element_type=wide)
         return hidden_gradient_CD, head_gradient_DV
 
-    gradient_NM = jnp.where(wanted_NM, gradient_NM, 0.0).astype(jnp.float32)
+    gradient_NM = jnp.where(wanted_NM, gradient_NM, 0.0).astype(_wide(hidden_NMD))
     rows = (hidden_NMD, targets_NM, lse_NM, gradient_NM)
     hidden_gradient_NMD, head_gradient_DV = _in_chunks(of_chunk, chunk, wanted_NM, rows, num_summed=1)
     if mesh is not None:
@@ -251,7 +252,7 @@ def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):
     """`fn` over chunks of the positions that are wanted; elsewhere the results are 0.
 
     Args:
-        fn: arrays `[C,...]` to results: `[C,...]` ones, then `num_summed` that are added over chunks in float32.
+        fn: arrays `[C,...]` to results: `[C,...]` ones, then `num_summed` that are added over chunks.
         arrays: `[N,M,...]`.
     """
     N, M = wanted_NM.shape
@@ -278,12 +279,17 @@ def _in_chunks(fn, chunk, wanted_NM, arrays, num_summed=0):
 
     zeros = (
         [jnp.zeros((N * M, *o.shape[1:]), o.dtype) for o in outputs[:split]],
-        [jnp.zeros(o.shape, jnp.float32) for o in outputs[split:]],
+        [jnp.zeros(o.shape, o.dtype) for o in outputs[split:]],
     )
     # The number of turns depends on the mask, so a batch that wants few positions costs little. Such a loop has no
     # derivative of its own, which is one reason for `custom_vjp`.
     joined, added = jax.lax.fori_loop(0, -(-jnp.sum(wanted_R) // chunk), body, zeros)
     return (*(j.reshape(N, M, *j.shape[1:]) for j in joined), *added)
+
+
+def _wide(x):
+    """The dtype that products of these are added in: float32, or float64 for float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _where(is_live_C, rows, other):

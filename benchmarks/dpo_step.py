@@ -1,6 +1,8 @@
 """One DPO training step beside TRL and Tunix: the same weights, the same token ids, the same machine, in one run.
 
 Run:    python benchmarks/dpo_step.py                                (about 10 minutes on two cores, plus installing)
+All:    python benchmarks/dpo_step.py --profiles even,hh,ultrafeedback,long --peers ours,trl-precomputed,tunix
+Ranks:  python benchmarks/dpo_step.py --profiles hh,ultrafeedback,long --answers 4 --peers ours-tree,ours-shared
 Look:   python benchmarks/dpo_step.py --quick --rounds 2             (a toy model, to see that everything works)
 Keep:   python benchmarks/dpo_step.py --output benchmarks/results/dpo_step.md
 
@@ -9,16 +11,22 @@ Each peer runs in an environment of its own, made by this script with venv and p
 first and compile on uncounted steps; then they take turns, A B C A B C, so that a machine that drifts hits all alike,
 and only one works at any moment.  The task: a Llama-like policy in float32, pairs of one prompt and two answers, AdamW
 without decay or clipping, a constant rate, beta 0.1.  Every contestant trains on the same batch again and again, so the
-losses must agree step by step; the table says by how much they do not.
+losses must agree step by step; the table says by how much they do not. The profiles are those of `peers/dpo_task.py`:
+`even` has answers and prompts of one length, the others a natural spread around the means of real sets. With
+--answers 4 each prompt has four answers and the batch all six pairs of them.
 """
 
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import machine
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+import dpo_task
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that works
@@ -29,9 +37,11 @@ ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that
     "tunix": [("google-tunix",)],
 }
 CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
+    "ours-tree": ("", "ours_step.py", "tree", "all pairs in one row, every token once, reference kept"),
     "ours-shared": ("", "ours_step.py", "shared", "prompt once per pair, reference kept"),
     "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
     "ours-adapter": ("", "ours_step.py", "adapter", "rank 16 on all linear layers; rows as shared, reference kept"),
+    "ours-tree-adapter": ("", "ours_step.py", "tree-adapter", "rank 16, rows as tree, reference kept"),
     "trl-online": ("trl", "trl_step.py", "", "reference model in every step"),
     "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
     "trl-checkpointing": (
@@ -43,10 +53,9 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
     "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
-BATCH = {"pairs": 4, "prompt": 256, "answer": 64}  # tokens
 WARMUP = 2  # uncounted steps; Tunix compiles again in its second
 QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
-QUICK_BATCH = {"pairs": 4, "prompt": 32, "answer": 16}
+QUICK = 8  # times shorter
 
 
 # The task -----------------------------------------------------------------------------------------------------------
@@ -98,31 +107,29 @@ def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
     machine.write_safetensors(folder / "model.safetensors", tensors)
 
 
-def write_ids(path: Path, batch: dict, vocab_size: int, seed: int = 1) -> None:
-    """Random prompts and answers; every answer ends in the end-of-sequence token, 2."""
-    rng = np.random.default_rng(seed)
-    ids = {
-        name: rng.integers(3, vocab_size, size=(batch["pairs"], batch[width]), dtype=np.int64)
-        for name, width in (("prompts", "prompt"), ("chosen", "answer"), ("rejected", "answer"))
-    }
-    ids["chosen"][:, -1] = ids["rejected"][:, -1] = 2
-    np.savez(path, **ids)
-
-
-def floor_gflop(shape: dict, batch: dict, layout: str) -> float:
+def floor_gflop(shape: dict, ids: dict[str, list], layout: str) -> float:
     """Arithmetic a step cannot avoid, GFLOP: forward and backward of the policy, none of the reference.
 
-    Six operations per weight and token; attention over visible positions only; the head on answer positions only.
+    Six operations per weight and token; attention over visible positions only; the head on answer positions only. In
+    layout "tree" a prompt and an answer that several pairs have in common count once.
     """
-    D, L, P, R = shape["model_dim"], shape["num_layers"], batch["prompt"], batch["answer"]
+    D, L = shape["model_dim"], shape["num_layers"]
     kv_width = D // shape["num_heads"] * shape["num_kv_heads"]
     weights = L * (2 * D * D + 2 * D * kv_width + 3 * D * shape["ffn_dim"])
-    answer_sees = R * P + R * (R + 1) // 2
-    tokens, sees = 2 * (P + R), 2 * (P * (P + 1) // 2 + answer_sees)
-    if layout == "shared":
-        tokens, sees = P + 2 * R, P * (P + 1) // 2 + 2 * answer_sees
-    per_pair = 6 * weights * tokens + 12 * L * D * sees + 6 * D * shape["vocab_size"] * 2 * R
-    return batch["pairs"] * per_pair / 1e9
+    prompts, answers = [], []  # their lengths, an answer's with that of its prompt
+    seen = set()
+    for prompt, *both in zip(*(ids[name] for name in dpo_task.NAMES)):
+        for answer in both:
+            keys = ((prompt.tobytes(),), (prompt.tobytes(), answer.tobytes()))
+            if layout == "separate" or (layout == "shared" and answer is both[0]) or keys[0] not in seen:
+                prompts.append(len(prompt))
+            if layout != "tree" or keys[1] not in seen:
+                answers.append((len(answer), len(prompt)))
+            seen |= set(keys)
+    tokens = sum(prompts) + sum(R for R, _ in answers)
+    sees = sum(P * (P + 1) // 2 for P in prompts) + sum(R * P + R * (R + 1) // 2 for R, P in answers)
+    head = D * shape["vocab_size"] * sum(R for R, _ in answers)
+    return (6 * weights * tokens + 12 * L * D * sees + 6 * head) / 1e9
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -197,6 +204,7 @@ def summarise(contestants: list[Contestant]) -> list[dict]:
         row |= {"median": statistics.median(times), "min": min(times), "max": max(times)}
         row |= {"warmup": [s["seconds"] for s in c.steps[:WARMUP]], "others_busy_cores": c.others[1:]}
         row |= {"peak_rss_mb": c.steps[-1]["peak_rss_mb"], "losses": losses}
+        row |= {"places": c.ready.get("places"), "tokens": c.ready.get("tokens")}  # of ours alone
         row |= {"cpu_seconds": [s["cpu_seconds"] for s in c.steps[WARMUP:]]}
         row["ratios"] = {base.name: ratios(c, base) for base in bases}
         base_losses = [s["loss"] for s in (bases or contestants)[0].steps]
@@ -206,16 +214,20 @@ def summarise(contestants: list[Contestant]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
+    """Of the contestants of one profile."""
     bases = list(rows[0]["ratios"])
     base_name = (bases or [rows[0]["contestant"]])[0]
-    head = ["contestant", "", "step, s", "min", "max", *(f"x {b} (range)" for b in bases)]
-    head += ["CPU time, s", "first steps, s", "peak memory, MiB", "losses 1-4", f"greatest difference to {base_name}"]
+    head = ["contestant", "", "step, s", "pairs/s", "min", "max", *(f"x {b} (range)" for b in bases)]
+    head += ["empty places", "CPU time, s", "first steps, s", "peak memory, MiB", "losses 1-4"]
+    head += [f"greatest difference to {base_name}"]
     lines = []
     for row in rows:
-        cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['min']:.2f}", f"{row['max']:.2f}"]
+        cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['pairs'] / row['median']:.2f}"]
+        cells += [f"{row['min']:.2f}", f"{row['max']:.2f}"]
         for r in row["ratios"].values():
             cells.append(f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})")
         cells += [
+            f"{1 - row['tokens'] / row['places']:.1%}" if row["places"] else "",
             f"{statistics.median(row['cpu_seconds']):.2f}",
             " + ".join(f"{seconds:.1f}" for seconds in row["warmup"]),
             f"{row['peak_rss_mb']:.0f}",
@@ -225,22 +237,41 @@ def table(rows: list[dict]) -> str:
     return machine.table(head, lines)
 
 
+def floor_words(floors: dict[str, float]) -> str:
+    peak = floors["peak_gflops"]
+    each = ", ".join(f"{k} {v:.0f} GFLOP = {v / peak:.2f} s" for k, v in floors.items() if k != "peak_gflops")
+    return f"{each} at the {peak:.0f} GFLOP/s the best matrix product reached in this run"
+
+
+def task_words(profile: dict, rows: list[dict], answers: int) -> str:
+    means = ", ".join(f"{part} {profile[part]} tokens" for part in ("prompt", "answer"))
+    return f"{rows[0]['pairs']} pairs, {means} on average, {answers} answers a prompt"
+
+
 def report(rows: list[dict], facts: dict) -> str:
-    floors = ", ".join(f"{k} {v['gflop']:.0f} GFLOP = {v['seconds']:.2f} s" for k, v in facts["floor"].items())
+    parts = []
+    for name, profile in facts["profiles"].items():
+        own = [row for row in rows if row["profile"] == name]
+        about = {"Task": task_words(profile, own, facts["answers"]), "Floor": floor_words(facts["floor_gflop"][name])}
+        parts.append(f"### {name}\n\n{table(own)}\n\n{machine.notes(about)}")
     versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
     others = [x for row in rows for x in row["others_busy_cores"]]
     notes = {
         "Command": f"`{facts['command']}`",
-        "Task": ", ".join(f"{k} {v}" for k, v in (facts["shape"] | facts["batch"]).items()) + "; float32, AdamW",
-        "Floor": f"{floors} at the {facts['peak_gflops']:.0f} GFLOP/s the best matrix product reached in this run",
+        "Model": ", ".join(f"{k} {v}" for k, v in facts["shape"].items()) + "; float32, AdamW",
         "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {machine.noise(others)}",
         "Versions": machine.versions_of(versions),
         "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of {facts['steps']} steps",
     }
-    return table(rows) + "\n\n" + machine.notes(notes)
+    return "\n".join(parts) + "\n" + machine.notes(notes)
 
 
 # Command line -------------------------------------------------------------------------------------------------------
+
+
+def check_profiles(names: str) -> None:
+    if unknown := [name for name in names.split(",") if name not in dpo_task.PROFILES]:
+        raise SystemExit(f"--profiles knows {', '.join(dpo_task.PROFILES)}; got {unknown[0]!r}")
 
 
 def contestants_of(peers: str) -> list[str]:
@@ -256,6 +287,8 @@ def contestants_of(peers: str) -> list[str]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", default="ours,trl,tunix", help="comma-separated contestants or groups of them")
+    parser.add_argument("--profiles", default="even", help=f"comma-separated, of {', '.join(dpo_task.PROFILES)}")
+    parser.add_argument("--answers", type=int, default=2, help="to each prompt; the batch has all their pairs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -264,25 +297,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     names = contestants_of(args.peers)
-    shape, batch = (QUICK_SHAPE, QUICK_BATCH) if args.quick else (SHAPE, BATCH)
+    check_profiles(args.profiles)
+    shape = QUICK_SHAPE if args.quick else SHAPE
     python = args.python or machine.find_python()
     pythons = {
         e: machine.environment(e, ENVIRONMENTS.get(e, []), args.env_dir, python)
         for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)
     }
     write_weights(folder, shape)
-    write_ids(folder / "ids.npz", batch, shape["vocab_size"])
-    contestants, peak = take_turns(names, pythons, folder, args)
-    floors = {layout: floor_gflop(shape, batch, layout) for layout in ("separate", "shared")}
-    return summarise(contestants), {
-        "shape": shape,
-        "batch": batch,
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "threads": args.threads,
-        "peak_gflops": peak,
-        "floor": {k: {"gflop": v, "seconds": v / peak} for k, v in floors.items()},
-    }
+    rows, floors, profiles = [], {}, {}
+    for name in args.profiles.split(","):
+        profile = profiles[name] = dict(dpo_task.PROFILES[name])
+        if args.quick:
+            profile |= {part: profile[part] // QUICK for part in ("prompt", "answer")}
+        ids = dpo_task.draw(profile, shape["vocab_size"], is_even=name == "even", answers=args.answers)
+        dpo_task.write(folder / "ids.npz", ids)
+        print(f"profile {name}: {len(ids['prompts'])} pairs", flush=True)
+        contestants, peak = take_turns(names, pythons, folder, args)
+        floors[name] = {"peak_gflops": peak}
+        floors[name] |= {layout: floor_gflop(shape, ids, layout) for layout in ("separate", "shared", "tree")}
+        rows += [{"profile": name, "pairs": len(ids["prompts"]), **row} for row in summarise(contestants)]
+    facts = {"shape": shape, "profiles": profiles, "answers": args.answers, "floor_gflop": floors}
+    return rows, facts | {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
 
 
 if __name__ == "__main__":

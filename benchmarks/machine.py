@@ -68,7 +68,8 @@ class Worker:
     def __init__(self, name: str, command: Sequence[str], log: Path):
         self.name, self._log, pipe = name, log, subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log.open("w"), text=True)
-        self.versions = self.read("ready")["versions"]
+        self.ready = self.read("ready")
+        self.versions = self.ready["versions"]
 
     def ask(self, line: str) -> None:
         self._process.stdin.write(line + "\n")

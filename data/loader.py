@@ -5,6 +5,7 @@ at any batch without reading those before it. Grain does the order, the threads 
 how a global batch splits over processes.
 """
 
+import functools
 import multiprocessing
 import os
 import sys
@@ -170,6 +171,8 @@ def build(
     num_threads: int = 1,
     prefetch: int = 2,
     content: str = "",
+    order_fn: Callable[[int], np.ndarray] | None = None,
+    is_split: bool = True,
 ) -> Loader:
     """A loader over examples 0 to num_examples - 1.
 
@@ -182,15 +185,19 @@ def build(
             order, and the last batch is filled up with examples of weight 0.
         num_threads: that make batches ahead; 0 makes them on demand.
         content: see `Loader`.
+        order_fn: an epoch's number to its permutation of the examples, for a loader that repeats; None shuffles.
+        is_split: False gives `make_batch` the whole batch, and it makes this process's part of it.
 
     Raises:
         InputError: no examples to repeat, or a batch size that does not split over the processes.
     """
     if num_examples < 1 and endless:
         raise InputError("there are no examples to batch; the counts say what was dropped")
-    mine = share(batch_size, process_index, process_count)
+    mine = share(batch_size, process_index, process_count) if is_split else slice(None)
     num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
-    if endless:
+    if endless and order_fn is not None:
+        order = grain.MapDataset.range(sys.maxsize).map(_in_epochs(order_fn, num_examples))
+    elif endless:
         # Grain draws another permutation for each repetition, from the seed and its number.
         order = grain.MapDataset.range(num_examples).shuffle(seed=seed % 2**32).repeat()
     else:
@@ -206,3 +213,9 @@ def build(
 
     steps = order.batch(batch_size, drop_remainder=True).map(batch_of)
     return Loader(steps, num_batches=num_batches, num_threads=num_threads, prefetch=prefetch, content=content)
+
+
+def _in_epochs(order_fn: Callable[[int], np.ndarray], num_examples: int) -> Callable[[int], int]:
+    """The example at a place of the endless order; the last two epochs' permutations stay in memory."""
+    permutation = functools.lru_cache(maxsize=2)(order_fn)  # a batch may lie across the border of two epochs
+    return lambda place: int(permutation(place // num_examples)[place % num_examples])

@@ -10,6 +10,7 @@ Expect:  laptop: held-out accuracy 0.971, in 97 s on two cores of an AMD EPYC (c
 
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -46,13 +47,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # log-probabilities computed once before training; "online": each step, parameters kept (of an adapter's run, those
     # that it is beside)
     c.reference = "stored"
+    c.references = ""  # a folder of stored ones that runs share; "": that of the sweep which the run is in, or none
     c.model = groups.decoder()
     c.adapter = groups.adapter()
     c.compute = groups.compute()
     c.data = _data()
     c.batch = dict(
         batch_size=64,  # pairs over all hosts
-        layout="separate",  # a row an answer; "shared": a row a pair, which holds one copy of the prompt
+        # a row an answer; "shared": a row a pair, which holds one copy of the prompt; "tree": one row for all pairs of
+        # a step (on each device, and in each part), which holds every token once
+        layout="separate",
+        order="shuffled",  # "balanced": steps of nearly equally many tokens; "prompts": the pairs of a prompt together
     )
     c.accumulate = 1  # parts that a batch is taken in
     c.optimizer = groups.adamw(c, peak_lr=5e-7, warmup_steps=150, b2=0.999)
@@ -105,7 +110,7 @@ def _data() -> dict[str, Any]:
         truncation="keep_end",
         columns=groups.columns(
             *("prompt", "chosen", "rejected", "completion", "label", "messages", "conversations"),
-            *("output_1", "output_2", "preference", "input", "system", "history", "tools"),
+            *("output_1", "output_2", "preference", "input", "system", "history", "tools", "answers", "scores"),
         ),
         verdicts=dict(  # the file's own words, with commas between; "" takes the usual ones
             output_1="",  # preferences for the first answer: 1
@@ -196,7 +201,16 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("reference", c.reference, ("stored", "online"))
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
         raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
-    errors.one_of("layout", c.batch.layout, preferences.LAYOUTS)
+    errors.one_of("batch.layout", c.batch.layout, preferences.LAYOUTS)
+    errors.one_of("batch.order", c.batch.order, preferences.ORDERS)
+    if c.batch.layout == "tree" and c.compute.attention == "cudnn":
+        raise InputError(
+            "compute.attention='cudnn' takes one sequence a row, which layout 'tree' does not have; 'blocked'"
+        )
+    if c.references and (c.reference != "stored" or c.loss in losses.REFERENCE_FREE):
+        raise InputError(
+            f"references={c.references!r} is a store of references, and this run stores none; leave it empty"
+        )
     verdicts.of(c.data.verdicts)
     lm.check(c)
     checks.call(preferences.check, c.data)
@@ -207,7 +221,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     workdir = pathlib.Path(workdir)
     objective = {name: value for name, value in c.objective.items() if value is not None}
     mesh = sharding.make_mesh(**c.mesh)
-    sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
+    if c.batch.layout != "tree":  # which has as many rows as there are devices and parts, whatever the pairs
+        sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     tok = lm.load_tokenizer(c)
     train, heldout, counts = preferences.load(
         tokenizer=tok,
@@ -233,7 +248,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(adapters.policy(adapter, state)))
 
-    batches_fn = functools.partial(preferences.batches, **c.batch, seed=c.seed, **sharding.row_share(mesh))
+    batches_fn = functools.partial(preferences.batches, **batch_options(c, mesh), seed=c.seed)
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
@@ -259,6 +274,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if len(heldout) and heldout.label_N is None:
         summary["heldout/longer_is_better"] = preferences.longer_is_better(heldout)
     return summary
+
+
+def batch_options(c: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Keyword arguments of `preferences.batches` that the config and the devices set."""
+    options = {**c.batch, **sharding.row_share(mesh)}
+    if c.batch.layout == "tree":  # a row for each device and each accumulated part
+        options["num_rows"] = c.accumulate * math.prod(mesh.shape[axis] for axis in sharding.ROWS[0])
+    return options
 
 
 def begin(
@@ -295,8 +318,9 @@ def begin(
         if c.adapter.init_from:  # the policy starts from it, and so does the reference
             made_from["adapter"] = str(adapters.read_note(workdir)["start"])
         first = adapters.policy(adapter, state)
+        folder = references.folder_of(workdir, c.references)
         stored = [
-            references.stored(model, first, split, mesh, path, made_from, **c.batch)
+            references.stored(model, first, split, mesh, path, made_from, batch_size=c.batch.batch_size, folder=folder)
             for split, path in zip(splits, paths)
         ]
         return state, adapter, stored

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from alignment.errors import InputError
+from alignment.models import tree_attention
 
 # Logit of a hidden key. Finite, because under -inf a row that sees nothing (padding) and its gradient would be NaN.
 HIDDEN = jnp.finfo(jnp.float32).min
@@ -18,8 +19,11 @@ def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
 
     A query sees a key of its own group (0 is padding) at no later position, in the trunk (branch 0) or in its own
     branch, and, with a sliding window, fewer than `window` positions back. Where the queries have `forks`, a branch
-    sees of the trunk only what stands before the position at which it forks off.
+    sees of the trunk only what stands before the position at which it forks off. Keys with `ends` stand in rows of
+    prefix trees, where these say everything.
     """
+    if "ends" in key:
+        return tree_attention.visible(key, window)
 
     def pair(name):
         return query[name][:, :, None], key[name][:, None, :]
@@ -35,23 +39,29 @@ def visible(query: dict, key: dict, window: int | None = None) -> jax.Array:
 
 
 def dense(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seen_BTS: jax.Array) -> jax.Array:
-    """Softmax attention with all scores in memory, softmax in fp32: the reference for every other kernel."""
+    """Softmax attention with all scores in memory, in at least fp32: the reference for every other kernel."""
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
     # Products of bfloat16 are summed in float32: logits of long rows lose the order of close scores otherwise.
-    logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    precise = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=precise)
     logits_BGRTS = jnp.where(seen_BTS[:, None, None], logits_BGRTS * K**-0.5, HIDDEN)
     weights_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1).astype(v_BSGK.dtype)
     return jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v_BSGK).reshape(B, T, H, K)
 
 
-def blocked(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seen_BTT: jax.Array) -> jax.Array:
+def blocked(
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seen_BTT: jax.Array | tree_attention.Blocks
+) -> jax.Array:
     """`dense` for rows in reading order: no query sees a key further right, so those scores are never computed.
 
     Queries go in up to `MAX_BLOCKS` blocks, each against the keys up to its own end. Heads are laid out so that every
-    product is one batched matrix product of [R*T,K] blocks; on a CPU this is twice as fast as `dense`.
+    product is one batched matrix product of [R*T,K] blocks; on a CPU this is twice as fast as `dense`. Rows of prefix
+    trees go to `tree_attention.blocked`, which skips what no query of a block sees.
     """
+    if isinstance(seen_BTT, tree_attention.Blocks):
+        return tree_attention.blocked(q_BTHK, k_BTGK, v_BTGK, seen_BTT)
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
@@ -73,15 +83,14 @@ def _block(q_BGRTK, k_BGSK, v_BGSK, seen_BTS):
     """Attention of some queries; weights are divided by their sum last, so the backward pass needs no sum over S."""
     B, G, R, T, K = q_BGRTK.shape
     q_BGMK = q_BGRTK.reshape(B, G, R * T, K)
-    logits_BGMS = jnp.einsum("BGMK,BGSK->BGMS", q_BGMK, k_BGSK, preferred_element_type=jnp.float32)
+    precise = jnp.promote_types(q_BGRTK.dtype, jnp.float32)
+    logits_BGMS = jnp.einsum("BGMK,BGSK->BGMS", q_BGMK, k_BGSK, preferred_element_type=precise)
     seen_BMS = jnp.tile(seen_BTS, (1, R, 1))
     logits_BGMS = jnp.where(seen_BMS[:, None], logits_BGMS * K**-0.5, HIDDEN)
     # The largest logit is subtracted so that exp cannot overflow; it cancels, so it needs no gradient.
     weights_BGMS = jnp.exp(logits_BGMS - jax.lax.stop_gradient(jnp.max(logits_BGMS, axis=-1, keepdims=True)))
     total_BGM1 = jnp.sum(weights_BGMS, axis=-1, keepdims=True)
-    out_BGMK = jnp.einsum(
-        "BGMS,BGSK->BGMK", weights_BGMS.astype(v_BGSK.dtype), v_BGSK, preferred_element_type=jnp.float32
-    )
+    out_BGMK = jnp.einsum("BGMS,BGSK->BGMK", weights_BGMS.astype(v_BGSK.dtype), v_BGSK, preferred_element_type=precise)
     return (out_BGMK / total_BGM1).astype(v_BGSK.dtype).reshape(B, G, R, T, K)
 
 
@@ -99,7 +108,12 @@ def plain_rows(places: dict) -> jax.Array:
     """[B] 0 for rows whose mask is the plain causal one, NaN for others, so that a wrong layout is loud.
 
     Such a row is one group at positions 0, 1, ..., without branches, with all padding after it.
+
+    Raises:
+        InputError: the rows hold prefix trees.
     """
+    if "ends" in places:
+        raise InputError("attention='cudnn' takes one sequence a row, and these rows hold trees; use 'blocked'")
     positions_BT, groups_BT, branches_BT = (places[name] for name in ("positions", "groups", "branches"))
     is_real_BT = groups_BT > 0
     is_plain_BT = (positions_BT == jnp.arange(positions_BT.shape[1])[None]) & (branches_BT == 0)
@@ -108,8 +122,12 @@ def plain_rows(places: dict) -> jax.Array:
     return jnp.where(is_plain_B, 0.0, jnp.nan)
 
 
+def _for_blocks(query: dict, key: dict, window: int | None = None) -> jax.Array | tree_attention.Blocks:
+    return tree_attention.blocks(key, window) if "ends" in key else visible(query, key, window)
+
+
 # The mask each kernel takes, from (query places, key places, window); computed once for all layers.
-MASKS = {"dense": visible, "blocked": visible, "cudnn": lambda query, key, window=None: plain_rows(query)}
+MASKS = {"dense": visible, "blocked": _for_blocks, "cudnn": lambda query, key, window=None: plain_rows(query)}
 KERNELS = {"dense": dense, "blocked": blocked, "cudnn": cudnn}
 
 

@@ -91,6 +91,7 @@ class DecoderLM(nn.Module):
         groups_BT: jax.Array | None = None,
         branches_BT: jax.Array | None = None,
         forks_BT: jax.Array | None = None,
+        ends_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states after the final norm, [B,T,D] in `dtype`. For writing text see `decoding.network`.
 
@@ -101,10 +102,14 @@ class DecoderLM(nn.Module):
             branches_BT: 0 is a group's trunk, seen by its branches 1, 2, ..., which do not see each other; None: zeros.
             forks_BT: of a branch's tokens, the position at which it leaves the trunk, whose tokens from there on it
                 does not see; None: no trunk goes on behind its branches' beginning.
+            ends_BT: of rows that hold prefix trees (`tree_attention`), the place behind the last token that sees this
+                one, 0 on padding. It takes the place of groups, branches and forks.
         """
         places = _places(tokens_BT, positions_BT, groups_BT, branches_BT)
         if forks_BT is not None:
             places["forks"] = forks_BT
+        if ends_BT is not None:
+            places["ends"] = ends_BT
         masks = self._masks(places)
         frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
         rope_tables = rope.tables(places["positions"], frequencies_J, factor)
@@ -296,8 +301,8 @@ def logits(model: DecoderLM, params: Mapping, hidden_BTD: jax.Array) -> jax.Arra
 
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-    """Divide the last axis by its root mean square, in fp32; the scale comes after the cast, as checkpoints expect."""
-    precise = x.astype(jnp.float32)
+    """Divide by the last axis's root mean square, in at least fp32; the scale comes after the cast (as checkpoints)."""
+    precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normed = precise * jax.lax.rsqrt(jnp.mean(jnp.square(precise), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale_D.astype(x.dtype), range(x.ndim - 1))
 

@@ -98,8 +98,8 @@ def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1
 
 
 def rotate(x_BTHK: jax.Array, cos_BT1J: jax.Array, sin_BT1J: jax.Array) -> jax.Array:
-    """Turn each (i, i + K/2) pair by its position's angle; computed in fp32, returned in x's dtype."""
-    first_BTHJ, second_BTHJ = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    """Turn each (i, i + K/2) pair by its position's angle; computed in at least fp32, returned in x's dtype."""
+    first_BTHJ, second_BTHJ = jnp.split(x_BTHK.astype(jnp.promote_types(x_BTHK.dtype, jnp.float32)), 2, axis=-1)
     turned_first_BTHJ = first_BTHJ * cos_BT1J - second_BTHJ * sin_BT1J
     turned_second_BTHJ = second_BTHJ * cos_BT1J + first_BTHJ * sin_BT1J
     return jnp.concatenate([turned_first_BTHJ, turned_second_BTHJ], axis=-1).astype(x_BTHK.dtype)

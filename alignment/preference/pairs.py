@@ -3,7 +3,7 @@
 Dimensions: N rows, T time, B pairs, P pair = (chosen, rejected), A answer positions, D model width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from alignment import logprobs, programs
 from alignment.errors import InputError
 from alignment.models import decoder
-from alignment.preference import losses, metrics, scores
+from alignment.preference import losses, metrics, scores, trees
 from alignment.train import sharding, step
 
 
@@ -23,11 +23,13 @@ def token_logps(
 ) -> jax.Array:
     """Log-probability `[B,P,A]` of every answer token, in nats; 0 where the mask is.
 
-    Rows may hold one answer each (`N = 2B`, chosen before rejected) or a pair behind one prompt (`N = B`): the batch
-    says who sees whom, and which hidden state predicts which target.
+    Rows may hold one answer each (`N = 2B`, chosen before rejected), a pair behind one prompt (`N = B`), or packed
+    prefix trees, whose log-probabilities are `[N,M]`: the batch says who sees whom, and which hidden state predicts
+    which target.
     """
+    places = [batch.get(name) for name in ("tokens", "positions", "groups", "branches")]
     hidden_NTD: Any = model.apply(  # without a cache, DecoderLM returns the array alone
-        decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"], batch["branches"]
+        decoder.variables(params), *places, ends_BT=batch.get("ends")
     )
     num_rows = batch["tokens"].shape[0]
     shape_BPA = batch["targets"].shape
@@ -91,15 +93,21 @@ def _number(value):
 
 def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, length_alpha, rng, frozen):
     # There is no dropout in preference tuning, so rng goes unused.
-    mask_BPA, weights_B = batch["mask"], batch["weights"]
+    mask_BPA = batch["mask"]
     logps_BPA = token_logps(model, params, batch, mesh)
     reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
-    if length_alpha is not None:
+    if trees.is_tree(batch):
+        policy_BP, num_tokens_BP = trees.sums(logps_BPA, batch, length_alpha=length_alpha)
+        reference_BP, _ = trees.sums(reference_BPA, batch, length_alpha=length_alpha)
+        batch = batch | {name: batch[name].reshape(-1) for name in ("weights", "labels") if name in batch}
+    elif length_alpha is not None:
         policy_BP = scores.length_desensitised(logps_BPA, mask_BPA, alpha=length_alpha)
         reference_BP = scores.length_desensitised(reference_BPA, mask_BPA, alpha=length_alpha)
+        num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
     else:
         policy_BP, reference_BP = (logprobs.sums(x, mask_BPA)[0] for x in (logps_BPA, reference_BPA))
-    num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
+        num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
+    weights_B = batch["weights"]
     rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
     loss_B = losses.compute(
         loss,
@@ -171,17 +179,61 @@ def score(
     missing, bad = np.flatnonzero(~is_scored), np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
     if missing.size:
         raise ValueError(f"{missing.size} of {num_pairs} pairs were not scored, the first is number {missing[0]}")
-    if bad.size:
-        raise InputError(
-            f"the log-probabilities of {bad.size} of {num_pairs} pairs are not finite before any training, the "
-            f"first pair is number {bad[0]}: the checkpoint's weights are damaged, or overflow in this dtype; use "
-            "another checkpoint, or compute.dtype=float32"
-        )
+    _check_finite(bad, num_pairs, "pair")
     return stored
+
+
+def score_answers(
+    model: decoder.DecoderLM,
+    params: Any,
+    batches: Iterable[tuple[dict[str, np.ndarray], list[list[int]]]],
+    lengths: Sequence[int],
+    mesh: Mesh,
+) -> list[np.ndarray]:
+    """Log-probabilities [tokens] float32 of each answer's tokens under fixed parameters, in nats.
+
+    Args:
+        batches: rows of answers and the numbers of the answers in every row of all processes, whose targets stand one
+            answer after the other (`data.texts.trees.scoring_batches`).
+        lengths: of each answer in tokens.
+
+    Raises:
+        InputError: a log-probability is not finite.
+        ValueError: the batches leave an answer out.
+    """
+    scores_fn = programs.compiled(programs.Computation(_token_logps, dict(model=model, mesh=mesh)))
+    scored: list[np.ndarray | None] = [None] * len(lengths)
+    with sharding.activations(mesh):
+        for batch, numbers in batches:
+            logps_NM = sharding.to_host(scores_fn(params, sharding.to_devices(batch, mesh)))
+            for logps_M, in_row in zip(logps_NM, numbers):
+                at = 0
+                for number in in_row:
+                    scored[number] = np.array(logps_M[at : at + lengths[number]], np.float32)
+                    at += lengths[number]
+    out = [one for one in scored if one is not None]
+    if len(out) < len(lengths):
+        raise ValueError(f"{len(lengths) - len(out)} of {len(lengths)} answers were not scored")
+    _check_finite(np.flatnonzero([not np.isfinite(one).all() for one in out]), len(lengths), "answer")
+    return out
 
 
 def _token_logps(params, batch, *, model, mesh):
     return token_logps(model, params, batch, mesh)
+
+
+def _check_finite(bad: np.ndarray, num: int, what: str) -> None:
+    if bad.size:
+        raise InputError(
+            f"the log-probabilities of {bad.size} of {num} {what}s are not finite before any training, the "
+            f"first {what} is number {bad[0]}: the checkpoint's weights are damaged, or overflow in this dtype; use "
+            "another checkpoint, or compute.dtype=float32"
+        )
+
+
+def records_of(batch: dict[str, np.ndarray]) -> list[int]:
+    """The numbers of a batch's pairs, without those of empty places in packed rows."""
+    return [int(number) for number in batch["index"].reshape(-1) if number >= 0]
 
 
 def check_first(
@@ -215,7 +267,7 @@ def check_first(
             if not abs(value - wanted) <= limit:  # written so that NaN fails as well
                 raise InputError(
                     f"policy and reference start equal, so with loss={loss!r} the first {name} must be {wanted:.6f} "
-                    f"and is {value:.6f} (tolerance {limit:g}), batch of pairs {batch['index'].tolist()}: the "
+                    f"and is {value:.6f} (tolerance {limit:g}), batch of pairs {records_of(batch)}: the "
                     f"reference log-probabilities are not those of this policy. {way_out}"
                 )
 

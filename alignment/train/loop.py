@@ -348,7 +348,8 @@ class _Log:
         good = self._manager.latest_step()
         raise InputError(
             f"the loss or its gradient is not a finite number at step {at}"
-            f"{'' if index_B is None else f', batch of records {index_B.tolist()}'}; the last good checkpoint is "
+            f"{'' if index_B is None else f', batch of records {index_B[index_B >= 0].tolist()}'}; the last good "
+            "checkpoint is "
             f"{'none' if good is None else f'that of step {good}'}. Lower the learning rate, or mend these records"
         )
 

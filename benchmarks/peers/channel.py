@@ -21,7 +21,7 @@ def arguments() -> argparse.Namespace:
     """What every contestant is told; `variant` is the contestant's own to read."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", type=Path, required=True, help="folder with config.json and model.safetensors")
-    parser.add_argument("--ids", type=Path, required=True, help="npz: prompts, chosen, rejected [pairs, tokens]")
+    parser.add_argument("--ids", type=Path, required=True, help="npz of dpo_task.py")
     parser.add_argument("--variant", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=5e-6)

@@ -1,7 +1,8 @@
 """Our own step: batch assembly, transfer and compiled update; one optimiser step per command (see channel.py).
 
-Variants: "shared" keeps a pair in one row, prompt once and both answers as branches; "separate" gives each answer a row
-with its own copy of the prompt; "adapter" trains an adapter of rank 16 on all linear layers, on the rows of "shared".
+Variants: "tree" packs all pairs into one row in which every token stands once; "shared" keeps a pair in one row, prompt
+once and both answers as branches; "separate" gives each answer a row with its own copy of the prompt; "adapter" trains
+an adapter of rank 16 on all linear layers, on the rows of "shared", "tree-adapter" on those of "tree".
 In each the reference is scored once, before the first step, and kept.
 """
 
@@ -17,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import importlib.metadata  # noqa: E402
 
+import dpo_task  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -35,22 +37,41 @@ def peak_gflops(size: int = 3072) -> float:
 
 def load_pairs(path: Path, layout: str):
     """A function that assembles the batch anew, as a loader does for each step."""
-    ids = np.load(path)
-    rows = [np.concatenate([ids["prompts"], ids[side]], axis=1) for side in ("chosen", "rejected")]
-    (num_pairs, num_time), prompt_len = rows[0].shape, ids["prompts"].shape[1]
+    ids = dpo_task.read(path)
+    sides = list(zip(*(ids[name] for name in dpo_task.NAMES)))
+    sequences = [np.concatenate([prompt, answer]) for prompt, *answers in sides for answer in answers]
+    prompts, num_pairs = [len(prompt) for prompt in ids["prompts"]], len(sides)
+    rows = [sum(map(len, one)) for one in sides]
     tokenised = preferences.Pairs(
-        tokens=np.stack(rows, axis=1).reshape(-1).astype(np.int32),
-        starts=np.arange(2 * num_pairs + 1) * num_time,
-        prompt_len_NP=np.full((num_pairs, 2), prompt_len),
-        trunk_len_N=np.full(num_pairs, prompt_len),
+        tokens=np.concatenate(sequences).astype(np.int32),
+        starts=np.cumsum([0, *map(len, sequences)]),
+        prompt_len_NP=np.stack([prompts, prompts], axis=1),
+        trunk_len_N=np.array(prompts),
         label_N=None,
         items=(None,) * num_pairs,
-        limits={"sequence": num_time, "row": 2 * num_time - prompt_len, "answer": num_time - prompt_len},
+        limits={
+            "sequence": max(map(len, sequences)),
+            "row": max(rows),
+            "answer": max(len(one) for name in dpo_task.NAMES[1:] for one in ids[name]),
+        },
         pad_id=0,
     )
+    if layout == "tree":
+        # One pass over the pairs again and again: the loader's own lengths, here of the only batch.
+        loader = preferences.batches(tokenised, batch_size=num_pairs, layout="tree", endless=False, num_threads=0)
+        return lambda: next(iter(loader))
     num_time, num_answer = preferences.shape(tokenised, layout=layout)
     shape = dict(layout=layout, num_time=num_time, num_answer=num_answer)
     return lambda: preferences.assemble(tokenised, np.arange(num_pairs), **shape)
+
+
+LAYOUTS = {  # of a variant: the rows, and whether an adapter is trained
+    "tree": ("tree", False),
+    "shared": ("shared", False),
+    "separate": ("separate", False),
+    "adapter": ("shared", True),
+    "tree-adapter": ("tree", True),
+}
 
 
 def main() -> None:
@@ -59,10 +80,11 @@ def main() -> None:
     model = decoder.DecoderLM(**settings, unroll=settings["num_layers"])  # small enough to unroll, as our settings do
     params = huggingface.load(args.weights, model)
     mesh = sharding.make_mesh()
-    is_adapter = args.variant == "adapter"
-    batch_fn = load_pairs(args.ids, "shared" if is_adapter else args.variant)
+    layout, is_adapter = LAYOUTS[args.variant]
+    batch_fn = load_pairs(args.ids, layout)
     batch = batch_fn()
-    stored_NPA = pairs.score(model, params, [batch], len(batch["weights"]), batch["mask"].shape[-1], mesh)
+    reference = jax.jit(lambda params, batch: pairs.token_logps(model, params, batch, mesh))(params, batch)
+    stored = np.asarray(reference)
 
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
@@ -74,9 +96,11 @@ def main() -> None:
         state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh, params=params)
     del params
     update = step.compile_update(step.build(loss_fn, tx, rate_fn=optimizer.learning_rate), state)
-    channel.send("ready", versions={name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")})
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    is_real = batch["ends" if layout == "tree" else "groups"] > 0
+    channel.send("ready", versions=versions, places=is_real.size, tokens=int(is_real.sum()))
     while channel.next_step():
-        batch = batch_fn() | {"reference": stored_NPA}
+        batch = batch_fn() | {"reference": stored}
         state, metrics = update(state, sharding.to_devices(batch, mesh))
         jax.block_until_ready(state)
         channel.end_step(step.value(metrics["loss"]))

@@ -17,7 +17,7 @@ import json  # noqa: E402
 import tempfile  # noqa: E402
 
 import datasets  # noqa: E402
-import numpy as np  # noqa: E402
+import dpo_task  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -76,7 +76,7 @@ def main() -> None:
     channel = Channel(peak_gflops)
     torch.set_num_threads(args.threads)
     config = json.loads((args.weights / "config.json").read_text())
-    ids = np.load(args.ids)
+    ids = dpo_task.read(args.ids)
     pairs = datasets.Dataset.from_dict(
         {
             "prompt": [words(row) + " " for row in ids["prompts"]],
@@ -117,7 +117,8 @@ def main() -> None:
         callbacks=[drive],
     )
     for name, column in (("prompts", "prompt_ids"), ("chosen", "chosen_ids"), ("rejected", "rejected_ids")):
-        assert trainer.train_dataset[column][:] == ids[name].tolist(), f"TRL's {column} are not the ids given"
+        given = [one.tolist() for one in ids[name]]
+        assert trainer.train_dataset[column][:] == given, f"TRL's {column} are not the ids given"
     channel.send("ready", versions={m.__name__: m.__version__ for m in (trl, transformers, torch)})
     trainer.train()
 

@@ -1,7 +1,7 @@
 """Tunix's DPOTrainer with its Llama 3 model, its own training loop, one optimiser step per command (see channel.py).
 
-Tunix pads prompts on the left and answers on the right to fixed widths; with the ids given there is nothing to pad.
-It scores the reference model in every step and has no way to keep the values.
+Tunix pads prompts on the left and answers on the right to fixed widths, here those of the longest in the batch. It
+scores the reference model in every step and has no way to keep the values.
 """
 
 import os
@@ -14,6 +14,7 @@ os.environ.update(HF_HUB_OFFLINE="1", JAX_PLATFORMS="cpu")
 import importlib.metadata  # noqa: E402
 import json  # noqa: E402
 
+import dpo_task  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -59,10 +60,11 @@ def batches(channel: Channel, trainer, batch):
 
 def main() -> None:
     channel = Channel(peak_gflops)
-    ids = np.load(args.ids)
+    ids = dpo_task.read(args.ids)
+    rows = {key: dpo_task.padded(ids[name], on_left=key == "prompt") for key, name in PARTS}
     batch = dpo_trainer.TrainingInput(
-        **{f"{key}_ids": ids[name].astype(np.int32) for key, name in PARTS},
-        **{f"{key}_mask": np.ones(ids[name].shape, np.int32) for key, name in PARTS},
+        **{f"{key}_ids": of_key for key, (of_key, _) in rows.items()},
+        **{f"{key}_mask": mask for key, (_, mask) in rows.items()},
     )
     settings = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=1_000_000, beta=args.beta, pbar_description=None)
     optimizer = optax.adamw(args.lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)

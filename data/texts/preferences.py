@@ -8,19 +8,21 @@ Dimensions: B pairs, N rows, T time, R answer tokens, P = (chosen, rejected).
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import answers, pair_formats, splits
+from data.texts import answers, orders, pair_formats, ranked, splits, trees
 from data.texts.pair_formats import Comparison
 from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
 
-LAYOUTS = ("separate", "shared")
+PADDED = ("separate", "shared")
+LAYOUTS = (*PADDED, "tree")
+ORDERS = ("shuffled", "balanced", "prompts")
 Sides = tuple[answers.Answered, ...]  # the chosen and the rejected sequence of a pair
 
 
@@ -55,6 +57,11 @@ class Pairs:
     def sequence(self, i: int, p: int) -> np.ndarray:
         """Token ids of side p of pair i."""
         return self.tokens[self.starts[2 * i + p] : self.starts[2 * i + p + 1]]
+
+    def sides(self, i: int) -> tuple[trees.Answer, trees.Answer]:
+        """Both sequences of pair i, each with the length of its prompt."""
+        chosen, rejected = (trees.Answer(self.sequence(i, p), int(self.prompt_len_NP[i, p])) for p in (0, 1))
+        return chosen, rejected
 
     def prompt(self, i: int) -> np.ndarray:
         """Token ids of the prompt of pair i, from which generation starts."""
@@ -158,14 +165,16 @@ def load(
     check(path=path, format=format, chat=chat, limit=limit, **held, **fitting)
     report: dict[str, int] = {}
     renamed = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
-    options: dict[str, Any] = dict(format=format, columns=renamed, words=verdicts, group_column=group_column)
+    of_pairs = {ours: theirs for ours, theirs in renamed.items() if ours not in ("answers", "scores")}
+    options: dict[str, Any] = dict(format=format, columns=of_pairs, words=verdicts, group_column=group_column)
 
     def read(path: str | Sequence[str], split: str, bad_records_path: str) -> list[Comparison]:
         if path == "synthetic":
             rows = records.numbered(synthetic.preference_pairs(limit or 2_000, seed=seed), "synthetic", counts=report)
         else:
             rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-        return pair_formats.read(rows, limit=limit, counts=report, **options)
+        expanded = list(ranked.expand(rows, renamed, report))
+        return pair_formats.read(expanded, limit=limit, counts=report, **options)
 
     halves = splits.read(read, path, split=split, seed=seed, bad_records_path=bad_records_path, **held)
     if unpair:
@@ -185,6 +194,8 @@ def batches(
     batch_size: int,
     seed: int = 0,
     layout: str = "separate",
+    order: str = "shuffled",
+    num_rows: int = 1,
     max_len: int | None = None,
     endless: bool = True,
     process_index: int = 0,
@@ -192,38 +203,105 @@ def batches(
     num_threads: int = 1,
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> loader.Loader:
-    """Batches with static shapes; the keys are listed at `assemble`.
+    """Batches with static shapes; the keys are listed at `assemble`, those of 'tree' at `trees.fill`.
 
     Args:
         batch_size: pairs over all processes.
         layout: 'separate' makes a row of each answer, with its own copy of the prompt; 'shared' makes one row of a
-            pair: the prompt once, then both answers as branches.
-        max_len: T; None takes the longest row of all splits, rounded up.
+            pair: the prompt once, then both answers as branches; 'tree' packs all pairs of a step into `num_rows` rows,
+            in which every token stands once, of one of at most three lengths.
+        order: of an epoch: 'shuffled'; 'balanced' deals out long and short pairs, so that all steps have nearly equally
+            many tokens; 'prompts' takes the pairs of a prompt one after the other, so that they share a step.
+        num_rows: of 'tree', over all processes.
+        max_len: T; None takes the longest row of all splits, rounded up; 'tree' has lengths of its own.
         endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
         extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
     """
+    one_of("batch.layout", layout, LAYOUTS)
+    order_fn = _order(pairs, order, batch_size=batch_size, seed=seed) if endless else None
+    content = pairs.digest if order == "shuffled" else f"{pairs.digest} {order}"
+    options: dict[str, Any] = dict(
+        num_examples=len(pairs),
+        batch_size=batch_size,
+        seed=seed,
+        endless=endless,
+        num_threads=num_threads,
+        content=content,
+        order_fn=order_fn,
+    )
+    if layout == "tree":
+        if max_len is not None:
+            raise InputError(f"max_len={max_len} is not read with layout 'tree', which has lengths of its own")
+        mine = loader.share(num_rows, process_index, process_count)
+        return loader.build(_tree_maker(pairs, options, num_rows, mine, extra or {}), **options, is_split=False)
     num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
 
     def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
         batch = assemble(pairs, index, layout=layout, num_time=num_time, num_answer=num_answer)
         return batch | {"weights": weight} | {key: values[index] for key, values in (extra or {}).items()}
 
-    return loader.build(
-        make,
-        num_examples=len(pairs),
-        batch_size=batch_size,
-        seed=seed,
-        endless=endless,
-        process_index=process_index,
-        process_count=process_count,
-        num_threads=num_threads,
-        content=pairs.digest,
+    return loader.build(make, **options, process_index=process_index, process_count=process_count)
+
+
+def _order(pairs: Pairs, order: str, *, batch_size: int, seed: int) -> orders.OrderFn | None:
+    """The order of an epoch; None for the loader's own."""
+    one_of("batch.order", order, ORDERS)
+    if order == "balanced":
+        sizes_n = pairs.starts[2::2] - pairs.starts[:-2:2] - pairs.trunk_len_N
+        return orders.balanced(sizes_n, batch_size=batch_size, seed=seed)
+    if order == "prompts":
+        numbers: dict[bytes, int] = {}
+        prompts = (pairs.prompt(i).tobytes() for i in range(len(pairs)))
+        return orders.together(np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts]), seed=seed)
+    return None
+
+
+def _tree_maker(
+    pairs: Pairs, options: Mapping[str, Any], num_rows: int, mine: slice, extra: Mapping[str, np.ndarray]
+) -> Callable[[np.ndarray, np.ndarray], loader.Batch]:
+    """What makes this process's rows of a step, which all processes plan alike."""
+    lengths = _lengths(pairs, options, num_rows)
+
+    def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
+        real = index[weight > 0]
+        rows = trees.plan([pairs.sides(i) for i in real], num_rows)
+        of_pairs = {"index": real} | {key: values[real] for key, values in extra.items() if key != "reference"}
+        if pairs.label_N is not None:
+            of_pairs["labels"] = pairs.label_N[real]
+        stored = extra.get("reference")
+        return trees.fill(
+            rows[mine],
+            num_time=trees.level_of(max(row.size for row in rows), lengths),
+            num_pairs=options["batch_size"],
+            pad_id=pairs.pad_id,
+            of_pairs=of_pairs,
+            reference_fn=None if stored is None else lambda b, p: stored[real[b], p],
+        )
+
+    return make
+
+
+def _lengths(pairs: Pairs, options: Mapping[str, Any], num_rows: int) -> tuple[int, ...]:
+    """Lengths of rows that fit the first steps of a run, or all batches of one pass."""
+    batch_size = options["batch_size"]
+    num_steps = max(16, min(256, 8_192 // batch_size))
+    if not options["endless"]:
+        num_steps = min(num_steps, -(-len(pairs) // batch_size))
+    steps = loader.build(
+        lambda index, weight: {"index": index[weight > 0]}, **{**options, "num_threads": 0}, is_split=False
     )
+    sizes = []
+    for _, batch in zip(range(num_steps), steps):
+        rows = trees.plan([pairs.sides(i) for i in batch["index"]], num_rows)
+        sizes.append(max(row.size for row in rows))
+    if options["endless"] and sizes:  # some later step is larger than all of these
+        sizes.append(max(sizes) + (max(sizes) - int(np.median(sizes))) // 2)
+    return trees.levels(sizes)
 
 
 def shape(pairs: Pairs, *, layout: str = "separate", max_len: int | None = None) -> tuple[int, int]:
-    """T and R of the batches, the same for the training and the held-out pairs."""
-    one_of("data.layout", layout, LAYOUTS)
+    """T and R of the batches, the same for the training and the held-out pairs; not of layout 'tree'."""
+    one_of("batch.layout", layout, PADDED)
     need = pairs.limits["sequence" if layout == "separate" else "row"]
     if max_len is not None and max_len < need:
         raise InputError(f"rows of {max_len} tokens are too short for layout {layout!r}: the longest needs {need}")

@@ -1,8 +1,13 @@
-"""Log-probabilities of a preference run's answers under the policy that it starts from, stored once in its workdir."""
+"""Log-probabilities of a preference run's answers under the policy that it starts from.
+
+A run keeps them in its workdir, so that it goes on with the same numbers however often it is started. Runs may share a
+store besides, from which each takes what another has computed.
+"""
 
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +16,10 @@ from jax.sharding import Mesh
 from alignment import files
 from alignment.errors import InputError
 from alignment.models import decoder
-from alignment.preference import pairs
+from alignment.preference import pairs, reference_store
 from alignment.train import sharding
-from data.texts import preferences
+from data import loader
+from data.texts import preferences, trees
 
 
 def stored(
@@ -25,30 +31,91 @@ def stored(
     made_from: Mapping[str, str],
     *,
     batch_size: int,
-    layout: str,
+    folder: str | pathlib.Path = "",
 ) -> np.ndarray:
-    """Log-probabilities [n,2,R] of a split's answers under the untouched policy: computed once, stored in `path`.
+    """Log-probabilities [n,2,R] of a split's answers under the untouched policy, which stay in `path` for this run.
 
     Args:
         params: the untouched policy's.
         made_from: digests of what it began with.
-        batch_size: pairs over all hosts.
-        layout: of the rows; see `preferences.batches`.
+        batch_size: pairs over all hosts; sizes the batches.
+        folder: of a `reference_store`, which other runs share: answers that it has are not computed; "" has none.
     """
-    _, num_answer = preferences.shape(split, layout=layout)
+    num_answer = preferences.round_up(split.limits["answer"])
     if not len(split):  # nothing is held out
         return np.zeros((0, 2, num_answer), np.float32)
     made_from = {"pairs": split.digest, **made_from}
     if path.is_file():
         return read(path, (len(split), 2, num_answer), made_from)
-    batches = preferences.batches(
-        split, batch_size=batch_size, layout=layout, endless=False, **sharding.row_share(mesh)
-    )
-    print(f"reference log-probabilities of the {len(split)} {path.stem} pairs", flush=True)
-    scores = pairs.score(model, params, batches, len(split), num_answer, mesh)
+    sides = [split.sides(i) for i in range(len(split))]
+    answers = {answer.key: answer for pair in sides for answer in pair}
+    logps = dict(zip(answers, _of(model, params, list(answers.values()), mesh, split, path.stem, batch_size, folder)))
+    scores = np.zeros((len(split), 2, num_answer), np.float32)
+    for i, pair in enumerate(sides):
+        for p, answer in enumerate(pair):
+            scores[i, p, : len(answer.ids) - answer.prompt_len] = logps[answer.key]
     files.write_json(path.with_suffix(".json"), made_from)  # first: scores without it would not be checked
     files.write(path, lambda f: np.save(f, scores, allow_pickle=False))
     return scores
+
+
+def folder_of(workdir: pathlib.Path, wanted: str) -> str:
+    """Where runs share their references: the folder that a config names, or else that of the sweep that this run is in.
+
+    "" where there is neither.
+    """
+    if wanted or not (workdir.parent / "sweep.json").is_file():
+        return wanted
+    return str(workdir.parent / "references")
+
+
+def _of(
+    model: decoder.DecoderLM,
+    params: Any,
+    answers: Sequence[trees.Answer],
+    mesh: Mesh,
+    split: preferences.Pairs,
+    name: str,
+    batch_size: int,
+    folder: str | pathlib.Path,
+) -> list[np.ndarray]:
+    """Log-probabilities of the tokens of each answer, from the store where it has them."""
+    store = reference_store.Store(folder, reference_store.made_from(model, params)) if folder else None
+    keys = [reference_store.key(*answer) for answer in answers] if store else []
+    known = store.read(keys) if store else [None] * len(answers)
+    missing = [i for i, logps in enumerate(known) if logps is None]
+    where = f", {len(answers) - len(missing)} of them from {folder}" if folder else ""
+    print(f"reference log-probabilities of {len(answers)} answers of the {len(split)} {name} pairs{where}", flush=True)
+    if missing:
+        wanted = [answers[i] for i in missing]
+        lengths = [len(answer.ids) - answer.prompt_len for answer in wanted]
+        batches = _batches(model, wanted, mesh, batch_size, split.pad_id)
+        computed = pairs.score_answers(model, params, batches, lengths, mesh)
+        if store:
+            store.write([keys[i] for i in missing], computed)
+        known = [*known]
+        for i, logps in zip(missing, computed):
+            known[i] = logps
+    return [logps for logps in known if logps is not None]
+
+
+def _batches(
+    model: decoder.DecoderLM, answers: Sequence[trees.Answer], mesh: Mesh, batch_size: int, pad_id: int
+) -> Iterator[tuple[dict[str, np.ndarray], list[list[int]]]]:
+    """Batches of about `2 batch_size` answers, as prefix trees where the attention kernel takes these."""
+    num_devices = math.prod(mesh.shape[axis] for axis in sharding.ROWS[0])
+    longest, mean = (int(fn([len(answer.ids) for answer in answers])) for fn in (np.max, np.mean))
+    if model.attention == "blocked":
+        num_rows, num_places = num_devices, max(longest, 2 * batch_size * mean // num_devices)
+    else:  # a row each: the fused kernel takes nothing else, and the dense one has all scores in memory
+        num_rows, num_places = -(-2 * batch_size // num_devices) * num_devices, 0
+    mine = loader.share(num_rows, **sharding.row_share(mesh))
+    for batch, numbers in trees.scoring_batches(answers, num_places=num_places, num_rows=num_rows, pad_id=pad_id):
+        if not num_places:
+            batch["groups"] = (batch.pop("ends") > 0).astype(np.int32)
+            batch["branches"] = np.zeros_like(batch["groups"])
+            del batch["owners"]
+        yield {key: values[mine] for key, values in batch.items()}, numbers
 
 
 def read(path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str]) -> np.ndarray:

@@ -124,7 +124,7 @@ def align(
             mesh,
             workdir / f"reference/{name}.npy",
             {"weights": target.digest},
-            **batch,
+            batch_size=t.batch_size,
         )
         for name, split in (("train", train), ("heldout", heldout))
     ]

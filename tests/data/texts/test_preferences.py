@@ -50,7 +50,7 @@ def test_shared_rows_show_every_target_the_context_of_separate_rows(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", records), heldout_fraction=0)
     index = np.arange(len(train))
     by_layout = {}
-    for layout in preferences.LAYOUTS:
+    for layout in preferences.PADDED:
         num_time, num_answer = preferences.shape(train, layout=layout)
         batch = preferences.assemble(train, index, layout=layout, num_time=num_time, num_answer=num_answer)
         by_layout[layout] = seen_by_targets(batch, layout)
@@ -71,7 +71,7 @@ def test_a_boundary_inside_a_token_keeps_that_token_out_of_the_trunk():
         [pair_formats.Comparison("q", ("a", "b"))], [(merged, apart)], {"sequence": 5, "row": 7, "answer": 2}, pad_id=0
     )
     by_layout = []
-    for layout in preferences.LAYOUTS:
+    for layout in preferences.PADDED:
         batch = preferences.assemble(pairs, np.array([0]), layout=layout, num_time=8, num_answer=3)
         by_layout.append(seen_by_targets(batch, layout))
     assert by_layout[0] == by_layout[1]
@@ -204,6 +204,10 @@ def test_rows_shorter_than_the_data_and_unknown_layouts_are_refused(tmp_path):
     train, _, _ = load(write(tmp_path / "a.jsonl", rows(3)), heldout_fraction=0)
     with pytest.raises(InputError, match="rows of 8 tokens are too short"):
         preferences.batches(train, batch_size=2, max_len=8)
-    with pytest.raises(InputError, match=r"data\.layout='tree'"):
-        preferences.batches(train, batch_size=2, layout="tree")
+    with pytest.raises(InputError, match=r"batch\.layout='trees' is not one of.*tree"):
+        preferences.batches(train, batch_size=2, layout="trees")
+    with pytest.raises(InputError, match="max_len=77 is not read with layout 'tree'"):
+        preferences.batches(train, batch_size=2, layout="tree", max_len=77)
+    with pytest.raises(InputError, match=r"batch\.order='sorted'"):
+        preferences.batches(train, batch_size=2, order="sorted")
     assert next(preferences.batches(train, batch_size=2, max_len=77))["tokens"].shape == (4, 77)

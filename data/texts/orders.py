@@ -1,0 +1,69 @@
+"""In which order an epoch goes through the pairs: functions of a seed and the epoch's number.
+
+Dimensions: n pairs.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+OrderFn = Callable[[int], np.ndarray]  # epoch to a permutation of 0 ... n - 1
+WINDOW = 32  # steps among which `balanced` deals out the long and the short pairs
+
+
+def balanced(sizes_n: np.ndarray, *, batch_size: int, seed: int) -> OrderFn:
+    """Shuffled, and then dealt out so that the steps of each window have nearly equally many tokens.
+
+    Every pair comes once an epoch. The pairs of a window of WINDOW steps are a random draw; among them each step gets
+    one of the longest, one of the next longest, and so on. Where batches run on from one epoch into the next, the
+    windows begin with the first whole batch.
+
+    Args:
+        sizes_n: tokens of each pair.
+    """
+    num = len(sizes_n)
+
+    def order(epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([seed % 2**32, epoch])
+        places_n = rng.permutation(num)
+        first = -epoch * num % batch_size  # these fill up the batch that the epoch before began
+        whole = (num - first) // batch_size
+        for start in range(0, whole, WINDOW):
+            steps = min(WINDOW, whole - start)
+            here = slice(first + start * batch_size, first + (start + steps) * batch_size)
+            dealt = rng.permutation(_deal(places_n[here], sizes_n, steps), axis=0)
+            places_n[here] = rng.permuted(dealt, axis=1).reshape(-1)
+        return places_n
+
+    return order
+
+
+def _deal(places: np.ndarray, sizes_n: np.ndarray, steps: int) -> np.ndarray:
+    """[steps, B] the places, in rounds from the longest down: the step with the least gets the round's longest."""
+    by_size = places[np.argsort(-sizes_n[places], kind="stable")].reshape(-1, steps)
+    dealt, totals = [], np.zeros(steps)
+    for one_round in by_size:
+        lightest = np.argsort(totals, kind="stable")
+        mine = np.empty_like(one_round)
+        mine[lightest] = one_round
+        totals += sizes_n[mine]
+        dealt.append(mine)
+    return np.stack(dealt, axis=1)
+
+
+def together(families_n: np.ndarray, *, seed: int) -> OrderFn:
+    """Families in random order, the members of each next to each other in theirs: the pairs of a prompt's answers.
+
+    Args:
+        families_n: the number of each pair's family.
+    """
+    families, members = np.unique(families_n, return_inverse=True)
+    by_family = np.argsort(members, kind="stable")
+    starts = np.searchsorted(members[by_family], np.arange(len(families) + 1))
+
+    def order(epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([seed % 2**32, epoch])
+        shuffled = rng.permutation(len(families))
+        return np.concatenate([by_family[starts[f] : starts[f + 1]] for f in shuffled])
+
+    return order

@@ -1,0 +1,330 @@
+"""Rows of packed prefix trees: the answers that a training step compares, with every token once.
+
+A step's pairs become rows in three stages, all on the host and all functions of the pairs alone:
+
+1. equal answers become one, and answers that are compared, or that follow the same prompt, become a bundle;
+2. bundles go to rows, the largest first, each into the row that has the fewest tokens so far;
+3. a row's sequences are sorted by their tokens, so that common beginnings stand next to each other, and laid out as a
+   forest: each sequence adds what it does not share with the one before it.
+
+Sharing has any depth: a prompt of all its answers, turns of a dialogue, the same opening of two answers. A row holds
+three parallel lists beside its tokens: which place predicts which token of which answer (`sources`, `targets`,
+`owners`), and which answers are compared (`sides`). `alignment.models.tree_attention` has the rule of who sees whom.
+
+Dimensions: B pairs of a step, N rows, T places, M targets of a row, S pairs of a row, P pair = (chosen, rejected).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Tokens that sequences of different bundles must have in common to be one tree. What they share is then seen from far
+# away in the row, which costs a block of attention to each block of queries behind it; a few tokens are not worth that.
+MIN_SHARED = 64
+MAX_LEVELS = 3
+Batch = dict[str, np.ndarray]
+
+
+class Answer(NamedTuple):
+    """A prompt and its answer as one sequence, `ids[prompt_len:]` being the answer."""
+
+    ids: np.ndarray
+    prompt_len: int
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Equal for answers that are the same."""
+        return self.ids.tobytes(), self.prompt_len
+
+
+Sides = tuple[Answer, Answer]  # chosen, rejected
+
+
+@dataclasses.dataclass(frozen=True)
+class Forest:
+    """Sequences laid out in a row, each token once.
+
+    Attributes:
+        tokens, positions, ends: [T]; `ends` is the place behind the last token that sees this one.
+        places: of each sequence the places of its tokens.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    ends: np.ndarray
+    places: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What stands in one row: answers, and pairs of them as (number in the step, chosen, rejected)."""
+
+    answers: list[Answer]
+    forest: Forest
+    pairs: list[tuple[int, int, int]]
+
+    @property
+    def num_targets(self) -> int:
+        return sum(len(answer.ids) - answer.prompt_len for answer in self.answers)
+
+    @property
+    def size(self) -> int:
+        """Places that it needs, for its tokens and for its targets, which lie in arrays of one length."""
+        return max(len(self.forest.tokens), self.num_targets)
+
+
+def lay_out(sequences: Sequence[np.ndarray], bundles: Sequence[int] | None = None) -> Forest:
+    """Sequences as a forest, in the order of their tokens.
+
+    Args:
+        bundles: of each sequence the number of its bundle; within one every common beginning is shared, between two
+            one of at least MIN_SHARED tokens. None: all are one bundle.
+    """
+    order, shared = _by_tokens(sequences)
+    if bundles is not None:
+        is_spanned = _spanned([bundles[i] for i in order])
+        shared = [k if together or k >= MIN_SHARED else 0 for k, together in zip(shared, is_spanned)]
+    num_tokens = sum(len(ids) for ids in sequences) - sum(shared)
+    tokens, positions, ends = (np.zeros(num_tokens, np.int32) for _ in range(3))
+    places: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sequences)
+    where, at = np.zeros(max(map(len, sequences), default=0), np.int32), 0  # places of the sequence before this one
+    for i, k in zip(order, shared):
+        ids = sequences[i]
+        own = slice(at, at + len(ids) - k)
+        tokens[own], positions[own] = ids[k:], np.arange(k, len(ids))
+        where[k : len(ids)] = np.arange(own.start, own.stop)
+        at = own.stop
+        places[i] = where[: len(ids)].copy()
+        ends[places[i]] = at  # all that this sequence reads has a subtree that goes on to its end
+    return Forest(tokens, positions, ends, places)
+
+
+def num_tokens(sequences: Sequence[np.ndarray]) -> int:
+    """Tokens of the sequences as one forest."""
+    _, shared = _by_tokens(sequences)
+    return sum(map(len, sequences)) - sum(shared)
+
+
+def plan(step: Sequence[Sides], num_rows: int) -> list[Row]:
+    """The rows of a step.
+
+    Args:
+        step: its pairs in their order.
+        num_rows: rows that the step is spread over; some may stay empty.
+    """
+    numbers: dict[Hashable, int] = {}
+    answers: list[Answer] = []
+    pairs: list[tuple[int, int]] = []
+    for sides in step:
+        for answer in sides:
+            if numbers.setdefault(answer.key, len(answers)) == len(answers):
+                answers.append(answer)
+        pairs.append((numbers[sides[0].key], numbers[sides[1].key]))
+    bundles = _bundles(answers, pairs)
+    members: dict[int, list[int]] = {}
+    for number, bundle in enumerate(bundles):
+        members.setdefault(bundle, []).append(number)
+    sizes = {bundle: num_tokens([answers[i].ids for i in inside]) for bundle, inside in members.items()}
+    row_of = _spread(sizes, num_rows)
+    return [_row(r, answers, pairs, bundles, row_of) for r in range(num_rows)]
+
+
+def _row(r: int, answers: list[Answer], pairs: list[tuple[int, int]], bundles: list[int], row_of: dict) -> Row:
+    inside = [i for i, bundle in enumerate(bundles) if row_of[bundle] == r]
+    slots = {i: slot for slot, i in enumerate(inside)}
+    own = [(b, slots[chosen], slots[rejected]) for b, (chosen, rejected) in enumerate(pairs) if chosen in slots]
+    forest = lay_out([answers[i].ids for i in inside], [bundles[i] for i in inside])
+    return Row([answers[i] for i in inside], forest, own)
+
+
+def fill(
+    rows: Sequence[Row],
+    *,
+    num_time: int,
+    num_pairs: int,
+    pad_id: int,
+    of_pairs: Mapping[str, np.ndarray] | None = None,
+    reference_fn: Any = None,
+) -> Batch:
+    """The rows as a batch.
+
+    Args:
+        num_time: T = M, at least the largest row's `size`.
+        num_pairs: S.
+        of_pairs: values [B] that go with the pairs, such as `index`; on empty places they are 0, and `index` is -1.
+        reference_fn: (number of the pair in the step, side) to stored log-probabilities of that answer's tokens.
+
+    Returns:
+        tokens, positions, ends: [N,T] int32; padding has ends of 0.
+        sources, targets, owners: [N,T] int32: the place that predicts a target, the target, and its answer's slot in
+            the row, below 2 S; -1 on filling. ordinals: [N,T] int32, the target's place in its answer, from 1.
+        mask: [N,T] float32, 1 on targets. sides: [N,S,P] int32, slots that are compared. weights: [N,S] float32.
+        reference: [N,T] float32, where there is a `reference_fn`.
+    """
+    N, T, S = len(rows), num_time, num_pairs
+    batch = {name: np.zeros((N, T), np.int32) for name in ("positions", "ends", "sources", "targets", "ordinals")}
+    batch |= {"tokens": np.full((N, T), pad_id, np.int32), "owners": np.full((N, T), -1, np.int32)}
+    batch |= {"mask": np.zeros((N, T), np.float32), "sides": np.zeros((N, S, 2), np.int32)}
+    batch["weights"] = np.zeros((N, S), np.float32)
+    for name, values in (of_pairs or {}).items():
+        batch[name] = np.full((N, S), -1 if name == "index" else 0, values.dtype)
+    if reference_fn is not None:
+        batch["reference"] = np.zeros((N, T), np.float32)
+    for r, row in enumerate(rows):
+        if row.size > T:
+            raise ValueError(f"a row needs {row.size} places and has {T}")
+        stop = len(row.forest.tokens)
+        for name in ("tokens", "positions", "ends"):
+            batch[name][r, :stop] = getattr(row.forest, name)
+        lists = {name: batch[name][r] for name in ("sources", "targets", "owners", "ordinals", "mask")}
+        first_targets = _fill_targets(lists, row)
+        for s, (b, *slots) in enumerate(row.pairs):
+            batch["sides"][r, s], batch["weights"][r, s] = slots, 1
+            for name, values in (of_pairs or {}).items():
+                batch[name][r, s] = values[b]
+            if reference_fn is not None:
+                for p, slot in enumerate(slots):
+                    logps = reference_fn(b, p)[: len(row.answers[slot].ids) - row.answers[slot].prompt_len]
+                    batch["reference"][r, first_targets[slot] : first_targets[slot] + len(logps)] = logps
+    return batch
+
+
+def _fill_targets(lists: Mapping[str, np.ndarray], row: Row) -> list[int]:
+    """Write the targets of a row's answers one after the other; where each answer's begin."""
+    firsts, at = [], 0
+    for slot, (answer, places) in enumerate(zip(row.answers, row.forest.places)):
+        here = slice(at, at + len(answer.ids) - answer.prompt_len)
+        lists["sources"][here] = places[answer.prompt_len - 1 : -1]  # the token before each of them predicts it
+        lists["targets"][here] = answer.ids[answer.prompt_len :]
+        lists["owners"][here], lists["mask"][here] = slot, 1
+        lists["ordinals"][here] = np.arange(1, here.stop - at + 1)
+        firsts.append(at)
+        at = here.stop
+    return firsts
+
+
+def levels(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Lengths of rows, at most MAX_LEVELS, that hold rows of these sizes with the fewest empty places."""
+    rounded, counts = np.unique([round_up(size) for size in sizes], return_counts=True)
+    if not len(rounded):
+        return (8,)
+    # best[i] for a number of levels: the least sum of lengths for the sizes up to the i-th, the last level being it
+    before = np.concatenate([[0], np.cumsum(counts)])
+    best, chosen = rounded * before[1:], [[(int(size),) for size in rounded]]
+    for _ in range(MAX_LEVELS - 1):
+        new, ways = best.copy(), list(chosen[-1])
+        for i in range(len(rounded)):
+            for j in range(i):
+                cost = best[j] + rounded[i] * (before[i + 1] - before[j + 1])
+                if cost < new[i]:
+                    new[i], ways[i] = cost, (*chosen[-1][j], int(rounded[i]))
+        best = new
+        chosen.append(ways)
+    return chosen[-1][-1]
+
+
+def level_of(size: int, of: Sequence[int]) -> int:
+    """The smallest level that holds a row; beyond the largest a length of its own, which compiles once more."""
+    return next((level for level in of if size <= level), round_up(size))
+
+
+def round_up(size: int) -> int:
+    """The next multiple of 8, above 256 of 64, above 4,096 of 1/64 of the length: few lengths, and full tiles."""
+    unit = 8 if size <= 256 else 64 * max(1, 2 ** int(np.log2(max(size, 1)) - 12))
+    return -(-size // unit) * unit
+
+
+def scoring_batches(
+    answers: Sequence[Answer], *, num_places: int, num_rows: int, pad_id: int
+) -> Iterator[tuple[Batch, list[list[int]]]]:
+    """Rows of single answers, for their log-probabilities alone, with the numbers of the answers in each row.
+
+    All batches have one shape.
+
+    Args:
+        num_places: tokens of a row, about; a longer answer has a row of its own.
+        num_rows: rows of a batch.
+    """
+    order, shared = _by_tokens([answer.ids for answer in answers])
+    groups: list[list[int]] = []
+    room = 0
+    for i, k in zip(order, shared):
+        # Neighbours by their tokens share their beginnings; the first answer of a row has to bring its own.
+        more = len(answers[i].ids) - k
+        if not groups or more > room:
+            groups.append([])
+            room = max(num_places, len(answers[i].ids)) - len(answers[i].ids)
+        else:
+            room -= max(more, len(answers[i].ids) - answers[i].prompt_len)
+        groups[-1].append(i)
+    rows = []
+    for group in groups:
+        inside = [answers[i] for i in group]
+        rows.append(Row(inside, lay_out([answer.ids for answer in inside], [0] * len(inside)), []))
+    num_time = round_up(max((row.size for row in rows), default=1))
+    empty = Row([], lay_out([]), [])
+    for start in range(0, len(rows), num_rows):
+        part, numbers = rows[start : start + num_rows], groups[start : start + num_rows]
+        missing = num_rows - len(part)
+        batch = fill([*part, *[empty] * missing], num_time=num_time, num_pairs=1, pad_id=pad_id)
+        yield batch, [*numbers, *[[]] * missing]
+
+
+def _by_tokens(sequences: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
+    """The order of the sequences by their tokens, and how many each shares with the one before it."""
+    # Big-endian bytes of numbers that are not negative sort as the numbers do.
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())
+    shared = [_common(sequences[i], sequences[j]) for i, j in itertools.pairwise(order)]
+    return order, [0, *shared][: len(order)]
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences begin with in common."""
+    num = min(len(a), len(b))
+    differs = np.flatnonzero(a[:num] != b[:num])
+    return int(differs[0]) if len(differs) else num
+
+
+def _spanned(bundles: Sequence[int]) -> list[bool]:
+    """Whether some bundle has members both before each place of this order and from it on."""
+    last = {bundle: r for r, bundle in enumerate(bundles)}
+    is_spanned, reach = [], -1
+    for r, bundle in enumerate(bundles):
+        is_spanned.append(r <= reach)
+        reach = max(reach, last[bundle])
+    return is_spanned
+
+
+def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Of each answer the number of its bundle: the first answer that it is connected with."""
+    parent = list(range(len(answers)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def join(i: int, j: int) -> None:
+        first, second = sorted((root(i), root(j)))
+        parent[second] = first
+
+    of_prompt: dict[bytes, int] = {}
+    for number, answer in enumerate(answers):
+        join(of_prompt.setdefault(answer.ids[: answer.prompt_len].tobytes(), number), number)
+    for chosen, rejected in pairs:
+        join(chosen, rejected)
+    return [root(i) for i in range(len(answers))]
+
+
+def _spread(sizes: Mapping[int, int], num_rows: int) -> dict[int, int]:
+    """Of each bundle its row: the largest bundle first, into the row with the fewest tokens so far."""
+    loads, row_of = [0] * num_rows, {}
+    for bundle in sorted(sizes, key=lambda one: (-sizes[one], one)):
+        row = loads.index(min(loads))
+        row_of[bundle] = row
+        loads[row] += sizes[bundle]
+    return row_of
