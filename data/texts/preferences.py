@@ -284,9 +284,8 @@ def _tree_maker(
 def _lengths(pairs: Pairs, options: Mapping[str, Any], num_rows: int) -> tuple[int, ...]:
     """Lengths of rows that fit the first steps of a run, or all batches of one pass."""
     batch_size = options["batch_size"]
-    num_steps = max(16, min(256, 8_192 // batch_size))
-    if not options["endless"]:
-        num_steps = min(num_steps, -(-len(pairs) // batch_size))
+    num_epoch = -(-len(pairs) // batch_size)
+    num_steps = min(max(16, min(256, 8_192 // batch_size)), 4 * num_epoch if options["endless"] else num_epoch)
     steps = loader.build(
         lambda index, weight: {"index": index[weight > 0]}, **{**options, "num_threads": 0}, is_split=False
     )

@@ -24,7 +24,8 @@ import numpy as np
 # Tokens that sequences of different bundles must have in common to be one tree. What they share is then seen from far
 # away in the row, which costs a block of attention to each block of queries behind it; a few tokens are not worth that.
 MIN_SHARED = 64
-MAX_LEVELS = 3
+MAX_LEVELS = 3  # lengths of rows, each of which is compiled
+FEW = 0.03  # share of places
 Batch = dict[str, np.ndarray]
 
 
@@ -207,7 +208,11 @@ def _fill_targets(lists: Mapping[str, np.ndarray], row: Row) -> list[int]:
 
 
 def levels(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Lengths of rows, at most MAX_LEVELS, that hold rows of these sizes with the fewest empty places."""
+    """Lengths of rows that hold rows of these sizes.
+
+    The fewest that leave at most FEW of the places empty; or MAX_LEVELS, those that leave the fewest.
+    """
+    sizes = list(sizes)
     rounded, counts = np.unique([round_up(size) for size in sizes], return_counts=True)
     if not len(rounded):
         return (8,)
@@ -215,6 +220,8 @@ def levels(sizes: Iterable[int]) -> tuple[int, ...]:
     before = np.concatenate([[0], np.cumsum(counts)])
     best, chosen = rounded * before[1:], [[(int(size),) for size in rounded]]
     for _ in range(MAX_LEVELS - 1):
+        if sum(sizes) >= (1 - FEW) * best[-1]:
+            break
         new, ways = best.copy(), list(chosen[-1])
         for i in range(len(rounded)):
             for j in range(i):
