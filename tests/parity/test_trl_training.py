@@ -199,12 +199,16 @@ def one_device() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
-def batches(run: TrlRun, layout: str) -> list[dict[str, np.ndarray]]:
+def batches(run: TrlRun, layout: str, extra: dict[str, np.ndarray] | None = None) -> list[dict[str, np.ndarray]]:
     """TRL's batches, in TRL's order."""
     pairs = tokenised(run)
+    if layout == "tree":
+        return list(preferences.batches(pairs, batch_size=BATCH, layout="tree", endless=False, extra=extra))
     num_time, num_answer = preferences.shape(pairs, layout=layout)
     indices = np.arange(NUM_STEPS * BATCH).reshape(NUM_STEPS, BATCH)
-    return [preferences.assemble(pairs, i, layout=layout, num_time=num_time, num_answer=num_answer) for i in indices]
+    shape = dict(layout=layout, num_time=num_time, num_answer=num_answer)
+    more = extra or {}
+    return [preferences.assemble(pairs, i, **shape) | {name: value[i] for name, value in more.items()} for i in indices]
 
 
 def test_trl_itself_learns_in_these_ten_steps(trl_run):
@@ -224,7 +228,7 @@ def test_sequence_log_probabilities_are_those_of_trl(trl_run, layout):
 
 
 @pytest.mark.parametrize("reference", ["stored", "frozen"])
-@pytest.mark.parametrize("layout", preferences.PADDED)
+@pytest.mark.parametrize("layout", preferences.LAYOUTS)
 def test_ten_steps_follow_trl_loss_by_loss(trl_run, layout, reference):
     model, params = ours(trl_run.weights)
     mesh = one_device()
@@ -232,9 +236,10 @@ def test_ten_steps_follow_trl_loss_by_loss(trl_run, layout, reference):
     tx = optimizer.adamw(RATE, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     state = train_state.create(model, tx, found[0]["tokens"], seed=0, mesh=mesh, params=params)
     if reference == "stored":
-        num_answer = found[0]["mask"].shape[-1]
-        stored_NPA = preference_pairs.score(model, params, found, NUM_STEPS * BATCH, num_answer, mesh)
-        found = [batch | {"reference": stored_NPA[batch["index"]]} for batch in found]
+        apart = batches(trl_run, "separate")
+        num_answer = apart[0]["mask"].shape[-1]
+        stored_NPA = preference_pairs.score(model, params, apart, NUM_STEPS * BATCH, num_answer, mesh)
+        found = batches(trl_run, layout, {"reference": stored_NPA})
     else:
         state = train_state.with_reference(state)
     loss_fn = preference_pairs.loss_fn(model, "dpo", mesh=mesh, beta=BETA)
