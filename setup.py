@@ -26,6 +26,7 @@ CORE = [
     "sentencepiece>=0.2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets==4.9.10",
+    "threadpoolctl>=3.5",
     "tokenizers>=0.21",
     "xxhash>=3.5",
     "zstandard>=0.23",

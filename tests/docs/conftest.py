@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from data.toys import guest_rules, notes, remarks, remedies, synthetic, toyweb, wards
+from data.toys import concept_reviews, guest_rules, notes, remarks, remedies, synthetic, toyweb, wards
 from tests.docs.blocks import ROOT
 from tests.experiments import conftest as experiments
 
@@ -66,6 +66,8 @@ def write_texts(folder: pathlib.Path) -> None:
     (folder / "conversations.jsonl").write_bytes(jsonl(synthetic.conversations(24)))
     read_or_not = ({"input": row["text"], "label": i % 2} for i, row in enumerate(synthetic.documents(24)))
     (folder / "texts.jsonl").write_bytes(jsonl(read_or_not))
+    rows = (row | {"concepts": ["food"] if i % 3 else []} for i, row in enumerate(concept_reviews.reviews(600)))
+    (folder / "reviews.jsonl").write_bytes(jsonl(rows))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
     (folder / "corpus").mkdir()
     (folder / "corpus/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(synthetic.documents(24))))

@@ -50,6 +50,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
         *("--config.synthesis.teacher=", "--config.engine.max_len=1024"),
         *(f"--config.world.{name}=None" for name in ("readings", "conversations", "times", "peak_lr")),
     ),
+    "concept_bias:tiny": ("--config.data.negative=()",),  # for a reader's own concepts
     "merge:tiny": ("--config.toy.steps=None", "--config.toy.expert_steps=None"),  # a reader's own recipe
 }
 LAUNCHER = ["python", "-m", "experiments.run"]

@@ -1,0 +1,1 @@
+"""Shortcuts by concept: how far a classifier leans on one, and training sets that take it away."""

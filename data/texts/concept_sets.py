@@ -1,0 +1,342 @@
+"""Texts with a label and the concepts that they mention, in three shapes that their columns give away.
+
+CEBaB (arXiv:2205.14140): `description`, `review_majority`, `food_aspect_majority`, ...; the files that the authors of
+Bias@C released (arXiv:2311.08648): `text` (or `passage` and `question`), `label`, `concepts` as one text; your own:
+`text`, `label`, `concepts` as a list or a text with commas. `concepts` may be missing, and is then to be annotated.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from alignment.errors import InputError
+from data import loader, records
+
+CEBAB_ASPECTS = ("food", "service", "ambiance", "noise")
+NO_MAJORITY = "no majority"
+MENTIONED = ("Positive", "Negative")
+NOTHING = ("", "none")
+MOST_WORDS = 4  # a concept with more words is a sentence, which models write at times
+NAME_OF_RELEASED = re.compile(r"_cf_.+_(?P<concept>[^_]+)_explicit\.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One text.
+
+    Attributes:
+        label: from 0.
+        concepts: that it mentions; None: nobody has said so yet.
+        group: texts of one group stay on one side of a split: those of one original review, or the text itself.
+        injects: the concept that somebody wrote into this text or rewrote in it; "" for a text that is nobody's edit.
+        source: the group that its source is of; "" for a text that is nobody's edit.
+    """
+
+    id: str
+    text: str
+    label: int
+    concepts: frozenset[str] | None
+    group: str
+    injects: str = ""
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConceptSet:
+    """Texts of one task.
+
+    Attributes:
+        rows: all texts; in CEBaB some are edits, with `injects`.
+        counterfactuals: texts that only `upsample` may add; each has `injects` and `source`.
+        num_labels: labels are 0 to this, less 1.
+    """
+
+    rows: tuple[Row, ...]
+    counterfactuals: tuple[Row, ...]
+    num_labels: int
+
+    @property
+    def digest(self) -> str:
+        """Of all that a training or a test reads."""
+        every = [*self.rows, *self.counterfactuals]
+        parts = (
+            part for row in every for part in (row.id, row.text, ",".join(sorted(row.concepts or ())), row.injects)
+        )
+        return loader.digest(np.array([row.label for row in every], np.int64), texts=parts)
+
+    def concepts(self) -> dict[str, int]:
+        """How many texts mention each concept, the most frequent first."""
+        counts = Counter(concept for row in self.rows for concept in row.concepts or ())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class _Unusable(Exception):
+    """Why a record is left out; it is counted under these words."""
+
+
+def load(
+    path: str,
+    *,
+    counterfactuals: str = "",
+    num_labels: int | None = None,
+    limit: int | None = None,
+    counts: dict[str, int],
+    bad_records_path: str = "",
+) -> ConceptSet:
+    """The texts of a path, and written counterfactuals from another.
+
+    Args:
+        path: JSONL, JSON, CSV or parquet files as `records.find` finds them.
+        counterfactuals: files of `cf_text`, `ori_text`, `label`, and `concept`, or the concept in the file's name as
+            the authors released them; "": none.
+        num_labels: None: 5 of CEBaB, else one more than the largest label.
+        limit: the first so many records; None takes all.
+        counts: receives the numbers of records that were read, left out and set aside.
+        bad_records_path: where to write the lines set aside; "" writes nothing.
+
+    Raises:
+        InputError: a label that is not a whole number from 0, with its file and line; columns that are missing; ids
+            that occur twice.
+    """
+    found = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
+    found = records.first(found, limit, counts)
+    is_cebab = "description" in found[0].value
+    read_fn: Callable[[records.Record, dict[str, int]], Row] = _cebab if is_cebab else _plain
+    rows = [row for record in found if (row := _try(read_fn, record, counts)) is not None]
+    if not rows:
+        raise InputError(f"{path} leaves no text; counts: {counts}")
+    if twice := [name for name, num in Counter(row.id for row in rows).items() if num > 1]:
+        raise InputError(f"{path}: id {twice[0]!r} occurs twice, and {len(twice) - 1} others; membership goes by id")
+    num_labels = num_labels or (5 if is_cebab else max(row.label for row in rows) + 1)
+    check_labels(rows, found, num_labels)
+    if is_cebab:
+        rows = _checked_edits(rows, counts)
+    written = read_counterfactuals(counterfactuals, rows, counts=counts) if counterfactuals else []
+    return ConceptSet(tuple(rows), tuple(written), num_labels)
+
+
+def _try(read_fn: Callable[..., Row], record: records.Record, counts: dict[str, int]) -> Row | None:
+    try:
+        return read_fn(record, counts)
+    except _Unusable as reason:
+        counts[str(reason)] = counts.get(str(reason), 0) + 1
+        return None
+
+
+def _cebab(record: records.Record, counts: dict[str, int]) -> Row:
+    value = record.value
+    if str(value.get("review_majority")) == NO_MAJORITY:
+        raise _Unusable("reviews without a majority for their stars, set aside")
+    text = _text(value, "description")
+    aspects = {name: str(value.get(f"{name}_aspect_majority") or "") for name in CEBAB_ASPECTS}
+    if unsure := sum(said == NO_MAJORITY for said in aspects.values()):
+        what = "aspects without a majority, which count as not mentioned"
+        counts[what] = counts.get(what, 0) + unsure
+    concepts = frozenset(name for name, said in aspects.items() if said in MENTIONED)
+    edited = str(value.get("edit_type") or "")
+    injects = edited if edited in concepts and str(value.get("edit_goal")) in MENTIONED else ""
+    group = str(value.get("original_id") or value.get("id"))
+    label = _label(record, "review_majority") - 1
+    return Row(str(value["id"]), text, label, concepts, group, injects, group if injects else "")
+
+
+def _plain(record: records.Record, counts: dict[str, int]) -> Row:
+    value = record.value
+    if "passage" in value and "question" in value:
+        text = f"{_text(value, 'passage')} {_text(value, 'question')}"
+    elif "text" in value:
+        text = _text(value, "text")
+    else:
+        raise InputError(
+            f"{record.file}:{record.line}: columns found: {', '.join(map(str, value))}. Needed are text and label; or "
+            "CEBaB's description, review_majority and its aspects; or passage, question and label"
+        )
+    name = str(value.get("id", f"{record.file}:{record.line}"))
+    concepts = parse_concepts(value["concepts"], counts) if value.get("concepts") is not None else None
+    return Row(name, text, _label(record, "label"), concepts, str(value.get("group", name)))
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    text = value.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise _Unusable("empty texts, left out")
+    return text
+
+
+def _label(record: records.Record, name: str) -> int:
+    value = record.value.get(name)
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return int(value)  # type: ignore[arg-type]  # what is no number raises, and is refused
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{record.file}:{record.line}: {name}={value!r} must be a whole number; labels count from 0 (CEBaB's stars "
+            "from 1)"
+        ) from None
+
+
+def parse_concepts(value: Any, counts: dict[str, int], known: Sequence[str] = ()) -> frozenset[str]:
+    """The names in a list or in a text with commas; sentences and names that are not known are counted and left out.
+
+    Args:
+        known: the names that may occur; (): all may.
+    """
+    names = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    out = set()
+    for name in (str(name).strip().lower().rstrip(".") for name in names):
+        if name in NOTHING:
+            continue
+        if len(name.split()) > MOST_WORDS or (known and name not in known):
+            what = "concepts that are sentences or not known, ignored"
+            counts[what] = counts.get(what, 0) + 1
+        else:
+            out.add(name)
+    return frozenset(out)
+
+
+def check_labels(rows: Sequence[Row], found: Sequence[records.Record], num_labels: int) -> None:
+    """Refuse labels outside 0 to K-1, with the place of the first."""
+    wrong = {row.id: row.label for row in rows if not 0 <= row.label < num_labels}
+    for record in found if wrong else ():
+        name = str(record.value.get("id", f"{record.file}:{record.line}"))
+        if name in wrong:
+            raise InputError(
+                f"{record.file}:{record.line}: label {wrong[name]} is outside 0 to {num_labels - 1}; labels count from "
+                f"0 (CEBaB's stars from 1), and data.num_labels={num_labels} is their number"
+            )
+    if num_labels < 2:
+        raise InputError(f"all texts have label 0; two labels are needed, or data.num_labels is {num_labels}")
+
+
+def _checked_edits(rows: Sequence[Row], counts: dict[str, int]) -> list[Row]:
+    """CEBaB's rows without edits whose label is not that of their original: not the concept alone was changed.
+
+    Most edits stand in these files without their original; their own label is what five people gave the edited text.
+    """
+    originals = {row.group: row.label for row in rows if row.id.endswith("_000000")}
+    out = []
+    for row in rows:
+        if row.injects and originals.get(row.group, row.label) != row.label:
+            what = "edits whose label differs from their source's, which stand in for no counterfactual"
+            counts[what] = counts.get(what, 0) + 1
+            row = dataclasses.replace(row, injects="", source="")
+        out.append(row)
+    return out
+
+
+def read_counterfactuals(path: str, rows: Sequence[Row], *, counts: dict[str, int]) -> list[Row]:
+    """Written counterfactuals; those without a source among the rows, or with another label than it, are left out.
+
+    Raises:
+        InputError: columns are missing, or nothing says which concept was written in.
+    """
+    sources: dict[str, Row] = {}
+    for row in rows:
+        sources.setdefault(row.text, row)
+    out = []
+    for record in records.read_counted(path, counts=counts):
+        value = record.value
+        if "cf_text" not in value or "ori_text" not in value:
+            raise InputError(
+                f"{record.file}:{record.line}: columns found: {', '.join(map(str, value))}. A counterfactual has "
+                "cf_text, ori_text, label, and concept unless the file's name says it"
+            )
+        named = NAME_OF_RELEASED.search(record.file)
+        concept = str(value.get("concept") or (named["concept"] if named else "")).strip().lower()
+        if not concept:
+            raise InputError(
+                f"{record.file}:{record.line}: nothing says which concept was written in; add a column concept"
+            )
+        source, reason = sources.get(str(value["ori_text"])), ""
+        if not str(value["cf_text"]).strip():
+            reason = "empty counterfactuals, left out"
+        elif source is None:
+            reason = "counterfactuals whose source is not among the texts, left out"
+        elif source.label != _label(record, "label"):
+            reason = "counterfactuals whose label differs from their source's, left out"
+        if source is None or reason:
+            counts[reason] = counts.get(reason, 0) + 1
+            continue
+        out.append(counterfactual(source, concept, str(value["cf_text"])))
+    return out
+
+
+def counterfactual(source: Row, concept: str, text: str) -> Row:
+    """A text that was made of `source` by writing a concept in."""
+    name = f"{source.id}+{concept}+{xxhash.xxh64_hexdigest(text.encode())[:8]}"
+    concepts = (source.concepts or frozenset()) | {concept}
+    return Row(name, text, source.label, concepts, source.group, concept, source.group)
+
+
+GROUPS, RELEASED = SPLITS = ("groups", "released")
+
+
+def split(
+    rows: Sequence[Row], *, how: str = GROUPS, test: float, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of training, validation and test rows; with `groups` a group is on one side.
+
+    Args:
+        how: `released` shuffles rows as the authors' program does (scikit-learn's `train_test_split`, whose seed is 10
+            there); validation rows then come from the end of the training rows.
+        test, validation: a share below 1 or a number of rows; of a number a side may miss a few rows where groups are
+            larger than one.
+
+    Raises:
+        InputError: a side that is left without rows.
+    """
+    if how == RELEASED:
+        out = _released(len(rows), test, validation, seed)
+    else:
+        out = _by_groups(rows, test, validation, seed)
+    if not len(out[0]) or not len(out[2]):
+        raise InputError(
+            f"{len(rows)} texts leave {len(out[0])} to train and {len(out[2])} to test on; give more texts, or another "
+            "data.test"
+        )
+    return out
+
+
+def _by_groups(
+    rows: Sequence[Row], test: float, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sizes = Counter(row.group for row in rows)
+    names = sorted(sizes)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    side: dict[str, int] = {}
+    for number, wanted in ((2, test), (1, validation)):
+        room = _number(wanted, len(rows))
+        for name in order:
+            if name not in side and sizes[name] <= room:
+                side[name] = number
+                room -= sizes[name]
+            if not room:
+                break
+    sides_N = np.array([side.get(row.group, 0) for row in rows])
+    return np.flatnonzero(sides_N == 0), np.flatnonzero(sides_N == 1), np.flatnonzero(sides_N == 2)
+
+
+def _released(num: int, test: float, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    train, held = train_test_split(np.arange(num), test_size=_number(test, num), random_state=seed)
+    num_train = len(train) - _number(validation, num)
+    return train[:num_train], train[num_train:], held
+
+
+def _number(wanted: float, num: int) -> int:
+    return round(wanted * num) if wanted < 1 else int(wanted)
+
+
+def num_shared_texts(rows: Sequence[Row], train: np.ndarray, test: np.ndarray) -> int:
+    """Test texts that are, word by word, training texts as well."""
+    seen = {rows[i].text for i in train}
+    return sum(rows[i].text in seen for i in test)
