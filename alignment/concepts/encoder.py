@@ -233,14 +233,10 @@ class Trainer:
         params = bert_classifier.begin(self.model, self._trunk, seed=seed)
         place = NamedSharding(self.mesh, PartitionSpec())
         frozen = {"q": jnp.full(num_groups, 1 / num_groups)} if num_groups else {}
-        parts = (
-            np.zeros((), np.int32),
-            params,
-            self.options.adamw(steps).init(params),
-            jax.random.PRNGKey(seed),
-            frozen,
-        )
-        return jax.device_put(train_state.TrainState(*parts), place)
+        opt_state, rng = self.options.adamw(steps).init(params), jax.random.PRNGKey(seed)
+        state = train_state.TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, frozen)
+        # No aliases: the first update gives this memory away, and the trunk's arrays on the host begin every training.
+        return jax.device_put(state, place, may_alias=False)
 
     def _update(self, num_groups: int, rate: float) -> step.UpdateFn:
         """The compiled update, made once."""
