@@ -7,6 +7,9 @@ Laptop:  python -m experiments.run --config experiments/phtest.py:laptop   (CPU,
 Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 and 0.60 are refused; under a defensive
          system prompt 0.231 and 1.00, behind a filter of words 0.288 and 1.00; with --config.search, over seeds 0, 1
          and 2, 19, 25 and 19 harmless prompts that it refuses, and 2, 1 and 0 by plain draws in as many calls
+         smol, 150 prompts of XSTest and 150 of PHTest v0.1: SmolLM2-135M-Instruct refuses 0.012 of the harmless and
+         0.087 of the harmful ones of XSTest, 0.181 of PHTest's harmless and 0.071 of its controversial ones; under
+         a defensive system prompt 0 and 0.043, 0.085 and 0.036: the prompt makes this small model refuse less
 Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv and PHTest.csv in this folder
 Search:  the same with --config.search: new harmless prompts that the model refuses, in search/ of the workdir
 
