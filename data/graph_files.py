@@ -155,7 +155,9 @@ def _npz(path: pathlib.Path) -> Parts:
                     f"{path} has the arrays {', '.join(sorted(names))}; edges, edge_index or adj_indptr should be one"
                 )
             return dict(name=path.stem, edges=(source_E, target_E), x=x, y=y, splits=_splits(get, names))
-    except (zipfile.BadZipFile, EOFError, OSError) as e:
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as e:
         raise InputError(f"{path} is not a readable .npz: {e}") from e
 
 

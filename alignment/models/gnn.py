@@ -7,9 +7,11 @@ network's: [C] of GCN, [I, D^-1 A] of GraphSAGE, one of each head of GAT, whose 
 Dimensions: N nodes, E entries of a sparse matrix, D features, Q blocks, H heads, L layers, K orders.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +23,19 @@ NETWORKS = ("gcn", "sage", "sgc", "gat")
 SLOPE = 0.2  # of GAT's leaky ReLU
 
 
-class Entries(NamedTuple):
-    """A sparse N x N matrix by its entries, sorted by row."""
+@flax.struct.dataclass
+class Entries:
+    """A sparse matrix by its entries, sorted by row: a convolution, or features such as a bag of words."""
 
     row_E: jax.Array
     column_E: jax.Array
     value_E: jax.Array
+    num_rows: int = flax.struct.field(pytree_node=False)
 
 
+Features = Any  # [N,D], or Entries
 Block = Entries | None  # None is the identity
-BlocksFn = Callable[[int, Mapping[str, Any], jax.Array], Sequence[Block]]  # (layer's number, layer, its input)
+BlocksFn = Callable[[int, Mapping[str, Any], Features], Sequence[Block]]  # (layer's number, layer, its input)
 
 
 # Matrices, on the host
@@ -63,7 +68,8 @@ def convolutions(network: str, adjacency: Any) -> list[Any]:
 def entries(matrix: Any) -> Entries:
     """A CSR matrix as arrays."""
     row_E = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
-    return Entries(jnp.asarray(row_E), jnp.asarray(matrix.indices.astype(np.int32)), jnp.asarray(matrix.data))
+    columns_E = jnp.asarray(matrix.indices.astype(np.int32))
+    return Entries(jnp.asarray(row_E), columns_E, jnp.asarray(matrix.data), matrix.shape[0])
 
 
 # Parameters
@@ -108,28 +114,37 @@ def init(
 # Forward
 
 
+def times(x_ND: Features, kernel_DF: jax.Array) -> jax.Array:
+    """X W; of sparse features by their entries, which are a hundredth of a bag of words."""
+    if not isinstance(x_ND, Entries):
+        return x_ND @ kernel_DF
+    return _summed(x_ND, kernel_DF)
+
+
 def propagated(block: Block, x_ND: jax.Array) -> jax.Array:
     """C X for one block."""
-    if block is None:
-        return x_ND
-    terms_ED = block.value_E[:, None] * x_ND[block.column_E]
-    return jax.ops.segment_sum(terms_ED, block.row_E, num_segments=len(x_ND), indices_are_sorted=True)
+    return x_ND if block is None else _summed(block, x_ND)
 
 
-def attention(layer: Mapping[str, Any], x_ND: jax.Array, pattern: Entries) -> list[Entries]:
+def _summed(matrix: Entries, x_ND: jax.Array) -> jax.Array:
+    terms_ED = matrix.value_E[:, None] * x_ND[matrix.column_E]
+    return jax.ops.segment_sum(terms_ED, matrix.row_E, num_segments=matrix.num_rows, indices_are_sorted=True)
+
+
+def attention(layer: Mapping[str, Any], x_ND: Features, pattern: Entries) -> list[Entries]:
     """Blocks of GAT: of each head the softmax over a node's neighbours, divided by the number of heads."""
-    h_HND = jnp.einsum("ND,HDF->HNF", x_ND, layer["kernel"])
+    h_HND = jnp.stack([times(x_ND, kernel_DF) for kernel_DF in layer["kernel"]])
     source_HN = jnp.einsum("HNF,HF->HN", h_HND, layer["source"])
     target_HN = jnp.einsum("HNF,HF->HN", h_HND, layer["target"])
     heads = []
     for source_N, target_N in zip(source_HN, target_HN):
         score_E = jax.nn.leaky_relu(source_N[pattern.column_E] + target_N[pattern.row_E], SLOPE)
-        sorted_rows: Any = dict(num_segments=len(x_ND), indices_are_sorted=True)
+        sorted_rows: Any = dict(num_segments=pattern.num_rows, indices_are_sorted=True)
         # The largest score of a row comes off first, so that no exponential overflows.
         most_N = jax.ops.segment_max(score_E, pattern.row_E, **sorted_rows)
         weight_E = jnp.exp(score_E - jax.lax.stop_gradient(most_N)[pattern.row_E])
         total_N = jax.ops.segment_sum(weight_E, pattern.row_E, **sorted_rows)
-        heads.append(Entries(pattern.row_E, pattern.column_E, weight_E / total_N[pattern.row_E] / len(h_HND)))
+        heads.append(dataclasses.replace(pattern, value_E=weight_E / total_N[pattern.row_E] / len(h_HND)))
     return heads
 
 
@@ -146,7 +161,7 @@ def attended(pattern: Entries) -> BlocksFn:
 def polynomial(
     layers: Sequence[Mapping[str, Any]],
     coefficients_LK1: jax.Array,
-    x_ND: jax.Array,
+    x_ND: Features,
     blocks_fn: BlocksFn,
     *,
     is_residual: bool = False,
@@ -174,7 +189,7 @@ def polynomial(
 
 def rectified(
     layers: Sequence[Mapping[str, Any]],
-    x_ND: jax.Array,
+    x_ND: Features,
     blocks_fn: BlocksFn,
     *,
     rng: jax.Array | None = None,
@@ -189,21 +204,59 @@ def rectified(
     """
     for number, layer in enumerate(layers):
         if rng is not None and dropout and "kernel" in layer:
-            stays_ND = jax.random.bernoulli(jax.random.fold_in(rng, number), 1 - dropout, x_ND.shape)
-            x_ND = jnp.where(stays_ND, x_ND / (1 - dropout), 0.0)
+            x_ND = _dropped(jax.random.fold_in(rng, number), x_ND, dropout)
         y_ND = _convolved(layer, x_ND, blocks_fn(number, layer, x_ND), bias_first=False)
         is_between = number + 1 < len(layers) and "kernel" in layers[number + 1]
         x_ND = jax.nn.relu(y_ND) if is_between else y_ND
     return x_ND
 
 
-def _convolved(layer: Mapping[str, Any], x_ND: jax.Array, blocks: Sequence[Block], *, bias_first: bool) -> jax.Array:
+def _dropped(rng: jax.Array, x_ND: Features, dropout: float) -> Features:
+    """The input with entries at random set to 0; of sparse features only those that are not 0 are drawn for."""
+    values = x_ND.value_E if isinstance(x_ND, Entries) else x_ND
+    stays = jax.random.bernoulli(rng, 1 - dropout, values.shape)
+    values = jnp.where(stays, values / (1 - dropout), 0.0)
+    return dataclasses.replace(x_ND, value_E=values) if isinstance(x_ND, Entries) else values
+
+
+def _convolved(layer: Mapping[str, Any], x_ND: Features, blocks: Sequence[Block], *, bias_first: bool) -> jax.Array:
     if "kernel" not in layer:
         return propagated(blocks[0], x_ND)
     total: Any = 0.0
     for q, block in enumerate(blocks):
-        h_ND = x_ND @ layer["kernel"][q]
+        h_ND = times(x_ND, layer["kernel"][q])
         if q == 0 and bias_first and "bias" in layer:
             h_ND = h_ND + layer["bias"][None]
         total = total + propagated(block, h_ND)
     return total + layer["bias"][None] if "bias" in layer and not bias_first else total
+
+
+# Inference on the host, for graphs whose entries times features would not fit
+
+
+def infer(
+    layers: Sequence[Mapping[str, Any]],
+    coefficients_LK1: np.ndarray,
+    x_ND: Any,
+    matrices_L: Sequence[Sequence[Any]],
+    *,
+    is_residual: bool = False,
+) -> np.ndarray:
+    """`polynomial` layer by layer with scipy's CSR matrices: a product holds [N,D], never a row for each entry.
+
+    Args:
+        matrices_L: blocks of each layer's convolution.
+    """
+    for number, layer in enumerate(layers):
+        kernels = np.asarray(layer["kernel"]) if "kernel" in layer else [None]
+        total: Any = 0.0
+        for q, kernel in enumerate(kernels):
+            h_ND = x_ND if kernel is None else np.asarray(x_ND @ kernel)
+            if q == 0 and "bias" in layer:
+                h_ND = h_ND + np.asarray(layer["bias"])
+            total = total + matrices_L[number][q] @ h_ND
+        y_ND = np.asarray(total)
+        out_ND = np.polynomial.polynomial.polyval(y_ND, np.asarray(coefficients_LK1[number]), tensor=False)
+        is_added = is_residual and 0 < number < len(layers) - 1 and out_ND.shape == x_ND.shape
+        x_ND = out_ND + x_ND if is_added else out_ND
+    return x_ND

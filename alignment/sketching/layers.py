@@ -27,9 +27,9 @@ class Sketched(NamedTuple):
     layers may use one: {"dense": [M,K,K',Q',C,C]} or {"index", "value": [M,K,K',Q',C,T]}.
     """
 
-    features_MKQCD: jax.Array
-    ones: Sequence[jax.Array]
-    convolutions: Sequence[Mapping[str, jax.Array]]
+    features_MKQCD: Any
+    ones: Sequence[Any]
+    convolutions: Sequence[Mapping[str, Any]]
 
 
 def forward(

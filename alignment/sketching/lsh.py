@@ -8,6 +8,7 @@ Dimensions: N nodes, D features of z, C rows of a sketch, P pairs, B rows of a b
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -135,7 +136,8 @@ def reconstruction_error(z_ND: np.ndarray, of: Table, rows_B: np.ndarray) -> flo
 
 def sketched(x_ND: Any, of: Table) -> np.ndarray:
     """R X on the host, for dense or sparse X; [C,D] float32."""
-    return np.asarray(_matrix(of) @ x_ND, np.float32)
+    sums = _matrix(of) @ x_ND
+    return np.asarray(sums.toarray() if scipy.sparse.issparse(sums) else sums, np.float32)
 
 
 def rehashed(old: Table, winner_N: np.ndarray, gradient_N: np.ndarray, share: float) -> tuple[Table, np.ndarray]:
@@ -165,7 +167,8 @@ def moved_sketch(sketch_CD: np.ndarray, x_ND: np.ndarray, old: Table, new: Table
     """
     size_old_C, size_new_C = (np.bincount(t.bucket_N, minlength=t.width) for t in (old, new))
     sums_CD = sketch_CD.astype(np.float64) * np.sqrt(np.maximum(size_old_C, 1))[:, None]
-    x_MD = np.asarray(x_ND[moved_M], np.float64)
+    x_MD = x_ND[moved_M]
+    x_MD = np.asarray(x_MD.toarray() if scipy.sparse.issparse(x_MD) else x_MD, np.float64)
     np.subtract.at(sums_CD, old.bucket_N[moved_M], np.sign(old.value_N[moved_M])[:, None] * x_MD)
     np.add.at(sums_CD, new.bucket_N[moved_M], np.sign(new.value_N[moved_M])[:, None] * x_MD)
     # A bucket that is empty now keeps rounding errors of what was taken out.
@@ -173,12 +176,12 @@ def moved_sketch(sketch_CD: np.ndarray, x_ND: np.ndarray, old: Table, new: Table
     return (sums_CD / np.sqrt(np.maximum(size_new_C, 1))[:, None]).astype(np.float32)
 
 
-def touched_buckets(matrix: Any, right: tuple[Table, Table], left: tuple[Table, Table]) -> np.ndarray:
+def touched_buckets(matrix: Any, right: Sequence[tuple[Table, Table]], left: tuple[Table, Table]) -> np.ndarray:
     """Rows of a two-sided sketch that differ between old and new hashes, each a pair (old, new).
 
     A row differs where one of its nodes moved or changed its value, or has a neighbour whose column did.
     """
-    changed_N = _differs(*right)
+    changed_N = np.any([_differs(*pair) for pair in right], axis=0)
     is_read_N = np.asarray(abs(matrix) @ changed_N.astype(np.float32)).ravel() > 0
     touched_N = is_read_N | _differs(*left)
     return np.unique(np.concatenate([left[0].bucket_N[touched_N], left[1].bucket_N[touched_N]]))

@@ -47,7 +47,7 @@ def _row(row, tables):
 
 def full(some_layers, coefficients=COEFFICIENTS):
     row, column = np.nonzero(PATH_NN)
-    block = gnn.Entries(jnp.asarray(row), jnp.asarray(column), jnp.asarray(PATH_NN[row, column]))
+    block = gnn.Entries(jnp.asarray(row), jnp.asarray(column), jnp.asarray(PATH_NN[row, column]), 3)
     return gnn.polynomial(some_layers, coefficients, jnp.asarray(X_ND), gnn.same_blocks([block]))
 
 

@@ -75,6 +75,6 @@ def test_an_incremental_rehash_equals_a_full_rebuild(cloud):
     )
     matrix = scipy.sparse.csr_matrix(scipy.sparse.random_array((200, 200), density=0.01, rng=rng))
     before = convolution.two_sided(matrix, [old, old], old).dense_CC
-    touched = lsh.touched_buckets(matrix, (old, new), (old, new))
+    touched = lsh.touched_buckets(matrix, [(old, new)], (old, new))
     before[touched] = convolution.rows_of(matrix, [new, new], new, touched)
     np.testing.assert_allclose(before, convolution.two_sided(matrix, [new, new], new).dense_CC, atol=1e-6)

@@ -1,0 +1,208 @@
+"""The sketched network's arm: hashes, sketches, and a step that knows nothing of the graph's size.
+
+Dimensions: N nodes, C rows of a sketch, M sets of sketches, K orders, B labelled nodes of a step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from alignment.sketching import convolution, graph, hashes, layers, lsh
+from experiments.graphs import refreshing, training
+from experiments.graphs.arms import Coefficients, Prepared, attention_matrices, inferred, labelled, start, thinned
+from experiments.graphs.training import Arm
+
+BUCKETS = ("random", "lsh_fixed", "lsh_learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketching:
+    """How a graph is sketched; see the config of sketch_gnn.py."""
+
+    width: int
+    top_k: int | None
+    sets: int
+    mode: str
+    buckets: str
+    readout: str
+    is_residual: bool
+    budget_bytes: int
+
+
+def draw_tables(prepared: Prepared, sketching: Sketching, order: int, *, seed: int) -> tuple[list[graph.Tables], Any]:
+    """Hashes of every set, and what learned hashing goes on with: directions by place and the vectors z."""
+    num_layers, num_blocks = len(prepared.widths) - 1, _num_blocks(prepared)
+    sizes = dict(num_layers=num_layers, order=order, blocks=num_blocks)
+    if sketching.buckets == "random":
+        number = prepared.graph.num_nodes
+        sets = [
+            hashes.random_tables(sketching.mode, number, sketching.width, seed=_mixed(seed, m), **sizes)
+            for m in range(sketching.sets)
+        ]
+        return sets, None
+    z_ND = vectors(prepared)
+    directions: dict[tuple[int, int, int, int], np.ndarray] = {}
+
+    def make(m: int, layer: int, k: int, block: int) -> hashes.Table:
+        rng = np.random.default_rng([seed, m, layer, k, block])
+        directions[m, layer, k, block] = lsh.direction(z_ND.shape[1], sketching.width, rng)
+        return lsh.table(z_ND, directions[m, layer, k, block])
+
+    sets = [hashes.tables(sketching.mode, functools.partial(make, m), **sizes) for m in range(sketching.sets)]
+    return sets, (directions, z_ND)
+
+
+def _mixed(seed: int, m: int) -> int:
+    return seed * 1_000 + m
+
+
+def _num_blocks(prepared: Prepared) -> int:
+    return prepared.heads if prepared.network == "gat" else len(prepared.matrices)
+
+
+def vectors(prepared: Prepared) -> np.ndarray:
+    """z of locality-sensitive hashing: rows of C X, centred, in at most 64 random directions of X."""
+    x_ND, num_features = prepared.x_ND, prepared.x_ND.shape[1]
+    if num_features > 64:
+        # Directions of a bag of words cost N times C times its size; 64 random ones keep angles well enough.
+        shrink = np.random.default_rng(0).standard_normal((num_features, 64), dtype=np.float32) / 8
+        x_ND = np.asarray(x_ND @ shrink)
+    x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
+    return lsh.centred(np.asarray(prepared.matrices[-1] @ x_ND))
+
+
+@functools.cache
+def sketch_step(
+    uses: tuple[int, ...],
+    readout: str,
+    is_residual: bool,
+    is_learned: bool,
+    dropout: float,
+    lr: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> Any:
+    tx = training.optimizer(lr, weight_decay=weight_decay, clip_norm=clip_norm)
+
+    def loss_fn(params, frozen, batch, rng):
+        coefficients_LK1 = frozen["coefficients"]
+        if is_learned:
+            coefficients_LK1 = jnp.pad(params["coefficients"], ((0, 0), (1, 0)))
+        thin = thinned(params["layers"], rng, dropout)
+        out_MKCD = layers.forward(thin, coefficients_LK1, frozen["sketched"], uses, is_residual=is_residual)
+        logits_BC = layers.readout(out_MKCD, batch["bucket"], batch["value"], how=readout)
+        return training.cross_entropy(logits_BC, batch["labels"])
+
+    return training.step(loss_fn, tx), tx, loss_fn
+
+
+def batches(
+    prepared: Prepared,
+    tables_M: Sequence[graph.Tables],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    number: int | None = None,
+) -> list[dict[str, jax.Array]]:
+    """Labelled nodes of an epoch, shuffled where there is more than one batch; the last, shorter one is left out.
+
+    Args:
+        number: of batches; None: all.
+    """
+    nodes_B, labels_B = labelled(prepared)
+    size = min(batch_size, len(nodes_B))
+    order = np.arange(len(nodes_B))
+    if size < len(nodes_B):
+        order = np.random.default_rng([seed, epoch]).permutation(order)
+    out = []
+    for start_at in range(0, len(order) - size + 1, size)[:number]:
+        rows = order[start_at : start_at + size]
+        bucket, value = graph.places(tables_M, nodes_B[rows])
+        out.append({"bucket": jnp.asarray(bucket), "value": jnp.asarray(value), "labels": jnp.asarray(labels_B[rows])})
+    return out
+
+
+def check_budget(prepared: Prepared, sketching: Sketching, order: int) -> int:
+    return convolution.check_budget(
+        width=sketching.width,
+        num_layers=len(prepared.widths) - 1,
+        order=order,
+        blocks=_num_blocks(prepared),
+        sets=sketching.sets,
+        top_k=sketching.top_k,
+        budget_bytes=sketching.budget_bytes,
+    )
+
+
+def sketched(
+    name: str,
+    prepared: Prepared,
+    given: Coefficients,
+    sketching: Sketching,
+    *,
+    seed: int,
+    batch_size: int,
+    one_batch: bool = False,
+    hashing: refreshing.Hashing | None = None,
+    attention: refreshing.Attention | None = None,
+    **options: float,
+) -> Arm:
+    """The network on sketches; a step touches no array with a dimension of the number of nodes.
+
+    Args:
+        batch_size: labelled nodes of a step, at most.
+        one_batch: an epoch is a single step on nodes drawn for it, so that graphs of all sizes have steps alike.
+        hashing: of learned buckets, when and how they are refreshed; None: the defaults.
+        attention: of GAT, likewise.
+    """
+    check_budget(prepared, sketching, given.order)
+    tables_M, learnable = draw_tables(prepared, sketching, given.order, seed=seed)
+    params = start(prepared, seed=seed, order=given.order)
+    matrices_L = attention_matrices(prepared, params, given) or [prepared.matrices] * (len(prepared.widths) - 1)
+    on_host, uses = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=sketching.top_k)
+    is_learned = given.fixed_LK1 is None
+    step_fn, tx, loss_fn = sketch_step(uses, sketching.readout, sketching.is_residual, is_learned, **options)
+    fixed = np.zeros((len(prepared.widths) - 1, given.order + 1)) if is_learned else given.fixed_LK1
+    frozen = {"sketched": jax.tree.map(jnp.asarray, on_host), "coefficients": jnp.asarray(fixed, jnp.float32)}
+    current = {"tables": tables_M}
+    is_whole = batch_size >= int(prepared.graph.splits["train"].sum())
+
+    @functools.lru_cache(maxsize=1)
+    def whole(version: int) -> list[Any]:
+        return batches(prepared, current["tables"], batch_size=batch_size, seed=seed, epoch=0)
+
+    def batch_fn(epoch: int) -> list[Any]:
+        if is_whole:  # made once for the hashes in force
+            return whole(id(current["tables"]))
+        number = 1 if one_batch else None
+        return batches(prepared, current["tables"], batch_size=batch_size, seed=seed, epoch=epoch, number=number)
+
+    refresh_fn = None
+    if prepared.network == "gat":
+        attention = attention or refreshing.Attention()
+        refresh_fn = refreshing.attention(attention, prepared, given, tables_M, top_k=sketching.top_k)
+    elif sketching.buckets == "lsh_learned":
+        gradient_fn = functools.partial(_at_features, loss_fn, batch_fn)
+        hashing = hashing or refreshing.Hashing()
+        refresh_fn = refreshing.hashing(
+            hashing, prepared, current, learnable, gradient_fn, seed=seed, top_k=sketching.top_k
+        )
+    accuracies_fn = inferred(prepared, given, sketching.is_residual)
+    return Arm(name, step_fn, params, tx.init(params), frozen, batch_fn, accuracies_fn, refresh_fn)
+
+
+def _at_features(loss_fn: Any, batch_fn: Any, params: Any, frozen: Any) -> jax.Array:
+    """The loss's gradient at the sketched features, on the first batch of an epoch."""
+
+    def of(features: jax.Array) -> jax.Array:
+        changed = frozen | {"sketched": frozen["sketched"]._replace(features_MKQCD=features)}
+        return loss_fn(params, changed, batch_fn(0)[0], jax.random.PRNGKey(0))
+
+    return jax.grad(of)(frozen["sketched"].features_MKQCD)

@@ -1,0 +1,359 @@
+"""Sketch-GNN: a graph network trained on sketches whose size is chosen, whatever the size of the graph.
+
+Paper:   Ding et al. 2022, arXiv:2406.15575 (NeurIPS 2022)
+Run:     python -m experiments.run --config experiments/sketch_gnn.py --config.data.path=FOLDER_OR_NPZ
+         --workdir runs/sketch_gnn
+Laptop:  python -m experiments.run --config experiments/sketch_gnn.py:laptop      (CPU, minutes; `tiny`: seconds)
+Expect:  not yet measured
+
+The graph's features and its convolution are sketched once, by hashing nodes to the rows of small matrices; a training
+step reads the sketches alone. The weights are then used on the full graph. Beside the sketched network, at several
+ratios of sketch to graph, stand the usual network on the full graph and the one with polynomials in place of ReLU,
+which is what the sketches approximate. Test accuracies are those of the epoch with the best validation accuracy.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from alignment import errors, files
+from alignment.errors import InputError
+from alignment.models import gnn
+from alignment.sketching import hashes, layers, polynomial
+from data import graph_files, graphs, loader
+from data.toys import block_model
+from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
+from experiments.launch import checks
+from experiments.pages import sketch_gnn as page
+
+SETTINGS = ("", "laptop", "tiny")
+EMBEDDED = "synthetic:block_model"
+LEAST = {
+    "epochs": (1, ""),
+    "eval_every": (1, ""),
+    "seeds": (1, ""),
+    "batch_size": (1, ""),
+    "network.layers": (1, ""),
+    "network.hidden": (1, ""),
+    "network.heads": (1, ""),
+    "sketch.order": (1, ""),
+    "sketch.sets": (1, ""),
+    "sketch.width": (2, "None takes data's nodes times a ratio"),
+    "sketch.top_k": (1, "None keeps all entries"),
+    "sketch.memory_mib": (1, ""),
+    "data.num_features": (1, "None: the graph has features"),
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of the first of `seeds` trainings; the embedded graph is drawn from it
+    c.data = dict(
+        path="",  # a Planetoid folder, .npz, GraphSAINT, Reddit or raw OGB folder; or synthetic:block_model
+        features="rows",  # rows (each sums to 1), columns (mean 0, variance 1 over all nodes) or none
+        num_features=config_dict.placeholder(int),  # of a graph without features: drawn around a centre of each class
+    )
+    c.block = dict(  # of synthetic:block_model
+        nodes=1_200,
+        classes=4,
+        inside=6.0,  # neighbours of a node in its own class, expected
+        outside=1.8,  # in all others together
+        features=16,
+        feature_scale=0.6,  # distance of the classes' centres, in deviations of the noise
+        train=0.2,  # share of the nodes
+        val=0.2,
+    )
+    c.network = dict(
+        name="gcn",  # gcn, sage, sgc or gat
+        layers=2,
+        hidden=16,
+        heads=1,  # of gat, which are averaged
+    )
+    c.sketch = dict(
+        ratios=(0.5,),  # rows of a sketch over nodes; each a training, and the first is the summary's
+        width=config_dict.placeholder(int),  # rows of a sketch, in place of ratios
+        order=2,  # of the polynomial
+        coefficients="learned",  # learned, taylor, least_squares or ridge
+        activation="relu",  # which the others than learned fit
+        radius=3.0,  # of least_squares: pre-activations from -radius to radius
+        top_k=8,  # entries that stay in a row of a sketched convolution; None: all
+        sets=2,  # independent sketches, of which the read-out takes the median
+        readout="median",  # or mean
+        hashes="order_distinct",  # order_distinct, all_distinct, layer_distinct or all_same
+        buckets="random",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
+        residual=False,  # add a middle layer's input to its output
+        memory_mib=4_096,  # of sketched convolutions; more is refused before it is computed
+    )
+    c.optimizer = dict(  # of the polynomial and the sketched network
+        lr=5e-3,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        dropout=0.0,  # of columns of each layer's input, which commutes with a sketch
+    )
+    c.full = dict(lr=0.01, weight_decay=5e-4, clip_norm=0.0, dropout=0.5)  # of the usual one
+    c.lsh = dict(  # of sketch.buckets=lsh_learned, which is ours
+        warmup=20,  # epochs before the first refresh
+        every=10,  # epochs between two
+        share=0.1,  # of the nodes that may move at a refresh
+        steps=20,  # of Adam on the hinge of close and far pairs
+        lr=1e-3,
+        margin=1.0,
+    )
+    c.attention = dict(every=10, steps=5, lr=0.01)  # of gat on sketches, which is ours: see refreshing.Attention
+    c.baselines = ()  # of neighbours, saint, cluster: trained on a part of the graph in each step
+    c.parts = dict(  # of the baselines
+        seeds=64,  # labelled nodes that a step of `neighbours` begins at
+        fanout=10,  # neighbours that are sampled of a node, in each layer
+        roots=200,  # random walks of a step of `saint`
+        walk=2,  # their length
+        presampled=50,  # parts that `saint` counts nodes and edges in
+        clusters=20,  # of `cluster`
+        merged=4,  # of a step
+    )
+    c.sizes = ()  # nodes of block models that are trained on too, for memory and time by size
+    c.scale = dict(  # what all these sizes have in common
+        width=1_024,  # rows of a sketch
+        hidden=64,
+        inside=15.0,  # neighbours of a node in its own class, expected
+        outside=5.0,
+        order=2,
+        steps=100,
+        full_steps=60,  # of the usual network; 0 leaves it out
+        batch_size=1_024,  # labelled nodes of a step
+        lr=0.01,
+    )
+    c.epochs = 200
+    c.eval_every = 1  # epochs
+    c.batch_size = 8_192  # labelled nodes of a sketched step, at most
+    c.seeds = 10  # trainings of each kind
+    if arg:
+        c.data.path = EMBEDDED
+        c.data.features = "columns"
+        c.full.dropout = 0.0
+    if arg == "tiny":
+        c.block.nodes = 240
+        c.network.hidden = 4
+        c.sketch.top_k = 4
+        c.sketch.sets = 1
+        c.epochs = 6
+        c.eval_every = 3
+        c.seeds = 1
+        c.sizes = (700, 1_400)
+        c.scale.width = 16
+        c.scale.hidden = 4
+        c.scale.steps = 3
+        c.scale.full_steps = 2
+        c.scale.batch_size = 64
+    elif arg == "laptop":
+        c.sketch.ratios = (0.5, 0.3, 0.1, 0.05)
+        c.sketch.buckets = "lsh_fixed"
+        c.epochs = 200
+        c.eval_every = 5
+        c.seeds = 2
+        c.baselines = ("neighbours", "saint", "cluster")
+        c.sizes = (10_000, 30_000)
+        c.scale.width = 512
+        c.scale.hidden = 16
+        c.scale.steps = 60
+        c.scale.full_steps = 30
+    return c
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    for buckets in ("random", "lsh_fixed"):
+        for ratio in (0.5, 0.3, 0.1, 0.05):
+            yield {"sketch.buckets": buckets, "sketch.ratios": (ratio,)}
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Refuse what needs neither the graph nor devices to be seen."""
+    checks.check_least(c, LEAST)
+    errors.one_of("network.name", c.network.name, gnn.NETWORKS)
+    errors.one_of("data.features", c.data.features, arms.FEATURES)
+    check_data(c)
+    check_unread(c)
+    errors.one_of("sketch.coefficients", c.sketch.coefficients, polynomial.COEFFICIENTS)
+    errors.one_of("sketch.hashes", c.sketch.hashes, hashes.MODES)
+    errors.one_of("sketch.buckets", c.sketch.buckets, sketched.BUCKETS)
+    errors.one_of("sketch.readout", c.sketch.readout, layers.READOUTS)
+    for ratio in c.sketch.ratios:
+        if not ratio > 0:
+            raise InputError(f"sketch.ratios={tuple(c.sketch.ratios)}: a ratio must be above 0, such as 0.5")
+    if (c.sketch.width is None) == (not c.sketch.ratios):
+        raise InputError(
+            f"sketch.ratios={tuple(c.sketch.ratios)} and sketch.width={c.sketch.width}: set one, the other None or ()"
+        )
+    if c.sketch.coefficients != "learned":
+        polynomial.taylor(c.sketch.activation, c.sketch.order) if c.sketch.coefficients == "taylor" else errors.one_of(
+            "sketch.activation", c.sketch.activation, polynomial.ACTIVATIONS
+        )
+    if c.sketch.residual and not hashes.shares_layers(c.sketch.hashes):
+        raise InputError(
+            f"sketch.residual=True adds sketches of two layers, and sketch.hashes={c.sketch.hashes!r} hashes them "
+            "apart, so that the sum is noise; take order_distinct or all_same"
+        )
+    if c.network.heads > 1 and c.network.name != "gat":
+        raise InputError(
+            f"network.heads={c.network.heads} is of gat, and network.name={c.network.name!r}; leave it out"
+        )
+    for group in ("optimizer", "full"):
+        if not 0 <= c[group].dropout < 1:
+            raise InputError(f"{group}.dropout={c[group].dropout} must be from 0 to below 1")
+        if not c[group].lr > 0 or min(c[group].weight_decay, c[group].clip_norm) < 0:
+            raise InputError(f"{group}={dict(c[group])}: lr must be above 0, weight_decay and clip_norm not below")
+
+
+def check_unread(c: ml_collections.ConfigDict) -> None:
+    """Refuse settings that this run does not read."""
+    groups = {
+        "lsh": (c.sketch.buckets == "lsh_learned", "sketch.buckets=lsh_learned", [get_config()]),
+        "attention": (c.network.name == "gat", "network.name=gat", [get_config()]),
+        "parts": (bool(c.baselines), "baselines", [get_config()]),
+        "scale": (bool(c.sizes), "sizes", [get_config(arg) for arg in SETTINGS]),
+        "block": (c.data.path == EMBEDDED or bool(c.sizes), f"data.path={EMBEDDED}", [get_config(a) for a in SETTINGS]),
+    }
+    for group, (is_read, reader, defaults) in groups.items():
+        if not is_read and all(dict(c[group]) != dict(default[group]) for default in defaults):
+            raise InputError(
+                f"{group}={dict(c[group])} is read by {reader} alone, which is not set; leave {group} as it is"
+            )
+    if c.sketch.buckets == "lsh_learned":
+        if not hashes.shares_layers(c.sketch.hashes) or c.network.name == "gat":
+            raise InputError(
+                f"sketch.buckets=lsh_learned learns hashes that all layers share: sketch.hashes={c.sketch.hashes!r} "
+                f"and network.name={c.network.name!r} do not fit; take order_distinct or all_same, and not gat"
+            )
+        if c.lsh.every < 1 or c.lsh.warmup < 0 or not 0 < c.lsh.share <= 1 or c.lsh.steps < 1:
+            raise InputError(f"lsh={dict(c.lsh)}: every and steps at least 1, warmup 0, share above 0 and at most 1")
+    if c.network.name == "gat" and min(c.attention.every, c.attention.steps) < 1:
+        raise InputError(f"attention={dict(c.attention)}: every and steps must be at least 1")
+    for name in c.baselines:
+        errors.one_of("baselines", name, parts.KINDS)
+        errors.one_of("network.name", c.network.name, parts.NETWORKS, hint="baselines=() trains none of them")
+    if c.baselines and (min(c.parts.values()) < 1 or c.parts.merged > c.parts.clusters):
+        raise InputError(f"parts={dict(c.parts)}: all must be at least 1, and merged at most clusters")
+    for size in c.sizes:
+        if size <= c.scale.width:
+            raise InputError(f"sizes names {size} nodes, which scale.width={c.scale.width} does not shrink")
+        dataclasses.replace(block_model.Options(**c.block), nodes=size, inside=c.scale.inside, outside=c.scale.outside)
+    if c.sizes and min(c.scale.width - 1, c.scale.hidden, c.scale.order, c.scale.steps, c.scale.batch_size) < 1:
+        raise InputError(f"scale={dict(c.scale)}: width at least 2; hidden, order, steps and batch_size at least 1")
+
+
+def check_data(c: ml_collections.ConfigDict) -> None:
+    if not c.data.path:
+        raise InputError(f"data.path is not set; name a folder or .npz of a graph, or {EMBEDDED}")
+    if c.data.path.startswith("synthetic:"):
+        errors.one_of("data.path", c.data.path, [EMBEDDED])
+        block_model.Options(**c.block)
+        if c.data.num_features is not None:
+            raise InputError(f"data.num_features={c.data.num_features} is of files; block.features is of {EMBEDDED}")
+    else:
+        graph_files.check(c.data.path)
+
+
+def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    check(c)
+    folder = pathlib.Path(workdir)
+    graph = read(c)
+    files.report_counts(folder, graphs.counts(graph))
+    prepared = arms.prepare(
+        graph,
+        features=c.data.features,
+        name=c.network.name,
+        num_layers=c.network.layers,
+        hidden=c.network.hidden,
+        heads=c.network.heads,
+    )
+    digest = loader.digest(graph.adjacency.indptr, graph.adjacency.indices, graph.y_N, *graph.splits.values())
+    widths = widths_of(c, graph.num_nodes)
+    results = []
+    for seed in range(c.seed, c.seed + c.seeds):
+        for make in arms_of(c, prepared, widths, seed):
+            pace = dict(epochs=c.epochs, eval_every=c.eval_every, folder=folder / "arms", digest=digest)
+            results.append(training.fit(make, seed=seed, **pace))
+            best = results[-1].best
+            print(f"{make.name}, seed {seed}: test accuracy {best['test']:.3f}", flush=True)
+    rows = []
+    for size in c.sizes:
+        model = block_model.Options(**c.block)
+        rows.append(scaling.point(scaling.Options(**c.scale), model, size, folder, c.seed))
+        print(
+            f"{size:,} nodes: {rows[-1]['MiB a step']:.1f} MiB and {rows[-1]['seconds a step']:.3f} s a step",
+            flush=True,
+        )
+    return page.write(folder, results, rows, first_ratio=next(iter(widths)))
+
+
+def read(c: ml_collections.ConfigDict) -> graphs.Graph:
+    if c.data.path == EMBEDDED:
+        return block_model.graph(block_model.Options(**c.block), c.seed)
+    return graph_files.read(c.data.path, num_features=c.data.num_features, seed=c.seed)
+
+
+def widths_of(c: ml_collections.ConfigDict, num_nodes: int) -> dict[float, int]:
+    """Rows of a sketch by ratio."""
+    if c.sketch.width is not None:
+        return {c.sketch.width / num_nodes: c.sketch.width}
+    widths = {ratio: math.ceil(ratio * num_nodes) for ratio in c.sketch.ratios}
+    for ratio, width in widths.items():
+        if width < 2:
+            raise InputError(f"sketch.ratios names {ratio}, which of {num_nodes} nodes is {width} row; it needs 2")
+        if ratio > 1:
+            print(f"warning: a sketch at ratio {ratio} is larger than the graph", flush=True)
+        if c.sketch.top_k is not None and c.sketch.top_k > width:
+            print(f"warning: sketch.top_k={c.sketch.top_k} is cut to the {width} rows of ratio {ratio}", flush=True)
+    return widths
+
+
+def arms_of(
+    c: ml_collections.ConfigDict, prepared: arms.Prepared, widths: Mapping[float, int], seed: int
+) -> Iterator[training.Arm]:
+    """The usual network, the polynomial one, and a sketched one for each ratio, made when they are asked for."""
+    yield arms.full(page.FULL, prepared, seed=seed, **c.full)
+    for name in c.baselines:
+        yield parts.arm(name, prepared, parts.Options(**c.parts), seed=seed, **c.full)
+    given = None
+    for ratio, width in widths.items():
+        if given is None or c.sketch.coefficients == "ridge":  # which alone depends on the width
+            given = arms.coefficients(
+                prepared,
+                how=c.sketch.coefficients,
+                activation=c.sketch.activation,
+                order=c.sketch.order,
+                radius=c.sketch.radius,
+                width=width,
+                seed=seed,
+            )
+        if ratio == next(iter(widths)):
+            yield arms.poly_full(page.POLY, prepared, given, seed=seed, is_residual=c.sketch.residual, **c.optimizer)
+        sketching = sketched.Sketching(
+            width=width,
+            top_k=c.sketch.top_k,
+            sets=c.sketch.sets,
+            mode=c.sketch.hashes,
+            buckets=c.sketch.buckets,
+            readout=c.sketch.readout,
+            is_residual=c.sketch.residual,
+            budget_bytes=c.sketch.memory_mib * 2**20,
+        )
+        yield sketched.sketched(
+            f"{page.SKETCH}@{ratio:g}",
+            prepared,
+            given,
+            sketching,
+            seed=seed,
+            batch_size=c.batch_size,
+            hashing=refreshing.Hashing(**c.lsh),
+            attention=refreshing.Attention(**c.attention),
+            **c.optimizer,
+        )
+
+
+METRICS = page.METRICS
+headline = page.headline

@@ -1,0 +1,274 @@
+"""Sketch-GNN from the command line: what a run leaves behind, what is refused, and that it learns."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from alignment.errors import InputError
+from data.toys import block_model
+from experiments import sketch_gnn
+from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
+from tests.experiments.conftest import launch
+
+
+def changed(**changes):
+    c = sketch_gnn.get_config("tiny")
+    with c.unlocked():
+        c.update_from_flattened_dict(changes)
+    return c
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sketch.ratios": (0.0,)}, "a ratio must be above 0"),
+        ({"sketch.ratios": (-0.5,)}, "a ratio must be above 0"),
+        ({"sketch.ratios": ()}, "set one"),
+        ({"sketch.width": 8}, "set one"),
+        ({"sketch.ratios": (), "sketch.width": 1}, "sketch.width=1: it must be at least 2"),
+        ({"sketch.order": 0}, "sketch.order=0: it must be at least 1"),
+        ({"sketch.top_k": 0}, "sketch.top_k=0"),
+        ({"sketch.hashes": "order_distinc"}, "the nearest is 'order_distinct'"),
+        ({"sketch.buckets": "lsh"}, "sketch.buckets='lsh' is not one of"),
+        ({"sketch.readout": "mode"}, "the nearest is"),
+        ({"sketch.coefficients": "taylor"}, "activation='relu' is not one of: sigmoid, tanh"),
+        ({"sketch.coefficients": "ridge", "sketch.activation": "gelu"}, "sketch.activation='gelu'"),
+        ({"sketch.residual": True, "sketch.hashes": "all_distinct"}, "the sum is noise"),
+        ({"sketch.buckets": "lsh_learned", "sketch.hashes": "all_distinct"}, "learns hashes that all layers share"),
+        ({"network.name": "gnc"}, "the nearest is 'gcn'"),
+        ({"network.heads": 2}, "network.heads=2 is of gat"),
+        ({"lsh.every": 3}, "is read with sketch.buckets=lsh_learned alone"),
+        ({"attention.every": 3}, "is read with network.name=gat alone"),
+        ({"parts.walk": 3}, "is read with baselines alone"),
+        ({"baselines": ("sait",)}, "the nearest is 'saint'"),
+        ({"baselines": ("saint",), "network.name": "gat"}, "trains none of them"),
+        ({"sizes": (10,)}, "sizes names 10 nodes"),
+        ({"data.path": "nowhere"}, "nowhere is not there"),
+        ({"data.path": ""}, "data.path is not set"),
+        ({"data.path": "synthetic:blocks"}, "synthetic:block_model"),
+        ({"data.features": "row"}, "the nearest is 'rows'"),
+        ({"data.num_features": 4}, "block.features is of synthetic:block_model"),
+        ({"block.classes": 1}, "it needs 2 classes"),
+        ({"optimizer.lr": 0.0}, "lr must be above 0"),
+        ({"optimizer.dropout": 1.0}, "dropout=1.0 must be from 0 to below 1"),
+        ({"epochs": 0}, "epochs=0: it must be at least 1"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_read(changes, message):
+    with pytest.raises(InputError, match=message):
+        sketch_gnn.check(changed(**changes))
+
+
+def test_a_graph_of_which_a_ratio_leaves_one_row_is_refused_and_large_ones_are_named(capsys):
+    with pytest.raises(InputError, match="of 240 nodes is 1 row"):
+        sketch_gnn.widths_of(changed(**{"sketch.ratios": (0.001,)}), 240)
+    assert sketch_gnn.widths_of(changed(**{"sketch.ratios": (1.5, 0.01)}), 240) == {1.5: 360, 0.01: 3}
+    out = capsys.readouterr().out
+    assert "ratio 1.5 is larger than the graph" in out and "top_k=4 is cut to the 3 rows" in out
+
+
+def test_a_run_leaves_accuracies_memory_and_time_of_every_arm_and_size(tiny):
+    ended = tiny("sketch_gnn")
+    summary = json.loads((ended.workdir / "summary.json").read_text())
+    for name in ("accuracy", "step_seconds", "memory"):
+        assert {f"{name}/full", f"{name}/sketch", f"{name}/poly_full"} <= summary.keys()
+    assert summary["ratio"] == 0.5 and summary["sizes/memory_growth"] == 1.0
+    rows = [json.loads(line) for line in (ended.workdir / "tables/sizes.jsonl").read_text().splitlines()]
+    assert [row["nodes"] for row in rows] == [700, 1_400]
+    assert all(row["largest dimension"] < row["nodes"] for row in rows)
+    names = {path.name for path in (ended.workdir / "figures").glob("*.png")}
+    assert {"ratios.png", "mib_by_size.png", "seconds_by_size.png"} <= names
+
+
+def test_a_finished_arm_is_read_again_and_one_of_other_data_is_refused(tiny, tmp_path):
+    (path,) = (tiny("sketch_gnn").workdir / "arms").glob("full,seed=0.json")
+    stored = json.loads(path.read_text())
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    arm = training.Arm("full", None, {}, {}, {}, None, None)
+    pace = dict(seed=0, epochs=6, eval_every=3, folder=tmp_path)
+    assert training.fit(arm, digest=stored["digest"], **pace).best == stored["best"]
+    with pytest.raises(InputError, match="was trained on other data"):
+        training.fit(arm, digest="other", **pace)
+
+
+# Arms on one small graph
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return block_model.graph(block_model.Options(nodes=300, inside=8.0, outside=2.0), 0)
+
+
+def prepared(graph, name="gcn", heads=1):
+    return arms.prepare(graph, features="columns", name=name, num_layers=2, hidden=8, heads=heads)
+
+
+OPTIONS = dict(lr=0.02, weight_decay=0.0, clip_norm=1.0, dropout=0.0)
+
+
+def sketching(**changes):
+    defaults = dict(
+        width=100,
+        top_k=8,
+        sets=1,
+        mode="order_distinct",
+        buckets="random",
+        readout="median",
+        is_residual=False,
+        budget_bytes=2**30,
+    )
+    return sketched.Sketching(**(defaults | changes))
+
+
+def fitted(arm, folder, epochs=25):
+    return training.fit(arm, seed=0, epochs=epochs, eval_every=5, folder=folder, digest="")
+
+
+@pytest.mark.parametrize(("name", "buckets"), [("gcn", "lsh_fixed"), ("sage", "lsh_fixed"), ("sgc", "random")])
+def test_sketched_networks_learn(name, buckets, graph, tmp_path):
+    arm = sketched.sketched(
+        "sketch",
+        prepared(graph, name),
+        arms.Coefficients(1 if name == "sgc" else 2),
+        sketching(buckets=buckets, width=150),
+        seed=0,
+        batch_size=1_000,
+        **OPTIONS,
+    )
+    result = fitted(arm, tmp_path)
+    assert result.curve[-1]["loss"] < 1.0 and result.best["val"] > 0.5
+    assert pathlib.Path(tmp_path / "sketch,seed=0.npz").is_file()
+
+
+def test_the_same_seed_gives_the_same_losses(graph, tmp_path):
+    curves = []
+    for number in range(2):
+        arm = sketched.sketched(
+            f"sketch{number}", prepared(graph), arms.Coefficients(2), sketching(), seed=3, batch_size=1_000, **OPTIONS
+        )
+        curves.append(fitted(arm, tmp_path, 6).curve)
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("kind", parts.KINDS)
+def test_baselines_on_parts_of_the_graph_learn(kind, graph, tmp_path):
+    options = parts.Options(seeds=30, fanout=5, roots=60, presampled=10, clusters=6, merged=3)
+    arm = parts.arm(kind, prepared(graph), options, seed=0, **OPTIONS)
+    result = fitted(arm, tmp_path, 15)
+    assert result.best["val"] > 0.6
+
+
+def test_parts_of_saint_sum_to_the_whole_in_the_mean(graph):
+    """Weighted counts of nodes: each labelled node weighs one a part, on the average."""
+    options = parts.Options(roots=60, presampled=400)
+    total = np.zeros(300)
+    rng, number = np.random.default_rng(1), 0
+    for _ in range(12):
+        for nodes, _, weights in parts.saint(prepared(graph), options, rng, seed=0):
+            total[nodes] += weights
+            number += 1
+    mean = total[graph.splits["train"]] / number
+    assert mean.mean() == pytest.approx(1.0, abs=0.1)
+    assert not total[~graph.splits["train"]].any()
+
+
+def test_learned_hashes_never_reconstruct_worse(graph, tmp_path):
+    arm = sketched.sketched(
+        "sketch",
+        prepared(graph),
+        arms.Coefficients(2),
+        sketching(buckets="lsh_learned", width=60),
+        seed=0,
+        batch_size=1_000,
+        hashing=refreshing.Hashing(warmup=2, every=2, lr=0.05, margin=2.0),
+        **OPTIONS,
+    )
+    notes = fitted(arm, tmp_path, 8).notes
+    assert list(notes) == ["3", "5", "7"]
+    assert all(note["error after"] <= note["error before"] for note in notes.values())
+    assert any(note["nodes moved"] for note in notes.values())
+
+
+def test_attention_is_refreshed_at_intervals_and_its_vectors_are_trained_there_alone(graph, tmp_path):
+    arm = sketched.sketched(
+        "sketch",
+        prepared(graph, "gat", heads=2),
+        arms.Coefficients(2),
+        sketching(top_k=4),
+        seed=0,
+        batch_size=1_000,
+        attention=refreshing.Attention(every=3, steps=1),
+        **OPTIONS,
+    )
+    before = np.asarray(arm.params["layers"][0]["source"])
+    assert list(fitted(arm, tmp_path, 4).notes) == ["4"]
+    with np.load(tmp_path / "sketch,seed=0.npz") as weights:
+        assert not np.array_equal(weights["layers/0/source"], before)
+
+
+@pytest.mark.parametrize("how", ["least_squares", "ridge"])
+def test_fitted_coefficients_are_those_of_every_layer_but_the_last(how, graph):
+    given = arms.coefficients(prepared(graph), how=how, activation="relu", order=2, radius=3.0, width=100, seed=0)
+    assert given.fixed_LK1.shape == (2, 3)
+    np.testing.assert_array_equal(given.fixed_LK1[1], [0, 1, 0])
+    if how == "least_squares":
+        np.testing.assert_allclose(given.fixed_LK1[0], [0.28125, 0.5, 0.15625], atol=1e-5)
+
+
+def test_sketches_beyond_the_budget_are_refused_before_they_are_made(graph):
+    with pytest.raises(InputError, match="memory_budget allows"):
+        sketched.sketched(
+            "sketch",
+            prepared(graph),
+            arms.Coefficients(2),
+            sketching(budget_bytes=100),
+            seed=0,
+            batch_size=10,
+            **OPTIONS,
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_the_best_weights_stay(graph, tmp_path):
+    options = OPTIONS | dict(lr=1e30, clip_norm=0.0)
+    arm = sketched.sketched(
+        "sketch", prepared(graph), arms.Coefficients(2), sketching(), seed=0, batch_size=1_000, **options
+    )
+    with pytest.raises(InputError, match="Lower the learning rate"):
+        fitted(arm, tmp_path)
+    assert (tmp_path / "sketch,seed=0.npz").is_file() and not (tmp_path / "sketch,seed=0.json").exists()
+
+
+def test_memory_and_dimensions_of_a_step_do_not_grow_with_the_graph(tmp_path):
+    options = scaling.Options(width=24, hidden=4, steps=1, full_steps=0, batch_size=64)
+    block = block_model.Options()
+    rows = [scaling.point(options, block, size, tmp_path, 0) for size in (499, 997)]  # primes
+    assert rows[0]["MiB a step"] == rows[1]["MiB a step"]
+    assert rows[0]["largest dimension"] == rows[1]["largest dimension"] < 499
+
+
+# Longer
+
+
+@pytest.mark.slow
+def test_the_laptop_run_reproduces_the_measured_accuracies(tmp_path):
+    """Full 0.95 or more, ratio 0.5 within 3 points of it, hashes of like nodes 5 points above random at 0.1."""
+    flags = ["--config.seeds=1", "--config.baselines=()", "--config.sizes=()", "--config.sketch.ratios=(0.5,0.1)"]
+    found = {}
+    for buckets in ("random", "lsh_fixed"):
+        ended = launch("sketch_gnn.py:laptop", tmp_path / buckets, *flags, f"--config.sketch.buckets={buckets}")
+        assert ended.code == 0, ended.err
+        found[buckets] = json.loads((tmp_path / buckets / "summary.json").read_text())
+    assert found["random"]["accuracy/poly_full"] >= 0.95
+    assert found["random"]["accuracy/sketch/0.5"] >= found["random"]["accuracy/poly_full"] - 0.03
+    assert found["lsh_fixed"]["accuracy/sketch/0.1"] >= found["random"]["accuracy/sketch/0.1"] + 0.05
+
+
+@pytest.mark.slow
+def test_cora_at_half_the_rows_is_within_three_points_of_the_full_network(shared_data, tmp_path):
+    ended = launch("sketch_gnn.py", tmp_path, f"--config.data.path={shared_data}/graph_cora", "--config.seeds=2")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["accuracy/full"] >= 0.80
+    assert summary["accuracy/sketch"] >= summary["accuracy/full"] - 0.03
