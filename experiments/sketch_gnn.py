@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seed = 0  # of the first of `seeds` trainings; the embedded graph is drawn from it
     c.data = dict(
         path="",  # a Planetoid folder, .npz, GraphSAINT, Reddit or raw OGB folder; or synthetic:block_model
-        features="rows",  # rows (each sums to 1), columns (mean 0, variance 1 over all nodes) or none
+        features="rows",  # rows (each sums to 1), centred (rows less their mean), columns (variance 1 too) or none
         num_features=config_dict.placeholder(int),  # of a graph without features: drawn around a centre of each class
     )
     c.block = dict(  # of synthetic:block_model

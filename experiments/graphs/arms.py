@@ -20,7 +20,7 @@ from data.graphs import Graph
 from experiments.graphs import training
 from experiments.graphs.training import Arm
 
-FEATURES = ("columns", "rows", "none")
+FEATURES = ("columns", "rows", "centred", "none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ def prepare(graph: Graph, *, features: str, name: str, num_layers: int, hidden: 
     """Scale the features and make the network's convolution.
 
     Args:
-        features: columns (each with mean 0 and variance 1 over all nodes), rows (each sums to 1) or none.
+        features: columns (each with mean 0 and variance 1 over all nodes), rows (each sums to 1), centred (rows, then
+            each column less its mean; locality-sensitive hashes need features around 0) or none.
     """
     widths = (graph.x_ND.shape[1], *[hidden] * (num_layers - 1), graph.num_classes)
     matrices = gnn.convolutions(name, graph.adjacency)
@@ -52,6 +53,10 @@ def scaled(x_ND: Any, how: str) -> Any:
         x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
         deviation_D = x_ND.std(axis=0, keepdims=True)
         return (x_ND - x_ND.mean(axis=0, keepdims=True)) / np.where(deviation_D == 0, 1, deviation_D)
+    if how == "centred":
+        x_ND = scaled(x_ND, "rows")
+        x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
+        return x_ND - x_ND.mean(axis=0, keepdims=True)
     if how == "rows":
         sums_N = np.asarray(np.abs(x_ND).sum(axis=1)).ravel()
         scaling = scipy.sparse.diags_array((1 / np.where(sums_N == 0, 1, sums_N)).astype(np.float32))

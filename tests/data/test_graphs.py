@@ -41,7 +41,7 @@ def test_edges_become_two_way_once_and_what_was_dropped_is_counted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(target_E=[1, 0, 3, 5, 3, 1]), "edge 3 names node 5, and there are 0 to 4"),
+        (dict(target_E=[1, 0, 3, 5, 3, 1]), "edge 3 names node 5, and there are nodes 0 to 4"),
         (dict(source_E=[0, -1, 2, 3, 3, 0]), "edge 1 names node -1"),
         (dict(x_ND=np.where(X == 7, np.nan, X)), "a feature of node 3 is not a finite number"),
         (dict(x_ND=scipy.sparse.csr_matrix(np.where(X == 4, np.inf, X))), "a feature of node 2 is not"),

@@ -32,16 +32,16 @@ def changed(**changes):
         ({"sketch.top_k": 0}, "sketch.top_k=0"),
         ({"sketch.hashes": "order_distinc"}, "the nearest is 'order_distinct'"),
         ({"sketch.buckets": "lsh"}, "sketch.buckets='lsh' is not one of"),
-        ({"sketch.readout": "mode"}, "the nearest is"),
+        ({"sketch.readout": "mode"}, "sketch.readout='mode' is not one of: median, mean"),
         ({"sketch.coefficients": "taylor"}, "activation='relu' is not one of: sigmoid, tanh"),
         ({"sketch.coefficients": "ridge", "sketch.activation": "gelu"}, "sketch.activation='gelu'"),
         ({"sketch.residual": True, "sketch.hashes": "all_distinct"}, "the sum is noise"),
         ({"sketch.buckets": "lsh_learned", "sketch.hashes": "all_distinct"}, "learns hashes that all layers share"),
-        ({"network.name": "gnc"}, "the nearest is 'gcn'"),
+        ({"network.name": "gnc"}, "network.name='gnc' is not one of: gcn, sage"),
         ({"network.heads": 2}, "network.heads=2 is of gat"),
-        ({"lsh.every": 3}, "is read with sketch.buckets=lsh_learned alone"),
-        ({"attention.every": 3}, "is read with network.name=gat alone"),
-        ({"parts.walk": 3}, "is read with baselines alone"),
+        ({"lsh.every": 3}, "is read by sketch.buckets=lsh_learned alone"),
+        ({"attention.every": 3}, "is read by network.name=gat alone"),
+        ({"parts.walk": 3}, "is read by baselines alone"),
         ({"baselines": ("sait",)}, "the nearest is 'saint'"),
         ({"baselines": ("saint",), "network.name": "gat"}, "trains none of them"),
         ({"sizes": (10,)}, "sizes names 10 nodes"),
@@ -50,7 +50,7 @@ def changed(**changes):
         ({"data.path": "synthetic:blocks"}, "synthetic:block_model"),
         ({"data.features": "row"}, "the nearest is 'rows'"),
         ({"data.num_features": 4}, "block.features is of synthetic:block_model"),
-        ({"block.classes": 1}, "it needs 2 classes"),
+        ({"block.classes": 1}, "2 classes of 4 nodes"),
         ({"optimizer.lr": 0.0}, "lr must be above 0"),
         ({"optimizer.dropout": 1.0}, "dropout=1.0 must be from 0 to below 1"),
         ({"epochs": 0}, "epochs=0: it must be at least 1"),
@@ -138,7 +138,7 @@ def test_sketched_networks_learn(name, buckets, graph, tmp_path):
         **OPTIONS,
     )
     result = fitted(arm, tmp_path)
-    assert result.curve[-1]["loss"] < 1.0 and result.best["val"] > 0.5
+    assert result.curve[-1]["loss"] < 0.9 * result.curve[0]["loss"] and result.best["val"] > 0.5
     assert pathlib.Path(tmp_path / "sketch,seed=0.npz").is_file()
 
 
