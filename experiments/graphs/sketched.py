@@ -19,6 +19,7 @@ from experiments.graphs.arms import Coefficients, Prepared, attention_matrices, 
 from experiments.graphs.training import Arm
 
 BUCKETS = ("random", "lsh_fixed", "lsh_learned")
+WIDE, DIRECTIONS = 256, 16  # features of z before and after its principal directions are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +68,24 @@ def _num_blocks(prepared: Prepared) -> int:
 
 
 def vectors(prepared: Prepared) -> np.ndarray:
-    """z of locality-sensitive hashing: rows of C X, centred, in at most 64 random directions of X."""
-    x_ND, num_features = prepared.x_ND, prepared.x_ND.shape[1]
-    if num_features > 64:
-        # Directions of a bag of words cost N times C times its size; 64 random ones keep angles well enough.
-        shrink = np.random.default_rng(0).standard_normal((num_features, 64), dtype=np.float32) / 8
+    """z of locality-sensitive hashing: rows of C^L X, centred, along at most 16 principal directions.
+
+    What a network of L layers says of a node depends on C^L X, so that nodes which are alike in it are those whose
+    outputs may share a row. In many directions two nodes of one bucket would have little in common.
+    """
+    x_ND = prepared.x_ND
+    if x_ND.shape[1] > WIDE:
+        # Random directions keep angles well enough, and make the products below cheap for a bag of words.
+        shrink = np.random.default_rng(0).standard_normal((x_ND.shape[1], WIDE), dtype=np.float32) / WIDE**0.5
         x_ND = np.asarray(x_ND @ shrink)
-    x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
-    return lsh.centred(np.asarray(prepared.matrices[-1] @ x_ND))
+    x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else np.asarray(x_ND)
+    for _ in range(len(prepared.widths) - 1):
+        x_ND = prepared.matrices[-1] @ x_ND
+    z_ND = lsh.centred(x_ND)
+    if z_ND.shape[1] > DIRECTIONS:
+        _, vectors_DD = np.linalg.eigh(z_ND.T @ z_ND)  # from the smallest eigenvalue to the largest
+        z_ND = z_ND @ vectors_DD[:, -DIRECTIONS:]
+    return z_ND
 
 
 @functools.cache
