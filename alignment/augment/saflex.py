@@ -146,36 +146,24 @@ def refine(
             None is cross-entropy; `by_class` makes it of a loss of logits and labels.
 
     Returns:
-        Weights [B], which sum to 1 at most; labels [B,K]; the next state; scalars for a log: `kept` (share of samples
-        with a weight above 0), `relabelled`, `entropy` (nats), `score_min`, `score_median`, `score_max` of <y,P> before
-        scaling, `is_bad`. Where the gradient or a score is not finite the weights are 1/B and the labels y0.
+        Weights [B], which sum to 1 at most; labels [B,K]; the next state; scalars: `kept` (share with a weight above
+        0), `relabelled`, `entropy` (nats), `score_min`, `_median`, `_max` of <y,P> before scaling, `is_bad`. Where the
+        gradient or a score is not finite the weights are 1/B and the labels y0.
 
     Raises:
-        InputError: shapes that do not fit, an empty validation batch, labels that are none (checked where values are
-            known, which they are not inside of `jit`; `check_labels` is for there).
+        InputError: an empty validation batch, shapes that do not fit, labels that are none (outside of `jit` alone).
     """
-    check(
-        beta=beta, tau=tau, penalty=penalty, labels=labels, weights=weights, tau_w=tau_w,
-        scale=scale, scores=scores, mu=mu, subset=subset,
-    )  # fmt: skip
+    how: Any = dict(beta=beta, tau=tau, penalty=penalty, labels=labels)
+    check(**how, weights=weights, tau_w=tau_w, scale=scale, scores=scores, mu=mu, subset=subset)
     picked, rebuild = split(params, subset)
     outputs_fn = lambda leaves, x: apply_fn(rebuild(leaves), x).astype(jnp.float32)  # noqa: E731
     num_classes = jax.eval_shape(outputs_fn, picked, aug_batch["x"]).shape[-1]
     y0_BK = shares(aug_batch["y0"], num_classes, "y0")
-    y_VK = shares(val_batch["y"], num_classes, "validation y")
-    if not len(y_VK):
-        raise InputError("the validation batch is empty; SAFLEX needs labelled samples outside the training set")
-    real_B, real_V = _real(aug_batch, y0_BK), _real(val_batch, y_VK)
-
-    def val_loss(leaves):
-        losses_VK = (losses_fn or cross_entropies)(outputs_fn(leaves, val_batch["x"]))
-        return jnp.sum(jnp.sum(y_VK * losses_VK, axis=-1) * real_V) / jnp.sum(real_V)
-
-    gradient = _averaged(jax.grad(val_loss)(picked), state, mu)
-    direction = corrected(gradient, state.num + 1, mu)
-    if preconditioner is not None:
-        direction = [d * p for d, p in zip(direction, split(preconditioner, subset)[0])]
-    direction = [d.astype(leaf.dtype) for d, leaf in zip(direction, picked)]
+    real_B = _real(aug_batch, y0_BK)
+    val_losses_fn = lambda leaves, x: (losses_fn or cross_entropies)(outputs_fn(leaves, x))  # noqa: E731
+    gradient = _averaged(validation_gradient(val_losses_fn, picked, val_batch, num_classes), state, mu)
+    diagonal = None if preconditioner is None else split(preconditioner, subset)[0]
+    direction = _direction(corrected(gradient, state.num + 1, mu), diagonal, picked)
     by_class_fn = losses_fn or (cross_entropies if scores == "logp" else jnp.negative)
     scores_BK = along(lambda leaves: by_class_fn(outputs_fn(leaves, aug_batch["x"])), picked, direction)
     is_good = jnp.isfinite(optax.global_norm(gradient)) & jnp.all(jnp.isfinite(scores_BK))
@@ -183,10 +171,7 @@ def refine(
 
     scaled_BK, largest = scaled(scores_BK, real_B, scale, direction)
     noise_BK = jax.random.gumbel(key, scaled_BK.shape) if gumbel else jnp.zeros_like(scaled_BK)
-    y_BK = choose_labels(
-        scaled_BK, y0_BK, noise_BK, beta=beta, tau=tau, penalty=penalty, labels=labels,
-        allowed_BK=aug_batch.get("allowed"),
-    )  # fmt: skip
+    y_BK = choose_labels(scaled_BK, y0_BK, noise_BK, allowed_BK=aug_batch.get("allowed"), **how)
     w_B = choose_weights(jnp.sum(y_BK * scaled_BK, axis=-1), largest, real_B, weights=weights, tau_w=tau_w)
     y_BK = jnp.where(is_good, y_BK, y0_BK)
     w_B = jnp.where(is_good, w_B, real_B / jnp.sum(real_B))
@@ -195,6 +180,22 @@ def refine(
 
 
 # The parts, each on arrays ------------------------------------------------------------------------------------------
+
+
+def validation_gradient(
+    losses_fn: Callable[[Params, Any], jax.Array], params: Params, val_batch: Mapping[str, Any], num_classes: int
+) -> Params:
+    """Gradient of the mean loss of the validation batch; `losses_fn(params, x)` gives the loss of each class."""
+    y_VK = shares(val_batch["y"], num_classes, "validation y")
+    if not len(y_VK):
+        raise InputError("the validation batch is empty; SAFLEX needs labelled samples outside the training set")
+    real_V = _real(val_batch, y_VK)
+
+    def mean_loss(params):
+        losses_V = jnp.sum(y_VK * losses_fn(params, val_batch["x"]), axis=-1)
+        return jnp.sum(losses_V * real_V) / jnp.sum(real_V)
+
+    return jax.grad(mean_loss)(params)
 
 
 def along(losses_fn: Callable[[Params], jax.Array], params: Params, direction: Params) -> jax.Array:
@@ -259,6 +260,13 @@ def choose_weights(
 
 def _averaged(gradient: Any, state: State, mu: float) -> Any:
     return jax.tree.map(lambda m, g: mu * m + (1 - mu) * g.astype(jnp.float32), state.gradient, gradient)
+
+
+def _direction(gradient: list, diagonal: list | None, params: list) -> list:
+    """The gradient as the optimizer would follow it, in the parameters' types, as a forward-mode pass needs it."""
+    if diagonal is not None:
+        gradient = [g * d for g, d in zip(gradient, diagonal)]
+    return [g.astype(leaf.dtype) for g, leaf in zip(gradient, params)]
 
 
 def _next(state: State, gradient: Any, is_good: jax.Array) -> State:
