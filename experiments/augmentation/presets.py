@@ -11,7 +11,7 @@ TOYS = {
     "toy": Setting("mlp", {}, "sgd", 0.1, 300, WHOLE, refine=REFINE),
     "toy_few": Setting("mlp", {}, "sgd", 0.1, 300, WHOLE, refine=REFINE),
     "toy_groups": Setting("mlp", {}, "sgd", 0.1, 300, WHOLE, refine=REFINE),
-    "toy_generated": Setting("cnn", {"widths": (8, 16)}, "adamw", 5e-3, 80, Sizes(24, 24, 24), refine=REFINE),
+    "toy_generated": Setting("cnn", {"widths": (8, 16)}, "adamw", 1e-2, 120, Sizes(24, 24, 24), refine=REFINE),
     "toy_pairs": Setting("two_towers", {"width": 32}, "adamw", 3e-3, 200, Sizes(32, 32, 32), refine=REFINE),
 }
 
