@@ -259,7 +259,7 @@ def test_tables_and_pictures_refuse_what_is_the_others(files):
         ([*table_flags, "upstream.name=pool", "upstream.strength=0.0"], "needs upstream.generated"),
         ([flag for flag in pairs if flag != "batch_size=8"], "name all three sizes"),
         ([*pairs, "val_batch=16"], "the augmented and the validation one alike"),
-        ([*pairs, "upstream.name=noise"], "pairs take pool"),
+        ([*pairs, "upstream.name=noise"], "pairs take name=pool"),
         ([*pairs, "upstream.generated=pairs:none.tsv"], "write pairs:<table>"),
         ([*pairs, "data.shots=2"], "data.shots=2 is not read"),
         ([*cnn, "data.bins=3"], "data.bins=3 is not read"),
