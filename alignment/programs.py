@@ -83,6 +83,7 @@ def shapes(computation: Any, *args: Any) -> Any:
 def clear() -> None:
     """Forget all programs; whoever holds one can go on with it."""
     _program.cache_clear()
+    _function.cache_clear()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -91,15 +92,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 @functools.lru_cache(maxsize=NUM_PROGRAMS)
-def _program(form, donate_argnums, places, form_of_places, _):
+def _program(form, donate_argnums, places, form_of_places, context):
+    out_shardings = jax.tree.unflatten(form_of_places, places)
+    options = {} if out_shardings is None else {"out_shardings": out_shardings}
+    return jax.jit(_function(form, context), donate_argnums=tuple(n + 1 for n in donate_argnums), **options)
+
+
+@functools.lru_cache(maxsize=NUM_PROGRAMS)
+def _function(form, _):
+    """Of numbers and arguments; one object, because JAX traces a function once wherever its outputs go."""
+
     def run(numbers, *args):
         return jax.tree.unflatten(form, numbers)(*args)
 
     fn = jax.tree.unflatten(form, [None] * form.num_leaves).fn
     run.__name__ = getattr(fn, "__name__", "run").strip("_")  # the program's name in profiles and logs
-    out_shardings = jax.tree.unflatten(form_of_places, places)
-    options = {} if out_shardings is None else {"out_shardings": out_shardings}
-    return jax.jit(run, donate_argnums=tuple(n + 1 for n in donate_argnums), **options)
+    return run
 
 
 def _context():

@@ -70,9 +70,8 @@ def create(
     # shapes and shardings come from the boxed parameters, whose logical names optax carries into its own state
     shardings = sharding.of(programs.shapes(begin, number, example, None, None), mesh)
     # Compiled with its shardings, so that each device makes its own pieces and the whole never lies on one.
-    unboxed = programs.Computation(_unboxed, numbers=dict(fn=begin))
-    run = programs.compiled(unboxed, out_shardings=shardings, donate_argnums=(2, 3))
-    return run(number, example, params, frozen)
+    run = programs.compiled(begin, out_shardings=shardings, donate_argnums=(2, 3))
+    return nn.meta.unbox(run(number, example, params, frozen))
 
 
 def _begin(seed, example_B, params, frozen, *, model, begin_fn):
@@ -83,10 +82,6 @@ def _begin(seed, example_B, params, frozen, *, model, begin_fn):
         drawn = dict(model.init(init_rng, example_B))
         params = drawn.pop("params")
     return TrainState(jnp.zeros((), jnp.int32), params, begin_fn(params), rng, drawn if frozen is None else frozen)
-
-
-def _unboxed(*args, fn):
-    return nn.meta.unbox(fn(*args))
 
 
 def with_reference(state: TrainState) -> TrainState:
