@@ -8,6 +8,7 @@ Dimensions: B batch, T time, S positions attended to, L layers, D model width, F
 G key/value heads, K head width, V vocabulary.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -279,6 +280,13 @@ class Layer(nn.Module):
 
     def _kernel(self, name, axes, shape, fan_in, scale=1.0):
         return self.param(name, _init(axes, fan_in, scale), shape, self.param_dtype).astype(self.dtype)
+
+
+@functools.lru_cache(maxsize=32)  # a run asks for each of its networks a dozen times, and to trace one takes long
+def boxed_params(model: DecoderLM) -> dict[str, Any]:
+    """Shapes and dtypes of a decoder's parameters in boxes with their logical axes; nothing is computed."""
+    # the key is made within, because outside it would be an array, which starts the devices
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
 
 
 def variables(params: Mapping) -> dict[str, Any]:

@@ -257,8 +257,7 @@ def load(
 
 def param_shapes(model: decoder.DecoderLM) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path in the parameters: shape; nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    params = nn.meta.unbox(decoder.boxed_params(model))
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
 

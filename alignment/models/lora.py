@@ -326,8 +326,7 @@ def logits(model: decoder.DecoderLM, base: Mapping, stacked: Mapping, hidden_KBT
 
 def _kernels(model: decoder.DecoderLM, wanted: Mapping[str, Any]) -> dict[str, tuple[tuple, tuple, int]]:
     """Of our names: the kernel's shape, the logical axes but that of the stack, and the number of input dimensions."""
-    # the key is made within, because outside it would be an array, which starts the devices
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    boxed = decoder.boxed_params(model)
     num_inputs = dict(huggingface.LAYER.values())
     table = {}
     for name in wanted:

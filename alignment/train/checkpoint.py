@@ -16,6 +16,8 @@ from alignment.errors import InputError
 from alignment.train import digests
 from alignment.train.train_state import TrainState, Unsaved
 
+LEAST_SLICE = 1 << 20  # bytes
+
 # Orbax raises its own classes for a disk that is full or closed, so the messages are searched.
 DISK_TROUBLE = (
     "No space left",
@@ -37,6 +39,10 @@ def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool =
         options = ocp.CheckpointManagerOptions(create=False)  # Orbax's own read_only warns on every start
     else:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+    # Orbax cuts an array that several devices hold into as many slices, each by a program compiled for its shape. Small
+    # arrays it writes whole now, because compiling takes longer than writing them.
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE)
+    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
     handlers["position"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)

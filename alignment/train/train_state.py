@@ -45,6 +45,17 @@ def param_shardings(model: nn.Module, example_BT: jax.Array, mesh: Mesh) -> Any:
     return sharding.of(sharding.boxed(model, example_BT), mesh)
 
 
+def draw(model: nn.Module, seed: int, mesh: Mesh) -> Any:
+    """Parameters of a decoder from a seed, in their places on the mesh: its `init` under that key."""
+    places = param_shardings(model, jnp.zeros((1, 4), jnp.int32), mesh)
+    run = programs.compiled(programs.Computation(_draw, dict(model=model)), out_shardings=places)
+    return nn.meta.unbox(run(np.array(seed % 2**32, np.uint32)))
+
+
+def _draw(seed, *, model):
+    return model.init(jax.random.PRNGKey(seed), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
 def create(
     model: Initialised,
     tx: optax.GradientTransformation,

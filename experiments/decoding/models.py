@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
@@ -230,12 +229,11 @@ def network_of(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.
 
 def params_of(init_from: str, net: decoder.DecoderLM, mesh: Mesh) -> Any:
     """In the type of the arithmetic: decoding, unlike training, needs no wider copy."""
-    example_BT = jnp.zeros((1, 4), jnp.int32)
-    shardings = train_state.param_shardings(net, example_BT, mesh)
     if init_from == RANDOM:
-        return jax.device_put(nn.meta.unbox(net.init(jax.random.PRNGKey(0), example_BT)["params"]), shardings)
+        return train_state.draw(net, 0, mesh)
     if init_from.startswith("run:"):
         return language_model.params(init_from, net, mesh)
+    shardings = train_state.param_shardings(net, jnp.zeros((1, 4), jnp.int32), mesh)
     return huggingface.load(huggingface.resolve(init_from), net, shardings=shardings, dtype=net.dtype)
 
 

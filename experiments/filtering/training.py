@@ -7,12 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment import programs
 from alignment.models import decoder
 from alignment.preference import metrics, pairs
 from alignment.train import loop, next_token, optimizer, sharding, step, train_state
@@ -44,9 +41,7 @@ class Trainer:
 
     def init(self, seed: int) -> Any:
         """Parameters drawn from a seed."""
-        places = train_state.param_shardings(self.model, jnp.zeros((1, 4), jnp.int32), self.mesh)
-        init_fn = programs.compiled(programs.Computation(_init, dict(model=self.model)), out_shardings=places)
-        return init_fn(jax.random.PRNGKey(seed))
+        return train_state.draw(self.model, seed, self.mesh)
 
     def train(self, stage: str, params: Any, batches: Any, folder: pathlib.Path, seed: int) -> Any:
         """Parameters after a stage, which resumes by itself from folder/stage."""
@@ -75,7 +70,3 @@ class Trainer:
             ),
         )
         return state.params
-
-
-def _init(key, *, model):
-    return nn.meta.unbox(model.init(key, jnp.zeros((1, 4), jnp.int32))["params"])
