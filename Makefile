@@ -13,7 +13,7 @@ JOBS ?= auto --maxprocesses=4
 SEED ?= 0
 # A file's tests stay in one process, because they share fixtures and compiled programs.
 PYTEST := SEED=$(SEED) $(BIN)/python -m pytest
-PARALLEL := --ignore=tests/parity -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
 
@@ -40,20 +40,20 @@ laptop: $(VENV)/core
 
 test: $(VENV)/test
 	@echo "tests in the order of seed $(SEED)"
-	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
+	$(PYTEST) --ignore=tests/parity $(PARALLEL) -m "not slow" $(ARGS)
 
 slow: $(VENV)/test
 	@echo "slow tests in the order of seed $(SEED)"
-	$(PYTEST) $(PARALLEL) -m slow $(ARGS)
+	$(PYTEST) --ignore=tests/parity $(PARALLEL) -m slow $(ARGS)
 
 coverage: $(VENV)/test
 	@echo "all tests in the order of seed $(SEED)"
-	$(PYTEST) $(PARALLEL) --cov --cov-report= $(ARGS)
+	$(PYTEST) --ignore=tests/parity $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --skip-covered --sort=-cover | tail -n 25
 
 parity: $(VENV)/parity
 	@echo "parity tests in the order of seed $(SEED)"
-	$(PYTEST) tests/parity $(ARGS)
+	$(PYTEST) tests/parity $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

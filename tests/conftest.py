@@ -40,7 +40,7 @@ import pytest  # noqa: E402
 
 from alignment import memory, programs  # noqa: E402
 
-MOST_BYTES = 3 << 29  # 1.5 GiB
+MOST_BYTES = 2 << 30  # 2 GiB
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
