@@ -23,6 +23,7 @@ MOST_CLASSES = 10  # whole numbers up to which a target without a kind is one of
 TRAIN, VAL, TEST = "meta_train", "meta_val", "meta_test"
 FOLDS = (TRAIN, VAL, TEST)
 SIDES = ("east", "west", "north", "south")
+TRIED = (48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2)  # tiles along the longer side of an area, where a grid sets none
 DRAWS = 2**30  # draws of tasks that an endless loader numbers
 ENOUGH = 20_000  # samples that the scale of features is taken from
 
@@ -61,7 +62,7 @@ class Grid:
 
     Args:
         tile: side of a tile, in degrees or in the plane's unit; None: the longer side of the area is `tiles` of them.
-        tiles: read where `tile` is None.
+        tiles: read where `tile` is None; None takes the number of TRIED that leaves most tiles with enough places.
         cells: g; a tile has g x g cells, its places.
         least_places: places that a tile needs, at least 2.
         test_side: where the tiles for testing lie: east, west, north or south of all others.
@@ -70,7 +71,7 @@ class Grid:
     """
 
     tile: float | None = None
-    tiles: int = 12
+    tiles: int | None = None
     cells: int = 4
     least_places: int = 9
     test_side: str = "east"
@@ -81,8 +82,10 @@ class Grid:
         errors.one_of("grid.test_side", self.test_side, SIDES)
         if self.tile is not None and not self.tile > 0:
             raise InputError(f"grid.tile={self.tile} must be above 0: the side of a tile")
+        if self.tile is not None and self.tiles is not None:
+            raise InputError(f"grid.tiles={self.tiles} is read where grid.tile is not set; leave one of them out")
         for name, least in (("tiles", 2), ("cells", 1), ("least_places", 2)):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 why = "; evenness over fewer places says nothing" if name == "least_places" else ""
                 raise InputError(f"grid.{name}={getattr(self, name)} must be at least {least}{why}")
         if self.least_places > self.cells**2:
@@ -127,15 +130,10 @@ def cut(samples: Samples, grid: Grid, *, least: int) -> tuple[list[Region], dict
     Raises:
         InputError: fewer than 3 tiles are left; features that are not finite.
     """
-    low, high = samples.xy_N2.min(0), samples.xy_N2.max(0)
-    side = grid.tile or float((high - low).max()) / grid.tiles
-    if not side > 0:
-        raise InputError("all samples lie at one point; places need an area")
-    # Whole multiples of the side, so that more samples do not move the tiles.
-    tile_N2 = np.floor(samples.xy_N2 / side).astype(np.int64)
-    cell_N2 = np.clip(((samples.xy_N2 / side - tile_N2) * grid.cells).astype(np.int64), 0, grid.cells - 1)
-    key_N4 = np.concatenate([tile_N2, cell_N2], axis=1)
-    keys_P4, place_N, count_P = np.unique(key_N4, axis=0, return_inverse=True, return_counts=True)
+    side = _side(samples.xy_N2, grid, least)
+    keys_P4, place_N, count_P = np.unique(
+        _cells(samples.xy_N2, side, grid.cells), axis=0, return_inverse=True, return_counts=True
+    )
     order_N = np.argsort(place_N.ravel(), kind="stable")
     members = np.split(order_N, np.cumsum(count_P)[:-1])
     counts = {"places": len(keys_P4), "places with too few samples": 0, "samples in them": 0}
@@ -171,6 +169,32 @@ def cut(samples: Samples, grid: Grid, *, least: int) -> tuple[list[Region], dict
         )
     check_finite(samples, regions)
     return regions, counts
+
+
+def _cells(xy_N2: np.ndarray, side: float, cells: int) -> np.ndarray:
+    """Tile and cell of each sample, [N,4]: x and y of the tile, x and y of the cell in it."""
+    # Whole multiples of the side, so that more samples do not move the tiles.
+    tile_N2 = np.floor(xy_N2 / side).astype(np.int64)
+    cell_N2 = np.clip(((xy_N2 / side - tile_N2) * cells).astype(np.int64), 0, cells - 1)
+    return np.concatenate([tile_N2, cell_N2], axis=1)
+
+
+def _side(xy_N2: np.ndarray, grid: Grid, least: int) -> float:
+    """The side of a tile: as the grid says, or the one of TRIED that leaves most tiles with enough places."""
+    longer = float(np.ptp(xy_N2, axis=0).max())
+    if not longer > 0:
+        raise InputError("all samples lie at one point; places need an area")
+    if grid.tile is not None or grid.tiles is not None:
+        return grid.tile or longer / grid.tiles
+
+    def num_tiles(tiles: int) -> int:
+        keys_P4, count_P = np.unique(_cells(xy_N2, longer / tiles, grid.cells), axis=0, return_counts=True)
+        _, places_T = np.unique(keys_P4[count_P >= least, :2], axis=0, return_counts=True)
+        return int((places_T >= grid.least_places).sum())
+
+    side = longer / max(TRIED, key=num_tiles)
+    print(f"grid.tile is not set: tiles of side {side:.4g} leave most tiles with enough places", flush=True)
+    return side
 
 
 def fold(regions: Sequence[Region], grid: Grid, *, seed: int) -> list[Region]:

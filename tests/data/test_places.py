@@ -74,6 +74,21 @@ def test_places_and_tiles_with_too_little_are_counted_and_said(capsys):
         places.cut(more, GRID, least=100)
 
 
+def test_a_grid_without_a_side_takes_the_one_that_leaves_most_tiles(capsys):
+    samples = spread(1_000)
+    grid = Grid(cells=2, least_places=3)
+    regions, _ = places.cut(samples, grid, least=12)
+    by_hand = {}
+    for tiles in places.TRIED:
+        try:
+            by_hand[tiles] = len(places.cut(samples, Grid(tiles=tiles, cells=2, least_places=3), least=12)[0])
+        except InputError:
+            by_hand[tiles] = 0
+    assert len(regions) == max(by_hand.values()) > 3 and "grid.tile is not set" in capsys.readouterr().out
+    with pytest.raises(InputError, match="leave one of them out"):
+        Grid(tile=1.0, tiles=3)
+
+
 def test_what_is_not_finite_is_refused_by_task_and_row(area):
     samples, regions, _ = area
     row = regions[2].places[1].index_N[4]
