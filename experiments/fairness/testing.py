@@ -40,7 +40,7 @@ class Report:
         boxes_P4: of the places of the test tasks, `box_T4` of the tasks.
         names_T: of the test tasks.
         by_chance: the quality of a constant prediction.
-        collapses: method -> why it collapsed with some seed; "" where it did not.
+        collapses: method with a referee -> why it collapsed with some seed; "" where it did not.
         notes: sentences for the findings.
         gains: method -> what it gains over MAML in LF and loses in quality, each with its interval.
     """
@@ -111,6 +111,7 @@ def report(setup: Setup, tested: Mapping[str, Sequence[Tested]]) -> Report:
     collapses = {
         name: "; ".join(filter(None, (training.is_collapsed(one.last, one.outcome, options) for one in of_seed)))
         for name, of_seed in tested.items()
+        if name in methods.REFEREED
     }
     by_chance = measures.chance(first.y_N, options["measure"], num_classes=options["num_classes"])
     names_T = [world.name_fn(places.TEST, int(number)) for number in first.task_T]

@@ -138,6 +138,10 @@ def findings(report: Report) -> list[str]:
     lines.append("The referee is a reconstruction: the paper's equations and tables could not be read.")
     lines += [honest(method, gains) for method, gains in report.gains.items()]
     lines += [f"{method} has collapsed: {why}." for method, why in report.collapses.items() if why]
+    means = {name: values_of(tested, "performance").mean() for name, tested in report.tested.items()}
+    poor = [name for name, mean in means.items() if mean < report.by_chance]
+    if poor:
+        lines.append(f"Worse than a constant prediction on these tasks: {', '.join(poor)}. Their evenness says little.")
     return lines + list(report.notes)
 
 
@@ -217,7 +221,7 @@ OF_VALUES = {
 METRICS = {f"{name}/*": meaning for name, meaning in OF_VALUES.items()} | dict(OF_VALUES)
 METRICS |= {
     "chance": ("quality of a constant prediction on the test tasks", ""),
-    "collapsed": ("methods that make all places equally bad", "lower"),
+    "collapsed": ("methods with a referee that make all places equally bad", "lower"),
     "lf_gain": ("how much lower the referee's LF is than MAML's, same tasks", "higher"),
     "lf_gain/low": ("lower end of its 95 % interval over seeds and tasks", "higher"),
     "lf_gain/high": ("upper end of it", "higher"),
