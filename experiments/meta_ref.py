@@ -79,7 +79,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         loss=placeholder(str),  # logistic, softmax, dice, squared; None: by the target
     )
     c.referee_width = 32
-    c.inner = dict(steps=3, test_steps=3, rate=0.5, is_second_order=True)
+    c.inner = dict(
+        steps=3,
+        test_steps=3,
+        rate=placeholder(float),  # alpha; None: 0.5 for classes, 0.02 for numbers
+        is_second_order=True,
+    )
     c.outer = dict(lr=2e-3, referee_lr=placeholder(float))  # Adam; None: as lr
     c.objective = dict(
         fair_params=placeholder(str),  # what the fairness update moves: phi, theta, both; None: phi
@@ -146,7 +151,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     for rows, columns in (*c.partitionings, *c.audit.partitionings):
         if min(rows, columns) < 1 or rows * columns < 2:
             raise InputError(f"partitioning {(rows, columns)}: rows and columns, at least two cells, such as (2, 2)")
-    if not c.inner.rate > 0:
+    if c.inner.rate is not None and not c.inner.rate > 0:
         raise InputError(f"inner.rate={c.inner.rate} must be above 0: alpha, the rate of the inner steps")
     meta.optimizers(c.outer.lr, c.outer.referee_lr or c.outer.lr)
     check_predictor(c)

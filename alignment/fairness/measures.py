@@ -18,11 +18,11 @@ OF_CLASSES, OF_NUMBERS = (ACCURACY, F1), (NEG_RMSE, R2)
 WORDS = {
     ACCURACY: "accuracy",
     F1: "F1 weighted by how frequent each class is",
-    NEG_RMSE: "minus the root mean squared error, in the target's units",
+    NEG_RMSE: "minus the root mean squared error",
     R2: "R2, the share of the variance that is explained",
 }
 ZERO_DIVISION = ("0", "nanmean")
-NEAR_CHANCE, LEAST_RAW = 0.02, 0.1  # of `collapsed`
+NEAR_CHANCE, LEAST_FACTOR = 0.02, 0.1  # of `collapsed`
 DEFINITIONS = {
     "LF": "mean over tasks of (1/S) sum_s |m_s - E_m|: m_s is the quality at place s of a task with S places, E_m the "
     "quality on all of the task's samples",
@@ -234,14 +234,17 @@ def chance(y_N: np.ndarray, measure: str, *, num_classes: int = 2) -> float:
     return float(grouped(predicted_N, y_N, group_N, 1, measure=measure, num_classes=num_classes)[0])
 
 
-def collapsed(performance: float, by_chance: float, mean_raw: float) -> str:
+def collapsed(performance: float, by_chance: float, mean_factor: float) -> str:
     """Why a referee has collapsed, making all places equally bad; "" where it has not.
 
-    It has where the quality is within 0.02 of a constant prediction's, or the raw factors are below 0.1 on average.
+    It has where the quality is within 0.02 of a constant prediction's, or the factors that are applied are below 0.1 on
+    average; those that are scaled to mean 1 never are.
     """
     reasons = []
     if performance < by_chance + NEAR_CHANCE:
         reasons.append(f"its quality {performance:.3f} is within {NEAR_CHANCE} of a constant prediction's")
-    if mean_raw < LEAST_RAW:
-        reasons.append(f"its raw factors are {mean_raw:.3f} on average, below {LEAST_RAW}, so that nothing is learned")
+    if mean_factor < LEAST_FACTOR:
+        reasons.append(
+            f"its factors are {mean_factor:.3f} on average, below {LEAST_FACTOR}, so that nothing is learned"
+        )
     return "; ".join(reasons)

@@ -231,7 +231,7 @@ METRICS |= {
     "unevenness": ("mean distance of a place's loss from its task's mean loss, after the inner steps", "lower"),
     "referee_grad_norm": ("length of the referee's gradient", ""),
     "factor_std": ("deviation of the factors over places; 0: every place learns alike", ""),
-    "raw_factor": ("mean factor before it is normalised; near 0 the referee has collapsed", ""),
+    "raw_factor": ("mean factor before it is scaled to mean 1", ""),
     "grad_norm": ("length of the predictor's gradient", ""),
 }
 

@@ -53,8 +53,8 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, is_degrees: bool, capti
 def _draw(figure, axes, panel: Panel, is_degrees: bool) -> None:
     low, high = panel.limits or (float(np.nanmin(panel.value_P)), float(np.nanmax(panel.value_P)))
     if panel.centre is not None:
-        reach = max(high - panel.centre, panel.centre - low, 1e-9)
-        scale = cm.ScalarMappable(colors.Normalize(panel.centre - reach, panel.centre + reach), "RdBu")
+        ends = min(low, panel.centre - 1e-6), max(high, panel.centre + 1e-6)
+        scale = cm.ScalarMappable(colors.TwoSlopeNorm(panel.centre, *ends), "RdBu")
     else:
         scale = cm.ScalarMappable(colors.Normalize(low, max(high, low + 1e-9)), "viridis")
     boxes = [Rectangle((w, s), e - w, n - s) for w, s, e, n in panel.box_P4]
