@@ -244,7 +244,5 @@ def collapsed(performance: float, by_chance: float, mean_factor: float) -> str:
     if performance < by_chance + NEAR_CHANCE:
         reasons.append(f"its quality {performance:.3f} is within {NEAR_CHANCE} of a constant prediction's")
     if mean_factor < LEAST_FACTOR:
-        reasons.append(
-            f"its factors are {mean_factor:.3f} on average, below {LEAST_FACTOR}, so that nothing is learned"
-        )
+        reasons.append(f"its factors are {mean_factor:.3f} on average, below {LEAST_FACTOR}: nothing is learned")
     return "; ".join(reasons)
