@@ -62,7 +62,8 @@ def build(learner: meta.Learner, *, steps: int) -> Callable[[Any, Any, meta.Task
         (moved, _), (predicted_KSQ, loss_KS, factor_KS, raw_KS) = jax.lax.scan(
             body, (theta, meta.first_carry(task)), length=steps
         )
-        is_finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(moved)]).all()
+        leaves = (*jax.tree.leaves(moved), loss_S, loss_KS)
+        is_finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
         return {
             "predicted": jnp.concatenate([predicted_SQ[None], predicted_KSQ]),
             "loss": jnp.concatenate([loss_S[None], loss_KS]),

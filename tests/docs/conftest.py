@@ -85,7 +85,7 @@ def write_texts(folder: pathlib.Path) -> None:
 def write_places(folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     with open(folder / "homes.csv", "w", newline="", encoding="utf-8") as f:
-        rows = [(i, *(4 * rng.random(2) - (118, -33)), *rng.random(2)) for i in range(900)]
+        rows = [(i, *(4 * rng.random(2) - (118, -33)), *rng.random(2)) for i in range(3_000)]
         csv.writer(f).writerows([("id", "lon", "lat", "rooms", "price"), *rows])
     with open(folder / "outcomes.csv", "w", newline="", encoding="utf-8") as f:
         rows = [(*rng.random(2), int(rng.random() < 0.6)) for _ in range(400)]
