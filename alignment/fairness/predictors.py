@@ -24,7 +24,7 @@ NETWORKS = (MLP, LSTM)
 
 
 class Mlp(nn.Module):
-    """Dense layers; `init_std` draws kernels from a normal of that deviation cut at two of them, None scales by width."""
+    """Dense layers; `init_std` draws kernels from a normal of that deviation cut at two, None scales them by width."""
 
     outputs: int
     widths: Sequence[int] = (16,)
