@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from alignment import files
@@ -82,21 +84,35 @@ def _of(
     """Log-probabilities of the tokens of each answer, from the store where it has them."""
     store = reference_store.Store(folder, reference_store.made_from(model, params)) if folder else None
     keys = [reference_store.key(*answer) for answer in answers] if store else []
-    known = store.read(keys) if store else [None] * len(answers)
+    lengths = [len(answer.ids) - answer.prompt_len for answer in answers]
+    known = _agreed(store.read(keys), lengths) if store else [None] * len(answers)
     missing = [i for i, logps in enumerate(known) if logps is None]
     where = f", {len(answers) - len(missing)} of them from {folder}" if folder else ""
     print(f"reference log-probabilities of {len(answers)} answers of the {len(split)} {name} pairs{where}", flush=True)
     if missing:
-        wanted = [answers[i] for i in missing]
-        lengths = [len(answer.ids) - answer.prompt_len for answer in wanted]
-        batches = _batches(model, wanted, mesh, batch_size, split.pad_id)
-        computed = pairs.score_answers(model, params, batches, lengths, mesh)
+        batches = _batches(model, [answers[i] for i in missing], mesh, batch_size, split.pad_id)
+        computed = pairs.score_answers(model, params, batches, [lengths[i] for i in missing], mesh)
         if store:
             store.write([keys[i] for i in missing], computed)
         known = [*known]
         for i, logps in zip(missing, computed):
             known[i] = logps
     return [logps for logps in known if logps is not None]
+
+
+def _agreed(known: Sequence[np.ndarray | None], lengths: Sequence[int]) -> list[np.ndarray | None]:
+    """What the first process has read, on every process.
+
+    Another run may write between two processes' reads. Those would then compute different batches, and wait for each
+    other for ever.
+    """
+    if jax.process_count() == 1:
+        return list(known)
+    is_known = np.array([logps is not None for logps in known])
+    flat = [np.zeros(n, np.float32) if logps is None else logps for logps, n in zip(known, lengths)]
+    is_known, values = multihost_utils.broadcast_one_to_all((is_known, np.concatenate(flat)))
+    parts = np.split(np.asarray(values), np.cumsum(lengths)[:-1])
+    return [part if one else None for part, one in zip(parts, np.asarray(is_known))]
 
 
 def _batches(

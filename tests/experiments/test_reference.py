@@ -82,6 +82,16 @@ def test_other_weights_or_numerics_compute_all_again(tmp_path, monkeypatch):
     assert score(data, folder, tmp_path / "c", monkeypatch, attention="dense")[1] == 16
 
 
+def test_processes_take_what_the_first_one_has_read(monkeypatch):
+    first = [np.array([-1.0, -2.0], np.float32), None, np.array([-3.0], np.float32)]
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(references.multihost_utils, "broadcast_one_to_all", lambda tree: sent.append(tree) or sent[0])
+    for own in (first, [None, None, None]):  # the second process has read before another run wrote
+        found = references._agreed(own, [2, 3, 1])
+        assert [None if one is None else one.tolist() for one in found] == [[-1, -2], None, [-3]]
+
+
 def test_the_points_of_a_sweep_share_the_sweep_s_folder(tmp_path):
     workdir = tmp_path / "objective.beta=0.1"
     assert references.folder_of(workdir, "") == ""

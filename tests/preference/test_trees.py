@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from alignment.errors import InputError
 from alignment.models import decoder, tree_attention
 from alignment.preference import pairs
 from alignment.train import sharding, step, train_state
@@ -228,22 +229,31 @@ def test_an_answer_that_was_not_scored_is_refused():
         pairs.score_answers(helpers.model(), helpers.start_params(), batches, [1, 1, 1], helpers.make_mesh())
 
 
-def first_values(reference, **changes):
-    """Metrics of the first update where the reference is the policy, and its batch."""
-    policy, _ = test_pairs.policy_and_reference()
-    batch = tree_batch() | changes
-    loss_fn = pairs.loss_fn(helpers.model(), beta=test_pairs.BETA)
-    frozen = policy if reference is None else {}
-    batch |= {} if reference is None else {"reference": reference}
-    found, metrics = jax.jit(loss_fn)(policy, batch, rng=None, frozen=frozen)
-    return {name: float(step.value(m)) for name, m in {"loss": found, **metrics}.items()}, batch
+def check_first(**changes):
+    """Check the first update of a batch whose reference is the policy, but for the changes; returns its loss."""
+    policy, batch = test_pairs.policy_and_reference()[0], tree_batch()
+    found = jax.jit(functools.partial(pairs.token_logps, helpers.model()))(policy, batch)
+    batch |= {"reference": np.asarray(found)} | changes
+    value, _, metrics = test_pairs.compiled(with_gradient=False)(batch)
+    pairs.check_first("dpo", {"beta": test_pairs.BETA}, tolerance=1e-4)({"loss": value, **metrics}, batch)
+    return value
 
 
-def test_the_first_loss_of_packed_rows_is_ln_2_and_the_check_fires_on_another_reference():
-    check = pairs.check_first("dpo", {"beta": test_pairs.BETA}, tolerance=1e-4)
-    values, batch = first_values(None)
-    assert abs(values["loss"] - np.log(2)) < 1e-6
-    check(values, batch)
-    values, batch = first_values(np.zeros(batch["mask"].shape, np.float32))
-    with pytest.raises(Exception, match=r"batch of pairs \[0, 1, 2, 3, 4, 5, 6, 7\]"):
-        check(values, batch)
+def test_the_first_loss_of_packed_rows_is_ln_2():
+    assert abs(check_first() - np.log(2)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda batch: {"reference": np.zeros_like(batch["mask"])},
+        lambda batch: {"mask": np.roll(batch["mask"], 1, axis=-1)},
+        lambda batch: {"sources": np.maximum(batch["sources"] - 1, 0)},
+        lambda batch: {"ends": np.full_like(batch["ends"], batch["ends"].shape[1])},
+        lambda batch: {"positions": batch["positions"] + np.arange(batch["positions"].shape[1])[None]},
+    ],
+    ids=["another reference", "mask shifted", "another source", "other groups seen", "positions of the row"],
+)
+def test_the_first_check_fires_on_a_fault_in_packed_rows(fault):
+    with pytest.raises(InputError, match=r"batch of pairs \[0, 1, 2, 3, 4, 5, 6, 7\]"):
+        check_first(**fault(tree_batch()))

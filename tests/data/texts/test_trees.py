@@ -184,6 +184,17 @@ def test_batches_follow_from_seed_and_step_alone(order):
     assert seen == dict.fromkeys(range(10), 2)  # 5 steps of 4 are two epochs of 10, each in an order of its own
 
 
+@pytest.mark.parametrize("order", preferences.ORDERS)
+def test_a_loader_goes_on_where_another_stopped(order):
+    options = dict(batch_size=4, layout="tree", order=order, num_threads=0)
+    one, two = (preferences.batches(profile("short", 10), **options) for _ in range(2))
+    for _ in range(3):  # the next batch lies across the border of two epochs
+        next(one)
+    two.set_state(one.get_state())
+    first, second = next(one), next(two)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
 def test_the_pairs_of_a_step_are_those_of_the_other_layouts():
     pairs = profile("short", 10)
     for tree in (batches_of(pairs, seed=3), batches_of(pairs, seed=3, num_rows=2)):
