@@ -114,9 +114,9 @@ def _forward(q_NBGMK, k_NBGCK, v_NBGCK, seen):
         fade_BGM = jnp.exp(top_NBGM[n] - top_BGM)
         added_BGMK = _product("BGMC,BGCK->BGMK", weights_BGMC.astype(v_NBGCK.dtype), v_NBGCK[s], wide)
         return (
-            out_NBGMK.at[n].set(out_NBGMK[n] * fade_BGM[..., None] + added_BGMK),
-            top_NBGM.at[n].set(top_BGM),
-            total_NBGM.at[n].set(total_NBGM[n] * fade_BGM + jnp.sum(weights_BGMC, axis=-1)),
+            _put(out_NBGMK, n, out_NBGMK[n] * fade_BGM[..., None] + added_BGMK),
+            _put(top_NBGM, n, top_BGM),
+            _put(total_NBGM, n, total_NBGM[n] * fade_BGM + jnp.sum(weights_BGMC, axis=-1)),
         )
 
     start = (
@@ -148,10 +148,11 @@ def _backward(residuals, gradient_NBGMK):
         from_v_BGMC = _product("BGMK,BGCK->BGMC", gradient_BGMK, v_NBGCK[s], wide)
         logits_gradient_BGMC = (weights_BGMC * (from_v_BGMC - mean_NBGM[n][..., None]) * scale).astype(q_NBGMK.dtype)
         weights_BGMC = weights_BGMC.astype(q_NBGMK.dtype)
+        from_q_BGCK = _product("BGMC,BGMK->BGCK", logits_gradient_BGMC, q_NBGMK[n], wide)
         return (
-            q_gradient.at[n].add(_product("BGMC,BGCK->BGMK", logits_gradient_BGMC, k_NBGCK[s], wide)),
-            k_gradient.at[s].add(_product("BGMC,BGMK->BGCK", logits_gradient_BGMC, q_NBGMK[n], wide)),
-            v_gradient.at[s].add(_product("BGMC,BGMK->BGCK", weights_BGMC, gradient_BGMK, wide)),
+            _put(q_gradient, n, q_gradient[n] + _product("BGMC,BGCK->BGMK", logits_gradient_BGMC, k_NBGCK[s], wide)),
+            _put(k_gradient, s, k_gradient[s] + from_q_BGCK),
+            _put(v_gradient, s, v_gradient[s] + _product("BGMC,BGMK->BGCK", weights_BGMC, gradient_BGMK, wide)),
         )
 
     start = [jnp.zeros(x.shape, wide) for x in (q_NBGMK, k_NBGCK, v_NBGCK)]
@@ -180,6 +181,11 @@ def _logits(q_NBGMK, k_NBGCK, rows, wide, n, s):
     seen_BMC = jnp.tile(seen_BCC, (1, num_repeats, 1))
     logits_BGMC = _product("BGMK,BGCK->BGMC", q_NBGMK[n], k_NBGCK[s], wide) * q_NBGMK.shape[-1] ** -0.5
     return jnp.where(seen_BMC[:, None], logits_BGMC, HIDDEN), seen_BMC
+
+
+def _put(x, n, value):
+    """`x.at[n].set(value)`, which would be a scatter, and that copies the whole array in each turn of a loop."""
+    return jax.lax.dynamic_update_index_in_dim(x, value, n, axis=0)
 
 
 def _product(form, a, b, wide):

@@ -19,9 +19,9 @@ END = 2  # of a sequence
 
 
 def lengths(mean: int, spread: float, num: int, rng: np.random.Generator) -> np.ndarray:
-    """[num] tokens, lognormal with about this mean; at most four times it."""
-    drawn = mean * np.exp(rng.normal(-(spread**2) / 2, spread, num))
-    return np.clip(np.round(drawn), 4, 4 * mean).astype(int)
+    """[num] tokens, lognormal around this mean, which the draw has but for rounding; at most four times it."""
+    drawn = np.exp(rng.normal(0.0, spread, num))
+    return np.clip(np.round(drawn * (mean / drawn.mean())), 4, 4 * mean).astype(int)
 
 
 def draw(profile: dict, vocab_size: int, *, is_even: bool, answers: int = 2, seed: int = 1) -> dict[str, list]:
