@@ -247,12 +247,12 @@ def test_the_first_loss_of_packed_rows_is_ln_2():
     "fault",
     [
         lambda batch: {"reference": np.zeros_like(batch["mask"])},
-        lambda batch: {"mask": np.roll(batch["mask"], 1, axis=-1)},
+        lambda batch: {name: np.roll(batch[name], 1, axis=-1) for name in ("targets", "sources", "mask", "owners")},
         lambda batch: {"sources": np.maximum(batch["sources"] - 1, 0)},
         lambda batch: {"ends": np.full_like(batch["ends"], batch["ends"].shape[1])},
         lambda batch: {"positions": batch["positions"] + np.arange(batch["positions"].shape[1])[None]},
     ],
-    ids=["another reference", "mask shifted", "another source", "other groups seen", "positions of the row"],
+    ids=["another reference", "targets shifted", "another source", "other groups seen", "positions of the row"],
 )
 def test_the_first_check_fires_on_a_fault_in_packed_rows(fault):
     with pytest.raises(InputError, match=r"batch of pairs \[0, 1, 2, 3, 4, 5, 6, 7\]"):
