@@ -71,7 +71,7 @@ def test_steps_compile_once_whether_they_refine_or_not():
     update = step.compile_update(build(training.refined(3, forward, every=2), check_every=2), state)
     for k in range(4):
         state, metrics = update(state, batch_of(k))
-    assert update._cache_size() == 1 and int(state.frozen["saflex"].num) == 2
+    assert update.func._cache_size() == 1 and int(state.frozen["saflex"].num) == 2
     assert float(metrics["saflex/kept"].count) == 0  # the last step was not refined, so it logs nothing of it
 
 
