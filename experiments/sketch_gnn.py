@@ -55,19 +55,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seed = 0  # of the first of `seeds` trainings; the embedded graph is drawn from it
     c.data = dict(
         path="",  # a Planetoid folder, .npz, GraphSAINT, Reddit or raw OGB folder; or synthetic:block_model
-        features="rows",  # rows (each sums to 1), centred (rows less their mean), columns (variance 1 too) or none
+        features="centred",  # rows (each sums to 1), centred (rows less their mean), columns (variance 1 too) or none
         num_features=config_dict.placeholder(int),  # of a graph without features: drawn around a centre of each class
     )
-    c.block = dict(  # of synthetic:block_model
-        nodes=1_200,
-        classes=4,
-        inside=6.0,  # neighbours of a node in its own class, expected
-        outside=1.8,  # in all others together
-        features=16,
-        feature_scale=0.6,  # distance of the classes' centres, in deviations of the noise
-        train=0.2,  # share of the nodes
-        val=0.2,
-    )
+    c.block = dataclasses.asdict(block_model.Options())  # of synthetic:block_model; its docstring has the meanings
     c.network = dict(
         name="gcn",  # gcn, sage, sgc or gat
         layers=2,
@@ -81,52 +72,27 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         coefficients="learned",  # learned, taylor, least_squares or ridge
         activation="relu",  # which the others than learned fit
         radius=3.0,  # of least_squares: pre-activations from -radius to radius
-        top_k=8,  # entries that stay in a row of a sketched convolution; None: all
+        top_k=24,  # entries that stay in a row of a sketched convolution; None: all
         sets=2,  # independent sketches, of which the read-out takes the median
         readout="median",  # or mean
         hashes="order_distinct",  # order_distinct, all_distinct, layer_distinct or all_same
-        buckets="random",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
+        buckets="lsh_fixed",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
         residual=False,  # add a middle layer's input to its output
         memory_mib=4_096,  # of sketched convolutions; more is refused before it is computed
     )
     c.optimizer = dict(  # of the polynomial and the sketched network
-        lr=5e-3,
-        weight_decay=0.0,
+        lr=0.03,
+        weight_decay=5e-4,
         clip_norm=1.0,
-        dropout=0.0,  # of columns of each layer's input, which commutes with a sketch
+        dropout=0.5,  # of columns of each layer's input, which commutes with a sketch
     )
     c.full = dict(lr=0.01, weight_decay=5e-4, clip_norm=0.0, dropout=0.5)  # of the usual one
-    c.lsh = dict(  # of sketch.buckets=lsh_learned, which is ours
-        warmup=20,  # epochs before the first refresh
-        every=10,  # epochs between two
-        share=0.1,  # of the nodes that may move at a refresh
-        steps=20,  # of Adam on the hinge of close and far pairs
-        lr=1e-3,
-        margin=1.0,
-    )
-    c.attention = dict(every=10, steps=5, lr=0.01)  # of gat on sketches, which is ours: see refreshing.Attention
+    c.lsh = dataclasses.asdict(refreshing.Hashing())  # of sketch.buckets=lsh_learned, which is ours
+    c.attention = dataclasses.asdict(refreshing.Attention())  # of gat on sketches, which is ours
     c.baselines = ()  # of neighbours, saint, cluster: trained on a part of the graph in each step
-    c.parts = dict(  # of the baselines
-        seeds=64,  # labelled nodes that a step of `neighbours` begins at
-        fanout=10,  # neighbours that are sampled of a node, in each layer
-        roots=200,  # random walks of a step of `saint`
-        walk=2,  # their length
-        presampled=50,  # parts that `saint` counts nodes and edges in
-        clusters=20,  # of `cluster`
-        merged=4,  # of a step
-    )
+    c.parts = dataclasses.asdict(parts.Options())  # of the baselines
     c.sizes = ()  # nodes of block models that are trained on too, for memory and time by size
-    c.scale = dict(  # what all these sizes have in common
-        width=1_024,  # rows of a sketch
-        hidden=64,
-        inside=15.0,  # neighbours of a node in its own class, expected
-        outside=5.0,
-        order=2,
-        steps=100,
-        full_steps=60,  # of the usual network; 0 leaves it out
-        batch_size=1_024,  # labelled nodes of a step
-        lr=0.01,
-    )
+    c.scale = dataclasses.asdict(scaling.Options())  # what all these sizes have in common
     c.epochs = 200
     c.eval_every = 1  # epochs
     c.batch_size = 8_192  # labelled nodes of a sketched step, at most
@@ -135,6 +101,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.data.path = EMBEDDED
         c.data.features = "columns"
         c.full.dropout = 0.0
+        c.optimizer.update(lr=5e-3, weight_decay=0.0, dropout=0.0)
+        c.sketch.top_k = 8
     if arg == "tiny":
         c.block.nodes = 240
         c.network.hidden = 4
@@ -151,7 +119,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.scale.batch_size = 64
     elif arg == "laptop":
         c.sketch.ratios = (0.5, 0.3, 0.1, 0.05)
-        c.sketch.buckets = "lsh_fixed"
         c.epochs = 200
         c.eval_every = 5
         c.seeds = 2
@@ -222,6 +189,11 @@ def check_unread(c: ml_collections.ConfigDict) -> None:
             raise InputError(
                 f"{group}={dict(c[group])} is read by {reader} alone, which is not set; leave {group} as it is"
             )
+    if c.sketch.coefficients == "learned" and (c.sketch.activation, c.sketch.radius) != ("relu", 3.0):
+        raise InputError(
+            f"sketch.activation={c.sketch.activation!r} and sketch.radius={c.sketch.radius} are read where "
+            "sketch.coefficients fits an activation, and not where it is learned; leave them as they are"
+        )
     if c.sketch.buckets == "lsh_learned":
         if not hashes.shares_layers(c.sketch.hashes) or c.network.name == "gat":
             raise InputError(

@@ -61,8 +61,8 @@ def steps(by_arm: Mapping[str, Sequence[Result]]) -> list[dict[str, float]]:
     for name, results in by_arm.items():
         for rows in zip(*(result.curve for result in results)):
             row = out.setdefault(int(rows[0]["epoch"]), {})
-            for key in ("loss", "val", "test"):
-                row[f"{key}/{name}"] = float(np.mean([one[key] for one in rows]))
+            for key, column in (("loss", "loss"), ("val", "val_accuracy"), ("test", "test_accuracy")):
+                row[f"{name}/{column}"] = float(np.mean([one[key] for one in rows]))
     return [{"step": epoch, **row} for epoch, row in sorted(out.items())]
 
 
@@ -200,9 +200,9 @@ METRICS = {
     "accuracy/*": ("test accuracy at the best validation epoch, mean over seeds", "higher"),
     "step_seconds/*": ("wall-clock time of one update, in seconds, median", "lower"),
     "memory/*": ("what the compiled update holds at its most, in MiB", "lower"),
-    "loss/*": ("cross-entropy of labelled nodes in nats, mean over seeds; a step is an epoch", "lower"),
-    "val/*": ("validation accuracy, mean over seeds; a step is an epoch", "higher"),
-    "test/*": ("test accuracy, mean over seeds; a step is an epoch", "higher"),
+    "loss": ("cross-entropy of labelled nodes in nats, mean over seeds; a step is an epoch", "lower"),
+    "val_accuracy": ("share of validation nodes given their class, mean over seeds; a step is an epoch", "higher"),
+    "test_accuracy": ("share of test nodes given their class, mean over seeds; a step is an epoch", "higher"),
 }
 
 

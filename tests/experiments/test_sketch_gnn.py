@@ -38,6 +38,7 @@ def changed(**changes):
         ({"sketch.residual": True, "sketch.hashes": "all_distinct"}, "the sum is noise"),
         ({"sketch.buckets": "lsh_learned", "sketch.hashes": "all_distinct"}, "learns hashes that all layers share"),
         ({"network.name": "gnc"}, "network.name='gnc' is not one of: gcn, sage"),
+        ({"sketch.activation": "tanh"}, "and not where it is learned"),
         ({"network.heads": 2}, "network.heads=2 is of gat"),
         ({"lsh.every": 3}, "is read by sketch.buckets=lsh_learned alone"),
         ({"attention.every": 3}, "is read by network.name=gat alone"),
