@@ -13,7 +13,8 @@ from experiments.augmentation import arms, presets, tasks
 def accuracies(name, names, *, num_seeds, steps=None, **sizes):
     """Mean test accuracy of each arm, by the very updates of a run, without its files; `agreement` after train_val."""
     task = tasks.embedded(name, num_seeds=num_seeds, seed=0, **sizes)
-    mesh = sharding.make_mesh()
+    # one device: eight simulated ones would meet in a collective at each of so many small steps
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
     compared = arms.Comparison(task, presets.of(name, steps=steps), 0, mesh, loop.Pace(log_every=1_000))
     predict_fn = arms.predictor(compared)
     out, teacher = {}, None
