@@ -82,13 +82,13 @@ class Contestant(machine.Worker):
         command = [python, str(HERE / "peers" / script), *(f"--{key}={value}" for key, value in options.items())]
         super().__init__(name, command, folder / f"{network}-{name}.log")
 
-    def _timed(self, count: int, is_counted: bool, **command) -> None:
+    def _timed(self, number: int, is_counted: bool, **command) -> None:
         before = machine.busy_cpu_seconds()
         self.ask(json.dumps(command))
         answer = self.read(command["do"])
         others = machine.busy_cpu_seconds() - before - answer["cpu_seconds"]
         if is_counted:
-            self.seconds.append(answer["seconds"] / count)
+            self.seconds.append(answer["seconds"] / number)
             self.others.append(max(others, 0.0) / answer["seconds"])
 
     def steps(self, count: int, *, is_counted: bool = True) -> None:

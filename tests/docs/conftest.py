@@ -107,7 +107,8 @@ def write_pictures(folder: pathlib.Path) -> None:
     arrays = {f"{s}_images": rng.integers(0, 256, (16, 28, 28, 3), dtype=np.uint8) for s in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(16)[:, None] % 2 for split in ("train", "val", "test")}
     np.savez(folder / "pathmnist.npz", **arrays, **labels)
-    houses = [f"{i},{i * i},{'AB'[i % 2]},{1.5 * i}\n" for i in range(64)]
+    (folder / "digits.npz").symlink_to(folder / "pathmnist.npz")
+    houses = [f"{i},{i * i},{'AB'[i % 2]},{1.5 * i}\n" for i in range(400)]
     (folder / "houses.csv").write_text("row,rooms,place,price\n" + "".join(houses), encoding="utf-8")
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([("picture", "texture"), *rows])
