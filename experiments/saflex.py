@@ -3,7 +3,7 @@
 Paper:   Ding et al. 2024, arXiv:2410.02512 (re-derived: the authors' code is not public)
 Run:     python -m experiments.run --config experiments/saflex.py --config.data.source=npz:pathmnist.npz
 Laptop:  python -m experiments.run --config experiments/saflex.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  `laptop`, mean test accuracy of no augmentation, upstream, SAFLEX, training and validation rows: three Gaussians
+Expect:  `laptop`, test accuracy of no augmentation, upstream, SAFLEX, training and validation rows: three Gaussians
          with 40 % wrong labels 0.654, 0.602, 0.726, 0.734 (20 seeds); training rows that mislead and 15 validation rows
          that do not 0.628, 0.755, 0.868, 0.792 (3 seeds)
 
