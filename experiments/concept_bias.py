@@ -98,15 +98,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.training.batch_size = 32
         c.resamples = 50
     elif arg == "laptop":
+        c.seeds = 1
         c.data.limit = 12_000
         c.data.test = 0.5
         c.encoder = dict(num_layers=1, model_dim=32, num_heads=2, ffn_dim=64, num_words=200)
         c.training.batch_size = 64
     elif arg == "smol":
         c.models = (BAG, BERT, IN_CONTEXT)
+        c.seeds = 1
         c.bert_from = MINILM
         c.in_context.limit = 100
-        c.max_len = 96
+        c.training.epochs = 1
+        c.max_len = 64
         c.training.peak_lr = 1e-4
     return c
 

@@ -1,7 +1,9 @@
 """Shortcuts by concept as a run: its table, resuming, annotation, exemplars, bad input."""
 
+import dataclasses
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -9,8 +11,9 @@ from alignment.errors import InputError
 from data.texts import concept_sets
 from data.toys import concept_reviews
 from experiments import concept_bias
-from experiments.concepts import asking, cells, in_context, sets
+from experiments.concepts import asking, cells, decoders, in_context, sets
 from experiments.concepts.cells import Cell
+from experiments.decoding import models
 from experiments.pages import concept_bias as page
 from tests.experiments.conftest import launch
 
@@ -154,6 +157,28 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     assert row["right"].count(in_context.UNASKED) == len(task.test) - 20
     lines = cells.results([row], task, c)
     assert lines[0]["measured"].total_GK.sum() == 20
+
+
+def test_a_decoder_with_an_adapter_is_tuned_and_answers_by_its_first_token(tiny, task, tmp_path):
+    c = config()
+    c.decoder = ml_collections.ConfigDict(models.settings("tiny"))
+    c.decoder.init_from = f"hf:{tiny('sft').workdir}/export/hf"
+    c.decoder.engine.max_len = 256
+    c.tuning.update(dict(rank=2, alpha=4.0, epochs=1, batch_size=8, max_len=256, peak_lr=1e-3))
+    model = models.load(c.decoder, tmp_path)
+    learner = decoders.DecoderLearner(c, model, 2, tmp_path / "trainings")
+    whole = sets.training_set(c, task, "music", sets.ORIGINAL, 0)
+    short = dataclasses.replace(
+        whole, texts=whole.texts[:8], labels_N=whole.labels_N[:8], heldout=(whole.texts[8:10], whole.labels_N[8:10])
+    )
+    predicted_N = learner.fit(short, seed=0).predict(whole.texts[:3])
+    assert predicted_N.shape == (3,) and set(predicted_N.tolist()) <= {-1, 0, 1}
+    (folder,) = (tmp_path / "trainings").iterdir()
+    rows_of = rows(folder / "train.jsonl")
+    assert rows_of[0]["completion"] == f" {('negative', 'positive')[short.labels_N[0]]}"
+    assert rows_of[0]["prompt"].endswith("One of negative, positive:")
+    with pytest.raises(InputError, match="group_dro is not offered"):
+        learner.fit(short, seed=0, groups_N=short.labels_N)
 
 
 def test_the_order_of_a_clustering_puts_alike_words_together():
