@@ -3,7 +3,13 @@
 Paper:   Zhou et al. 2024, arXiv:2311.08648
 Run:     python -m experiments.run --config experiments/concept_bias.py --config.data.path=FILE.jsonl
 Laptop:  python -m experiments.run --config experiments/concept_bias.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  not yet measured
+Expect:  laptop, 12,000 made-up reviews in which music means praise, price blame and food nothing, 6,000 of them for
+         testing, one training: mean |Bias@C| of a bag of words 31.9 points as they are, 53.1 on the biased set, 7.8
+         downsampled, 8.8 upsampled, 7.5 masked; group DRO 22.5, DFR 5.0, JTT 34.4, LEACE 27.5; of a small encoder 27.0,
+         55.8, 3.3, 6.1, 10.4, and 15.5, 24.0, 31.9, 16.2
+         CEBaB's 3,136 reviews with a majority, 941 for testing, food, service and ambiance, bag of words, one
+         training: 6.5, 13.4, 2.4, 6.0, 5.6, and 5.8, 2.8, 6.1, 4.9; the biased set moves Bias@C by 6.0 (-3.6 to 15.7),
+         7.1 (-1.1 to 15.4) and 7.4 (0.3 to 15.2) points: wide intervals, and short of the 8 that was aimed at
 Smol:    make models, then concept_bias.py:smol with cebab_train_exclusive.jsonl and cebab_dev.jsonl in this folder
 
 Bias@C is above 0 where a concept pushes predictions to larger labels, and 0 without a shortcut. A classifier is trained

@@ -1,6 +1,7 @@
 """Made-up reviews with a known shortcut: opinions give the label, and concepts go along with it as often as one says.
 
-A concept is mentioned by a word of its own that says nothing about the label. P(label 1 | concept) is what a caller
+A concept is mentioned by a word of its own that says nothing about the label; now and then such a word stands in a text
+that does not mention the concept. P(label 1 | concept) is what a caller
 sets: at 0.5 there is nothing to exploit, at 0.9 the concept is a shortcut to label 1, at 0.1 to label 0.
 """
 
@@ -23,6 +24,7 @@ CONCEPTS = {
 FILLERS = ("the", "we", "found", "this", "evening", "in", "town", "again", "and", "later", "so", "then", "people")
 SHORTCUTS = {"music": 0.9, "food": 0.5, "price": 0.1}
 MENTION = 0.5  # share of texts with a concept
+STRAY = 0.1  # share of the other texts that hold a concept's word in passing, so that no word is the concept itself
 
 
 def reviews(num: int, seed: int = 0, shortcuts: Mapping[str, float] = SHORTCUTS) -> list[dict[str, Any]]:
@@ -42,7 +44,8 @@ def _review(rng: random.Random, name: str, shortcuts: Mapping[str, float]) -> di
     parts += rng.choices(FILLERS, k=6)
     rng.shuffle(parts)
     text = " ".join(parts)
-    text = inject(text, concept, rng) if concept else text
+    if concept or rng.random() < STRAY:
+        text = inject(text, concept or rng.choice(sorted(shortcuts)), rng)
     return {"id": name, "text": text, "label": label, "concepts": [concept] if concept else []}
 
 

@@ -88,7 +88,7 @@ def test_sets_of_a_concept_share_test_texts_and_leak_nothing(task):
 def test_masking_takes_the_words_of_training_texts_and_leaves_the_groups(task):
     c = config()
     original, masked = (sets.training_set(c, task, "music", name, 0) for name in (sets.ORIGINAL, sets.MASK))
-    assert set(concept_reviews.CONCEPTS["music"]) <= set(masked.masked) | {"violin", "melody", "chorus", "drums"}
+    assert set(concept_reviews.CONCEPTS["music"]) & set(masked.masked)
     assert np.array_equal(original.has_N, masked.has_N) and original.ids == masked.ids
     assert original.texts != masked.texts
     left = {sets.masking.normal(word) for text in (*masked.texts, *masked.heldout[0]) for word in text.split()}
