@@ -159,6 +159,19 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     assert lines[0]["measured"].total_GK.sum() == 20
 
 
+def test_a_decoder_s_prompt_ends_before_the_label_and_its_settings_are_checked():
+    c = config()
+    assert decoders.prompt("Is it fine?", "so\n so", ("no", "yes")) == "so so\nIs it fine? One of no, yes:"
+    decoders.check(c)
+    c.decoder.init_from = models.RANDOM
+    with pytest.raises(InputError, match="no weights on disk"):
+        decoders.check(c)
+    c.tuning.rank = 0
+    with pytest.raises(InputError, match=r"tuning\.rank=0 must be at least 1"):
+        decoders.check(c)
+
+
+@pytest.mark.slow
 def test_a_decoder_with_an_adapter_is_tuned_and_answers_by_its_first_token(tiny, task, tmp_path):
     c = config()
     c.decoder = ml_collections.ConfigDict(models.settings("tiny"))
