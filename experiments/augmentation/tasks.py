@@ -80,18 +80,19 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A toy of `data.toys.blurred`: what makes one seed of it, its kind, and the names of its groups."""
+    """A toy of `data.toys.blurred`: what makes one seed of it, its kind, and the names of its groups and classes."""
 
     make_fn: Callable[..., blurred.Blurred]
     kind: str
     group_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()  # () numbers them
 
 
 EMBEDDED = {
     "toy": Embedded(blurred.gaussians, ROWS),
     "toy_few": Embedded(blurred.shortcut, ROWS),
     "toy_groups": Embedded(blurred.groups, ROWS, ("as in training", "in validation too", "new")),
-    "toy_generated": Embedded(blurred.generated, PICTURES),
+    "toy_generated": Embedded(blurred.generated, PICTURES, class_names=blurred.MEDIUMS),
     "toy_pairs": Embedded(blurred.pairs, PAIRS),
 }
 
@@ -105,7 +106,7 @@ def embedded(name: str, *, num_seeds: int, seed: int, **sizes: int) -> Task:
     return Task(
         name,
         toy.kind,
-        tuple(map(str, range(num_classes))),
+        toy.class_names or tuple(map(str, range(num_classes))),
         **parts,
         pool=_stacked([(m.pool_x, m.pool_y, None) for m in made]),
         is_wrong=np.stack([m.is_wrong for m in made]),
