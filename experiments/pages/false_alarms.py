@@ -23,7 +23,7 @@ def write(
     """
     levels, keys = [], []
     for scheme, of in results.items():
-        levels += [{"scheme": scheme} | false_alarms.at_level(of["p"], level) for level in false_alarms.LEVELS]
+        levels += [_level(scheme, of, level) for level in false_alarms.LEVELS]
         spread_K, threshold_K = false_alarms.spread(of["z"]), false_alarms.threshold(of["z"])
         own = [false_alarms.distance(row) for row in of["uniform"]]
         keys.append(
@@ -53,6 +53,7 @@ def write(
     out = {"windows": float(num_windows), "keys": float(len(next(iter(results.values()))["p"]))}
     for line in levels:
         out |= {f"share_{line['level']:g}/{line['scheme']}": line["share"]}
+        out |= {f"exact_share_{line['level']:g}/{line['scheme']}": line["exact_share"]}
         out |= {f"dispersion/{line['scheme']}": line["dispersion"]} if line["level"] == 0.05 else {}
     for line in keys:
         out |= {f"distance/{line['scheme']}": line["distance"]}
@@ -60,15 +61,23 @@ def write(
     return out
 
 
+def _level(scheme: str, of: Mapping[str, np.ndarray], level: float) -> dict[str, Any]:
+    """The share of exact p-values, which a count's few values keep below the level, and of those made continuous."""
+    exact, continuous = (false_alarms.at_level(of[name], level) for name in ("p", "uniform"))
+    line = {"scheme": scheme, "level": level, "exact_share": exact["share"]} | continuous
+    return line | {"exact_largest_of_a_key": exact["largest_of_a_key"]}
+
+
 def _steps(results: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
     """The share below 5 % over the first keys, a step for each key."""
     keys = len(next(iter(results.values()))["p"])
-    means = {s: np.cumsum(np.mean(of["p"] < 0.05, axis=1)) / np.arange(1, keys + 1) for s, of in results.items()}
+    means = {s: np.cumsum(np.mean(of["uniform"] < 0.05, axis=1)) / np.arange(1, keys + 1) for s, of in results.items()}
     return [{"step": k + 1, **{f"share/{s}": float(m[k]) for s, m in means.items()}} for k in range(keys)]
 
 
 METRICS = {
-    "share_*": ("share of unmarked windows with an exact p-value below this level, over windows and keys", ""),
+    "share_*": ("share of unmarked windows with a p-value made continuous below this level, over windows and keys", ""),
+    "exact_share_*": ("the same of exact p-values, which lie below the level since a count takes few values", ""),
     "share/*": ("share below 5 % over the first keys; a step is a key", ""),
     "dispersion/*": ("variance from key to key of the share below 5 %, in units of independent windows", ""),
     "distance/*": ("Kolmogorov-Smirnov distance of the p-values from uniform ones, over windows and keys", "lower"),
@@ -89,4 +98,4 @@ def headline(numbers: Mapping[str, float]) -> str:
         f"z above {numbers[f'threshold/{s}']:.3g} in 1 %)"
         for s in schemes
     )
-    return f"Exact p-values below 5 % on {numbers['windows']:,.0f} unmarked windows, {numbers['keys']:g} keys: {words}."
+    return f"P-values below 5 % on {numbers['windows']:,.0f} unmarked windows, {numbers['keys']:g} keys: {words}."

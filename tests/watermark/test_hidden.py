@@ -40,5 +40,5 @@ def test_a_trained_mark_is_read_after_what_it_was_trained_on():
     assert mark.distance_fn(marked, mark.key_fn(0)).mean() < 0.02
     for name, strength in (("Dist-JPEG", 0.5), ("Dist-Noise", 0.4), ("Dist-Bright", 0.4)):
         attacked = distortions.batch(name, marked, strength)
-        assert mark.distance_fn(attacked, mark.key_fn(0)).mean() < 0.1, name
+        assert mark.distance_fn(attacked, mark.key_fn(0)).mean() < 0.15, name
     assert mark.distance_fn(pictures, mark.key_fn(0)).mean() > 0.35
