@@ -4,7 +4,9 @@ Paper:   An et al. 2024, arXiv:2401.08573
 Run:     python -m experiments.run --config experiments/waves.py --config.images='photos/*.png' --workdir runs/waves
 Laptop:  python -m experiments.run --config experiments/waves.py:laptop     (CPU, minutes; `tiny`: seconds)
 Many:    the same with --config.executor=process, or ray: cells do not depend on each other
-Expect:  not yet measured
+Expect:  laptop, 16 made-up pictures, detected at the middle strength, mean over 14 attacks: spread 0.64,
+         encoder_decoder 0.63, dct 0.45, dwt_dct_svd 0.31. Rotation and a blur of 10 pixels defeat all of them; after a
+         crop only the trained mark is read, in 6 of 16 pictures
 
 A mark's pictures go through each attack at several strengths. P is the share detected at 0.1 % false positives, Q the
 normalised loss of quality; attacks are ranked by the Q at which P falls. The paper's own marks need a user's weights
