@@ -40,9 +40,9 @@ def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool =
     else:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     # Orbax cuts an array that several devices hold into as many slices, each by a program compiled for its shape. Small
-    # arrays it writes whole now, because compiling takes longer than writing them.
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE)
-    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
+    # arrays it writes whole now, because compiling takes longer than writing them. A handler of our own would be
+    # registered with a warning at every start, and would leave the arrays' metadata out.
+    ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = LEAST_SLICE
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
     handlers["position"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)

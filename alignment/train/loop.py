@@ -112,7 +112,8 @@ def latest_step(workdir: str | pathlib.Path) -> int | None:
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         return None
-    with checkpoint.open_manager(folder) as manager:
+    # Only looked at: two managers that clear away half-written checkpoints at once would stumble over each other.
+    with checkpoint.open_manager(folder, read_only=True) as manager:
         return manager.latest_step()
 
 

@@ -202,3 +202,12 @@ def test_a_reference_in_frozen_is_a_copy_that_updates_leave_alone(tmp_path):
 def _with_adam(state):
     opt_state = jax.device_put(helpers.optimizer.adamw(1e-2).init(state.params), state.step.sharding)
     return state.replace(opt_state=opt_state)
+
+
+def test_saving_what_all_devices_hold_compiles_nothing(tmp_path, compilations):
+    _, _, _, state = helpers.setup((8, 1, 1))
+    compilations.clear()
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, state, {})
+        checkpoint.wait(manager)
+    assert compilations == []
