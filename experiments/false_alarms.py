@@ -5,9 +5,9 @@ Run:     python -m experiments.run --config experiments/false_alarms.py --config
          --config.tokenizer=models/smollm2 --workdir runs/false_alarms
 Laptop:  python -m experiments.run --config experiments/false_alarms.py:laptop   (CPU, seconds)
 Expect:  2,000 windows of WikiText-2 and C4, 20 keys: exact p-values below 0.05: kgw 0.039, unigram 0.023, synthid
-         0.048, exp 0.049; Kolmogorov-Smirnov distance over all keys 0.005, 0.057, 0.007, 0.004, of the worst key 0.14, 0.28,
-         0.043, 0.054; under one key 1 % of windows exceed z 2.27, 2.01, 2.36, 2.41 (median), 2.58, 2.40, 2.56, 2.69
-         (worst)
+         0.048, exp 0.049; Kolmogorov-Smirnov distance over all keys 0.005, 0.057, 0.007, 0.004, of the worst key
+         0.14, 0.28, 0.043, 0.054; under one key 1 % of windows exceed z 2.27, 2.01, 2.36, 2.41 (median), 2.58, 2.40,
+         2.56, 2.69 (worst)
 
 Unmarked texts are cut into windows and read under many keys. Over keys the p-values are uniform; for one key they
 spread wider than the law, since windows share their frequent words. No model is read.
