@@ -24,7 +24,9 @@ def write(
         by_arm.setdefault(result.name, []).append(result)
     lines = [line_of(name, some) for name, some in by_arm.items()]
     files.write_rows(folder / "tables/arms.jsonl", lines)
-    files.write_rows(folder / "metrics.jsonl", steps(by_arm))
+    shown = (FULL, POLY, f"{SKETCH}@{first_ratio:g}")
+    files.write_rows(folder / "metrics.jsonl", steps({name: by_arm[name] for name in shown}))
+    draw_validation(folder / "figures/validation.png", by_arm)
     curve = [(line["ratio"], line["test accuracy"], line["deviation"]) for line in lines if line["ratio"] is not None]
     flat = {line["arm"]: line["test accuracy"] for line in lines if line["ratio"] is None}
     draw_ratios(folder / "figures/ratios.png", curve, flat)
@@ -56,12 +58,12 @@ def line_of(name: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def steps(by_arm: Mapping[str, Sequence[Result]]) -> list[dict[str, float]]:
-    """A row for each evaluated epoch: loss and accuracy of every arm, mean over seeds."""
+    """A row for each evaluated epoch: loss and validation accuracy of these arms, mean over seeds."""
     out: dict[int, dict[str, float]] = {}
     for name, results in by_arm.items():
         for rows in zip(*(result.curve for result in results)):
             row = out.setdefault(int(rows[0]["epoch"]), {})
-            for key, column in (("loss", "loss"), ("val", "val_accuracy"), ("test", "test_accuracy")):
+            for key, column in (("loss", "loss"), ("val", "val_accuracy")):
                 row[f"{name}/{column}"] = float(np.mean([one[key] for one in rows]))
     return [{"step": epoch, **row} for epoch, row in sorted(out.items())]
 
@@ -77,6 +79,15 @@ def summary(lines: Sequence[Mapping[str, Any]], first_ratio: float) -> dict[str,
             out[f"step_seconds/{name}"] = line["seconds a step"]
             out[f"memory/{name}"] = line["MiB a step"]
     return out
+
+
+def draw_validation(path: pathlib.Path, by_arm: Mapping[str, Sequence[Result]]) -> None:
+    """Validation accuracy by epoch, a line an arm, mean over seeds."""
+    curves = {}
+    for name, results in by_arm.items():
+        epochs = zip(*(result.curve for result in results))
+        curves[name] = [(rows[0]["epoch"], float(np.mean([row["val"] for row in rows]))) for rows in epochs]
+    pictures.curves(path, curves, caption="Validation accuracy of every arm.", x_label="epoch", y_label="accuracy")
 
 
 def draw_ratios(
@@ -202,7 +213,6 @@ METRICS = {
     "memory/*": ("what the compiled update holds at its most, in MiB", "lower"),
     "loss": ("cross-entropy of labelled nodes in nats, mean over seeds; a step is an epoch", "lower"),
     "val_accuracy": ("share of validation nodes given their class, mean over seeds; a step is an epoch", "higher"),
-    "test_accuracy": ("share of test nodes given their class, mean over seeds; a step is an epoch", "higher"),
 }
 
 
