@@ -32,7 +32,7 @@ def settings() -> dict[str, Any]:
     return dict(
         exemplars=8,  # half of them with the concept
         instruction="Label each text with its sentiment, from the most negative to the most positive.",
-        limit=ml_collections.config_dict.placeholder(int),  # test texts, drawn by the seed; None asks all
+        limit=ml_collections.config_dict.placeholder(int),  # test texts, drawn evenly over labels and concept; None asks all
     )
 
 
@@ -85,6 +85,22 @@ def exemplars(
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
+def drawn(groups_N: np.ndarray, limit: int | None, *, seed: int) -> np.ndarray:
+    """Places of `limit` texts, in rising order, of every group (label and concept) as many as there are, one by one.
+
+    Bias@C reads each group's accuracy, so a plain draw would leave the rare groups without a text.
+    """
+    if limit is None or limit >= len(groups_N):
+        return np.arange(len(groups_N))
+    order = np.random.default_rng(seed).permutation(len(groups_N))
+    turns: dict[int, int] = {}
+    rank = {}
+    for place in order:
+        group = int(groups_N[place])
+        rank[int(place)] = turns[group] = turns.get(group, 0) + 1
+    return np.sort(sorted(rank, key=lambda place: rank[place])[:limit])
+
+
 def prompt(
     instruction: str, shown: Sequence[Row], text: str, labels: Sequence[str], *, asks_again: bool = False
 ) -> str:
@@ -117,9 +133,8 @@ class InContext:
         rows = task.rows(task.train)
         shown = exemplars(rows, cell.concept, cell.method, c.in_context.exemplars, **options)
         test = task.rows(task.test)
-        asked = np.arange(len(test))
-        if c.in_context.limit is not None and c.in_context.limit < len(test):
-            asked = np.sort(np.random.default_rng(c.seed).choice(asked, c.in_context.limit, replace=False))
+        groups_N = np.array([2 * row.label + (cell.concept in (row.concepts or ())) for row in test])
+        asked = drawn(groups_N, c.in_context.limit, seed=c.seed)
         said, num_unparsed = self._labels([test[i].text for i in asked], shown, task.num_labels, c)
         right = [UNASKED] * len(test)
         for i, label in zip(asked, said):

@@ -157,6 +157,9 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     assert row["right"].count(in_context.UNASKED) == len(task.test) - 20
     lines = cells.results([row], task, c)
     assert lines[0]["measured"].total_GK.sum() == 20
+    places = in_context.drawn(np.array([0] * 50 + [1] * 3 + [2] * 50), 15, seed=0)
+    assert [sum(places < 50), sum((50 <= places) & (places < 53)), sum(places >= 53)] == [6, 3, 6]
+    assert in_context.drawn(np.zeros(4), None, seed=0).tolist() == [0, 1, 2, 3]
 
 
 def test_a_decoder_s_prompt_ends_before_the_label_and_its_settings_are_checked():
