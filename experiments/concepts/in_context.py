@@ -32,7 +32,7 @@ def settings() -> dict[str, Any]:
     return dict(
         exemplars=8,  # half of them with the concept
         instruction="Label each text with its sentiment, from the most negative to the most positive.",
-        limit=ml_collections.config_dict.placeholder(int),  # test texts, drawn evenly over labels and concept; None asks all
+        limit=ml_collections.config_dict.placeholder(int),  # test texts, drawn evenly over labels; None: all
     )
 
 

@@ -158,7 +158,7 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     lines = cells.results([row], task, c)
     assert lines[0]["measured"].total_GK.sum() == 20
     places = in_context.drawn(np.array([0] * 50 + [1] * 3 + [2] * 50), 15, seed=0)
-    assert [sum(places < 50), sum((50 <= places) & (places < 53)), sum(places >= 53)] == [6, 3, 6]
+    assert [sum(places < 50), sum((places >= 50) & (places < 53)), sum(places >= 53)] == [6, 3, 6]
     assert in_context.drawn(np.zeros(4), None, seed=0).tolist() == [0, 1, 2, 3]
 
 
