@@ -67,7 +67,9 @@ def compiled(
         place: where the numbers are sent, once and not with every call: `replicated` over the arguments' devices.
     """
     numbers, form = jax.tree.flatten(of(computation))
-    if isinstance(place, NamedSharding):  # a number on one device could not go with arguments on several
+    # A number on one device could not go with arguments on several. Of several processes each brings its own with every
+    # call, because `device_put` would compare them over the network.
+    if isinstance(place, NamedSharding) and place.is_fully_addressable:
         numbers = jax.device_put(numbers, place)
     places, form_of_places = jax.tree.flatten(out_shardings)
     program = _program(form, donate_argnums, tuple(places), form_of_places, _context())

@@ -190,8 +190,8 @@ def finish(finish_fn: loop.FinishFn, members: Sequence[Member]) -> loop.FinishFn
 def _numbers(members):
     """Rates [K], and a dict of [K] arrays."""
     names = members[0].numbers
-    rates = jnp.array([member.rate for member in members], jnp.float32)
-    return rates, {name: jnp.array([m.numbers[name] for m in members], jnp.float32) for name in names}
+    rates = np.array([member.rate for member in members], np.float32)
+    return rates, {name: np.array([m.numbers[name] for m in members], np.float32) for name in names}
 
 
 def _by_name(each, names):
