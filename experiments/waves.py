@@ -154,8 +154,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check(c)
     folder = pathlib.Path(workdir).absolute()  # a Ray worker may stand elsewhere
     prepared = folder / "prepared"
-    images = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
     own = given.plain(c)
+    mark_fn = functools.partial(given.mark_of, prepared=prepared, given=own)
+    given.measures(own)  # weights of another network are refused here, not by every cell
+    for name in set(given.DECODERS) & set(c.marks):
+        mark_fn(name)
+    images = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
     if given.TRAINED in c.marks:
         steps = MARK_STEPS if c.training.mark_steps is None else c.training.mark_steps
         prepare.train_mark(prepared, seed=c.seed, steps=steps, start=c.training.mark_from)
@@ -164,7 +168,6 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         for name in c.marks
         if name in given.DECODERS
     }
-    mark_fn = functools.partial(given.mark_of, prepared=prepared, given=own)
     digests = prepare.marked(images, c.marks, user=c.user, folder=prepared, mark_fn=mark_fn, ready=ready)
     training = {name: c.training[name] for name in ("steps", "init_from")}
     prepare.networks(c.attacks, c.marks, folder=prepared, seed=c.seed, training=training, made_from=digests)

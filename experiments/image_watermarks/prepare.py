@@ -96,7 +96,8 @@ def train_mark(folder: pathlib.Path, *, seed: int, steps: int, start: str) -> No
     Args:
         start: safetensors of an earlier run's; "" trains it on made-up pictures that are not attacked.
     """
-    note, current = folder / "mark.json", {"seed": seed, "steps": steps, "from": start}
+    source = loader.digest_files([pathlib.Path(start).expanduser()]) if start else ""
+    note, current = folder / "mark.json", {"seed": seed, "steps": steps, "from": source}
     path = folder / given.TRAINED_FILE
     if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == current:
         return

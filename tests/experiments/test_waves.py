@@ -356,3 +356,16 @@ def test_the_trained_mark_is_trained_once_and_taken_up(tmp_path, capsys, monkeyp
     made = {folder: (folder / given.TRAINED_FILE).read_bytes() for folder in (tmp_path, tmp_path / "other")}
     assert len(set(made.values())) == 1
     assert given.mark_of(given.TRAINED, tmp_path, {}).key_fn(0).shape == (48,)
+
+
+def test_weights_of_another_network_are_refused_before_any_cell(tmp_path):
+    wrong = random_weights(tmp_path / "wrong.safetensors", {"net.slice1.0.weight": (4, 3, 3, 3)})
+    ended = launch("waves.py:tiny", tmp_path / "run", f"--config.given.lpips={wrong}")
+    assert (
+        ended.code == 2 and "another network than LPIPS over AlexNet: net.slice1.0.weight is (4, 3, 3, 3)" in ended.err
+    )
+    signature = random_weights(tmp_path / "signature.safetensors", decoders.signature_shapes(12, 3, 8))
+    own = ["weights=" + signature, f"pictures={tmp_path}", "message=0101"]
+    flags = ["--config.marks=('stable_signature',)", *(f"--config.given.stable_signature.{x}" for x in own)]
+    ended = launch("waves.py:tiny", tmp_path / "other", *flags)
+    assert ended.code == 2 and "a message of 4 bits; these weights of stable_signature read 12" in ended.err
