@@ -144,6 +144,8 @@ def notes(setup: Setup, tested: Mapping[str, Sequence[Tested]]) -> list[str]:
     """What a reader must know of these numbers and cannot see in them."""
     c, world, options = setup.c, setup.world, training.measured(setup.c, setup.world)
     out = []
+    if any(len(of_seed) == 1 for of_seed in tested.values()):
+        out.append("One seed was trained, so every interval is over tasks alone; trainings of other seeds differ too.")
     if not world.class_names:
         out.append(
             f"Qualities of numbers are in deviations of the target over the training tiles, each {world.unit:.4g} of "
