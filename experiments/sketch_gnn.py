@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         activation="relu",  # which the others than learned fit
         radius=3.0,  # of least_squares: pre-activations from -radius to radius
         top_k=24,  # entries that stay in a row of a sketched convolution; None: all
-        sets=2,  # independent sketches, of which the read-out takes the median
+        sets=5,  # independent sketches, of which the read-out takes the median
         readout="median",  # or mean
         hashes="order_distinct",  # order_distinct, all_distinct, layer_distinct or all_same
         buckets="lsh_fixed",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
@@ -104,6 +104,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.full.dropout = 0.0
         c.optimizer.update(lr=5e-3, weight_decay=0.0, dropout=0.0)
         c.sketch.top_k = 8
+        c.sketch.sets = 2
     if arg == "tiny":
         c.block.nodes = 240
         c.network.hidden = 4
