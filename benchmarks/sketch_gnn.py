@@ -82,9 +82,8 @@ def one_turn(workers: dict[str, machine.Worker], task: str, size: int, patience:
         busy = machine.busy_cpu_seconds()
         worker.ask(json.dumps({"job": task, "size": size}))
         answer = worker.read("done")
-        spent = max(sum(answer["spans"]), 1e-9)
         out[name] = answer
-        out[f"{name}_others"] = max(0.0, machine.busy_cpu_seconds() - busy - answer["cpu_seconds"]) / spent
+        out[f"{name}_others"] = max(0.0, machine.busy_cpu_seconds() - busy - answer["cpu_seconds"]) / answer["seconds"]
     return out
 
 
