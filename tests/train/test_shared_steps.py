@@ -45,6 +45,12 @@ def train(folder, tx=TX, loss=LOSS, name="dpo", *, seed=0, steps=2, rank=0, mesh
     )[1]
 
 
+@pytest.fixture(autouse=True)
+def _without_programs():
+    """Tests of other files may have compiled the same ones."""
+    programs.clear()
+
+
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "mesh_shape": (2, 1, 2)}], ids=["one-device", "adapter-on-a-mesh"])
 def test_a_second_training_with_other_numbers_and_another_seed_compiles_nothing(tmp_path, compilations, options):
     first = train(tmp_path / "first", **options)
