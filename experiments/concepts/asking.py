@@ -33,7 +33,7 @@ def settings() -> dict[str, dict[str, Any]]:
             about="reviews",  # what the texts are
             examples="",  # file of text and concepts, as demonstrations; "": none
             batch_size=5,  # texts of a request
-            temperature=0.7,  # of an endpoint
+            temperature=0.7,  # of an endpoint, and of the earlier run's with backend=cache
             retries=2,  # of a malformed answer
             cache="",  # answers of an earlier run; "": those of this workdir
         ),
@@ -43,7 +43,7 @@ def settings() -> dict[str, dict[str, Any]]:
             retries=2,
             cache="",
         ),
-        endpoint=services.settings() | dict(model=""),
+        endpoint=services.settings() | dict(model=""),  # with backend=cache: the name of who wrote the answers
     )
 
 
@@ -59,6 +59,11 @@ def check(c: ml_collections.ConfigDict) -> None:
                 f"{name}.backend=cache reads {name}.cache={group.cache!r}, which is not a file; write one with "
                 f"--config.{name}.backend=endpoint, whose answers are in {ANNOTATIONS} or {WRITTEN} of its workdir"
             )
+        if group.backend == CACHE and not c.endpoint.model:
+            raise InputError(
+                f"{name}.backend=cache needs endpoint.model, the name under which the answers were stored: that of the "
+                f"earlier run, or for its {name}.backend=model the name that it printed"
+            )
         if group.backend == ENDPOINT and not (c.endpoint.url and c.endpoint.model):
             raise InputError(f"{name}.backend=endpoint needs endpoint.url, up to /v1, and endpoint.model")
     if c.annotation.batch_size < 1 or c.writing.examples < 0:
@@ -68,8 +73,12 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     if c.annotation.examples:
         records.check(c.annotation.examples)
-    if ENDPOINT not in (c.annotation.backend, c.writing.backend) and (c.endpoint.url or c.endpoint.model):
-        raise InputError("endpoint is read by annotation.backend=endpoint or writing.backend=endpoint alone")
+    used = {c.annotation.backend, c.writing.backend}
+    if ENDPOINT not in used and (c.endpoint.url or (c.endpoint.model and CACHE not in used)):
+        raise InputError(
+            "endpoint is read by annotation.backend=endpoint or writing.backend=endpoint alone, and its model by "
+            "backend=cache too; leave it out"
+        )
 
 
 class Writer:
@@ -82,12 +91,17 @@ class Writer:
     def asker(self, group: str, kept: cache.Cache, temperature: float) -> annotate.Asker:
         """For `annotation` or `writing`."""
         kind, sampling = self._c[group].backend, {"temperature": temperature}
-        way_out = f"write them with --config.{group}.backend=endpoint and its --config.endpoint.url and model"
+        way_out = (
+            f"give the texts, the groups {group} and data, the seed and endpoint.model of the run that wrote them (of "
+            "backend=model its printed name, and annotation.temperature=0.0), or have them written with "
+            f"--config.{group}.backend=endpoint and its --config.endpoint.url and model"
+        )
         if kind == MODEL:
             complete, who = self._model()
             sampling = {"temperature": 0.0}
+            print(f"{group}: answers are stored under the name {who} and temperature 0.0", flush=True)
         else:
-            who = self._c.endpoint.model or "cache"
+            who = self._c.endpoint.model
             complete = None if kind == CACHE else self._endpoint(sampling)
         return annotate.Asker(complete, kept, who=who, way_out=way_out, sampling=sampling)
 

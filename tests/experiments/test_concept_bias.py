@@ -229,6 +229,32 @@ def test_texts_without_concepts_are_annotated_twice_and_those_in_doubt_dropped(t
     out = asking.annotated(c, found, asking.Writer(c, tmp_path), tmp_path, counts)
     assert counts["texts on whose concepts two passes differ, dropped"] == 1 and len(out.rows) == 7
     assert {row.text for row in out.rows if "food" in row.concepts} == {f"soup number {i}" for i in (3, 5, 7)}
+    c.annotation.update(dict(backend="cache", cache=str(tmp_path / "annotations.jsonl")))
+    c.endpoint.url = ""
+    asking.check(c)
+    again = asking.annotated(c, found, asking.Writer(c, tmp_path), tmp_path, {})
+    assert again == out
+    c.endpoint.model = "other"
+    with pytest.raises(InputError, match=r"the cache lacks .* endpoint\.model of the run that wrote them"):
+        asking.annotated(c, found, asking.Writer(c, tmp_path), tmp_path, {})
+    c.endpoint.model = ""
+    with pytest.raises(InputError, match=r"annotation\.backend=cache needs endpoint\.model"):
+        asking.check(c)
+
+
+def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_name(tmp_path, monkeypatch, capsys):
+    c = config()
+    writer = asking.Writer(c, tmp_path)
+    monkeypatch.setattr(writer, "_model", lambda: (lambda chats, max_new: ["1. food"] * len(chats), "abc0"))
+    options = dict(about="reviews", concepts=("food",))
+    kept = asking.cache.Cache()
+    c.annotation.backend = "model"
+    asking.annotate.annotate(writer.asker("annotation", kept, c.annotation.temperature), ["soup"], **options)
+    assert "annotation: answers are stored under the name abc0" in capsys.readouterr().out
+    c.annotation.update(dict(backend="cache", temperature=0.0))
+    c.endpoint.model = "abc0"
+    asker = writer.asker("annotation", kept, c.annotation.temperature)
+    assert asking.annotate.annotate(asker, ["soup"], **options) == [{"food"}]
 
 
 @pytest.mark.parametrize(
