@@ -39,13 +39,15 @@ class Computation:
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Hashable]:
         names = sorted(self.numbers)
-        form = (self.fn, tuple(sorted(self.fixed.items())), tuple(names))
+        # With their types: 1, 1.0 and True are equal, and do not compute the same.
+        fixed = tuple((name, self.fixed[name], type(self.fixed[name])) for name in sorted(self.fixed))
+        form = (self.fn, fixed, tuple(names))
         return tuple(self.numbers[name] for name in names), form
 
     @classmethod
     def tree_unflatten(cls, form: Any, values: Sequence[Any]) -> "Computation":
         fn, fixed, names = form
-        return cls(fn, dict(fixed), dict(zip(names, values)))
+        return cls(fn, {name: value for name, value, _ in fixed}, dict(zip(names, values)))
 
 
 def of(tree: Any) -> Any:

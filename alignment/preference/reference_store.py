@@ -5,7 +5,7 @@ of the weights, and how they were computed (`numerics`). In a subfolder an answe
 of its token ids and the length of its prompt. So a number is found only under the very weights, numerics and tokens
 that it was computed from; what has changed is missing, and is computed. Loss, beta and order are not among them.
 
-    store = reference_store.Store("references", reference_store.made_from(model, params))
+    store = reference_store.Store("references", reference_store.made_from(model, params, mesh))
     known = store.read(keys)        # a list; None where there is nothing yet
     store.write(keys, values)       # one new file
 
@@ -16,21 +16,27 @@ write one store at the same time.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+import types
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jaxlib.version
 import numpy as np
 import xxhash
+from jax.sharding import Mesh
 
 from alignment import files, logprobs
 from alignment.errors import InputError
 from alignment.models import attention, decoder, lora, low_rank, rope, tree_attention
+from alignment.preference import pairs
 from alignment.train import sharding
 
-ENGINE = (logprobs, attention, decoder, lora, low_rank, rope, tree_attention)  # the modules that compute the numbers
+# The modules that compute the numbers; those that lay out the rows come from who calls.
+ENGINE = (logprobs, attention, decoder, lora, low_rank, rope, tree_attention, pairs)
 NOTE = "made_from.json"
 
 
@@ -40,9 +46,16 @@ def key(ids: np.ndarray, prompt_len: int) -> str:
     return xxhash.xxh3_128(content.tobytes() + int(prompt_len).to_bytes(8, "little")).hexdigest()
 
 
-def made_from(model: decoder.DecoderLM, params: Any) -> dict[str, Any]:
-    """What log-probabilities depend on beside the tokens: the digest of all tensors, and the numerics."""
-    return {"weights": digest(params), **numerics(model)}
+def made_from(
+    model: decoder.DecoderLM, params: Any, mesh: Mesh, layout: Sequence[types.ModuleType] = ()
+) -> dict[str, Any]:
+    """What log-probabilities depend on beside the tokens: the digest of all tensors, and the numerics.
+
+    Args:
+        mesh: that they are computed on.
+        layout: modules that place the tokens in rows.
+    """
+    return {"weights": digest(params), **numerics(model, mesh, layout)}
 
 
 def digest(params: Any) -> str:
@@ -55,26 +68,32 @@ def digest(params: Any) -> str:
     return content.hexdigest()
 
 
-def numerics(model: decoder.DecoderLM) -> dict[str, Any]:
-    """Everything that moves a log-probability but the weights: another machine's matrix products shift whole nats."""
+def numerics(model: decoder.DecoderLM, mesh: Mesh, layout: Sequence[types.ModuleType] = ()) -> dict[str, Any]:
+    """Everything that moves a log-probability but the weights: another machine's matrix products shift whole nats.
+
+    Axes of the mesh that carry rows change no sum; others cut sums into parts.
+    """
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     network = {name: value for name, value in fields.items() if name not in ("parent", "name", "remat", "unroll")}
-    device = jax.devices()[0]
+    device = mesh.devices.flat[0]
     return {
         "network": json.loads(json.dumps(network, default=dict, sort_keys=True)),
         "device": f"{device.platform} {device.device_kind}",
+        "platform": device.client.platform_version,
+        "mesh": {axis: size for axis, size in mesh.shape.items() if axis not in sharding.ROWS[0]},
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
         "wide": bool(jax.config.values["jax_enable_x64"]),
-        "jax": jax.__version__,
-        "code": _code(),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "jax": f"{jax.__version__} {jaxlib.version.__version__}",
+        "code": _code((*ENGINE, *layout)),
     }
 
 
 @functools.cache
-def _code() -> str:
-    """Of the source of ENGINE: an edit of the code is another store, without anybody having to count versions."""
+def _code(modules: tuple[types.ModuleType, ...]) -> str:
+    """Of the modules' source: an edit of the code is another store, without anybody having to count versions."""
     content = xxhash.xxh3_64()
-    for module in ENGINE:
+    for module in modules:
         content.update(pathlib.Path(str(module.__file__)).read_bytes())
     return content.hexdigest()
 

@@ -7,6 +7,7 @@ store besides, from which each takes what another has computed.
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,8 @@ def _of(
     folder: str | pathlib.Path,
 ) -> list[np.ndarray]:
     """Log-probabilities of the tokens of each answer, from the store where it has them."""
-    store = reference_store.Store(folder, reference_store.made_from(model, params)) if folder else None
+    layout = (trees, sys.modules[__name__])
+    store = reference_store.Store(folder, reference_store.made_from(model, params, mesh, layout)) if folder else None
     keys = [reference_store.key(*answer) for answer in answers] if store else []
     lengths = [len(answer.ids) - answer.prompt_len for answer in answers]
     known = _agreed(store.read(keys), lengths) if store else [None] * len(answers)

@@ -8,6 +8,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.preference import reference_store
+from data.texts import trees
 from tests.train import helpers
 
 IDS = np.array([1, 2, 3, 4], np.int32)
@@ -45,17 +46,22 @@ def test_an_edited_weight_or_another_dtype_is_another_digest():
     assert reference_store.digest(jax.tree.map(lambda x: x.astype(np.float16), params)) != first
 
 
-def test_numerics_are_those_of_network_precision_and_code(monkeypatch):
-    first = reference_store.numerics(helpers.model())
-    assert reference_store.numerics(helpers.model(remat="full", unroll=2)) == first  # the same numbers another way
-    for changes in (dict(dtype="bfloat16"), dict(attention="dense"), dict(rope_theta=5.0)):
-        assert reference_store.numerics(helpers.model(**changes)) != first
+def test_numerics_are_those_of_network_mesh_precision_flags_and_code(monkeypatch):
+    def numerics(mesh=(1, 1, 1), layout=(), **changes):
+        return reference_store.numerics(helpers.model(**changes), helpers.make_mesh(mesh), layout)
+
+    first = numerics()
+    assert numerics(remat="full", unroll=2) == numerics((2, 2, 1)) == first  # the same numbers another way
+    for changes in (dict(dtype="bfloat16"), dict(attention="dense"), dict(rope_theta=5.0), dict(mesh=(1, 1, 2))):
+        assert numerics(**changes) != first
+    assert numerics(layout=(trees,))["code"] != first["code"]
     with jax.default_matmul_precision("highest"):
-        assert reference_store.numerics(helpers.model()) != first
-    monkeypatch.setattr(reference_store, "ENGINE", reference_store.ENGINE[:-1])
-    reference_store._code.cache_clear()
-    assert reference_store.numerics(helpers.model())["code"] != first["code"]
-    reference_store._code.cache_clear()
+        assert numerics() != first
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_store, "ENGINE", reference_store.ENGINE[:-1])
+        assert numerics()["code"] != first["code"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
+    assert numerics() != first
 
 
 def test_many_writers_at_once_lose_nothing(tmp_path):
