@@ -203,8 +203,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     texts = sets.read(c, counts, str(folder / "bad_records.jsonl"))
     task = sets.divide(c, asking.annotated(c, texts, writer, folder, counts), counts)
     task = asking.with_counterfactuals(c, task, writer, folder, counts)
+    measurers = build(c, task, folder, counts)
     files.report_counts(folder, counts)
-    measurers = build(c, task, folder)
     methods = {kind: in_context.METHODS if kind == IN_CONTEXT else tuple(c.methods) for kind in c.models}
     plan = cells.plan(methods, c.seeds, c.seed, task.concepts)
     numbers = writers.jsonl(str(folder), restored=0)
@@ -227,12 +227,19 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     return page.write(folder, c, task, rows, measurers)
 
 
-def build(c: ml_collections.ConfigDict, task: sets.Task, folder: pathlib.Path) -> dict[str, Any]:
-    """What measures the cells of each classifier."""
+def build(
+    c: ml_collections.ConfigDict, task: sets.Task, folder: pathlib.Path, counts: dict[str, int]
+) -> dict[str, Any]:
+    """What measures the cells of each classifier; `counts` receives how many texts an encoder does not read whole."""
     out: dict[str, Any] = {}
     for kind in c.models:
         if kind in FEATURED:
-            out[kind] = cells.Trained(classifiers.Once(classifiers.build(kind, c, task)))
+            learner = classifiers.build(kind, c, task)
+            out[kind] = cells.Trained(classifiers.Once(learner))
+            if isinstance(learner, classifiers.EncoderLearner):
+                texts = [row.text for row in (*task.all_texts.rows, *task.all_texts.counterfactuals)]
+                if num := learner.num_cut(texts):
+                    counts[f"texts that {kind} reads only {learner.max_len} tokens of (max_len)"] = num
     if {DECODER, IN_CONTEXT} & set(c.models):
         model = models.load(c.decoder, folder)
         if DECODER in c.models:

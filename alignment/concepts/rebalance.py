@@ -95,14 +95,14 @@ def balanced(groups_N: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def check_no_leak(source_groups: Collection[str], training_groups: Collection[str]) -> None:
-    """Refuse counterfactuals whose sources are not training texts.
+def check_no_leak(source_groups: Collection[str], heldout_groups: Collection[str]) -> None:
+    """Refuse counterfactuals whose sources are of a group that has validation or test texts.
 
     Raises:
         InputError: names the first of them.
     """
-    if outside := sorted(set(source_groups) - set(training_groups)):
+    if outside := sorted(set(source_groups) & set(heldout_groups)):
         raise InputError(
-            f"{len(outside)} sources of counterfactuals are not training texts, such as {outside[0]!r}: what was made "
-            "from a held-out text would be trained on"
+            f"{len(outside)} sources of counterfactuals are held out, such as {outside[0]!r}: what was made from a "
+            "held-out text would be trained on; split by groups"
         )

@@ -35,6 +35,7 @@ class Row:
         group: texts of one group stay on one side of a split: those of one original review, or the text itself.
         injects: the concept that somebody wrote into this text or rewrote in it; "" for a text that is nobody's edit.
         source: the group that its source is of; "" for a text that is nobody's edit.
+        source_id: the id of its source; "" where the source is not among the texts.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Row:
     group: str
     injects: str = ""
     source: str = ""
+    source_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,9 @@ class ConceptSet:
         """Of all that a training or a test reads."""
         every = [*self.rows, *self.counterfactuals]
         parts = (
-            part for row in every for part in (row.id, row.text, ",".join(sorted(row.concepts or ())), row.injects)
+            part
+            for row in every
+            for part in (row.id, row.text, ",".join(sorted(row.concepts or ())), row.injects, row.source)
         )
         return loader.digest(np.array([row.label for row in every], np.int64), texts=parts)
 
@@ -169,14 +173,13 @@ def _text(value: Mapping[str, Any], name: str) -> str:
 
 
 def _label(record: records.Record, name: str) -> int:
-    value = record.value.get(name)
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    value: Any = record.value.get(name)
     try:
-        return int(value)  # type: ignore[arg-type]  # what is no number raises, and is refused
-    except (TypeError, ValueError):
+        label = int(value)
+        if not isinstance(value, str) and label != value:
+            raise ValueError("a fraction")
+        return label
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"{record.file}:{record.line}: {name}={value!r} must be a whole number; labels count from 0 (CEBaB's stars "
             "from 1)"
@@ -221,13 +224,16 @@ def _checked_edits(rows: Sequence[Row], counts: dict[str, int]) -> list[Row]:
 
     Most edits stand in these files without their original; their own label is what five people gave the edited text.
     """
-    originals = {row.group: row.label for row in rows if row.id.endswith("_000000")}
+    originals = {row.group: row for row in rows if row.id.endswith("_000000")}
     out = []
     for row in rows:
-        if row.injects and originals.get(row.group, row.label) != row.label:
+        original = originals.get(row.group)
+        if row.injects and original is not None and original.label != row.label:
             what = "edits whose label differs from their source's, which stand in for no counterfactual"
             counts[what] = counts.get(what, 0) + 1
             row = dataclasses.replace(row, injects="", source="")
+        elif row.injects and original is not None:
+            row = dataclasses.replace(row, source_id=original.id)
         out.append(row)
     return out
 
@@ -235,12 +241,14 @@ def _checked_edits(rows: Sequence[Row], counts: dict[str, int]) -> list[Row]:
 def read_counterfactuals(path: str, rows: Sequence[Row], *, counts: dict[str, int]) -> list[Row]:
     """Written counterfactuals; those without a source among the rows, or with another label than it, are left out.
 
+    Of several rows with the source's text, the first one with the counterfactual's label is its source.
+
     Raises:
         InputError: columns are missing, or nothing says which concept was written in.
     """
-    sources: dict[str, Row] = {}
+    sources: dict[str, dict[int, Row]] = {}  # text -> label -> its first row
     for row in rows:
-        sources.setdefault(row.text, row)
+        sources.setdefault(row.text, {}).setdefault(row.label, row)
     out = []
     for record in records.read_counted(path, counts=counts):
         value = record.value
@@ -255,12 +263,13 @@ def read_counterfactuals(path: str, rows: Sequence[Row], *, counts: dict[str, in
             raise InputError(
                 f"{record.file}:{record.line}: nothing says which concept was written in; add a column concept"
             )
-        source, reason = sources.get(str(value["ori_text"])), ""
+        there, reason = sources.get(str(value["ori_text"]), {}), ""
+        source = there.get(_label(record, "label")) if there else None
         if not str(value["cf_text"]).strip():
             reason = "empty counterfactuals, left out"
-        elif source is None:
+        elif not there:
             reason = "counterfactuals whose source is not among the texts, left out"
-        elif source.label != _label(record, "label"):
+        elif source is None:
             reason = "counterfactuals whose label differs from their source's, left out"
         if source is None or reason:
             counts[reason] = counts.get(reason, 0) + 1
@@ -273,7 +282,20 @@ def counterfactual(source: Row, concept: str, text: str) -> Row:
     """A text that was made of `source` by writing a concept in."""
     name = f"{source.id}+{concept}+{xxhash.xxh64_hexdigest(text.encode())[:8]}"
     concepts = (source.concepts or frozenset()) | {concept}
-    return Row(name, text, source.label, concepts, source.group, concept, source.group)
+    return Row(name, text, source.label, concepts, source.group, concept, source.group, source.id)
+
+
+def with_training_sources(rows: Sequence[Row], written: Sequence[Row], train: np.ndarray) -> list[Row]:
+    """Counterfactuals, made those of a training row where their own source is another row of its text and label."""
+    groups = {rows[i].group for i in train}
+    by_id = {row.id: row for row in rows}
+    twins = {(rows[i].text, rows[i].label): rows[i] for i in reversed(train)}
+    out = []
+    for row in written:
+        source = by_id.get(row.source_id)
+        twin = twins.get((source.text, source.label)) if source and row.source not in groups else None
+        out.append(counterfactual(twin, row.injects, row.text) if twin else row)
+    return out
 
 
 GROUPS, RELEASED = SPLITS = ("groups", "released")
@@ -286,14 +308,19 @@ def split(
 
     Args:
         how: `released` shuffles rows as the authors' program does (scikit-learn's `train_test_split`, whose seed is 10
-            there); validation rows then come from the end of the training rows.
+            there); validation rows then come from the end of the training rows. Every group must then be one row.
         test, validation: a share below 1 or a number of rows; of a number a side may miss a few rows where groups are
             larger than one.
 
     Raises:
-        InputError: a side that is left without rows.
+        InputError: a side that is left without rows; `released` with groups of several rows.
     """
     if how == RELEASED:
+        if more := [name for name, num in Counter(row.group for row in rows).items() if num > 1]:
+            raise InputError(
+                f"data.split={RELEASED} shuffles texts one by one, and {len(more)} groups, such as {more[0]!r}, have "
+                f"several, which would stand on both sides; give data.split={GROUPS}"
+            )
         out = _released(len(rows), test, validation, seed)
     else:
         out = _by_groups(rows, test, validation, seed)
@@ -327,8 +354,14 @@ def _by_groups(
 def _released(num: int, test: float, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    train, held = train_test_split(np.arange(num), test_size=_number(test, num), random_state=seed)
-    num_train = len(train) - _number(validation, num)
+    num_test = _number(test, num)
+    num_train = num - num_test - _number(validation, num)
+    if num_train < 1 or num_test < 1:
+        raise InputError(
+            f"data.test={test:g} and data.validation={validation:g} of {num} texts leave {max(num_train, 0)} to train "
+            f"on and {num_test} to test on; give more texts, or other shares"
+        )
+    train, held = train_test_split(np.arange(num), test_size=num_test, random_state=seed)
     return train[:num_train], train[num_train:], held
 
 

@@ -19,6 +19,7 @@ from experiments.concepts.sets import SETS, Task, Training
 GROUP_DRO, DFR, JTT, LEACE = PEERS = ("group_dro", "dfr", "jtt", "leace")
 METHODS = (*SETS, *PEERS)
 READ_FEATURES = (DFR, LEACE)
+UNPARSED, ASKED = ADDED_UP = ("answers without a label", "asked")  # notes that differ by training
 Row = Mapping[str, Any]
 
 
@@ -158,8 +159,15 @@ def results(rows: Sequence[Row], task: Task, c: ml_collections.ConfigDict) -> li
         line |= {"by seed": [100 * value for value in by_seed if value is not None]}
         line |= {"misled": float(right_N[is_misled_N].mean()) if is_misled_N.any() else None}
         line |= {"accuracy": float(np.nanmean(right_N)), "seconds": sum(row["seconds"] for row in own)}
-        out.append(line | {name: own[0][name] for name in ("texts", "with the concept", "notes", "masked")})
+        line |= {name: own[0][name] for name in ("texts", "with the concept", "masked")}
+        out.append(line | {"notes": _notes([row["notes"] for row in own])})
     return out
+
+
+def _notes(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of requests are added up over seeds; what a set has and lacks is the same for every seed."""
+    added = {name: sum(one[name] for one in by_seed) for name in ADDED_UP if name in by_seed[0]}
+    return {**by_seed[0], **added}
 
 
 def difference(

@@ -50,11 +50,17 @@ class BagLearner:
 
 
 class EncoderLearner:
-    """See `encoder`."""
+    """See `encoder`.
+
+    Attributes:
+        max_len: tokens of a text that are read.
+        num_cut: gives how many of some texts are longer.
+    """
 
     def __init__(self, c: ml_collections.ConfigDict, start: bert.Encoder, num_labels: int) -> None:
         options = encoder.Options(**c.training)
         self._rate = c.group_dro.rate or encoder.RATE
+        self.max_len, self.num_cut = start.max_len, start.num_cut
         self._trainer = encoder.Trainer(start, num_labels, options, sharding.make_mesh())
         self.digest = f"{start.digest} {start.max_len} {options} {self._rate}"
 

@@ -17,6 +17,7 @@ import numpy as np
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
 from data.texts.concept_sets import Row
+from experiments.concepts import cells
 from experiments.concepts.cells import Cell
 from experiments.concepts.sets import Task
 
@@ -144,7 +145,7 @@ class InContext:
             "right": "".join(right),
             "texts": len(shown),
             "with the concept": len(shown) // 2,
-            "notes": {"answers without a label": num_unparsed, "asked": len(asked)},
+            "notes": {cells.UNPARSED: num_unparsed, cells.ASKED: len(asked)},
             "masked": [],
             "seconds": round(time.perf_counter() - start, 3),
         }

@@ -60,7 +60,8 @@ class Task:
         groups = {self.all_texts.rows[i].group for i in self.train}
         edits = [row for row in self.rows(self.train) if row.injects == concept]
         written = [row for row in self.all_texts.counterfactuals if row.injects == concept and row.source in groups]
-        rebalance.check_no_leak({row.source for row in (*edits, *written)}, groups)
+        heldout = {self.all_texts.rows[i].group for i in (*self.validation, *self.test)}
+        rebalance.check_no_leak({row.source for row in (*edits, *written)}, heldout)
         return [*edits, *written]
 
     @property
@@ -191,6 +192,13 @@ def divide(c: ml_collections.ConfigDict, all_texts: ConceptSet, counts: dict[str
     if shared := concept_sets.num_shared_texts(all_texts.rows, train, test):
         counts["test texts that are training texts as well"] = shared
     counts |= {"training texts": len(train), "validation texts": len(validation), "test texts": len(test)}
+    written = concept_sets.with_training_sources(all_texts.rows, all_texts.counterfactuals, train)
+    groups = {all_texts.rows[i].group for i in train}
+    if num := sum(row.injects not in d.concepts for row in written):
+        counts["counterfactuals of concepts that data.concepts does not name, left out"] = num
+    if num := sum(row.injects in d.concepts and row.source not in groups for row in written):
+        counts["counterfactuals whose source is no training text, left out"] = num
+    all_texts = dataclasses.replace(all_texts, counterfactuals=tuple(written))
     num = all_texts.num_labels
     kept = {name: (rebalance.negative if name in d.negative else rebalance.positive)(num) for name in d.concepts}
     return Task(all_texts, tuple(d.concepts), kept, train, validation, test)

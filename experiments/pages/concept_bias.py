@@ -115,8 +115,9 @@ def findings(
         if sum(notes.get("missing", ())) and line["model"] == c.models[0]:
             short, need = notes["missing"], sum(notes["needed"])
             out.append(f"{where}: {sum(short)} of {need} counterfactuals are lacking, by label {short}; all were added")
-        if unread := notes.get("answers without a label"):
-            out.append(f"{where}: {unread} of {notes['asked']} answers name no label and count as wrong")
+        if unread := notes.get(cells.UNPARSED):
+            rate = f"{100 * unread / notes[cells.ASKED]:.1f} %"
+            out.append(f"{where}: {unread} of {notes[cells.ASKED]} answers ({rate}) name no label and count as wrong")
     for concept, share in asking.kept_labels(task, bag.Options(**c.bag)).items():
         words = f"of the counterfactuals {100 * share:.0f} % have the label that a bag of words predicts"
         out.append(f"{concept}: {words}, trained on the other texts")
@@ -156,10 +157,10 @@ def _yes(is_so: bool) -> str:
 def _audit(path: pathlib.Path, task: Task) -> None:
     """A sheet of counterfactuals for a person: is the concept there, is the label still right?"""
     rows = [(concept, row) for concept in task.concepts for row in task.pool(concept)]
-    sources = {row.group: row.text for row in task.rows(task.train) if not row.injects}
+    sources = {row.id: row.text for row in task.all_texts.rows}
     order = np.random.default_rng(0).permutation(len(rows))[:AUDITED]
     lines = [
-        [row.id, concept, row.label, sources.get(row.source, ""), row.text, "", ""]
+        [row.id, concept, row.label, sources.get(row.source_id, ""), row.text, "", ""]
         for concept, row in (rows[i] for i in np.sort(order))
     ]
     files.write_csv(path, ["id", "concept", "label", "source", "text", "concept is there", "label is right"], lines)

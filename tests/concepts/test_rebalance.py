@@ -61,10 +61,10 @@ def test_balanced_groups_are_of_one_size_and_empty_ones_left_out():
         rebalance.balanced(groups_N[:0], rng=np.random.default_rng(0))
 
 
-def test_a_source_outside_the_training_texts_is_refused():
-    rebalance.check_no_leak({"a"}, {"a", "b"})
-    with pytest.raises(InputError, match="such as 'c'"):
-        rebalance.check_no_leak({"a", "c"}, {"a", "b"})
+def test_a_source_that_is_held_out_is_refused():
+    rebalance.check_no_leak({"a"}, {"b", "c"})
+    with pytest.raises(InputError, match="1 sources of counterfactuals are held out, such as 'c'"):
+        rebalance.check_no_leak({"a", "c"}, {"b", "c"})
 
 
 def test_the_same_seed_draws_the_same_texts():

@@ -109,13 +109,41 @@ def test_edits_that_write_a_concept_in_are_no_training_texts_of_it_until_upsampl
         concept_sets.ConceptSet(tuple(every), (), 2),
         ("food",),
         {"food": frozenset({1})},
-        places,
+        places[2:],
         places[:0],
-        places[:2],
+        places[:0],
     )
     c = config(concepts=("food",), negative=())
     assert "r0food" not in sets.training_set(c, own, "food", sets.ORIGINAL, 0).ids
     assert [one.id for one in own.pool("food")] == ["r0food"]
+    with pytest.raises(InputError, match="sources of counterfactuals are held out, such as 'g0'"):
+        dataclasses.replace(own, test=places[:2]).pool("food")
+
+
+def test_counterfactuals_that_no_training_may_use_are_counted():
+    c, counts = config(), {}
+    found = sets.read(c, {}, "")
+    own = sets.divide(c, found, counts)
+    used = sum(len(own.pool(concept)) for concept in own.concepts)
+    left = [num for what, num in counts.items() if what.startswith("counterfactuals")]
+    assert len(left) == 2 and used and used + sum(left) == len(found.counterfactuals)
+
+
+def test_the_sheet_for_a_person_shows_the_source_of_each_text(tmp_path):
+    rows = [concept_sets.Row(f"r{i}", f"text {i}", i % 2, frozenset(), "g") for i in range(3)]
+    written = concept_sets.counterfactual(rows[1], "food", "soup 1")
+    places = np.arange(3)
+    texts = concept_sets.ConceptSet(tuple(rows), (written,), 2)
+    page._audit(tmp_path / "audit.csv", sets.Task(texts, ("food",), {}, places, places[:0], places[:0]))
+    assert ",food,1,text 1,soup 1,," in (tmp_path / "audit.csv").read_text()
+
+
+def test_texts_that_an_encoder_cuts_are_counted(task, tmp_path):
+    c, counts = config(), {}
+    c.models, c.max_len = ("bag", "encoder"), 6
+    concept_bias.build(c, task, tmp_path, counts)
+    every = len(task.all_texts.rows) + len(task.all_texts.counterfactuals)
+    assert 0 < counts.pop("texts that encoder reads only 6 tokens of (max_len)") <= every and not counts
 
 
 def test_validation_may_come_from_the_altered_set():
@@ -157,6 +185,8 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     assert row["right"].count(in_context.UNASKED) == len(task.test) - 20
     lines = cells.results([row], task, c)
     assert lines[0]["measured"].total_GK.sum() == 20
+    both = [row, row | {"seed": 1, "notes": {"answers without a label": 3, "asked": 20}}]
+    assert cells.results(both, task, c)[0]["notes"] == {"answers without a label": 4, "asked": 40}
     places = in_context.drawn(np.array([0] * 50 + [1] * 3 + [2] * 50), 15, seed=0)
     assert [sum(places < 50), sum((places >= 50) & (places < 53)), sum(places >= 53)] == [6, 3, 6]
     assert in_context.drawn(np.zeros(4), None, seed=0).tolist() == [0, 1, 2, 3]
@@ -312,7 +342,7 @@ def test_cebab_shows_the_shortcut_of_the_biased_set(shared_data):
     c = concept_bias.get_config("")
     c.models, c.seeds, c.data.path, c.data.concepts = ("bag",), 1, str(folder), ("food",)
     own = sets.divide(c, sets.read(c, {}, ""), {})
-    measurers = concept_bias.build(c, own, folder)
+    measurers = concept_bias.build(c, own, folder, {})
     plan = cells.plan({"bag": ("original", "biased", "downsample")}, 1, 0, own.concepts)
     found = cells.through(plan, own, measurers, c, cells.cache.Cache(), lambda number, row: None)
     original, biased, down = (100 * line["measured"].bias for line in cells.results(found, own, c))

@@ -55,8 +55,11 @@ def test_edits_that_write_a_concept_in_are_marked_unless_they_change_the_label(t
         edit(4, "service", edit_goal="unknown", service_aspect_majority="unknown"),
     ]
     found, counts = load(tmp_path, rows)
-    marked = {row.id: (row.injects, row.source) for row in found.rows if row.injects}
-    assert marked == {"000001_000001": ("food", "000001"), "000003_000001": ("service", "000003")}
+    marked = {row.id: (row.injects, row.source, row.source_id) for row in found.rows if row.injects}
+    assert marked == {
+        "000001_000001": ("food", "000001", "000001_000000"),
+        "000003_000001": ("service", "000003", ""),
+    }
     assert counts["edits whose label differs from their source's, which stand in for no counterfactual"] == 1
 
 
@@ -97,6 +100,13 @@ def test_sentences_and_unknown_names_among_concepts_are_ignored_and_counted():
             {"num_labels": 2},
             r"rows\.jsonl:2: label 3 is outside",
         ),
+        ([{"text": "a", "label": 0}, {"text": "b", "label": 0.7}], {}, r"rows\.jsonl:2: label=0\.7 must be a whole"),
+        ([{"text": "a", "label": 3.7}, {"text": "b", "label": 1}], {}, r"rows\.jsonl:1: label=3\.7 must be a whole"),
+        (
+            [{"text": "a", "label": 0}, {"text": "b", "label": "3.7"}],
+            {},
+            r"rows\.jsonl:2: label='3\.7' must be a whole",
+        ),
         ([{"text": "a", "label": -1}, {"text": "b", "label": 1}], {}, r"rows\.jsonl:1: label -1 is outside"),
         ([{"body": "a", "label": 0}], {}, r"rows\.jsonl:1: columns found: body, label"),
         ([{"id": 1, "text": "a", "label": 0}, {"id": 1, "text": "b", "label": 1}], {}, "id '1' occurs twice"),
@@ -127,6 +137,26 @@ def test_counterfactuals_need_a_source_of_the_same_label(tmp_path):
         load(tmp_path, rows, counterfactuals=other)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_label_that_is_no_finite_number_is_refused_with_its_place(value):
+    record = concept_sets.records.Record({"text": "a", "label": value}, "rows.parquet", 7)
+    with pytest.raises(InputError, match=r"rows\.parquet:7: label=(inf|nan) must be a whole"):
+        concept_sets._plain(record, {})
+
+
+def test_of_equal_texts_the_one_with_the_counterfactual_s_label_that_is_in_training_is_its_source(tmp_path):
+    labels = [0, 1, 1, 0]
+    rows = [{"id": f"r{i}", "text": "the same", "label": k, "concepts": []} for i, k in enumerate(labels)]
+    written = [{"cf_text": f"soup {k}", "ori_text": "the same", "label": k, "concept": "food"} for k in (0, 1)]
+    path = write(tmp_path / "written.jsonl", written)
+    found, counts = load(tmp_path, rows, counterfactuals=path)
+    assert [row.source_id for row in found.counterfactuals] == ["r0", "r1"]
+    assert not [what for what in counts if "left out" in what]
+    moved = concept_sets.with_training_sources(found.rows, found.counterfactuals, np.array([0, 2, 3]))
+    assert [(row.source_id, row.source, row.label) for row in moved] == [("r0", "r0", 0), ("r2", "r2", 1)]
+    assert concept_sets.with_training_sources(found.rows, moved, np.array([3]))[1] == moved[1]
+
+
 def test_a_split_keeps_groups_together_and_the_same_seed_gives_the_same_sides(tmp_path):
     rows = [{"id": str(i), "text": f"t{i}", "label": i % 2, "concepts": [], "group": str(i // 3)} for i in range(60)]
     found, _ = load(tmp_path, rows)
@@ -149,6 +179,17 @@ def test_the_authors_split_is_scikit_learn_s(tmp_path):
     train, test = train_test_split(np.arange(50), test_size=10, random_state=10)
     sides = concept_sets.split(found.rows, how="released", test=10, validation=5, seed=10)
     assert np.array_equal(np.concatenate(sides[:2]), train) and np.array_equal(sides[2], test) and len(sides[1]) == 5
+
+
+def test_the_authors_split_refuses_groups_and_sides_that_leave_nothing(tmp_path):
+    rows = [{"text": f"t{i}", "label": i % 2, "concepts": [], "group": f"g{i // 2}"} for i in range(10)]
+    found, _ = load(tmp_path, rows)
+    options = dict(how="released", seed=10)
+    with pytest.raises(InputError, match=r"5 groups, such as 'g0', have several.*data\.split=groups"):
+        concept_sets.split(found.rows, test=2, validation=0, **options)
+    for test, validation in ((10, 0), (12, 0), (2, 9), (4, 0.9)):
+        with pytest.raises(InputError, match="of 5 texts leave 0 to train on"):
+            concept_sets.split(found.rows[::2], test=test, validation=validation, **options)
 
 
 def test_equal_texts_on_both_sides_are_counted(tmp_path):
