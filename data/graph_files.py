@@ -154,7 +154,7 @@ def _npz(path: pathlib.Path) -> Parts:
                 raise InputError(
                     f"{path} has the arrays {', '.join(sorted(names))}; edges, edge_index or adj_indptr should be one"
                 )
-            return dict(name=path.stem, edges=(source_E, target_E), x=x, y=y, splits=_splits(get, names))
+            return dict(name=path.stem, edges=(source_E, target_E), x=x, y=y, splits=_splits(path, get, names))
     except InputError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as e:
@@ -183,11 +183,23 @@ def _sparse(get: Any, prefix: str) -> Any:
     return matrix
 
 
-def _splits(get: Any, names: set[str]) -> Mapping[str, np.ndarray] | None:
-    for ending in ("_idx", "_mask"):
-        if all(split + ending in names for split in graphs.SPLITS):
-            return {split: get(split + ending) for split in graphs.SPLITS}
+def _splits(path: pathlib.Path, get: Any, names: set[str]) -> Mapping[str, np.ndarray] | None:
+    if all(f"{split}_idx" in names for split in graphs.SPLITS):
+        return {split: get(f"{split}_idx") for split in graphs.SPLITS}
+    if all(f"{split}_mask" in names for split in graphs.SPLITS):
+        return {split: _mask(path, f"{split}_mask", get(f"{split}_mask")) for split in graphs.SPLITS}
     return None
+
+
+def _mask(path: pathlib.Path, name: str, mask_N: np.ndarray) -> np.ndarray:
+    """Booleans, which some exporters store as integers; `graphs.build` would take integers for nodes' numbers."""
+    bad = np.flatnonzero((mask_N != 0) & (mask_N != 1))
+    if len(bad):
+        raise InputError(
+            f"{path}: {name} has {mask_N.ravel()[bad[0]]} at place {bad[0]}; a mask has 0 or 1 for each node, "
+            f"and nodes' numbers belong in {name.removesuffix('_mask')}_idx"
+        )
+    return mask_N.astype(bool)
 
 
 def _saint(folder: pathlib.Path) -> Parts:

@@ -111,6 +111,16 @@ def test_npz_files_of_every_layout_give_the_same_graph(layout, tmp_path):
     same(graph_files.read(str(tmp_path / "toy.npz")))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+def test_masks_stored_as_numbers_are_masks_and_other_numbers_are_refused(dtype, tmp_path):
+    arrays = {name: a.astype(dtype) if name.endswith("_mask") else a for name, a in LAYOUTS["edge_index"].items()}
+    np.savez(tmp_path / "toy.npz", **arrays)
+    same(graph_files.read(str(tmp_path / "toy.npz")))
+    np.savez(tmp_path / "toy.npz", **arrays | {"val_mask": np.array([0, 0, 2, 0, 0], dtype)})
+    with pytest.raises(InputError, match=r"val_mask has 2.* at place 2; a mask has 0 or 1"):
+        graph_files.read(str(tmp_path / "toy.npz"))
+
+
 def test_a_planetoid_folder_gives_its_graph(tmp_path):
     """Nodes 0 to 2 are fixed, the test nodes 4 and 3 come in that order."""
     one_hot = np.eye(2, dtype=np.int32)[[0, 1, 0, 1, 1]]
