@@ -26,7 +26,7 @@ from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import gnn
 from alignment.sketching import hashes, layers, polynomial
-from data import graph_files, graphs, loader
+from data import graph_files, graphs
 from data.toys import block_model
 from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
 from experiments.launch import checks
@@ -161,6 +161,11 @@ def check(c: ml_collections.ConfigDict) -> None:
         polynomial.taylor(c.sketch.activation, c.sketch.order) if c.sketch.coefficients == "taylor" else errors.one_of(
             "sketch.activation", c.sketch.activation, polynomial.ACTIVATIONS
         )
+    if c.sketch.coefficients == "ridge" and c.network.name in ("sgc", "gat"):
+        raise InputError(
+            f"sketch.coefficients='ridge' fits the pre-activations of gcn and sage, and network.name="
+            f"{c.network.name!r}; take learned, taylor or least_squares"
+        )
     if c.sketch.residual and not hashes.shares_layers(c.sketch.hashes):
         raise InputError(
             f"sketch.residual=True adds sketches of two layers, and sketch.hashes={c.sketch.hashes!r} hashes them "
@@ -244,7 +249,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         hidden=c.network.hidden,
         heads=c.network.heads,
     )
-    digest = loader.digest(graph.adjacency.indptr, graph.adjacency.indices, graph.y_N, *graph.splits.values())
+    digest = arms.digest(graph)
     widths = widths_of(c, graph.num_nodes)
     results = []
     for seed in range(c.seed, c.seed + c.seeds):

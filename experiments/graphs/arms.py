@@ -16,6 +16,7 @@ import scipy.sparse
 from alignment import errors
 from alignment.models import gnn
 from alignment.sketching import polynomial
+from data import loader
 from data.graphs import Graph
 from experiments.graphs import training
 from experiments.graphs.training import Arm
@@ -45,6 +46,15 @@ def prepare(graph: Graph, *, features: str, name: str, num_layers: int, hidden: 
     widths = (graph.x_ND.shape[1], *[hidden] * (num_layers - 1), graph.num_classes)
     matrices = gnn.convolutions(name, graph.adjacency)
     return Prepared(graph, scaled(graph.x_ND, features), matrices, name, widths, heads)
+
+
+def digest(graph: Graph) -> str:
+    """Of all that an arm is trained on and measured with: features, edges, classes and splits."""
+    arrays: list[np.ndarray] = []
+    for matrix in (graph.adjacency, graph.x_ND):
+        is_sparse = scipy.sparse.issparse(matrix)
+        arrays += [matrix.data, matrix.indices, matrix.indptr] if is_sparse else [matrix]
+    return loader.digest(*arrays, graph.y_N, *graph.splits.values())
 
 
 def scaled(x_ND: Any, how: str) -> Any:
@@ -257,7 +267,8 @@ def inferred(prepared: Prepared, given: Coefficients, is_residual: bool) -> Any:
 
     def accuracies_fn(params, frozen):
         params = jax.device_get(params)
-        matrices_L = attention_matrices(prepared, params, given) or [prepared.matrices] * (len(prepared.widths) - 1)
+        attended_L = attention_matrices(prepared, params, given, is_residual)
+        matrices_L = attended_L or [prepared.matrices] * (len(prepared.widths) - 1)
         logits_NC = gnn.infer(
             params["layers"], np.asarray(given.of(params)), prepared.x_ND, matrices_L, is_residual=is_residual
         )
@@ -266,7 +277,9 @@ def inferred(prepared: Prepared, given: Coefficients, is_residual: bool) -> Any:
     return accuracies_fn
 
 
-def attention_matrices(prepared: Prepared, params: Mapping[str, Any], given: Coefficients) -> list[list[Any]] | None:
+def attention_matrices(
+    prepared: Prepared, params: Mapping[str, Any], given: Coefficients, is_residual: bool
+) -> list[list[Any]] | None:
     """Of GAT, the blocks of every layer under these parameters, on the full graph; None for other networks."""
     if prepared.network != "gat":
         return None
@@ -284,5 +297,6 @@ def attention_matrices(prepared: Prepared, params: Mapping[str, Any], given: Coe
         )
         return heads
 
-    gnn.polynomial(params["layers"], given.of(params), on_device(prepared.x_ND), blocks_fn)
+    x_ND = on_device(prepared.x_ND)
+    gnn.polynomial(params["layers"], given.of(params), x_ND, blocks_fn, is_residual=is_residual)
     return out

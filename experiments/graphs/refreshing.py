@@ -17,6 +17,7 @@ from alignment.sketching import graph, lsh
 from alignment.sketching.hashes import Table
 from experiments.graphs import arms, training
 
+VECTORS = ("source", "target")  # of GAT's attention
 HELD_OUT = 1_024  # nodes whose reconstruction decides whether new hashes are taken
 
 
@@ -118,6 +119,7 @@ def attention(
     tables_M: Sequence[graph.Tables],
     *,
     top_k: int | None,
+    is_residual: bool,
 ) -> RefreshFn:
     """Train GAT's attention vectors a little on the full graph, and sketch its convolutions again.
 
@@ -129,12 +131,12 @@ def attention(
 
     def loss_fn(vectors: Any, params: Any) -> jax.Array:
         merged = [layer | vector for layer, vector in zip(params["layers"], vectors)]
-        logits_NC = gnn.polynomial(merged, given.of(params), x_ND, gnn.attended(pattern))
+        logits_NC = gnn.polynomial(merged, given.of(params), x_ND, gnn.attended(pattern), is_residual=is_residual)
         return training.cross_entropy(logits_NC[nodes_B], labels_B)
 
     @jax.jit
     def train(params: Any) -> Any:
-        vectors = [{name: layer[name] for name in ("source", "target")} for layer in params["layers"]]
+        vectors = [{name: layer[name] for name in VECTORS} for layer in params["layers"]]
         state = tx.init(vectors)
         for _ in range(options.steps):
             changes, state = tx.update(jax.grad(loss_fn)(vectors, params), state)
@@ -145,7 +147,7 @@ def attention(
         if epoch == 1 or (epoch - 1) % options.every:
             return None
         params = train(params)
-        matrices_L = arms.attention_matrices(prepared, params, given)
+        matrices_L = arms.attention_matrices(prepared, params, given, is_residual)
         assert matrices_L is not None
         changed, _ = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=top_k)
         return params, frozen | {"sketched": jax.tree.map(jnp.asarray, changed)}, {"layers": float(len(matrices_L))}

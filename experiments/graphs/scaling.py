@@ -13,7 +13,6 @@ import numpy as np
 
 from alignment.models import gnn
 from alignment.sketching import layers
-from data import loader
 from data.toys import block_model
 from experiments.graphs import arms, sketched, training
 
@@ -80,8 +79,7 @@ def point(
     rng = jax.random.PRNGKey(seed)
     sizes = layers.dimensions(arm.step_fn, arm.params, arm.opt_state, arm.frozen, arm.batch_fn(1)[0], rng)
     assert max(sizes) < num_nodes, f"a step on sketches has an array of dimension {max(sizes)}, of {num_nodes} nodes"
-    digest = loader.digest(graph.adjacency.indptr, graph.y_N)
-    pace = dict(seed=seed, folder=folder / "arms", digest=digest)
+    pace = dict(seed=seed, folder=folder / "arms", digest=arms.digest(graph))
     result = training.fit(arm, epochs=options.steps, eval_every=options.steps, **pace)
     clock = time.perf_counter()
     params = jax.device_get(arm.params)

@@ -99,7 +99,9 @@ def sketch_step(
     weight_decay: float,
     clip_norm: float,
 ) -> Any:
-    tx = training.optimizer(lr, weight_decay=weight_decay, clip_norm=clip_norm)
+    # A sketched step does not read GAT's attention vectors, which are trained where attention is refreshed.
+    constant = refreshing.VECTORS
+    tx = training.optimizer(lr, weight_decay=weight_decay, clip_norm=clip_norm, constant=constant)
 
     def loss_fn(params, frozen, batch, rng):
         coefficients_LK1 = frozen["coefficients"]
@@ -176,11 +178,13 @@ def sketched(
     check_budget(prepared, sketching, given.order)
     tables_M, learnable = draw_tables(prepared, sketching, given.order, seed=seed)
     params = start(prepared, seed=seed, order=given.order)
-    matrices_L = attention_matrices(prepared, params, given) or [prepared.matrices] * (len(prepared.widths) - 1)
+    is_residual = sketching.is_residual
+    num_layers = len(prepared.widths) - 1
+    matrices_L = attention_matrices(prepared, params, given, is_residual) or [prepared.matrices] * num_layers
     on_host, uses = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=sketching.top_k)
     is_learned = given.fixed_LK1 is None
-    step_fn, tx, loss_fn = sketch_step(uses, sketching.readout, sketching.is_residual, is_learned, **options)
-    fixed = np.zeros((len(prepared.widths) - 1, given.order + 1)) if is_learned else given.fixed_LK1
+    step_fn, tx, loss_fn = sketch_step(uses, sketching.readout, is_residual, is_learned, **options)
+    fixed = np.zeros((num_layers, given.order + 1)) if is_learned else given.fixed_LK1
     frozen = {"sketched": jax.tree.map(jnp.asarray, on_host), "coefficients": jnp.asarray(fixed, jnp.float32)}
     current = {"tables": tables_M}
     is_whole = batch_size >= int(prepared.graph.splits["train"].sum())
@@ -198,14 +202,16 @@ def sketched(
     refresh_fn = None
     if prepared.network == "gat":
         attention = attention or refreshing.Attention()
-        refresh_fn = refreshing.attention(attention, prepared, given, tables_M, top_k=sketching.top_k)
+        refresh_fn = refreshing.attention(
+            attention, prepared, given, tables_M, top_k=sketching.top_k, is_residual=is_residual
+        )
     elif sketching.buckets == "lsh_learned":
         gradient_fn = functools.partial(_at_features, loss_fn, batch_fn)
         hashing = hashing or refreshing.Hashing()
         refresh_fn = refreshing.hashing(
             hashing, prepared, current, learnable, gradient_fn, seed=seed, top_k=sketching.top_k
         )
-    accuracies_fn = inferred(prepared, given, sketching.is_residual)
+    accuracies_fn = inferred(prepared, given, is_residual)
     return Arm(name, step_fn, params, tx.init(params), frozen, batch_fn, accuracies_fn, refresh_fn)
 
 

@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,9 +57,21 @@ class Result:
     notes: dict[str, Any]
 
 
-def optimizer(lr: float, *, weight_decay: float = 0.0, clip_norm: float = 0.0) -> optax.GradientTransformation:
-    """Adam with L2 decay in the gradient, as torch's Adam has it; coefficients of polynomials do not decay."""
-    decays = optax.add_decayed_weights(weight_decay, mask=lambda params: {k: k == "layers" for k in params})
+def optimizer(
+    lr: float, *, weight_decay: float = 0.0, clip_norm: float = 0.0, constant: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """Adam with L2 decay in the gradient, as torch's Adam has it; coefficients of polynomials do not decay.
+
+    Args:
+        constant: names of arrays in a layer whose gradient is 0, which do not decay. Adam divides by the gradient's
+            size, so that decay alone would move them by whole steps, towards 0.
+    """
+
+    def mask(params: Mapping[str, Any]) -> dict[str, Any]:
+        layers = [{name: name not in constant for name in layer} for layer in params["layers"]]
+        return {k: layers if k == "layers" else False for k in params}
+
+    decays = optax.add_decayed_weights(weight_decay, mask=mask)
     clips = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clips, decays if weight_decay else optax.identity(), optax.adam(lr))
 

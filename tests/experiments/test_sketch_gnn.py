@@ -1,12 +1,16 @@
 """Sketch-GNN from the command line: what a run leaves behind, what is refused, and that it learns."""
 
+import dataclasses
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+import scipy.sparse
 
 from alignment.errors import InputError
+from alignment.models import gnn
 from data.toys import block_model
 from experiments import sketch_gnn
 from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
@@ -35,6 +39,8 @@ def changed(**changes):
         ({"sketch.readout": "mode"}, "sketch.readout='mode' is not one of: median, mean"),
         ({"sketch.coefficients": "taylor"}, "activation='relu' is not one of: sigmoid, tanh"),
         ({"sketch.coefficients": "ridge", "sketch.activation": "gelu"}, "sketch.activation='gelu'"),
+        ({"sketch.coefficients": "ridge", "network.name": "sgc"}, "gcn and sage, and network.name='sgc'"),
+        ({"sketch.coefficients": "ridge", "network.name": "gat"}, "gcn and sage, and network.name='gat'"),
         ({"sketch.residual": True, "sketch.hashes": "all_distinct"}, "the sum is noise"),
         ({"sketch.buckets": "lsh_learned", "sketch.hashes": "all_distinct"}, "learns hashes that all layers share"),
         ({"network.name": "gnc"}, "network.name='gnc' is not one of: gcn, sage"),
@@ -92,6 +98,13 @@ def test_a_finished_arm_is_read_again_and_one_of_other_data_is_refused(tiny, tmp
     assert training.fit(arm, digest=stored["digest"], **pace).best == stored["best"]
     with pytest.raises(InputError, match="was trained on other data"):
         training.fit(arm, digest="other", **pace)
+
+
+def test_the_digest_of_a_graph_changes_with_its_features_dense_and_sparse():
+    graph = block_model.graph(block_model.Options(nodes=40, inside=4.0, outside=1.0), 0)
+    sparse = dataclasses.replace(graph, x_ND=scipy.sparse.csr_matrix(graph.x_ND))
+    found = {arms.digest(g) for one in (graph, sparse) for g in (one, dataclasses.replace(one, x_ND=one.x_ND * 2))}
+    assert len(found) == 4
 
 
 # Arms on one small graph
@@ -207,6 +220,39 @@ def test_attention_is_refreshed_at_intervals_and_its_vectors_are_trained_there_a
     assert list(fitted(arm, tmp_path, 4).notes) == ["4"]
     with np.load(tmp_path / "sketch,seed=0.npz") as weights:
         assert not np.array_equal(weights["layers/0/source"], before)
+
+
+def test_weight_decay_leaves_the_attention_vectors_of_a_sketched_step_and_reaches_the_kernels(graph):
+    options = OPTIONS | dict(weight_decay=0.5)
+    arm = sketched.sketched(
+        "sketch", prepared(graph, "gat"), arms.Coefficients(2), sketching(), seed=0, batch_size=1_000, **options
+    )
+    before = jax.device_get(arm.params["layers"][0])
+    params, opt_state = arm.params, arm.opt_state
+    params, _, _ = arm.step_fn(params, opt_state, arm.frozen, arm.batch_fn(1)[0], jax.random.PRNGKey(0))
+    for name in refreshing.VECTORS:
+        np.testing.assert_array_equal(params["layers"][0][name], before[name])
+
+    def change(decay):
+        tx = training.optimizer(1.0, weight_decay=decay, constant=refreshing.VECTORS)
+        layers = {"layers": [before], "coefficients": np.ones((1, 2))}
+        changes, _ = tx.update(jax.tree.map(np.zeros_like, layers), tx.init(layers), layers)
+        return {name: bool(np.any(changes["layers"][0][name])) for name in ("kernel", *refreshing.VECTORS)}
+
+    assert change(0.5) == {"kernel": True, "source": False, "target": False}
+
+
+def test_attention_of_a_residual_network_is_that_of_its_residual_inputs(graph):
+    """The accuracies read `infer` with matrices of attention, which must be the network's own outputs."""
+    made = arms.prepare(graph, features="columns", name="gat", num_layers=4, hidden=8, heads=1)
+    given, params = arms.Coefficients(2), arms.start(made, seed=0, order=2)
+    matrices_L = arms.attention_matrices(made, params, given, True)
+    pattern = gnn.attended(gnn.entries(made.matrices[0]))
+    expected = gnn.polynomial(params["layers"], given.of(params), arms.on_device(made.x_ND), pattern, is_residual=True)
+    found = gnn.infer(params["layers"], np.asarray(given.of(params)), made.x_ND, matrices_L, is_residual=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    other_L = arms.attention_matrices(made, params, given, False)
+    assert abs(other_L[-1][0] - matrices_L[-1][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("how", ["least_squares", "ridge"])
