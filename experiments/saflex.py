@@ -148,7 +148,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     kind = kind_of(c)
     check_data(c, kind)
     check_upstream(c, kind)
-    check_refine(c)
+    check_refine(c, kind)
     one_of("mode", c.mode, ("add", "replace"))
     one_of("optimizer.name", c.optimizer.name, arms.OPTIMIZERS)
     if not c.optimizer.lr > 0 or c.optimizer.weight_decay < 0:
@@ -233,9 +233,14 @@ def check_upstream(c: ml_collections.ConfigDict, kind: str) -> None:
         images.check(c.upstream.generated)
 
 
-def check_refine(c: ml_collections.ConfigDict) -> None:
+def check_refine(c: ml_collections.ConfigDict, kind: str) -> None:
     options = c.refine.to_dict()
     checks.call(saflex.check, options)
+    if c.refine.scores == "logits" and kind == tasks.PAIRS:
+        raise InputError(
+            "refine.scores='logits' is of classes: the loss of a pair has a softmax over its column too, which changes "
+            "the best label; leave it at logp"
+        )
     default = get_config().refine
     unread = [] if c.refine.weights == "sigmoid" else ["tau_w"]
     if c.refine.labels == "upstream" or c.refine.penalty == "kl":

@@ -138,7 +138,8 @@ def refine(
         labels: `soft`, the maximiser with tau times the entropy added; `free`, the best class; `upstream`, y0.
         weights: `binary`, 1 where <y,P> >= 0; `sigmoid` of <y,P> / tau_w; `none`, the same for all.
         scale: `batchmax` divides the scores by the largest of the batch, `gnorm` by the length of the direction.
-        scores: `logp`; `logits` takes the logits' own Jacobian: the same best class, other weights.
+        scores: `logp` takes the Jacobian of the losses; `logits` the logits' own, whatever `losses_fn` is: under
+            cross-entropy the same best class, other weights.
         mu: momentum of the validation gradient, in [0, 1), with bias correction.
         subset: `all` parameters, the `last` layer (all below "head"), or a function of a parameter's names.
         preconditioner: a diagonal like `params` that the optimizer multiplies gradients by (`adam_diagonal`).
@@ -164,7 +165,7 @@ def refine(
     gradient = _averaged(validation_gradient(val_losses_fn, picked, val_batch, num_classes), state, mu)
     diagonal = None if preconditioner is None else split(preconditioner, subset)[0]
     direction = _direction(corrected(gradient, state.num + 1, mu), diagonal, picked)
-    by_class_fn = losses_fn or (cross_entropies if scores == "logp" else jnp.negative)
+    by_class_fn = jnp.negative if scores == "logits" else losses_fn or cross_entropies
     scores_BK = along(lambda leaves: by_class_fn(outputs_fn(leaves, aug_batch["x"])), picked, direction)
     is_good = jnp.isfinite(optax.global_norm(gradient)) & jnp.all(jnp.isfinite(scores_BK))
     scores_BK = jnp.where(is_good, scores_BK, 0.0)

@@ -285,17 +285,23 @@ def _take(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
 
 
 def check_overlap(task: Task) -> None:
-    """Refuse a validation set that shares a row with training or test, for any seed.
+    """Refuse a validation set that shares a row with training or test, and a pool that does with either, for any seed.
 
     Raises:
         InputError: with the number of such rows.
     """
     for s in range(task.num_seeds):
-        val = _digests(task.val.x[s])
-        for name, part in (("train", task.train), ("test", task.test)):
-            if num := len(val & _digests(part.x[s])):
+        rows = {name: _digests(getattr(task, name).x[s]) for name in image_sources.SPLITS}
+        pool = set() if task.pool is None else _digests(task.pool.x[s])
+        for what, ours, name in (
+            ("validation", rows["val"], "train"),
+            ("validation", rows["val"], "test"),
+            ("generated", pool, "val"),
+            ("generated", pool, "test"),
+        ):
+            if num := len(ours & rows[name]):
                 raise InputError(
-                    f"{num} validation rows are in {name} too, byte for byte: what SAFLEX learns from them would not "
+                    f"{num} {what} rows are in {name} too, byte for byte: what a network learns from them would not "
                     "hold for new rows. Remove them, or set --config.data.allow_overlap=True"
                 )
 

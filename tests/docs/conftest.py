@@ -95,14 +95,18 @@ def write_places(folder: pathlib.Path) -> None:
 def write_pictures(folder: pathlib.Path) -> None:
     rng, rows = np.random.default_rng(0), []
     for label in ("oak", "birch", "elm"):
-        (folder / "pictures" / label).mkdir(parents=True)
+        for base in ("pictures", "generated"):
+            (folder / base / label).mkdir(parents=True)
         for n in range(10):
-            picture = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / f"pictures/{label}/{n}.jpg")
+            picture = Image.fromarray(rng.integers(0, 256, (40, 32, 3), dtype=np.uint8))
+            picture.save(folder / f"pictures/{label}/{n}.jpg")
+            picture.rotate(180).save(folder / f"generated/{label}/{n}.jpg")
             rows.append((f"pictures/{label}/{n}.jpg", label))
-    (folder / "generated").symlink_to(folder / "pictures")
-    for name in ("captions", "captions_generated"):
-        lines = [f"{file}\ta leaf of {label}, number {i}\t{label}\n" for i, (file, label) in enumerate(rows)]
+    for name, base in (("captions", "pictures"), ("captions_generated", "generated")):
+        lines = [
+            f"{file.replace('pictures', base)}\ta leaf of {label}, number {i}\t{label}\n"
+            for i, (file, label) in enumerate(rows)
+        ]
         (folder / f"{name}.tsv").write_text("image\ttext\tclass\n" + "".join(lines), encoding="utf-8")
     arrays = {f"{s}_images": rng.integers(0, 256, (16, 28, 28, 3), dtype=np.uint8) for s in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(16)[:, None] % 2 for split in ("train", "val", "test")}

@@ -1,13 +1,17 @@
+import dataclasses
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from alignment.errors import InputError
+from alignment.train import loop, sharding
 from experiments import saflex
-from experiments.augmentation import batches, presets, tasks
+from experiments.augmentation import arms, batches, presets, tasks
 from experiments.launch.config import parse_flags
 from tests.experiments.conftest import launch
 
@@ -47,9 +51,9 @@ def test_every_arm_and_every_kind_of_data_has_its_rows(tmp_path):
     also = "--config.also=('toy_groups','toy_generated','toy_pairs')"
     ended = launch("saflex.py:tiny", tmp_path, f"--config.arms={every}", also)
     assert ended.code == 0, ended.err
-    arms = {(row["data"], row["arm"]) for row in read(tmp_path / "tables/arms.jsonl")}
-    assert {("toy", "bilevel"), ("toy_generated", "saflex"), ("toy_pairs", "agreement")} <= arms
-    assert ("toy_pairs", "bilevel") not in arms and (tmp_path / "figures/gallery_toy_generated.png").is_file()
+    written = {(row["data"], row["arm"]) for row in read(tmp_path / "tables/arms.jsonl")}
+    assert {("toy", "bilevel"), ("toy_generated", "saflex"), ("toy_pairs", "agreement")} <= written
+    assert ("toy_pairs", "bilevel") not in written and (tmp_path / "figures/gallery_toy_generated.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {"toy_groups/worst_group/saflex", "toy_groups/macro_f1/none", "toy_pairs/kept/wrong"} <= set(summary)
 
@@ -154,6 +158,21 @@ def test_validation_rows_that_are_in_train_or_test_are_refused(tmp_path):
     assert pictures(tmp_path, side=4, allow_overlap=True).val.num == 8
 
 
+def test_generated_rows_that_are_in_validation_or_test_are_refused(files):
+    own = dict(source="folder:{}/trees", upstream="pool", generated=f"folder:{files}/trees")
+    with pytest.raises(InputError, match=r"[1-9][0-9]* generated rows are in val too"):
+        pictures(files, **own)
+    task = pictures(files, **own, allow_overlap=True)
+    assert task.pool.num == 40
+    is_elsewhere = dataclasses.replace(task, pool=task.test)
+    with pytest.raises(InputError, match=f"{task.test.num} generated rows are in test too"):
+        tasks.check_overlap(is_elsewhere)
+    tasks.check_overlap(dataclasses.replace(task, pool=task.train))
+    path = f"{files}/trees/elm/pairs.tsv"
+    with pytest.raises(InputError, match="generated rows are in val too"):
+        tasks.pairs(path, path, side=4, num_seeds=1, seed=0)
+
+
 def table(files, **changes):
     options = dict(few=tasks.Few(), num_seeds=2, seed=0, upstream="noise", strength=0.1, leave_out=("id",))
     return tasks.table(f"{files}/table.csv", "value", **options | {"bins": 2} | changes)
@@ -171,7 +190,7 @@ def test_a_tables_numbers_are_standardised_over_training_rows(files):
 
 def test_pairs_are_rows_of_a_picture_and_a_text(files):
     path = f"{files}/trees/elm/pairs.tsv"
-    task = tasks.pairs(path, path, side=4, num_seeds=2, seed=0)
+    task = tasks.pairs(path, path, side=4, num_seeds=2, seed=0, allow_overlap=True)
     assert task.image_width == 48 and task.train.x.shape == (2, 14, 48 + 256) and task.pool.num == 20
     assert task.class_names == ("shade", "sun")
     batch = batches.Batches(task, batches.Sizes(4, 2, 2), 0)(0)
@@ -196,6 +215,22 @@ def test_batches_are_filled_up_to_the_number_of_devices_with_rows_of_weight_zero
     assert batch["x"].shape == (16, 1, 10) and batch["real"][:, 0].tolist() == [1] * 15 + [0]
     halves = [batches.Batches(task, batches.Sizes(), 0, multiple=8, mine=(i, 2))(0) for i in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([half["aug/x"] for half in halves]), batch["aug/x"])
+
+
+def test_a_run_reads_its_choice_of_scores():
+    task = tasks.embedded("toy", num_seeds=1, seed=0, num_test=9)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    lowest = {}
+    for scores in ("logp", "logits"):
+        setting = presets.of("toy", steps=1)
+        setting = dataclasses.replace(setting, refine={**setting.refine, "labels": "upstream", "scores": scores})
+        compared = arms.Comparison(task, setting, 0, mesh, loop.Pace())
+        update, state = arms.update_of(compared, arms.ARMS["saflex"], None)
+        # logits of zeros would hide the difference: under equal shares both scores are the same
+        state = state.replace(params=jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), state.params))
+        _, metrics = update(state, sharding.to_devices(compared.batches()(0), mesh))
+        lowest[scores] = float(metrics["saflex/score_min"].total)
+    assert np.isfinite(lowest["logp"]) and lowest["logp"] != pytest.approx(lowest["logits"], rel=1e-3)
 
 
 def test_every_toy_has_a_setting_and_the_laptops_own_is_that_of_its_toy():
@@ -262,6 +297,7 @@ def test_tables_and_pictures_refuse_what_is_the_others(files):
         ([*pairs, "upstream.name=noise"], "pairs take name=pool"),
         ([*pairs, "upstream.generated=pairs:none.tsv"], "write pairs:<table>"),
         ([*pairs, "data.shots=2"], "data.shots=2 is not read"),
+        ([*pairs, "refine.scores=logits"], "refine.scores='logits' is of classes"),
         ([*cnn, "data.bins=3"], "data.bins=3 is not read"),
         ([*cnn, "data.side=2"], "at least 4 pixels"),
         ([*cnn, f"upstream.generated=folder:{files}"], "is read with upstream.name=pool alone"),
@@ -271,8 +307,6 @@ def test_tables_and_pictures_refuse_what_is_the_others(files):
 
 
 def test_a_gradient_that_is_not_finite_ten_times_in_a_row_ends_the_run():
-    from experiments.augmentation import arms
-
     assert arms.finish({"loss": 1.0, "saflex/is_stuck": 0.0}) == {"loss": 1.0}
     with pytest.raises(InputError, match="10 steps in a row"):
         arms.finish({"loss": 1.0, "saflex/is_stuck": 0.1})
