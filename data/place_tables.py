@@ -148,6 +148,12 @@ def _feature_names(
         for name in getattr(columns, key):
             errors.one_of(f"data.columns.{key}", name, names, hint=f"they are the columns of {path}")
     if columns.features:
+        for key in ("target", "outcome"):
+            if (name := getattr(columns, key)) in columns.features:
+                raise InputError(
+                    f"data.columns.features names {name}, which is data.columns.{key}: the answer would be a feature; "
+                    "leave it out"
+                )
         if columns.ignore:
             raise InputError("data.columns.ignore is read where data.columns.features is empty; set one of both")
         return tuple(columns.features)
@@ -262,7 +268,8 @@ def _is_number(value: Any) -> bool:
 def _target(rows: Sequence[records.Record], name: str, kind: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Classes with their names, or numbers and ()."""
     values = [row.value[name] for row in rows]
-    is_numbers = all(_is_number(value) for value in values)
+    # float() takes True as 1, but the class is named by its word.
+    is_numbers = all(_is_number(value) and not isinstance(value, bool) for value in values)
     if kind is None:
         words = {str(value) for value in values}
         is_few = len(words) <= MOST_CLASSES and is_numbers and all(float(value).is_integer() for value in values)

@@ -92,7 +92,7 @@ def read(folder: pathlib.Path, *, support: int, least_places: int) -> tuple[Samp
             parts.setdefault(name, []).append(array)
         num += len(arrays["y"])
     whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    samples = _samples(folder, whole)
+    samples = _samples(folder, whole, lines)
     places.check_folds(regions)
     places.check_finite(samples, regions)
     _check_rows(whole, regions)
@@ -126,7 +126,7 @@ def _place_box(arrays: dict[str, np.ndarray], loc: int, box: Any) -> Any:
     return west + column * width, south + row * height, west + (column + 1) * width, south + (row + 1) * height
 
 
-def _samples(folder: pathlib.Path, whole: dict[str, np.ndarray]) -> Samples:
+def _samples(folder: pathlib.Path, whole: dict[str, np.ndarray], lines: Sequence[dict[str, Any]]) -> Samples:
     is_classes = np.issubdtype(whole["y"].dtype, np.integer)
     y_N = whole["y"].astype(np.int32 if is_classes else np.float32)
     class_names: tuple[str, ...] = ()
@@ -135,7 +135,8 @@ def _samples(folder: pathlib.Path, whole: dict[str, np.ndarray]) -> Samples:
             raise InputError(f"{folder}: y holds {y_N.min()}; classes are numbered from 0")
         class_names = tuple(f"class {k}" for k in range(max(int(y_N.max()) + 1, 2)))
     features = tuple(f"feature {i}" for i in range(whole["x"].shape[-1]))
-    digest = loader.digest(whole["x"], y_N, whole["loc"], whole["split"])
+    # The lines have the folds: a step that was kept on validation tasks is not taken up once these are test tasks.
+    digest = loader.digest(whole["x"], y_N, whole["loc"], whole["split"], texts=(repr(lines),))
     line_N = np.where(whole["row"] >= 0, whole["row"], np.arange(len(y_N)))
     return Samples(whole["x"], y_N, whole["xy"], line_N, str(folder), False, features, class_names, digest=digest)
 

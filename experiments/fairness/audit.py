@@ -51,7 +51,9 @@ def write(
     out: dict[str, float | None] = {"audit/rate": overall, "audit/samples": float(len(right_N))}
     out |= {"audit/places": float(len(cells)), "audit/places_apart": float(sum(cell["differs"] for cell in cells))}
     if lf:
-        out |= {"audit/lf": float(np.mean(lf)), "audit/worst": min(cell["rate"] for cell in cells)}
+        out["audit/lf"] = float(np.mean(lf))
+    if cells:
+        out["audit/worst"] = min(cell["rate"] for cell in cells)
     return out
 
 
@@ -116,8 +118,14 @@ METRICS = {
 
 def headline(numbers: Mapping[str, float]) -> str:
     """The page's first sentence where nothing was trained."""
-    return (
-        f"The outcome is 1 for {numbers['audit/rate']:.3f} of {numbers['audit/samples']:,.0f} samples; places lie "
-        f"{numbers['audit/lf']:.3f} from it on average, the lowest at {numbers['audit/worst']:.3f}, and "
-        f"{numbers['audit/places_apart']:.0f} of {numbers['audit/places']:.0f} differ by more than chance."
-    )
+    parts = [f"The outcome is 1 for {numbers['audit/rate']:.3f} of {numbers['audit/samples']:,.0f} samples"]
+    if "audit/lf" in numbers:
+        parts.append(f"places lie {numbers['audit/lf']:.3f} from it on average")
+    if "audit/worst" in numbers:
+        parts.append(
+            f"the lowest at {numbers['audit/worst']:.3f}, and {numbers['audit/places_apart']:.0f} of "
+            f"{numbers['audit/places']:.0f} differ by more than chance"
+        )
+    else:
+        parts.append("no cell of the finest partitioning has enough samples")
+    return "; ".join(parts) + "."

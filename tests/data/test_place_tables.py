@@ -53,6 +53,13 @@ def test_a_target_of_words_or_few_whole_numbers_is_classes(tmp_path):
     assert place_tables.read(path, Columns(target="rooms", features=("id",))).class_names == ()
 
 
+def test_a_target_of_true_and_false_is_two_classes(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row | {"sold": row["id"] > 2}) + "\n" for row in ROWS))
+    samples = place_tables.read(str(path), Columns(target="sold", features=("rooms",)))
+    assert samples.class_names == ("False", "True") and samples.y_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_parquet_reads_as_csv_does(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(ROWS), tmp_path / "t.parquet")
@@ -129,6 +136,8 @@ def test_rows_without_a_value_are_dropped_and_counted(tmp_path):
         (ROWS, Columns(target="kind", ignore=("id", "rooms", "price")), "no feature beside its coordinates"),
         ([{"a": 1, "b": 2}], Columns(target="a"), "no coordinates among the columns a, b"),
         (ROWS, Columns(outcome="price"), "an outcome is 0 or 1"),
+        (ROWS, Columns(target="price", features=("rooms", "price")), "names price, which is data.columns.target"),
+        (ROWS, Columns("kind", outcome="id", features=("id",)), "names id, which is data.columns.outcome"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(rows, columns, said, tmp_path):

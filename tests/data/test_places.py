@@ -212,6 +212,16 @@ def test_tasks_that_are_stored_come_back_with_their_split(area, tmp_path):
     assert {rows[tuple(x)] for x in drawn["query_x"][0]} <= queries
 
 
+def test_stored_tasks_of_swapped_folds_have_another_digest(area, tmp_path):
+    samples, regions, _ = area
+    place_tasks.write(tmp_path, samples, regions, support=5, seed=0)
+    before, *_ = place_tasks.read(tmp_path, support=5, least_places=3)
+    words = (tmp_path / "tasks.csv").read_text().replace("meta_val", "swapped").replace("meta_test", "meta_val")
+    (tmp_path / "tasks.csv").write_text(words.replace("swapped", "meta_test"))
+    after, *_ = place_tasks.read(tmp_path, support=5, least_places=3)
+    assert before.digest != after.digest
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [

@@ -8,9 +8,10 @@ import pytest
 
 from alignment.fairness import fine_tuning, meta, methods, predictors, referee
 from alignment.train import sharding, train_state
+from data import places
 from data.toys import regions
 from experiments import meta_ref
-from experiments.fairness import training, worlds
+from experiments.fairness import audit, training, worlds
 from experiments.pages import meta_ref as page
 from tests.experiments.conftest import launch
 
@@ -115,6 +116,19 @@ def test_somebodys_outcomes_are_audited_without_training(table, tmp_path):
     # the cells are those of the samples' own extent, whose middle is not quite the table's
     assert min(rates[0], rates[2]) > 0.98 and max(rates[1], rates[3]) < 0.65
     assert not (tmp_path / "training").exists() and (tmp_path / "figures/audit.png").exists()
+
+
+@pytest.mark.parametrize(("num", "reads"), [(120, {"audit/lf"}), (9, set()), (4_000, {"audit/lf", "audit/worst"})])
+def test_a_small_table_is_audited_as_far_as_its_places_reach(num, reads, tmp_path):
+    rng = np.random.default_rng(0)
+    outcome_N, xy_N2 = rng.integers(0, 2, num), rng.random((num, 2))
+    empty_N = np.zeros(num, np.float32)
+    samples = places.Samples(
+        empty_N[:, None], empty_N, xy_N2, np.arange(num), "t.csv", False, (), (), outcome_N=outcome_N
+    )
+    numbers = audit.write(tmp_path, samples, partitionings=((1, 2), (8, 8)), least=30)
+    assert {"audit/lf", "audit/worst"} & set(numbers) == reads
+    assert audit.headline(numbers).endswith(".")
 
 
 def test_counts_of_cells_are_predicted_from_the_positions_alone(table, tmp_path):
