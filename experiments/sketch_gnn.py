@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         hashes="order_distinct",  # order_distinct, all_distinct, layer_distinct or all_same
         buckets="lsh_fixed",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
         residual=False,  # add a middle layer's input to its output
-        memory_mib=4_096,  # of sketched convolutions; more is refused before it is computed
+        memory_mib=4_096,  # of sketched convolutions, of `sizes` too; more is refused before anything is trained
     )
     c.optimizer = dict(  # of the polynomial and the sketched network
         lr=0.03,
@@ -175,6 +175,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"network.heads={c.network.heads} is of gat, and network.name={c.network.name!r}; leave it out"
         )
+    if c.sketch.width is not None:
+        check_budget(c, c.sketch.width)
     for group in ("optimizer", "full"):
         if not 0 <= c[group].dropout < 1:
             raise InputError(f"{group}.dropout={c[group].dropout} must be from 0 to below 1")
@@ -222,6 +224,32 @@ def check_unread(c: ml_collections.ConfigDict) -> None:
         dataclasses.replace(block_model.Options(**c.block), nodes=size, inside=c.scale.inside, outside=c.scale.outside)
     if c.sizes and min(c.scale.width - 1, c.scale.hidden, c.scale.order, c.scale.steps, c.scale.batch_size) < 1:
         raise InputError(f"scale={dict(c.scale)}: width at least 2; hidden, order, steps and batch_size at least 1")
+    if c.sizes:
+        scaling.check_budget(scaling.Options(**c.scale), c.sketch.memory_mib)
+
+
+def sketching_of(c: ml_collections.ConfigDict, width: int) -> sketched.Sketching:
+    return sketched.Sketching(
+        width=width,
+        top_k=c.sketch.top_k,
+        sets=c.sketch.sets,
+        mode=c.sketch.hashes,
+        buckets=c.sketch.buckets,
+        readout=c.sketch.readout,
+        is_residual=c.sketch.residual,
+    )
+
+
+def check_budget(c: ml_collections.ConfigDict, width: int) -> None:
+    sketched.check_budget(
+        sketching_of(c, width),
+        network=c.network.name,
+        num_layers=c.network.layers,
+        heads=c.network.heads,
+        order=c.sketch.order,
+        memory_mib=c.sketch.memory_mib,
+        advice=f"lower sketch.{'ratios' if c.sketch.width is None else 'width'}, top_k, order or sets",
+    )
 
 
 def check_data(c: ml_collections.ConfigDict) -> None:
@@ -241,6 +269,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     folder = pathlib.Path(workdir)
     graph = read(c)
     files.report_counts(folder, graphs.counts(graph))
+    widths = widths_of(c, graph.num_nodes)
+    for width in widths.values():
+        check_budget(c, width)
     prepared = arms.prepare(
         graph,
         features=c.data.features,
@@ -250,7 +281,6 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         heads=c.network.heads,
     )
     digest = arms.digest(graph)
-    widths = widths_of(c, graph.num_nodes)
     results = []
     for seed in range(c.seed, c.seed + c.seeds):
         for make in arms_of(c, prepared, widths, seed):
@@ -311,21 +341,11 @@ def arms_of(
             )
         if ratio == next(iter(widths)):
             yield arms.poly_full(page.POLY, prepared, given, seed=seed, is_residual=c.sketch.residual, **c.optimizer)
-        sketching = sketched.Sketching(
-            width=width,
-            top_k=c.sketch.top_k,
-            sets=c.sketch.sets,
-            mode=c.sketch.hashes,
-            buckets=c.sketch.buckets,
-            readout=c.sketch.readout,
-            is_residual=c.sketch.residual,
-            budget_bytes=c.sketch.memory_mib * 2**20,
-        )
         yield sketched.sketched(
             f"{page.SKETCH}@{ratio:g}",
             prepared,
             given,
-            sketching,
+            sketching_of(c, width),
             seed=seed,
             batch_size=c.batch_size,
             hashing=refreshing.Hashing(**c.lsh),

@@ -167,20 +167,15 @@ def largest(block_RC: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return index, np.take_along_axis(block_RC, index, axis=1)
 
 
-def check_budget(
-    *, width: int, num_layers: int, order: int, blocks: int, sets: int, top_k: int | None, budget_bytes: int
+def num_bytes(
+    *, width: int, num_layers: int, order: int, blocks: int, sets: int, top_k: int | None, is_shared: bool
 ) -> int:
-    """Bytes of all two-sided sketches of a network.
+    """Bytes of all two-sided sketches that `graph.build` makes of a network.
 
-    Raises:
-        InputError: more than the budget; before anything is computed.
+    Args:
+        blocks: Q of every layer but the last, which has one.
+        is_shared: layers of as many blocks use one convolution, because they share their matrices and their hashes.
     """
     entries = width * (width * 4 if top_k is None else min(top_k, width) * 8)
-    total = sets * num_layers * order**2 * blocks * entries
-    if total > budget_bytes:
-        raise InputError(
-            f"sketches of {width:,} rows, {num_layers} layers, order {order} and {sets} sets need "
-            f"{total / 2**20:,.0f} MiB for the convolution, and memory_budget allows {budget_bytes / 2**20:,.0f} MiB; "
-            f"{'set top_k, ' if top_k is None else ''}lower the width, the order or the sets, or raise the budget"
-        )
-    return total
+    blocks_L = [blocks] * (num_layers - 1) + [1]
+    return sets * order**2 * entries * sum(set(blocks_L) if is_shared else blocks_L)

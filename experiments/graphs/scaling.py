@@ -22,7 +22,7 @@ class Options:
     """What every size has in common.
 
     Args:
-        width: C, rows of a sketch, at most 20,000.
+        width: C, rows of a sketch.
         inside, outside: neighbours of a node in its own class and in others.
         steps: of the sketched network, each on `batch_size` labelled nodes.
         full_steps: of the usual network; 0 leaves it out.
@@ -39,6 +39,34 @@ class Options:
     lr: float = 0.01
 
 
+NETWORK: dict[str, Any] = dict(name="gcn", num_layers=2, heads=1)
+
+
+def sketching(options: Options) -> sketched.Sketching:
+    return sketched.Sketching(
+        width=options.width,
+        top_k=None,
+        sets=1,
+        mode="order_distinct",
+        buckets="lsh_fixed",
+        readout="median",
+        is_residual=False,
+    )
+
+
+def check_budget(options: Options, memory_mib: int) -> None:
+    """Raises InputError where the sketches of every size are larger than the budget."""
+    sketched.check_budget(
+        sketching(options),
+        network=NETWORK["name"],
+        num_layers=NETWORK["num_layers"],
+        heads=NETWORK["heads"],
+        order=options.order,
+        memory_mib=memory_mib,
+        advice="lower scale.width or scale.order",
+    )
+
+
 def point(
     options: Options, block: block_model.Options, num_nodes: int, folder: pathlib.Path, seed: int
 ) -> dict[str, Any]:
@@ -51,24 +79,14 @@ def point(
     clock = time.perf_counter()
     graph = block_model.graph(model, seed)
     drawn = time.perf_counter() - clock
-    prepared = arms.prepare(graph, features="columns", name="gcn", num_layers=2, hidden=options.hidden, heads=1)
+    prepared = arms.prepare(graph, features="columns", hidden=options.hidden, **NETWORK)
     clock = time.perf_counter()
-    sketching = sketched.Sketching(
-        width=options.width,
-        top_k=None,
-        sets=1,
-        mode="order_distinct",
-        buckets="lsh_fixed",
-        readout="median",
-        is_residual=False,
-        budget_bytes=2**32,
-    )
     optimizer = dict(lr=options.lr, weight_decay=0.0, clip_norm=1.0, dropout=0.0)
     arm = sketched.sketched(
         f"scale@{num_nodes}",
         prepared,
         arms.Coefficients(options.order),
-        sketching,
+        sketching(options),
         seed=seed,
         batch_size=options.batch_size,
         one_batch=True,

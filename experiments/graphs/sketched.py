@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
+from alignment.errors import InputError
 from alignment.sketching import convolution, graph, hashes, layers, lsh
 from experiments.graphs import refreshing, training
 from experiments.graphs.arms import Coefficients, Prepared, attention_matrices, inferred, labelled, start, thinned
@@ -33,12 +34,11 @@ class Sketching:
     buckets: str
     readout: str
     is_residual: bool
-    budget_bytes: int
 
 
 def draw_tables(prepared: Prepared, sketching: Sketching, order: int, *, seed: int) -> tuple[list[graph.Tables], Any]:
     """Hashes of every set, and what learned hashing goes on with: directions by place and the vectors z."""
-    num_layers, num_blocks = len(prepared.widths) - 1, _num_blocks(prepared)
+    num_layers, num_blocks = len(prepared.widths) - 1, _num_blocks(prepared.network, prepared.heads)
     sizes = dict(num_layers=num_layers, order=order, blocks=num_blocks)
     if sketching.buckets == "random":
         number = prepared.graph.num_nodes
@@ -63,8 +63,8 @@ def _mixed(seed: int, m: int) -> int:
     return seed * 1_000 + m
 
 
-def _num_blocks(prepared: Prepared) -> int:
-    return prepared.heads if prepared.network == "gat" else len(prepared.matrices)
+def _num_blocks(network: str, heads: int) -> int:
+    return {"sage": 2, "gat": heads}.get(network, 1)
 
 
 def vectors(prepared: Prepared) -> np.ndarray:
@@ -142,16 +142,33 @@ def batches(
     return out
 
 
-def check_budget(prepared: Prepared, sketching: Sketching, order: int) -> int:
-    return convolution.check_budget(
+def check_budget(
+    sketching: Sketching, *, network: str, num_layers: int, heads: int, order: int, memory_mib: int, advice: str
+) -> None:
+    """Refuse sketches of a convolution that are larger than the budget, before anything is computed.
+
+    Args:
+        advice: which settings make them smaller.
+
+    Raises:
+        InputError: names the bytes that are needed.
+    """
+    total = convolution.num_bytes(
         width=sketching.width,
-        num_layers=len(prepared.widths) - 1,
+        num_layers=num_layers,
         order=order,
-        blocks=_num_blocks(prepared),
+        blocks=_num_blocks(network, heads),
         sets=sketching.sets,
         top_k=sketching.top_k,
-        budget_bytes=sketching.budget_bytes,
+        # Attention is another in every layer.
+        is_shared=network != "gat" and hashes.shares_layers(sketching.mode),
     )
+    if total > memory_mib * 2**20:
+        raise InputError(
+            f"sketches of {sketching.width:,} rows, {num_layers} layers, order {order} and {sketching.sets} sets need "
+            f"{total / 2**20:,.1f} MiB for the convolution, and sketch.memory_mib={memory_mib} is less; {advice}, or "
+            "raise sketch.memory_mib"
+        )
 
 
 def sketched(
@@ -175,7 +192,6 @@ def sketched(
         hashing: of learned buckets, when and how they are refreshed; None: the defaults.
         attention: of GAT, likewise.
     """
-    check_budget(prepared, sketching, given.order)
     tables_M, learnable = draw_tables(prepared, sketching, given.order, seed=seed)
     params = start(prepared, seed=seed, order=given.order)
     is_residual = sketching.is_residual

@@ -51,6 +51,11 @@ def changed(**changes):
         ({"parts.walk": 3}, "is read by baselines alone"),
         ({"baselines": ("sait",)}, "the nearest is 'saint'"),
         ({"baselines": ("saint",), "network.name": "gat"}, "trains none of them"),
+        (
+            {"sketch.ratios": (), "sketch.width": 1_000, "sketch.top_k": None, "sketch.memory_mib": 15},
+            "need 15.3 MiB for the convolution, and sketch.memory_mib=15 is less; lower sketch.width",
+        ),
+        ({"sizes": (2_000,), "scale.width": 600, "sketch.memory_mib": 5}, "need 5.5 MiB .*; lower scale.width"),
         ({"sizes": (10,)}, "sizes names 10 nodes"),
         ({"data.path": "nowhere"}, "nowhere is not there"),
         ({"data.path": ""}, "data.path is not set"),
@@ -74,6 +79,22 @@ def test_a_graph_of_which_a_ratio_leaves_one_row_is_refused_and_large_ones_are_n
     assert sketch_gnn.widths_of(changed(**{"sketch.ratios": (1.5, 0.01)}), 240) == {1.5: 360, 0.01: 3}
     out = capsys.readouterr().out
     assert "ratio 1.5 is larger than the graph" in out and "top_k=4 is cut to the 3 rows" in out
+
+
+def test_a_ratio_beyond_the_memory_is_refused_before_any_arm(tmp_path):
+    c = changed(**{"sketch.ratios": (0.1, 2.0), "sketch.top_k": None, "sketch.memory_mib": 1, "sizes": ()})
+    with pytest.raises(InputError, match=r"480 rows, 2 layers, .* need 3\.5 MiB .*; lower sketch\.ratios"):
+        sketch_gnn.run(c, str(tmp_path))
+    assert not (tmp_path / "arms").exists()
+
+
+def test_attention_needs_memory_in_each_layer_and_shared_convolutions_once():
+    once = changed(**{"sketch.top_k": None, "sketch.memory_mib": 1})  # 4 * 250^2 * 4 bytes a layer
+    sketch_gnn.check_budget(once, 250)
+    for changes in ({"network.name": "gat"}, {"sketch.hashes": "all_distinct"}):
+        each = changed(**{"sketch.top_k": None, "sketch.memory_mib": 1} | changes)
+        with pytest.raises(InputError, match=r"need 1\.9 MiB"):
+            sketch_gnn.check_budget(each, 250)
 
 
 def test_a_run_leaves_accuracies_memory_and_time_of_every_arm_and_size(tiny):
@@ -131,7 +152,6 @@ def sketching(**changes):
         buckets="random",
         readout="median",
         is_residual=False,
-        budget_bytes=2**30,
     )
     return sketched.Sketching(**(defaults | changes))
 
@@ -262,19 +282,6 @@ def test_fitted_coefficients_are_those_of_every_layer_but_the_last(how, graph):
     np.testing.assert_array_equal(given.fixed_LK1[1], [0, 1, 0])
     if how == "least_squares":
         np.testing.assert_allclose(given.fixed_LK1[0], [0.28125, 0.5, 0.15625], atol=1e-5)
-
-
-def test_sketches_beyond_the_budget_are_refused_before_they_are_made(graph):
-    with pytest.raises(InputError, match="memory_budget allows"):
-        sketched.sketched(
-            "sketch",
-            prepared(graph),
-            arms.Coefficients(2),
-            sketching(budget_bytes=100),
-            seed=0,
-            batch_size=10,
-            **OPTIONS,
-        )
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice_and_the_best_weights_stay(graph, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 
 from alignment.models import gnn
-from alignment.sketching import graph, hashes, layers, lsh
+from alignment.sketching import convolution, graph, hashes, layers, lsh
 from tests.sketching.worked import dense
 
 
@@ -42,6 +42,19 @@ def test_lossless_sketches_of_every_network_read_out_the_full_output(network, sm
     out = layers.forward(params, COEFFICIENTS, jax.tree.map(jnp.asarray, sketched), uses)
     logits = layers.readout(out, *graph.places(tables_M, np.arange(5)), how="mean")
     np.testing.assert_allclose(logits, gnn.infer(params, COEFFICIENTS, x, [matrices] * 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("mode", hashes.MODES)
+@pytest.mark.parametrize(("network", "num_layers", "blocks"), [("gcn", 3, 1), ("sage", 3, 2), ("sage", 1, 2)])
+def test_the_bytes_of_a_networks_sketches_are_those_that_are_made(network, num_layers, blocks, mode, top_k, small):
+    adjacency, x = small
+    sizes = dict(num_layers=num_layers, order=2, blocks=blocks)
+    tables_M = [hashes.random_tables(mode, 5, 4, seed=seed, **sizes) for seed in range(2)]
+    sketched, _ = graph.build(x, [gnn.convolutions(network, adjacency)] * num_layers, tables_M, top_k=top_k)
+    made = sum(array.nbytes for one in sketched.convolutions for array in one.values())
+    is_shared = hashes.shares_layers(mode)
+    assert convolution.num_bytes(width=4, sets=2, top_k=top_k, is_shared=is_shared, **sizes) == made
 
 
 def adjacency_with_loops(adjacency):
