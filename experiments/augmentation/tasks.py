@@ -45,6 +45,7 @@ class Task:
         upstream: POOL, or a key of `policies`.
         strength: of the policy.
         image_width: of pairs, the numbers of a row that are the image; the others are the text.
+        has_own_tests: each seed draws test rows of its own, as toys do; otherwise all seeds have the same.
         counts: for the report.
     """
 
@@ -60,6 +61,7 @@ class Task:
     upstream: str = POOL
     strength: float = 0.0
     image_width: int = 0
+    has_own_tests: bool = False
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bad: tuple[records.BadRecord, ...] = ()
 
@@ -112,6 +114,7 @@ def embedded(name: str, *, num_seeds: int, seed: int, **sizes: int) -> Task:
         is_wrong=np.stack([m.is_wrong for m in made]),
         group_names=toy.group_names,
         image_width=made[0].pool_x.shape[1] // 2 if toy.kind == PAIRS else 0,
+        has_own_tests=True,
         counts={f"{name}: {split} rows a seed": part.num for split, part in parts.items()},
     )
 
