@@ -151,8 +151,8 @@ def fit(table: Table, rows: Sequence[int]) -> Encoder:
     """An encoder from the training rows alone.
 
     A column is a number where every value is one; its missing cells become the median, with a flag beside it. Other
-    columns have a flag for each category. A column of one value, or of more categories than MOST_CATEGORIES, is left
-    out.
+    columns have a flag for each category. A column of one value, of numbers without a deviation to divide by, or of
+    more categories than MOST_CATEGORIES, is left out.
 
     Raises:
         InputError: no column is left.
@@ -164,7 +164,12 @@ def fit(table: Table, rows: Sequence[int]) -> Encoder:
         if len(set(present)) < 2:
             left_out[name] = "training rows have one value at most"
         elif not np.isnan(values).any():
-            deviation = float(values.std())
+            with np.errstate(over="ignore", invalid="ignore"):
+                deviation = float(values.std())
+            # of one number that is written in two ways rounding may leave a deviation just above 0
+            if len(np.unique(values)) < 2 or not 0 < deviation < math.inf:
+                left_out[name] = f"the numbers of training rows deviate by {deviation:.3g}, which cannot be divided by"
+                continue
             has_flag = len(present) < len(rows)
             columns.append(Column(name, float(values.mean()), deviation, float(np.median(values)), has_flag))
         elif len(set(present)) > MOST_CATEGORIES:

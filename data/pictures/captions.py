@@ -28,6 +28,7 @@ class Captions:
         image_ND: pictures squeezed to a square, from -1 to 1, row by row.
         text_NW: word counts, of length 1.
         classes: of each pair; without such a column every text is a class of its own.
+        has_classes: whether there is such a column.
         subsets: train, val or test of each pair; empty without such a column.
         bad: pairs set aside.
     """
@@ -35,6 +36,7 @@ class Captions:
     image_ND: np.ndarray
     text_NW: np.ndarray
     classes: list[str]
+    has_classes: bool
     subsets: list[str]
     bad: tuple[records.BadRecord, ...]
 
@@ -73,7 +75,7 @@ def read(path: str, *, side: int) -> Captions:
             word = str(row.value["subset"]).lower()
             subsets.append(one_of(f"{where}: subset", image_sources.SAME_SPLIT.get(word, word), image_sources.SPLITS))
     records.check_bad(bad, len(rows) + len(unread), records.MAX_BAD)
-    return Captions(np.stack(images), np.stack(texts), classes, subsets, tuple(bad))
+    return Captions(np.stack(images), np.stack(texts), classes, "class" in names, subsets, tuple(bad))
 
 
 def hashed(text: str) -> np.ndarray:

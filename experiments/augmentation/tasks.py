@@ -200,6 +200,7 @@ def pictures(
         bad += more
     counts = {f"{split}: {name}": n for split, part in opened.items() for name, n in part.counts.items()}
     task = _drawn("pictures", PICTURES, names, table, few, num_seeds, seed, pool, upstream, strength, group_names)
+    counts |= {f"{split}: rows": getattr(task, split).num for split in image_sources.SPLITS}
     if not allow_overlap:
         check_overlap(task)
     return dataclasses.replace(task, counts=counts, bad=tuple(bad))
@@ -236,16 +237,20 @@ def _groups(parts, group: str, source: str) -> tuple[dict[str, np.ndarray] | Non
 
 
 def _regrouped(table, group_names: Sequence[str], test_groups: Sequence[str]):
-    """The splits, where `test_groups` are for testing alone: those groups' rows of all splits, and no others."""
+    """The splits, where `test_groups` are for testing alone: those groups' rows of all splits, and no others.
+
+    Test rows of the other groups are for training.
+    """
     if not test_groups:
         return table
     for name in test_groups:
         one_of("data.test_groups", name, group_names)
     numbers = [list(group_names).index(name) for name in test_groups]
     is_new = {split: np.isin(part[2], numbers) for split, part in table.items()}
-    out = {s: tuple(array[~is_new[s]] for array in table[s]) for s in ("train", "val")}
-    moved = [tuple(array[is_new[s]] for array in table[s]) for s in table]
-    out["test"] = tuple(np.concatenate(arrays) for arrays in zip(*moved))
+    old = {s: tuple(array[~is_new[s]] for array in table[s]) for s in table}
+    new = [tuple(array[is_new[s]] for array in table[s]) for s in table]
+    joined = lambda parts: tuple(np.concatenate(arrays) for arrays in zip(*parts))  # noqa: E731
+    out = {"train": joined([old["train"], old["test"]]), "val": old["val"], "test": joined(new)}
     for split, part in out.items():
         if not len(part[1]):
             raise InputError(f"data.test_groups={tuple(test_groups)} leaves no row for {split}")
@@ -324,7 +329,7 @@ def pairs(path: str, generated: str, *, side: int, num_seeds: int, seed: int, al
         one_of("class of upstream.generated", name, names)
     y_N, pool_y = (np.array([names.index(name) for name in part.classes], np.int32) for part in (read, more))
     x_N, pool_x = (np.concatenate([part.image_ND, part.text_NW], axis=1) for part in (read, more))
-    is_each = len(names) == len(y_N)
+    is_each = not read.has_classes or len(names) == len(y_N)
     splits = (
         np.array(read.subsets) if read.subsets else image_sources.parts(np.zeros_like(y_N) if is_each else y_N, seed)
     )

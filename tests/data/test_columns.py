@@ -52,6 +52,15 @@ def test_a_test_row_changes_nothing_of_what_is_fitted(path, tmp_path):
     assert columns.fit(read(path), [0, 1, 2]) == columns.fit(read(str(other)), [0, 1, 2])
 
 
+def test_numbers_without_a_deviation_are_left_out_and_said(tmp_path):
+    cells = [("0", "0.1", "1e200", "5"), ("0.0", "0.10", "-1e200", "6"), ("0", "1e-1", "1e200", "7")]
+    (tmp_path / "t.csv").write_text("\n".join(["zero,tenth,huge,x,y", *(",".join((*row, "a")) for row in cells)]))
+    encoder = columns.fit(columns.read(str(tmp_path / "t.csv"), "y"), range(3))
+    assert encoder.names == ["x"] and set(encoder.left_out) == {"zero", "tenth", "huge"}
+    assert encoder.left_out["zero"] == "the numbers of training rows deviate by 0, which cannot be divided by"
+    assert "deviate by inf" in encoder.left_out["huge"]
+
+
 def test_columns_of_one_value_or_of_a_name_a_row_are_left_out_and_said(tmp_path):
     lines = ["id,same,x,y", *(f"n{i},1,{i % 5},{i % 2}" for i in range(80))]
     (tmp_path / "t.csv").write_text("\n".join(lines))

@@ -135,7 +135,10 @@ def test_groups_come_from_folders_and_can_be_left_to_the_test(files):
     task = pictures(files, "folder:{}/trees", group="folder", test_groups=("sun",))
     assert task.group_names == ("shade", "sun")
     assert set(task.train.groups.ravel()) == {0} and set(task.test.groups.ravel()) == {1}
-    assert task.test.num == 20
+    assert task.test.num == 20 and task.train.num + task.val.num == 20  # none is lost
+    assert {name: task.counts[f"{name}: rows"] for name in ("train", "val", "test")} == {
+        "train": task.train.num, "val": task.val.num, "test": 20,
+    }  # fmt: skip
     with pytest.raises(InputError, match=r"data.test_groups='rain' is not one of: shade, sun"):
         pictures(files, "folder:{}/trees", group="folder", test_groups=("rain",))
 
@@ -195,6 +198,14 @@ def test_pairs_are_rows_of_a_picture_and_a_text(files):
     assert task.class_names == ("shade", "sun")
     batch = batches.Batches(task, batches.Sizes(4, 2, 2), 0)(0)
     assert batch["y"][:, 0].tolist() == [0, 1, 2, 3] and batch["aug/allowed"].shape == (2, 2, 2)
+
+
+def test_pairs_without_classes_may_have_a_text_twice(files):
+    lines = [f"{group}/{i}.png\ta leaf {max(i, 1)} of {group}\n" for group in ("shade", "sun") for i in range(10)]
+    path = files / "trees/elm/texts.tsv"
+    path.write_text("image\ttext\n" + "".join(lines))
+    task = tasks.pairs(str(path), str(path), side=4, num_seeds=1, seed=0, allow_overlap=True)
+    assert (task.train.num, task.val.num, task.test.num) == (14, 2, 4) and len(task.class_names) == 18
 
 
 def test_batches_of_two_arms_have_the_same_augmented_rows():
