@@ -214,18 +214,25 @@ def bargain(first: Any, second: Any) -> Any:
 def gradients(
     params: Mapping[str, Any], part: str, batch: Task, *, rule: Rule, learner: Learner, steps: int, is_even: Any
 ) -> Any:
-    """The gradient in `part` ("theta" or "phi") of the loss that moves it, and (mean loss, unevenness, trace)."""
+    """The gradient in `part` ("theta" or "phi") of the loss that moves it, and (mean loss, unevenness, trace).
+
+    Phase 2 gives theta the mean loss, and phase 3 the unevenness where it moves theta, but not while `is_even` holds: a
+    warm-up is phase 2 alone.
+    """
 
     def both(leaves):
         whole = dict(params) | {part: leaves}
         return objectives(whole["theta"], whole["phi"], batch, learner=learner, steps=steps, is_even=is_even)
 
-    is_joint = part == "phi" or rule.moves_theta_fairly
-    if is_joint and rule.is_bargained:
+    performs = "performance" in rule.phases
+    if rule.is_bargained and (part == "phi" or (performs and rule.moves_theta_fairly)):
         # Two gradients, so two backward passes over one forward pass.
         (loss, uneven), pull_fn, trace = jax.vjp(both, params[part], has_aux=True)
         one, none = jnp.ones_like(loss), jnp.zeros_like(loss)
-        gradient = bargain(pull_fn((one, none))[0], pull_fn((none, one))[0])
+        of_loss, of_uneven = pull_fn((one, none))[0], pull_fn((none, one))[0]
+        gradient = bargain(of_loss, of_uneven)
+        if part == "theta" and is_even is not False:
+            gradient = jax.tree.map(lambda joined, alone: jnp.where(is_even, alone, joined), gradient, of_loss)
         return gradient, (loss, uneven, trace)
 
     def scalar(leaves):
@@ -233,7 +240,10 @@ def gradients(
         if part == "phi":
             value = uneven + rule.lambda_p * loss
         else:
-            value = loss + rule.lambda_f * uneven if is_joint else loss
+            value = loss if performs else jnp.zeros_like(loss)
+            if rule.moves_theta_fairly:
+                lambda_f = rule.lambda_f if is_even is False else jnp.where(is_even, 0.0, rule.lambda_f)
+                value = value + lambda_f * uneven
         return value, (loss, uneven, trace)
 
     return jax.grad(scalar, has_aux=True)(params[part])
@@ -288,7 +298,7 @@ def build(
     Args:
         tx: of `optimizers`.
         steps: K, inner steps in training; none where the rule leaves phase 1 out.
-        warmup_steps: outer steps with all factors at 1 and phi at rest.
+        warmup_steps: outer steps of phase 2 alone, with all factors at 1.
 
     A step that is not finite changes nothing; `frozen` then says which task diverged first, and the largest factor.
     """
@@ -301,9 +311,11 @@ def build(
         params, opt_state = dict(state.params), dict(state.opt_state)
         gradient, (loss, uneven, trace) = gradients(params, "theta", batch, **options)
         norms = {"grad_norm": optax.global_norm(gradient)}
-        if "performance" in rule.phases or rule.moves_theta_fairly:
-            changes, opt_state["theta"] = tx["theta"].update(gradient, opt_state["theta"], params["theta"])
-            params["theta"] = optax.apply_updates(params["theta"], changes)
+        performs = "performance" in rule.phases
+        if performs or rule.moves_theta_fairly:
+            old = params["theta"], opt_state["theta"]
+            moved = _moved(tx["theta"], gradient, *old, is_at_rest=False if performs else is_warm)
+            params["theta"], opt_state["theta"] = moved
         if rule.moves_phi:
             # Recomputed with the theta of phase 2.
             gradient, (_, _, trace_3) = gradients(params, "phi", batch, **options)
@@ -311,11 +323,7 @@ def build(
             is_fine_B = jnp.where(jnp.all(trace["is_finite"]), trace_3["is_finite"], trace["is_finite"])
             trace = trace | {"is_finite": is_fine_B}
             norms["referee_grad_norm"] = optax.global_norm(gradient)
-            changes, moments = tx["phi"].update(gradient, opt_state["phi"], params["phi"])
-            moved = optax.apply_updates(params["phi"], changes), moments
-            if warmup_steps:
-                rest = params["phi"], opt_state["phi"]
-                moved = jax.tree.map(lambda new, old: jnp.where(is_warm, old, new), moved, rest)
+            moved = _moved(tx["phi"], gradient, params["phi"], opt_state["phi"], is_at_rest=is_warm)
             params["phi"], opt_state["phi"] = moved
         is_finite = jnp.isfinite(loss + uneven + sum(norms.values())) & jnp.all(trace["is_finite"])
         params, opt_state = jax.tree.map(
@@ -329,6 +337,15 @@ def build(
         ), metrics
 
     return update
+
+
+def _moved(tx: optax.GradientTransformation, gradient: Any, params: Any, moments: Any, *, is_at_rest: Any) -> Any:
+    """(parameters, moments) after one update; as they were where `is_at_rest`, an array or False, holds."""
+    changes, new_moments = tx.update(gradient, moments, params)
+    moved = optax.apply_updates(params, changes), new_moments
+    if is_at_rest is False:
+        return moved
+    return jax.tree.map(lambda new, old: jnp.where(is_at_rest, old, new), moved, (params, moments))
 
 
 def _watched(frozen: Any, batch: Task, trace: Any, is_finite: jax.Array) -> tuple[Any, step.Metrics]:

@@ -29,7 +29,7 @@ WORDS = {
     "meta_ref": "the referee, reconstructed",
     "meta_ref_nash": "the referee, with its two gradients joined by Nash bargaining (our addition)",
     "no_inner": "the referee without phase 1 in training",
-    "no_performance": "the referee without phase 2: the predictor stays as it was drawn",
+    "no_performance": "the referee without phase 2: the mean loss never moves the predictor",
     "no_fairness": "the referee without phase 3: factors stay 1",
 }
 REFEREED = ("meta_ref", "meta_ref_nash", "no_inner", "no_performance", "no_fairness")

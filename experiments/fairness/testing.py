@@ -151,6 +151,8 @@ def notes(setup: Setup, tested: Mapping[str, Sequence[Tested]]) -> list[str]:
             f"Qualities of numbers are in deviations of the target over the training tiles, each {world.unit:.4g} of "
             "its own units."
         )
+    if "no_performance" in tested and not training.rule_of(c, "no_performance").moves_theta_fairly:
+        out.append("The predictor of no_performance stays as it was drawn, since no phase moves it.")
     if options["measure"] == measures.F1:
         other = next(word for word in measures.ZERO_DIVISION if word != options.get("zero_division", "0"))
         for name, of_seed in tested.items():

@@ -252,6 +252,38 @@ def test_fair_params_say_what_the_fairness_update_moves(batch):
         methods.rule_of("meta_ref", fair_params="psi")
 
 
+@pytest.mark.parametrize("is_bargained", [False, True])
+def test_without_phase_2_theta_moves_by_unevenness_alone(is_bargained, params, batch):
+    rule = meta.Rule(phases=("fairness",), fair_params="both", lambda_f=2.0, is_bargained=is_bargained)
+    theta = jax.tree.map(lambda leaf: leaf + 0.1, params["theta"])
+    options = dict(learner=learner_of(referee.EVEN), steps=0)
+    gradient, _ = meta.gradients({"theta": theta, "phi": {}}, "theta", batch, rule=rule, is_even=False, **options)
+    alone = jax.grad(lambda theta: meta.objectives(theta, {}, batch, **options)[0][1])(theta)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, 2 * two, rtol=1e-4, atol=1e-6), gradient, alone)
+
+
+@pytest.mark.parametrize("is_bargained", [False, True])
+def test_a_warm_up_leaves_unevenness_out_of_thetas_update(is_bargained, params, batch):
+    options = dict(learner=learner_of(referee.EVEN), steps=0)
+
+    def of_theta(rule, is_even):
+        return meta.gradients(params, "theta", batch, rule=rule, is_even=is_even, **options)[0]
+
+    rule = meta.Rule(fair_params="theta", is_bargained=is_bargained)
+    warm, after = (of_theta(rule, jnp.array(is_even)) for is_even in (True, False))
+    plain = of_theta(meta.Rule(phases=("performance",)), False)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), warm, plain)
+    assert float(optax.global_norm(jax.tree.map(jnp.subtract, after, plain))) > 1e-3
+
+
+def test_without_phase_2_a_warm_up_moves_nothing(batch):
+    rule = methods.rule_of("no_performance", fair_params="both")
+    before, warm, _ = updated(rule, batch, warmup_steps=5, at=4)
+    assert is_same(before, warm.params) and is_same(start().opt_state, warm.opt_state)
+    _, after, _ = updated(rule, batch, warmup_steps=5, at=5)
+    assert not is_same(before["theta"], after.params["theta"])
+
+
 def test_a_warm_up_is_maml_with_phi_at_rest(batch):
     rule = methods.METHODS["meta_ref"]
     before, warm, _ = updated(rule, batch, warmup_steps=5, at=4)
