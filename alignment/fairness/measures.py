@@ -41,7 +41,7 @@ def grouped(
     num_classes: int = 2,
     zero_division: str = "0",
 ) -> np.ndarray:
-    """The quality of each group, [G]; NaN for a group without samples.
+    """The quality of each group, [G]; NaN for a group without samples, and in `r2` for one of equal targets.
 
     Args:
         predicted_N: classes for `accuracy` and `f1`, numbers for `neg_rmse` and `r2`.
@@ -68,8 +68,12 @@ def grouped(
         return -np.sqrt(errors_G)
     means_G = means_of(y_N)
     variance_G = means_of((y_N - means_G[group_N]) ** 2)
-    # A group of equal targets has no variance to explain; a tiny one stands in, so that R2 is finite there.
-    return 1 - errors_G / np.maximum(variance_G, 1e-12)
+    # Rounding may leave equal targets a variance just above 0, so they are compared with one of them instead.
+    one_G = np.zeros(num_groups, y_N.dtype)
+    one_G[group_N] = y_N
+    has_variance_G = (np.bincount(group_N, weights=y_N != one_G[group_N], minlength=num_groups) > 0) & (variance_G > 0)
+    share_G = np.divide(errors_G, variance_G, out=np.full(num_groups, np.nan), where=has_variance_G)
+    return 1 - share_G
 
 
 def weighted_f1(predicted_N: np.ndarray, y_N: np.ndarray, num_classes: int, *, zero_division: str = "0") -> float:
@@ -114,7 +118,8 @@ class Evenness:
     """Quality and its dispersion, over places within tasks and over all places.
 
     `lf`, `lf_mean`, `std`, `range` and `worst` are means over tasks; `lf_mean` has the unweighted mean of the places
-    as its reference. `worst_place` is the lowest quality of all places. `lf_T` holds the tasks' own LF.
+    as its reference. `worst_place` is the lowest quality of all places. `lf_T` holds the tasks' own LF, NaN for those
+    that are left out: they have fewer than two places with a quality.
     """
 
     performance: float
@@ -135,24 +140,29 @@ def evenness(m_G: np.ndarray, task_G: np.ndarray, reference_T: np.ndarray, overa
     """Dispersion of the quality of places.
 
     Args:
-        m_G: quality of each place; NaN where a place has no sample, which leaves it out.
+        m_G: quality of each place; NaN where a place has none, which leaves it out.
         task_G: the number of each place's task, from 0.
         reference_T: E_m of each task.
         overall: the quality on all samples of all tasks.
 
     Raises:
-        InputError: a task with fewer than two places, whose LF says nothing.
+        InputError: no task has two places, and LF over fewer says nothing.
     """
+    num_tasks = len(reference_T)
     has_G = np.isfinite(m_G)
     m_G, task_G = np.asarray(m_G, np.float64)[has_G], np.asarray(task_G)[has_G]
-    by_task = [m_G[task_G == task] for task in range(len(reference_T))]
-    for task, m_S in enumerate(by_task):
-        if len(m_S) < 2:
-            raise InputError(f"task {task} has {len(m_S)} places with samples; evenness needs at least 2, leave it out")
-    lf_T = np.array([deviation(m_S, e) for m_S, e in zip(by_task, reference_T)])
+    is_used_T = np.bincount(task_G, minlength=num_tasks) >= 2
+    if not is_used_T.any():
+        raise InputError(f"none of {num_tasks} tasks has 2 places with a quality, and evenness needs at least 2")
+    is_used_G = is_used_T[task_G]
+    m_G, task_G = m_G[is_used_G], task_G[is_used_G]
+    tasks = np.flatnonzero(is_used_T)
+    by_task = [m_G[task_G == task] for task in tasks]
+    lf_T = np.full(num_tasks, np.nan)
+    lf_T[tasks] = [deviation(m_S, reference_T[task]) for task, m_S in zip(tasks, by_task)]
     return Evenness(
         performance=float(overall),
-        lf=float(lf_T.mean()),
+        lf=float(lf_T[tasks].mean()),
         alf=deviation(m_G, overall),
         lf_mean=float(np.mean([deviation(m_S, m_S.mean()) for m_S in by_task])),
         std=float(np.mean([m_S.std() for m_S in by_task])),
@@ -192,7 +202,8 @@ def over_partitionings(
     """LF and worst place with each task's box cut in other ways, a row a partitioning (rows, columns).
 
     Args:
-        least: samples that a cell needs; the samples of others are left out of places and counted.
+        least: samples that a cell needs; the samples of others, and of cells without a quality, are left out of places
+            and counted.
         options: of `grouped`.
     """
     num_tasks = len(boxes_T4)
@@ -211,7 +222,7 @@ def over_partitionings(
             "tasks": int(has_T.sum()),
             "places": int(np.isfinite(m_TS).sum()),
         }
-        row |= {"samples left out": int(count_G[(count_G < least)].sum())}
+        row |= {"samples left out": int(count_G[~np.isfinite(m_TS.ravel())].sum())}
         if has_T.any():
             kept_TS = m_TS[has_T]
             row |= {
@@ -223,7 +234,10 @@ def over_partitionings(
 
 
 def chance(y_N: np.ndarray, measure: str, *, num_classes: int = 2) -> float:
-    """The quality of the best constant prediction on these samples: the most frequent class, or the mean."""
+    """The quality of the best constant prediction on these samples: the most frequent class, or the mean.
+
+    NaN in `r2` where all targets are equal.
+    """
     y_N = np.asarray(y_N)
     if measure in OF_CLASSES:
         constant = np.bincount(y_N, minlength=num_classes).argmax()

@@ -134,8 +134,10 @@ def gain(before: Sequence[Tested], after: Sequence[Tested], seed: int) -> dict[s
     """(mean, low, high) over seeds and tasks of what a method gains: in LF, downwards, and in quality, upwards."""
     lf_ST = [b.last.evenness.lf_T - a.last.evenness.lf_T for b, a in zip(before, after)]
     quality_ST = [a.last.reference_T - b.last.reference_T for b, a in zip(before, after)]
+    # Tasks that evenness leaves out are the same for every method and seed: their targets make them so.
+    is_used_T = np.isfinite(lf_ST).all(0)
     return {
-        name: intervals.two_way(np.array(values_ST), seed=seed)
+        name: intervals.two_way(np.array(values_ST)[:, is_used_T], seed=seed)
         for name, values_ST in (("lf", lf_ST), ("performance", quality_ST))
     }
 
@@ -150,6 +152,14 @@ def notes(setup: Setup, tested: Mapping[str, Sequence[Tested]]) -> list[str]:
         out.append(
             f"Qualities of numbers are in deviations of the target over the training tiles, each {world.unit:.4g} of "
             "its own units."
+        )
+    last = next(iter(tested.values()))[0].last
+    if num_places := int(np.isnan(last.m_P).sum()):
+        num_tasks = int(np.isnan(last.evenness.lf_T).sum())
+        out.append(
+            f"{num_places} of {len(last.m_P)} test places have equal targets, whose {options['measure']} is not "
+            f"defined: they are left out, and so are {num_tasks} of {len(last.reference_T)} tasks, which have fewer "
+            "than 2 others."
         )
     if "no_performance" in tested and not training.rule_of(c, "no_performance").moves_theta_fairly:
         out.append("The predictor of no_performance stays as it was drawn, since no phase moves it.")

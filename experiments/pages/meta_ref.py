@@ -102,7 +102,7 @@ def partitioning_lines(report: Report) -> list[dict[str, Any]]:
 
 
 def place_lines(report: Report) -> list[list[Any]]:
-    """A line for each method, seed and place."""
+    """A line for each method, seed and place; a quality that is not defined is left empty."""
     lines = []
     for method, tested in report.tested.items():
         for one in tested:
@@ -110,7 +110,8 @@ def place_lines(report: Report) -> list[list[Any]]:
             for p, (task, number) in enumerate(zip(one.outcome.task_P.tolist(), one.outcome.number_P.tolist())):
                 line = [method, one.seed, report.names_T[task], number, int(one.last.count_P[p])]
                 line += [float(side) for side in report.box_P4[p]]
-                lines.append([*line, float(before[p]), float(after[p]), float(omega_P[p])])
+                qualities = ["" if np.isnan(m_P[p]) else float(m_P[p]) for m_P in (before, after)]
+                lines.append([*line, *qualities, float(omega_P[p])])
     return lines
 
 
@@ -168,7 +169,8 @@ def draw_maps(path: pathlib.Path, report: Report) -> None:
     is_in_P = np.isin(first.task_P, tiles)
     box_P4, frame_T4 = report.box_P4[is_in_P], report.box_T4[tiles]
     of_method = {name: report.tested[name][0].last.m_P[is_in_P] for name in shown}
-    limits = (min(m.min() for m in of_method.values()), max(m.max() for m in of_method.values()))
+    shown_M = np.concatenate([m_P[np.isfinite(m_P)] for m_P in of_method.values()])
+    limits = (float(shown_M.min()), float(shown_M.max())) if len(shown_M) else (0.0, 1.0)
     panels = [maps.Panel(f"quality, {name}", box_P4, m_P, frame_T4, limits=limits) for name, m_P in of_method.items()]
     if "meta_ref" in report.tested:
         omega_P = report.tested["meta_ref"][0].outcome.factor_KP[-1][is_in_P]

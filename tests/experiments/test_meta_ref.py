@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from alignment.train import sharding, train_state
 from data import places
 from data.toys import regions
 from experiments import meta_ref
-from experiments.fairness import audit, training, worlds
+from experiments.fairness import audit, testing, training, worlds
 from experiments.pages import meta_ref as page
 from tests.experiments.conftest import launch
 
@@ -160,6 +161,45 @@ def test_the_fairest_evaluation_near_the_best_quality_is_kept():
     evaluations = {0: dict(performance=0.5, lf=0.01), 1: dict(performance=0.75, lf=0.09)}
     evaluations |= {2: dict(performance=0.745, lf=0.07), 3: dict(performance=0.742, lf=0.07)}
     assert fine_tuning.choose(evaluations, within=0.01) == 2 and fine_tuning.choose(evaluations, within=0.0) == 1
+
+
+def outcome_of(y_N, predicted_N, *, places_each=2):
+    """Two tasks with places of two samples each, none moved by its one step."""
+    place_P = np.arange(len(y_N) // 2)
+    task_P, number_P = place_P // places_each, place_P % places_each
+    one_KP, zero_N2 = np.ones((2, len(place_P))), np.zeros((len(y_N), 2))
+    of_places = dict(task_T=np.unique(task_P), task_P=task_P, number_P=number_P, loss_KP=one_KP, raw_KP=one_KP[:1])
+    task_N, place_N = np.repeat(task_P, 2), np.repeat(number_P, 2)
+    return fine_tuning.Outcome(
+        np.stack([predicted_N] * 2), y_N, zero_N2, task_N, place_N, factor_KP=one_KP[:1], **of_places
+    )
+
+
+def test_places_of_equal_targets_are_left_out_of_r2_and_of_gains(tmp_path):
+    y_N = np.array([0, 1, 0, 2, 3, 3, 0, 1], np.float32)  # the second task has one place whose targets differ
+    tested = []
+    for off in (0.3, 0.1):
+        outcome = outcome_of(y_N, y_N + np.float32(off))
+        steps = [fine_tuning.quality(outcome, at, measure="r2") for at in range(2)]
+        tested.append([testing.Tested(0, outcome, steps, 1.0, None)])
+    last = tested[0][0].last
+    assert np.isnan(last.m_P).tolist() == [False, False, True, False]
+    assert np.isnan(last.evenness.lf_T).tolist() == [False, True] and np.isfinite(last.evenness.lf)
+    gain = testing.gain(tested[0], tested[1], 0)
+    assert gain["lf"][0] > 0 and gain["performance"][0] > 0 and np.isfinite([*gain["lf"], *gain["performance"]]).all()
+    box_P4 = np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 1, 1, 2], [1, 1, 2, 2]], float)
+    of_methods = {"maml": tested[0], "meta_ref": tested[1]}
+    report = testing.Report(
+        of_methods, {}, box_P4, box_P4[:2], ["a", "b"], False, "r2", 0.0, {}, (), {"meta_ref": gain}
+    )
+    assert [line[-3:-1] for line in page.place_lines(report)][2] == ["", ""]
+    for draw in (page.draw_maps, page.draw_factors, page.draw_spread):
+        draw(tmp_path / f"{draw.__name__}.png", report)
+    config = meta_ref.get_config("tiny")
+    config.measure = "r2"
+    world = worlds.World(None, None, None, None, (), False, 1.0, "")
+    said = testing.notes(SimpleNamespace(c=config, world=world), of_methods)
+    assert any(note.startswith("1 of 4 test places have equal targets, whose r2 is not defined") for note in said)
 
 
 def test_a_gain_within_its_interval_is_called_that():

@@ -32,8 +32,25 @@ def test_lf_is_over_places_within_tasks_and_alf_over_all_places():
 
 
 def test_a_task_of_one_place_has_no_evenness():
+    even = measures.evenness(M[:3], np.array([0, 0, 1]), np.array([0.7, np.nan]), 0.7)
+    alone = measures.evenness(M[:2], np.array([0, 0]), np.array([0.7]), 0.7)
+    assert even.numbers() == alone.numbers() and np.isnan(even.lf_T).tolist() == [False, True]
     with pytest.raises(InputError, match="at least 2"):
-        measures.evenness(M[:3], np.array([0, 0, 1]), np.array([0.7, 0.7]), 0.7)
+        measures.evenness(M[:1], np.array([0]), np.array([0.7]), 0.7)
+
+
+def test_r2_is_not_defined_where_targets_are_equal():
+    y = np.array([0.1] * 3 + [0.0, 1.0, 2.0] + [0.3, 0.5], np.float32)
+    group_N, predicted = np.array([0, 0, 0, 1, 1, 1, 2, 2]), y + np.float32(0.1)
+    m_G = measures.grouped(predicted, y, group_N, 4, measure="r2")
+    assert np.isnan(m_G).tolist() == [True, False, False, True]
+    assert m_G[1] == pytest.approx(1 - 0.01 / (2 / 3), rel=1e-5)
+    even = measures.evenness(m_G, np.zeros(4, int), np.array([0.5]), 0.5)
+    assert even.lf < 1 and even.worst_place == pytest.approx(0, abs=1e-5)
+    boxes = np.array([[0.0, 0, 3, 1]])
+    xy, task_N = np.stack([group_N + 0.5, np.full(8, 0.5)], 1), np.zeros(8, int)
+    (row,) = measures.over_partitionings(predicted, y, xy, task_N, boxes, [(1, 3)], least=2, measure="r2")
+    assert row["places"] == 2 and row["samples left out"] == 3 and row["lf"] < 1
 
 
 def test_weighted_f1_of_the_worked_example():
