@@ -18,7 +18,7 @@ from experiments.augmentation.tasks import PAIRS, PICTURES, POOL
 from experiments.report import charts, pictures
 
 CONTROLS = ("train_val", "train_val_upstream", "agreement")  # other ways to use the validation rows
-MOST_DRAWS = 20_000_000  # resamples times test rows, 160 MB an array
+MOST_DRAWS = 8_000_000  # resamples times test rows, 64 MB an array
 PER_ROW = 6  # pictures of a line of the gallery
 
 

@@ -239,7 +239,7 @@ def test_a_run_reads_its_choice_of_scores():
         update, state = arms.update_of(compared, arms.ARMS["saflex"], None)
         # logits of zeros would hide the difference: under equal shares both scores are the same
         state = state.replace(params=jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), state.params))
-        _, metrics = update(state, sharding.to_devices(compared.batches()(0), mesh))
+        _, metrics = jax.jit(update)(state, sharding.to_devices(compared.batches()(0), mesh))
         lowest[scores] = float(metrics["saflex/score_min"].total)
     assert np.isfinite(lowest["logp"]) and lowest["logp"] != pytest.approx(lowest["logits"], rel=1e-3)
 
