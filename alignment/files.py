@@ -143,6 +143,17 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         return [json.loads(line) for line in f]
 
 
+def blocks(path: str | os.PathLike, size: int = 1 << 20) -> Iterator[memoryview]:
+    """A file's content, `size` bytes at a time, in memory that the next block overwrites.
+
+    New memory for every block costs as much as a fast hash of it.
+    """
+    block = memoryview(bytearray(size))
+    with open(path, "rb", buffering=0) as f:
+        while num := f.readinto(block):
+            yield block[:num]
+
+
 def is_first_process() -> bool:
     """Whether this process writes the files of its run; without JAX there is only one.
 

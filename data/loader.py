@@ -6,10 +6,8 @@ how a global batch splits over processes.
 """
 
 import functools
-import multiprocessing
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import xxhash
 from absl import flags
 
+from alignment import files, processes
 from alignment.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -55,7 +54,7 @@ class Loader:
                 flags.FLAGS.mark_as_parsed()
             # Threads share one interpreter lock; decoding and augmenting pictures in Python needs processes.
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-            self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            self._dataset = self._dataset.mp_prefetch(options, worker_init_fn=processes.end_with_parent)
         self._is_shared = num_workers > 0
         self._open: list[Any] = []  # the iterator in use; in a list, so that the finalizer below can reach it
         self._start()
@@ -117,9 +116,8 @@ def digest_files(paths: Iterable[str | os.PathLike]) -> str:
     """A hash of the files' contents, in their order."""
     content = xxhash.xxh3_64()
     for path in paths:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 24):
-                content.update(block)
+        for block in files.blocks(path):
+            content.update(block)
         content.update(b"\0")  # so that text moved from one file to the next changes the hash
     return content.hexdigest()
 
@@ -129,21 +127,6 @@ def _close(iterators: list[Any]) -> None:
     while iterators:
         # Only Grain's iterators over processes have something to close.
         getattr(iterators.pop(), "close", lambda: None)()
-
-
-def _end_with_parent(worker: int, num_workers: int) -> None:
-    """In a worker process: end it when its parent is gone, even if that was killed. Grain sets the signature."""
-    del worker, num_workers
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            # Returns however the parent ends: the system closes the pipe that this waits on.
-            parent.join()
-            # Not sys.exit, which in a thread ends this thread only.
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def share(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -19,7 +19,6 @@ from data import loader, place_arrays, records
 from data.places import CLASSIFICATION, COUNTS, KINDS, MOST_CLASSES, REGRESSION, Samples
 
 DEGREES, PROJECTED = "degrees", "projected"
-COORDINATES = (DEGREES, PROJECTED)
 NAMES_OF_DEGREES = (("longitude", "lon", "lng", "long", "start_lng"), ("latitude", "lat", "start_lat"))
 NAMES_OF_PLANES = (("easting", "northing"), ("x", "y"), ("col", "row"), ("column", "row"))
 MOST_CATEGORIES = 50  # of a column of words that becomes features

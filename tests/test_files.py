@@ -79,3 +79,11 @@ def test_a_sweep_between_a_temporary_file_and_its_lock_costs_no_write(tmp_path, 
     monkeypatch.setattr(files, "_lock", swept)
     files.write(tmp_path / "file", lambda f: f.write(b"new"))
     assert (tmp_path / "file").read_bytes() == b"new" and next(num_locks) == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 20])
+def test_blocks_are_a_files_content_in_its_order(tmp_path, size):
+    content = bytes(range(size))
+    (tmp_path / "file").write_bytes(content)
+    parts = [bytes(block) for block in files.blocks(tmp_path / "file", 8)]
+    assert b"".join(parts) == content and all(len(part) == 8 for part in parts[:-1])

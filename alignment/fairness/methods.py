@@ -33,7 +33,6 @@ WORDS = {
     "no_fairness": "the referee without phase 3: factors stay 1",
 }
 REFEREED = ("meta_ref", "meta_ref_nash", "no_inner", "no_performance", "no_fairness")
-ABLATIONS = ("no_inner", "no_performance", "no_fairness")
 
 
 def rule_of(

@@ -42,11 +42,11 @@ def consensus(delta_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool, v
     """
     votes_B = scratch("votes", delta_KB.shape[1])
     if not votes_weigh:
-        _sum_into(delta_KB, votes_B)
+        np.add.reduce(delta_KB, axis=0, out=votes_B)
     for delta_B, weight in zip(delta_KB, weights_K):
         delta_B *= np.float32(weight)
     if votes_weigh:
-        _sum_into(delta_KB, votes_B)
+        np.add.reduce(delta_KB, axis=0, out=votes_B)
     votes_B += 0  # a zero with a minus elects plus as well
     flips_B = votes_B.view(np.uint32)
     flips_B &= SIGN  # of entries that elect minus; flipping signs by their bits takes a third of the time of products
@@ -68,12 +68,6 @@ def consensus(delta_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool, v
     bits_B = sum_B.view(np.uint32)
     bits_B ^= flips_B
     return sum_B
-
-
-def _sum_into(block_KB: np.ndarray, out_B: np.ndarray) -> None:
-    np.copyto(out_B, block_KB[0])
-    for block_B in block_KB[1:]:
-        out_B += block_B
 
 
 def products(block_KB: np.ndarray) -> np.ndarray:

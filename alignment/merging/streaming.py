@@ -10,15 +10,13 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import os
 import pathlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from alignment import files
+from alignment import files, processes
 from alignment.merging import methods
 from alignment.merging.blocks import Sources
 from alignment.merging.checkpoints import Job, Model
@@ -38,7 +36,7 @@ def merge(
     dtype: np.dtype,
     max_shard_bytes: int,
     seed: int,
-    processes: int,
+    num_processes: int,
     progress_fn: Callable[[int], None],
 ) -> list[Row]:
     """Merge all tensors into safetensors files in `folder`, with their index; files that lie there already stay.
@@ -48,7 +46,7 @@ def merge(
         dtype: of the merged weights.
         max_shard_bytes: a new file is begun rather than exceed this.
         seed: of random masks.
-        processes: that compute, each a tensor at a time; of a small merge this one alone does.
+        num_processes: that compute, each a tensor at a time; of a small merge this one alone does.
         progress_fn: called with each file's size once it is there.
 
     Returns:
@@ -60,7 +58,7 @@ def merge(
     by_name = {job.name: job for job in jobs}
     files.sweep(folder)
     rows: list[Row] = []
-    with _computing(min(processes, len(jobs)) if total >= WORTH_PROCESSES else 1) as map_fn:
+    with _computing(min(num_processes, len(jobs)) if total >= WORTH_PROCESSES else 1) as map_fn:
         for file, names in shards.items():
             notes = folder / f".{file}.rows"
             if not (folder / file).is_file():
@@ -116,33 +114,21 @@ MapFn = Callable[[Callable[[Task], Row], Sequence[Task]], Iterator[Row]]
 
 
 @contextlib.contextmanager
-def _computing(processes: int) -> Iterator[MapFn]:
+def _computing(num_processes: int) -> Iterator[MapFn]:
     """A function like `map`; its work is done by processes where there are several.
 
     Threads would wait for each other: numpy lets go of the interpreter within an operation on a block only.
     """
-    if processes == 1:
+    if num_processes == 1:
         yield map
         return
     context = multiprocessing.get_context("spawn")  # a forked child of a process with JAX's threads may hang
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_processes, context, processes.end_with_parent) as pool:
         try:
             yield pool.map
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _end_with_parent() -> None:
-    """In a worker: end it when its parent is gone, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()  # the system closes the pipe that this waits on
-        os._exit(1)  # sys.exit in a thread would end the thread alone
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _largest_first(tasks: Sequence[Task], map_fn: MapFn) -> list[Row]:

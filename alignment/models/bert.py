@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from alignment import errors
+from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import tensors
 
@@ -240,9 +240,8 @@ def load(folder: str | pathlib.Path, *, max_len: int | None = None, dtype: str =
     params = _params(model, stored, folder, is_distil=config["model_type"] == "distilbert")
     content = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as f:
-            while block := f.read(1 << 24):
-                content.update(block)
+        for block in files.blocks(path):
+            content.update(block)
     return Encoder(model, params, _tokenizer(folder, longest), longest, folder.name, content.hexdigest()[:16])
 
 

@@ -255,12 +255,10 @@ def digest(init_from: str) -> str:
         folder = huggingface.resolve(init_from)
         places = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
     content = xxhash.xxh3_64()
-    block = memoryview(bytearray(1 << 20))  # one for all: new memory of this size costs as much as the hash
     for place in places:
         content.update(place.name.encode())
-        with open(place, "rb", buffering=0) as f:
-            while size := f.readinto(block):
-                content.update(block[:size])
+        for block in files.blocks(place):
+            content.update(block)
     return content.hexdigest()
 
 

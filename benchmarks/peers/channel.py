@@ -56,18 +56,31 @@ def best_gflops(product_fn: Callable[[], None], size: int, repeats: int = 6) -> 
     return 2 * size**3 / min(seconds) / 1e9
 
 
+def answering() -> Callable[..., None]:
+    """A function that sends its keyword arguments to the driver as one line.
+
+    Call first thing, so that a library's prints, which go to stderr from then on, cannot mix with the answers.
+    """
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def send(**values) -> None:
+        out.write(json.dumps(values) + "\n")
+
+    return send
+
+
 class Channel:
-    """Reads commands and reports steps.  Made first thing, so that a library's prints cannot mix with the answers."""
+    """Reads commands and reports steps.  Made first thing: see `answering`."""
 
     def __init__(self, peak_fn: Callable[[], float]):
-        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._send = answering()
         self._peak_fn = peak_fn
         self._granted = 0
         self._start = self._cpu_start = 0.0
 
     def send(self, event: str, **values) -> None:
-        self._out.write(json.dumps({"event": event, **values}) + "\n")
+        self._send(event=event, **values)
 
     def next_step(self) -> bool:
         """Wait until the driver wants another step and start its clock; False when there is none to come."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from channel import limit_threads, peak_rss_mb
+from channel import answering, limit_threads, peak_rss_mb
 
 PROMPT, NEW = 64, 128  # tokens, where all are alike
 
@@ -33,12 +33,11 @@ def queue(num: int, vocab: int, seed: int) -> list[tuple[list[int], int]]:
 
 def serve(start_fn: Callable[[], dict[str, str]], jobs_fn: Callable[[], Mapping[str, Callable[..., dict[str, Any]]]]):
     """Answer the driver until it closes the pipe."""
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's prints must not mix with the answers
+    send = answering()
     limit_threads(int(os.environ.get("THREADS", "2")))
-    out.write(json.dumps({"event": "ready", "versions": start_fn()}) + "\n")
+    send(event="ready", versions=start_fn())
     jobs = jobs_fn()
     for line in sys.stdin:
         request = json.loads(line)
         answer = jobs[request.pop("job")](**request)
-        out.write(json.dumps({"event": "done", "peak_rss_mb": peak_rss_mb(), **answer}) + "\n")
+        send(**{"event": "done", "peak_rss_mb": peak_rss_mb(), **answer})

@@ -13,7 +13,6 @@ Dimensions: I tiles, M mosaics, 4 tiles of a mosaic, K targets, Y X rows and col
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -69,13 +68,8 @@ def serve(explain_fn, versions: dict, floor_fn, memory_fn=channel.peak_rss_mb) -
         floor_fn: -> the best rate of a large float32 product in this framework, GFLOP/s.
         memory_fn: -> the highest use so far, MiB: resident memory, or the device's.
     """
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's prints cannot mix with the answers
-
-    def send(event, **values):
-        out.write(json.dumps({"event": event, **values}) + "\n")
-
-    send("ready", versions=versions)
+    send = channel.answering()
+    send(event="ready", versions=versions)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "explain":
@@ -83,10 +77,10 @@ def serve(explain_fn, versions: dict, floor_fn, memory_fn=channel.peak_rss_mb) -
             scores_MK = explain_fn(request["first"], request["count"], False)
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
             mean = float(np.nanmean(scores_MK))
-            send("explained", seconds=seconds, cpu_seconds=cpu_seconds, score=mean, peak_mb=memory_fn())
+            send(event="explained", seconds=seconds, cpu_seconds=cpu_seconds, score=mean, peak_mb=memory_fn())
         elif request["do"] == "maps":
             maps_MKYX, scores_MK = explain_fn(request["first"], request["count"], True)
             np.savez(request["path"], maps=maps_MKYX, scores=scores_MK)
-            send("maps")
+            send(event="maps")
         elif request["do"] == "floor":
-            send("floor", gflops=floor_fn())
+            send(event="floor", gflops=floor_fn())

@@ -9,7 +9,6 @@ Dimensions: B rows, K classes.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -44,13 +43,8 @@ def serve(versions: dict, scores_fn, steps_fn=None) -> None:
         scores_fn: -> P [B,K], from parameters and batches that lie in memory.
         steps_fn: count -> makes so many training steps and waits for the last.
     """
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's prints cannot mix with the answers
-
-    def send(event, **values):
-        out.write(json.dumps({"event": event, **values}) + "\n")
-
-    send("ready", versions=versions)
+    send = channel.answering()
+    send(event="ready", versions=versions)
     for line in sys.stdin:
         request = json.loads(line)
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -61,4 +55,4 @@ def serve(versions: dict, scores_fn, steps_fn=None) -> None:
         times = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
         if request["do"] == "scores":
             np.savez(request["path"], scores=scores_BK)
-        send(request["do"], **times, peak_mb=channel.peak_rss_mb())
+        send(event=request["do"], **times, peak_mb=channel.peak_rss_mb())

@@ -44,7 +44,7 @@ def jobs():
     import scipy.sparse
 
     from data import graphs
-    from experiments.graphs import arms, sketched
+    from experiments.graphs import arms, scaling, sketched
 
     @functools.cache
     def prepared(task):
@@ -64,7 +64,7 @@ def jobs():
             dropout = 0.5 if task == "small" else 0.0
             options = DECAYED if task == "small" else PLAIN
             return arms.full("full", prepared(task), seed=0, dropout=dropout, **options)
-        sketching = sketched.Sketching(1_024, None, 1, "order_distinct", "lsh_fixed", "median", False, 2**32)
+        sketching = scaling.sketching(scaling.Options(width=1_024))
         given = arms.Coefficients(2)
         sizes = dict(seed=0, batch_size=1_024, one_batch=True)
         return sketched.sketched("sketch", prepared(task), given, sketching, **sizes, **PLAIN, dropout=0.0)

@@ -20,9 +20,8 @@ def versions():
     return {name: importlib.metadata.version(name) for name in ["torch"] + ["torch_geometric"] * HAS_PYG}
 
 
-def jobs():
-    import numpy as np
-    import scipy.sparse
+def network_class():
+    """GCN of any widths; torch is imported here, behind the limit on threads."""
     import torch
 
     class Plain(torch.nn.Module):
@@ -55,6 +54,16 @@ def jobs():
                 x = torch.relu(x) if number + 1 < len(self.layers) else x
             return x
 
+    return Network
+
+
+def jobs():
+    import numpy as np
+    import scipy.sparse
+    import torch
+
+    network_of = network_class()
+
     @functools.cache
     def task_of(task):
         with np.load(FOLDER / f"{task}.npz") as file:
@@ -84,7 +93,7 @@ def jobs():
         begin, cpu = time.perf_counter(), time.process_time()
         x, y, train, test, graph, widths = task_of(task)
         torch.manual_seed(0)
-        network = Network(widths, 0.5 if task == "small" else 0.0)
+        network = network_of(widths, 0.5 if task == "small" else 0.0)
         adam = torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=5e-4 if task == "small" else 0.0)
         spans, accuracy = [], 0.0
         for _ in range(size + 2):

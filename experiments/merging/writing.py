@@ -129,7 +129,7 @@ def merge(
                 dtype=dtype,
                 max_shard_bytes=max_shard_bytes,
                 seed=seed,
-                processes=processes,
+                num_processes=processes,
                 progress_fn=progress_fn,
             )
     add_config(recipe, models, dtype, staging)

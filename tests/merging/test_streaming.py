@@ -40,7 +40,7 @@ def planned(folder, recipe=DARE, **options):
 
 def merge(folder, out, recipe=DARE, *, max_shard_bytes=10**9, progress_fn=lambda *args: None, **options):
     jobs, recipe = planned(folder, recipe, **options)
-    settings = dict(dtype=np.dtype(np.float32), max_shard_bytes=max_shard_bytes, seed=0, processes=2)
+    settings = dict(dtype=np.dtype(np.float32), max_shard_bytes=max_shard_bytes, seed=0, num_processes=2)
     return streaming.merge(jobs, recipe.method, opened(folder, recipe.models), out, **settings, progress_fn=progress_fn)
 
 
