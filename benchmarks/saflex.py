@@ -4,6 +4,8 @@ Run:    python benchmarks/saflex.py                               (minutes on tw
 Look:   python benchmarks/saflex.py --quick                       (a small batch, to see that everything works)
 Keep:   python benchmarks/saflex.py --output benchmarks/results/saflex.md
 
+Programs that are compiled once stay under ~/.cache/plumbline/bench/programs, so that a run that was ended goes on soon.
+
 The task: ResNet-18 with random weights at 32 pixels, and an MLP of two hidden layers of 512; equal batches of clean,
 augmented and validation rows.  A full pass adds a gradient of the validation batch and a forward-mode pass over the
 augmented one: 12 forward passes instead of 6 (7 with the last layer alone).  The steps take turns; scores must agree,
@@ -15,6 +17,8 @@ import itertools
 import json
 import statistics
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import machine
@@ -32,10 +36,11 @@ BARS = {"full": 2.2, "last": 1.4, "every10": 1.15}  # over the upstream's step, 
 FLOORS = {"full": 12 / 6, "last": 7 / 6, "every10": 1.1}
 LEAST_RATIO = 5.0  # of torch's scores over ours
 TOLERANCE = 2e-3  # of the largest score
+ROWS = {"resnet18": 16, "mlp": 64}  # of ResNet-18 more would not end in minutes: torch.func takes samples one by one
 
 
-def write_task(folder: Path, rows: int, seed: int = 0) -> None:
-    """Weights of both networks by torch's names, and batches."""
+def write_task(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
+    """Weights of both networks by torch's names, and batches of so many rows of each kind."""
     rng, side = np.random.default_rng(seed), saflex_task.SIDE
     write_weights(folder / "wide.safetensors")
     tensors = read_safetensors(folder / "wide.safetensors")
@@ -52,9 +57,9 @@ def write_task(folder: Path, rows: int, seed: int = 0) -> None:
     batch = {}
     for network, shape in (("resnet18", (side, side, 3)), ("mlp", (saflex_task.COLUMNS,))):
         for name in ("x", "aug", "val"):
-            batch[f"{network}/{name}"] = rng.standard_normal((rows, *shape)).astype(np.float32)
+            batch[f"{network}/{name}"] = rng.standard_normal((rows[network], *shape)).astype(np.float32)
         for name in ("y", "aug_y", "val_y"):
-            batch[f"{network}/{name}"] = rng.integers(0, saflex_task.CLASSES, rows).astype(np.int32)
+            batch[f"{network}/{name}"] = rng.integers(0, saflex_task.CLASSES, rows[network]).astype(np.int32)
     np.savez(folder / "batch.npz", **batch)
 
 
@@ -101,15 +106,26 @@ class Contestant(machine.Worker):
             return stored["scores"]
 
 
+def rounds(args: argparse.Namespace) -> Iterator[int]:
+    """Round numbers while there is time, and always the first."""
+    start = time.monotonic()
+    for number in range(args.rounds):
+        if number and time.monotonic() - start > args.budget:
+            print(f"--budget={args.budget:g} is used up after {number} rounds of {args.rounds}", flush=True)
+            return
+        yield number
+
+
 def steps_of(network: str, folder: Path, args: argparse.Namespace) -> list[dict]:
     """The variants of the step by turns."""
     contestants = []
     try:
         for variant in VARIANTS:
             contestants.append(Contestant(variant, network, "saflex_ours.py", folder, args, sys.executable))
-            contestants[-1].steps(11, is_counted=False)  # compiles; then every tenth step is in step with the turns
-            contestants[-1].steps(9, is_counted=False)
-        for _ in range(args.rounds):
+            # The first step compiles; of `every10` the turns of ten must begin at the same place.
+            contestants[-1].steps(10 if variant == "every10" else 2, is_counted=False)
+            print(f"{network}: {variant} is ready", flush=True)
+        for _ in rounds(args):
             for contestant in contestants:
                 machine.wait_until_quiet(args.patience)
                 contestant.steps(10)
@@ -141,7 +157,7 @@ def scores_of(network: str, folder: Path, args: argparse.Namespace, python: str)
         if difference > TOLERANCE:
             raise SystemExit(f"{network}: the scores differ by {difference:.1e} of the largest")
         print(f"{network}: the scores agree within {difference:.1e} of the largest", flush=True)
-        for _ in range(args.rounds):
+        for _ in rounds(args):
             for side in sides:
                 machine.wait_until_quiet(args.patience)
                 side.scores()
@@ -178,19 +194,20 @@ def report(rows: list[dict], facts: dict) -> str:
     versions = {"peer" if row["contestant"] == "torch.func" else "ours": row["versions"] for row in rows}
     notes = {
         "Command": f"`{facts['command']}`",
-        "Task": f"{facts['rows']} rows of each kind, {saflex_task.CLASSES} classes, float32; a step's ratio is over "
+        "Task": f"{facts['rows']} of each kind, {saflex_task.CLASSES} classes, float32; a step's ratio is over "
         "the upstream's step of the same mode, the scores' over ours",
         "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {machine.noise(others)}",
         "Versions": machine.versions_of(versions),
-        "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of ten steps",
+        "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of ten steps at most",
     }
     return machine.table(head, lines) + "\n\n" + machine.notes(notes)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", default="resnet18,mlp")
-    parser.add_argument("--rows", type=int, default=64, help="in a batch of each kind")
+    parser.add_argument("--rows", type=int, help=f"in a batch of each kind; none: {ROWS}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=90, help="seconds after which no round of a table begins")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ours-alone", action="store_true", help="the steps, without torch")
     parser.add_argument("--quick", action="store_true", help="4 rows, one round")
@@ -203,14 +220,16 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     for name in networks:
         if name not in ("resnet18", "mlp"):
             raise SystemExit(f"--networks: {name!r} is not one of resnet18, mlp")
-    write_task(folder, args.rows)
+    sizes = {name: args.rows or rows for name, rows in ROWS.items()}
+    write_task(folder, sizes)
     rows = []
     for network in networks:
         rows += steps_of(network, folder, args)
         if not args.ours_alone:
             python = machine.environment("saflex", PACKAGES, args.env_dir, args.python or machine.find_python())
             rows += scores_of(network, folder, args, python)
-    return rows, {"rows": args.rows, "rounds": args.rounds, "threads": args.threads}
+    words = ", ".join(f"{sizes[name]} rows of {name}" for name in networks)
+    return rows, {"rows": words, "rounds": args.rounds, "threads": args.threads}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         labels="soft",
         weights="binary",
         tau_w=0.1,  # temperature of weights="sigmoid"
+        normalise="kept",  # batch: a row that stays weighs no more because others were dropped
         scale="batchmax",
         scores="logp",
         mu=0.9,  # momentum of the validation gradient

@@ -25,7 +25,7 @@ import optax
 from alignment.errors import InputError, one_of
 
 PENALTIES, LABELS, WEIGHTS = ("linear", "kl"), ("free", "upstream", "soft"), ("binary", "sigmoid", "none")
-SCALES, SCORES = ("batchmax", "none", "gnorm"), ("logp", "logits")
+SCALES, SCORES, NORMALISE = ("batchmax", "none", "gnorm"), ("logp", "logits"), ("kept", "batch")
 LAST_LAYER = "last"  # a subset: the layer that every image network calls `head`
 TOLERANCE = 1e-6  # of the batch's largest score: a mean of scores that is 0 but for rounding still counts as 0
 SUM_TOLERANCE = 1e-4  # of the sum of an upstream label
@@ -71,6 +71,7 @@ def check(
     labels: str = "soft",
     weights: str = "binary",
     tau_w: float = 0.1,
+    normalise: str = "kept",
     scale: str = "batchmax",
     scores: str = "logp",
     mu: float = 0.9,
@@ -81,6 +82,7 @@ def check(
         ("penalty", penalty, PENALTIES),
         ("labels", labels, LABELS),
         ("weights", weights, WEIGHTS),
+        ("normalise", normalise, NORMALISE),
         ("scale", scale, SCALES),
         ("scores", scores, SCORES),
     ):
@@ -112,6 +114,7 @@ def refine(
     labels: str = "soft",
     weights: str = "binary",
     tau_w: float = 0.1,
+    normalise: str = "kept",
     scale: str = "batchmax",
     scores: str = "logp",
     mu: float = 0.9,
@@ -137,6 +140,8 @@ def refine(
             that the upstream gives no share at 0.
         labels: `soft`, the maximiser with tau times the entropy added; `free`, the best class; `upstream`, y0.
         weights: `binary`, 1 where <y,P> >= 0; `sigmoid` of <y,P> / tau_w; `none`, the same for all.
+        normalise: weights are divided by their sum where it is above 1 (`kept`), or by the number of rows (`batch`), so
+            that a row that stays weighs no more because others were dropped; the latter is ours.
         scale: `batchmax` divides the scores by the largest of the batch, `gnorm` by the length of the direction.
         scores: `logp` takes the Jacobian of the losses; `logits` the logits' own, whatever `losses_fn` is: under
             cross-entropy the same best class, other weights.
@@ -155,7 +160,7 @@ def refine(
         InputError: an empty validation batch, shapes that do not fit, labels that are none (outside of `jit` alone).
     """
     how: Any = dict(beta=beta, tau=tau, penalty=penalty, labels=labels)
-    check(**how, weights=weights, tau_w=tau_w, scale=scale, scores=scores, mu=mu, subset=subset)
+    check(**how, weights=weights, tau_w=tau_w, normalise=normalise, scale=scale, scores=scores, mu=mu, subset=subset)
     picked, rebuild = split(params, subset)
     outputs_fn = lambda leaves, x: apply_fn(rebuild(leaves), x).astype(jnp.float32)  # noqa: E731
     num_classes = jax.eval_shape(outputs_fn, picked, aug_batch["x"]).shape[-1]
@@ -173,7 +178,8 @@ def refine(
     scaled_BK, largest = scaled(scores_BK, real_B, scale, direction)
     noise_BK = jax.random.gumbel(key, scaled_BK.shape) if gumbel else jnp.zeros_like(scaled_BK)
     y_BK = choose_labels(scaled_BK, y0_BK, noise_BK, allowed_BK=aug_batch.get("allowed"), **how)
-    w_B = choose_weights(jnp.sum(y_BK * scaled_BK, axis=-1), largest, real_B, weights=weights, tau_w=tau_w)
+    how_much: Any = dict(weights=weights, tau_w=tau_w, normalise=normalise)
+    w_B = choose_weights(jnp.sum(y_BK * scaled_BK, axis=-1), largest, real_B, **how_much)
     y_BK = jnp.where(is_good, y_BK, y0_BK)
     w_B = jnp.where(is_good, w_B, real_B / jnp.sum(real_B))
     w_B, y_BK, new = jax.lax.stop_gradient((w_B, y_BK, _next(state, gradient, is_good)))
@@ -239,7 +245,13 @@ def choose_labels(
 
 
 def choose_weights(
-    score_B: jax.Array, largest: jax.Array, real_B: jax.Array, *, weights: str, tau_w: float = 0.1
+    score_B: jax.Array,
+    largest: jax.Array,
+    real_B: jax.Array,
+    *,
+    weights: str,
+    tau_w: float = 0.1,
+    normalise: str = "kept",
 ) -> jax.Array:
     """Weights [B] that sum to 1, or to 0 where no sample is worth anything, or to less where their sum is below 1.
 
@@ -256,7 +268,7 @@ def choose_weights(
     else:
         raw_B = jnp.ones_like(score_B)
     raw_B = raw_B * real_B
-    return raw_B / jnp.maximum(jnp.sum(raw_B), 1.0)
+    return raw_B / jnp.maximum(jnp.sum(real_B if normalise == "batch" else raw_B), 1.0)
 
 
 def _averaged(gradient: Any, state: State, mu: float) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from alignment.models import gnn
 from alignment.sketching import convolution, hashes, lsh
 from alignment.sketching.hashes import Table
 from alignment.sketching.layers import Sketched
@@ -18,7 +19,12 @@ Tables = list[list[list[Table]]]  # by layer, order and block
 
 
 def build(
-    x_ND: Any, matrices_L: Sequence[Sequence[Any]], tables_M: Sequence[Tables], *, top_k: int | None
+    x_ND: Any,
+    matrices_L: Sequence[Sequence[Any]],
+    tables_M: Sequence[Tables],
+    *,
+    top_k: int | None,
+    stays_sparse: bool = False,
 ) -> tuple[Sketched, tuple[int, ...]]:
     """Sketches of features and convolutions, and for each layer which of the convolutions it uses.
 
@@ -28,9 +34,14 @@ def build(
             where they share their hashes too.
         tables_M: hashes of each set, for all layers and the output.
         top_k: see `convolution.two_sided`.
+        stays_sparse: of sparse features, keep the sketches by their entries where that is smaller; `rehashed` needs
+            them dense.
     """
     num_layers = len(matrices_L)
-    features = np.stack([[[lsh.sketched(x_ND, table) for table in row] for row in tables[0]] for tables in tables_M])
+    first_M = [tables[0] for tables in tables_M]
+    features: Any = _sparse_features(x_ND, first_M) if stays_sparse and scipy.sparse.issparse(x_ND) else None
+    if features is None:
+        features = np.stack([[[lsh.sketched(x_ND, table) for table in row] for row in rows] for rows in first_M])
     ones = [np.stack([_ones(tables[layer]) for tables in tables_M]) for layer in range(num_layers + 1)]
     keys: dict[tuple, int] = {}
     convolutions: list[dict[str, np.ndarray]] = []
@@ -45,6 +56,23 @@ def build(
             convolutions.append(_stacked([_convolution(matrices, *side, top_k=top_k) for side in sides]))
         uses.append(keys[key])
     return Sketched(features, ones, convolutions), tuple(uses)
+
+
+def _sparse_features(x_ND: Any, first_M: Sequence[Sequence[Sequence[Table]]]) -> gnn.Entries | None:
+    """Sketches of sparse features by their entries, [M,K,Q,E], filled up with zeros; None where they fill the rows."""
+    sums_MKQ = [[[scipy.sparse.csr_matrix(lsh.sums(x_ND, table)) for table in row] for row in rows] for rows in first_M]
+    flat = [matrix for rows in sums_MKQ for row in rows for matrix in row]
+    most, (width, num_features) = max(matrix.nnz for matrix in flat), flat[0].shape
+    if 3 * most >= width * num_features:  # a row, a column and a value for each
+        return None
+    row_E, column_E, value_E = (np.zeros((len(flat), most), kind) for kind in (np.int32, np.int32, np.float32))
+    row_E += width - 1  # filled-up entries come last, because rows are sorted
+    for number, matrix in enumerate(flat):
+        row_E[number, : matrix.nnz] = np.repeat(np.arange(width), np.diff(matrix.indptr))
+        column_E[number, : matrix.nnz], value_E[number, : matrix.nnz] = matrix.indices, matrix.data
+    shape = (len(sums_MKQ), len(sums_MKQ[0]), len(sums_MKQ[0][0]), most)
+    arrays: list[Any] = [array.reshape(shape) for array in (row_E, column_E, value_E)]
+    return gnn.Entries(arrays[0], arrays[1], arrays[2], width)
 
 
 def _ones(tables: Sequence[Sequence[Table]]) -> np.ndarray:
@@ -94,7 +122,7 @@ def rehashed(
 
     Convolutions come in the order in which `build` meets them, so that `uses` stays as it was.
     """
-    features = np.array(old.features_MKQCD)
+    features = np.array(old.features)
     for m, (before, after) in enumerate(zip(old_M, new_M)):
         for k, rows in enumerate(zip(before[0], after[0])):
             for q, (was, now) in enumerate(zip(*rows)):

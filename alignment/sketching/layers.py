@@ -17,17 +17,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from alignment.models import gnn
 from alignment.sketching import sketch
 
 
 class Sketched(NamedTuple):
     """A graph as a network's layers read it; arrays alone.
 
-    `features_MKQCD` of the input; `ones`, of each layer and of the output, [M,K,Q,C]; `convolutions`, of which several
-    layers may use one: {"dense": [M,K,K',Q',C,C]} or {"index", "value": [M,K,K',Q',C,T]}.
+    `features` of the input, [M,K,Q,C,D], or `gnn.Entries` with the axes [M,K,Q] before theirs, since the sketch of a
+    bag of words is nearly as sparse as the words; `ones`, of each layer and of the output, [M,K,Q,C]; `convolutions`,
+    which several layers may share: {"dense": [M,K,K',Q',C,C]} or {"index", "value": [M,K,K',Q',C,T]}.
     """
 
-    features_MKQCD: Any
+    features: Any
     ones: Sequence[Any]
     convolutions: Sequence[Mapping[str, Any]]
 
@@ -51,7 +53,7 @@ def forward(
     """
 
     def one_set(sketched: Sketched) -> jax.Array:
-        x_KQCD = sketched.features_MKQCD
+        x_KQCD = sketched.features
         for number, layer in enumerate(layers):
             y_KCD = _pre_activation(layer, x_KQCD, sketched.ones[number])
             a_K1 = coefficients_LK1[number]
@@ -64,20 +66,31 @@ def forward(
             x_KQCD = out_KQCD
         return x_KQCD[:, 0]
 
-    return jax.vmap(one_set)(sketched)
+    # One set after the other, each computed again on the way back: a step then holds the terms of a single set.
+    return jax.lax.map(jax.checkpoint(one_set), sketched)
 
 
-def _pre_activation(layer: Mapping[str, Any], x_KQCD: jax.Array, ones_KQC: jax.Array) -> jax.Array:
+def _pre_activation(layer: Mapping[str, Any], x_KQCD: Any, ones_KQC: jax.Array) -> jax.Array:
     """Y_p: sketches of X W + 1 b^T, summed over blocks; the bias goes with the first, and with its R 1.
 
     The released program adds b to every row of a sketch, which is not the sketch of a bias.
     """
     if "kernel" not in layer:
         return x_KQCD.sum(axis=1)
-    y_KCD = jnp.einsum("KQCD,QDE->KCE", x_KQCD, layer["kernel"])
+    if isinstance(x_KQCD, gnn.Entries):
+        # A map holds the terms of one order's entries at a time, times the width of the output.
+        y_KCD = jax.lax.map(lambda x_Q: _summed(x_Q, layer["kernel"]), x_KQCD)
+    else:
+        y_KCD = jnp.einsum("KQCD,QDE->KCE", x_KQCD, layer["kernel"])
     if "bias" not in layer:
         return y_KCD
     return y_KCD + ones_KQC[:, 0, :, None] * layer["bias"][None, None, :]
+
+
+def _summed(x_Q: gnn.Entries, kernel_QDE: jax.Array) -> jax.Array:
+    """sum_q X_q W_q, [C,E], of sparse blocks."""
+    blocks = [jax.tree.map(lambda array, q=q: array[q], x_Q) for q in range(len(kernel_QDE))]
+    return sum((gnn.times(block, kernel_DE) for block, kernel_DE in zip(blocks, kernel_QDE)), jnp.zeros(()))
 
 
 def _convolved(convolution: Mapping[str, jax.Array], powers_KCD: jax.Array) -> jax.Array:

@@ -136,8 +136,13 @@ def reconstruction_error(z_ND: np.ndarray, of: Table, rows_B: np.ndarray) -> flo
 
 def sketched(x_ND: Any, of: Table) -> np.ndarray:
     """R X on the host, for dense or sparse X; [C,D] float32."""
-    sums = _matrix(of) @ x_ND
-    return np.asarray(sums.toarray() if scipy.sparse.issparse(sums) else sums, np.float32)
+    sketch = sums(x_ND, of)
+    return np.asarray(sketch.toarray() if scipy.sparse.issparse(sketch) else sketch, np.float32)
+
+
+def sums(x_ND: Any, of: Table) -> Any:
+    """R X, sparse where X is."""
+    return _matrix(of) @ x_ND
 
 
 def rehashed(old: Table, winner_N: np.ndarray, gradient_N: np.ndarray, share: float) -> tuple[Table, np.ndarray]:

@@ -12,6 +12,8 @@ import saflex_task
 
 args = saflex_task.arguments()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Each contestant is a process; compiling ResNet-18 for all of them takes longer than their steps.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/plumbline/bench/programs"))
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import importlib.metadata  # noqa: E402

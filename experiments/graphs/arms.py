@@ -26,10 +26,16 @@ FEATURES = ("columns", "rows", "centred", "none")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """A graph with scaled features and its network's convolution, on the host."""
+    """A graph with scaled features and its network's convolution, on the host.
+
+    Polynomial and sketched networks read `x_ND`; where there is a `mean_D`, its last column is of ones and the first
+    layer's kernel gets a last row by `centred`. The usual network reads `usual_ND`.
+    """
 
     graph: Graph
     x_ND: Any
+    mean_D: np.ndarray | None
+    usual_ND: Any
     matrices: list[Any]
     network: str
     widths: tuple[int, ...]
@@ -41,11 +47,31 @@ def prepare(graph: Graph, *, features: str, name: str, num_layers: int, hidden: 
 
     Args:
         features: columns (each with mean 0 and variance 1 over all nodes), rows (each sums to 1), centred (rows, then
-            each column less its mean; locality-sensitive hashes need features around 0) or none.
+            each column less its mean, as locality-sensitive hashes need features around 0; the usual network reads
+            the rows) or none.
     """
     widths = (graph.x_ND.shape[1], *[hidden] * (num_layers - 1), graph.num_classes)
     matrices = gnn.convolutions(name, graph.adjacency)
-    return Prepared(graph, scaled(graph.x_ND, features), matrices, name, widths, heads)
+    usual_ND, mean_D = scaled(graph.x_ND, "rows" if features == "centred" else features), None
+    x_ND = usual_ND
+    if features == "centred":
+        mean_D = np.asarray(x_ND.mean(axis=0), np.float32).ravel()
+        if scipy.sparse.issparse(x_ND):
+            # X - 1 m^T would be dense: a bag of words has a hundred times as many entries then.
+            ones_N1 = scipy.sparse.csr_matrix(np.ones((graph.num_nodes, 1), np.float32))
+            x_ND = scipy.sparse.csr_matrix(scipy.sparse.hstack([x_ND, ones_N1]))
+        else:
+            x_ND, mean_D = x_ND - mean_D[None], None
+    return Prepared(graph, x_ND, mean_D, usual_ND, matrices, name, widths, heads)
+
+
+def centred(layers: Sequence[Mapping[str, Any]], mean_D: Any) -> list[Any]:
+    """Layers that read [X, 1] as they would X - 1 m^T: the first kernel W with -m^T W as a last row."""
+    if mean_D is None:
+        return list(layers)
+    kernel_QDE = layers[0]["kernel"]
+    last_Q1E = -jnp.einsum("D,QDE->QE", mean_D, kernel_QDE)[:, None]
+    return [layers[0] | {"kernel": jnp.concatenate([kernel_QDE, last_Q1E], axis=1)}, *layers[1:]]
 
 
 def digest(graph: Graph) -> str:
@@ -58,15 +84,12 @@ def digest(graph: Graph) -> str:
 
 
 def scaled(x_ND: Any, how: str) -> Any:
+    """Features by `columns`, `rows` or `none` of `prepare`."""
     errors.one_of("data.features", how, FEATURES)
     if how == "columns":
         x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
         deviation_D = x_ND.std(axis=0, keepdims=True)
         return (x_ND - x_ND.mean(axis=0, keepdims=True)) / np.where(deviation_D == 0, 1, deviation_D)
-    if how == "centred":
-        x_ND = scaled(x_ND, "rows")
-        x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else x_ND
-        return x_ND - x_ND.mean(axis=0, keepdims=True)
     if how == "rows":
         sums_N = np.asarray(np.abs(x_ND).sum(axis=1)).ravel()
         scaling = scipy.sparse.diags_array((1 / np.where(sums_N == 0, 1, sums_N)).astype(np.float32))
@@ -97,6 +120,7 @@ def start(prepared: Prepared, *, seed: int, order: int = 1) -> dict[str, Any]:
     return gnn.init(key, prepared.network, prepared.widths, order=order, heads=prepared.heads)
 
 
+@functools.lru_cache(maxsize=1)
 def labelled(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     """Nodes to train on, and their classes."""
     nodes_B = np.flatnonzero(prepared.graph.splits["train"])
@@ -137,7 +161,7 @@ def full(name: str, prepared: Prepared, *, seed: int, dropout: float, **options:
     """
     is_first_made = not dropout and prepared.network in ("gcn", "sgc")
     step_fn, tx, predict = full_step(prepared.network, is_first_made, dropout, **options)
-    x_ND = prepared.matrices[0] @ prepared.x_ND if is_first_made else prepared.x_ND
+    x_ND = prepared.matrices[0] @ prepared.usual_ND if is_first_made else prepared.usual_ND
     frozen = {"x": on_device(x_ND), "blocks": blocks_on_device(prepared)}
     nodes_B, labels_B = labelled(prepared)
     batch = {"nodes": jnp.asarray(nodes_B), "labels": jnp.asarray(labels_B)}
@@ -212,7 +236,7 @@ def _ridge(
 ) -> np.ndarray:
     """Of the first layer that has no coefficients yet."""
     layer = len(before_LK1)
-    params = jax.device_get(start(prepared, seed=seed, order=order))["layers"]
+    params = jax.device_get(centred(start(prepared, seed=seed, order=order)["layers"], prepared.mean_D))
     matrices_L = [prepared.matrices] * (layer + 1)
     inputs_ND = gnn.infer(params[:layer], before_LK1, prepared.x_ND, matrices_L) if layer else prepared.x_ND
     kernels = params[layer]["kernel"]
@@ -236,7 +260,7 @@ def _poly_step(
 
     def loss_fn(params, frozen, batch, rng):
         logits_NC = gnn.polynomial(
-            thinned(params["layers"], rng, dropout),
+            centred(thinned(params["layers"], rng, dropout), frozen["mean"]),
             coefficients_of(params, frozen),
             frozen["x"],
             blocks_of(frozen, network),
@@ -252,7 +276,7 @@ def poly_full(
 ) -> Arm:
     """The polynomial network without sketches, all nodes in every step: what sketches approximate."""
     step_fn, tx = _poly_step(prepared.network, is_residual, given.fixed_LK1 is None, **options)
-    frozen = {"x": on_device(prepared.x_ND), "blocks": blocks_on_device(prepared)}
+    frozen = {"x": on_device(prepared.x_ND), "mean": prepared.mean_D, "blocks": blocks_on_device(prepared)}
     if given.fixed_LK1 is not None:
         frozen["coefficients"] = jnp.asarray(given.fixed_LK1, jnp.float32)
     nodes_B, labels_B = labelled(prepared)
@@ -270,7 +294,11 @@ def inferred(prepared: Prepared, given: Coefficients, is_residual: bool) -> Any:
         attended_L = attention_matrices(prepared, params, given, is_residual)
         matrices_L = attended_L or [prepared.matrices] * (len(prepared.widths) - 1)
         logits_NC = gnn.infer(
-            params["layers"], np.asarray(given.of(params)), prepared.x_ND, matrices_L, is_residual=is_residual
+            jax.device_get(centred(params["layers"], prepared.mean_D)),
+            np.asarray(given.of(params)),
+            prepared.x_ND,
+            matrices_L,
+            is_residual=is_residual,
         )
         return training.accuracies(logits_NC, prepared.graph.y_N, prepared.graph.splits)
 
@@ -298,5 +326,6 @@ def attention_matrices(
         return heads
 
     x_ND = on_device(prepared.x_ND)
-    gnn.polynomial(params["layers"], given.of(params), x_ND, blocks_fn, is_residual=is_residual)
+    layers = centred(params["layers"], prepared.mean_D)
+    gnn.polynomial(layers, given.of(params), x_ND, blocks_fn, is_residual=is_residual)
     return out

@@ -146,7 +146,7 @@ def padded(prepared: arms.Prepared, part: Part) -> dict[str, Any]:
     matrix = scipy.sparse.csr_matrix(matrix)
     matrix.sort_indices()
     num_nodes, num_entries = (1 << max(size - 1, 1).bit_length() for size in (len(nodes), matrix.nnz))
-    x = prepared.x_ND[nodes]
+    x = prepared.usual_ND[nodes]
     x_PD = np.zeros((num_nodes, x.shape[1]), np.float32)
     x_PD[: len(nodes)] = x.toarray() if scipy.sparse.issparse(x) else x
     row_E = np.full(num_entries, num_nodes - 1, np.int32)

@@ -105,11 +105,37 @@ def _rehashed(
     sketched: Any, replaced: dict[int, Table], prepared: arms.Prepared, current: dict[str, Any], top_k: int | None
 ) -> Any:
     old_M = current["tables"]
-    new_M = [[[[replaced.get(id(t), t) for t in row] for row in layer] for layer in tables] for tables in old_M]
+    new_M = _with(old_M, replaced)
     matrices_L = [prepared.matrices] * (len(prepared.widths) - 1)
     changed = graph.rehashed(jax.device_get(sketched), prepared.x_ND, matrices_L, old_M, new_M, top_k=top_k)
     current["tables"] = new_M
     return jax.tree.map(jnp.asarray, changed)
+
+
+def _with(tables_M: Sequence[graph.Tables], replaced: dict[int, Table]) -> list[graph.Tables]:
+    """The hashes with some in others' places, wherever these are shared."""
+    return [[[[replaced.get(id(t), t) for t in row] for row in layer] for layer in tables] for tables in tables_M]
+
+
+def memory(current: dict[str, Any], directions: dict[tuple[int, int, int, int], np.ndarray]) -> training.Memory:
+    """Hashes and their directions, which `hashing` replaces, for an arm that is set down and goes on."""
+
+    def read() -> dict[str, np.ndarray]:
+        out = {}
+        for (m, layer, k, q), direction in directions.items():
+            table, name = current["tables"][m][layer][k][q], f"{m},{layer},{k},{q}"
+            out |= {f"{name}/direction": direction, f"{name}/bucket": table.bucket_N, f"{name}/value": table.value_N}
+        return out
+
+    def write(arrays: dict[str, np.ndarray]) -> None:
+        replaced = {}
+        for m, layer, k, q in directions:
+            old, name = current["tables"][m][layer][k][q], f"{m},{layer},{k},{q}"
+            directions[m, layer, k, q] = arrays[f"{name}/direction"]
+            replaced[id(old)] = Table(arrays[f"{name}/bucket"], arrays[f"{name}/value"], old.width)
+        current["tables"] = _with(current["tables"], replaced)
+
+    return training.Memory(read, write)
 
 
 def attention(
@@ -131,6 +157,7 @@ def attention(
 
     def loss_fn(vectors: Any, params: Any) -> jax.Array:
         merged = [layer | vector for layer, vector in zip(params["layers"], vectors)]
+        merged = arms.centred(merged, prepared.mean_D)
         logits_NC = gnn.polynomial(merged, given.of(params), x_ND, gnn.attended(pattern), is_residual=is_residual)
         return training.cross_entropy(logits_NC[nodes_B], labels_B)
 
@@ -149,7 +176,7 @@ def attention(
         params = train(params)
         matrices_L = arms.attention_matrices(prepared, params, given, is_residual)
         assert matrices_L is not None
-        changed, _ = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=top_k)
+        changed, _ = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=top_k, stays_sparse=True)
         return params, frozen | {"sketched": jax.tree.map(jnp.asarray, changed)}, {"layers": float(len(matrices_L))}
 
     return refresh

@@ -16,7 +16,16 @@ import scipy.sparse
 from alignment.errors import InputError
 from alignment.sketching import convolution, graph, hashes, layers, lsh
 from experiments.graphs import refreshing, training
-from experiments.graphs.arms import Coefficients, Prepared, attention_matrices, inferred, labelled, start, thinned
+from experiments.graphs.arms import (
+    Coefficients,
+    Prepared,
+    attention_matrices,
+    centred,
+    inferred,
+    labelled,
+    start,
+    thinned,
+)
 from experiments.graphs.training import Arm
 
 BUCKETS = ("random", "lsh_fixed", "lsh_learned")
@@ -73,12 +82,15 @@ def vectors(prepared: Prepared) -> np.ndarray:
     What a network of L layers says of a node depends on C^L X, so that nodes which are alike in it are those whose
     outputs may share a row. In many directions two nodes of one bucket would have little in common.
     """
-    x_ND = prepared.x_ND
+    x_ND, mean_D = prepared.x_ND, prepared.mean_D
+    if mean_D is not None:
+        x_ND = x_ND[:, :-1]  # without the column of ones
     if x_ND.shape[1] > WIDE:
         # Random directions keep angles well enough, and make the products below cheap for a bag of words.
         shrink = np.random.default_rng(0).standard_normal((x_ND.shape[1], WIDE), dtype=np.float32) / WIDE**0.5
-        x_ND = np.asarray(x_ND @ shrink)
+        x_ND, mean_D = np.asarray(x_ND @ shrink), None if mean_D is None else mean_D @ shrink
     x_ND = x_ND.toarray() if scipy.sparse.issparse(x_ND) else np.asarray(x_ND)
+    x_ND = x_ND if mean_D is None else x_ND - mean_D[None]
     for _ in range(len(prepared.widths) - 1):
         x_ND = prepared.matrices[-1] @ x_ND
     z_ND = lsh.centred(x_ND)
@@ -107,7 +119,7 @@ def sketch_step(
         coefficients_LK1 = frozen["coefficients"]
         if is_learned:
             coefficients_LK1 = jnp.pad(params["coefficients"], ((0, 0), (1, 0)))
-        thin = thinned(params["layers"], rng, dropout)
+        thin = centred(thinned(params["layers"], rng, dropout), frozen["mean"])
         out_MKCD = layers.forward(thin, coefficients_LK1, frozen["sketched"], uses, is_residual=is_residual)
         logits_BC = layers.readout(out_MKCD, batch["bucket"], batch["value"], how=readout)
         return training.cross_entropy(logits_BC, batch["labels"])
@@ -131,9 +143,13 @@ def batches(
     """
     nodes_B, labels_B = labelled(prepared)
     size = min(batch_size, len(nodes_B))
-    order = np.arange(len(nodes_B))
-    if size < len(nodes_B):
-        order = np.random.default_rng([seed, epoch]).permutation(order)
+    rng = np.random.default_rng([seed, epoch])
+    if size == len(nodes_B):
+        order = np.arange(size)
+    elif number is None:
+        order = rng.permutation(len(nodes_B))
+    else:  # without shuffling all of them, which would take longer on a larger graph
+        order = rng.choice(len(nodes_B), number * size, replace=False)
     out = []
     for start_at in range(0, len(order) - size + 1, size)[:number]:
         rows = order[start_at : start_at + size]
@@ -197,11 +213,18 @@ def sketched(
     is_residual = sketching.is_residual
     num_layers = len(prepared.widths) - 1
     matrices_L = attention_matrices(prepared, params, given, is_residual) or [prepared.matrices] * num_layers
-    on_host, uses = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=sketching.top_k)
+    on_host, uses = graph.build(
+        prepared.x_ND,
+        matrices_L,
+        tables_M,
+        top_k=sketching.top_k,
+        stays_sparse=sketching.buckets != "lsh_learned",  # whose refreshes change rows of dense sketches
+    )
     is_learned = given.fixed_LK1 is None
     step_fn, tx, loss_fn = sketch_step(uses, sketching.readout, is_residual, is_learned, **options)
     fixed = np.zeros((num_layers, given.order + 1)) if is_learned else given.fixed_LK1
     frozen = {"sketched": jax.tree.map(jnp.asarray, on_host), "coefficients": jnp.asarray(fixed, jnp.float32)}
+    frozen["mean"] = prepared.mean_D
     current = {"tables": tables_M}
     is_whole = batch_size >= int(prepared.graph.splits["train"].sum())
 
@@ -215,7 +238,7 @@ def sketched(
         number = 1 if one_batch else None
         return batches(prepared, current["tables"], batch_size=batch_size, seed=seed, epoch=epoch, number=number)
 
-    refresh_fn = None
+    refresh_fn, memory = None, None
     if prepared.network == "gat":
         attention = attention or refreshing.Attention()
         refresh_fn = refreshing.attention(
@@ -227,15 +250,16 @@ def sketched(
         refresh_fn = refreshing.hashing(
             hashing, prepared, current, learnable, gradient_fn, seed=seed, top_k=sketching.top_k
         )
+        memory = refreshing.memory(current, learnable[0])
     accuracies_fn = inferred(prepared, given, is_residual)
-    return Arm(name, step_fn, params, tx.init(params), frozen, batch_fn, accuracies_fn, refresh_fn)
+    return Arm(name, step_fn, params, tx.init(params), frozen, batch_fn, accuracies_fn, refresh_fn, memory)
 
 
 def _at_features(loss_fn: Any, batch_fn: Any, params: Any, frozen: Any) -> jax.Array:
     """The loss's gradient at the sketched features, on the first batch of an epoch."""
 
     def of(features: jax.Array) -> jax.Array:
-        changed = frozen | {"sketched": frozen["sketched"]._replace(features_MKQCD=features)}
+        changed = frozen | {"sketched": frozen["sketched"]._replace(features=features)}
         return loss_fn(params, changed, batch_fn(0)[0], jax.random.PRNGKey(0))
 
-    return jax.grad(of)(frozen["sketched"].features_MKQCD)
+    return jax.grad(of)(frozen["sketched"].features)

@@ -1,7 +1,8 @@
 """One training loop for every arm: full graph, sketches, or parts of the graph.
 
 An arm's best parameters are those of its best validation accuracy. What an arm ends with is written at once, so that a
-run that is killed and started again goes on with the arms that are missing; an arm depends on its seed alone.
+run that is killed and started again goes on with the arms that are missing, and with the one that was under way from
+where it was last set down; an arm depends on its seed alone.
 """
 
 import dataclasses
@@ -19,9 +20,20 @@ import optax
 
 from alignment import files
 from alignment.errors import InputError
+from alignment.train import loop
+
+SAVE_SECONDS = 20  # between two savings of an arm under way
 
 LossFn = Callable[..., jax.Array]  # (params, frozen, batch, rng) -> nats
 Accuracies = dict[str, float]  # by split
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What an arm's refreshes remember on the host, such as hashes: `read_fn` gives it as arrays by name."""
+
+    read_fn: Callable[[], dict[str, np.ndarray]]
+    write_fn: Callable[[dict[str, np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Arm:
     batch_fn: Callable[[int], list[Any]]
     accuracies_fn: Callable[[Any, Any], Accuracies]
     refresh_fn: Callable[[int, Any, Any], Any] | None = None
+    memory: Memory | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +126,34 @@ def memory(step_fn: Callable[..., Any], *args: Any) -> int:
     return int(total - analysis.alias_size_in_bytes)
 
 
+@dataclasses.dataclass
+class _Progress:
+    """An arm under way: arrays, and what JSON can hold. `spans` has (seconds, steps) between two evaluations."""
+
+    params: Any
+    opt_state: Any
+    frozen: Any
+    best_params: Any
+    epoch: int = 0
+    number: int = 0
+    best: Accuracies = dataclasses.field(default_factory=dict)
+    best_epoch: int = 0
+    last: Accuracies = dataclasses.field(default_factory=dict)
+    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spans: list[tuple[float, int]] = dataclasses.field(default_factory=list)
+
+    def arrays(self, arm: Arm) -> Any:
+        """What is stored of an arm under way; `frozen` alone where refreshes change it."""
+        tree = {"params": self.params, "opt_state": self.opt_state, "best_params": self.best_params}
+        return tree if arm.refresh_fn is None else tree | {"frozen": self.frozen}
+
+
+OF_JSON = ("epoch", "number", "best", "best_epoch", "last", "curve", "notes", "spans")
+
+
 def fit(arm: Arm, *, seed: int, epochs: int, eval_every: int, folder: pathlib.Path, digest: str) -> Result:
-    """Train an arm, or read how it ended at an earlier start.
+    """Train an arm, or read how it ended at an earlier start; one that was killed goes on from its last saving.
 
     Args:
         folder: of all arms; this one leaves `<name>,seed=<seed>.json` and the weights of its best epoch.
@@ -122,49 +161,109 @@ def fit(arm: Arm, *, seed: int, epochs: int, eval_every: int, folder: pathlib.Pa
 
     Raises:
         InputError: a loss that is not finite; the weights of the best epoch so far stay.
+        Stopped: when loop.STOP is set, after saving.
     """
     path = folder / f"{arm.name},seed={seed}.json"
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.pop("digest") != digest:
-            raise InputError(f"{path} was trained on other data; start over in another --workdir")
-        return Result(**stored)
+        return Result(**_of_same_data(json.loads(path.read_text(encoding="utf-8")), digest, path))
+    weights, under_way = path.with_suffix(".npz"), folder / f"{arm.name},seed={seed}.part"
     # Copies, because the first step takes the memory of what it is given.
     params, opt_state = jax.tree.map(jnp.array, (arm.params, arm.opt_state))
-    frozen, curve, notes = arm.frozen, [], {}
-    size = memory(arm.step_fn, params, opt_state, frozen, arm.batch_fn(0)[0], jax.random.PRNGKey(seed))
-    weights, best_params = path.with_suffix(".npz"), jax.device_get(params)
-    best, best_epoch, last, seconds, loss = {}, 0, {}, [], jnp.zeros(())
-    number = 0
-    for epoch in range(1, epochs + 1):
-        if arm.refresh_fn is not None:
-            refreshed = arm.refresh_fn(epoch, params, frozen)
-            if refreshed is not None:
-                params, frozen, note = refreshed
-                notes[str(epoch)] = note
-        for batch in arm.batch_fn(epoch):
-            rng = jax.random.fold_in(jax.random.PRNGKey(seed), number)
-            started = time.perf_counter()
-            params, opt_state, loss = arm.step_fn(params, opt_state, frozen, batch, rng)
-            jax.block_until_ready(loss)
-            seconds.append(time.perf_counter() - started)
-            number += 1
-        if not np.isfinite(float(loss)):
-            save(weights, best_params)
-            raise InputError(
-                f"{arm.name}: the loss is {float(loss)} at epoch {epoch}; the weights of epoch {best_epoch} stay in "
-                f"{folder}. Lower the learning rate (optimizer.lr), or clip harder (optimizer.clip_norm)"
-            )
-        if epoch % eval_every == 0 or epoch == epochs:
-            last = arm.accuracies_fn(params, frozen)
-            curve.append({"epoch": epoch, "loss": float(loss), **last})
-            if not best or last["val"] > best["val"]:
-                best, best_epoch, best_params = last, epoch, jax.device_get(params)
-    middle = float(np.median(seconds[1:] or seconds))
-    result = Result(arm.name, seed, best, best_epoch, last, middle, size, curve, notes)
-    save(weights, best_params)
+    run = _Progress(params, opt_state, arm.frozen, jax.device_get(params))
+    if under_way.is_file():
+        _go_on(arm, run, under_way, digest)
+    # The program that is looked at here is the one that the steps run: JAX compiles it once.
+    size = memory(arm.step_fn, run.params, run.opt_state, run.frozen, arm.batch_fn(1)[0], jax.random.PRNGKey(seed))
+    saved = time.monotonic()
+    loop.ACTIVE.set()
+    try:
+        while run.epoch < epochs:
+            loss = _advance(arm, run, seed, min(run.epoch + eval_every - run.epoch % eval_every, epochs), weights)
+            _evaluate(arm, run, loss)
+            if loop.STOP.is_set() or time.monotonic() - saved > SAVE_SECONDS:
+                _set_down(arm, run, under_way, digest)
+                saved = time.monotonic()
+            if loop.STOP.is_set():
+                raise loop.Stopped(f"{arm.name}, seed {seed}: stopped after epoch {run.epoch} of {epochs}")
+    finally:
+        loop.ACTIVE.clear()
+    middle = float(np.median([seconds / steps for seconds, steps in run.spans[1:] or run.spans if steps]))
+    result = Result(arm.name, seed, run.best, run.best_epoch, run.last, middle, size, run.curve, run.notes)
+    save(weights, run.best_params)
     files.write_json(path, dataclasses.asdict(result) | {"digest": digest})
+    under_way.unlink(missing_ok=True)
     return result
+
+
+def _advance(arm: Arm, run: _Progress, seed: int, last_epoch: int, weights: pathlib.Path) -> float:
+    """Train up to an epoch and return its loss.
+
+    The host waits for the device at the end alone, so that it makes batches meanwhile.
+    """
+    key, losses, number = jax.random.PRNGKey(seed), [], run.number
+    seconds, started = 0.0, time.perf_counter()
+    while run.epoch < last_epoch:
+        run.epoch += 1
+        if arm.refresh_fn is not None:
+            # A refresh is no part of a step's time.
+            jax.block_until_ready(run.params)
+            seconds += time.perf_counter() - started
+            refreshed = arm.refresh_fn(run.epoch, run.params, run.frozen)
+            if refreshed is not None:
+                run.params, run.frozen, run.notes[str(run.epoch)] = refreshed
+            started = time.perf_counter()
+        for batch in arm.batch_fn(run.epoch):
+            rng = jax.random.fold_in(key, run.number)
+            run.params, run.opt_state, loss = arm.step_fn(run.params, run.opt_state, run.frozen, batch, rng)
+            losses.append((run.epoch, loss))
+            run.number += 1
+    jax.block_until_ready(run.params)
+    run.spans.append((seconds + time.perf_counter() - started, run.number - number))
+    for epoch, loss in losses:
+        if not np.isfinite(float(loss)):
+            save(weights, run.best_params)
+            raise InputError(
+                f"{arm.name}: the loss is {float(loss)} at epoch {epoch}; the weights of epoch {run.best_epoch} stay "
+                f"in {weights.parent}. Lower the learning rate (optimizer.lr), or clip harder (optimizer.clip_norm)"
+            )
+    return float(losses[-1][1]) if losses else 0.0
+
+
+def _evaluate(arm: Arm, run: _Progress, loss: float) -> None:
+    run.last = arm.accuracies_fn(run.params, run.frozen)
+    run.curve.append({"epoch": run.epoch, "loss": loss, **run.last})
+    if not run.best or run.last["val"] > run.best["val"]:
+        run.best, run.best_epoch, run.best_params = run.last, run.epoch, jax.device_get(run.params)
+
+
+def _set_down(arm: Arm, run: _Progress, path: pathlib.Path, digest: str) -> None:
+    """Store an arm under way, arrays by their number in the tree."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(run.arrays(arm)))]
+    arrays = {str(number): leaf for number, leaf in enumerate(leaves)}
+    if arm.memory is not None:
+        arrays |= {f"memory/{name}": array for name, array in arm.memory.read_fn().items()}
+    about = json.dumps({name: getattr(run, name) for name in OF_JSON} | {"digest": digest})
+    files.write(path, lambda file: np.savez(file, about=np.array(about), **arrays))
+
+
+def _go_on(arm: Arm, run: _Progress, path: pathlib.Path, digest: str) -> None:
+    """Put an arm back to where `_set_down` stored it."""
+    with np.load(path, allow_pickle=False) as stored:
+        for name, value in _of_same_data(json.loads(str(stored["about"])), digest, path).items():
+            setattr(run, name, value)
+        leaves, structure = jax.tree.flatten(run.arrays(arm))
+        tree = jax.tree.unflatten(structure, [jnp.asarray(stored[str(number)]) for number in range(len(leaves))])
+        if arm.memory is not None:
+            names = [name for name in stored.files if name.startswith("memory/")]
+            arm.memory.write_fn({name.removeprefix("memory/"): stored[name] for name in names})
+    for name, value in tree.items():
+        setattr(run, name, value)
+
+
+def _of_same_data(stored: dict[str, Any], digest: str, path: pathlib.Path) -> dict[str, Any]:
+    if stored.pop("digest") != digest:
+        raise InputError(f"{path} was trained on other data; start over in another --workdir")
+    return stored
 
 
 def save(path: pathlib.Path, params: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.sparse
 
 from alignment.errors import InputError
 from alignment.models import gnn
+from alignment.train import loop
 from data.toys import block_model
 from experiments import sketch_gnn
 from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
@@ -186,6 +188,71 @@ def test_the_same_seed_gives_the_same_losses(graph, tmp_path):
     assert curves[0] == curves[1]
 
 
+def learned(graph):
+    hashing = refreshing.Hashing(warmup=2, every=2, lr=0.05, margin=2.0)
+    options = dict(seed=0, batch_size=1_000, hashing=hashing, **OPTIONS)
+    given, how = arms.Coefficients(2), sketching(buckets="lsh_learned", width=60)
+    return sketched.sketched("sketch", prepared(graph), given, how, **options)
+
+
+def test_an_arm_that_was_stopped_goes_on_to_the_same_end_with_its_learned_hashes(graph, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STOP", threading.Event())
+    pace = dict(seed=0, epochs=8, eval_every=2, digest="a")
+    expected = training.fit(learned(graph), folder=tmp_path / "at once", **pace)
+    arm, evaluations = learned(graph), []
+
+    def accuracies_fn(params, frozen):
+        evaluations.append(1)
+        if len(evaluations) == 2:
+            loop.STOP.set()
+        return arm.accuracies_fn(params, frozen)
+
+    with pytest.raises(loop.Stopped, match="stopped after epoch 4 of 8"):
+        training.fit(dataclasses.replace(arm, accuracies_fn=accuracies_fn), folder=tmp_path / "twice", **pace)
+    loop.STOP.clear()
+    with pytest.raises(InputError, match="was trained on other data"):
+        training.fit(learned(graph), folder=tmp_path / "twice", **pace | {"digest": "b"})
+    found = training.fit(learned(graph), folder=tmp_path / "twice", **pace)
+    assert found.curve == expected.curve and found.notes == expected.notes
+    assert not list((tmp_path / "twice").glob("*.part"))
+
+
+def test_the_memory_of_a_step_is_read_from_the_program_that_trains(graph, tmp_path, caplog):
+    made = arms.prepare(graph, features="columns", name="gcn", num_layers=2, hidden=7, heads=1)
+    arm = arms.full("full", made, seed=0, **OPTIONS)
+    with jax.log_compiles():
+        fitted(arm, tmp_path, 2)
+    compiled = [r for r in caplog.records if "Finished XLA compilation of jit(update)" in r.getMessage()]
+    assert len(compiled) == 1
+
+
+def test_features_stay_sparse_in_their_sketches_and_centring_is_that_of_dense_ones(graph):
+    """A bag of words, sketched by its entries, and the same numbers dense and centred by hand."""
+    rng = np.random.default_rng(0)
+    words = scipy.sparse.random_array((300, 400), density=0.01, rng=rng, dtype=np.float32, format="csr")
+    made = prepare_centred(dataclasses.replace(graph, x_ND=words))
+    assert isinstance(made.graph.x_ND, scipy.sparse.csr_array) and made.x_ND.shape == (300, 401)
+    rows = arms.scaled(words, "rows").toarray()
+    by_hand = dataclasses.replace(made, x_ND=rows - rows.mean(axis=0), mean_D=None)
+    outputs = []
+    for one in (made, by_hand):
+        arm = sketched.sketched("s", one, arms.Coefficients(2), sketching(), seed=0, batch_size=1_000, **OPTIONS)
+        outputs.append((arm.frozen["sketched"].features, arm.accuracies_fn(arm.params, arm.frozen), fit_once(arm)))
+    (sparse, *found), (dense, *expected) = outputs
+    assert isinstance(sparse, gnn.Entries) and sum(a.nbytes for a in jax.tree.leaves(sparse)) < dense.nbytes / 5
+    assert found[0] == expected[0]
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
+
+
+def prepare_centred(graph):
+    return arms.prepare(graph, features="centred", name="gcn", num_layers=2, hidden=8, heads=1)
+
+
+def fit_once(arm):
+    params, opt_state = jax.tree.map(jax.numpy.array, (arm.params, arm.opt_state))
+    return float(arm.step_fn(params, opt_state, arm.frozen, arm.batch_fn(1)[0], jax.random.PRNGKey(0))[2])
+
+
 @pytest.mark.parametrize("kind", parts.KINDS)
 def test_baselines_on_parts_of_the_graph_learn(kind, graph, tmp_path):
     options = parts.Options(seeds=30, fanout=5, roots=60, presampled=10, clusters=6, merged=3)
@@ -209,17 +276,7 @@ def test_parts_of_saint_sum_to_the_whole_in_the_mean(graph):
 
 
 def test_learned_hashes_never_reconstruct_worse(graph, tmp_path):
-    arm = sketched.sketched(
-        "sketch",
-        prepared(graph),
-        arms.Coefficients(2),
-        sketching(buckets="lsh_learned", width=60),
-        seed=0,
-        batch_size=1_000,
-        hashing=refreshing.Hashing(warmup=2, every=2, lr=0.05, margin=2.0),
-        **OPTIONS,
-    )
-    notes = fitted(arm, tmp_path, 8).notes
+    notes = fitted(learned(graph), tmp_path, 8).notes
     assert list(notes) == ["3", "5", "7"]
     assert all(note["error after"] <= note["error before"] for note in notes.values())
     assert any(note["nodes moved"] for note in notes.values())
