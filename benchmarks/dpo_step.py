@@ -1,19 +1,23 @@
 """One DPO training step beside TRL and Tunix: the same weights, the same token ids, the same machine, in one run.
 
 Run:    python benchmarks/dpo_step.py                                (about 10 minutes on two cores, plus installing)
-All:    python benchmarks/dpo_step.py --profiles even,hh,ultrafeedback,long --peers ours,trl-precomputed,tunix
+One:    python benchmarks/dpo_step.py --profiles hh --rounds 2 --steps 1 \
+            --peers ours-tree,ours-tree-adapter,trl-precomputed,trl-adapter,tunix
 Ranks:  python benchmarks/dpo_step.py --profiles hh,ultrafeedback,long --answers 4 --peers ours-tree,ours-shared
 Look:   python benchmarks/dpo_step.py --quick --rounds 2             (a toy model, to see that everything works)
 Keep:   python benchmarks/dpo_step.py --output benchmarks/results/dpo_step.md
 
 Each peer runs in an environment of its own, made by this script with venv and pip on first use (about 2 GB under
-~/.cache/plumbline/bench, or --env-dir), through its own trainer's loop (benchmarks/peers/*.py).  All contestants start
+~/.cache/plumbline/bench, or --env-dir), through its own trainer's loop (benchmarks/peers/*.py). All contestants start
 first and compile on uncounted steps; then they take turns, A B C A B C, so that a machine that drifts hits all alike,
-and only one works at any moment.  The task: a Llama-like policy in float32, pairs of one prompt and two answers, AdamW
-without decay or clipping, a constant rate, beta 0.1.  Every contestant trains on the same batch again and again, so the
-losses must agree step by step; the table says by how much they do not. The profiles are those of `peers/dpo_task.py`:
-`even` has answers and prompts of one length, the others a natural spread around the means of real sets. With
---answers 4 each prompt has four answers and the batch all six pairs of them.
+and only one works at any moment; with --one-by-one, for machines whose memory they would fill together (the natural
+lengths take about 30 GB), each has all its turns before the next one starts. The task: a Llama-like policy in float32,
+pairs of one prompt and two answers, AdamW without decay or clipping, a constant rate, beta 0.1. Every contestant trains
+on the same batch again and again, so the losses must agree step by step; the table says by how much they do not. The
+profiles are those of `peers/dpo_task.py`: `even` has answers and prompts of one length, the others a natural spread
+around the means of real sets. With --answers 4 each prompt has four answers, all of one length, and the batch all six
+pairs of them; the limit of what sharing between them can give is then the count of tokens, 6 (P + 2 R) / (P + 4 R).
+Contestants whose name ends in -adapter train an adapter of rank 16; all of them start with the same one.
 """
 
 import argparse
@@ -26,15 +30,18 @@ import machine
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import dpo_task
+
+from data.texts import orders, trees
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = {  # pip command lines, in order; a tuple of them: the first that works
     "trl": [
         machine.TORCH,
-        ("torch==2.13.0 trl transformers peft",),
+        ("torch==2.13.0 trl==1.16.0 transformers peft==0.21.2",),
     ],
-    "tunix": [("google-tunix",)],
+    "tunix": [("google-tunix==0.1.7",)],
 }
 CONTESTANTS = {  # name: (environment, "" being the one that runs this script; worker; variant; what it is)
     "ours-tree": ("", "ours_step.py", "tree", "all pairs in one row, every token once, reference kept"),
@@ -50,10 +57,13 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
         "checkpointing",
         "as online, with TRL's default gradient checkpointing",
     ),
+    "trl-adapter": ("trl", "trl_step.py", "adapter", "peft, rank 16 on all linear layers, reference kept"),
     "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
 }
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
-WARMUP = 2  # uncounted steps; Tunix compiles again in its second
+WARMUP = {"": 2, "trl": 1, "tunix": 2}  # uncounted steps; Tunix compiles again in its second
+RANK = 16  # of adapters
+EPOCH = 64 * 32  # pairs of the epoch whose packing is counted, 64 to a step
 QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
 QUICK = 8  # times shorter
 
@@ -105,6 +115,22 @@ def write_weights(folder: Path, shape: dict, seed: int = 0) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     machine.write_safetensors(folder / "model.safetensors", tensors)
+    write_adapter(folder / dpo_task.ADAPTER, tensors, rng)
+
+
+def write_adapter(folder: Path, tensors: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    """A fresh peft adapter on all linear layers of these weights: A uniform, B zero."""
+    folder.mkdir(exist_ok=True)
+    kernels = {name.removesuffix(".weight"): x.shape for name, x in tensors.items() if "_proj" in name}
+    low = {}
+    for name, (num_out, num_in) in kernels.items():
+        a = rng.uniform(-1, 1, (RANK, num_in)) / num_in**0.5
+        low[f"base_model.model.{name}.lora_A.weight"] = a.astype(np.float32)
+        low[f"base_model.model.{name}.lora_B.weight"] = np.zeros((num_out, RANK), np.float32)
+    targets = sorted({name.rsplit(".", 1)[1] for name in kernels})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": targets}))
+    machine.write_safetensors(folder / "adapter_model.safetensors", low)
 
 
 def floor_gflop(shape: dict, ids: dict[str, list], layout: str) -> float:
@@ -130,6 +156,22 @@ def floor_gflop(shape: dict, ids: dict[str, list], layout: str) -> float:
     sees = sum(P * (P + 1) // 2 for P in prompts) + sum(R * P + R * (R + 1) // 2 for R, P in answers)
     head = D * shape["vocab_size"] * sum(R for R, _ in answers)
     return (6 * weights * tokens + 12 * L * D * sees + 6 * head) / 1e9
+
+
+def epoch_of(profile: dict, order: str, seed: int = 0) -> dict:
+    """How packed rows of an epoch of this profile fill: 64 pairs a step in one row, in the trainer's order."""
+    rng = np.random.default_rng(seed)
+    P, A = (dpo_task.lengths(profile[part], dpo_task.SPREAD[part], EPOCH * n, rng) for part, n in WITH)
+    sizes = (P + A.reshape(EPOCH, 2).sum(axis=1)).astype(int)
+    shuffled = rng.permutation(EPOCH)
+    index = orders.balanced(sizes, batch_size=64, seed=seed)(0) if order == "balanced" else shuffled
+    rows = sizes[index].reshape(-1, 64).sum(axis=1)
+    levels = trees.levels(rows)
+    places = [trees.level_of(int(size), levels) for size in rows]
+    return {"empty": 1 - rows.sum() / sum(places), "shapes": len(set(places))}
+
+
+WITH = (("prompt", 1), ("answer", 2))  # lengths that a pair draws
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -166,11 +208,14 @@ def take_turns(
     names: list[str], pythons: dict[str, str], folder: Path, args: argparse.Namespace
 ) -> tuple[list[Contestant], float]:
     """Start and compile all, then let them take turns; the contestants and their best matrix rate, GFLOP/s."""
+    if args.one_by_one and len(names) > 1:
+        apart = [take_turns([name], pythons, folder, args) for name in names]
+        return [c for contestants, _ in apart for c in contestants], max(peak for _, peak in apart)
     contestants, peaks = [], []
     try:
         for name in names:
             contestants.append(contestant := Contestant(name, pythons[CONTESTANTS[name][0]], folder, args.threads))
-            warm = ", ".join(f"{seconds:.2f}" for seconds in contestant.step(WARMUP))
+            warm = ", ".join(f"{seconds:.2f}" for seconds in contestant.step(WARMUP[CONTESTANTS[name][0]]))
             print(f"{name}: first steps {warm} s", flush=True)
         peaks += [c.peak() for c in contestants]
         for r in range(args.rounds):
@@ -202,24 +247,28 @@ def summarise(contestants: list[Contestant]) -> list[dict]:
         losses = [s["loss"] for s in c.steps]
         row = {"contestant": c.name, "what": CONTESTANTS[c.name][3], "versions": c.versions, "step_seconds": times}
         row |= {"median": statistics.median(times), "min": min(times), "max": max(times)}
-        row |= {"warmup": [s["seconds"] for s in c.steps[:WARMUP]], "others_busy_cores": c.others[1:]}
+        row |= {"warmup": [s["seconds"] for s in c.steps[: -len(times)]], "others_busy_cores": c.others[1:]}
         row |= {"peak_rss_mb": c.steps[-1]["peak_rss_mb"], "losses": losses}
         row |= {"places": c.ready.get("places"), "tokens": c.ready.get("tokens")}  # of ours alone
-        row |= {"cpu_seconds": [s["cpu_seconds"] for s in c.steps[WARMUP:]]}
+        row |= {"cpu_seconds": [s["cpu_seconds"] for s in c.steps[-len(times) :]]}
         row["ratios"] = {base.name: ratios(c, base) for base in bases}
-        base_losses = [s["loss"] for s in (bases or contestants)[0].steps]
+        same = [one for one in bases or contestants if is_adapter(one.name) == is_adapter(c.name)]
+        base_losses = [s["loss"] for s in (same or [c])[0].steps]
         row["loss_difference"] = max(abs(a - b) for a, b in zip(losses, base_losses))
         rows.append(row)
     return rows
 
 
+def is_adapter(name: str) -> bool:
+    return name.endswith("adapter")
+
+
 def table(rows: list[dict]) -> str:
     """Of the contestants of one profile."""
     bases = list(rows[0]["ratios"])
-    base_name = (bases or [rows[0]["contestant"]])[0]
     head = ["contestant", "", "step, s", "pairs/s", "min", "max", *(f"x {b} (range)" for b in bases)]
     head += ["empty places", "CPU time, s", "first steps, s", "peak memory, MiB", "losses 1-4"]
-    head += [f"greatest difference to {base_name}"]
+    head += ["greatest difference to ours"]
     lines = []
     for row in rows:
         cells = [row["contestant"], row["what"], f"{row['median']:.2f}", f"{row['pairs'] / row['median']:.2f}"]
@@ -237,6 +286,38 @@ def table(rows: list[dict]) -> str:
     return machine.table(head, lines)
 
 
+def measures(rows: list[dict], profile: dict, answers: int, floors: dict[str, float]) -> dict[str, str]:
+    """What one profile's run says of each aim, by name."""
+    of = {row["contestant"]: row for row in rows}
+    out = {}
+
+    def over(a: str, b: str) -> float:
+        return statistics.median(of[a]["ratios"][b])
+
+    for base, peers in {"ours-tree": ("trl-precomputed", "tunix"), "ours-tree-adapter": ("trl-adapter",)}.items():
+        for peer in peers:
+            if {base, peer} <= of.keys():
+                out[f"pairs/s of {base} over {peer}"] = f"{over(peer, base):.2f}"
+                memory = of[base]["peak_rss_mb"] / of[peer]["peak_rss_mb"]
+                out[f"peak memory of {base} over {peer}"] = f"{memory:.2f}"
+    if {"ours-tree", "ours-tree-adapter"} <= of.keys():
+        out["pairs/s of ours-tree-adapter over ours-tree"] = f"{over('ours-tree', 'ours-tree-adapter'):.2f}"
+    for layout in ("tree", "shared", "separate"):
+        if row := of.get(f"ours-{layout}"):
+            share = floors[layout] / row["median"] / floors["peak_gflops"]
+            out[f"operations that ours-{layout} needs, over the matrix peak"] = f"{share:.0%}"
+    if answers > 2 and {"ours-tree", "ours-shared"} <= of.keys():
+        P, R = profile["prompt"], profile["answer"]
+        limit = answers * (answers - 1) / 2 * (P + 2 * R) / (P + answers * R)
+        faster = over("ours-shared", "ours-tree")
+        out["ours-tree over ours-shared"] = f"{faster:.2f}, {faster / limit:.0%} of the count's limit {limit:.2f}"
+    if answers == 2:
+        for order, counts in profile.get("epoch", {}).items():
+            words = f"{counts['empty']:.1%} of places empty, {counts['shapes']} shapes"
+            out[f"an epoch of {EPOCH} pairs, 64 to a step, {order}"] = words
+    return out
+
+
 def floor_words(floors: dict[str, float]) -> str:
     peak = floors["peak_gflops"]
     each = ", ".join(f"{k} {v:.0f} GFLOP = {v / peak:.2f} s" for k, v in floors.items() if k != "peak_gflops")
@@ -252,7 +333,9 @@ def report(rows: list[dict], facts: dict) -> str:
     parts = []
     for name, profile in facts["profiles"].items():
         own = [row for row in rows if row["profile"] == name]
-        about = {"Task": task_words(profile, own, facts["answers"]), "Floor": floor_words(facts["floor_gflop"][name])}
+        floors = facts["floor_gflop"][name]
+        about = {"Task": task_words(profile, own, facts["answers"]), "Floor": floor_words(floors)}
+        about |= measures(own, profile, facts["answers"], floors)
         parts.append(f"### {name}\n\n{table(own)}\n\n{machine.notes(about)}")
     versions = {CONTESTANTS[row["contestant"]][0] or "ours": row["versions"] for row in rows}
     others = [x for row in rows for x in row["others_busy_cores"]]
@@ -293,6 +376,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a toy model")
+    parser.add_argument(
+        "--pythons", default="", help="environments that are there: trl=PATH,tunix=PATH to their python"
+    )
+    parser.add_argument(
+        "--one-by-one", action="store_true", help="one contestant after the other, where memory is too short for all"
+    )
 
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
@@ -300,17 +389,19 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     check_profiles(args.profiles)
     shape = QUICK_SHAPE if args.quick else SHAPE
     python = args.python or machine.find_python()
-    pythons = {
-        e: machine.environment(e, ENVIRONMENTS.get(e, []), args.env_dir, python)
-        for e in dict.fromkeys(CONTESTANTS[n][0] for n in names)
-    }
+    pythons = dict(pair.split("=", 1) for pair in filter(None, args.pythons.split(",")))
+    for e in dict.fromkeys(CONTESTANTS[n][0] for n in names):
+        pythons[e] = pythons.get(e) or machine.environment(e, ENVIRONMENTS.get(e, []), args.env_dir, python)
     write_weights(folder, shape)
     rows, floors, profiles = [], {}, {}
     for name in args.profiles.split(","):
         profile = profiles[name] = dict(dpo_task.PROFILES[name])
         if args.quick:
             profile |= {part: profile[part] // QUICK for part in ("prompt", "answer")}
-        ids = dpo_task.draw(profile, shape["vocab_size"], is_even=name == "even", answers=args.answers)
+        is_even = name == "even" or args.answers > 2
+        if not is_even:
+            profile["epoch"] = {order: epoch_of(profile, order) for order in ("shuffled", "balanced")}
+        ids = dpo_task.draw(profile, shape["vocab_size"], is_even=is_even, answers=args.answers)
         dpo_task.write(folder / "ids.npz", ids)
         print(f"profile {name}: {len(ids['prompts'])} pairs", flush=True)
         contestants, peak = take_turns(names, pythons, folder, args)

@@ -16,6 +16,7 @@ PROFILES = {  # pairs, and mean tokens of prompt and answer; all but the first s
 }
 SPREAD = {"prompt": 0.6, "answer": 0.55}  # standard deviations of the logarithms
 END = 2  # of a sequence
+ADAPTER = "adapter"  # folder of a peft adapter beside the weights, from which the variants that train one start
 
 
 def lengths(mean: int, spread: float, num: int, rng: np.random.Generator) -> np.ndarray:
@@ -28,11 +29,10 @@ def draw(profile: dict, vocab_size: int, *, is_even: bool, answers: int = 2, see
     """Prompts and answers of each pair; every answer ends in the end-of-sequence token.
 
     Args:
-        answers: to each prompt; all pairs of them are in the batch, so that above 2 there are fewer prompts.
+        answers: to each prompt; all pairs of them are in the batch: above 2, more pairs of fewer prompts.
     """
     rng = np.random.default_rng(seed)
-    num_pairs = answers * (answers - 1) // 2
-    num_prompts = max(profile["pairs"] // num_pairs, 1)
+    num_prompts = max(2 * profile["pairs"] // answers, 1)
     ids: dict[str, list] = {name: [] for name in NAMES}
 
     def sizes(name: str, num: int) -> np.ndarray:

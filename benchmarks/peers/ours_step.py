@@ -23,7 +23,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from alignment.models import decoder, huggingface, lora  # noqa: E402
+from alignment.models import decoder, huggingface, lora, peft_adapters  # noqa: E402
 from alignment.preference import pairs  # noqa: E402
 from alignment.train import adapters, optimizer, sharding, step, train_state  # noqa: E402
 from data.texts import preferences  # noqa: E402
@@ -89,8 +89,9 @@ def main() -> None:
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
     if is_adapter:
-        adapter = lora.lay_out(lora.Settings(rank=16), model)
-        state = adapters.create(adapter, tx, params, seed=0, mesh=mesh)
+        adapter, start = peft_adapters.load(args.weights / dpo_task.ADAPTER, model)
+        start = jax.tree.map(jnp.asarray, start)
+        state = adapters.create(adapter, tx, params, seed=0, mesh=mesh, params=start)
         loss_fn = lora.loss_fn(loss_fn, adapter)
     else:
         state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=0, mesh=mesh, params=params)

@@ -3,7 +3,8 @@
 The pairs reach TRL as text over a vocabulary of words, so that TRL's own tokenising, collating and training code runs
 and still sees exactly the token ids given.  Variants: "" a reference model beside the policy, as TRL does by default;
 "precomputed" with TRL's precompute_ref_log_probs; "checkpointing" with TRL's default of gradient checkpointing, which
-trades speed for memory and which the other two switch off.
+trades speed for memory and which the others switch off; "adapter" a peft adapter that starts as the file of the
+benchmark says, the reference precomputed.
 """
 
 import os
@@ -18,6 +19,7 @@ import tempfile  # noqa: E402
 
 import datasets  # noqa: E402
 import dpo_task  # noqa: E402
+import safetensors.torch  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -72,6 +74,26 @@ class Drive(transformers.TrainerCallback):
         control.should_training_stop = not self.channel.next_step()
 
 
+def adapter_config():
+    """The settings of the adapter's file, as `peft_config` of a fresh adapter."""
+    import peft
+
+    c = json.loads((args.weights / dpo_task.ADAPTER / "adapter_config.json").read_text())
+    return peft.LoraConfig(
+        r=c["r"], lora_alpha=c["lora_alpha"], target_modules=c["target_modules"], task_type="CAUSAL_LM"
+    )
+
+
+def start_adapter(model) -> None:
+    """Put the file's numbers into a fresh adapter, so that all contestants start alike."""
+    stored = safetensors.torch.load_file(args.weights / dpo_task.ADAPTER / "adapter_model.safetensors")
+    own = {name.replace(".default", ""): value for name, value in model.named_parameters() if ".lora_" in name}
+    assert own.keys() == stored.keys(), f"{own.keys() ^ stored.keys()}"
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(stored[name])
+
+
 def main() -> None:
     channel = Channel(peak_gflops)
     torch.set_num_threads(args.threads)
@@ -90,7 +112,7 @@ def main() -> None:
         bf16=False,
         model_init_kwargs={"dtype": "float32"},
         beta=args.beta,
-        precompute_ref_log_probs=args.variant == "precomputed",
+        precompute_ref_log_probs=args.variant in ("precomputed", "adapter"),
         gradient_checkpointing=args.variant == "checkpointing",
         per_device_train_batch_size=len(pairs),
         max_steps=1_000_000,
@@ -115,7 +137,10 @@ def main() -> None:
         train_dataset=pairs,
         processing_class=word_tokenizer(config["vocab_size"], config["eos_token_id"]),
         callbacks=[drive],
+        peft_config=adapter_config() if args.variant == "adapter" else None,
     )
+    if args.variant == "adapter":
+        start_adapter(trainer.model)
     for name, column in (("prompts", "prompt_ids"), ("chosen", "chosen_ids"), ("rejected", "rejected_ids")):
         given = [one.tolist() for one in ids[name]]
         assert trainer.train_dataset[column][:] == given, f"TRL's {column} are not the ids given"
