@@ -75,6 +75,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=1.0"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
+    "plan": ["libtpu>=0.0.40"],
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.4"],
 }

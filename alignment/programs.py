@@ -61,7 +61,7 @@ def compiled(
     donate_argnums: tuple[int, ...] = (),
     out_shardings: Any = None,
     place: Sharding | None = None,
-) -> Callable[..., Any]:
+) -> functools.partial[Any]:
     """The computation as a function of its arguments, by a program that it shares with all of its form.
 
     Args:

@@ -29,7 +29,7 @@ from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
 from data.tokens import tokenizer
-from experiments.launch import checks, groups, lm, references
+from experiments.launch import checks, groups, lm, planning, references
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -214,6 +214,28 @@ def check(c: ml_collections.ConfigDict) -> None:
     verdicts.of(c.data.verdicts)
     lm.check(c)
     checks.call(preferences.check, c.data)
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles: DPO's own step, which needs more than that of a pretraining before it."""
+    training = planning.pairs(
+        "DPO" if c.loss == "dpo" else c.loss,
+        wanted.network(c, rows_are_plain=c.batch.layout == "separate"),
+        loss=c.loss,
+        objective={name: value for name, value in c.objective.items() if value is not None},
+        tx=optimizer.adamw(**c.optimizer),
+        batch_size=c.batch.batch_size,
+        max_len=c.data.max_len,
+        max_prompt_len=c.data.max_prompt_len,
+        steps=c.steps,
+        layout=c.batch.layout,
+        accumulate=c.accumulate,
+        adapter=lm.adapter_options(c),
+        reference=c.reference,
+        sft_weight=c.sft_weight,
+        length_alpha=c.length_alpha,
+    )
+    return [training]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from alignment.models import decoder
 from data.texts import text
 from data.tokens import tokenizer
-from experiments.launch import groups, lm
+from experiments.launch import groups, lm, planning
 
 SETTINGS = ("", "laptop", "tiny")
 
@@ -80,6 +80,11 @@ def sweep() -> Iterator[dict[str, float]]:
 
 
 check = functools.partial(lm.check_rows, kind="documents")
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    return [planning.of_config(c, wanted, rows_are_plain=False)]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

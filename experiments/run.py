@@ -81,6 +81,14 @@ def launch(argv: list[str]) -> int:
     is_sweep = options.sweep or options.sweep_list or options.sweep_index is not None
     checks.check_workdir(options.workdir)
     folder = options.workdir or os.path.join("runs", f"{experiment.label}-sweep" if is_sweep else experiment.label)
+    if options.plan:
+        if is_sweep or options.emit:
+            raise InputError("--plan is of one config: leave --sweep, --sweep_index, --sweep_list and --emit out")
+        from experiments.launch import planning  # with the networks, which other starts import with their experiment
+
+        planning.show(experiment, config, options)
+        return OK
+    refuse_unread(options)
     if is_sweep:
         return launch_sweep(experiment, config, folder, options, arguments, argv)
     if options.emit:
@@ -89,6 +97,13 @@ def launch(argv: list[str]) -> int:
     if not is_finished(experiment, config, folder):
         checks.check(experiment, config)
     return run_once(experiment, config, folder, options.distributed, argv)
+
+
+def refuse_unread(options: flags.FlagValues) -> None:
+    """Refuse flags that only `--plan` reads."""
+    for name in ("plan_model", "plan_utilisation", "plan_price", "plan_programs"):
+        if options[name].present:
+            raise InputError(f"--{name} is read with --plan=TOPOLOGY only; leave it out")
 
 
 def launch_sweep(

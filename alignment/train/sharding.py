@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from alignment import programs
 from alignment.errors import InputError
@@ -84,7 +84,7 @@ def row_share(mesh: Mesh) -> dict[str, int]:
     return dict(process_index=mine[0] // len(mine), process_count=len(groups) // len(mine))
 
 
-def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Mesh axes for an array with these logical axes; a dimension that does not divide stays whole."""
     axes: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
@@ -100,7 +100,7 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P
     return PartitionSpec(*axes)
 
 
-def of(abstract: Any, mesh: Mesh) -> Any:
+def of(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every array of a tree of `nn.Partitioned` boxes; what carries no names is replicated."""
 
     def one(leaf):

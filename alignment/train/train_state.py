@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from alignment import programs
 from alignment.train import sharding
@@ -93,6 +93,24 @@ def _begin(seed, example_B, params, frozen, *, model, begin_fn):
         drawn = dict(model.init(init_rng, example_B))
         params = drawn.pop("params")
     return TrainState(jnp.zeros((), jnp.int32), params, begin_fn(params), rng, drawn if frozen is None else frozen)
+
+
+def describe(model: Initialised, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh | None) -> TrainState:
+    """The shapes, dtypes and places of what `create` makes for a decoder or an adapter; no device is started.
+
+    Args:
+        mesh: None leaves the places out.
+    """
+    begin = programs.Computation(_begin, dict(model=model), dict(begin_fn=programs.of(tx.init)))
+    boxed = programs.shapes(begin, np.array(0, np.uint32), np.zeros((1, 4), np.int32), None, None)
+    state = nn.meta.unbox(boxed)
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        sharding.of(boxed, mesh),
+    )
 
 
 def with_reference(state: TrainState) -> TrainState:

@@ -264,6 +264,11 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
     flags.DEFINE_integer("sweep_index", None, "", **own)
     flags.DEFINE_bool("sweep_list", False, "", **own)
     flags.DEFINE_enum("emit", None, ["slurm", "jobset"], "", **own)
+    flags.DEFINE_string("plan", "", "", **own)
+    flags.DEFINE_string("plan_model", "", "", **own)
+    flags.DEFINE_float("plan_utilisation", 0.4, "", **own)
+    flags.DEFINE_float("plan_price", None, "", lower_bound=0.0, **own)
+    flags.DEFINE_integer("plan_programs", 4, "", lower_bound=1, **own)
     emit.define_flags(values)
     try:
         config_flags.DEFINE_config_dict("config", config, sys_argv=["run", *arguments], **own)

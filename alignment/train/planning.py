@@ -1,0 +1,405 @@
+"""A training step for hardware that is not there: compiled ahead of time for TPUs, reckoned for GPUs.
+
+`compile_step` builds the update that a run would build, from shapes with their places on a mesh of described devices,
+and lets XLA compile it; bytes and collectives are those of that program. `reckon` adds up what the same step would hold
+without compiling it: the state exactly, everything else by a formula, which also orders the candidates of a search.
+
+Dimensions: N rows and T places of a batch, L layers, D model width, F feed-forward, H heads, G key/value heads,
+K head width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from alignment import programs
+from alignment.errors import InputError
+from alignment.models import decoder, lora
+from alignment.train import adapters, collectives, flops, hardware, sharding, step, train_state
+
+REMAT = ("none", "attn_mlp", "attn", "full")  # from most memory to least
+CHUNK = 512  # positions of the head whose logits exist at one time, see `logprobs.selected`
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What shapes a training step; its numbers, such as a learning rate, do not.
+
+    Attributes:
+        name: of the stage of its run.
+        model: the network, with dtype and attention as the run has them.
+        loss_of: a network and its mesh to the loss.
+        batch_of: devices that carry rows, and parts that a step is taken in, to a whole batch.
+        steps: None where data decide it.
+        units, unit: what a step consumes.
+        adapter: of `adapters.Options`; all weights are trained where it is off.
+        has_reference: a frozen copy of the parameters is kept, and scored in every step.
+    """
+
+    name: str
+    model: decoder.DecoderLM
+    loss_of: Callable[[decoder.DecoderLM, Mesh | None], step.LossFn]
+    batch_of: Callable[[int, int], Shapes]
+    tx: optax.GradientTransformation
+    steps: int | None
+    units: int
+    unit: str
+    accumulate: int = 1
+    adapter: adapters.Options = dataclasses.field(default_factory=adapters.Options)
+    has_reference: bool = False
+
+    def traced(self, **changes: Any) -> decoder.DecoderLM:
+        """The network with changed attributes, and with a kernel that any machine can trace."""
+        # JAX traces cuDNN's kernel only where that library is; parameters and products are those of `blocked`.
+        kernel = "blocked" if self.model.attention == "cudnn" else self.model.attention
+        return self.model.clone(attention=kernel, **changes)
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(decoder.boxed_params(self.traced())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One way to place a step: the sizes of `sharding.AXES`, what layers keep, and parts of a batch."""
+
+    mesh: tuple[int, int, int]
+    remat: str
+    accumulate: int
+
+    def flags(self) -> str:
+        """As a run is told them."""
+        axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(sharding.AXES, self.mesh))
+        return f"{axes} --config.compute.remat={self.remat} --config.accumulate={self.accumulate}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step needs on each device.
+
+    Attributes:
+        how: "compiled" or "reckoned".
+        kinds: bytes a device by kind, as they lie there at the step's peak.
+        total: their sum; what did not fit has what the compiler asked for.
+        moved: bytes that a device sends in one step, by sort of collective, and how often each is called.
+        seconds: that the compiler took.
+        fits: within the memory of the chip.
+    """
+
+    choice: Choice
+    how: str
+    kinds: Mapping[str, float]
+    total: float
+    fits: bool
+    moved: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def check_mesh(choice: Choice, training: Training) -> None:
+    """Refuse a placing whose rows do not split evenly."""
+    rows = math.prod(choice.mesh[:2])
+    batch = training.batch_of(rows, choice.accumulate)
+    num = min(leaf.shape[0] for leaf in batch.values())
+    if num % (rows * choice.accumulate):
+        raise InputError(
+            f"{num} rows or pairs of a batch do not split over {rows} devices (data x fsdp) in {choice.accumulate} "
+            f"parts; a batch of {max(num // (rows * choice.accumulate), 1) * rows * choice.accumulate} would"
+        )
+
+
+def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None) -> tuple[Any, Shapes, Any, Any]:
+    """State and batch of a step as shapes in their places (none for `mesh` None), its update, and its network."""
+    model = training.traced(remat=choice.remat)
+    loss_fn = training.loss_of(model, mesh if isinstance(mesh, Mesh) else None)
+    if training.adapter.is_on():
+        adapter = lora.lay_out(training.adapter.settings(), model)
+        state = train_state.describe(adapter, training.tx, mesh)
+        frozen = train_state.Unsaved(_described(model, mesh))
+        loss_fn = lora.loss_fn(loss_fn, adapter)
+    else:
+        state = train_state.describe(model, training.tx, mesh)
+        frozen = state.params if training.has_reference else {}
+    state = dataclasses.replace(state, frozen=frozen)
+    batch = training.batch_of(math.prod(choice.mesh[:2]), choice.accumulate)
+    if mesh is not None:
+        rows = NamedSharding(mesh, sharding.ROWS)
+        batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
+    return state, batch, step.build(loss_fn, training.tx, accumulate=choice.accumulate), model
+
+
+def _described(model, mesh):
+    return train_state.describe(model, optax.identity(), mesh).params
+
+
+@functools.lru_cache(maxsize=64)  # a search asks for each of its four ways, and to trace one takes long
+def num_flops(training: Training, remat: str) -> float:
+    """Operations of the matrix products of one step over all devices, what is computed twice counted twice."""
+    choice = Choice((1, 1, 1), remat, 1)
+    state, batch, update, model = shapes(training, choice, None)
+    counted = flops.count(update, state, batch)
+    # Loops whose length depends on data are counted once: that of the head over its chunks, and that of attention in
+    # packed trees over blocks that see each other.
+    targets = math.prod(batch["targets"].shape)
+    is_frozen = training.adapter.is_on()
+    products = (4 if is_frozen else 8) + (2 if training.has_reference else 0)
+    turn = products * model.model_dim * model.vocab_size * min(CHUNK, targets)
+    return counted + (math.ceil(targets / CHUNK) - 1) * turn
+
+
+def compile_step(training: Training, choice: Choice, topology: hardware.Topology) -> Plan:
+    """Compile the step for a topology; what does not fit comes back as a plan that says so."""
+    mesh = Mesh(hardware.devices(topology).reshape(choice.mesh), sharding.AXES)
+    with sharding.activations(mesh):
+        state, batch, update, _ = shapes(training, choice, mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        run = programs.compiled(update, donate_argnums=(0,), out_shardings=(places, None))
+        program: Any = run.func  # a jitted function
+        lowered = program.lower(*run.args, state, batch)
+    started = time.monotonic()
+    kinds = _state_bytes(state, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        # libtpu writes its program here; `as_text` of a jaxlib that is older than libtpu may not be able to read it.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if topology.chip.kind == "tpu" else None
+        try:
+            program = lowered.compile(compiler_options=options)
+        except Exception as e:  # JAX's own class, with the compiler's words
+            used = _asked_for(str(e))
+            if used is None:
+                raise
+            kinds["activations, gradients and the rest"] = used - sum(kinds.values())
+            return Plan(choice, "compiled", kinds, used, False, seconds=time.monotonic() - started)
+        written = sorted(pathlib.Path(folder).glob("*after_optimizations.txt"))
+        text = written[0].read_text(errors="replace") if written else program.as_text()
+    seconds = time.monotonic() - started
+    kinds = kinds | _program_bytes(program, sum(kinds.values()))
+    total = sum(kinds.values())
+    return Plan(choice, "compiled", kinds, total, total <= topology.chip.memory, collectives.count(text), seconds)
+
+
+def _program_bytes(program, of_state):
+    memory = program.memory_analysis()
+    return {
+        # what tiles and small buffers add to the bytes of the arrays themselves
+        "padding of arguments": max(memory.argument_size_in_bytes - of_state, 0.0),
+        "outputs in memory of their own": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "activations, gradients and the rest": float(memory.temp_size_in_bytes),
+        "the program itself": float(memory.generated_code_size_in_bytes),
+    }
+
+
+def _state_bytes(state, batch):
+    of = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
+    of["frozen weights"] = state.frozen
+    return {kind: _local_bytes(tree) for kind, tree in of.items()}
+
+
+def _local_bytes(tree):
+    def one(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+    return float(sum(one(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _asked_for(message: str) -> float | None:
+    """Bytes that a program wants, from the compiler's refusal; None where it says something else."""
+    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+        return None
+    hit = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if hit is None:
+        return None
+    return float(hit[1]) * 1024 ** " KMGT".index(hit[2] or " ")
+
+
+def reckon(training: Training, choice: Choice, topology: hardware.Topology, *, scale: float = 1.0) -> Plan:
+    """The step's bytes a device by formula; nothing is compiled and no device described.
+
+    Args:
+        scale: of what is not the state, from a compiled neighbour.
+    """
+    mesh = AbstractMesh(choice.mesh, sharding.AXES)
+    state, batch, _, model = shapes(training, choice, mesh)
+    kinds = _state_bytes(state, batch)
+    kinds |= {name: scale * size for name, size in _rest_bytes(training, choice, state, batch, model).items()}
+    total = sum(kinds.values())
+    return Plan(choice, "reckoned", kinds, total, total <= topology.chip.memory, _moved(choice, state, model))
+
+
+def _rest_bytes(training, choice, state, batch, model):
+    """Gradients, activations and work space of one device."""
+    D, L, V = model.model_dim, model.num_layers, model.vocab_size
+    tensor, width = choice.mesh[2], jnp.dtype(model.dtype).itemsize
+    parts = math.prod(choice.mesh[:2]) * choice.accumulate
+    rows, time_T = batch["tokens"].shape
+    rows = max(rows / parts, 1)
+    tokens = rows * time_T
+    targets = math.prod(batch["targets"].shape) / parts
+    layer = sum(leaf.size for leaf in jax.tree.leaves(decoder.boxed_params(model)["layers"])) / L
+    gradients = _local_bytes(state.params)
+    kept = _kept(training.model, time_T, tensor, width)
+    is_frozen = training.adapter.is_on()
+    # A layer's backward pass makes everything that "none" keeps, with slopes beside it.
+    worked = 2 * kept["none"] * tokens
+    chunk = min(CHUNK, targets)
+    head = D * V / tensor * (width + (0 if is_frozen else 4)) + 3 * 4 * chunk * V / tensor + 2 * width * targets * D
+    return {
+        "gradients": gradients * (2 if choice.accumulate > 1 else 1),
+        "activations for the backward pass": L * tokens * (kept[choice.remat] + width * D),
+        "work space of a layer": worked + 2 * layer / tensor * width,
+        "work space of the head": head,
+    }
+
+
+def _kept(model, time_T, tensor, width):
+    """Bytes a token and layer that each policy keeps beside the residual stream."""
+    D, H, F = model.model_dim, model.num_heads, model.ffn_dim or 8 * model.model_dim / 3
+    G, K = model.num_kv_heads or H, model.head_dim or D // H
+    attention = width * H * K / tensor
+    wide = width * 2 * F / tensor
+    # blocks of attention leave 5/8 of the square, its weights in float32 and once more in the model's dtype
+    square = 0.0 if model.attention == "cudnn" else 0.625 * H / tensor * time_T * (4 + width)
+    whole = attention * 3 + width * 4 * G * K / tensor + wide * 2 + width * 4 * D + square
+    return {"full": 0.0, "attn": attention, "attn_mlp": attention + wide, "none": whole}
+
+
+def _moved(choice, state, model):
+    """Bytes that a device sends in one step: weights gathered twice, gradients summed once, by a ring."""
+    data, fsdp, tensor = choice.mesh
+    width = jnp.dtype(model.dtype).itemsize
+    weights = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.frozen))) / tensor
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / tensor
+    moved = {}
+    if fsdp > 1:
+        gathers = 2 * choice.accumulate
+        moved["all-gather"] = (gathers * model.num_layers, gathers * width * weights * (fsdp - 1) / fsdp)
+        moved["reduce-scatter"] = (choice.accumulate, choice.accumulate * 4 * trained * (fsdp - 1) / fsdp)
+    if data > 1:
+        times = choice.accumulate
+        moved["all-reduce"] = (times, times * 2 * 4 * trained / fsdp * (data - 1) / data)
+    return moved
+
+
+def step_seconds(flops_of_step: float, plan: Plan, topology: hardware.Topology, utilisation: float) -> float:
+    """Seconds of a step: matrix products at a share of the peak, or the collectives where those take longer."""
+    computing = flops_of_step / (topology.num_devices * topology.chip.tflops * 1e12 * utilisation)
+    moving = sum(size for _, size in plan.moved.values()) / topology.chip.link
+    return max(computing, moving)
+
+
+def choices(
+    training: Training,
+    topology: hardware.Topology,
+    *,
+    meshes: Sequence[tuple[int, int, int]] | None = None,
+) -> list[Choice]:
+    """Every placing that splits the batch evenly: what layers keep, parts of a batch, meshes where none is given."""
+    num, out = topology.num_devices, []
+    heads = training.model.num_kv_heads or training.model.num_heads
+    if meshes is None:
+        tensors = [t for t in (1, 2, 4, 8) if num % t == 0 and heads % t == 0 and (t == 1 or num > 8)]
+        meshes = [(num // t // f, f, t) for t in tensors for f in _divisors(num // t) if f in (1, 8, num // t)]
+    for mesh in meshes:
+        rows = math.prod(mesh[:2])
+        for accumulate in _divisors(_num_items(training, rows) // rows):
+            out += [Choice(mesh, remat, accumulate) for remat in REMAT]
+    if not out:
+        raise InputError(
+            f"--plan={topology.name}: a batch of {training.units} {training.unit} does not split over {num} devices; "
+            "take a larger batch, or fewer devices"
+        )
+    return out
+
+
+def _num_items(training, rows):
+    num = min(leaf.shape[0] for leaf in training.batch_of(rows, 1).values())
+    if num == rows and training.units > rows:  # one row of packed trees for each device and part
+        return training.units // rows * rows
+    return num if num % rows == 0 else 0
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        best: the fastest plan that fits; None where nothing does.
+        closest: of those that were looked at, the one that needs least.
+        tried: every plan that was compiled, in order.
+        flops: operations of a step, by what its layers keep.
+    """
+
+    best: Plan | None
+    closest: Plan
+    tried: list[Plan]
+    flops: Mapping[str, float]
+
+
+def search(
+    training: Training,
+    topology: hardware.Topology,
+    candidates: Sequence[Choice],
+    *,
+    utilisation: float,
+    most: int = 4,
+    say_fn: Callable[[str], None] = lambda line: None,
+) -> Found:
+    """The fastest of the candidates that fits: the fastest by formula is compiled first, and so on until one does.
+
+    Args:
+        most: programs to compile at most; on a GPU nothing is compiled and the formula decides.
+    """
+    num = {remat: num_flops(training, remat) for remat in dict.fromkeys(one.remat for one in candidates)}
+    reckoned = [reckon(training, one, topology) for one in candidates]
+    reckoned.sort(key=lambda plan: _rank(plan, num[plan.choice.remat], topology, utilisation))
+    least = min(reckoned, key=lambda plan: plan.total)
+    if topology.chip.kind == "gpu":
+        best = next((plan for plan in reckoned if plan.fits), None)
+        return Found(best, least, [], num)
+    tried: list[Plan] = []
+    scale = 1.0
+    queue = reckoned
+    while queue and len(tried) < most:
+        # Past the last but one there is no time to be choosy: what needs least shows whether anything fits at all.
+        fitting = [plan for plan in queue if _scaled(plan, scale) <= topology.chip.memory]
+        is_last = len(tried) == most - 1 or not fitting
+        plan = min(queue, key=lambda plan: plan.total) if is_last else fitting[0]
+        say_fn(f"compiling {plan.choice} ({hardware.gib(_scaled(plan, scale))} reckoned)")
+        compiled = compile_step(training, plan.choice, topology)
+        tried.append(compiled)
+        if compiled.fits:
+            return Found(compiled, compiled, tried, num)
+        if is_last:
+            break
+        scale = max(rest(compiled) / max(rest(plan), 1.0), scale)
+        queue = [one for one in queue if one is not plan]
+    return Found(None, min(tried, key=lambda plan: plan.total), tried, num)
+
+
+def _rank(plan, flops_of_step, topology, utilisation):
+    # Where the links decide, fewer operations still leave more room behind them.
+    return step_seconds(flops_of_step, plan, topology, utilisation), flops_of_step, plan.choice.accumulate, plan.total
+
+
+def rest(plan: Plan) -> float:
+    """Bytes a device that are neither state nor batch."""
+    return plan.total - sum(plan.kinds[kind] for kind in ("parameters", "optimizer", "batch", "frozen weights"))
+
+
+def _scaled(plan, scale):
+    return plan.total + (scale - 1.0) * rest(plan)

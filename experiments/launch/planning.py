@@ -1,0 +1,352 @@
+"""`--plan=TOPOLOGY`: what an experiment's training would need on hardware that is not there, as a table.
+
+An experiment that trains a decoder has `plan(c, wanted) -> list[Training]`, a stage each; `rows` and `pairs` here make
+one from the groups of a config. No data is read: rows are as long as the config lets them be.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from alignment import errors
+from alignment.errors import InputError
+from alignment.models import decoder
+from alignment.preference import losses
+from alignment.preference import pairs as preference
+from alignment.train import adapters, hardware, language_model, next_token, optimizer, planning
+from alignment.train.planning import Choice, Found, Plan, Training
+from data.texts import preferences, text, trees
+from experiments.launch import config as configs
+from experiments.launch import groups, lm
+
+_LLAMA = dict(rope_theta=5e5, norm_eps=1e-5, vocab_size=128_256, tie_embeddings=False)
+_QWEN = dict(rope_theta=1e6, norm_eps=1e-6, vocab_size=152_064, tie_embeddings=False, qkv_bias=True)
+ARCHITECTURES: dict[str, dict[str, Any]] = {  # keyword arguments of DecoderLM, from the models' config.json
+    "llama-3.1-8b": _LLAMA | dict(num_layers=32, model_dim=4_096, num_heads=32, num_kv_heads=8, ffn_dim=14_336),
+    "llama-3.1-70b": _LLAMA | dict(num_layers=80, model_dim=8_192, num_heads=64, num_kv_heads=8, ffn_dim=28_672),
+    "qwen2.5-7b": _QWEN | dict(num_layers=28, model_dim=3_584, num_heads=28, num_kv_heads=4, ffn_dim=18_944),
+    "qwen2.5-72b": _QWEN | dict(num_layers=80, model_dim=8_192, num_heads=64, num_kv_heads=8, ffn_dim=29_568),
+}
+LARGEST = 64  # times as many chips are tried, where nothing fits
+RANK = 16  # of the adapter that is tried then
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a stage is planned with.
+
+    Args:
+        architecture: keyword arguments of DecoderLM in place of the config's own network; None takes that.
+        kind: of `hardware.Chip`, which decides the attention kernel.
+    """
+
+    architecture: Mapping[str, Any] | None = None
+    kind: str = "cpu"
+
+    def network(self, c: ml_collections.ConfigDict, *, rows_are_plain: bool) -> decoder.DecoderLM:
+        """The network of `c.init_from`, `c.model`, `c.compute` and `c.tokenizer`, or the architecture's."""
+        if self.architecture is not None:
+            settings = {**self.architecture, **c.compute}
+        else:
+            vocab_size = 0 if c.init_from else lm.load_tokenizer(c).vocab_size
+            settings = language_model.settings(c.init_from, c.model, c.compute, vocab_size=vocab_size)
+        return self.decoder(settings, rows_are_plain=rows_are_plain)
+
+    def decoder(self, settings: Mapping[str, Any], *, rows_are_plain: bool) -> decoder.DecoderLM:
+        """The network of these settings, with the attention kernel that a run would take on that hardware."""
+        settings = dict(settings)
+        if settings.get("attention") == "auto":
+            is_fused = self.kind == "gpu" and rows_are_plain and settings.get("dtype") == "bfloat16"
+            settings["attention"] = "cudnn" if is_fused and not settings.get("sliding_window") else "blocked"
+        return decoder.DecoderLM(**settings)
+
+
+def rows(
+    name: str,
+    model: decoder.DecoderLM,
+    *,
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    max_len: int,
+    steps: int | None,
+    accumulate: int = 1,
+    adapter: adapters.Options | None = None,
+) -> Training:
+    """Training on the next tokens of rows of text."""
+    one = text.Texts(*(np.zeros(0, np.int32) for _ in range(3)), rows=((),), max_len=max_len, pad_id=0, samples=())
+    batch = _repeated(text.assemble(one, np.zeros(1, np.int32)), batch_size)
+    return Training(
+        name,
+        model,
+        lambda model, mesh: next_token.loss_fn(model, mesh),
+        lambda _rows, _parts: batch,
+        tx,
+        steps,
+        batch_size,
+        "rows",
+        accumulate,
+        adapter or adapters.Options(),
+    )
+
+
+def of_config(c: ml_collections.ConfigDict, wanted: Wanted, *, rows_are_plain: bool) -> Training:
+    """The training of `lm.run`, under the experiment's groups."""
+    return rows(
+        "training",
+        wanted.network(c, rows_are_plain=rows_are_plain),
+        tx=optimizer.adamw(**c.optimizer),
+        batch_size=c.batch_size,
+        max_len=c.data.max_len,
+        steps=c.steps,
+        accumulate=c.accumulate,
+        adapter=lm.adapter_options(c),
+    )
+
+
+def pairs(
+    name: str,
+    model: decoder.DecoderLM,
+    *,
+    loss: str,
+    objective: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    max_len: int,
+    steps: int | None,
+    max_prompt_len: int | None = None,
+    layout: str = "separate",
+    accumulate: int = 1,
+    adapter: adapters.Options | None = None,
+    reference: str = "stored",
+    **more: Any,
+) -> Training:
+    """Training on pairs whose prompts take `max_prompt_len` tokens, or half of `max_len`, and whose answers the rest.
+
+    Args:
+        reference: "stored" log-probabilities come with the batch; "online" ones are computed in each step.
+        more: keyword arguments of `pairs.loss_fn`.
+    """
+    adapter = adapter or adapters.Options()
+    reads = loss not in losses.REFERENCE_FREE
+    answer = preferences.round_up(max(max_len - (max_prompt_len or max_len // 2), 1))
+    pair_len = max_len + answer  # a prompt and both answers
+
+    def batch_of(num_rows: int, parts: int) -> planning.Shapes:
+        if layout == "tree":
+            num_rows *= parts
+            time_T = trees.round_up(math.ceil(batch_size / num_rows) * pair_len)
+            empty = trees.Row([], trees.lay_out([]), [])
+            of_pairs = {"index": np.zeros(0, np.int32)}
+            if loss in losses.UNPAIRED:
+                of_pairs["labels"] = np.zeros(0, np.float32)
+            batch = trees.fill([empty], num_time=time_T, num_pairs=batch_size, pad_id=0, of_pairs=of_pairs)
+            batch = _repeated(batch, num_rows)
+            like = batch["mask"]
+        else:
+            time_T = preferences.round_up(pair_len if layout == "shared" else max_len)
+            one = _one_pair(loss in losses.UNPAIRED)
+            assembled = preferences.assemble(
+                one, np.zeros(1, np.int32), layout=layout, num_time=time_T, num_answer=answer
+            )
+            batch = _repeated(assembled, batch_size)
+            like = batch["mask"]
+        return batch | ({"reference": like} if reads and reference == "stored" else {})
+
+    return Training(
+        name,
+        model,
+        lambda model, mesh: preference.loss_fn(model, loss, mesh=mesh, **objective, **more),
+        batch_of,
+        tx,
+        steps,
+        batch_size,
+        "pairs",
+        accumulate,
+        adapter,
+        has_reference=reads and reference == "online" and not adapter.is_on(),
+    )
+
+
+def _one_pair(has_label: bool) -> preferences.Pairs:
+    """Two sequences of two tokens, which give a batch its arrays; their lengths do not count."""
+    limits = dict(sequence=2, row=3, answer=1)
+    label = np.zeros(1, np.float32) if has_label else None
+    ones = np.ones((1, 2), np.int32)
+    return preferences.Pairs(np.zeros(4, np.int32), np.array([0, 2, 4]), ones, ones[0, :1], label, (None,), limits, 0)  # type: ignore[arg-type]
+
+
+def _repeated(batch: Mapping[str, np.ndarray], times: int) -> planning.Shapes:
+    return {
+        name: jax.ShapeDtypeStruct((times * value.shape[0], *value.shape[1:]), value.dtype)
+        for name, value in batch.items()
+    }
+
+
+def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, options: Any) -> None:
+    """Plan every stage of an experiment's training and print a table of each.
+
+    Raises:
+        InputError: the experiment trains no decoder, or a stage fits no choice of the search.
+    """
+    if not hasattr(experiment.module, "plan"):
+        able = [name for name in configs.experiments_in(configs.HOME) if _has_plan(name)]
+        raise InputError(
+            f"--plan: {experiment.name} has no training of a decoder to plan; these have: {', '.join(able)}"
+        )
+    topology = hardware.topology(options.plan)
+    if not 0 < options.plan_utilisation <= 1:
+        raise InputError(f"--plan_utilisation={options.plan_utilisation} must be above 0 and at most 1")
+    if options.plan_model:
+        errors.one_of("--plan_model", options.plan_model, ARCHITECTURES)
+    _start_jax(topology)
+    wanted = Wanted(ARCHITECTURES.get(options.plan_model), topology.chip.kind)
+    missing = []
+    for training in experiment.module.plan(config, wanted):
+        found = planning.search(
+            training,
+            topology,
+            planning.choices(training, topology, meshes=_meshes(config, topology)),
+            utilisation=options.plan_utilisation,
+            most=options.plan_programs,
+            say_fn=_say,
+        )
+        price = topology.chip.price if options.plan_price is None else options.plan_price
+        model_name = options.plan_model or str(config.get("init_from", "")) or "the config's network"
+        for line in table(training, found, topology, model_name, options.plan_utilisation, price):
+            _say(line)
+        if found.best is None:
+            missing.append(_short_of(training, found, topology))
+    if missing:
+        raise InputError("; ".join(missing))
+
+
+def _has_plan(name: str) -> bool:
+    return "\ndef plan(" in (configs.HOME / f"{name}.py").read_text(encoding="utf-8")
+
+
+def _start_jax(topology: hardware.Topology) -> None:
+    """This process computes nothing, so it takes its CPU alone, with as many devices as the topology has there."""
+    # With libtpu installed JAX would look for chips of this machine first, and wait for them.
+    jax.config.update("jax_platforms", "cpu")
+    if topology.chip.kind == "cpu":
+        with contextlib.suppress(RuntimeError):  # JAX has started: `hardware.devices` counts what there is
+            jax.config.update("jax_num_cpu_devices", topology.num_devices)
+
+
+def _meshes(config: ml_collections.ConfigDict, topology: hardware.Topology) -> list[tuple[int, int, int]] | None:
+    """The mesh that the config sets; None where it is the default one, so that the search chooses."""
+    sizes = dict(config.get("mesh", groups.mesh()))
+    if sizes == groups.mesh():
+        return None
+    known = math.prod(n for n in sizes.values() if n != -1)
+    if topology.num_devices % known:
+        raise InputError(f"mesh={sizes} does not split over the {topology.num_devices} devices of {topology.name}")
+    data, fsdp, tensor = (topology.num_devices // known if n == -1 else n for n in sizes.values())
+    if data * fsdp * tensor != topology.num_devices:
+        raise InputError(f"mesh={sizes} is of {known} devices, and {topology.name} has {topology.num_devices}")
+    return [(data, fsdp, tensor)]
+
+
+def table(
+    training: Training,
+    found: Found,
+    topology: hardware.Topology,
+    model_name: str,
+    utilisation: float,
+    price: float | None,
+) -> list[str]:
+    """The lines of a stage's plan."""
+    plan = found.best or found.closest
+    batch = training.batch_of(math.prod(plan.choice.mesh[:2]), plan.choice.accumulate)
+    num_rows, time_T = batch["tokens"].shape
+    how = "analytic: reckoned by formula, nothing was compiled"
+    if plan.how == "compiled":
+        tool = "libtpu" if topology.chip.kind == "tpu" else "XLA"
+        how = f"compiled ahead of time with {tool} in {plan.seconds:.0f} s, program {len(found.tried)} of the search"
+    lines = [
+        "",
+        f"{training.name} on {topology.name}: {topology.num_devices} devices"
+        + (f" of {hardware.gib(topology.chip.memory)}" if math.isfinite(topology.chip.memory) else ""),
+        f"  {model_name}, {training.num_params:,} parameters, {training.model.dtype}",
+        f"  {training.units} {training.unit} a step in {num_rows} rows of {time_T:,} places",
+        f"  {how}",
+        f"  {'the fastest that fits' if found.best else 'what needs least, and does not fit'}: {plan.choice.flags()}",
+        "  bytes a device:",
+        *(f"    {kind:36} {hardware.gib(size):>12}" for kind, size in plan.kinds.items() if size),
+        f"    {'in all':36} {hardware.gib(plan.total):>12}",
+    ]
+    if plan.moved:
+        lines.append("  collectives of a step (calls, bytes that a device sends):")
+        lines += [f"    {sort:22} {calls:>8,} {hardware.gib(size):>12}" for sort, (calls, size) in plan.moved.items()]
+    lines += _time_lines(training, found.flops[plan.choice.remat], plan, topology, utilisation, price)
+    return lines
+
+
+def _time_lines(training, flops, plan, topology, utilisation, price):
+    seconds = planning.step_seconds(flops, plan, topology, utilisation)
+    lines = [
+        f"  {flops:.3g} operations of matrix products a step; at {utilisation:.0%} of the peak (assumed) "
+        f"{seconds:.3g} s, {training.units / seconds:.3g} {training.unit} a second"
+    ]
+    if training.steps is None:
+        return [*lines, "  how many steps the data make is not known before they are read"]
+    hours = training.steps * seconds * topology.num_devices / 3_600
+    cost = "" if price is None else f", {hours * price:,.2f} dollars at {price:g} a device and hour (assumed)"
+    return [*lines, f"  {training.steps:,} steps: {hours:,.3g} device-hours{cost}"]
+
+
+def _short_of(training: Training, found: Found, topology: hardware.Topology) -> str:
+    """By how much the closest plan does not fit, and what would."""
+    plan = found.closest
+    over = plan.total - topology.chip.memory
+    ways = []
+    scale = 1.0
+    if plan.how == "compiled":
+        base = planning.reckon(training, plan.choice, topology)
+        scale = max(planning.rest(plan) / max(planning.rest(base), 1.0), 1.0)
+    if larger := _larger(training, topology, scale):
+        ways.append(f"{larger} would hold it (reckoned)")
+    if not training.adapter.is_on():
+        small = dataclasses.replace(training, adapter=adapters.Options(rank=RANK), has_reference=False)
+        if least := _least(small, topology, scale):
+            ways.append(
+                f"an adapter, --config.adapter.rank={RANK}, would take {hardware.gib(least.total)} (reckoned)"
+                if least.fits
+                else f"an adapter of rank {RANK} would still take {hardware.gib(least.total)} (reckoned)"
+            )
+    return (
+        f"{training.name} does not fit on {topology.name}: it needs at least {hardware.gib(plan.total)} a device "
+        f"({plan.how}) and there are {hardware.gib(topology.chip.memory)}, {hardware.gib(over)} too little"
+        + (f"; {', and '.join(ways)}" if ways else "")
+    )
+
+
+def _larger(training: Training, topology: hardware.Topology, scale: float) -> str:
+    """The smallest topology of the same chips that holds the training by formula; "" where none that is tried does."""
+    times = 2
+    while times <= LARGEST:
+        more = topology.larger(times)
+        if (least := _least(training, more, scale)) and least.fits:
+            return more.name
+        times *= 2
+    return ""
+
+
+def _least(training: Training, topology: hardware.Topology, scale: float) -> Plan | None:
+    try:
+        candidates: Sequence[Choice] = planning.choices(training, topology)
+    except InputError:  # the batch does not split over so many devices
+        return None
+    plans = [planning.reckon(training, one, topology, scale=scale) for one in candidates]
+    return min(plans, key=lambda plan: plan.total)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,98 @@
+"""`--plan`: presets are the published models, what cannot be planned is refused, and a plan that fits nothing fails."""
+
+import numpy as np
+import pytest
+
+from alignment.train import adapters, hardware, optimizer, planning
+from data.texts import preferences, text, trees
+from experiments import dpo, run, sft
+from experiments.launch import planning as launched
+from experiments.safety import cost
+
+
+@pytest.mark.parametrize("name", sorted(launched.ARCHITECTURES))
+def test_presets_have_as_many_parameters_as_the_published_models(name):
+    published = {key.lower(): num for key, num in cost.PUBLISHED.items()}
+    model = launched.Wanted(launched.ARCHITECTURES[name]).decoder(launched.ARCHITECTURES[name], rows_are_plain=True)
+    tx = optimizer.adamw(1e-6)
+    assert launched.rows("x", model, tx=tx, batch_size=1, max_len=8, steps=1).num_params == published[name]
+
+
+def shapes(batch):
+    return {name: (value.shape, np.dtype(value.dtype)) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared"])
+@pytest.mark.parametrize("loss", ["dpo", "kto_unpaired"])
+def test_a_planned_batch_of_pairs_has_the_arrays_of_a_real_one(layout, loss):
+    c = dpo.get_config("tiny")
+    c.loss, c.batch.layout, c.objective.beta = loss, layout, 0.1
+    (training,) = dpo.plan(c, launched.Wanted())
+    has_label = loss == "kto_unpaired"
+    pairs = launched._one_pair(has_label)
+    answer = preferences.round_up(80)
+    real = preferences.assemble(
+        pairs, np.zeros(8, int), layout=layout, num_time=160 if layout == "separate" else 240, num_answer=answer
+    )
+    real["reference"] = np.zeros((8, 2, answer), np.float32)
+    assert shapes(training.batch_of(1, 1)) == shapes(real)
+
+
+def test_a_planned_batch_of_trees_has_a_row_for_each_device_and_part():
+    c = dpo.get_config("tiny")
+    c.batch.layout = "tree"
+    (training,) = dpo.plan(c, launched.Wanted())
+    batch = training.batch_of(2, 2)
+    assert batch["tokens"].shape == (4, trees.round_up(2 * 240)) == batch["reference"].shape
+    assert batch["sides"].shape == (4, 8, 2)
+
+
+def test_a_planned_batch_of_rows_has_the_arrays_of_a_real_one():
+    (training,) = sft.plan(sft.get_config("tiny"), launched.Wanted())
+    none = np.zeros(0, np.int32)
+    texts = text.Texts(none, none, none, rows=((),) * 8, max_len=64, pad_id=0, samples=())
+    assert shapes(training.batch_of(1, 1)) == shapes(text.assemble(texts, np.arange(8)))
+
+
+def test_a_plan_prints_bytes_operations_hours_and_dollars(capsys):
+    code = run.main(["--config", "dpo:tiny", "--plan=h200:8", "--plan_utilisation=0.5", "--plan_price=3"])
+    printed = capsys.readouterr().out
+    assert code == run.OK
+    for words in ("analytic", "fastest that fits: --config.mesh.data=", "optimizer", "at 50% of the peak (assumed)"):
+        assert words in printed
+    assert "dollars at 3 a device and hour" in printed
+
+
+def test_a_plan_that_does_not_fit_fails_and_says_by_how_much_and_what_would(capsys):
+    code = run.main(["--config", "sft", "--plan=h200:1", "--plan_model=llama-3.1-70b"])
+    words = capsys.readouterr().err
+    assert code == run.BAD_INPUT
+    assert "GiB too little" in words and "h200:16 would hold it" in words and "adapter" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "focus:tiny", "--plan=h200:1"], "focus has no training of a decoder to plan; these have: "),
+        (["--config", "dpo:tiny", "--plan=v9:2x2"], "is not one of: v4"),
+        (["--config", "dpo:tiny", "--plan=h200:1", "--plan_model=llama-3.1-9b"], "the nearest is 'llama-3.1-8b'"),
+        (["--config", "dpo:tiny", "--plan_model=llama-3.1-8b"], "is read with --plan=TOPOLOGY only"),
+        (["--config", "dpo:tiny", "--plan=h200:1", "--sweep"], "leave --sweep"),
+        (["--config", "dpo:tiny", "--plan=h200:1", "--plan_utilisation=2"], "must be above 0 and at most 1"),
+        (["--config", "dpo:tiny", "--plan=h200:4", "--config.mesh.fsdp=3"], "does not split over the 4 devices"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(arguments, words, capsys):
+    assert run.main(arguments) == run.BAD_INPUT
+    assert words in capsys.readouterr().err
+
+
+def test_an_adapter_is_planned_as_one():
+    c = dpo.get_config("tiny")
+    whole, topology = dpo.plan(c, launched.Wanted())[0], hardware.topology("h200:1")
+    c.adapter.rank = 2
+    (low,) = dpo.plan(c, launched.Wanted())
+    assert low.adapter == adapters.Options(rank=2)
+    choice = planning.Choice((1, 1, 1), "none", 1)
+    small, large = (planning.reckon(one, choice, topology).kinds for one in (low, whole))
+    assert small["frozen weights"] == large["parameters"] and small["optimizer"] < large["optimizer"] / 2
