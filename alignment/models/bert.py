@@ -74,13 +74,21 @@ class Bert(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, mask_BT: jax.Array, types_BT: jax.Array | None = None) -> list[jax.Array]:
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        *,
+        ends_with_first: bool = False,
+    ) -> list[jax.Array]:
         """Hidden states [B,T,D] of the embedding and after every layer.
 
         Args:
             tokens_BT: ids, at positions 0, 1, ...
             mask_BT: True for tokens, False for what fills the row.
             types_BT: which of two texts a token is of, 0 or 1; None: all are of one.
+            ends_with_first: the last state is that of the first token alone, [B,1,D]; for a head that reads no other.
         """
         T = tokens_BT.shape[1]
         hidden_BTD = self._table("words", self.vocab_size, "vocab")[tokens_BT]
@@ -91,38 +99,44 @@ class Bert(nn.Module):
         hidden_BTD = self._norm("norm")(hidden_BTD).astype(self.dtype)
         states = [hidden_BTD]
         for i in range(self.num_layers):
-            mixed_BTD = self._attention(f"layer_{i}", hidden_BTD, mask_BT)
+            read_BSD = hidden_BTD
+            if ends_with_first and i == self.num_layers - 1:
+                hidden_BTD = hidden_BTD[:, :1]  # nobody reads the other tokens of the last layer
+            mixed_BTD = self._attention(f"layer_{i}", hidden_BTD, read_BSD, mask_BT)
             hidden_BTD = self._norm(f"layer_{i}_attention_norm")(hidden_BTD + mixed_BTD)
-            up_BTF = self._dense(f"layer_{i}_up", self.ffn_dim, ("embed", "mlp"))(hidden_BTD)
+            up_BTF = self._dense(f"layer_{i}_up", hidden_BTD, self.ffn_dim, ("embed", "mlp"))
             wide_BTF = ACTIVATIONS[self.activation](up_BTF)
-            narrow_BTD = self._dense(f"layer_{i}_down", self.model_dim, ("mlp", "embed"))(wide_BTF)
+            narrow_BTD = self._dense(f"layer_{i}_down", wide_BTF, self.model_dim, ("mlp", "embed"))
             hidden_BTD = self._norm(f"layer_{i}_mlp_norm")(hidden_BTD + narrow_BTD)
             states.append(hidden_BTD)
         return states
 
-    def _attention(self, name, x_BTD, mask_BT):
+    def _attention(self, name, x_BTD, read_BSD, mask_BS):
         B, T, D = x_BTD.shape
-        heads = [
-            self._dense(f"{name}_{part}", D, ("embed", "heads"))(x_BTD).reshape(B, T, self.num_heads, -1)
-            for part in ("query", "key", "value")
-        ]
-        query_BTHK, key_BSHK, value_BSHK = heads
+        parts = {"query": x_BTD, "key": read_BSD, "value": read_BSD}
+        query_BTHK, key_BSHK, value_BSHK = (
+            self._dense(f"{name}_{part}", x, D, ("embed", "heads")).reshape(B, -1, self.num_heads, D // self.num_heads)
+            for part, x in parts.items()
+        )
         logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BSHK, preferred_element_type=jnp.float32)
         # Finite, because under -inf a row without any token would be NaN.
         logits_BHTS = jnp.where(
-            mask_BT[:, None, None], logits_BHTS * query_BTHK.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min
+            mask_BS[:, None, None], logits_BHTS * query_BTHK.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min
         )
         weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(value_BSHK.dtype)
         mixed_BTD = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, value_BSHK).reshape(B, T, D)
-        return self._dense(f"{name}_out", D, ("heads", "embed"))(mixed_BTD)
+        return self._dense(f"{name}_out", mixed_BTD, D, ("heads", "embed"))
 
     def _table(self, name, rows, axis):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
         return self.param(name, init, (rows, self.model_dim), jnp.float32)
 
-    def _dense(self, name, width, axes):
+    def _dense(self, name, x_BTD, width, axes):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=init, name=name)
+        dense = nn.Dense(width, dtype=self.dtype, kernel_init=init, name=name)
+        # As rows of one axis: a kernel's gradient sums over them, and over two axes XLA's CPU copies an operand,
+        # transposed, into an order in which its product takes nearly twice as long.
+        return dense(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*x_BTD.shape[:-1], width)
 
     def _norm(self, name):
         return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)

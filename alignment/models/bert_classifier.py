@@ -41,8 +41,9 @@ class Classifier(nn.Module):
             mask_BT: True for tokens; None: all are.
         """
         mask_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
-        hidden_BTD = self.trunk(tokens_BT, mask_BT)[-1].astype(jnp.float32)
-        if self.pooling == "first":
+        is_first = self.pooling == "first"
+        hidden_BTD = self.trunk(tokens_BT, mask_BT, ends_with_first=is_first)[-1].astype(jnp.float32)
+        if is_first:
             features_BD = nn.tanh(self._dense("pooler", self.trunk.model_dim, ("embed", "mlp"))(hidden_BTD[:, 0]))
         else:
             weight_BT1 = mask_BT[..., None].astype(jnp.float32)

@@ -100,6 +100,15 @@ def test_hidden_states_are_those_of_the_slow_twin_whatever_stands_beside_them(en
     assert [len(h) for h in encoder.hidden(texts, with_special=False)] == [6, 1, 20]
 
 
+def test_a_last_layer_of_the_first_token_alone_has_its_state(encoder):
+    tokens_BT, mask_BT = np.array([[2, 4, 5, 3], [2, 5, 3, 0]]), np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
+    args = ({"params": encoder.params}, tokens_BT, mask_BT)
+    every, first = encoder.model.apply(*args), encoder.model.apply(*args, ends_with_first=True)
+    assert first[-1].shape == (2, 1, 8)
+    np.testing.assert_allclose(first[-1], every[-1][:, :1], atol=1e-6)
+    np.testing.assert_array_equal(first[-2], every[-2])
+
+
 def test_words_are_cut_into_pieces_and_long_texts_lose_their_end(encoder):
     assert encoder.encode(["Give irons ORALLY."])[0] == [2, 4, 5, 6, 7, 8, 9, 3]
     long = "iron " * 60
