@@ -34,7 +34,7 @@ from alignment.merging import methods
 from alignment.models import bert
 from alignment.train import language_model, sharding, writers
 from experiments.decoding import models
-from experiments.launch import checks, groups
+from experiments.launch import checks, groups, planning
 from experiments.medicine import biases, gathering, red_team, schemes, stages, tuning, world
 from experiments.medicine.stages import SCRIPTED, Opened, Stage
 from experiments.medicine.world import EMBEDDED
@@ -268,6 +268,15 @@ def _check_asking(c: ml_collections.ConfigDict) -> None:
             f"engine.max_len={c.engine.max_len} counts prompt and reply, and replies may have {longest} tokens; set a "
             "larger one"
         )
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    stages_of = [tuning.plan(c.sft, c.init_from, c.compute, wanted)]
+    for name in ("general", "safety"):
+        if c[name].path:
+            stages_of.append(dpo.plan(tuning.stage_config(c, c[name], c.init_from), wanted, f"DPO, {name}", None))
+    return stages_of
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:

@@ -37,7 +37,7 @@ from data.texts import egida, styles, suites
 from data.toys import guest_rules
 from experiments.decoding import models
 from experiments.decoding.models import Model
-from experiments.launch import checks, groups
+from experiments.launch import checks, groups, planning
 from experiments.pages import egida as page
 from experiments.pages import egida_sweep
 from experiments.pages.egida import AFTER, BEFORE
@@ -264,6 +264,11 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     kinds = tuple(part.strip() for part in c.judge.split(","))
     judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    return [tuning.plan(c, wanted, "DPO", c.pairs.num)]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:

@@ -40,7 +40,7 @@ from experiments.decoding.journal import Journal
 from experiments.guidance import judging, latency, methods, scoring, training, writing
 from experiments.guidance.training import ALL, BASE, SMALL, Objective, Trained
 from experiments.guidance.writing import Models, Writer
-from experiments.launch import checks, groups, lm
+from experiments.launch import checks, groups, lm, planning
 from experiments.pages import genarm as page
 from experiments.safety import judges
 
@@ -247,6 +247,11 @@ def baselines(c: ml_collections.ConfigDict) -> list[str]:
     if c.baselines is not None:
         return [name.strip() for name in c.baselines.split(",") if name.strip()]
     return [name for name in methods.BASELINES if name not in methods.SMALL or c.reward.init_from is not None]
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    return [training.plan(c, wanted, name, c.data.max_len) for name in ("reward", "dpo")]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:

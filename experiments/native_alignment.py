@@ -36,7 +36,7 @@ from data.texts import preferences, text
 from data.tokens import learning, tokenizer
 from experiments.evaluation import arms as exam_arms
 from experiments.filtering import probes, toy_corpora, training
-from experiments.launch import groups, lm
+from experiments.launch import groups, lm, planning
 from experiments.pages import native_alignment as native_page
 from experiments.safety import compared, judges
 
@@ -165,6 +165,12 @@ def sweep():
     for arm in ARMS:
         for seed in range(3):
             yield {"arms": arm, "seed": seed}
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    network = wanted.network(c, rows_are_plain=False)
+    return training.plan(network, {name: c[name] for name in training.STAGES}, c.data.max_len)
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
 from data.toys import notes
 from experiments.filtering import worker
-from experiments.launch import checks, groups, lm
+from experiments.launch import checks, groups, lm, planning
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
@@ -156,6 +156,20 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
     lm.check_model(c, made_here=c.tokenizer == "words")
     optimizer.adamw(**c.optimizer)
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
+    """What the launcher's `--plan` compiles."""
+    training = planning.rows(
+        "training",
+        wanted.network(c, rows_are_plain=not c.rows.packed),
+        tx=optimizer.adamw(**c.optimizer),
+        batch_size=c.batch_size,
+        max_len=c.rows.max_len,
+        steps=c.steps,
+        accumulate=c.accumulate,
+    )
+    return [training]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

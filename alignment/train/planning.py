@@ -46,7 +46,7 @@ class Training:
         steps: None where data decide it.
         units, unit: what a step consumes.
         adapter: of `adapters.Options`; all weights are trained where it is off.
-        has_reference: a frozen copy of the parameters is kept, and scored in every step.
+        has_reference: scored in every step: a frozen copy of the parameters, or an adapter's base.
     """
 
     name: str
@@ -176,7 +176,7 @@ def compile_step(training: Training, choice: Choice, topology: hardware.Topology
         try:
             program = lowered.compile(compiler_options=options)
         except Exception as e:  # JAX's own class, with the compiler's words
-            used = _asked_for(str(e))
+            used = _asked_for(str(e), sum(kinds.values()))
             if used is None:
                 raise
             kinds["activations, gradients and the rest"] = used - sum(kinds.values())
@@ -213,13 +213,16 @@ def _local_bytes(tree):
     return float(sum(one(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def _asked_for(message: str) -> float | None:
-    """Bytes that a program wants, from the compiler's refusal; None where it says something else."""
-    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
-        return None
-    hit = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if hit is None:
-        return None
+def _asked_for(message: str, of_state: float) -> float | None:
+    """Bytes that a program wants on a device, from the compiler's refusal; None where it says something else."""
+    if hit := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message):
+        return _bytes(hit)
+    if hit := re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds", message):
+        return of_state + _bytes(hit)
+    return None
+
+
+def _bytes(hit: re.Match[str]) -> float:
     return float(hit[1]) * 1024 ** " KMGT".index(hit[2] or " ")
 
 
@@ -250,8 +253,8 @@ def _rest_bytes(training, choice, state, batch, model):
     gradients = _local_bytes(state.params)
     kept = _kept(training.model, time_T, tensor, width)
     is_frozen = training.adapter.is_on()
-    # A layer's backward pass makes everything that "none" keeps, with slopes beside it.
-    worked = 2 * kept["none"] * tokens
+    # A layer's backward pass makes everything that "none" keeps, with slopes beside it; not all at one time.
+    worked = 1.2 * kept["none"] * tokens
     chunk = min(CHUNK, targets)
     head = D * V / tensor * (width + (0 if is_frozen else 4)) + 3 * 4 * chunk * V / tensor + 2 * width * targets * D
     return {
@@ -268,9 +271,9 @@ def _kept(model, time_T, tensor, width):
     G, K = model.num_kv_heads or H, model.head_dim or D // H
     attention = width * H * K / tensor
     wide = width * 2 * F / tensor
-    # blocks of attention leave 5/8 of the square, its weights in float32 and once more in the model's dtype
-    square = 0.0 if model.attention == "cudnn" else 0.625 * H / tensor * time_T * (4 + width)
-    whole = attention * 3 + width * 4 * G * K / tensor + wide * 2 + width * 4 * D + square
+    # Blocks of attention leave 5/8 of the square, in some three arrays of float32; norms keep float32 beside their own.
+    square = 0.0 if model.attention == "cudnn" else 0.625 * H / tensor * time_T * 12
+    whole = attention * 3 + width * 4 * G * K / tensor + wide * 2 + (8 + width * 4) * D + square
     return {"full": 0.0, "attn": attention, "attn_mlp": attention + wide, "none": whole}
 
 
@@ -372,21 +375,22 @@ def search(
         best = next((plan for plan in reckoned if plan.fits), None)
         return Found(best, least, [], num)
     tried: list[Plan] = []
-    scale = 1.0
+    scales = dict.fromkeys(REMAT, 1.0)  # of what a formula says, from programs that did not fit
     queue = reckoned
     while queue and len(tried) < most:
         # Past the last but one there is no time to be choosy: what needs least shows whether anything fits at all.
-        fitting = [plan for plan in queue if _scaled(plan, scale) <= topology.chip.memory]
+        fitting = [plan for plan in queue if _scaled(plan, scales) <= topology.chip.memory]
         is_last = len(tried) == most - 1 or not fitting
         plan = min(queue, key=lambda plan: plan.total) if is_last else fitting[0]
-        say_fn(f"compiling {plan.choice} ({hardware.gib(_scaled(plan, scale))} reckoned)")
+        say_fn(f"compiling {plan.choice} ({hardware.gib(_scaled(plan, scales))} reckoned)")
         compiled = compile_step(training, plan.choice, topology)
         tried.append(compiled)
         if compiled.fits:
             return Found(compiled, compiled, tried, num)
         if is_last:
             break
-        scale = max(rest(compiled) / max(rest(plan), 1.0), scale)
+        remat = plan.choice.remat
+        scales[remat] = max(rest(compiled) / max(rest(plan), 1.0), scales[remat])
         queue = [one for one in queue if one is not plan]
     return Found(None, min(tried, key=lambda plan: plan.total), tried, num)
 
@@ -401,5 +405,5 @@ def rest(plan: Plan) -> float:
     return plan.total - sum(plan.kinds[kind] for kind in ("parameters", "optimizer", "batch", "frozen weights"))
 
 
-def _scaled(plan, scale):
-    return plan.total + (scale - 1.0) * rest(plan)
+def _scaled(plan, scales):
+    return plan.total + (scales[plan.choice.remat] - 1.0) * rest(plan)

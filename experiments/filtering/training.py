@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from alignment.models import decoder
 from alignment.preference import metrics, pairs
 from alignment.train import loop, next_token, optimizer, sharding, step, train_state
+from experiments.launch import planning
 
 STAGES = ("pretrain", "sft", "dpo", "benign")
 _UNUSED = ("batch_size", "save_every")  # settings that the update of a stage does not depend on
@@ -22,6 +23,26 @@ def check(stage: Mapping[str, Any]) -> None:
     """Refuse the settings of a stage that no optimizer could take."""
     settings = {key: value for key, value in stage.items() if key not in (*_UNUSED, "accumulate", "steps", "beta")}
     optimizer.adamw(total_steps=stage["steps"], **settings)
+
+
+def plan(model: decoder.DecoderLM, settings: Mapping[str, Mapping[str, Any]], max_len: int) -> list[planning.Training]:
+    """Each stage that has steps, for the launcher's `--plan`; `settings` as for `Trainer`."""
+    out = []
+    for name, stage in settings.items():
+        rates = {key: value for key, value in stage.items() if key not in (*_UNUSED, "accumulate", "steps", "beta")}
+        sizes = dict(
+            tx=optimizer.adamw(total_steps=stage["steps"], **rates),
+            batch_size=stage["batch_size"],
+            max_len=max_len,
+            steps=stage["steps"],
+            accumulate=stage["accumulate"],
+        )
+        if stage["steps"] and "beta" in stage:
+            objective = dict(beta=stage["beta"])
+            out.append(planning.pairs(name, model, loss="dpo", objective=objective, reference="online", **sizes))
+        elif stage["steps"]:
+            out.append(planning.rows(name, model, **sizes))
+    return out
 
 
 class Trainer:

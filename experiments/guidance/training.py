@@ -24,6 +24,7 @@ from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import objectives, preferences, text
 from data.tokens import learning, pieces, tokenizer
+from experiments.launch import planning
 
 BASE, SMALL = "base", "small"  # folders of models from nothing
 ALL = "all"  # every objective's pairs together
@@ -79,6 +80,30 @@ def check_stage(c: ml_collections.ConfigDict, name: str) -> None:
     optimizer.adamw(total_steps=c[name].steps, **settings)
     if "beta" in c[name]:
         losses.check_options("dpo" if name == "dpo" else "reference_free", {"beta": c[name].beta})
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, max_len: int) -> planning.Training:
+    """The stage `reward` or `dpo` for the launcher's `--plan`; a reward model is of the base's network unless set."""
+    settings = c[name]
+    own = ml_collections.ConfigDict(
+        dict(init_from=c.init_from, tokenizer=c.tokenizer, model=c.model, compute=c.compute)
+    )
+    if settings.get("init_from") is not None:
+        own.update(init_from=settings.init_from, model=settings.model)
+    rates = {key: settings[key] for key in ("peak_lr", "warmup_steps", "weight_decay", "b2")}
+    return planning.pairs(
+        name,
+        wanted.network(own, rows_are_plain=False),
+        loss="dpo" if name == "dpo" else "reference_free",
+        objective=dict(beta=settings.beta),
+        tx=optimizer.adamw(total_steps=settings.steps, **rates),
+        batch_size=settings.batch_size,
+        max_len=max_len,
+        layout="shared",
+        steps=settings.steps,
+        adapter=adapters.Options(**settings.adapter),
+        reference="online",
+    )
 
 
 def learns_tokenizer(c: ml_collections.ConfigDict) -> bool:

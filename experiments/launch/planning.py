@@ -52,11 +52,28 @@ class Wanted:
 
     def network(self, c: ml_collections.ConfigDict, *, rows_are_plain: bool) -> decoder.DecoderLM:
         """The network of `c.init_from`, `c.model`, `c.compute` and `c.tokenizer`, or the architecture's."""
+        if self.architecture is not None or c.init_from:
+            return self.checkpoint(c.init_from, c.compute, rows_are_plain=rows_are_plain)
+        vocab_size = lm.load_tokenizer(c).vocab_size
+        settings = language_model.settings("", c.model, c.compute, vocab_size=vocab_size)
+        return self.decoder(settings, rows_are_plain=rows_are_plain)
+
+    def checkpoint(
+        self, init_from: str | None, compute: Mapping[str, Any], *, rows_are_plain: bool
+    ) -> decoder.DecoderLM:
+        """The architecture's network, or that of a checkpoint that lies on disk.
+
+        Raises:
+            InputError: the experiment makes the weights that it begins with, so nobody knows their network yet.
+        """
         if self.architecture is not None:
-            settings = {**self.architecture, **c.compute}
-        else:
-            vocab_size = 0 if c.init_from else lm.load_tokenizer(c).vocab_size
-            settings = language_model.settings(c.init_from, c.model, c.compute, vocab_size=vocab_size)
+            return self.decoder({**self.architecture, **compute}, rows_are_plain=rows_are_plain)
+        if (init_from or "").partition(":")[0] not in ("hf", "gguf", "run"):
+            raise InputError(
+                f"--plan: init_from={init_from!r} names no checkpoint whose network could be planned for; give "
+                "--config.init_from=hf:<folder>, or --plan_model=NAME"
+            )
+        settings = language_model.settings(init_from, {}, compute, vocab_size=0)
         return self.decoder(settings, rows_are_plain=rows_are_plain)
 
     def decoder(self, settings: Mapping[str, Any], *, rows_are_plain: bool) -> decoder.DecoderLM:
@@ -170,7 +187,7 @@ def pairs(
         "pairs",
         accumulate,
         adapter,
-        has_reference=reads and reference == "online" and not adapter.is_on(),
+        has_reference=reads and reference == "online",
     )
 
 

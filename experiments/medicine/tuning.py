@@ -18,7 +18,7 @@ from alignment.train import language_model, loop, next_token, optimizer, shardin
 from data.texts import text
 from data.tokens import tokenizer
 from experiments.decoding import models
-from experiments.launch import groups
+from experiments.launch import groups, planning
 from experiments.safety import tuning
 
 Numbers = Mapping[str, float]
@@ -53,6 +53,21 @@ def check(name: str, s: ml_collections.ConfigDict) -> None:
 def _adamw(s: ml_collections.ConfigDict, steps: int) -> Any:
     rate = dict(peak_lr=s.peak_lr, schedule=s.schedule, warmup_steps=round(s.warmup * steps), total_steps=steps)
     return optimizer.adamw(**rate, clip_norm=1.0, weight_decay=0.0)
+
+
+def plan(
+    s: ml_collections.ConfigDict, init_from: str, compute: Mapping[str, Any], wanted: planning.Wanted
+) -> planning.Training:
+    """Supervised tuning for the launcher's `--plan`; how many steps its conversations make is not known yet."""
+    return planning.rows(
+        "supervised tuning",
+        wanted.checkpoint(init_from, compute, rows_are_plain=False),
+        tx=_adamw(s, 1),
+        batch_size=s.batch_size,
+        max_len=s.max_len,
+        steps=None,
+        accumulate=s.accumulate,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

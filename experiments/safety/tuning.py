@@ -20,7 +20,7 @@ from alignment.train import adapters, flops, language_model, loop, optimizer, sh
 from data.texts import preferences
 from experiments.decoding import models
 from experiments.decoding.models import Model
-from experiments.launch import lm, references
+from experiments.launch import lm, planning, references
 
 LAYOUT = "shared"  # both answers of a pair behind one copy of its prompt
 
@@ -86,6 +86,31 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"init_from={models.RANDOM!r} has no weights on disk, to which an adapter could belong; give run:, hf: or "
             "a toy"
         )
+
+
+def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, num_pairs: int | None) -> planning.Training:
+    """The stage for the launcher's `--plan`; c is what `align` takes.
+
+    Args:
+        num_pairs: that it trains on; None where nobody knows them yet.
+    """
+    t = c.tuning
+    steps = None if num_pairs is None else max(1, round(num_pairs * t.epochs / t.batch_size))
+    return planning.pairs(
+        name,
+        wanted.checkpoint(c.init_from, c.compute, rows_are_plain=LAYOUT == "separate"),
+        loss="dpo",
+        objective=dict(beta=t.beta, label_smoothing=t.label_smoothing),
+        sft_weight=t.sft_weight,
+        tx=_adamw(t, steps or 1),
+        batch_size=t.batch_size,
+        max_len=t.max_len,
+        max_prompt_len=t.max_prompt_len,
+        layout=LAYOUT,
+        steps=steps,
+        accumulate=t.accumulate,
+        adapter=lm.adapter_options(c),
+    )
 
 
 def check_devices(c: ml_collections.ConfigDict) -> None:

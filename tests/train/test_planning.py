@@ -114,8 +114,10 @@ def test_what_the_compiler_asked_for_is_read_from_its_refusal():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 30.50G of "
         "15.75G hbm. Exceeded hbm capacity by 14.75G."
     )
-    assert planning._asked_for(words) == 30.5 * 2**30
-    assert planning._asked_for("INTERNAL: something else") is None
+    assert planning._asked_for(words, 1.0) == 30.5 * 2**30
+    words = "the total memory required for HLO temporaries (229.25G) exceeds available HBM (95.73G). HLO module: jit_f."
+    assert planning._asked_for(words, 2.0**30) == 230.25 * 2**30
+    assert planning._asked_for("INTERNAL: something else", 1.0) is None
 
 
 HLO = """

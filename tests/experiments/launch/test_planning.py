@@ -1,11 +1,16 @@
 """`--plan`: presets are the published models, what cannot be planned is refused, and a plan that fits nothing fails."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
+from alignment.errors import InputError
 from alignment.train import adapters, hardware, optimizer, planning
 from data.texts import preferences, text, trees
 from experiments import dpo, run, sft
+from experiments.launch import config as configs
 from experiments.launch import planning as launched
 from experiments.safety import cost
 
@@ -96,3 +101,39 @@ def test_an_adapter_is_planned_as_one():
     choice = planning.Choice((1, 1, 1), "none", 1)
     small, large = (planning.reckon(one, choice, topology).kinds for one in (low, whole))
     assert small["frozen weights"] == large["parameters"] and small["optimizer"] < large["optimizer"] / 2
+
+
+EXPECTED = {
+    "dpo": ["DPO"],
+    "sft": ["training"],
+    "pretrain": ["training"],
+    "egida": ["DPO"],
+    "aloe": ["supervised tuning", "DPO, general", "DPO, safety"],
+    "rewriter": ["training"],
+    "genarm": ["reward", "dpo"],
+    "native_alignment": ["pretrain", "sft", "dpo", "benign"],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_stage_of_an_experiment_that_trains_a_decoder_can_be_planned(name):
+    """With the real run's config; the batch of each stage is what its loss reads."""
+    experiment = configs.load_experiment(name)
+    wanted = launched.Wanted(dict(vocab_size=64, num_layers=1, model_dim=32, num_heads=2))
+    config = experiment.config()
+    if name == "aloe":
+        config.general.path = config.safety.path = "pairs.jsonl"  # without pairs these stages are left out
+    trainings = experiment.module.plan(config, wanted)
+    assert [training.name for training in trainings] == EXPECTED[name]
+    for training in trainings:
+        state, batch, _, model = planning.shapes(training, planning.Choice((1, 1, 1), "none", 1), None)
+        frozen = state.frozen if training.has_reference else {}
+        loss_fn = functools.partial(training.loss_of(model, None), rng=None)
+        mean, _ = jax.eval_shape(lambda *args: loss_fn(*args[:2], frozen=args[2]), state.params, batch, frozen)
+        assert mean.total.shape == ()
+
+
+def test_weights_that_an_experiment_makes_itself_need_a_network_by_name():
+    config = configs.load_experiment("egida:laptop")
+    with pytest.raises(InputError, match="--plan_model=NAME"):
+        config.module.plan(config.config(), launched.Wanted())
