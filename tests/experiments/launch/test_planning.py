@@ -103,6 +103,10 @@ def test_an_adapter_is_planned_as_one():
     assert small["frozen weights"] == large["parameters"] and small["optimizer"] < large["optimizer"] / 2
 
 
+def called(loss_fn, params, batch, frozen):
+    return loss_fn(params, batch, frozen=frozen)
+
+
 EXPECTED = {
     "dpo": ["DPO"],
     "sft": ["training"],
@@ -129,7 +133,7 @@ def test_every_stage_of_an_experiment_that_trains_a_decoder_can_be_planned(name)
         state, batch, _, model = planning.shapes(training, planning.Choice((1, 1, 1), "none", 1), None)
         frozen = state.frozen if training.has_reference else {}
         loss_fn = functools.partial(training.loss_of(model, None), rng=None)
-        mean, _ = jax.eval_shape(lambda *args: loss_fn(*args[:2], frozen=args[2]), state.params, batch, frozen)
+        mean, _ = jax.eval_shape(functools.partial(called, loss_fn), state.params, batch, frozen)
         assert mean.total.shape == ()
 
 
