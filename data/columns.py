@@ -48,7 +48,7 @@ class Table:
 
 
 def read(path: str, target: str, *, group: str = "", subset: str = "", leave_out: Sequence[str] = ()) -> Table:
-    """A CSV file with a line of names.
+    """A table with names, as `data.records` reads one.
 
     Args:
         target: name of the column to predict; rows without a value in it are set aside.
@@ -61,8 +61,8 @@ def read(path: str, target: str, *, group: str = "", subset: str = "", leave_out
     """
     named = [name for name in (target, group, subset) if name]
     rows, unread = records.read(path)
-    cells = [(row.line, {name: _text(value) for name, value in row.value.items()}) for row in rows]
-    names = list(cells[0][1])
+    names = list(dict.fromkeys(name for row in rows for name in row.value))  # a line of JSON may lack some
+    cells = [(row.line, {name: _text(row.value.get(name)) for name in names}) for row in rows]
     for name in (*named, *leave_out):
         one_of("column", name, names, hint=f"these are the columns of {path}")
     bad, good = list(unread), []
@@ -85,7 +85,7 @@ def read(path: str, target: str, *, group: str = "", subset: str = "", leave_out
         subsets.append(one_of(f"{path}:{line}: {subset}", word, image_sources.SPLITS))
     return Table(
         path,
-        {name: [row.get(name, "") for _, row in good] for name in names},
+        {name: [row[name] for _, row in good] for name in names},
         [row[target] for _, row in good],
         [row[group] for _, row in good] if group else [],
         subsets,

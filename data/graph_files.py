@@ -8,7 +8,9 @@ Dimensions: N nodes, E directed edges, D features.
 import gzip
 import json
 import pathlib
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +21,16 @@ from alignment.errors import InputError
 from data import graphs, pickled
 
 PLANETOID = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+ROLES = {"train": "tr", "val": "va", "test": "te"}  # of GraphSAINT's role.json
 SAINT = ("adj_full.npz", "feats.npy", "class_map.json", "role.json")
 REDDIT = ("reddit_data.npz", "reddit_graph.npz")
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+)  # of a file that is cut short or another kind
 OGB = ("raw/edge.csv.gz", "raw/node-feat.csv.gz", "raw/node-label.csv.gz")
 
 
@@ -46,7 +56,7 @@ def read(path: str, *, num_features: int | None = None, feature_scale: float = 0
     """
     where = pathlib.Path(path)
     parts = _reader(where)(where)
-    y_N = np.asarray(parts["y"]).ravel()
+    y_N = graphs.labels(path, parts["y"])
     if parts.get("splits") is None:
         print(
             f"data: {path} has no splits; 20 nodes of each class are drawn to train on, 500 and 1,000 others",
@@ -96,7 +106,7 @@ def _planetoid(folder: pathlib.Path) -> Parts:
         raise InputError(f"{folder} holds several graphs: {', '.join(names)}; put one in a folder of its own")
     prefix = f"ind.{names[0]}."
     paths = dict(zip(PLANETOID, graphs.need(folder, [prefix + part for part in PLANETOID], "planetoid")))
-    tests_B = np.loadtxt(paths["test.index"], dtype=np.int64, ndmin=1)
+    tests_B = _table(paths["test.index"], np.int64, 1).ravel()
     kinds = dict.fromkeys(("x", "tx", "allx"), scipy.sparse.csr_matrix) | dict.fromkeys(("y", "ty", "ally"), np.ndarray)
     read = {part: pickled.read_pickle(paths[part]) for part in (*kinds, "graph")}
     for part, kind in {**kinds, "graph": dict}.items():
@@ -106,7 +116,11 @@ def _planetoid(folder: pathlib.Path) -> Parts:
             )
     num_nodes = max(int(tests_B.max()) + 1, read["ally"].shape[0] + read["ty"].shape[0])
     num_fixed = read["allx"].shape[0]
-    if len(tests_B) != read["tx"].shape[0] or tests_B.min() < num_fixed:
+    if (
+        len(set(tests_B.tolist())) != read["tx"].shape[0]
+        or len(tests_B) != read["tx"].shape[0]
+        or tests_B.min() < num_fixed
+    ):
         raise InputError(f"{paths['test.index']}: its {len(tests_B)} nodes do not fit tx of {read['tx'].shape[0]} rows")
     x_ND = scipy.sparse.lil_matrix((num_nodes, read["allx"].shape[1]), dtype=np.float32)
     x_ND[:num_fixed] = read["allx"]
@@ -133,11 +147,11 @@ def _npz(path: pathlib.Path) -> Parts:
             names = set(file.files)
             get = _getter(path, file)
             if "edges" in names:
-                source_E, target_E = get("edges").reshape(-1, 2).T
+                source_E, target_E = _ends(path, "edges", get("edges"), 1)
                 x = _sparse(get, "feat_") if "feat_indptr" in names else None
                 y = get("labels")
             elif "edge_index" in names:
-                source_E, target_E = get("edge_index").reshape(2, -1)
+                source_E, target_E = _ends(path, "edge_index", get("edge_index"), 0)
                 x, y = get("x") if "x" in names else None, get("y")
             elif "adj_indptr" in names:
                 adjacency = _sparse(get, "adj_").tocoo()
@@ -157,8 +171,20 @@ def _npz(path: pathlib.Path) -> Parts:
             return dict(name=path.stem, edges=(source_E, target_E), x=x, y=y, splits=_splits(path, get, names))
     except InputError:
         raise
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as e:
+    except UNREADABLE as e:
         raise InputError(f"{path} is not a readable .npz: {e}") from e
+
+
+def _ends(path: pathlib.Path, name: str, edges: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the edges; exporters differ in which axis has the two of them.
+
+    Args:
+        axis: that has the two ends by the layout's own rule; it decides where both have two.
+    """
+    if edges.ndim != 2 or 2 not in edges.shape:
+        raise InputError(f"{path}: {name} has shape {edges.shape}; a source and a target an edge are needed")
+    source_E, target_E = np.moveaxis(edges, axis if edges.shape[axis] == 2 else 1 - axis, 0)
+    return source_E, target_E
 
 
 def _getter(path: pathlib.Path, file: Any) -> Any:
@@ -209,35 +235,49 @@ def _saint(folder: pathlib.Path) -> Parts:
     if any(isinstance(label, list) for label in labels.values()):
         raise InputError(f"{class_map}: nodes with several labels; graphs with one class a node are read")
     y_N = np.full(matrix.shape[0], -1)
-    y_N[np.array([int(node) for node in labels])] = list(labels.values())
+    names = [node for node in labels if not node.isdecimal() or int(node) >= len(y_N)]
+    if names:
+        raise InputError(f"{class_map} names node {names[0]!r}, and there are nodes 0 to {len(y_N) - 1}")
+    y_N[[int(node) for node in labels]] = graphs.whole(f"{class_map}: labels", list(labels.values()))
     roles = _json(role)
-    splits = {ours: np.array(roles[theirs]) for ours, theirs in (("train", "tr"), ("val", "va"), ("test", "te"))}
-    x_ND = np.load(features, allow_pickle=False)
+    if missing := [name for name in ROLES.values() if not isinstance(roles.get(name), list)]:
+        raise InputError(f"{role} has no list {missing[0]!r}; it needs {', '.join(ROLES.values())}")
+    splits = {ours: np.array(roles[theirs]) for ours, theirs in ROLES.items()}
+    try:
+        x_ND = np.load(features, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as e:
+        raise InputError(f"{features} is not an array that can be read: {e}. Write it again with numpy.save") from e
     return dict(name=folder.name, edges=(matrix.row, matrix.col), x=x_ND, y=y_N, splits=splits)
 
 
 def _reddit(folder: pathlib.Path) -> Parts:
     data, graph = graphs.need(folder, REDDIT, "reddit")
     matrix = _loaded(graph).tocoo()
-    with np.load(data, allow_pickle=False) as file:
-        get = _getter(data, file)
-        kinds = get("node_types")
-        splits = {split: kinds == number for number, split in enumerate(graphs.SPLITS, 1)}
-        return dict(name="reddit", edges=(matrix.row, matrix.col), x=get("feature"), y=get("label"), splits=splits)
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            get = _getter(data, file)
+            kinds, x_ND, y_N = get("node_types"), get("feature"), get("label")
+    except UNREADABLE as e:
+        raise InputError(f"{data} is not a readable .npz: {e}") from e
+    splits = {split: kinds == number for number, split in enumerate(graphs.SPLITS, 1)}
+    return dict(name="reddit", edges=(matrix.row, matrix.col), x=x_ND, y=y_N, splits=splits)
 
 
 def _loaded(path: pathlib.Path) -> Any:
     try:
         return scipy.sparse.load_npz(path)  # which reads no objects
-    except (ValueError, OSError, zipfile.BadZipFile, KeyError) as e:
+    except (*UNREADABLE, KeyError) as e:
         raise InputError(f"{path} is not a sparse matrix of scipy: {e}") from e
 
 
-def _json(path: pathlib.Path) -> Any:
+def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as e:  # also of bytes that are not UTF-8
         raise InputError(f"{path} is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value
 
 
 def _ogb(folder: pathlib.Path) -> Parts:
@@ -248,16 +288,20 @@ def _ogb(folder: pathlib.Path) -> Parts:
         raise InputError(f"{folder}/split holds {len(found)} folders with train.csv.gz; it should be one")
     names = dict(zip(graphs.SPLITS, ("train", "valid", "test")))
     paths = graphs.need(found[0].parent, [f"{name}.csv.gz" for name in names.values()], "ogb")
-    source_E, target_E = _csv(edges, np.int64).reshape(-1, 2).T
-    y_N = np.nan_to_num(_csv(labels, np.float64).ravel(), nan=-1).astype(np.int64)
-    x_ND = _csv(features, np.float32).reshape(len(y_N), -1)
-    splits = {split: _csv(path, np.int64).ravel() for split, path in zip(names, paths)}
+    source_E, target_E = _table(edges, np.int64, 2).T
+    y_N, x_ND = _table(labels, np.float64, 1), _table(features, np.float32)
+    splits = {split: _table(path, np.int64, 1).ravel() for split, path in zip(names, paths)}
     return dict(name=folder.name, edges=(source_E, target_E), x=x_ND, y=y_N, splits=splits)
 
 
-def _csv(path: pathlib.Path, dtype: Any) -> np.ndarray:
+def _table(path: pathlib.Path, dtype: Any, num_columns: int | None = None) -> np.ndarray:
+    """A table of numbers [rows, columns] without names; None takes any number of columns."""
     try:
-        with gzip.open(path, "rt") as file:
-            return np.loadtxt(file, dtype=dtype, delimiter=",", ndmin=2)
-    except (ValueError, OSError, EOFError) as e:
-        raise InputError(f"{path} is not a gzipped table of numbers: {e}") from e
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file without a row
+            table = np.loadtxt(file, dtype=dtype, delimiter=",", ndmin=2)
+    except UNREADABLE as e:
+        raise InputError(f"{path} is not a table of numbers: {e}") from e
+    if not len(table) or num_columns not in (None, table.shape[1]):
+        raise InputError(f"{path} has {len(table)} rows of {table.shape[1]} columns; it needs {num_columns or 'some'}")
+    return table

@@ -80,14 +80,16 @@ def build(
         InputError: node ids that do not exist, features that are not finite numbers, labels of no class, splits that
             overlap, nobody to train on; each names the first offender.
     """
-    y_N = np.asarray(y_N).astype(np.int64).ravel()
+    y_N = labels(name, y_N)
     num_nodes = len(y_N)
-    if x_ND.shape[0] != num_nodes:
-        raise InputError(f"{name}: {x_ND.shape[0]:,} rows of features for {num_nodes:,} labels")
+    if x_ND.ndim != 2 or x_ND.shape[0] != num_nodes:
+        raise InputError(f"{name}: features of shape {x_ND.shape} for {num_nodes:,} labels; a row a node is needed")
     x_ND = _features(name, x_ND)
     adjacency, counts = undirected(name, source_E, target_E, num_nodes)
     masks = _masks(name, splits, num_nodes)
     classes = int(y_N.max()) + 1 if num_classes is None else num_classes
+    if num_classes is None and classes > num_nodes:
+        raise InputError(f"{name}: label {y_N.max()} is beyond the {num_nodes:,} nodes; classes are numbered from 0")
     for split, mask_N in masks.items():
         bad = np.flatnonzero(mask_N & ((y_N < 0) | (y_N >= classes)))
         if len(bad):
@@ -100,7 +102,7 @@ def build(
 
 def undirected(name: str, source_E: Any, target_E: Any, num_nodes: int) -> tuple[Any, dict[str, int]]:
     """CSR of ones for both directions of every edge, and counts of loops, repeats and edges with one direction."""
-    source_E, target_E = (np.asarray(ends).astype(np.int64).ravel() for ends in (source_E, target_E))
+    source_E, target_E = (whole(f"{name}: the ends of edges", ends) for ends in (source_E, target_E))
     for ends in (source_E, target_E):
         bad = np.flatnonzero((ends < 0) | (ends >= num_nodes))
         if len(bad):
@@ -119,8 +121,41 @@ def undirected(name: str, source_E: Any, target_E: Any, num_nodes: int) -> tuple
     return both, {"loops dropped": int(is_loop_E.sum()), "repeats dropped": repeats, "edges made two-way": one_way}
 
 
+def labels(name: str, y_N: Any) -> np.ndarray:
+    """One class a node, int64 [N]; -1 where a node has none, which files may write as NaN.
+
+    Raises:
+        InputError: several columns, no node, labels that are not whole numbers.
+    """
+    y_N = np.asarray(y_N)
+    if y_N.size == 0 or y_N.size != len(y_N):
+        raise InputError(f"{name}: labels of shape {y_N.shape}; one class a node is needed, as a whole number from 0")
+    if y_N.dtype.kind == "f":
+        y_N = np.where(np.isnan(y_N), -1, y_N)
+    return whole(f"{name}: labels", y_N)
+
+
+def whole(what: str, numbers: Any) -> np.ndarray:
+    """Whole numbers as int64, flat; a cast alone would cut fractions off and read text.
+
+    Raises:
+        InputError: one that is not whole, or too large.
+    """
+    numbers = np.asarray(numbers).ravel()
+    if numbers.dtype.kind not in "biuf":
+        raise InputError(f"{what} must be whole numbers; they are of type {numbers.dtype}")
+    with np.errstate(invalid="ignore"):
+        cast = numbers.astype(np.int64)
+    bad = np.flatnonzero(cast != numbers)
+    if len(bad):
+        raise InputError(f"{what} must be whole numbers; number {bad[0]} of them is {numbers[bad[0]]}")
+    return cast
+
+
 def _features(name: str, x_ND: Any) -> Any:
     is_sparse = scipy.sparse.issparse(x_ND)
+    if x_ND.dtype.kind not in "biuf":
+        raise InputError(f"{name}: features must be numbers; they are of type {x_ND.dtype}")
     x_ND = scipy.sparse.csr_matrix(x_ND, dtype=np.float32) if is_sparse else np.asarray(x_ND, np.float32)
     bad = np.flatnonzero(~np.isfinite(x_ND.data if is_sparse else x_ND.ravel()))
     if len(bad):
@@ -134,6 +169,7 @@ def _masks(name: str, splits: Mapping[str, np.ndarray], num_nodes: int) -> dict[
     for split in SPLITS:
         nodes = np.asarray(splits[split])
         if nodes.dtype != bool:
+            nodes = whole(f"{name}: the nodes of {split}", nodes)
             bad = np.flatnonzero((nodes < 0) | (nodes >= num_nodes))
             if len(bad):
                 raise InputError(f"{name}: {split} names node {nodes[bad[0]]}, and there are 0 to {num_nodes - 1}")
@@ -169,6 +205,8 @@ def drawn_splits(
     y_N: np.ndarray, seed: int, *, per_class: int | None = 20, num_val: int = 500, num_test: int = 1_000
 ) -> dict[str, np.ndarray]:
     """Splits for files that have none: 20 nodes of each class to train on, then 500 and 1,000 as far as they go."""
+    if y_N.max() < 0:
+        raise InputError("no node has a class; mark some")
     rng = np.random.default_rng(seed)
     order = rng.permutation(np.flatnonzero(y_N >= 0))
     train = np.concatenate([order[y_N[order] == label][:per_class] for label in range(int(y_N.max()) + 1)])

@@ -203,6 +203,8 @@ def _number(row: records.Record, name: str) -> float | None:
         return None
     try:
         number = float(value)
+    except OverflowError:  # an integer of JSON beyond 1.8e308
+        number = math.inf
     except (TypeError, ValueError):
         raise InputError(f"{row.file}:{row.line}: {name}={value!r} is not a number") from None
     if not math.isfinite(number):
@@ -259,6 +261,8 @@ def _encode(rows: Sequence[records.Record], features: Sequence[str]) -> tuple[np
 def _is_number(value: Any) -> bool:
     try:
         float(value)
+    except OverflowError:
+        return True  # a number still, which `_number` refuses by its line
     except (TypeError, ValueError):
         return False
     return True
@@ -269,12 +273,13 @@ def _target(rows: Sequence[records.Record], name: str, kind: str | None) -> tupl
     values = [row.value[name] for row in rows]
     # float() takes True as 1, but the class is named by its word.
     is_numbers = all(_is_number(value) and not isinstance(value, bool) for value in values)
+    numbers = [_number(row, name) for row in rows] if is_numbers or kind == REGRESSION else []
     if kind is None:
         words = {str(value) for value in values}
-        is_few = len(words) <= MOST_CLASSES and is_numbers and all(float(value).is_integer() for value in values)
+        is_few = len(words) <= MOST_CLASSES and is_numbers and all(float(number).is_integer() for number in numbers)
         kind = CLASSIFICATION if is_few or not is_numbers else REGRESSION
     if kind == REGRESSION:
-        return np.array([_number(row, name) for row in rows], np.float32), ()
+        return np.array(numbers, np.float32), ()
     classes = sorted({str(value) for value in values}, key=lambda word: (float(word) if is_numbers else 0.0, word))
     if not 2 <= len(classes) <= MOST_CATEGORIES:
         raise InputError(
@@ -333,7 +338,10 @@ def _point(row: records.Record, name: str) -> tuple[float, float] | None:
     if value is None:
         return None
     if isinstance(value, dict):
-        return float(value["x"]), float(value["y"])
+        x, y = value.get("x"), value.get("y")
+        return None if x is None or y is None else (float(x), float(y))
+    if not isinstance(value, bytes):
+        raise InputError(f"{row.file}:{row.line}: {name} is not WKB: a {type(value).__name__}; give bytes")
     order = "<" if value[:1] == b"\x01" else ">"
     try:
         (kind,) = struct.unpack_from(f"{order}I", value, 1)

@@ -10,6 +10,9 @@ import csv
 import io
 import math
 import pathlib
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +24,8 @@ from data import loader, places
 from data.places import Place, Region, Samples
 
 TABLE = "tasks.csv"
+MOST_PLACES = 10_000  # of a task
+KINDS = {"biuf": "numbers", "iu": "whole numbers"}
 COLUMNS = ("id", "west", "south", "east", "north", "n", "n_locations", "fold")
 
 
@@ -59,18 +64,22 @@ def read(folder: pathlib.Path, *, support: int, least_places: int) -> tuple[Samp
         InputError: a file or column that is missing, a fold without a task, tiles for testing that lie on others, a
             row that is in two sets, features that are not finite.
     """
-    with open(folder / TABLE, newline="", encoding="utf-8") as f:
+    with open(folder / TABLE, newline="", encoding="utf-8-sig") as f:
         reader = csv.DictReader(f)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
             raise InputError(f"{folder / TABLE} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
         lines = list(reader)
+    if not lines:
+        raise InputError(f"{folder / TABLE} names no task")
+    if twice := [name for name, num in Counter(line["id"] for line in lines).items() if num > 1]:
+        raise InputError(f"{folder / TABLE} names task {twice[0]!r} twice")
     parts: dict[str, list[np.ndarray]] = {}
     regions: list[Region] = []
     counts = {"tasks": len(lines), "tasks with too few places": 0, "places with too few samples": 0}
     counts |= {"samples left out": 0}
     num = 0
     for line in lines:
-        box: Any = tuple(float(line[side]) for side in COLUMNS[1:5])
+        box = _box(folder, line)
         arrays = _task(folder, line["id"], box)
         errors.one_of(f"{folder / TABLE}: fold", line["fold"], places.FOLDS)
         kept = []
@@ -99,18 +108,40 @@ def read(folder: pathlib.Path, *, support: int, least_places: int) -> tuple[Samp
     return samples, regions, counts | {"samples": len(samples.y_N)}
 
 
+def _box(folder: pathlib.Path, line: dict[str, Any]) -> places.Box:
+    try:
+        west, south, east, north = (float(line[side]) for side in COLUMNS[1:5])
+    except (TypeError, ValueError):  # also of a line that is cut short
+        west = south = east = north = math.nan
+    if not (west < east and south < north):
+        raise InputError(f"{folder / TABLE}: task {line['id']!r} needs numbers, west below east and south below north")
+    return west, south, east, north
+
+
 def _task(folder: pathlib.Path, name: str, box: Any) -> dict[str, np.ndarray]:
     path = folder / f"tasks/{name}.npz"
     if not path.is_file() or path.parent != folder / "tasks":
         raise InputError(f"{folder / TABLE} names task {name!r}, and {path} is not there")
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {key: stored[key] for key in stored.files}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as e:
+        raise InputError(f"{path} is not a readable .npz: {e}") from e
     if missing := [key for key in ("x", "y", "loc", "split") if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}; it needs x, y, loc and split")
     num = len(arrays["y"])
-    if any(len(arrays[key]) != num for key in arrays):
-        raise InputError(f"{path}: all arrays must have {num} rows, as y has")
+    if not num or any(len(arrays[key]) != num for key in arrays):
+        raise InputError(f"{path}: all arrays must have {num or 'some'} rows, as y has")
+    for key, kinds in {"x": "biuf", "y": "biuf", "loc": "iu"}.items():
+        if arrays[key].dtype.kind not in kinds:
+            raise InputError(f"{path}: {key} is of type {arrays[key].dtype}; {KINDS[kinds]} are needed")
+    if not 0 <= arrays["loc"].min() <= arrays["loc"].max() < MOST_PLACES:
+        raise InputError(
+            f"{path}: loc must be from 0 to {MOST_PLACES - 1}; it holds {arrays['loc'].min()} to {arrays['loc'].max()}"
+        )
     loc = arrays["loc"].astype(np.int64)
+    if not np.isin(arrays["split"], (0, 1)).all():
+        raise InputError(f"{path}: split must hold 0 for support and 1 for query")
     cells = np.array([_place_box(arrays, k, box) for k in range(int(loc.max()) + 1)])
     centre = (cells[:, :2] + cells[:, 2:])[loc] / 2
     names = {"x": arrays["x"].astype(np.float32), "y": arrays["y"], "loc": loc, "split": arrays["split"]}
@@ -131,8 +162,8 @@ def _samples(folder: pathlib.Path, whole: dict[str, np.ndarray], lines: Sequence
     y_N = whole["y"].astype(np.int32 if is_classes else np.float32)
     class_names: tuple[str, ...] = ()
     if is_classes:
-        if y_N.min() < 0:
-            raise InputError(f"{folder}: y holds {y_N.min()}; classes are numbered from 0")
+        if y_N.min() < 0 or whole["y"].max() >= len(y_N):
+            raise InputError(f"{folder}: y holds {whole['y'].min()} to {whole['y'].max()}; classes are numbered from 0")
         class_names = tuple(f"class {k}" for k in range(max(int(y_N.max()) + 1, 2)))
     features = tuple(f"feature {i}" for i in range(whole["x"].shape[-1]))
     # The lines have the folds: a step that was kept on validation tasks is not taken up once these are test tasks.

@@ -439,6 +439,8 @@ def _csv(file: str) -> Iterator[Record | BadRecord]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(lines.unpacked(file)).suffix])
     try:
         names = next(reader, [])
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise InputError(f"{file} has two columns {twice[0]!r}; rename one, or leave it out")
         for row in reader:
             if not row:
                 continue

@@ -81,11 +81,12 @@ def read_synonyms(rows: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
     for i, row in enumerate(rows, 1):
         word, others = row.get("word"), row.get("synonyms")
         others = others.split(",") if isinstance(others, str) else others
-        if not isinstance(word, str) or not isinstance(others, list) or not others:
+        others = [str(other).strip() for other in others] if isinstance(others, list) else []
+        if not isinstance(word, str) or not word.strip() or not others or "" in others:
             raise InputError(
                 f"synonyms: record {i} must have `word` and `synonyms`, a list or words with commas between"
             )
-        out[word.strip().lower()] = [str(x).strip() for x in others]
+        out[word.strip().lower()] = others
     return out
 
 

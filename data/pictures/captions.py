@@ -18,6 +18,7 @@ from data.pictures import image_files, image_sources, transforms
 
 WORDS = 256  # W; words that share a place are taken for one
 NEEDED = ("image", "text")
+READ = (*NEEDED, "class", "subset")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +53,18 @@ def read(path: str, *, side: int) -> Captions:
             that cannot be read than `records.MAX_BAD`.
     """
     rows, unread = records.read(path)
-    names = rows[0].value
+    names = list(dict.fromkeys(name for row in rows for name in row.value))  # a line of JSON may lack some
     for name in NEEDED:
         one_of("column", name, names, hint=f"{path} must have image and text, and may have class and subset")
     base, bad, images, texts, classes, subsets = pathlib.Path(path).expanduser().parent, list(unread), [], [], [], []
     for row in rows:
-        words, where = str(row.value["text"] or ""), f"{path}:{row.line}"
-        if not words.strip():
-            bad.append(records.BadRecord(path, row.line, "the text is empty"))
+        where = f"{path}:{row.line}"
+        words, file, label, subset = (_cell(row, name) for name in (*reversed(NEEDED), "class", "subset"))
+        lacking = [name for name in names if name in READ and not _cell(row, name)]
+        if lacking:
+            bad.append(records.BadRecord(path, row.line, f"the {lacking[0]} is empty"))
             continue
-        file = image_sources.below(base, str(row.value["image"]), where=where)
+        file = image_sources.below(base, file, where=where)
         try:
             picture = image_files.read(str(file), at_least=(side, side))
         except (InputError, OSError) as e:
@@ -70,12 +73,17 @@ def read(path: str, *, side: int) -> Captions:
         squeezed = transforms.resize(picture, (side, side), keeps_shape=False)
         images.append(squeezed.astype(np.float32).ravel() / 127.5 - 1)
         texts.append(hashed(words))
-        classes.append(str(row.value.get("class") or words))
+        classes.append(label or words)
         if "subset" in names:
-            word = str(row.value["subset"]).lower()
+            word = subset.lower()
             subsets.append(one_of(f"{where}: subset", image_sources.SAME_SPLIT.get(word, word), image_sources.SPLITS))
     records.check_bad(bad, len(rows) + len(unread), records.MAX_BAD)
     return Captions(np.stack(images), np.stack(texts), classes, "class" in names, subsets, tuple(bad))
+
+
+def _cell(row: records.Record, name: str) -> str:
+    value = row.value.get(name)
+    return "" if value is None else str(value).strip()
 
 
 def hashed(text: str) -> np.ndarray:

@@ -116,7 +116,10 @@ def load(
         raise InputError(f"{path} leaves no text; counts: {counts}")
     if twice := [name for name, num in Counter(row.id for row in rows).items() if num > 1]:
         raise InputError(f"{path}: id {twice[0]!r} occurs twice, and {len(twice) - 1} others; membership goes by id")
-    num_labels = num_labels or (5 if is_cebab else max(row.label for row in rows) + 1)
+    most = max(row.label for row in rows)
+    if num_labels is None and not is_cebab and most >= len(rows):
+        raise InputError(f"{path}: label {most} of {len(rows):,} texts; number labels from 0, or set data.num_labels")
+    num_labels = num_labels or (5 if is_cebab else most + 1)
     check_labels(rows, found, num_labels)
     if is_cebab:
         rows = _checked_edits(rows, counts)
@@ -144,9 +147,10 @@ def _cebab(record: records.Record, counts: dict[str, int]) -> Row:
     concepts = frozenset(name for name, said in aspects.items() if said in MENTIONED)
     edited = str(value.get("edit_type") or "")
     injects = edited if edited in concepts and str(value.get("edit_goal")) in MENTIONED else ""
-    group = str(value.get("original_id") or value.get("id"))
+    name = _name(record, "id", f"{record.file}:{record.line}")
+    group = _name(record, "original_id", name)
     label = _label(record, "review_majority") - 1
-    return Row(str(value["id"]), text, label, concepts, group, injects, group if injects else "")
+    return Row(name, text, label, concepts, group, injects, group if injects else "")
 
 
 def _plain(record: records.Record, counts: dict[str, int]) -> Row:
@@ -160,9 +164,15 @@ def _plain(record: records.Record, counts: dict[str, int]) -> Row:
             f"{record.file}:{record.line}: columns found: {', '.join(map(str, value))}. Needed are text and label; or "
             "CEBaB's description, review_majority and its aspects; or passage, question and label"
         )
-    name = str(value.get("id", f"{record.file}:{record.line}"))
+    name = _name(record, "id", f"{record.file}:{record.line}")
     concepts = parse_concepts(value["concepts"], counts) if value.get("concepts") is not None else None
-    return Row(name, text, _label(record, "label"), concepts, str(value.get("group", name)))
+    return Row(name, text, _label(record, "label"), concepts, _name(record, "group", name))
+
+
+def _name(record: records.Record, column: str, otherwise: str) -> str:
+    """A cell as a name; tables and JSON write an absent one as an empty text or null."""
+    value = record.value.get(column)
+    return otherwise if value in (None, "") else str(value)
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:
@@ -209,7 +219,7 @@ def check_labels(rows: Sequence[Row], found: Sequence[records.Record], num_label
     """Refuse labels outside 0 to K-1, with the place of the first."""
     wrong = {row.id: row.label for row in rows if not 0 <= row.label < num_labels}
     for record in found if wrong else ():
-        name = str(record.value.get("id", f"{record.file}:{record.line}"))
+        name = _name(record, "id", f"{record.file}:{record.line}")
         if name in wrong:
             raise InputError(
                 f"{record.file}:{record.line}: label {wrong[name]} is outside 0 to {num_labels - 1}; labels count from "
@@ -265,7 +275,7 @@ def read_counterfactuals(path: str, rows: Sequence[Row], *, counts: dict[str, in
             )
         there, reason = sources.get(str(value["ori_text"]), {}), ""
         source = there.get(_label(record, "label")) if there else None
-        if not str(value["cf_text"]).strip():
+        if not isinstance(value["cf_text"], str) or not value["cf_text"].strip():
             reason = "empty counterfactuals, left out"
         elif not there:
             reason = "counterfactuals whose source is not among the texts, left out"

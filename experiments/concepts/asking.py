@@ -175,11 +175,13 @@ def annotated(
 
 def _examples(path: str, concepts: Sequence[str]) -> list[annotate.Example]:
     counts: dict[str, int] = {}
-    rows = records.read_counted(path, counts=counts)
-    return [
-        (str(row.value.get("text")), concept_sets.parse_concepts(row.value.get("concepts") or "", counts, concepts))
-        for row in rows
-    ]
+    out = []
+    for row in records.read_counted(path, counts=counts):
+        text = row.value.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{row.file}:{row.line}: an example needs a text, and its concepts")
+        out.append((text, concept_sets.parse_concepts(row.value.get("concepts") or "", counts, concepts)))
+    return out
 
 
 def with_counterfactuals(

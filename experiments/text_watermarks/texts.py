@@ -38,8 +38,7 @@ def read(c: Any, tok: Tokenizer, folder: pathlib.Path, *, learns: bool, counts: 
     labels = _labels(rows, c.seed, learns=learns)
     out = []
     for (name, row), label in zip(rows, labels):
-        whole = next(str(row[column]) for column in COLUMNS if row.get(column))
-        ids = tok.encode(whole)[: c.data.max_len]
+        ids = tok.encode(row[_column(row)])[: c.data.max_len]
         if len(ids) < c.data.min_len:
             counts["texts of fewer than data.min_len tokens"] = (
                 counts.get("texts of fewer than data.min_len tokens", 0) + 1
@@ -56,10 +55,10 @@ def _rows(c, folder, counts):
         counts["records"] = c.data.limit
         return [(f"chronicle:{i}", {"text": text}) for i, text in enumerate(chronicle.entries(c.data.limit, c.seed))]
     found = records.read_counted(c.data.path, counts=counts, bad_records_path=str(folder / "bad_records.jsonl"))
-    found = [part for record in found for part in _pieces(record, c.data.piece_chars)]
-    for name, row in found:
-        if not any(isinstance(row.get(column), str) and row[column].strip() for column in COLUMNS):
-            raise InputError(f"{name}: it needs a text under one of {', '.join(COLUMNS)}")
+    for record in found:
+        if _column(record.value) is None:
+            raise InputError(f"{record.file}:{record.line}: it needs a text under one of {', '.join(COLUMNS)}")
+    found = _once([part for record in found for part in _pieces(record, c.data.piece_chars)], counts)
     if c.data.limit is not None and len(found) > c.data.limit:
         counts["texts beyond data.limit"] = len(found) - c.data.limit
         order = random.Random(f"limit {c.seed}").sample(range(len(found)), c.data.limit)
@@ -67,14 +66,33 @@ def _rows(c, folder, counts):
     return found
 
 
+def _column(row: Mapping[str, Any]) -> str | None:
+    """The column that holds the text: the first with one."""
+    return next((name for name in COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
+
+
 def _pieces(record: records.Record, num_chars: int | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """The record, or pieces of its text; a piece of blanks alone is none."""
     name = f"{record.file}:{record.line}"
-    column = next((column for column in COLUMNS if isinstance(record.value.get(column), str)), None)
-    if num_chars is None or column is None:
+    if num_chars is None:
         return [(name, record.value)]
+    column = _column(record.value)
     text = record.value[column]
-    cuts = range(0, max(len(text), 1), num_chars)
-    return [(f"{name}+{at}", {**record.value, column: text[at : at + num_chars]}) for at in cuts]
+    cuts = ((at, text[at : at + num_chars]) for at in range(0, len(text), num_chars))
+    return [(f"{name}+{at}", {**record.value, column: piece}) for at, piece in cuts if piece.strip()]
+
+
+def _once(found: list, counts: dict[str, int]) -> list:
+    """The first record of each text; a copy of a member among the others would be a text that the model has read."""
+    first: dict[str, tuple[str, Any]] = {}
+    for name, row in found:
+        where, label = first.setdefault(row[_column(row)], (name, row.get("label")))
+        if str(row.get("label")) != str(label):
+            raise InputError(f"{name}: label={row.get('label')!r}, and the same text has {label!r} at {where}")
+    names = {name for name, _ in first.values()}
+    if len(names) < len(found):
+        counts["copies of a text, dropped"] = len(found) - len(names)
+    return [(name, row) for name, row in found if name in names]
 
 
 def _labels(rows, seed, *, learns):

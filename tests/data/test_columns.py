@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,15 @@ def test_a_row_without_a_target_is_set_aside_with_its_line(path):
     assert len(table) == 5 and table.subsets == ["train", "train", "train", "test", "val"]
     assert [(bad.line, bad.reason) for bad in table.bad] == [(7, "kind has no value")]
     assert table.groups == ["p", "p", "q", "q", "p"] and set(table.columns) == {"age", "city", "income", "name"}
+
+
+def test_lines_of_json_may_lack_any_column(tmp_path):
+    rows = [{"y": "a"}, {"x": 1, "y": "a"}, {"x": 2}, {"x": 3, "y": "b"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = columns.read(str(tmp_path / "t.jsonl"), "y")
+    assert table.columns == {"x": ["", "1", "3"]} and [(bad.line, bad.reason) for bad in table.bad] == [
+        (3, "y has no value")
+    ]
 
 
 def test_everything_is_fitted_on_the_training_rows_alone(path):

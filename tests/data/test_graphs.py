@@ -45,7 +45,16 @@ def test_edges_become_two_way_once_and_what_was_dropped_is_counted():
         (dict(source_E=[0, -1, 2, 3, 3, 0]), "edge 1 names node -1"),
         (dict(x_ND=np.where(X == 7, np.nan, X)), "a feature of node 3 is not a finite number"),
         (dict(x_ND=scipy.sparse.csr_matrix(np.where(X == 4, np.inf, X))), "a feature of node 2 is not"),
-        (dict(x_ND=X[:4]), "4 rows of features for 5 labels"),
+        (dict(x_ND=X[:4]), r"features of shape \(4, 2\) for 5 labels"),
+        (dict(x_ND=X[:, 0]), r"features of shape \(5,\) for 5 labels"),
+        (dict(x_ND=X.astype(str)), "features must be numbers"),
+        (dict(source_E=[0, 1, 2.5, 3, 3, 0]), r"number 2 of them is 2\.5"),
+        (dict(source_E=np.array(SOURCE, np.uint64) + np.uint64(1 << 63)), "number 0 of them is 9223372036854775808"),
+        (dict(y_N=[0, 1, 0.5, 1, -1]), r"labels must be whole numbers; number 2 of them is 0\.5"),
+        (dict(y_N=["a", "b", "a", "b", "a"]), "labels must be whole numbers; they are of type"),
+        (dict(y_N=np.eye(2)[[0, 1, 0, 1, 1]]), r"labels of shape \(5, 2\); one class a node"),
+        (dict(y_N=[0, 1, 0, 1, 1 << 40]), "label 1099511627776 is beyond the 5 nodes"),
+        (dict(splits=SPLITS | {"test": [2.5]}), "the nodes of test must be whole numbers"),
         (dict(y_N=[0, 1, 0, -1, 1]), "node 3 of test has label -1"),
         (dict(num_classes=1), "node 1 of train has label 1; labels are 0 to 0"),
         (dict(splits=SPLITS | {"val": [1]}), "node 1 is of train and of val"),
@@ -121,6 +130,16 @@ def test_masks_stored_as_numbers_are_masks_and_other_numbers_are_refused(dtype, 
         graph_files.read(str(tmp_path / "toy.npz"))
 
 
+@pytest.mark.parametrize(("layout", "name"), [("edges", "edges"), ("edge_index", "edge_index")])
+def test_the_two_ends_of_edges_may_lie_along_either_axis_and_there_are_two(layout, name, tmp_path):
+    arrays = LAYOUTS[layout]
+    np.savez(tmp_path / "toy.npz", **arrays | {name: arrays[name].T})
+    same(graph_files.read(str(tmp_path / "toy.npz")))
+    np.savez(tmp_path / "toy.npz", **arrays | {name: np.zeros((3, 6), int)})
+    with pytest.raises(InputError, match=rf"{name} has shape \(3, 6\)"):
+        graph_files.read(str(tmp_path / "toy.npz"))
+
+
 def test_a_planetoid_folder_gives_its_graph(tmp_path):
     """Nodes 0 to 2 are fixed, the test nodes 4 and 3 come in that order."""
     one_hot = np.eye(2, dtype=np.int32)[[0, 1, 0, 1, 1]]
@@ -142,6 +161,10 @@ def test_a_planetoid_folder_gives_its_graph(tmp_path):
     np.testing.assert_array_equal(graph.y_N, [0, 1, 0, 1, 1])
     np.testing.assert_array_equal(graph.adjacency.toarray(), build().adjacency.toarray())
     assert [np.flatnonzero(graph.splits[s]).tolist() for s in graphs.SPLITS] == [[0, 1], [2], [3, 4]]
+    for text, message in (("4\n4\n", "its 2 nodes do not fit"), ("4\nx\n", "not a table"), ("", "has 0 rows")):
+        (tmp_path / "ind.toy.test.index").write_text(text)
+        with pytest.raises(InputError, match=message):
+            graph_files.read(str(tmp_path))
     (tmp_path / "ind.toy.ty").unlink()
     with pytest.raises(
         InputError, match=r"ind.toy.ty is not there; planetoid files are at https://github.com/kimiyoung"
@@ -149,15 +172,48 @@ def test_a_planetoid_folder_gives_its_graph(tmp_path):
         graph_files.read(str(tmp_path))
 
 
+def saint(folder, **changes):
+    labels = json.dumps({str(n): y for n, y in enumerate(Y) if y >= 0})
+    texts = {"class_map": labels, "role": json.dumps({"tr": [0, 1], "va": [2], "te": [3]})} | changes
+    scipy.sparse.save_npz(folder / "adj_full.npz", ADJACENCY)
+    np.save(folder / "feats.npy", X)
+    for name, text in texts.items():
+        (folder / f"{name}.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(folder)
+
+
 def test_a_graphsaint_folder_gives_its_graph(tmp_path):
-    scipy.sparse.save_npz(tmp_path / "adj_full.npz", ADJACENCY)
-    np.save(tmp_path / "feats.npy", X)
-    (tmp_path / "class_map.json").write_text(json.dumps({str(n): y for n, y in enumerate(Y) if y >= 0}))
-    (tmp_path / "role.json").write_text(json.dumps({"tr": [0, 1], "va": [2], "te": [3]}))
-    same(graph_files.read(str(tmp_path)))
-    (tmp_path / "class_map.json").write_text(json.dumps({"0": [1, 0]}))
-    with pytest.raises(InputError, match="several labels"):
-        graph_files.read(str(tmp_path))
+    same(graph_files.read(saint(tmp_path)))
+    same(graph_files.read(saint(tmp_path, role=b"\xef\xbb\xbf" + (tmp_path / "role.json").read_bytes())))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("class_map", '{"0": [1, 0]}', "several labels"),
+        ("class_map", "[0, 1]", "holds a JSON list, not an object"),
+        ("class_map", b'{"0": "\xff"}', "is not JSON"),
+        ("class_map", '{"0": 1', "is not JSON"),
+        ("class_map", '{"5": 1}', "names node '5', and there are nodes 0 to 4"),
+        ("class_map", '{"zero": 1}', "names node 'zero'"),
+        ("class_map", '{"0": "cat"}', "labels must be whole numbers"),
+        ("role", '{"tr": [0, 1], "va": [2]}', "has no list 'te'"),
+        ("role", '{"tr": ["a"], "va": [2], "te": [3]}', "the nodes of train must be whole numbers"),
+    ],
+)
+def test_odd_labels_and_roles_of_graphsaint_are_refused(name, text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        graph_files.read(saint(tmp_path, **{name: text}))
+
+
+def test_features_that_are_cut_short_or_pickled_are_refused(tmp_path):
+    folder = saint(tmp_path)
+    np.save(tmp_path / "feats.npy", np.array([{}] * 5), allow_pickle=True)
+    with pytest.raises(InputError, match=r"feats\.npy is not an array that can be read"):
+        graph_files.read(folder)
+    (tmp_path / "feats.npy").write_bytes(b"\x93NUMPY\x01\x00v")
+    with pytest.raises(InputError, match=r"feats\.npy is not an array that can be read"):
+        graph_files.read(folder)
 
 
 def test_a_reddit_folder_gives_its_graph(tmp_path):
@@ -165,9 +221,13 @@ def test_a_reddit_folder_gives_its_graph(tmp_path):
     np.savez(tmp_path / "reddit_data.npz", feature=X, label=np.array(Y), node_types=np.array([1, 1, 2, 3, 0]))
     with pytest.warns(UserWarning, match="reddit is published"):
         same(graph_files.read(str(tmp_path)))
+    whole = (tmp_path / "reddit_data.npz").read_bytes()
+    (tmp_path / "reddit_data.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"reddit_data\.npz is not a readable \.npz"):
+        graph_files.read(str(tmp_path))
 
 
-def test_a_raw_ogb_folder_gives_its_graph(tmp_path):
+def ogb(folder, **changes):
     tables = {
         "raw/edge": "\n".join(f"{s},{t}" for s, t in zip(SOURCE, TARGET)),
         "raw/node-feat": "\n".join(f"{a},{b}" for a, b in X),
@@ -177,12 +237,33 @@ def test_a_raw_ogb_folder_gives_its_graph(tmp_path):
         "split/time/test": "3",
     }
     for name, text in tables.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
-    same(graph_files.read(str(tmp_path)))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = changes.get(name.rpartition("/")[2].replace("-", "_"), text)
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    return str(folder)
+
+
+def test_a_raw_ogb_folder_gives_its_graph(tmp_path):
+    same(graph_files.read(ogb(tmp_path)))
     (tmp_path / "raw/edge.csv.gz").unlink()
     with pytest.raises(InputError, match=r"edge\.csv\.gz is not there; ogb files are at"):
         graph_files.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(edge="0,1,7\n2,3,7"), r"edge\.csv\.gz has 2 rows of 3 columns; it needs 2"),
+        (dict(node_label="0,1\n1,0"), r"node-label\.csv\.gz has 2 rows of 2 columns"),
+        (dict(node_feat="1,2\n" * 10), r"features of shape \(10, 2\) for 5 labels"),
+        (dict(node_label="0.5\n1\n0\n1\nnan"), "labels must be whole numbers"),
+        (dict(train=""), r"train\.csv\.gz has 0 rows"),
+        (dict(edge="a,b"), "is not a table of numbers"),
+    ],
+)
+def test_tables_of_another_shape_are_not_folded_into_the_right_one(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        graph_files.read(ogb(tmp_path, **changes))
 
 
 def test_splits_and_features_are_drawn_where_a_file_has_none_and_never_silently(tmp_path, capsys):

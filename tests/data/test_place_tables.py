@@ -145,6 +145,15 @@ def test_tables_that_cannot_be_used_are_refused(rows, columns, said, tmp_path):
         place_tables.read(write(tmp_path / "t.csv", rows), columns)
 
 
+@pytest.mark.parametrize("name", ["longitude", "rooms", "price"])
+def test_an_integer_beyond_all_floats_is_refused_by_its_line(name, tmp_path):
+    rows = [{key.lower(): value for key, value in row.items()} for row in ROWS]
+    rows[2][name] = 10**400
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=rf"t\.jsonl:3: {name}=10+ is not finite"):
+        place_tables.read(str(tmp_path / "t.jsonl"), Columns(target="price"))
+
+
 def test_a_column_of_many_words_is_named(tmp_path):
     rows = [{"lon": 1, "lat": i / 9, "name": f"street {i}", "y": i % 2} for i in range(60)]
     with pytest.raises(InputError, match="column name has 60 different words"):

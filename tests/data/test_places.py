@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -229,6 +231,15 @@ def test_stored_tasks_of_swapped_folds_have_another_digest(area, tmp_path):
         ("file", "is not there"),
         ("row", "row 7 is among the support samples of task 0_0 and among the query samples of task 0_0"),
         ("fold", "fold='test' is not one of: meta_train, meta_val, meta_test"),
+        ("no lines", "names no task"),
+        ("cut short", "task '0_0' needs numbers, west below east"),
+        ("twice", "names task '0_0' twice"),
+        ("half a file", "0_0.npz is not a readable .npz"),
+        ({"x": "word"}, "x is of type <U4; numbers are needed"),
+        ({"y": 1 << 40}, "y holds 0 to 1099511627776; classes"),
+        ({"loc": 1 << 40}, "loc must be from 0 to 9999; it holds 1099511627776"),
+        ({"loc": 0.5}, "loc is of type float64; whole numbers are needed"),
+        ({"split": 2}, "split must hold 0 for support and 1 for query"),
     ],
 )
 def test_stored_tasks_that_cannot_be_used_are_refused(area, tmp_path, harm, said):
@@ -241,6 +252,22 @@ def test_stored_tasks_that_cannot_be_used_are_refused(area, tmp_path, harm, said
         table.write_text(table.read_text().replace("meta_test", "test"))
     elif harm == "file":
         table.write_text(table.read_text().replace("\n0_0,", "\n../0_0,"))
+    elif harm == "no lines":
+        table.write_text(table.read_text().splitlines()[0] + "\n")
+    elif harm == "cut short":
+        table.write_text(re.sub("\n0_0,[^\n]*", "\n0_0,0.0", table.read_text()))
+    elif harm == "twice":
+        table.write_text(re.sub("(\n0_0,[^\n]*)", r"\1\1", table.read_text()))
+    elif harm == "half a file":
+        whole = (tmp_path / "tasks/0_0.npz").read_bytes()
+        (tmp_path / "tasks/0_0.npz").write_bytes(whole[: len(whole) // 2])
+    elif isinstance(harm, dict):
+        with np.load(tmp_path / "tasks/0_0.npz") as stored:
+            arrays = dict(stored)
+        ((name, value),) = harm.items()
+        np.savez(
+            tmp_path / "tasks/0_0.npz", **arrays | {name: np.full_like(arrays[name], value, np.array(value).dtype)}
+        )
     else:
         with np.load(tmp_path / "tasks/0_0.npz") as stored:
             arrays = dict(stored)

@@ -175,6 +175,15 @@ def test_plain_text_documents_know_their_first_line(tmp_path):
         assert record.value["text"].startswith(f"line {record.line}")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+def test_two_columns_of_one_name_are_refused(name, tmp_path):
+    comma = "\t" if ".tsv" in name else ","
+    text = "\n".join(comma.join(row) for row in (("text", "label", "label"), ("a", "0", "1"))).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(InputError, match=r"has two columns 'label'; rename one"):
+        records.read(str(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     "name", ["a.JSONL", "a.jsonl.ZST", "a.jsonl.zip", "a.json.7z", "A.Parquet", "gone.jsonl", "deep/a.ndjson.lz4"]
 )

@@ -88,9 +88,25 @@ def test_texts_without_labels_are_split_where_the_run_learns_them(tmp_path):
 
 
 def test_long_records_become_pieces_and_short_ones_are_counted(tmp_path):
-    out, counts = read(tmp_path, [{"text": "a" * 25}, {"text": "b" * 3}], learns=True, piece_chars=10, min_len=4)
-    assert [text.text for text in out] == ["a" * 10, "a" * 10, "a" * 5]
+    lines = [{"text": "a" * 10 + "c" * 10 + " " * 10 + "a" * 5}, {"text": "b" * 3}]
+    out, counts = read(tmp_path, lines, learns=True, piece_chars=10, min_len=4)
+    assert [text.text for text in out] == ["a" * 10, "c" * 10, "a" * 5]
     assert counts["texts of fewer than data.min_len tokens"] == 1
+
+
+def test_the_text_is_the_first_column_that_has_one(tmp_path):
+    lines = [{"input": 7, "text": "one", "label": 1}, {"input": " ", "snippet": "two", "label": 0}]
+    for piece_chars in (None, 10):
+        out, _ = read(tmp_path, lines, piece_chars=piece_chars)
+        assert [text.text for text in out] == ["one", "two"]
+
+
+def test_copies_of_a_text_are_dropped_and_may_not_stand_on_both_sides(tmp_path):
+    lines = [{"text": f"text {i // 2}"} for i in range(8)]
+    out, counts = read(tmp_path, lines, learns=True)
+    assert len({text.text for text in out}) == len(out) == 4 and counts["copies of a text, dropped"] == 4
+    with pytest.raises(InputError, match=r":2: label=0, and the same text has 1 at .*:1"):
+        read(tmp_path, [{"text": "one", "label": 1}, {"text": "one", "label": 0}])
 
 
 def test_empty_texts_and_one_class_are_refused(tmp_path):

@@ -41,8 +41,9 @@ def test_words_are_swapped_for_the_lists_synonyms_and_keep_a_capital():
     )
     assert out == "Large dogs; a large tom."
     assert attacks.swap("Big cat", synonyms, 0.0, RNG(0)) == "Big cat"
-    with pytest.raises(InputError, match="record 1"):
-        attacks.read_synonyms([{"word": "big"}])
+    for row in ({"word": "big"}, {"word": "big", "synonyms": "large,,great"}, {"word": " ", "synonyms": ["a"]}):
+        with pytest.raises(InputError, match="record 1"):
+            attacks.read_synonyms([row])
 
 
 def test_a_paraphrase_is_the_models_answer_and_an_empty_one_changes_nothing():

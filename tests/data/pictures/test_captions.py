@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -28,6 +30,17 @@ def test_without_classes_every_text_is_its_own(tmp_path):
     assert read.classes == ["one", "two"] and read.subsets == []
 
 
+def test_columns_may_begin_below_the_first_line_and_a_class_may_be_zero(tmp_path):
+    table(tmp_path)
+    rows = [{"image": f"{i}.png", "text": "a leaf", "class": i} for i in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert captions.read(str(tmp_path / "pairs.jsonl"), side=2).classes == ["0", "1"]
+    del rows[0]["class"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"pairs\.jsonl:1: the class is empty"):
+        captions.read(str(tmp_path / "pairs.jsonl"), side=2)
+
+
 def test_single_pairs_that_cannot_be_read_are_set_aside_with_their_line(tmp_path):
     lines = [f"{i % 3}.png\ttext {i}\toak\ttrain" for i in range(100)]
     read = captions.read(table(tmp_path, *lines[:50], "9.png\tgone\toak\ttrain", *lines[50:]), side=2)
@@ -38,6 +51,8 @@ def test_single_pairs_that_cannot_be_read_are_set_aside_with_their_line(tmp_path
     ("lines", "message"),
     [
         (["0.png\t \toak\ttrain"], "the text is empty"),
+        (["0.png\tx\t\ttrain"], "the class is empty"),
+        (["0.png\tx\toak\t"], "the subset is empty"),
         (["../0.png\tx\toak\ttrain"], "points outside"),
         (["0.png\tx\toak\tlater"], "subset='later' is not one of: train, val, test"),
         (["7.png\tx\toak\ttrain"], "1 of 1 lines"),

@@ -112,11 +112,27 @@ def test_sentences_and_unknown_names_among_concepts_are_ignored_and_counted():
         ([{"id": 1, "text": "a", "label": 0}, {"id": 1, "text": "b", "label": 1}], {}, "id '1' occurs twice"),
         ([{"text": "a", "label": 0}], {}, "two labels are needed"),
         ([{"text": "", "label": 0}], {}, "leaves no text"),
+        ([{"text": "a", "label": 0}, {"text": "b", "label": 10**12}], {}, "label 1000000000000 of 2 texts"),
+        ([cebab(0, id=None), cebab(1, id=None, stars="9")], {}, r"rows\.jsonl:2: label 8"),
     ],
 )
 def test_bad_rows_are_refused_with_their_place(rows, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         load(tmp_path, rows, **options)
+
+
+def test_rows_without_an_id_or_a_group_are_their_own(tmp_path):
+    rows = [{"id": None, "group": group, "text": f"text {i}", "label": i} for i, group in enumerate((None, "", "g"))]
+    found, _ = load(tmp_path, rows)
+    names = [row.id.rpartition(":")[2] for row in found.rows]
+    assert names == ["1", "2", "3"] and [row.group.rpartition(":")[2] for row in found.rows] == ["1", "2", "g"]
+
+
+def test_a_counterfactual_without_a_text_is_counted_as_empty(tmp_path):
+    rows = [{"id": f"r{i}", "text": f"text {i}", "label": i, "concepts": []} for i in range(2)]
+    written = [{"cf_text": text, "ori_text": "text 0", "label": 0, "concept": "food"} for text in (None, " ", ["a"])]
+    found, counts = load(tmp_path, rows, counterfactuals=write(tmp_path / "written.jsonl", written))
+    assert found.counterfactuals == () and counts["empty counterfactuals, left out"] == 3
 
 
 def test_counterfactuals_need_a_source_of_the_same_label(tmp_path):
