@@ -19,11 +19,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from alignment import errors
 from alignment.decoding import (
+    ahead,
     guided,
     network,
     prefixes,
@@ -143,6 +145,8 @@ class Engine:
             attention=rows.choose(attention, [m for m, _ in networks], **limits),
             guides=places,
         )
+        place = network.place_of(params)
+        self._compiling = ahead.start(self.plan, nn.meta.unbox(params), weights_dtype, place)
         options: dict[str, Any] = dict(dtype=weights_dtype, frees_params=frees_params)
         self.weights = tuple(network.prepare(m, p, self.plan.mesh, **options) for m, p in networks)
         if adapters:
@@ -152,6 +156,8 @@ class Engine:
             raise InputError(f"num_ids={num_ids} must be from 1 to {model.vocab_size}, the model's vocabulary")
         programs.check_states(states, len(processors), num_slots)
         self.state = programs.init_state(self.plan, states)
+        if place is not None:  # a state that nobody placed would be compiled for once more when it meets the weights
+            self.weights, self.state = jax.device_put((self.weights, self.state), place)
         self._first_rows = tuple(jax.tree.map(lambda x: np.asarray(x)[0], s) for s in states)
         self.pieces, self.stop_ids, self.seed, self.order = pieces, tuple(stop_ids), seed, order
         self.chunks_per_turn = chunks_per_turn
@@ -377,6 +383,7 @@ class Engine:
         """One dispatch, and what it wrote."""
         plan = self.plan
         may_leave = np.bool_(bool(self._waiting) or bool(self._prefilling))
+        self._compiling.join()
         self.state, out = programs.decode(plan, self.weights, self.state, is_live_B, may_leave)
         jobs = [slot.job for slot in self._slots]
         wants_top = any(job is not None and job.request.logprobs for job in jobs)

@@ -21,7 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from alignment import errors
 from alignment.decoding import rows, stacks
@@ -154,6 +154,13 @@ def mesh_of(params: Any) -> Mesh | None:
     place = getattr(leaf, "sharding", None)  # numpy arrays have none
     mesh = place.mesh if isinstance(place, NamedSharding) else None
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+def place_of(params: Any) -> SingleDeviceSharding | None:
+    """The one device that parameters were put on; None: nobody chose one, or they lie on a mesh of several."""
+    leaf = jax.tree.leaves(nn.meta.unbox(params))[0]
+    is_chosen = isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1
+    return SingleDeviceSharding(*leaf.devices()) if is_chosen else None
 
 
 def init_cache(
