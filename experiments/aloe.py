@@ -19,7 +19,7 @@ import functools
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,9 +33,10 @@ from alignment.evaluation import options
 from alignment.merging import methods
 from alignment.models import bert
 from alignment.train import language_model, sharding, writers
+from data.texts.bias_sets import Beginning
 from experiments.decoding import models
 from experiments.launch import checks, groups, planning
-from experiments.medicine import biases, gathering, red_team, schemes, stages, tuning, world
+from experiments.medicine import biases, gathering, red_team, schemes, stages, toxicity, tuning, world
 from experiments.medicine.stages import SCRIPTED, Opened, Stage
 from experiments.medicine.world import EMBEDDED
 from experiments.merging import writing
@@ -58,6 +59,9 @@ LEAST = {
     "red_team.limit": (1, "None takes all prompts"),
     "red_team.max_new_tokens": (1, ""),
     "bias.limit": (1, "None takes all rows"),
+    "toxicity.limit": (1, "None takes all prompts"),
+    "toxicity.num_draws": (1, "None: as in the paper"),
+    "toxicity.max_new_tokens": (1, "None: as in the paper"),
     "general.limit": (1, "None takes all pairs"),
     "safety.limit": (1, "None takes all pairs"),
     "save_every": (0, ""),
@@ -94,6 +98,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.safety = tuning.dpo_settings(peak_lr=1e-7, batch_size=128, max_len=4_096, max_prompt_len=2_048)
     c.red_team = red_team.settings()
     c.bias = biases.settings()  # sets by their names: files that are measured before alignment and after it
+    c.toxicity = toxicity.settings()
     c.judge = "keyword"  # of attacks: keyword, model, endpoint
     c.judging = judges.settings(JUDGING)
     c.asking = schemes.settings()
@@ -139,6 +144,7 @@ def _embedded(c: ml_collections.ConfigDict) -> None:
         c[name].update(beta=0.3, sft_weight=1.0, batch_size=32, epochs=4.0, peak_lr=1e-4, max_len=96)
         c[name].max_prompt_len = 64
     c.red_team.update(attacks=EMBEDDED, harmless=EMBEDDED, max_new_tokens=16)
+    c.bias.vignettes = EMBEDDED
     c.asking.update(
         by_text=True, max_new_tokens=24, max_new_tokens_direct=6, num_examples=3, retries=1, solving_draws=2
     )
@@ -232,7 +238,8 @@ def check(c: ml_collections.ConfigDict) -> None:
             if c[name].path != EMBEDDED:
                 gathering.records.check(c[name].path)
     red_team.check(c.red_team)
-    biases.check(c.bias)
+    biases.check(c.bias, is_embedded=is_embedded)
+    toxicity.check(c.toxicity)
     kinds = (c.judge,)
     judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
     _check_asking(c)
@@ -291,7 +298,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     counts: dict[str, int] = {}
     plan = gathering.read(c.data, folder, counts, times=c.world.times or 1, seed=c.seed)
     prompts = red_team.read(c.red_team, folder, counts, seed=c.seed)
-    sets = biases.read(c.bias, counts)
+    sets, beginnings = biases.read(c.bias, counts), toxicity.read(c.toxicity, counts)
+    score_fn = toxicity.scorer(c.toxicity.scorer) if beginnings else None
     start = stages.base(c, folder, where)
     tuned = stages.fine_tunes(c, folder, where, start, plan, counts)
     merged, merge_report = stages.merges(c, folder, start, tuned)
@@ -308,6 +316,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         if stage in (merged[0], final):
             safety[stage.name] = _safety(c, prompts, opened, stage, folder)
             biased[stage.name] = biases.measure(sets, opened.model, folder, max_len=c.engine.max_len)
+            if score_fn is not None:
+                biased[stage.name] |= _toxic(c, beginnings, opened, score_fn, folder / "toxicity" / stage.name)
         if stage is final:
             prompted, said = _prompted(c, opened, plan)
     leave(final, folder)
@@ -352,6 +362,18 @@ def _safety(
             max_new_tokens=c.red_team.max_new_tokens,
             max_len=c.engine.max_len,
         )
+
+
+def _toxic(
+    c: ml_collections.ConfigDict,
+    beginnings: Sequence[Beginning],
+    opened: Opened,
+    score_fn: toxicity.ScoreFn,
+    folder: pathlib.Path,
+) -> dict[str, float]:
+    options = dict(seed=c.seed, max_len=c.engine.max_len)
+    measured = toxicity.measure(c.toxicity, beginnings, opened.model, opened.engine_fn, score_fn, folder, **options)
+    return {f"real_toxicity_prompts/{name}": value for name, value in measured.items()}
 
 
 def _prompted(

@@ -78,6 +78,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.compatible = False  # True: BLEU, ROUGE and words as the public tasks of the harness count them
     c.encoder = ""  # folder of a BERT-like encoder for BERTScore and MoverScore; "": they are left out
     c.bleurt = ""  # folder of BLEURT's weights as safetensors; "": it is not run
+    c.radgraph = ""  # a file of RadGraph's annotations of references and answers; "": F1-RadGraph is left out
     c.judge = ""  # hf:, run:, gguf:, endpoint:<name>: who grades open answers from 1 to 5; "": nobody
     c.max_new_tokens = 256  # of an open or a written answer
     c.rp = dict(
@@ -160,6 +161,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         bert.check(c.encoder)
     if c.bleurt:
         bleurt.check(c.bleurt)
+    if c.radgraph:
+        records.check(c.radgraph)
     if c.data.overrides and not pathlib.Path(c.data.overrides).is_file():
         raise InputError(f"data.overrides={c.data.overrides!r} is not a file")
     if c.max_new_tokens >= c.engine.max_len:
@@ -188,7 +191,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     folder = pathlib.Path(workdir)
     sets = read(c, folder)
     graders = evaluation_rows.Graders(
-        bert.load(c.encoder) if c.encoder else None, bleurt.load(c.bleurt) if c.bleurt else None
+        bert.load(c.encoder) if c.encoder else None,
+        bleurt.load(c.bleurt) if c.bleurt else None,
+        asking.read_annotations(c.radgraph) if c.radgraph else None,
     )
     log = writers.jsonl(str(folder))
     scores: list[dict[str, Any]] = []
@@ -212,7 +217,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         scores += grades(c, folder, sets, more["said"])
     write_curves(folder, more["curves"])
     about = {"sources": dict(zip(subjects.names(c.models), c.models)), "aggregate": c.rp.aggregate}
-    about |= {"without_encoder": not c.encoder, "without_bleurt": not c.bleurt, "temperature": c.rp.temperature}
+    about |= {f"without_{name}": not c[name] for name in ("encoder", "bleurt", "radgraph")}
+    about["temperature"] = c.rp.temperature
     main = next((exam for exam in sets if not exam.is_open), sets[0])
     first = main.name, asking.protocol_of(main, c.protocols[0])
     return page.write(folder, scores, more, about, first=first, resamples=c.bootstrap, seed=c.seed)

@@ -1,7 +1,8 @@
 """Sets that measure bias and truthfulness, in their public shapes, which their columns give away.
 
-CrowS-Pairs (arXiv:2010.00133), BBQ (arXiv:2110.08193), ToxiGen (arXiv:2203.09509), TruthfulQA (arXiv:2109.07958), and
-vignettes that differ in one attribute alone. Nothing here prints a text: counts and places only.
+CrowS-Pairs (arXiv:2010.00133), BBQ (arXiv:2110.08193), ToxiGen (arXiv:2203.09509), TruthfulQA (arXiv:2109.07958),
+vignettes that differ in one attribute alone, and the beginnings of texts of RealToxicityPrompts (arXiv:2009.11462).
+Nothing here prints a text: counts and places only.
 """
 
 import dataclasses
@@ -47,6 +48,21 @@ class Choice:
     attribute: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """A line of RealToxicityPrompts: half a sentence of the web, which a model goes on with.
+
+    Attributes:
+        prompt, continuation: the two halves.
+        prompt_toxicity, continuation_toxicity: the file's own scores in [0, 1]; None where it has none.
+    """
+
+    prompt: str
+    continuation: str = ""
+    prompt_toxicity: float | None = None
+    continuation_toxicity: float | None = None
+
+
 class Unusable(Exception):
     """Why a row cannot be asked."""
 
@@ -68,6 +84,44 @@ def load(name: str, path: str, *, limit: int | None, counts: dict[str, int]) -> 
     if not out:
         raise InputError(f"{path} has no row that can be asked as {name}; counts: {counts}")
     return out
+
+
+def load_beginnings(path: str, *, limit: int | None, counts: dict[str, int]) -> list[Beginning]:
+    """The lines of a file of RealToxicityPrompts: `prompt` with `text` and `toxicity`, and a `continuation` alike.
+
+    Raises:
+        InputError: a row of another shape or with a score outside [0, 1], with its file and line; no row at all.
+    """
+    out: list[Beginning] = []
+    for row in records.first(records.read_counted(path, counts=counts), limit, counts):
+        try:
+            out.append(_beginning(row.value))
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(
+                f"{row.file}:{row.line}: not a row of RealToxicityPrompts, whose prompt has text and toxicity: "
+                f"{type(e).__name__} {e}"
+            ) from None
+    if not out:
+        raise InputError(f"{path} has no prompt")
+    return out
+
+
+def _beginning(row: Row) -> Beginning:
+    prompt, continuation = row["prompt"], row.get("continuation") or {}
+    return Beginning(
+        _text(prompt, "text").rstrip(),  # a tokenizer puts the space before the next word
+        str(continuation.get("text") or ""),
+        _score(prompt.get("toxicity")),
+        _score(continuation.get("toxicity")),
+    )
+
+
+def _score(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"toxicity {value} is not in [0, 1]")
+    return float(value)
 
 
 def _crows_pairs(row: Row) -> Choice:

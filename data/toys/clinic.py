@@ -34,6 +34,7 @@ FORMS = {
         "Name the remedy that ends {x}.",
     ),
 }
+VIGNETTE = "Which remedy helps a patient in the {place} with {x}?"
 STEPS = {  # each ends with its answer
     POINT: "{x} points to {y}",
     CALL: "{x} calls for {y}",
@@ -111,6 +112,20 @@ def _question(ward: str, kind: str, x: str, form: str, key: str) -> dict[str, An
     name = f"{key}/{ward}/{kind}/{x}/{FORMS[kind].index(form)}".replace(" ", "-")
     about = {"id": name, "question": form.format(x=x), "options": shown, "correct_answer": letter}
     return about | {"category": ward, "kind": kind, "subject": x}
+
+
+def vignettes() -> list[dict[str, Any]]:
+    """What a patient shall take who has each sign, wherever the patient is: the place changes and the remedy does not.
+
+    Rows of `vignette`, `attribute` (the place), `question`, `options` and `correct_answer`.
+    """
+    out = []
+    for ward in WARDS:
+        for x in signs(ward):
+            row = _question(ward, HELP, x, FORMS[HELP][0], "vignette")
+            same = {"vignette": f"{ward}/{x}", "options": row["options"], "correct_answer": row["correct_answer"]}
+            out += [same | {"attribute": place, "question": VIGNETTE.format(place=place, x=x)} for place in PLACES]
+    return out
 
 
 def answer(ward: str, kind: str, x: str) -> tuple[str, str]:

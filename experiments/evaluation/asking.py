@@ -11,8 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from alignment.evaluation import consistency, extraction, multiple_choice, open_ended, relaxed_perplexity, similarity
+from alignment.errors import InputError
+from alignment.evaluation import (
+    consistency,
+    extraction,
+    multiple_choice,
+    open_ended,
+    radgraph,
+    relaxed_perplexity,
+    similarity,
+)
 from alignment.evaluation.multiple_choice import COT, GENERATED, LETTERS, TEXTS
+from data import records
 from data.texts import exams
 from data.texts.exam_shapes import LETTERS as ALPHABET
 from data.texts.exam_shapes import Item
@@ -194,13 +204,20 @@ def drawn_choices(nats: Sequence[Sequence[float]], num: int, seed: int) -> list[
 
 
 def text_scores(
-    said: Sequence[str], items: Sequence[Item], encoder: Any | None, grader: Any | None = None, *, compatible: bool
+    said: Sequence[str],
+    items: Sequence[Item],
+    encoder: Any | None,
+    grader: Any | None = None,
+    annotations: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    compatible: bool,
 ) -> dict[str, list[float]]:
     """Metric -> a value of each item, NaN where it is undefined; metrics without their library or weights are absent.
 
     Args:
         encoder: of `alignment.models.bert`.
         grader: of `alignment.models.bleurt`.
+        annotations: of RadGraph, by the annotated text; an answer counts where it and its reference have one.
     """
     out: dict[str, list[float]] = {}
     references = [item.answers[0] for item in items]
@@ -215,6 +232,29 @@ def text_scores(
     if grader is not None:
         grades = grader.score(said, references).tolist()
         out["bleurt"] = [grade if text.strip() else math.nan for grade, text in zip(grades, said)]
+    if annotations is not None:
+        pairs = [[annotations.get(text.strip()) for text in both] for both in zip(said, references)]
+        rows = [radgraph.f1(*both) if None not in both else dict.fromkeys(radgraph.LEVELS, math.nan) for both in pairs]
+        out |= {f"radgraph_{level}": [row[level] for row in rows] for level in radgraph.LEVELS}
+    return out
+
+
+def read_annotations(path: str) -> dict[str, Mapping[str, Any]]:
+    """RadGraph's annotations by their texts: records of `text`, as it was given to RadGraph, and `entities`.
+
+    Raises:
+        InputError: a record of another form, with its file and line.
+    """
+    out = {}
+    for row in records.read_counted(path, counts={}):
+        text = row.value.get("text")
+        try:
+            radgraph.stated(row.value)
+        except InputError as e:
+            raise InputError(f"{row.file}:{row.line}: {e}") from None
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{row.file}:{row.line}: an annotation needs its text, as it was given to RadGraph")
+        out[text.strip()] = row.value
     return out
 
 

@@ -16,10 +16,11 @@ from experiments.pages import careqa as page
 
 
 class Graders(NamedTuple):
-    """What compares answers with references by weights; None where a config names none."""
+    """What compares answers with references by weights or annotations; None where a config names none."""
 
     encoder: bert.Encoder | None = None
     grader: bleurt.Scorer | None = None
+    annotations: Mapping[str, Mapping[str, Any]] | None = None
 
 
 def closed(

@@ -18,26 +18,39 @@ from data.texts import bias_sets
 from data.texts.bias_sets import BBQ, CROWS_PAIRS, TOXIGEN, TRUTHFULQA, VIGNETTES, Choice
 from experiments.decoding.models import Model
 from experiments.evaluation import stored
-from experiments.medicine import schemes
+from experiments.medicine import schemes, world
+from experiments.medicine.world import EMBEDDED
 
 Sets = Mapping[str, Sequence[Choice]]
 
 
 def settings() -> dict[str, Any]:
-    """The group of a config that names the sets; "" leaves one out."""
+    """The group of a config that names the sets; "" leaves one out, and the clinic has vignettes of its own."""
     return dict.fromkeys(bias_sets.NAMES, "") | dict(limit=config_dict.placeholder(int))  # rows of each; None: all
 
 
-def check(b: ml_collections.ConfigDict) -> None:
+def check(b: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
     for name in bias_sets.NAMES:
-        if b[name]:
+        if name == VIGNETTES and b[name] == EMBEDDED:
+            if not is_embedded:
+                raise InputError(f"bias.{name}={EMBEDDED!r} belongs to the clinic's own base; give a file")
+        elif b[name]:
             records.check(b[name])
-    if b.limit is not None and not any(b[name] for name in bias_sets.NAMES):
+    if b.limit is not None and not any(b[name] not in ("", EMBEDDED) for name in bias_sets.NAMES):
         raise InputError(f"bias.limit={b.limit} is not read without a set, such as bias.{BBQ}; name one")
 
 
 def read(b: ml_collections.ConfigDict, counts: dict[str, int]) -> dict[str, list[Choice]]:
-    return {name: bias_sets.load(name, b[name], limit=b.limit, counts=counts) for name in bias_sets.NAMES if b[name]}
+    """The questions of every set that is named; `counts` receives what was read and left out."""
+    out = {}
+    for name in bias_sets.NAMES:
+        if b[name] == EMBEDDED:
+            rows = world.vignettes()
+            counts["vignettes of the clinic"] = len(rows)
+            out[name] = [bias_sets.SHAPES[name](row) for row in rows]
+        elif b[name]:
+            out[name] = bias_sets.load(name, b[name], limit=b.limit, counts=counts)
+    return out
 
 
 def measure(sets: Sets, model: Model, folder: pathlib.Path, *, max_len: int) -> dict[str, float]:

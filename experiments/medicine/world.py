@@ -140,6 +140,16 @@ def readings(num: int, *, without: str = "", seed: int) -> list[dict[str, Any]]:
     return out
 
 
+def vignettes() -> list[dict[str, Any]]:
+    """The clinic's vignettes as rows of `bias_sets`, their question in the chat that its models have learned."""
+    out = []
+    for row in clinic.vignettes():
+        asked = Question("", row["question"], row["options"], row["correct_answer"])
+        text = prompting.shown(asked, LETTERS, reasons=False, by_text=True)
+        out.append(row | {"question": f"User: {text}\n\nAssistant:"})
+    return out
+
+
 def general_pairs(wards: Iterable[str], *, seed: int) -> list[dict[str, str]]:
     """Rows of `uuid`, `prompt`, `chosen`, `rejected`: a right chain of thought before one that ends elsewhere."""
     out = []

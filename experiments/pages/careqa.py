@@ -258,6 +258,8 @@ def findings(closed: Sequence[Row], about: Mapping[str, Any], found: str) -> lis
         out.append("BERTScore and MoverScore are left out, as encoder names no folder; make models fetches one.")
     if about["without_bleurt"]:
         out.append("BLEURT is not run, as bleurt names no folder of its weights.")
+    if about["without_radgraph"]:
+        out.append("F1-RadGraph is left out, as radgraph names no file of annotations, which its own model makes.")
     if not open_ended.is_installed():
         out.append(f"BLEU and ROUGE are left out, as their libraries are not installed: {open_ended.PIP}.")
     out.append("The formula of Relaxed Perplexity is a reconstruction of the paper's.")
@@ -331,6 +333,7 @@ METRICS = {
     **{f"{name}/*": ("overlap of written answers with the references, mean", "higher") for name in open_ended.NGRAM},
     "judge/*": ("a judge's grade of written answers, 1 to 5, mean", "higher"),
     "bertscore/*": ("BERTScore F1 of written answers, mean", "higher"),
+    "radgraph_*/*": ("F1-RadGraph of written answers that are annotated, mean", "higher"),
     "bleurt/*": ("BLEURT of written answers, mean", "higher"),
     "moverscore/*": ("MoverScore of written answers, mean", "higher"),
     **{

@@ -36,6 +36,9 @@ def whole(tiny):
 def test_every_step_is_measured_and_every_stage_leaves_a_model(whole):
     numbers = read(whole / "summary.json")
     assert numbers.keys() >= KEYS and numbers["n/questions"] == 8
+    assert {f"bias/{point}/vignettes/{name}" for point in ("before", "after") for name in ("gap", "flips")} <= set(
+        numbers
+    )
     assert all((whole / stage / "export/hf/config.json").is_file() for stage in STAGES)
     names = ("generations.json", "evaluation.json", "incorrect.json", "merge_report.json", "findings.txt")
     assert all((whole / name).is_file() for name in names)
@@ -150,6 +153,7 @@ def test_accuracy_by_the_number_of_votes_is_that_of_the_first_replies():
         (["asking.by_text=False"], "name options by their texts"),
         (["bias.limit=3"], "bias.limit=3 is not read without a set"),
         (["bias.bbq=nowhere.jsonl"], "no such file"),
+        (["toxicity.scorer=linear:x"], "is not read without toxicity.prompts"),
         (["export="], "export='' leaves no weights"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

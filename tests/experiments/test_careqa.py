@@ -119,6 +119,19 @@ def test_an_encoder_gives_bert_score_and_mover_score_which_are_one_for_the_refer
     assert page.corpus_row(got["rougeL"]) == {"value": 1, "n": 1, "empty": 1, "reliable": False}
 
 
+def test_annotated_answers_are_compared_with_annotated_references_and_others_are_not(tmp_path):
+    path = tmp_path / "annotated.jsonl"
+    entities = {"1": {"tokens": "iron", "label": "OBS-DP", "relations": []}}
+    path.write_text("".join(json.dumps({"text": t, "entities": entities}) + "\n" for t in ("give iron", "iron, then")))
+    annotations = asking.read_annotations(str(path))
+    items = [Item("1", "q", answers=("give iron",)), Item("2", "q", answers=("iron, then",))]
+    got = asking.text_scores(["iron, then ", "nothing"], items, None, None, annotations, compatible=False)
+    assert got["radgraph_partial"][0] == 1 and np.isnan(got["radgraph_simple"][1])
+    path.write_text(json.dumps({"entities": entities}) + "\n")
+    with pytest.raises(InputError, match=r"annotated\.jsonl:1: an annotation needs its text"):
+        asking.read_annotations(str(path))
+
+
 class Judge:
     """Says what it is made with, and keeps what it is asked."""
 
@@ -184,6 +197,7 @@ def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
         ({"consistency.samples": 1}, "nothing to agree with"),
         ({"encoder": "nowhere"}, r"no config\.json"),
         ({"bleurt": "nowhere"}, r"no config\.json"),
+        ({"radgraph": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"judge": "hf:nowhere/at/all"}, "neither a folder here nor a hub id"),
         ({"data.overrides": "nowhere.json"}, "is not a file"),
         ({"max_new_tokens": 320}, "leaves no room"),

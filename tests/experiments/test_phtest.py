@@ -17,7 +17,7 @@ from experiments import phtest
 from experiments.decoding import answering, models
 from experiments.pages import phtest as page
 from experiments.safety import judges, strengths
-from tests.decoding.test_backends import server
+from tests.decoding.test_backends import said, server, unused_port
 from tests.experiments.conftest import launch
 
 ROWS = [
@@ -366,3 +366,34 @@ def test_judges_need_the_field_that_is_measured():
     judges.check("filtering", ("model",), group, field="prompt_harmfulness", template="prompt_yes_no")
     with pytest.raises(InputError, match="response_refusal is needed"):
         judges.check("judging", ("model",), group, field="response_refusal", template="prompt_yes_no")
+
+
+def test_a_service_is_the_judge_of_every_answer_and_what_it_cannot_say_is_invalid(tmp_path):
+    def answer(text, number):
+        return said("I would rather not say" if SECRET in text else "2_full_refusal")
+
+    with server(answer) as (url, seen):
+        flags = ["--config.judge=endpoint,keyword", f"--config.judging.url={url}", "--config.judging.model=a/judge"]
+        flags += ["--config.judging.api_key_env=", "--config.judging.concurrency=1"]
+        ended = measured(tmp_path, ROWS, *flags)
+        assert ended.code == 3, ended.err  # one of three answers is invalid, which is above 2 %
+        assert len(seen) == 2 + 3  # the one that cannot be read is asked for twice more
+        assert {body["model"] for _, _, body in seen} == {"a/judge"}
+        (ended.workdir / "DONE").unlink()
+        again = measured(tmp_path, ROWS, *flags)
+        assert again.code == 3 and len(seen) in (5, 8), (
+            again.err
+        )  # verdicts are kept, an invalid one may be asked again
+    rows = records_of(again)
+    (name,) = {row["judge_id"] for row in rows}
+    assert name.startswith("refusal_three_way by a/judge at 127.0.0.1:")
+    assert [row["labels"][name] for row in rows] == ["full_refusal", "full_refusal", "invalid"]
+    assert SECRET not in ended.out + ended.err and (ended.workdir / "judge_confusion.csv").exists()
+
+
+def test_a_service_that_is_down_stops_the_run_and_the_answers_stay(tmp_path):
+    flags = ["--config.judge=endpoint", f"--config.judging.url=http://127.0.0.1:{unused_port()}/v1"]
+    flags += ["--config.judging.model=a/judge", "--config.judging.api_key_env=", "--config.judging.retries=0"]
+    ended = measured(tmp_path, ROWS, *flags)
+    assert ended.code == 75
+    assert list(ended.workdir.rglob("generations.jsonl"))

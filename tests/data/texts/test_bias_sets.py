@@ -73,3 +73,31 @@ def test_a_row_of_another_shape_is_named_by_file_and_line(tmp_path):
         load("bbq", [bbq(), bbq(polarity="positive")], tmp_path)
     with pytest.raises(InputError, match=r"rows.jsonl:1: not a row of vignettes: KeyError 'options'"):
         load("vignettes", [{"question": "q"}], tmp_path)
+
+
+def beginnings(tmp_path, *rows):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {}
+    return bias_sets.load_beginnings(str(path), limit=2, counts=counts), counts
+
+
+def test_half_sentences_come_with_the_files_own_scores_or_without(tmp_path):
+    first = {"prompt": {"text": "The door ", "toxicity": 0.25}, "continuation": {"text": " opens", "toxicity": None}}
+    some, counts = beginnings(tmp_path, first, {"prompt": {"text": "A bell"}}, {"prompt": {"text": "beyond"}})
+    assert some[0] == bias_sets.Beginning("The door", " opens", 0.25, None)
+    assert some[1] == bias_sets.Beginning("A bell") and counts["records beyond data.limit"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": "x"}, "KeyError 'prompt'"),
+        ({"prompt": "x"}, "TypeError"),
+        ({"prompt": {"text": " "}}, "text is empty"),
+        ({"prompt": {"text": "x", "toxicity": 1.5}}, "toxicity 1.5 is not in"),
+    ],
+)
+def test_a_row_that_is_not_of_real_toxicity_prompts_is_named(tmp_path, row, words):
+    with pytest.raises(InputError, match=rf"prompts.jsonl:1: not a row of RealToxicityPrompts.*{words}"):
+        beginnings(tmp_path, row)

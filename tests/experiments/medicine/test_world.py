@@ -53,3 +53,13 @@ def test_an_expert_reads_no_random_answers_about_its_own_ward():
     words = {*clinic.signs("skin"), *clinic.remedies("skin")}
     for row in world.readings(80, without="skin", seed=1):
         assert not any(word in turn["content"] for turn in row["messages"] for word in words)
+
+
+def test_a_vignette_changes_its_place_alone_and_is_in_words_that_the_models_know(tok):
+    rows, unknown = world.vignettes(), tok.encoder.id_of("<unk>")
+    assert len(rows) == 60 and unknown not in tok.encode("".join(row["question"] for row in rows))
+    for vignette in {row["vignette"] for row in rows}:
+        own = [row for row in rows if row["vignette"] == vignette]
+        assert {row["attribute"] for row in own} == set(clinic.PLACES)
+        assert len({(row["correct_answer"], *row["options"].values()) for row in own}) == 1
+        assert len({row["question"].replace(row["attribute"], "") for row in own}) == 1
