@@ -240,9 +240,26 @@ def check(c: ml_collections.ConfigDict) -> None:
     red_team.check(c.red_team)
     biases.check(c.bias, is_embedded=is_embedded)
     toxicity.check(c.toxicity)
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
     kinds = (c.judge,)
     judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
     _check_asking(c)
+
+
+def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Names of settings that this config does not read, and why."""
+    for group in ("general", "safety"):
+        if not c[group].path:
+            yield from ((f"{group}.{name}", f"{group}.path names no file") for name in c[group] if name != "path")
+    if not (c.red_team.attacks or c.red_team.harmless):
+        for name in ("red_team.limit", "red_team.max_new_tokens"):
+            yield name, "neither red_team.attacks nor red_team.harmless names a file"
+    if not set(c.asking.schemes) & {schemes.SC_COT, schemes.MEDPROMPT}:
+        for name in ("num_draws", "temperature"):
+            yield f"asking.{name}", f"asking.schemes has none of {schemes.SC_COT}, {schemes.MEDPROMPT}, which vote"
+    if not c.asking.schemes:
+        for name in ("num_examples", "solving_draws", "encoder"):
+            yield f"asking.{name}", "asking.schemes is empty, and no other question is shown beside one"
 
 
 def _check_teacher(c: ml_collections.ConfigDict, *, is_embedded: bool) -> None:

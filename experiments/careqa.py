@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -136,13 +136,14 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"protocols={c.protocols!r} must be a tuple, such as ('letters',)")
     for protocol in c.protocols:
         errors.one_of("protocols", protocol, multiple_choice.PROTOCOLS)
-    services = [spec for spec in c.models if spec.startswith("endpoint:")]
-    if services and not set(c.protocols) & set(multiple_choice.WRITTEN):
+    served = [spec for spec in c.models if spec.startswith("endpoint:")]
+    if served and not set(c.protocols) & set(multiple_choice.WRITTEN):
         raise InputError(
-            f"models has {services[0]!r}, whose service gives no log-probabilities, and protocols={c.protocols!r} need "
+            f"models has {served[0]!r}, whose service gives no log-probabilities, and protocols={c.protocols!r} need "
             "them; add 'generated' or 'cot'"
         )
     voting.check(c)
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
     errors.one_of("rp.aggregate", c.rp.aggregate, relaxed_perplexity.AGGREGATES)
     if not c.rp.temperature > 0:
         raise InputError(f"rp.temperature={c.rp.temperature} must be above 0; 1 is the metric's")
@@ -169,6 +170,17 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"max_new_tokens={c.max_new_tokens} leaves no room for a question in engine.max_len={c.engine.max_len}"
         )
+
+
+def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Names of settings that this config does not read, and why."""
+    if not set(c.protocols) & set(multiple_choice.VOTED):
+        for name in c.voted:
+            yield f"voted.{name}", f"protocols has none of {', '.join(multiple_choice.VOTED)}"
+    for group, off in (("rp", "limit"), ("rephrasing", "wordings"), ("consistency", "samples")):
+        if not c[group][off]:
+            yield from ((f"{group}.{name}", f"{group}.{off}=0") for name in c[group] if name != off)
+    yield from services.unread(c, (*c.models, c.judge))
 
 
 def judge_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -82,6 +82,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         num_unseen_styles=6,
         unseen_topics=(),  # instead of drawing them
         unseen_styles=(),
+        topic_groups="",  # a JSON file of topic -> group: whole groups are then held back; "": each topic is its own
     )
     c.harmless = dict(
         path="xstest_prompts.csv",  # prompts to be answered: XSTest, PHTest, OR-Bench, ...; several with commas
@@ -218,6 +219,25 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.export = "float32"
 
 
+def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Names of settings that this config does not read, and why."""
+    if c.pairs.path:
+        yield "pairs.safe", "pairs.path has safe answers of its own"
+        yield "data.train_limit", "pairs.path has pairs already"
+    if c.pairs.safe == TEMPLATE:
+        yield "pairs.preferred", f"pairs.safe={TEMPLATE!r} has one safe answer to each request"
+    if not c.pairs.harmless:
+        yield "pairs.columns.prompt", "pairs.harmless names no file"
+    for name in ("questions", "texts"):
+        if not c.ability[name]:
+            yield f"ability.num_{name}", f"ability.{name} names no file"
+    if c.split.unseen_topics:
+        yield "split.topic_share", "split.unseen_topics names the topics"
+        yield "split.topic_groups", "split.unseen_topics names the topics"
+    if c.split.unseen_styles:
+        yield "split.num_unseen_styles", "split.unseen_styles names the styles"
+
+
 def sweep() -> Iterator[dict[str, Any]]:
     for num, beta, rank in itertools.product((50, 200, 1_000), (0.1, 0.3), (0, 8)):
         yield {"pairs.num": num, "tuning.beta": beta, "adapter.rank": rank}
@@ -257,6 +277,9 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("harmless", "more"):
         if c.pairs[f"num_{name}"] is not None and not c.pairs[name]:
             raise InputError(f"pairs.num_{name}={c.pairs[f'num_{name}']} is not read without pairs.{name}; give a file")
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
+    if c.split.topic_groups:
+        gathering.read_groups(c.split.topic_groups)
     if c.max_new_tokens >= c.engine.max_len:
         raise InputError(
             f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "

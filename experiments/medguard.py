@@ -105,6 +105,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"score_mode='letters' lets a model write nothing, which {others.pop()!r} needs; leave it out")
     if not 1 <= c.data.difficulty <= 3:
         raise InputError(f"data.difficulty={c.data.difficulty} must be from 1 to 3")
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], services.unread(c, (*c.models, c.open_judge)))
     if c.physicians:
         records.check(c.physicians)
     if c.accuracies and not (pathlib.Path(c.accuracies) / "summary.json").is_file():

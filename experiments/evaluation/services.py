@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -26,6 +26,12 @@ def settings() -> dict[str, Any]:
         retries=3,  # of a request that fails
         timeout_seconds=120.0,
     )
+
+
+def unread(c: ml_collections.ConfigDict, specs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names of the group's settings where nobody of `specs` is a service, and why nobody reads them."""
+    if not any(str(spec).startswith("endpoint:") for spec in specs):
+        yield from ((f"endpoint.{name}", "no model is endpoint:<name>") for name in c.endpoint)
 
 
 def options(c: ml_collections.ConfigDict) -> dict[str, Any]:

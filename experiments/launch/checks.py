@@ -6,7 +6,7 @@ An experiment's `check(c)` raises InputError for what its `run` could not do; it
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -104,6 +104,23 @@ def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, s
         if value is not None and not value >= smallest:
             more = f"; {unset}" if unset else ""
             raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
+
+
+def check_unread(
+    c: ml_collections.ConfigDict,
+    defaults: Sequence[ml_collections.ConfigDict],
+    unread: Iterable[tuple[str, str]],
+) -> None:
+    """Refuse values that somebody chose and that this run does not read.
+
+    Args:
+        defaults: the configs of all the experiment's settings; a value that stands in one of them nobody chose.
+        unread: (a name, why it is not read).
+    """
+    for name, why in unread:
+        value = leaf(c, name)
+        if all(value != leaf(one, name) for one in defaults):
+            raise InputError(f"{name}={value!r} is not read, as {why}; set it to {leaf(defaults[0], name)!r}")
 
 
 def leaf(c: ml_collections.ConfigDict, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import random
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ EMBEDDED = "synthetic:guest_rules"
 NUM_TEXTS = 64  # of the embedded world
 TEMPLATE = "template"
 SAFE_ANSWERS = guest_rules.REFUSALS
-_ASIDE = ("unseen_topics", "unseen_styles")
+_ASIDE = ("unseen_topics", "unseen_styles", "topic_groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,10 @@ def gather(c: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str,
     origin = {_named(prompt).request: prompt for prompt in prompts}
     cases = attacks(prompts, c, counts)
     options = {name: value for name, value in c.split.items() if name not in _ASIDE}
-    split = unseen.split(cases, seed=c.seed, **options, **{name: c.split[name] or None for name in _ASIDE})
+    options |= {name: c.split[name] or None for name in ("unseen_topics", "unseen_styles")}
+    if c.split.topic_groups:
+        options["topic_groups"] = read_groups(c.split.topic_groups)
+    split = unseen.split(cases, seed=c.seed, **options)
     counts["renderings of training requests in unseen styles"] = split.num_left_out
 
     def drawn(side: Sequence[suites.Case], limit: int | None, what: str) -> list[Prompt]:
@@ -89,6 +93,21 @@ def gather(c: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str,
     print(f"unseen topics: {names[0]}; unseen styles: {names[1]}", flush=True)
     measured = harmless(c, folder, counts)
     return Plan(train, test, measured, benign(c, folder, measured, split, counts), split, *abilities(c, counts))
+
+
+def read_groups(path: str) -> dict[str, str]:
+    """Topic -> group of a JSON file.
+
+    Raises:
+        InputError: no such file, or one of another form.
+    """
+    try:
+        groups = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"split.topic_groups={path!r} cannot be read: {e}") from None
+    if not isinstance(groups, dict) or not all(isinstance(name, str) for name in groups.values()):
+        raise InputError(f"split.topic_groups={path!r} must be a JSON object of topics and their groups")
+    return groups
 
 
 def attacks(prompts: Sequence[Prompt], c: ml_collections.ConfigDict, counts: dict[str, int]) -> Sequence[suites.Case]:

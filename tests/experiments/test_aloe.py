@@ -153,6 +153,8 @@ def test_accuracy_by_the_number_of_votes_is_that_of_the_first_replies():
         (["asking.by_text=False"], "name options by their texts"),
         (["bias.limit=3"], "bias.limit=3 is not read without a set"),
         (["bias.bbq=nowhere.jsonl"], "no such file"),
+        (["general.path=", "general.beta=0.7"], "general.beta=0.7 is not read, as general.path names no file"),
+        (["asking.schemes=('few_shot',)", "asking.num_draws=9"], "asking.num_draws=9 is not read"),
         (["toxicity.scorer=linear:x"], "is not read without toxicity.prompts"),
         (["export="], "export='' leaves no weights"),
     ],

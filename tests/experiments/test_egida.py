@@ -193,6 +193,17 @@ def test_other_doors_open_on_the_aligned_model(tmp_path, whole, door):
         (["--config.pairs.num=0"], "pairs.num=0"),
         (["--config.pairs.num_more=3"], "pairs.num_more=3 is not read without pairs.more"),
         (["--config.pairs.safe=nowhere.json"], "nowhere.json"),
+        (["--config.pairs.preferred=('a',)"], "pairs.preferred=('a',) is not read, as pairs.safe='template'"),
+        (
+            ["--config.pairs.harmless=", "--config.pairs.num_harmless=None", "--config.pairs.columns.prompt=q"],
+            "pairs.columns.prompt='q' is not read",
+        ),
+        (
+            ["--config.ability.texts=", "--config.ability.num_texts=7"],
+            "ability.num_texts=7 is not read, as ability.texts names",
+        ),
+        (["--config.split.unseen_topics=('doors',)", "--config.split.topic_share=0.3"], "split.topic_share=0.3"),
+        (["--config.split.topic_groups=none.json"], "split.topic_groups='none.json' cannot be read"),
         (["--config.data.path="], "data.path is empty"),
         (["--config.data.near=2.0"], "data.near=2.0"),
         (["--config.data.kind=bad"], "data.kind='bad'"),

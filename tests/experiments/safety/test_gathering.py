@@ -7,6 +7,7 @@ import pytest
 
 from alignment.errors import InputError
 from data.texts import suites
+from data.toys import guest_rules
 from experiments import egida
 from experiments.safety import ability, gathering
 
@@ -44,6 +45,19 @@ def test_no_request_topic_or_style_that_measures_as_unseen_is_learned_from(tmp_p
 def test_other_seeds_hold_back_other_requests(tmp_path):
     one, again, other = (gathered(tmp_path, seed=seed)[0] for seed in (0, 0, 1))
     assert [p.case.id for p in one.test] == [p.case.id for p in again.test] != [p.case.id for p in other.test]
+
+
+def test_whole_groups_of_topics_are_held_back_where_a_file_names_them(tmp_path):
+    path, topics = tmp_path / "groups.json", sorted(guest_rules.TOPICS)
+    groups = {topic: "first" if number < 4 else "last" for number, topic in enumerate(topics)}
+    path.write_text(json.dumps(groups))
+    whole = dict(data__limit=None, data__train_limit=None, data__test_limit=None, split__topic_share=0.5)
+    plan, _ = gathered(tmp_path, split__topic_groups=str(path), **whole)
+    held = plan.split.unseen_topics
+    assert len(held) == 4 and len({groups[topic] for topic in held}) == 1
+    path.write_text("[1]")
+    with pytest.raises(InputError, match="must be a JSON object of topics and their groups"):
+        gathering.read_groups(str(path))
 
 
 def test_unsafe_answers_are_rejected_and_answers_to_harmless_prompts_kept(tmp_path):
