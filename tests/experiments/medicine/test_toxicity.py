@@ -62,7 +62,7 @@ def test_every_prompt_has_its_draws_and_a_later_start_writes_none_again(small, t
         raise AssertionError("this was written by the start before")
 
     assert toxicity.measure(t, some, model, refuse, lengths, tmp_path, **options) == first
-    with pytest.raises(InputError, match=r"prompt 0 of toxicity\.prompts has 8 tokens, which with 4 new ones"):
+    with pytest.raises(InputError, match=r"prompt 0 of toxicity\.prompts has 9 tokens, which with 4 new ones"):
         toxicity.measure(t, some, model, refuse, lengths, tmp_path / "other", seed=0, max_len=11)
 
 
