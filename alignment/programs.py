@@ -14,9 +14,10 @@ import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from alignment import placing
 
 NUM_PROGRAMS = 64  # kept at the same time, each with an executable for every shape of its arguments
 
@@ -116,4 +117,4 @@ def _function(form, _):
 
 def _context():
     """What networks read while they are traced, beside their arguments; JAX's own settings it looks after itself."""
-    return tuple(nn.get_logical_axis_rules())
+    return placing.current()

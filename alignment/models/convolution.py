@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from alignment import placing
 from alignment.errors import InputError
 
 AXES = ("window", "window", "channels_in", "channels")
@@ -121,7 +122,7 @@ def head(x_NC: jax.Array, num_classes: int, *, dtype: str) -> jax.Array:
 
 def shard(x_NYXC: jax.Array) -> jax.Array:
     """Split by images, whatever the kernels are split by; without a mesh this does nothing."""
-    return nn.with_logical_constraint(x_NYXC, ("batch",) + (None,) * (x_NYXC.ndim - 1))
+    return placing.shard(x_NYXC, "batch", *(None,) * (x_NYXC.ndim - 1))
 
 
 def max_pool(

@@ -2,7 +2,7 @@
 
 The layers are one scanned module, so their parameters are stacked: `params["layers"]["query"]` is [L,D,H,K]. Parameters
 carry logical axis names ("vocab", "embed", "heads", "kv_heads", "head", "mlp", "layers", "norm"), and activations are
-constrained by ("batch", "time", "heads", "kv_heads", "mlp"); both mean nothing until `nn.logical_axis_rules` is set.
+placed by ("batch", "time", "heads", "kv_heads", "mlp"), which means nothing until a rule is set (`placing`).
 
 Dimensions: B batch, T time, S positions attended to, L layers, D model width, F feed-forward, H query heads,
 G key/value heads, K head width, V vocabulary.
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from alignment import errors
+from alignment import errors, placing
 from alignment.errors import InputError
 from alignment.models import attention, low_rank, rope
 
@@ -334,7 +334,7 @@ def _choose_mask(masks, is_sliding):
 
 
 def _shard(x, *names):
-    return nn.with_logical_constraint(x, names)
+    return placing.shard(x, *names)
 
 
 def _ones(name):

@@ -5,6 +5,7 @@ vocabulary). Networks name the axes of their kernels; this is the only file that
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from alignment import programs
+from alignment import placing, programs
 from alignment.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -36,8 +37,6 @@ RULES = {
     "channels": "fsdp",
     "classes": None,
 }
-# Activations are split by rows and by heads or features, never by model width: `embed` names both, so it is dropped.
-ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, axis in RULES.items())
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -170,6 +169,16 @@ def activations(mesh: Mesh) -> Iterator[None]:
     if mesh.size == 1:
         yield
         return
-    # Flax looks up both while the network is traced.
-    with mesh, nn.logical_axis_rules(ACTIVATION_RULES):
+    with placing.using(_Activations(mesh)):
         yield
+
+
+@dataclasses.dataclass(frozen=True)
+class _Activations:
+    """Activations are split by rows and by heads or features, never by model width, which `embed` names too."""
+
+    mesh: Mesh
+
+    def __call__(self, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+        names = tuple(None if name == "embed" else name for name in names)
+        return NamedSharding(self.mesh, spec(names, shape, self.mesh))

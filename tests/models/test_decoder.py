@@ -8,6 +8,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.models import attention, decoder
+from alignment.train import sharding, train_state
 
 TINY = {"vocab_size": 64, "num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48}
 EVERYTHING = dict(
@@ -231,17 +232,15 @@ def test_every_parameter_names_its_axes_and_layers_come_first():
 def test_eight_devices_give_one_devices_result():
     model, params = make(**EVERYTHING)
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-    rules = [("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"), ("heads", "tensor")]
-    rules += [("kv_heads", "tensor"), ("mlp", "tensor")]
-    boxed = jax.eval_shape(model.init, jax.random.key(0), ids(1, 4))["params"]
-    with mesh, nn.logical_axis_rules(rules):
-        shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
-        placed = jax.tree.map(jax.device_put, params, shardings)
+    placed = jax.tree.map(jax.device_put, params, train_state.param_shardings(model, ids(1, 4), mesh))
 
-        def loss(params, tokens):
-            return jnp.sum(jnp.sin(run(model, params, tokens)))
+    def loss(params, tokens):
+        return jnp.sum(jnp.sin(run(model, params, tokens)))
 
+    with sharding.activations(mesh):
         value, grads = jax.jit(jax.value_and_grad(loss))(placed, ids(4, 8))
+        assert "sharding_constraint" in str(jax.make_jaxpr(loss)(placed, ids(4, 8)))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(loss)(params, ids(4, 8)))
     expected = jax.jit(jax.value_and_grad(loss))(params, ids(4, 8))
     np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), grads, expected[1])

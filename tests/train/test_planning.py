@@ -42,6 +42,16 @@ def test_planned_bytes_are_those_of_the_program_that_a_real_run_calls():
     assert plan.moved["all-reduce"][0] > 0
 
 
+def test_sums_over_devices_are_of_gradients_and_do_not_grow_with_the_rows():
+    """Without a place for activations XLA splits them by width, and adds all of them up after every product."""
+    sent = [
+        planning.compile_step(training(rows, 32), Choice((1, 4, 1), "full", 1), hardware.topology("cpu:4")).moved
+        for rows in (16, 64)
+    ]
+    few, many = (moved["all-reduce"][1] for moved in sent)
+    assert many == pytest.approx(few, rel=0.01)
+
+
 def test_a_reckoned_plan_has_the_state_exactly_and_grows_with_rows_and_layers():
     choice, topology = Choice((1, 4, 2), "full", 1), hardware.topology("cpu:8")
     reckoned = planning.reckon(training(), choice, topology)
