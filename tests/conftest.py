@@ -3,13 +3,15 @@
 Nearly all of their time is compilation. So the XLA flags below skip what only makes programs faster: LLVM's passes
 and the fusion emitters, which take four fifths of a compilation; the arithmetic is the same, less vectorised. Compiled
 programs are kept in .pytest_cache/ for the next test, process and session. An environment that sets one of these flags
-or JAX_COMPILATION_CACHE_DIR itself is left alone.
+or JAX_COMPILATION_CACHE_DIR itself is left alone. What remains is Python's own work of tracing, of which a fifth goes
+into the source lines of each operation and into the garbage collector, so both are kept short.
 
 Tests run in a random order, and hypothesis draws random examples. Both follow from one number, the environment variable
 SEED (0 by default), so a failure comes back when the same command runs again.
 """
 
 import contextlib
+import gc
 import os
 import pathlib
 
@@ -25,6 +27,7 @@ FLAGS = {
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --{name}={value}"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     from experiments.launch import host
 
@@ -59,6 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/experiments/", "tests/docs/")))
 
 
+def pytest_collection_finish() -> None:
+    """Look for garbage seldom, and not among what the imports made: tracing allocates much and leaves few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
     """Compiled programs of finished files, once they fill memory: kept to the end they would take 4 GB a process.
@@ -69,6 +79,7 @@ def _forget_programs():
     if resident_bytes() > MOST_BYTES:
         programs.clear()
         jax.clear_caches()
+        gc.collect()
         memory.give_back()
 
 

@@ -21,9 +21,15 @@ def jsonl(rows) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+@pytest.fixture
+def world(first_world, tmp_path) -> pathlib.Path:
+    """Where a reader of one page stands: what another page writes under the same name is not there."""
+    return shutil.copytree(first_world, tmp_path / "docs", symlinks=True)
+
+
 @pytest.fixture(scope="session")
-def world(tiny, tmp_path_factory) -> pathlib.Path:
-    """Where a reader stands who has cloned the repository and has data and a model of their own."""
+def first_world(tiny, tmp_path_factory) -> pathlib.Path:
+    """What a reader has who has cloned the repository and has data and a model of their own."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("experiments", "benchmarks", "alignment", "data", "tests"):
         (folder / name).symlink_to(ROOT / name)

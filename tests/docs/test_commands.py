@@ -18,9 +18,11 @@ import sys
 
 import pytest
 
+from alignment.evaluation import prompting, rationales
 from alignment.preference import losses
 from experiments import run
 from experiments.launch import workdir as workdirs
+from experiments.medicine import stages
 from experiments.report import charts
 from experiments.report.__main__ import main as report
 from experiments.safety import harness_tasks
@@ -78,6 +80,12 @@ def at_tiny(words: list[str]) -> list[str]:
     return rest
 
 
+def answers_as_told(work) -> list[prompting.Reply]:
+    """A teacher that repeats the right answer, as no model of three steps does."""
+    told = re.compile(re.escape(rationales.TOLD).replace(re.escape("{answer}"), "(.+?)"))
+    return [prompting.Reply(told.search(request.messages[-1]["content"])[1]) for request in work]
+
+
 def launcher(words: list[str], flags: tuple[str, ...], runs: bool) -> None:
     is_plain = len(words) == 2
     if is_plain or "--help" in words:
@@ -87,6 +95,7 @@ def launcher(words: list[str], flags: tuple[str, ...], runs: bool) -> None:
     if ">" in words:
         words, path = words[: words.index(">")], words[-1]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "responder", lambda *_: answers_as_told)
         if not runs:
             patch.setattr(run, "run_once", lambda *_: 0)
         printed = call(run.main, [*at_tiny(words), *flags])
