@@ -8,6 +8,7 @@ Dimensions: N samples or times, D features, T steps, R C rows and columns of a g
 """
 
 import pathlib
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,9 +59,13 @@ def read_grid(folder: pathlib.Path, kind: str | None) -> Samples:
         )
     mask_RC = np.ones(x.shape[2:4], bool)
     if (folder / "mask.npy").is_file():
-        mask_RC = _load(folder / "mask.npy").astype(bool)
-        if mask_RC.shape != x.shape[2:4]:
-            raise InputError(f"{folder}/mask.npy {list(mask_RC.shape)} must be {list(x.shape[2:4])}, the grid's cells")
+        mask_RC = _load(folder / "mask.npy")
+        if mask_RC.shape != x.shape[2:4] or not np.isin(mask_RC, (0, 1)).all() or not mask_RC.any():
+            raise InputError(
+                f"{folder}/mask.npy {list(mask_RC.shape)} must hold 0 or 1 for each of {list(x.shape[2:4])}, the "
+                "grid's cells, and a 1 somewhere"
+            )
+        mask_RC = mask_RC.astype(bool)
     row_V, column_V = np.nonzero(mask_RC)
     y_N = np.asarray(y[:, 0])[:, row_V, column_V].reshape(-1)
     if not np.isfinite(y_N).all():
@@ -84,11 +89,14 @@ def read_grid(folder: pathlib.Path, kind: str | None) -> Samples:
 
 
 def _load(path: pathlib.Path, **options: Any) -> np.ndarray:
-    """An array of a file; one of objects would have to be unpickled and is refused."""
+    """An array of numbers of a file; one of objects would have to be unpickled and is refused."""
     try:
-        return np.load(path, allow_pickle=False, **options)
-    except (ValueError, EOFError, OSError) as e:
+        array = np.load(path, allow_pickle=False, **options)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
         raise InputError(f"{path} is not an array that can be read: {e}. Write it again with numpy.save") from e
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":  # numpy.load opens an .npz of any name
+        raise InputError(f"{path} is not an array of numbers. Write it again with numpy.save")
+    return array
 
 
 # Arrays with partitionings

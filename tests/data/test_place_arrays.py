@@ -52,6 +52,33 @@ def test_a_grid_of_objects_is_not_unpickled(tmp_path):
         place_tables.read(str(tmp_path), Columns())
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("X", np.full((3, 4, 5, 6, 2), "a"), r"X\.npy is not an array of numbers"),
+        ("Y", np.ones((3, 1, 5, 6), complex), r"Y\.npy is not an array of numbers"),
+        ("mask", np.full((5, 6), 0.5), r"mask\.npy \[5, 6\] must hold 0 or 1"),
+        ("mask", np.full((5, 6), np.nan), r"mask\.npy \[5, 6\] must hold 0 or 1"),
+        ("mask", np.zeros((5, 6)), "and a 1 somewhere"),
+    ],
+)
+def test_arrays_of_other_things_than_numbers_are_refused(name, array, said, tmp_path):
+    write_grid(tmp_path)
+    np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(InputError, match=said):
+        place_tables.read(str(tmp_path), Columns())
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_archive_under_an_array_s_name_is_refused(is_cut, tmp_path):
+    write_grid(tmp_path)
+    np.savez(tmp_path / "X.npz", x=np.ones(3))
+    whole = (tmp_path / "X.npz").read_bytes()
+    (tmp_path / "X.npy").write_bytes(whole[: len(whole) // 2] if is_cut else whole)
+    with pytest.raises(InputError, match=r"X\.npy is not an array"):
+        place_tables.read(str(tmp_path), Columns())
+
+
 def partitioned(xy, most=5):
     """{(r, c): lists of samples, from the north-west} as the ancestor's script leaves it."""
     out = {}
