@@ -283,11 +283,11 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 def _ogb(folder: pathlib.Path) -> Parts:
     """Raw files of ogbn-arxiv and ogbn-products; missing labels (nan) are nodes of no class."""
     edges, features, labels = graphs.need(folder, OGB, "ogb")
-    found = sorted((folder / "split").glob("*/train.csv.gz"))
-    if len(found) != 1:
-        raise InputError(f"{folder}/split holds {len(found)} folders with train.csv.gz; it should be one")
+    parts = sorted((folder / "split").glob("*/train.csv.gz"))
+    if len(parts) != 1:
+        raise InputError(f"{folder}/split holds {len(parts)} folders with train.csv.gz; it should be one")
     names = dict(zip(graphs.SPLITS, ("train", "valid", "test")))
-    paths = graphs.need(found[0].parent, [f"{name}.csv.gz" for name in names.values()], "ogb")
+    paths = graphs.need(parts[0].parent, [f"{name}.csv.gz" for name in names.values()], "ogb")
     source_E, target_E = _table(edges, np.int64, 2).T
     y_N, x_ND = _table(labels, np.float64, 1), _table(features, np.float32)
     splits = {split: _table(path, np.int64, 1).ravel() for split, path in zip(names, paths)}

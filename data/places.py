@@ -293,9 +293,9 @@ def standardise(samples: Samples, regions: Sequence[Region], *, seed: int = 0) -
     index_N = np.concatenate([place.index_N for region in regions if region.fold == TRAIN for place in region.places])
     if len(index_N) > ENOUGH:
         index_N = np.random.default_rng(seed).choice(index_N, ENOUGH, replace=False)
-    seen = np.asarray(samples.x[index_N], np.float64)
-    seen = seen.reshape(-1, seen.shape[-1])
-    mean_D, deviation_D = seen.mean(0), seen.std(0)
+    values = np.asarray(samples.x[index_N], np.float64)
+    values = values.reshape(-1, values.shape[-1])
+    mean_D, deviation_D = values.mean(0), values.std(0)
     # A constant feature says nothing and stays 0.
     x = Scaled(samples.x, mean_D, np.where(deviation_D > 0, deviation_D, 1.0))
     if samples.is_classes:
@@ -426,9 +426,9 @@ def draw(
     query_SQ = np.zeros((num_places, num_query), np.int64)
     weight_SQ = np.zeros((num_places, num_query), np.float32)
     for s, place in enumerate(region.places):
-        support_SM[s], asked = split(place, rng, support, query)
-        query_SQ[s, : len(asked)] = asked
-        weight_SQ[s, : len(asked)] = 1
+        support_SM[s], query_N = split(place, rng, support, query)
+        query_SQ[s, : len(query_N)] = query_N
+        weight_SQ[s, : len(query_N)] = 1
     return {
         "support_x": samples.x[support_SM],
         "support_y": samples.y_N[support_SM],

@@ -107,11 +107,11 @@ def load(
         InputError: a label that is not a whole number from 0, with its file and line; columns that are missing; ids
             that occur twice.
     """
-    found = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
-    found = records.first(found, limit, counts)
-    is_cebab = "description" in found[0].value
+    loaded = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
+    loaded = records.first(loaded, limit, counts)
+    is_cebab = "description" in loaded[0].value
     read_fn: Callable[[records.Record, dict[str, int]], Row] = _cebab if is_cebab else _plain
-    rows = [row for record in found if (row := _try(read_fn, record, counts)) is not None]
+    rows = [row for record in loaded if (row := _try(read_fn, record, counts)) is not None]
     if not rows:
         raise InputError(f"{path} leaves no text; counts: {counts}")
     if twice := [name for name, num in Counter(row.id for row in rows).items() if num > 1]:
@@ -120,7 +120,7 @@ def load(
     if num_labels is None and not is_cebab and most >= len(rows):
         raise InputError(f"{path}: label {most} of {len(rows):,} texts; number labels from 0, or set data.num_labels")
     num_labels = num_labels or (5 if is_cebab else most + 1)
-    check_labels(rows, found, num_labels)
+    check_labels(rows, loaded, num_labels)
     if is_cebab:
         rows = _checked_edits(rows, counts)
     written = read_counterfactuals(counterfactuals, rows, counts=counts) if counterfactuals else []
@@ -215,10 +215,10 @@ def parse_concepts(value: Any, counts: dict[str, int], known: Sequence[str] = ()
     return frozenset(out)
 
 
-def check_labels(rows: Sequence[Row], found: Sequence[records.Record], num_labels: int) -> None:
+def check_labels(rows: Sequence[Row], loaded: Sequence[records.Record], num_labels: int) -> None:
     """Refuse labels outside 0 to K-1, with the place of the first."""
     wrong = {row.id: row.label for row in rows if not 0 <= row.label < num_labels}
-    for record in found if wrong else ():
+    for record in loaded if wrong else ():
         name = _name(record, "id", f"{record.file}:{record.line}")
         if name in wrong:
             raise InputError(
@@ -371,8 +371,8 @@ def _released(num: int, test: float, validation: float, seed: int) -> tuple[np.n
             f"data.test={test:g} and data.validation={validation:g} of {num} texts leave {max(num_train, 0)} to train "
             f"on and {num_test} to test on; give more texts, or other shares"
         )
-    train, held = train_test_split(np.arange(num), test_size=num_test, random_state=seed)
-    return train[:num_train], train[num_train:], held
+    train, tested = train_test_split(np.arange(num), test_size=num_test, random_state=seed)
+    return train[:num_train], train[num_train:], tested
 
 
 def _number(wanted: float, num: int) -> int:
@@ -381,5 +381,5 @@ def _number(wanted: float, num: int) -> int:
 
 def num_shared_texts(rows: Sequence[Row], train: np.ndarray, test: np.ndarray) -> int:
     """Test texts that are, word by word, training texts as well."""
-    seen = {rows[i].text for i in train}
-    return sum(rows[i].text in seen for i in test)
+    texts = {rows[i].text for i in train}
+    return sum(rows[i].text in texts for i in test)

@@ -54,16 +54,16 @@ def _rows(c, folder, counts):
     if c.data.path == EMBEDDED:
         counts["records"] = c.data.limit
         return [(f"chronicle:{i}", {"text": text}) for i, text in enumerate(chronicle.entries(c.data.limit, c.seed))]
-    found = records.read_counted(c.data.path, counts=counts, bad_records_path=str(folder / "bad_records.jsonl"))
-    for record in found:
+    loaded = records.read_counted(c.data.path, counts=counts, bad_records_path=str(folder / "bad_records.jsonl"))
+    for record in loaded:
         if _column(record.value) is None:
             raise InputError(f"{record.file}:{record.line}: it needs a text under one of {', '.join(COLUMNS)}")
-    found = _once([part for record in found for part in _pieces(record, c.data.piece_chars)], counts)
-    if c.data.limit is not None and len(found) > c.data.limit:
-        counts["texts beyond data.limit"] = len(found) - c.data.limit
-        order = random.Random(f"limit {c.seed}").sample(range(len(found)), c.data.limit)
-        found = [found[i] for i in sorted(order)]
-    return found
+    pieces = _once([part for record in loaded for part in _pieces(record, c.data.piece_chars)], counts)
+    if c.data.limit is not None and len(pieces) > c.data.limit:
+        counts["texts beyond data.limit"] = len(pieces) - c.data.limit
+        order = random.Random(f"limit {c.seed}").sample(range(len(pieces)), c.data.limit)
+        pieces = [pieces[i] for i in sorted(order)]
+    return pieces
 
 
 def _column(row: Mapping[str, Any]) -> str | None:
@@ -82,17 +82,17 @@ def _pieces(record: records.Record, num_chars: int | None) -> list[tuple[str, Ma
     return [(f"{name}+{at}", {**record.value, column: piece}) for at, piece in cuts if piece.strip()]
 
 
-def _once(found: list, counts: dict[str, int]) -> list:
+def _once(pieces: list, counts: dict[str, int]) -> list:
     """The first record of each text; a copy of a member among the others would be a text that the model has read."""
     first: dict[str, tuple[str, Any]] = {}
-    for name, row in found:
+    for name, row in pieces:
         where, label = first.setdefault(row[_column(row)], (name, row.get("label")))
         if str(row.get("label")) != str(label):
             raise InputError(f"{name}: label={row.get('label')!r}, and the same text has {label!r} at {where}")
     names = {name for name, _ in first.values()}
-    if len(names) < len(found):
-        counts["copies of a text, dropped"] = len(found) - len(names)
-    return [(name, row) for name, row in found if name in names]
+    if len(names) < len(pieces):
+        counts["copies of a text, dropped"] = len(pieces) - len(names)
+    return [(name, row) for name, row in pieces if name in names]
 
 
 def _labels(rows, seed, *, learns):
