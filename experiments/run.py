@@ -89,6 +89,13 @@ def launch(argv: list[str]) -> int:
         planning.show(experiment, config, options)
         return OK
     refuse_unread(options)
+    if options.doctor:
+        if is_sweep or options.emit:
+            raise InputError("--doctor is of one config: leave --sweep, --sweep_index, --sweep_list and --emit out")
+        from experiments.launch import doctor
+
+        doctor.show(experiment, config)
+        return OK
     if is_sweep:
         return launch_sweep(experiment, config, folder, options, arguments, argv)
     if options.emit:

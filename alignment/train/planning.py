@@ -47,6 +47,8 @@ class Training:
         units, unit: what a step consumes.
         adapter: of `adapters.Options`; all weights are trained where it is off.
         has_reference: scored in every step: a frozen copy of the parameters, or an adapter's base.
+        layout: of its rows: "rows" of text, or one of `preferences.LAYOUTS`.
+        loss, objective: of pairs: its name, and names with numbers.
     """
 
     name: str
@@ -60,6 +62,9 @@ class Training:
     accumulate: int = 1
     adapter: adapters.Options = dataclasses.field(default_factory=adapters.Options)
     has_reference: bool = False
+    layout: str = "rows"
+    loss: str = ""
+    objective: tuple[tuple[str, Any], ...] = ()
 
     def traced(self, **changes: Any) -> decoder.DecoderLM:
         """The network with changed attributes, and with a kernel that any machine can trace."""

@@ -188,6 +188,9 @@ def pairs(
         accumulate,
         adapter,
         has_reference=reads and reference == "online",
+        layout=layout,
+        loss=loss,
+        objective=tuple(sorted(objective.items())),
     )
 
 
@@ -213,10 +216,7 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
         InputError: the experiment trains no decoder, or a stage fits no choice of the search.
     """
     if not hasattr(experiment.module, "plan"):
-        able = [name for name in configs.experiments_in(configs.HOME) if _has_plan(name)]
-        raise InputError(
-            f"--plan: {experiment.name} has no training of a decoder to plan; these have: {', '.join(able)}"
-        )
+        raise InputError(f"--plan: {experiment.name} has no training of a decoder to plan; {able()}")
     topology = hardware.topology(options.plan)
     if not 0 < options.plan_utilisation <= 1:
         raise InputError(f"--plan_utilisation={options.plan_utilisation} must be above 0 and at most 1")
@@ -242,6 +242,11 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
             missing.append(_short_of(training, found, topology))
     if missing:
         raise InputError("; ".join(missing))
+
+
+def able() -> str:
+    """Which experiments have a training of a decoder, in words."""
+    return f"these have: {', '.join(name for name in configs.experiments_in(configs.HOME) if _has_plan(name))}"
 
 
 def _has_plan(name: str) -> bool:
