@@ -6,6 +6,7 @@ has no default key, and `check_same` refuses to compare what differs.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +104,20 @@ class Mark:
         return out | {"key": list(self.key) if isinstance(self.key, tuple) else self.key}
 
 
+WHOLE, REAL = ("vocab_size", "width", "table_size", "table_seed", "history"), ("gamma", "delta")
+
+
+def _check_types(mark: Mark) -> None:
+    """Refuse texts and fractions of a stored record under the names of numbers."""
+    for names, kind, what in ((WHOLE, numbers.Integral, "an integer"), (REAL, numbers.Real, "a number")):
+        for name in names:
+            value = getattr(mark, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise InputError(f"{name}={value!r} must be {what}")
+
+
 def _check(mark: Mark) -> None:
+    _check_types(mark)
     keys = mark.key if mark.scheme == SYNTHID else (mark.key,)
     if not isinstance(keys, tuple) or not 1 <= len(keys) <= MAX_KEYS:
         raise InputError(f"key={mark.key!r}: scheme='synthid' takes a list of 1 to {MAX_KEYS} keys, one a layer")
@@ -191,6 +205,14 @@ HF_NAMES |= {"context_history_size": "history"}
 HF_SEEDINGS = {"lefthash": hashing.LEFT, "selfhash": hashing.SELF}
 
 
+def _context_of(config: Mapping[str, Any]) -> int:
+    """SynthID's tokens of context, one fewer than its n-grams have."""
+    length = config.get("ngram_len", 5)
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise InputError(f"ngram_len={length!r} must be an integer")
+    return length - 1
+
+
 def from_markllm(config: Mapping[str, Any], *, vocab_size: int, tokenizer: str = "") -> Mark:
     """The mark of a MarkLLM configuration (config/KGW.json, Unigram.json, SynthID.json, EXP.json).
 
@@ -210,7 +232,7 @@ def from_markllm(config: Mapping[str, Any], *, vocab_size: int, tokenizer: str =
         out["seeding"] = MARKLLM_F[errors.one_of("f_scheme", config.get("f_scheme", "time"), MARKLLM_F)]
         errors.one_of("window_scheme", config.get("window_scheme", "left"), ("left",))
     if scheme == SYNTHID:
-        out["width"] = config.get("ngram_len", 5) - 1
+        out["width"] = _context_of(config)
     return from_dict(out)
 
 
@@ -230,7 +252,7 @@ def from_transformers(config: Mapping[str, Any], *, vocab_size: int, tokenizer: 
     if is_synthid:
         if config.get("skip_first_ngram_calls") or config.get("debug_mode"):
             raise InputError("skip_first_ngram_calls and debug_mode are not supported; leave them out, or False")
-        out["width"] = config.get("ngram_len", 5) - 1
+        out["width"] = _context_of(config)
     else:
         out = {"gamma": 0.25, "delta": 2.0, **out, "parity": HF}
         out["seeding"] = HF_SEEDINGS[

@@ -33,6 +33,10 @@ def test_a_record_has_what_its_scheme_reads_and_no_more():
         (dict(scheme="kgv"), "the nearest is 'kgw'"),
         (dict(parity="hf", seeding="min"), "seeding='min' is not one of: left, self"),
         (dict(vocab_size=1), "vocab_size=1"),
+        (dict(vocab_size=20.5), "vocab_size=20.5 must be an integer"),
+        (dict(width="2"), "width='2' must be an integer"),
+        (dict(gamma="0.5"), "gamma='0.5' must be a number"),
+        (dict(delta=True), "delta=True must be a number"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
@@ -59,6 +63,15 @@ def test_a_difference_is_refused_with_both_values(name):
     with pytest.raises(InputError, match=f"marked with {name}=.* and the detector has {name}={other!r}"):
         text_marks.check_same(written, reading)
     text_marks.check_same(written, Mark("kgw", 7, 20, delta=9.0))
+
+
+@pytest.mark.parametrize("length", ["5", None, 4.5])
+def test_a_length_of_n_grams_is_an_integer(length):
+    config = dict(keys=[654, 400], ngram_len=length)
+    with pytest.raises(InputError, match=r"ngram_len=.* must be an integer"):
+        text_marks.from_transformers(config, vocab_size=20)
+    with pytest.raises(InputError, match=r"ngram_len=.* must be an integer"):
+        text_marks.from_markllm(config | dict(algorithm_name="SynthID"), vocab_size=20)
 
 
 def test_another_models_vocabulary_is_refused():
