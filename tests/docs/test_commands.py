@@ -49,7 +49,7 @@ SHORTER = {  # than `tiny` by itself, where a command says nothing of these keys
     "medguard:tiny": ("--config.max_new_tokens=8",),  # for a checkpoint of short rows
     "harness:tiny": ("--config.engine.max_len=512",),  # for tasks that write 256 tokens
     "aloe:tiny": (  # a reader's own files
-        *("--config.synthesis.teacher=", "--config.engine.max_len=1024"),
+        *("--config.synthesis.teacher=", "--config.bias.vignettes=", "--config.engine.max_len=1024"),
         *(f"--config.world.{name}=None" for name in ("readings", "conversations", "times", "peak_lr")),
     ),
     "concept_bias:tiny": ("--config.data.negative=()",),  # for a reader's own concepts
