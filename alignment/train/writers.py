@@ -323,7 +323,7 @@ class console(_Base):
         text += f"step {self._step if step is None else step}/{self._total}"
         first, since = self._base or (self._step, self._clock())
         seconds = self._clock() - since
-        if self._step > first and seconds > 0:
+        if self._step > first and seconds >= 1:  # the first steps are sent to the device faster than it computes
             rate = (self._step - first) / seconds
             text += f"  {rate:.3g} steps/s  {_duration((self._total - self._step) / rate)} left"
         return text

@@ -218,6 +218,16 @@ def test_progress_is_a_line_a_logged_step_where_there_is_no_terminal():
     assert line == "dpo step 4/10  3 steps/s  0:00:02 left  loss 0.25  heldout/loss 0.5  lr 1"
 
 
+def test_no_rate_is_given_for_steps_that_were_only_sent_to_the_device():
+    times = iter([0.0, 0.01, 0.02])
+    stream = io.StringIO()
+    writer = writers.console(30, stream=stream, clock=lambda: next(times))
+    writer.tick(1)
+    writer.tick(2)  # while the first is still being computed
+    writer.write_scalars(1, {"loss": 0.25})
+    assert stream.getvalue() == "step 1/30  loss 0.25\n"
+
+
 def test_progress_on_a_terminal_is_one_bar_with_rate_and_time_left():
     now = [0.0]
     stream = Terminal()
