@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from alignment import errors, programs
 from alignment.errors import InputError
-from alignment.train import checkpoint, sharding, step, writers
+from alignment.train import best, checkpoint, sharding, step, writers
 from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
@@ -53,19 +53,33 @@ class Pace:
 
     Args:
         keep: how many checkpoints stay, the newest.
+        save_minutes: saves besides at the first logged step after so many minutes; None does not.
+        best: a held-out metric, such as `heldout/loss`, by which the best parameters stay and are the run's result
+            (`best.Watch`); None takes the last ones.
+        patience: evaluations without a better value of it after which the run ends; None trains all steps.
 
     Raises:
-        InputError: an interval that means nothing.
+        InputError: an interval that means nothing, or a patience without a metric.
     """
 
     log_every: int = 10
     eval_every: int = 0
     save_every: int = 0
     keep: int = 2
+    save_minutes: float | None = None
+    best: str | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "save_every"):
             _check_interval(name, getattr(self, name), least=int(name == "log_every"))
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise InputError(f"save_minutes={self.save_minutes} must be positive; None does not save by minutes")
+        if self.patience is not None and (self.patience < 1 or self.best is None):
+            raise InputError(
+                f"patience={self.patience} counts evaluations, at least 1, without a better value of the metric "
+                f"`best`, which is {self.best!r}; give both, such as best=heldout/loss"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +168,9 @@ def fit(
         with checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager, sharding.activations(mesh):
             state, is_resumed = _restore(manager, state, batches)
             restored = int(state.step) if is_resumed else None
+            watch = None
+            if pace.best is not None and steps:
+                watch = best.Watch(workdir, pace.best, patience=pace.patience, restored=restored)
             writer = writers.open_run(
                 str(workdir), logging.sinks, restored=restored, total_steps=steps, label=logging.label
             )
@@ -166,17 +183,26 @@ def fit(
                 manager=manager,
                 finish_fn=logging.finish_fn,
                 log=_Log(writer, manager, logging),
+                watch=watch,
             )
             try:
                 heldout = {} if is_resumed else _begin(run, saves=steps > 0)
                 first_fn = None if is_resumed else on_first_fn
                 heldout |= _train(run, first_fn, steps, pace)
-                summary = {**(heldout or run.evaluate()), "steps": float(steps), **run.log.rate(workdir)}
+                number = int(run.state.step)
+                reached = {"steps": float(number if steps else 0)}
+                if watch is not None:
+                    reached["best_step"] = float(watch.best_step() or 0)
+                    if watch.best_step() != number:
+                        run.state, heldout = watch.restore(run.state), {}
+                summary = {**(heldout or run.evaluate()), **reached, **run.log.rate(workdir)}
             finally:
                 writer.close()
+                if watch is not None:
+                    watch.close()
             checkpoint.wait(manager)
             if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
-                raise Stopped(f"stopped after step {int(run.state.step)} of {steps}")
+                raise Stopped(f"stopped after step {number} of {steps}")
             return run.state, summary
     finally:
         ACTIVE.clear()
@@ -203,6 +229,7 @@ class _Run:
     manager: ocp.CheckpointManager
     finish_fn: FinishFn
     log: "_Log"
+    watch: best.Watch | None = None
 
     def evaluate(self) -> dict[str, float]:
         heldout = {}
@@ -227,6 +254,8 @@ def _begin(run: _Run, *, saves: bool) -> dict[str, float]:
     """Evaluate and save before the first step, so that every curve starts where the run did."""
     heldout = run.evaluate()
     run.log.writer.write_scalars(0, heldout)
+    if run.watch is not None and saves:
+        run.watch.note(0, heldout, run.state)
     if saves:
         run.save()
     if _stop_requested(agrees=True):
@@ -237,9 +266,12 @@ def _begin(run: _Run, *, saves: bool) -> dict[str, float]:
 
 def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> dict[str, float]:
     """The steps that are left; the last held-out values, empty if no step was."""
-    heldout = {}
+    heldout: dict[str, float] = {}
     eval_every, save_every = pace.eval_every or steps, pace.save_every or steps
     start = int(run.state.step)
+    minutes = _Minutes(pace.save_minutes)
+    if run.watch is not None and run.watch.is_over:  # it was stopped behind its last evaluation
+        return heldout
     for number in range(start + 1, steps + 1):
         batch = next(run.batches)
         run.state, metrics = run.update(run.state, sharding.to_devices(batch, run.mesh))
@@ -262,6 +294,11 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
             values = run.log.fetch_line()
             heldout = run.evaluate()
             run.log.writer.write_scalars(number, values | heldout)
+            if run.watch is not None:
+                run.watch.note(number, heldout, run.state)
+                is_last |= run.watch.is_over
+        # At a logged step only: a line is the mean since the line before, also in a run that goes on from here.
+        saves |= is_last or minutes.are_over(agrees=logs)
         stops = _stop_requested(agrees=logs)  # after the evaluation, so that a signal met then is obeyed now
         if stops and not logs:
             run.log.close_line(number)
@@ -269,10 +306,30 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
             run.log.write()
             run.log.writer.flush()
             run.save()
+            minutes.restart()
         if stops and not is_last:
             checkpoint.wait(run.manager)
             raise Stopped(f"stopped after step {number} of {steps}")
+        if is_last:
+            break
     return heldout
+
+
+class _Minutes:
+    """Time since the last save."""
+
+    def __init__(self, minutes: float | None):
+        self.minutes = minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    def are_over(self, *, agrees: bool) -> bool:
+        """Whether so many have passed, on any host; always False where `agrees` is."""
+        if self.minutes is None or not agrees:
+            return False
+        return _on_any_host(time.monotonic() - self._start >= 60 * self.minutes)
 
 
 class _Log:
@@ -362,7 +419,13 @@ def _stop_requested(*, agrees: bool) -> bool:
     if not agrees:
         return False
     # One host alone may get the signal; if it left the loop, the others would wait for it in the next collective.
-    return bool(np.any(multihost_utils.process_allgather(np.array(STOP.is_set()))))
+    return _on_any_host(STOP.is_set())
+
+
+def _on_any_host(flag: bool) -> bool:
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _fetch(metrics: step.Metrics) -> dict[str, float]:

@@ -75,7 +75,7 @@ def adamw(c: ml_collections.ConfigDict, **changes: Any) -> dict[str, Any]:
     )
 
 
-def loop(**changes: int) -> dict[str, int]:
+def loop(**changes: int) -> dict[str, Any]:
     """Of `loop.Pace`, in steps."""
     return (
         dict(
@@ -83,6 +83,9 @@ def loop(**changes: int) -> dict[str, int]:
             eval_every=200,
             save_every=200,
             keep=2,  # checkpoints
+            save_minutes=config_dict.placeholder(float),  # saves besides, after so many minutes
+            best=config_dict.placeholder(str),  # a held-out metric, such as heldout/loss: the run's result is the best
+            patience=config_dict.placeholder(int),  # evaluations without a better value, after which the run ends
         )
         | changes
     )

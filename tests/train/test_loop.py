@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -40,7 +41,7 @@ def fit(workdir, steps=STEPS, events=None, **options):
     loader = Loader(events)
     evals = {"heldout": loop.evaluator(lm_loss, [helpers.lm_batch(n, seed=1) for n in range(2)])}
     pace = {"log_every": 2, "eval_every": HALF, "save_every": HALF}
-    pace |= {name: options.pop(name) for name in ("log_every", "eval_every", "save_every", "keep") if name in options}
+    pace |= {field.name: options.pop(field.name) for field in dataclasses.fields(loop.Pace) if field.name in options}
     on_first_fn = options.pop("on_first_fn", None)
     settings = dict(pace=loop.Pace(**pace), logging=loop.Logging(**{"sinks": ()} | options), on_first_fn=on_first_fn)
     update = step.build(loss_fn, tx, rate_fn=helpers.optimizer.learning_rate)
@@ -261,3 +262,81 @@ def test_a_stop_that_arrives_while_a_checkpoint_is_written_is_obeyed_and_the_run
     assert loop.latest_step(tmp_path) in (step, step + 1)
     state, *_ = fit(tmp_path, save_every=HALF)
     assert_same(state, whole["state"])
+
+
+def away_from(number):
+    """Events that turn the loss round from this batch on, so that the held-out loss rises."""
+
+    def turn(batch):
+        batch["scale"] *= -1
+
+    return dict.fromkeys(range(number, 40), turn)
+
+
+WATCHED = dict(best="heldout/loss", eval_every=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A run whose held-out loss rises after step 4, with the best parameters as its result."""
+    folder = tmp_path_factory.mktemp("turned")
+    return folder, *fit(folder, events=away_from(4), **WATCHED)
+
+
+def test_the_best_parameters_by_a_heldout_metric_are_the_result(turned, tmp_path):
+    folder, state, summary, _ = turned
+    four, of_four, _ = fit(tmp_path, steps=4, eval_every=1)
+    assert summary["best_step"] == 4 and summary["steps"] == STEPS
+    assert_same(state.params, four.params)
+    assert summary["heldout/loss"] == of_four["heldout/loss"]
+    assert rows(folder)[-1]["heldout/loss"] > summary["heldout/loss"]  # the curve shows what came after
+    again, same, _ = fit(folder, events=away_from(4), **WATCHED)
+    assert_same(again.params, state.params)
+    assert {k: v for k, v in same.items() if k not in TIMING} == {k: v for k, v in summary.items() if k not in TIMING}
+
+
+def test_a_run_without_better_values_ends_after_its_patience_and_stays_ended(turned, tmp_path):
+    _, best, _, _ = turned
+    state, summary, loader = fit(tmp_path, events=away_from(4), patience=2, **WATCHED)
+    assert summary["steps"] == 6 and summary["best_step"] == 4 and loader.number == 6
+    assert_same(state.params, best.params)
+    again, same, loader = fit(tmp_path, events=away_from(4), patience=2, **WATCHED)
+    assert_same(again.params, best.params)
+    assert loader.number == 6 and same["steps"] == 6
+
+
+def test_a_run_that_was_killed_finds_the_same_best_parameters_and_the_same_end(turned, tmp_path):
+    folder, best, summary, _ = turned
+
+    def crash(batch):
+        raise RuntimeError("killed")
+
+    for number in (3, 5):
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(tmp_path, events=away_from(4) | {number: crash}, **WATCHED)
+    state, same, _ = fit(tmp_path, events=away_from(4), **WATCHED)
+    assert_same(state.params, best.params)
+    assert {k: v for k, v in same.items() if k not in TIMING} == {k: v for k, v in summary.items() if k not in TIMING}
+    assert rows(tmp_path) == rows(folder)
+
+
+def test_a_metric_that_no_evaluation_has_is_refused_with_those_that_there_are(tmp_path):
+    with pytest.raises(InputError, match=r"loop\.best='heldout/accuracy' is not one of: heldout/loss, heldout/tokens"):
+        fit(tmp_path, best="heldout/accuracy")
+    with pytest.raises(InputError, match="patience=3 counts evaluations"):
+        loop.Pace(patience=3)
+    with pytest.raises(InputError, match="save_minutes=0"):
+        loop.Pace(save_minutes=0.0)
+
+
+def test_minutes_save_at_the_next_logged_step(tmp_path, monkeypatch):
+    seconds = [0]
+
+    def pass_time(batch):
+        seconds[0] += 10
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds[0])
+    events = dict.fromkeys(range(STEPS), pass_time)
+    fit(tmp_path, events=events, save_every=0, eval_every=0, save_minutes=0.5, keep=20)
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == [0, 4, 8, 10]

@@ -1,0 +1,74 @@
+"""The best parameters of a run by a held-out metric, and when to stop looking for better ones.
+
+What counts is the held-out values in `metrics.jsonl` up to the step that a run goes on from, so a run that was killed
+decides as one that was not. The best state is a checkpoint under `best/checkpoints` of the workdir.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from alignment import errors
+from alignment.train import checkpoint
+from alignment.train.train_state import TrainState
+
+LOWER = ("loss", "perplexity", "error")  # ends of names of metrics of which the lowest value is the best
+
+
+class Watch:
+    """Follows one held-out metric.
+
+    Args:
+        metric: as it is logged, such as `heldout/loss`; of LOWER the lowest value is the best, of others the highest.
+        patience: evaluations without a better value after which `is_over`; None never ends a run.
+        restored: the step that the run goes on from; None for a fresh one.
+    """
+
+    def __init__(self, workdir: pathlib.Path, metric: str, *, patience: int | None, restored: int | None):
+        self.metric, self.patience = metric, patience
+        self.sign = -1.0 if metric.endswith(LOWER) else 1.0
+        self.history = [] if restored is None else _logged(workdir, metric, restored)
+        # Two stay, because a run that was killed may have written one that it comes to again only later.
+        self._manager = checkpoint.open_manager(workdir / "best/checkpoints", keep=2)
+        for step in self._manager.all_steps():
+            if restored is None or step > restored:
+                self._manager.delete(step)
+
+    def note(self, number: int, heldout: dict[str, float], state: TrainState) -> None:
+        """Take the values of an evaluation, and save the state if it is the best so far.
+
+        Raises:
+            InputError: the run measures no such metric.
+        """
+        errors.one_of("loop.best", self.metric, heldout)
+        before = self.best_step()
+        self.history.append((number, heldout[self.metric]))
+        if self.best_step() != before:
+            checkpoint.save(self._manager, state, {})
+
+    def best_step(self) -> int | None:
+        """The first step with the best value; None before an evaluation."""
+        return max(self.history, key=lambda pair: self.sign * pair[1])[0] if self.history else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last `patience` evaluations brought nothing better."""
+        if self.patience is None or not self.history:
+            return False
+        best = self.best_step()
+        return sum(number > best for number, _ in self.history if best is not None) >= self.patience
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The best state; the arrays of the one that is given are freed, because memory may not hold both."""
+        checkpoint.wait(self._manager)
+        return checkpoint.restore(self._manager, checkpoint.give_up(state))[0]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _logged(workdir: pathlib.Path, metric: str, restored: int) -> list[tuple[int, float]]:
+    """Steps and values that a run has logged up to the one that it goes on from."""
+    path = workdir / "metrics.jsonl"
+    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    return [(row["step"], row[metric]) for row in rows if metric in row and row["step"] <= restored]
