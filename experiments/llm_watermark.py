@@ -162,6 +162,12 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"mark.prompt_lens={c.mark.prompt_lens} reach data.min_len={c.data.min_len}: the shortest text has no "
             "token left to score; raise data.min_len"
         )
+    numbers = [get_config(arg).write.num_others for arg in SETTINGS]
+    if set(c.write.schemes) <= set(writing.MAIN) and c.write.num_others not in numbers:
+        raise InputError(
+            f"write.num_others={c.write.num_others} is not read, as write.schemes={c.write.schemes} are all main ones; "
+            "set write.num"
+        )
     if c.write.prompt_len + c.write.max_new_tokens > c.engine.max_len:
         raise InputError(
             f"write.prompt_len={c.write.prompt_len} and write.max_new_tokens={c.write.max_new_tokens} are more than "

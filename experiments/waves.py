@@ -33,7 +33,15 @@ from experiments.pages import waves as page
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
 LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
-MARK_STEPS = 1_200  # where the config leaves them open
+MARK_STEPS = 700  # where the config leaves them open
+READERS = {  # of settings, among the attacks
+    "noise": (attacks.REGENERATE,),
+    "gradient_steps": (attacks.EMBED, attacks.CLASSIFY),
+    "training.steps": attacks.LEARNED,
+    "strengths.single": tuple(distortions.SINGLE),
+    "strengths.combined": tuple(distortions.COMBINED),
+    "strengths.learned": attacks.LEARNED,
+}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -52,14 +60,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         learned=(0.25, 0.5, 0.75, 1.0),  # by gradients: of 8/255
     )
     c.setup = "removal"  # attacked: the marked pictures; spoofing: the unmarked; combined: both
-    c.quality = "Q3"  # subset of the metrics: PSNR, SSIM, NMI
+    c.quality = "Q3"  # subset of the metrics: PSNR, SSIM, NMI; Q4 and Q8 need weights under `given`
     c.users = (100, 1_000, 1_000_000)  # among whom the user is identified
     c.gradient_steps = 200  # of attacks by gradients
     c.noise = 1.0  # of the strongest regeneration, in deviations of the latent
     c.training = dict(  # of the small networks, for the attacks that need them
         steps=600,
         init_from="",  # safetensors of the auto-encoder, as a run leaves it in prepared/; "" trains it
-        mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 1,200
+        mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 700
         mark_from="",  # its safetensors, as a run leaves them in prepared/; "" trains it
     )
     c.executor = "local"  # local, process, ray
@@ -106,15 +114,16 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"strengths.{kind}={tuple(strengths)}: they rise and lie in (0, 1], such as (0.5, 1.0)")
     one_of("setup", c.setup, protocol.SETUPS)
     one_of("quality", c.quality, quality.SUBSETS)
-    there = {*quality.METRICS, *(name for name in given.MEASURES if c.given[name])}
+    there = {*quality.METRICS, *given.measured(c.given)}
     lacking = ", ".join(name for name in quality.SUBSETS[c.quality] if name not in there)
     if lacking:
         raise InputError(
-            f"quality={c.quality} needs {lacking}, whose weights are not there; take Q3 (pixels alone), or Q4 with "
-            "given.lpips"
+            f"quality={c.quality} needs {lacking}, whose weights are not there; take Q3 (pixels alone), or set "
+            "them under given"
         )
-    if c.given.fid and c.num == 1:
-        raise InputError("num=1 and given.fid is set: a covariance needs two pictures at least")
+    for name in ("fid", "clip_fid"):
+        if c.given[name] and c.num == 1:
+            raise InputError(f"num=1 and given.{name} is set: a covariance needs two pictures at least")
     if any(users < 2 for users in c.users):
         raise InputError(f"users={tuple(c.users)}: one is identified among at least 2")
     checks.check_least(c, LEAST)
@@ -137,6 +146,20 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.address and c.executor != "ray":
         raise InputError(f"address={c.address!r} is read by executor=ray alone; leave it out")
     executors.check(c.executor, c.workers or 0, c.retries)
+    check_unread(c)
+
+
+def check_unread(c: ml_collections.ConfigDict) -> None:
+    """Refuse what was set and no chosen attack or mark reads; what a setting of this file has may stay."""
+    attacked, settings = set(c.attacks), [get_config(arg) for arg in SETTINGS]
+    for name, readers in READERS.items():
+        value = checks.leaf(c, name)
+        if not attacked & set(readers) and value not in [checks.leaf(setting, name) for setting in settings]:
+            raise InputError(f"{name}={value} is read by {', '.join(readers)} alone; leave it out")
+    if not any(given.is_bits(name) for name in c.marks) and c.users not in [setting.users for setting in settings]:
+        raise InputError(f"users={c.users} are told apart by marks of bits alone, and marks={c.marks}; leave it out")
+    if c.executor == "local" and c.workers is not None:
+        raise InputError(f"workers={c.workers} is not read by executor=local; leave it out, or take process or ray")
 
 
 def check_training(c: ml_collections.ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""Distortions that gradients pass through, for the training of a mark: those of `distortions` that leave places alone.
+"""The single distortions that gradients pass through, for the training of a mark.
 
 They imitate Pillow's to a few grey levels (tests/watermark/test_differentiable.py says how far). Where bytes or DCT
 coefficients are rounded, the gradient goes through as if they were not.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.watermark import distortions
+from alignment.watermark import distortions, poses
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 YCC = np.array([GREY, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)  # of JPEG
@@ -78,6 +78,24 @@ def erase(images_BYX3: jax.Array, area: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(is_black[..., None], 0.0, images_BYX3)
 
 
+def rotate(images_BYX3: jax.Array, degrees: jax.Array) -> jax.Array:
+    """Counter-clockwise on the same canvas, black corners."""
+    turn = poses.matrix(jnp.full(len(images_BYX3), -degrees), jnp.ones(len(images_BYX3)))
+    return poses.sampled(images_BYX3, turn, jnp.zeros((len(images_BYX3), 2)))[0]
+
+
+def crop(images_BYX3: jax.Array, area: jax.Array, key: jax.Array) -> jax.Array:
+    """A part in the picture's shape, at another place in each picture, back at the old size."""
+    shrink = poses.matrix(jnp.zeros(len(images_BYX3)), jnp.full(len(images_BYX3), jnp.sqrt(area)))
+    return poses.sampled(images_BYX3, shrink, _cut_places(images_BYX3, area, key))[0]
+
+
+def _cut_places(images_BYX3: jax.Array, area: jax.Array, key: jax.Array) -> jax.Array:
+    """Where the middle of a crop lies, in pixels from the picture's middle [B, 2]."""
+    room_2 = (1 - jnp.sqrt(area)) * jnp.array(images_BYX3.shape[1:3], jnp.float32)
+    return (jax.random.uniform(key, (len(images_BYX3), 2)) - 0.5) * room_2[None]
+
+
 def jpeg(images_BYX3: jax.Array, quality: jax.Array) -> jax.Array:
     """JPEG with colours at half the resolution; sides are multiples of 16."""
     scale = jnp.where(quality < 50, 5_000 / quality, 200 - 2 * quality)
@@ -110,26 +128,64 @@ FNS: dict[str, Callable[..., jax.Array]] = {
     "Dist-Noise": noise,
     "Dist-JPEG": jpeg,
     "Dist-Erase": erase,
+    "Dist-Rotation": rotate,
+    "Dist-RCrop": crop,
 }
-DRAWN = ("Dist-Noise", "Dist-Erase")
+DRAWN = ("Dist-Noise", "Dist-Erase", "Dist-RCrop")
+MOVING = ("Dist-Rotation", "Dist-RCrop")
 MOST = {"Dist-Blur": 0.2, "Dist-JPEG": 0.75}  # relative strengths of a training; of the others 1
+MISSED = 0.3, 0.003, 1.0  # degrees, share of the scale and pixels by which a reader's pose may be wrong
 
 
 def distort(name: str, images_BYX3: jax.Array, strength: jax.Array, key: jax.Array) -> jax.Array:
     """A distortion at a relative strength, with the ranges of `distortions`."""
-    _, weakest, strongest = distortions.SINGLE[name]
-    value = weakest + strength * (strongest - weakest)
+    value = _native(name, strength)
     return FNS[name](images_BYX3, value, key) if name in DRAWN else FNS[name](images_BYX3, value)
 
 
-def drawn(images_BYX3: jax.Array, key: jax.Array) -> jax.Array:
-    """One of the distortions, or none, at a strength drawn up to `MOST`; then bytes."""
+def _native(name: str, strength: jax.Array) -> jax.Array:
+    _, weakest, strongest = distortions.SINGLE[name]
+    return weakest + strength * (strongest - weakest)
+
+
+def moved_back(name: str, images_BYX3: jax.Array, strength: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A rotation or a crop, and the way back by a pose that is a little wrong, as a reader's is (`poses`).
+
+    Args:
+        images_BYX3: before the distortion.
+
+    Returns:
+        The pictures, and [B, Y, X] 1 where the way back has a pixel.
+    """
+    own_key, *keys = jax.random.split(key, 4)
+    batch, value = len(images_BYX3), _native(name, strength)
+    moved = rounded(255 * distort(name, images_BYX3, strength, own_key)) / 255
+    degrees, scale, shift = jnp.zeros(()), jnp.ones(()), jnp.zeros((batch, 2))
+    if name == "Dist-Rotation":
+        degrees = value
+    else:
+        scale = 1 / jnp.sqrt(value)
+        shift = -scale * _cut_places(images_BYX3, value, own_key)
+    wrong = [jax.random.uniform(k, (batch, 2), minval=-m, maxval=m) for k, m in zip(keys, MISSED)]
+    back = poses.matrix(degrees + wrong[0][:, 0], scale * (1 + wrong[1][:, 0]))
+    return poses.sampled(moved, back, shift + wrong[2])
+
+
+def drawn(images_BYX3: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One of the distortions, or none, at a strength drawn up to `MOST`, as bytes; what moves things is moved back.
+
+    Returns:
+        The pictures, and [B, Y, X] 1 where they have a pixel.
+    """
     kind_key, strength_key, own_key = jax.random.split(key, 3)
     u = jax.random.uniform(strength_key)
+    whole = jnp.ones(images_BYX3.shape[:3])
 
-    def branch(name: str) -> Callable[[jax.Array], jax.Array]:
-        return lambda x: distort(name, x, u * MOST.get(name, 1.0), own_key)
+    def branch(name: str) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+        if name in MOVING:
+            return lambda x: moved_back(name, x, u * MOST.get(name, 1.0), own_key)
+        return lambda x: (distort(name, x, u * MOST.get(name, 1.0), own_key), whole)
 
-    branches = [lambda x: x, *map(branch, FNS)]
-    out = jax.lax.switch(jax.random.randint(kind_key, (), 0, len(branches)), branches, images_BYX3)
-    return rounded(255 * out) / 255
+    branches = [lambda x: (x, whole), *map(branch, FNS)]
+    out, inside = jax.lax.switch(jax.random.randint(kind_key, (), 0, len(branches)), branches, images_BYX3)
+    return rounded(255 * out) / 255, inside

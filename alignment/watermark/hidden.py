@@ -1,9 +1,9 @@
 """A mark by a small encoder and decoder that are trained together (HiDDeN's idea, Zhu et al. 2018).
 
 The message becomes a pattern that repeats every 32 pixels; the encoder paints it where the picture's texture hides it,
-at a fixed strength, and the decoder averages over all repetitions. So it trains on small cuts, reads pictures of any
-size, and survives what leaves places alone; crops and rotations are not in its training, which a repeating pattern
-would need a search for.
+at a fixed strength, and the decoder averages over all repetitions. So it trains on small cuts and reads pictures of
+any size. A picture that the decoder is not sure of is read again where the pattern's repetitions say that it was
+rotated or scaled to (`poses`); the training has rotations and crops, and the way back from them.
 
 Dimensions: B pictures, Y X rows and columns, 3 red, green, blue, L bits.
 """
@@ -18,12 +18,17 @@ import numpy as np
 import optax
 
 from alignment.errors import InputError
-from alignment.watermark import differentiable, learned
+from alignment.watermark import differentiable, learned, poses
 from alignment.watermark.marks import Mark, bit_errors, message
 
 TILE = 32  # pixels after which the pattern repeats
 CELLS = TILE // 4  # of a tile, as the networks see it
 NUM_BITS = 48
+PLACES = tuple((top, left) for top in (0, 2) for left in (0, 2))  # of a tile's first pixel in a cell, that are tried
+NUM_POSES = 3
+MIDDLE = 128  # pixels of a side on which poses and places are tried
+SURE = 1.0  # mean logit of a picture that is read as it is
+SURER = 1.5  # times the mean logit that a pose must have to count: of many one is always a little surer
 STRENGTH = 2.5 / 255  # root mean square of the change: 40.2 dB
 CHUNK = 8  # pictures at a time
 
@@ -55,8 +60,20 @@ class EncoderDecoder(nn.Module):
         size = jnp.sqrt(jnp.mean(change**2, axis=(1, 2, 3), keepdims=True) + 1e-8)
         return jnp.clip(images_BYX3 + STRENGTH * change / size, 0, 1)
 
-    def read(self, images_BYX3: jax.Array) -> jax.Array:
-        """A logit a bit [B, L]."""
+    def read(self, images_BYX3: jax.Array, inside_BYX: jax.Array | None = None) -> jax.Array:
+        """A logit a bit [B, L], where tiles begin at the first row and column.
+
+        Args:
+            inside_BYX: 1 where there is a pixel; None: everywhere.
+        """
+        return self.logits(self.tile(images_BYX3, inside_BYX))
+
+    def logits(self, tile_BYXD: jax.Array) -> jax.Array:
+        """[B, L] of mean tiles."""
+        return self.read_out(tile_BYXD.reshape(len(tile_BYXD), -1))
+
+    def tile(self, images_BYX3: jax.Array, inside_BYX: jax.Array | None = None) -> jax.Array:
+        """What the decoder sees in a tile's cells, mean over all tiles [B, CELLS, CELLS, width]."""
         batch, rows, columns = images_BYX3.shape[:3]
         # what stands out of its 4 x 4 neighbours is where a mark is strong and a picture weak
         folded = _folded(images_BYX3 - 0.5)
@@ -64,7 +81,11 @@ class EncoderDecoder(nn.Module):
         stands_out = (8 * (local - local.mean(axis=3, keepdims=True))).reshape(folded.shape)
         x = nn.gelu(self.sharpen(jnp.concatenate([folded, stands_out], axis=-1)))
         x = self.correlate(x).reshape(batch, rows // TILE, CELLS, columns // TILE, CELLS, self.width)
-        return self.read_out(x.mean(axis=(1, 3)).reshape(batch, -1))
+        if inside_BYX is None:
+            return x.mean(axis=(1, 3))
+        share = inside_BYX.reshape(batch, rows // 4, 4, columns // 4, 4).mean(axis=(2, 4))
+        share = share.reshape(batch, rows // TILE, CELLS, columns // TILE, CELLS, 1)
+        return (x * share).sum(axis=(1, 3)) / (share.sum(axis=(1, 3)) + 1e-3)
 
     def __call__(self, images_BYX3: jax.Array) -> jax.Array:
         return self.read(self.embed(images_BYX3, jnp.zeros((len(images_BYX3), self.num_bits))))
@@ -88,8 +109,41 @@ def wrong_bits(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
     model, images = EncoderDecoder(), batch["images"]
     bits_BL = jax.random.bernoulli(bits_key, 0.5, (len(images), NUM_BITS)).astype(jnp.float32)
     marked: Any = model.apply(params, images, bits_BL, method="embed")
-    logits: Any = model.apply(params, differentiable.drawn(marked, distortion_key), method="read")
+    logits: Any = model.apply(params, *differentiable.drawn(marked, distortion_key), method="read")
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, bits_BL))
+
+
+def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
+    """Logits [B, L] of pictures that were rotated or cropped, at the pose and place where the decoder is surest.
+
+    Poses come from the lattice that repetition makes; where a tile begins is tried on the middle of the picture.
+    """
+    model = EncoderDecoder()
+    batch, rows, columns = images_BYX3.shape[:3]
+    degrees_BP, scales_BP = poses.likeliest(images_BYX3, TILE, NUM_POSES)
+    middle = [min(size, MIDDLE) for size in (rows, columns)]
+    window = (*((size // TILE - m // TILE) // 2 * TILE for size, m in zip((rows, columns), middle)), *middle)
+    cells = np.arange(CELLS)
+    turned = (cells[:, None] + cells[None]) % CELLS  # a tile's cells from any first one
+    sureness = []
+    for p in range(NUM_POSES):
+        back = poses.matrix(degrees_BP[:, p], scales_BP[:, p])
+        whole = poses.sampled(images_BYX3, back, jnp.zeros((batch, 2)), window)
+        for top, left in PLACES:
+            shifted = (jnp.roll(x, (-top, -left), axis=(1, 2)) for x in whole)
+            tile: Any = model.apply(params, *shifted, method="tile")
+            tiles = tile[:, turned][:, :, :, turned].transpose(0, 1, 3, 2, 4, 5)
+            logits: Any = model.apply(params, tiles.reshape(-1, CELLS, CELLS, model.width), method="logits")
+            sureness.append(jnp.mean(jnp.abs(logits.reshape(batch, CELLS**2, -1)), axis=2))
+    best_B = jnp.argmax(jnp.concatenate(sureness, axis=1), axis=1)
+    pose_B, place_B, cell_B = jnp.unravel_index(best_B, (NUM_POSES, len(PLACES), CELLS**2))
+    first_B2 = jnp.asarray(PLACES)[place_B] + 4 * jnp.stack([cell_B // CELLS, cell_B % CELLS], axis=-1)
+    degrees_B, scales_B = (jnp.take_along_axis(x, pose_B[:, None], axis=1)[:, 0] for x in (degrees_BP, scales_BP))
+    back = poses.matrix(degrees_B, scales_B)
+    out: Any = model.apply(
+        params, *poses.sampled(images_BYX3, back, jnp.einsum("bij,bj->bi", back, first_B2)), method="read"
+    )
+    return out
 
 
 def mark(params: Any) -> Mark:
@@ -101,6 +155,7 @@ def mark(params: Any) -> Mark:
     model = EncoderDecoder()
     embed_fn = jax.jit(lambda images, bits: model.apply(params, images, bits, method="embed"))
     read_fn = jax.jit(lambda images: model.apply(params, images, method="read"))
+    moved_fn = jax.jit(lambda images: read_moved(params, images))
 
     def embed(images_BYX3: np.ndarray, message_L: np.ndarray) -> np.ndarray:
         out = images_BYX3.copy()
@@ -111,8 +166,16 @@ def mark(params: Any) -> Mark:
         return out
 
     def distance(images_BYX3: np.ndarray, message_L: np.ndarray) -> np.ndarray:
-        logits = [np.asarray(read_fn(whole)) for _, whole in _chunks(images_BYX3)]
-        return bit_errors(np.concatenate(logits) > 0, message_L)
+        parts = []
+        for _, whole in _chunks(images_BYX3):
+            logits_BL = np.array(read_fn(whole))
+            sureness_B = np.abs(logits_BL).mean(axis=1)
+            if sureness_B.min() < SURE:
+                moved_BL = np.asarray(moved_fn(whole))
+                is_moved_B = (sureness_B < SURE) & (np.abs(moved_BL).mean(axis=1) > SURER * sureness_B)
+                logits_BL[is_moved_B] = moved_BL[is_moved_B]
+            parts.append(logits_BL)
+        return bit_errors(np.concatenate(parts) > 0, message_L)
 
     return Mark(lambda user: message(user, NUM_BITS), embed, distance)
 

@@ -22,7 +22,8 @@ TRAINED_FILE = f"{TRAINED}.safetensors"
 DECODERS = ("stable_signature", "stegastamp")
 TREE_RING = "tree_ring"
 MARKS = (*marks.MARKS, TRAINED, *attacks.MISSING_MARKS)
-MEASURES = ("lpips", "fid")  # of a user's weights
+SCORES = ("rating", "artifacts")  # over one CLIP; the first is the measure `aesthetics`
+MEASURES = ("lpips", "fid", "clip_fid", "aesthetics", "artifacts")  # of a user's weights
 
 
 def settings() -> dict[str, Any]:
@@ -37,6 +38,12 @@ def settings() -> dict[str, Any]:
         tree_ring=dict(calls=""),  # a Python file with `encode` and `decode`
         lpips="",  # the lpips package's network over AlexNet, safetensors: a column, and what Q4 needs
         fid="",  # pytorch-fid's Inception, safetensors: a column
+        clip_fid="",  # OpenAI's CLIP ViT-B/32 in transformers' layout, safetensors: a column
+        aesthetics=dict(
+            clip="",  # LAION's CLIP ViT-H/14 in transformers' layout, safetensors; both scores read it
+            rating="",  # the aesthetics-scorer project's head for it, safetensors: the column `aesthetics`
+            artifacts="",  # its head for artifacts: a column
+        ),
     )
 
 
@@ -58,7 +65,11 @@ def check(c: Any) -> None:
             )
         if name not in c.marks and len(empty) < len(group):
             raise InputError(f"given.{name} is set and not read, as marks={tuple(c.marks)} lacks {name}")
-    for key in _files(c):
+    heads = [name for name in SCORES if c.given.aesthetics[name]]
+    if bool(heads) != bool(c.given.aesthetics.clip):
+        missing = f"aesthetics.{' or .'.join(SCORES)}" if c.given.aesthetics.clip else "aesthetics.clip"
+        raise InputError(f"given.aesthetics needs a network and a head over it; set given.{missing}")
+    for key in _files():
         path = _leaf(c, key)
         if path and not pathlib.Path(path).expanduser().is_file():
             raise InputError(f"given.{key}={path!r} is not there; give a file")
@@ -68,8 +79,15 @@ def check(c: Any) -> None:
         decoders.read_message(c.given[name].message, name)
 
 
-def _files(c: Any) -> list[str]:
-    return [*(f"{name}.weights" for name in DECODERS), f"{TREE_RING}.calls", *MEASURES]
+def _files() -> list[str]:
+    more = (f"aesthetics.{name}" for name in ("clip", *SCORES))
+    return [*(f"{name}.weights" for name in DECODERS), f"{TREE_RING}.calls", "lpips", "fid", "clip_fid", *more]
+
+
+def measured(given: Mapping[str, Any]) -> list[str]:
+    """The measures whose weights are given, of `MEASURES`."""
+    heads = {"aesthetics": given["aesthetics"]["rating"], "artifacts": given["aesthetics"]["artifacts"]}
+    return [name for name in MEASURES if (heads[name] if name in heads else given[name])]
 
 
 def _leaf(c: Any, key: str) -> str:
@@ -81,7 +99,7 @@ def plain(c: Any) -> dict[str, Any]:
     from data import loader  # imports grain, which the workers of a grid need not
 
     out = c.given.to_dict()
-    for key in _files(c):
+    for key in _files():
         *groups, name = key.split(".")
         path = _leaf(c, key)
         if path:
@@ -159,4 +177,14 @@ def measures(given: Mapping[str, Any]) -> dict[str, Callable[[np.ndarray, np.nda
         from alignment.watermark import inception
 
         out["fid"] = inception.opened(given["fid"])
+    if given.get("clip_fid"):
+        from alignment.watermark import clip
+
+        out["clip_fid"] = clip.opened(given["clip_fid"])
+    scores = given.get("aesthetics", {})
+    for name, head in (("aesthetics", scores.get("rating")), ("artifacts", scores.get("artifacts"))):
+        if head:
+            from alignment.watermark import clip
+
+            out[name] = clip.opened_score(scores["clip"], head)
     return out

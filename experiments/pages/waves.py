@@ -170,7 +170,8 @@ def constants(subset: str) -> dict[str, Any]:
 
 def findings(rows: Sequence[Row], *, subset: str, num_images: int, setup: str) -> list[str]:
     """What a reader must know of these numbers."""
-    lines = [f"Set-up: {setup}. Q is {subset}: {', '.join(quality.SUBSETS[subset])}; it is not the paper's Q8."]
+    is_whole = "as the paper's" if subset == "Q8" else "it is not the paper's Q8"
+    lines = [f"Set-up: {setup}. Q is {subset}: {', '.join(quality.SUBSETS[subset])}; {is_whole}."]
     if num_images <= 1 / protocol.FPR:
         lines.append(
             f"With {num_images} unmarked pictures a false positive rate below {100 * protocol.FPR:g} % means none at "

@@ -14,6 +14,8 @@ from experiments.evaluation import services, subjects
 from experiments.evaluation.services import ENDPOINT, Sampling
 from experiments.text_watermarks import measuring
 
+PROMPT_ROOM = 128  # tokens of the request around a text; an answer may be longer under the paraphraser's tokenizer
+
 
 def settings() -> dict[str, Any]:
     """The group of a config that says who paraphrases."""
@@ -47,6 +49,12 @@ def check(c: Any) -> None:
         raise InputError(f"paraphrase.by={by!r} cannot say a text in other words; take a checkpoint or a service")
     elif by:
         models.check(subjects.one(c, by))
+        needed = c.write.max_new_tokens + c.paraphrase.max_new_tokens + PROMPT_ROOM
+        if needed > c.engine.max_len:
+            raise InputError(
+                f"engine.max_len={c.engine.max_len} is too short for a paraphrase: write.max_new_tokens, "
+                f"paraphrase.max_new_tokens and {PROMPT_ROOM} for the request are {needed}; raise it"
+            )
 
 
 def writer_of(c: Any, folder: pathlib.Path) -> Any:
@@ -67,7 +75,7 @@ def lines(
     """Detection after a paraphrase, a line for each marked point; [] where none is asked for.
 
     The texts lie in paraphrases.jsonl. Unmarked texts stay as they are. An empty paraphrase leaves an answer as it
-    was, and is counted as `unchanged`.
+    was, and is counted as `unchanged`; `cut` are requests that lost their beginning, as they were too long to read.
 
     Args:
         answers: {point: (its mark, ids of its answers)}; points without a mark are left out.
@@ -83,11 +91,13 @@ def lines(
     for name, (mark, all_ids) in answers.items():
         if mark is None:
             continue
+        num_cut = getattr(writer, "num_cut", 0)
         before = [model.tok.decode(ids) for ids in all_ids[: c.paraphrase.num]]
         after = attacks.paraphrase(before, ask)
         rows += [{"point": name, "before": a, "after": b} for a, b in zip(before, after)]
         line = measuring.detection_line(mark, [model.tok.encode(text) for text in after], negatives)
         unchanged = sum(a == b for a, b in zip(before, after))
-        out.append({"point": name, "attack": "paraphrase", "strength": 1.0, "unchanged": unchanged} | line)
+        own = {"unchanged": unchanged, "cut": getattr(writer, "num_cut", 0) - num_cut}
+        out.append({"point": name, "attack": "paraphrase", "strength": 1.0} | own | line)
     files.write_rows(folder / "paraphrases.jsonl", rows)
     return out

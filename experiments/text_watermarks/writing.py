@@ -21,6 +21,7 @@ from experiments.text_watermarks.memorising import Scorer
 
 WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
 HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
+MAIN = ("kgw", "unigram")  # written `num` times at each strength; the others `num_others` times at one
 UNMARKED = "unmarked"
 
 
@@ -39,7 +40,7 @@ def points_of(c: Any, vocab_size: int, tokenizer: str) -> list[Point]:
     key = int(c.mark.keyring[0])
     out = [Point(UNMARKED, UNMARKED, None, c.write.num)]
     for scheme in c.write.schemes:
-        is_main = scheme in ("kgw", "unigram")
+        is_main = scheme in MAIN
         deltas = c.write.deltas if is_main else (c.write.deltas[len(c.write.deltas) // 2],)
         for delta in deltas:
             num = c.write.num if is_main else c.write.num_others

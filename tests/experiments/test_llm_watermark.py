@@ -13,8 +13,9 @@ from alignment.watermark.verbatim import Scored
 from data.tokens import tokenizer
 from data.toys import chronicle
 from experiments import llm_watermark
+from experiments.decoding import models
 from experiments.text_watermarks import measuring, memorising, paraphrasing, texts, writing
-from tests.experiments.conftest import launch
+from tests.experiments.conftest import ROOT, launch
 
 
 def rows(path):
@@ -52,9 +53,11 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
         (["--config.memorise.steps=0", "--config.init_from=hf:models"], "memorise.batch_size=20 is not read"),
         (["--config.paraphrase.num=3"], "paraphrase.num=3 is not read"),
         (["--config.paraphrase.by=endpoint:model"], "needs endpoint.url"),
+        (["--config.paraphrase.by=hf:models"], "models"),
         (["--config.paraphrase.by=toy"], "cannot say a text in other words"),
         (["--config.endpoint.url=http://127.0.0.1:1/v1"], "is not read, as paraphrase.by"),
         (["--config.mark.prompt_lens=(40,)"], "the shortest text has no"),
+        (["--config.write.schemes=('kgw',)", "--config.write.num_others=3"], "write.num_others=3 is not read"),
         (["--config.write.temperature=0"], "marks of draws need draws"),
         (["--config.write.max_new_tokens=500"], "raise it"),
         (["--config.data.path=missing.jsonl"], "missing.jsonl"),
@@ -179,3 +182,42 @@ def test_paraphrases_are_stored_read_and_those_without_an_answer_counted(tmp_pat
     assert [row["after"] for row in stored] == ["an answer of 0", "quite different words", "an answer of 2"]
     c.paraphrase.by = ""
     assert paraphrasing.lines(c, model, answers, [], tmp_path) == []
+
+
+def paraphrased(c, tok, texts, folder):
+    """The line of a mark of these answers, and what became of them."""
+    mark = writing.mark_of("kgw", 3, tok.vocab_size, 0.5, 2.0, "")
+    answers = {"unmarked": (None, []), "kgw": (mark, [tok.encode(text) for text in texts])}
+    negatives = [tok.encode("nothing here is marked")]
+    (line,) = paraphrasing.lines(c, types.SimpleNamespace(tok=tok), answers, negatives, folder)
+    return line, [row["after"] for row in rows(folder / "paraphrases.jsonl")]
+
+
+def test_a_model_of_this_process_paraphrases_through_the_engine(tiny, tmp_path):
+    c = llm_watermark.get_config("tiny")
+    c.paraphrase.update(by=f"run:{tiny('llm_watermark').workdir}/learned", num=3, max_new_tokens=8)
+    with pytest.raises(InputError, match=r"engine.max_len=128 is too short for a paraphrase: .* are 160; raise it"):
+        llm_watermark.check(c)
+    c.engine.max_len = 192
+    llm_watermark.check(c)
+    tok = tokenizer.load("bytes")
+    texts = ["the river rose in spring", "a market was held", "the bridge fell"]
+    line, after = paraphrased(c, tok, texts, tmp_path)
+    assert (line["n"], line["cut"]) == (3, 0) and len(after) == 3
+    assert all(0 < len(tok.encode(text)) <= 8 or text in texts for text in after)
+    (tmp_path / "again").mkdir()
+    assert paraphrased(c, tok, texts, tmp_path / "again") == (line, after)  # greedy: no draw is in it
+
+
+@pytest.mark.slow  # a real model; the test above has the same way through the engine
+def test_smollm2_says_an_answer_in_other_words(tmp_path, monkeypatch):
+    if not (ROOT / "models/smollm2").is_dir():
+        pytest.skip("needs models/smollm2, which make models leaves")
+    monkeypatch.chdir(ROOT)
+    c = llm_watermark.get_config("smol")
+    c.paraphrase.update(by=models.SMOL, num=2, max_new_tokens=32)
+    c.engine.update(num_slots=2, max_len=256)
+    text = "The old schoolhouse by the river was sold to a merchant who turned it into a small hotel for travellers."
+    line, after = paraphrased(c, tokenizer.load("models/smollm2"), [text, text], tmp_path)
+    assert line["unchanged"] == 0 and after[0] == after[1] != text
+    assert len({"schoolhouse", "river", "merchant", "hotel"} & set(after[0].lower().replace(",", " ").split())) >= 1

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.watermark import decoders, learned, lpips, marks, protocol, tree_ring
+from alignment.watermark import clip, decoders, inception, learned, lpips, marks, protocol, quality, tree_ring
 from data.corpus import shards
 from data.toys import scenes
 from experiments import waves
@@ -185,6 +185,8 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         ),
         (["--config.given.stegastamp.message=01"], "given.stegastamp is set and not read"),
         (["--config.given.lpips=nowhere.safetensors"], "given.lpips='nowhere.safetensors' is not there"),
+        (["--config.given.aesthetics.rating=head"], "given.aesthetics needs a network and a head over it"),
+        (["--config.given.clip_fid=nowhere"], "given.clip_fid='nowhere' is not there"),
         (["--config.quality=Q4"], "quality=Q4 needs lpips, whose weights are not there; take Q3"),
         (["--config.training.mark_steps=3"], "is read by the mark encoder_decoder alone"),
         (["--config.marks=('encoder_decoder',)", "--config.training.mark_from=no"], "mark_from='no' is not there"),
@@ -198,6 +200,10 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.size=128", "--config.marks=('dct',)"], "128 x 128 pixels are too small for 48 bits"),
         (["--config.size=70"], "size=70: the small networks need a multiple of 8; take 64"),
         (["--config.images=nowhere/*.png"], "no file is there"),
+        (["--config.attacks=('Dist-JPEG',)", "--config.noise=0.5"], "noise=0.5 is read by Regen-Small alone"),
+        (["--config.strengths.combined=(0.3,)", "--config.attacks=('Dist-JPEG',)"], "is read by DistCom-Geo"),
+        (["--config.users=(7,)"], "are told apart by marks of bits alone"),
+        (["--config.workers=2"], "workers=2 is not read by executor=local"),
         (["--config.executor=cluster"], "executor='cluster' is not one of"),
         (["--config.address=auto"], "is read by executor=ray alone"),
         (["--config.training.init_from=there.safetensors"], "is not there"),
@@ -230,7 +236,7 @@ def test_a_grid_of_200_cells_killed_at_random_ends_in_the_same_bytes(executor, t
 
     def command(folder):
         base = [sys.executable, "-m", "experiments.run", "--config=experiments/waves.py:tiny", f"--workdir={folder}"]
-        return [*base, *flags, "--config.workers=2"]
+        return [*base, *flags, *(["--config.workers=2"] if executor != "local" else [])]
 
     subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
     rng = random.Random(0)
@@ -325,6 +331,33 @@ def test_a_users_own_weights_make_marks_and_a_measure(grid, tmp_path):
     (point, _) = page.points_of(rows, "Q4")
     assert point["lpips"] == attacked["lpips"] and point["Q4"] is not None
     assert next(line["mark"] for line in page.not_run({"stable_signature", "tree_ring"})) == "stegastamp"
+
+
+def test_the_papers_quality_has_all_eight_measures_where_their_weights_are_given(tmp_path, monkeypatch):
+    """Networks are read in tests/parity/test_image_weights.py; here they are numbers."""
+    c = waves.get_config("tiny")
+    for name in ("lpips", "fid", "clip_fid"):
+        c.given[name] = str(tmp_path / name)
+    c.given.aesthetics.update({name: str(tmp_path / name) for name in ("clip", "rating", "artifacts")})
+    for name in ("lpips", "fid", "clip_fid", "clip", "rating", "artifacts"):
+        (tmp_path / name).write_bytes(name.encode())
+    c.quality = "Q8"
+    waves.check(c)
+    assert given.measured(c.given) == list(given.MEASURES)
+    own = given.plain(c)
+    assert set(own["digests"]) == {"lpips", "fid", "clip_fid", *(f"aesthetics.{x}" for x in ("clip", *given.SCORES))}
+    monkeypatch.setattr(lpips, "opened", lambda path: lambda a, b: np.full(len(a), 0.2))
+    monkeypatch.setattr(inception, "opened", lambda path: lambda a, b: 20.0)
+    monkeypatch.setattr(clip, "opened", lambda path: lambda a, b: 5.0)
+    heads = {"rating": 0.5, "artifacts": -0.1}
+    monkeypatch.setattr(
+        clip, "opened_score", lambda path, head: lambda a, b: np.full(len(a), heads[head.split("/")[-1]])
+    )
+    pictures = scenes.pink(2, 64)
+    row = cells.qualities(pictures, pictures, given.measures(own))
+    assert quality.degradation(row | {"psnr": 25, "ssim": 0.8, "nmi": 1.3}, "Q8") == pytest.approx(0.363910, abs=1e-6)
+    lines = page.findings([row | {"mark": "ring"}], subset="Q8", num_images=2, setup="removal")
+    assert "as the paper's" in lines[0]
 
 
 KEY = tree_ring.key(0)

@@ -1,5 +1,7 @@
 """Published decoders, LPIPS and Inception on random weights, beside torch modules with the same layers' names."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import safetensors.numpy
 import scipy.linalg
 
 from alignment.errors import InputError
-from alignment.watermark import decoders, inception, lpips
+from alignment.watermark import clip, decoders, inception, lpips
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -324,6 +326,16 @@ def test_one_block_of_each_kind_is_torchs():
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
+def test_networks_have_as_many_weights_as_the_published_ones():
+    def number(shapes):
+        return sum(int(np.prod(shape)) for name, shape in shapes.items() if "running" not in name)
+
+    classes, auxiliary = 2_048 * 1_000 + 1_000, 768 * 128 + 256 + 128 * 768 * 25 + 1_536 + 768 * 1_000 + 1_000
+    assert number(inception.shapes()) == 27_161_264 - classes - auxiliary  # of torchvision's inception_v3
+    assert number(clip.shapes(clip.BASE_32, is_projected=True)) == 87_849_216  # of CLIP ViT-B/32's pictures
+    assert number(clip.shapes(clip.HUGE_14, is_projected=True)) == 632_076_800  # of open_clip's ViT-H/14
+
+
 @pytest.mark.slow  # the test above has every kind of block
 def test_inception_is_torchs(tmp_path, pictures):
     module = Inception().eval()
@@ -347,3 +359,64 @@ def test_frechets_distance_is_the_papers_equation():
     assert inception.frechet(few, few + 1) == pytest.approx(50)
     with pytest.raises(InputError, match="two at least"):
         inception.frechet(a[:1], b)
+
+
+SMALL = dict(patch=8, width=32, layers=2, heads=4, hidden=48, features=16, side=32)
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_clips_pictures_are_those_of_transformers(is_quick, tmp_path, pictures):
+    transformers = pytest.importorskip("transformers")
+    sizes = clip.Sizes(**SMALL, is_quick=is_quick)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        projection_dim=sizes.features,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        image_size=sizes.side,
+        patch_size=sizes.patch,
+        hidden_act="quick_gelu" if is_quick else "gelu",
+    )
+    module = transformers.CLIPVisionModelWithProjection(config).eval()
+    arrays = {name: array for name, array in arrays_of(module).items() if not name.endswith("position_ids")}
+    path = stored(tmp_path, arrays)
+    small = clip.cut(pictures, sizes.side)
+    mean, deviation = (torch.tensor(x)[None, :, None, None] for x in (clip.MEAN, clip.DEVIATION))
+    with torch.no_grad():
+        out = module((first(small) - mean) / deviation)
+        whole = module.vision_model((first(small) - mean) / deviation).pooler_output
+    params = clip.load(path, sizes, is_projected=True)
+    np.testing.assert_allclose(clip.features(params, small, sizes), out.image_embeds, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(clip.pooled(params, small, sizes), whole, rtol=2e-4, atol=2e-4)
+    metric = clip.opened(str(path), sizes)
+    assert metric(pictures, pictures) == pytest.approx(0, abs=1e-6) and metric(pictures, 255 - pictures) > 0
+    with pytest.raises(InputError, match="another network than CLIP of 12 layers and width 768"):
+        clip.load(path, clip.BASE_32, is_projected=True)
+
+
+def test_pictures_are_cut_for_clip_as_transformers_does(pictures):
+    transformers = pytest.importorskip("transformers")
+    wide = np.concatenate([pictures, pictures[:, :, :21]], axis=2)
+    processor = transformers.CLIPImageProcessorPil if hasattr(transformers, "CLIPImageProcessorPil") else None
+    processor = (processor or transformers.CLIPImageProcessor)(size={"shortest_edge": 48}, crop_size=48)
+    theirs = processor(list(wide), return_tensors="np")["pixel_values"]
+    mean, deviation = (np.array(x)[None, :, None, None] for x in (clip.MEAN, clip.DEVIATION))
+    ours = (clip.cut(wide, 48).transpose(0, 3, 1, 2) / 255 - mean) / deviation
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_score_is_that_of_five_linear_layers_over_a_unit_vector(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "HEAD_WIDTH", 8)
+    widths = [6, 8, 8, 8, 8, 1]
+    linear = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    drop = nn.Dropout(0.0)
+    module = nn.Module()
+    module.layers = nn.Sequential(linear[0], drop, linear[1], drop, linear[2], drop, linear[3], linear[4])
+    path = stored(tmp_path, arrays_of(module))
+    x = np.random.default_rng(3).normal(size=(4, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = module.layers(nn.functional.normalize(torch.tensor(x), dim=-1)).numpy()[:, 0]
+    np.testing.assert_allclose(clip.score(clip.load_head(path, 6), jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="another network than a score over 7 features"):
+        clip.load_head(path, 7)

@@ -52,6 +52,31 @@ def test_gradients_pass_through_rounded_numbers(pictures):
 
 
 def test_a_drawn_distortion_gives_bytes(pictures):
+    drawn_fn = jax.jit(differentiable.drawn)
     for seed in range(6):
-        out = np.asarray(jax.jit(differentiable.drawn)(as_numbers(pictures), jax.random.key(seed))) * 255
-        assert np.abs(out - np.rint(out)).max() < 1e-3 and out.min() >= 0 and out.max() <= 255
+        out, inside = drawn_fn(as_numbers(pictures), jax.random.key(seed))
+        out = np.asarray(out) * 255
+        assert set(np.unique(inside)) <= {0, 1} and inside.mean() > 0.3
+        assert np.abs(out - np.rint(out)).max() < 1e-3
+        assert out.min() >= 0 and out.max() <= 255
+
+
+def test_a_rotation_is_pillows_but_for_its_nearest_pixels():
+    smooth = np.asarray(differentiable.blur(as_numbers(scenes(2, 64)), jnp.float32(2.0)))
+    pictures = np.rint(255 * smooth).astype(np.uint8)
+    ours = differentiable.distort("Dist-Rotation", as_numbers(pictures), jnp.float32(0.4), jax.random.key(0))
+    gap = (255 * np.asarray(ours) - distortions.batch("Dist-Rotation", pictures, 0.4))[:, 16:-16, 16:-16]
+    assert np.sqrt(np.mean(gap**2)) < 6
+
+
+@pytest.mark.parametrize("name", differentiable.MOVING)
+def test_what_is_moved_comes_back_and_says_where_it_has_pixels(name, monkeypatch):
+    monkeypatch.setattr(differentiable, "MISSED", (0.0, 0.0, 0.0))
+    smooth = differentiable.blur(as_numbers(scenes(2, 64)), jnp.float32(2.0))
+    back, inside = differentiable.moved_back(name, smooth, jnp.float32(0.8), jax.random.key(3))
+    gap = np.asarray(jnp.abs(back - smooth))[np.asarray(inside) > 0]
+    assert 255 * gap.mean() < 2.5 and 0.4 < inside.mean() < 0.95
+    grads = jax.grad(lambda x: jnp.sum(differentiable.moved_back(name, x, jnp.float32(0.8), jax.random.key(3))[0]))(
+        smooth
+    )
+    assert np.isfinite(grads).all() and 0.3 < float(grads.mean()) < 3
