@@ -33,7 +33,7 @@ from experiments.pages import waves as page
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
 LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
-MARK_STEPS = 700  # where the config leaves them open
+MARK_STEPS = 600  # where the config leaves them open
 READERS = {  # of settings, among the attacks
     "noise": (attacks.REGENERATE,),
     "gradient_steps": (attacks.EMBED, attacks.CLASSIFY),
@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.training = dict(  # of the small networks, for the attacks that need them
         steps=600,
         init_from="",  # safetensors of the auto-encoder, as a run leaves it in prepared/; "" trains it
-        mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 700
+        mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 600
         mark_from="",  # its safetensors, as a run leaves them in prepared/; "" trains it
     )
     c.executor = "local"  # local, process, ray

@@ -24,11 +24,10 @@ from alignment.watermark.marks import Mark, bit_errors, message
 TILE = 32  # pixels after which the pattern repeats
 CELLS = TILE // 4  # of a tile, as the networks see it
 NUM_BITS = 48
-PLACES = tuple((top, left) for top in (0, 2) for left in (0, 2))  # of a tile's first pixel in a cell, that are tried
+PLACES = tuple((top, left) for top in range(4) for left in range(4))  # of a tile's first pixel in a cell
 NUM_POSES = 3
-MIDDLE = 128  # pixels of a side on which poses and places are tried
 SURE = 1.0  # mean logit of a picture that is read as it is
-SURER = 1.5  # times the mean logit that a pose must have to count: of many one is always a little surer
+LEAST_SURE = 0.75  # mean logit that a pose must have to count: of many one is always a little surer
 STRENGTH = 2.5 / 255  # root mean square of the change: 40.2 dB
 CHUNK = 8  # pictures at a time
 
@@ -116,26 +115,25 @@ def wrong_bits(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
 def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
     """Logits [B, L] of pictures that were rotated or cropped, at the pose and place where the decoder is surest.
 
-    Poses come from the lattice that repetition makes; where a tile begins is tried on the middle of the picture.
+    Poses come from the lattice that repetition makes. Where a tile begins is tried on the mean of all tiles' pixels,
+    in which the mark stays and the picture does not: it is small, so every pixel can be tried.
     """
     model = EncoderDecoder()
-    batch, rows, columns = images_BYX3.shape[:3]
+    batch = len(images_BYX3)
     degrees_BP, scales_BP = poses.likeliest(images_BYX3, TILE, NUM_POSES)
-    middle = [min(size, MIDDLE) for size in (rows, columns)]
-    window = (*((size // TILE - m // TILE) // 2 * TILE for size, m in zip((rows, columns), middle)), *middle)
     cells = np.arange(CELLS)
     turned = (cells[:, None] + cells[None]) % CELLS  # a tile's cells from any first one
-    sureness = []
-    for p in range(NUM_POSES):
-        back = poses.matrix(degrees_BP[:, p], scales_BP[:, p])
-        whole = poses.sampled(images_BYX3, back, jnp.zeros((batch, 2)), window)
-        for top, left in PLACES:
-            shifted = (jnp.roll(x, (-top, -left), axis=(1, 2)) for x in whole)
-            tile: Any = model.apply(params, *shifted, method="tile")
-            tiles = tile[:, turned][:, :, :, turned].transpose(0, 1, 3, 2, 4, 5)
-            logits: Any = model.apply(params, tiles.reshape(-1, CELLS, CELLS, model.width), method="logits")
-            sureness.append(jnp.mean(jnp.abs(logits.reshape(batch, CELLS**2, -1)), axis=2))
-    best_B = jnp.argmax(jnp.concatenate(sureness, axis=1), axis=1)
+    # poses and places become part of the batch, so the program has the decoder once
+    many = jnp.repeat(images_BYX3, NUM_POSES, axis=0)
+    back = poses.matrix(degrees_BP.reshape(-1), scales_BP.reshape(-1))
+    mean = _mean_tile(*poses.sampled(many, back, jnp.zeros((len(many), 2))))
+    shifted = jnp.stack([jnp.roll(mean, (-top, -left), axis=(1, 2)) for top, left in PLACES], axis=1)
+    # two by two tiles, so that a tile's edge has its neighbours
+    repeated = jnp.tile(shifted.reshape(-1, TILE, TILE, 3), (1, 2, 2, 1))
+    tile: Any = model.apply(params, repeated, method="tile")
+    tiles = tile[:, turned][:, :, :, turned].transpose(0, 1, 3, 2, 4, 5)
+    logits: Any = model.apply(params, tiles.reshape(-1, CELLS, CELLS, model.width), method="logits")
+    best_B = jnp.argmax(jnp.mean(jnp.abs(logits), axis=-1).reshape(batch, -1), axis=1)
     pose_B, place_B, cell_B = jnp.unravel_index(best_B, (NUM_POSES, len(PLACES), CELLS**2))
     first_B2 = jnp.asarray(PLACES)[place_B] + 4 * jnp.stack([cell_B // CELLS, cell_B % CELLS], axis=-1)
     degrees_B, scales_B = (jnp.take_along_axis(x, pose_B[:, None], axis=1)[:, 0] for x in (degrees_BP, scales_BP))
@@ -144,6 +142,17 @@ def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
         params, *poses.sampled(images_BYX3, back, jnp.einsum("bij,bj->bi", back, first_B2)), method="read"
     )
     return out
+
+
+def _mean_tile(images_BYX3: jax.Array, inside_BYX: jax.Array) -> jax.Array:
+    """The mean over tiles of what is inside, around grey [B, TILE, TILE, 3]."""
+    batch, rows, columns = inside_BYX.shape
+    shape = (batch, rows // TILE, TILE, columns // TILE, TILE, -1)
+    weight = inside_BYX.reshape(shape)
+    # each tile without its own mean, or the number of tiles that reach a pixel would show
+    tiles = images_BYX3.reshape(shape)
+    own = (tiles * weight).sum(axis=(2, 4), keepdims=True) / (weight.sum(axis=(2, 4), keepdims=True) + 1e-3)
+    return 0.5 + ((tiles - own) * weight).sum(axis=(1, 3)) / (weight.sum(axis=(1, 3)) + 1e-3)
 
 
 def mark(params: Any) -> Mark:
@@ -172,7 +181,7 @@ def mark(params: Any) -> Mark:
             sureness_B = np.abs(logits_BL).mean(axis=1)
             if sureness_B.min() < SURE:
                 moved_BL = np.asarray(moved_fn(whole))
-                is_moved_B = (sureness_B < SURE) & (np.abs(moved_BL).mean(axis=1) > SURER * sureness_B)
+                is_moved_B = (sureness_B < SURE) & (np.abs(moved_BL).mean(axis=1) > np.maximum(LEAST_SURE, sureness_B))
                 logits_BL[is_moved_B] = moved_BL[is_moved_B]
             parts.append(logits_BL)
         return bit_errors(np.concatenate(parts) > 0, message_L)

@@ -37,30 +37,20 @@ def matrix(degrees: jax.Array, scale: jax.Array) -> jax.Array:
     return jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
 
 
-def sampled(
-    images_BYX3: jax.Array,
-    matrix_B22: jax.Array,
-    shift_B2: jax.Array,
-    window: tuple[int, int, int, int] | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def sampled(images_BYX3: jax.Array, matrix_B22: jax.Array, shift_B2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Pictures whose pixel p is the old one at matrix (p - centre) + centre + shift, between pixels linearly.
-
-    Args:
-        window: first row and column, and number of rows and columns, of the new pictures' part; None: all of them.
 
     Returns:
         The pictures, black outside the old ones, and [B, Y, X] 1 where the place was inside.
     """
     batch, rows, columns, colours = images_BYX3.shape
     centre_2 = jnp.array([(rows - 1) / 2, (columns - 1) / 2])
-    top, left, height, width = window or (0, 0, rows, columns)
-    ranges = jnp.arange(top, top + height), jnp.arange(left, left + width)
-    grid = jnp.stack(jnp.meshgrid(*ranges, indexing="ij"), -1) - centre_2[None, None]
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1) - centre_2[None, None]
     place = jnp.einsum("bij,yxj->byxi", matrix_B22, grid) + (centre_2[None] + shift_B2)[:, None, None]
     low = jnp.floor(place)
     part_y, part_x = jnp.split((place - low)[..., None, :], 2, axis=-1)
     flat = images_BYX3.reshape(batch, rows * columns, colours)
-    out = jnp.zeros((batch, height, width, colours))
+    out = jnp.zeros((batch, rows, columns, colours))
     for dy, weight_y in ((0, 1 - part_y), (1, part_y)):
         for dx, weight_x in ((0, 1 - part_x), (1, part_x)):
             y, x = low[..., 0].astype(jnp.int32) + dy, low[..., 1].astype(jnp.int32) + dx

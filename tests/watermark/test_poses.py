@@ -11,15 +11,14 @@ TILE = 32
 
 @pytest.fixture(scope="module")
 def marked():
-    """Pictures with a pattern that repeats every 32 pixels, of 38 dB."""
-    pattern = np.random.default_rng(0).normal(size=(8, 8, 3)).repeat(4, axis=0).repeat(4, axis=1)
-    tiled = np.tile(pattern, (4, 4, 1))
-    return np.clip(np.rint(scenes(2, 128) + 3.2 * tiled[None]), 0, 255).astype(np.uint8)
+    """Pictures with a pattern of pixels that repeats every 32, of 33 dB."""
+    tiled = np.tile(np.random.default_rng(0).normal(size=(TILE, TILE, 3)), (8, 8, 1))
+    return np.clip(np.rint(scenes(2, 256) + 6 * tiled[None]), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def likeliest_fn():
-    return jax.jit(lambda images: poses.likeliest(images.astype(jnp.float32) / 255, TILE, 3))
+    return jax.jit(lambda images: poses.likeliest(images.astype(jnp.float32) / 255, TILE, 2))
 
 
 def nearest(likeliest_fn, pictures, degrees, scale):
@@ -49,5 +48,3 @@ def test_a_matrix_and_its_inverse_bring_pixels_back():
     away, _ = poses.sampled(smooth, poses.matrix(-degrees, 1 / scale), jnp.zeros((1, 2)))
     back, inside = poses.sampled(away, poses.matrix(degrees, scale), jnp.zeros((1, 2)))
     assert np.abs(back - smooth)[inside > 0].mean() < 0.02
-    part, _ = poses.sampled(away, poses.matrix(degrees, scale), jnp.zeros((1, 2)), (16, 8, 24, 32))
-    np.testing.assert_allclose(part, back[:, 16:40, 8:40], atol=1e-5)
