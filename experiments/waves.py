@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.address = ""  # of a running Ray cluster; "" starts one here
     if arg == "laptop":
         c.size = 256
-        c.num = 16
+        c.num = 12
         c.marks = ("dwt_dct_svd", "dct", "spread", given.TRAINED)
         c.attacks = (*distortions.NAMES, attacks.REGENERATE, attacks.EMBED)
         c.gradient_steps = 10

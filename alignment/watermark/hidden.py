@@ -121,8 +121,6 @@ def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
     model = EncoderDecoder()
     batch = len(images_BYX3)
     degrees_BP, scales_BP = poses.likeliest(images_BYX3, TILE, NUM_POSES)
-    cells = np.arange(CELLS)
-    turned = (cells[:, None] + cells[None]) % CELLS  # a tile's cells from any first one
     # poses and places become part of the batch, so the program has the decoder once
     many = jnp.repeat(images_BYX3, NUM_POSES, axis=0)
     back = poses.matrix(degrees_BP.reshape(-1), scales_BP.reshape(-1))
@@ -131,8 +129,7 @@ def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
     # two by two tiles, so that a tile's edge has its neighbours
     repeated = jnp.tile(shifted.reshape(-1, TILE, TILE, 3), (1, 2, 2, 1))
     tile: Any = model.apply(params, repeated, method="tile")
-    tiles = tile[:, turned][:, :, :, turned].transpose(0, 1, 3, 2, 4, 5)
-    logits: Any = model.apply(params, tiles.reshape(-1, CELLS, CELLS, model.width), method="logits")
+    logits = _from_any_cell(params, tile)
     best_B = jnp.argmax(jnp.mean(jnp.abs(logits), axis=-1).reshape(batch, -1), axis=1)
     pose_B, place_B, cell_B = jnp.unravel_index(best_B, (NUM_POSES, len(PLACES), CELLS**2))
     first_B2 = jnp.asarray(PLACES)[place_B] + 4 * jnp.stack([cell_B // CELLS, cell_B % CELLS], axis=-1)
@@ -142,6 +139,14 @@ def read_moved(params: Any, images_BYX3: jax.Array) -> jax.Array:
         params, *poses.sampled(images_BYX3, back, jnp.einsum("bij,bj->bi", back, first_B2)), method="read"
     )
     return out
+
+
+def _from_any_cell(params: Any, tile_BYXD: jax.Array) -> jax.Array:
+    """Logits [B, CELLS, CELLS, L] of mean tiles, for each cell that may be the first: a correlation around the tile."""
+    last = params["params"]["read_out"]
+    kernel_YXDL = jnp.fft.fft2(last["kernel"].reshape(*tile_BYXD.shape[1:], -1), axes=(0, 1))
+    waves = jnp.einsum("byxd,yxdl->byxl", jnp.fft.fft2(tile_BYXD, axes=(1, 2)), jnp.conj(kernel_YXDL))
+    return jnp.fft.ifft2(waves, axes=(1, 2)).real + last["bias"][None, None, None]
 
 
 def _mean_tile(images_BYX3: jax.Array, inside_BYX: jax.Array) -> jax.Array:

@@ -31,6 +31,14 @@ def test_a_tile_is_the_smallest_picture_and_a_message_has_its_length(trained):
         mark.distance_fn(np.zeros((1, 32, 32, 3), np.uint8), marks.message(0, 32))
 
 
+def test_logits_from_any_first_cell_are_those_of_a_turned_tile(trained):
+    tile = np.random.default_rng(0).normal(size=(2, hidden.CELLS, hidden.CELLS, 32)).astype(np.float32)
+    every = np.asarray(hidden._from_any_cell(trained[0], tile))
+    turned = np.roll(tile, (-3, -5), axis=(1, 2))
+    expected = hidden.EncoderDecoder().apply(trained[0], turned, method="logits")
+    np.testing.assert_allclose(every[:, 3, 5], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_picture_that_is_read_as_it_is_is_not_searched(trained, monkeypatch):
     """Which of the two readings counts: by how sure the decoder is."""
     logits = {
