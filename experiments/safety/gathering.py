@@ -80,6 +80,10 @@ def gather(c: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str,
         options["topic_groups"] = read_groups(c.split.topic_groups)
     split = unseen.split(cases, seed=c.seed, **options)
     counts["renderings of training requests in unseen styles"] = split.num_left_out
+    whole = egida.grid(cases)
+    if whole.num_styles > 1:
+        counts["pairs of a request and a style without an attack"] = whole.missing
+        counts["attacks beyond the first of their request and style"] = whole.repeated
 
     def drawn(side: Sequence[suites.Case], limit: int | None, what: str) -> list[Prompt]:
         taken = asking.some(side, limit, c.seed)

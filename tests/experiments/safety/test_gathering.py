@@ -60,6 +60,21 @@ def test_whole_groups_of_topics_are_held_back_where_a_file_names_them(tmp_path):
         gathering.read_groups(str(path))
 
 
+def test_requests_that_do_not_come_in_every_style_are_counted(tmp_path):
+    styles = ("BaseInstruction", "s", "t")
+    rows = [
+        {"uuid": f"{word}", "question": f"{style} {word}", "style": style, "topics": {word: True}, "source": "x"}
+        for word in WORDS
+        for style in styles
+        if (word, style) not in ((WORDS[0], "s"), (WORDS[1], "t"))
+    ]
+    (tmp_path / "Egida.json").write_text(json.dumps([*rows, rows[0] | {"question": "once more"}]))
+    changes = dict(data__path=str(tmp_path / "Egida.json"), data__styles=(), data__limit=None)
+    _, counts = gathered(tmp_path, **changes, split__num_unseen_styles=1, data__kind="harmful", split__test_share=0.5)
+    assert counts["pairs of a request and a style without an attack"] == 2
+    assert counts["attacks beyond the first of their request and style"] == 1
+
+
 def test_unsafe_answers_are_rejected_and_answers_to_harmless_prompts_kept(tmp_path):
     plan, counts = gathered(tmp_path)
     rows, benign = judged(plan.train), judged(plan.benign)
