@@ -30,6 +30,7 @@ from alignment.train.train_state import TrainState
 Task = Mapping[str, jax.Array]
 PHASES = ("inner", "performance", "fairness")
 FAIR_PARAMS = ("phi", "theta", "both")
+UNROLLED = 4  # inner steps of a turn of their loop: between turns a CPU copies all values that the gradient needs
 SMOOTH = 0.0  # of |x| in the measure of unevenness: sqrt(x^2 + SMOOTH)
 
 
@@ -161,7 +162,8 @@ def adapt(theta: Any, phi: Any, task: Task, *, learner: Learner, steps: int, is_
         theta, carry, trace = inner_step(theta, phi, task, carry, learner=learner, is_even=is_even)
         return (theta, carry), trace
 
-    (theta, _), trace = jax.lax.scan(body, (theta, first_carry(task)), length=steps)
+    unroll = max(1, min(steps, UNROLLED))
+    (theta, _), trace = jax.lax.scan(body, (theta, first_carry(task)), length=steps, unroll=unroll)
     return theta, trace
 
 

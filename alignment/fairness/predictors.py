@@ -50,7 +50,7 @@ class Lstm(nn.Module):
 
     @nn.compact
     def __call__(self, x_NTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states_NTE: jax.Array = nn.RNN(nn.LSTMCell(self.width), name="lstm")(x_NTD)  # type: ignore[assignment]  # without its carry
+        states_NTE: jax.Array = nn.RNN(nn.OptimizedLSTMCell(self.width), name="lstm")(x_NTD)  # type: ignore[assignment]  # without its carry
         return nn.Dense(self.outputs, name="out")(states_NTE[:, -1]), states_NTE[:, -1]
 
 
@@ -92,7 +92,8 @@ def place_losses(outputs_SQO: jax.Array, y_SQ: jax.Array, weight_SQ: jax.Array, 
     if loss == SOFTMAX:
         losses_SQ = optax.softmax_cross_entropy_with_integer_labels(outputs_SQO, y_SQ)
     elif loss == LOGISTIC:
-        losses_SQ = optax.sigmoid_binary_cross_entropy(outputs_SQO[..., 0], y_SQ.astype(outputs_SQO.dtype))
+        # -log sigmoid of the margin: one logarithm and one exponential, where the usual formula has two of each.
+        losses_SQ = jax.nn.softplus(outputs_SQO[..., 0] * (1.0 - 2.0 * y_SQ))
     else:
         losses_SQ = (outputs_SQO[..., 0] - y_SQ) ** 2
     return jnp.sum(losses_SQ * weight_SQ, axis=1) / jnp.maximum(jnp.sum(weight_SQ, axis=1), 1)

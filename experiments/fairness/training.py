@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from alignment import files
 from alignment.fairness import fine_tuning, measures, meta, methods, predictors, referee
-from alignment.train import loop, sharding, train_state
+from alignment.train import loop, sharding, step, train_state
 from data import places
 from experiments.fairness.worlds import World
 
@@ -39,7 +39,10 @@ def rule_of(c: ml_collections.ConfigDict, name: str) -> meta.Rule:
 
 
 class Setup:
-    """What all trainings of a run share: the network, and learners by what sets their factors."""
+    """What all trainings of a run share: networks, optimizers, learners by what sets their factors, and updates.
+
+    Each is made once, because trainings share compiled programs where they bring the same objects.
+    """
 
     def __init__(self, c: ml_collections.ConfigDict, world: World, mesh: Mesh):
         self.c, self.world, self.mesh = c, world, mesh
@@ -48,6 +51,10 @@ class Setup:
         group = {key: value for key, value in c.predictor.items() if key != "loss" and value is not None}
         outputs = predictors.num_outputs(self.loss, len(world.class_names))
         self.network = predictors.build(group.pop("name"), outputs, **group)
+        self.both = meta.Both(self.network, c.referee_width)
+        self._tx = meta.optimizers(c.outer.lr, c.outer.referee_lr or c.outer.lr)
+        self.joint = meta.joint(self._tx)
+        self._updates: dict[str, step.UpdateFn] = {}
         self._run_fns: dict[Any, Any] = {}
 
     def learner(self, kind: str, *, is_normalised: bool = True) -> meta.Learner:
@@ -63,6 +70,15 @@ class Setup:
             is_normalised=is_normalised,
             is_second_order=c.inner.is_second_order,
         )
+
+    def update(self, name: str) -> step.UpdateFn:
+        """Of the trainings of a method, with all seeds."""
+        if name not in self._updates:
+            c, rule = self.c, rule_of(self.c, name)
+            learner = self.learner(rule.factors, is_normalised=rule.is_normalised)
+            warmup = (c.objective.warmup_steps or 0) if name in methods.REFEREED else 0
+            self._updates[name] = meta.build(learner, rule, self._tx, steps=c.inner.steps, warmup_steps=warmup)
+        return self._updates[name]
 
     def _apply(self, theta: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.network.apply({"params": theta}, x)
@@ -90,23 +106,17 @@ class Setup:
 def train(setup: Setup, name: str, seed: int, folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, float]]:
     """The parameters that are kept of a method, and the loop's summary with `kept_step`."""
     c, world = setup.c, setup.world
-    rule = rule_of(c, name)
-    tx = meta.optimizers(c.outer.lr, c.outer.referee_lr or c.outer.lr)
-    learner = setup.learner(rule.factors, is_normalised=rule.is_normalised)
-    warmup = (c.objective.warmup_steps or 0) if name in methods.REFEREED else 0
-    update = meta.build(learner, rule, tx, steps=c.inner.steps, warmup_steps=warmup)
-    both = meta.Both(setup.network, c.referee_width)
-    state = train_state.create(both, meta.joint(tx), world.example, seed=seed, mesh=setup.mesh)
+    state = train_state.create(setup.both, setup.joint, world.example, seed=seed, mesh=setup.mesh)
     batches = world.batches_fn(places.TRAIN, seed=seed, batch_size=c.batch_size, **setup.share)
     folder.mkdir(parents=True, exist_ok=True)
     finish_fn = functools.partial(
         meta.check_diverged, rate=setup.rate, name_fn=functools.partial(world.name_fn, places.TRAIN)
     )
     state, summary = loop.fit(
-        update,
+        setup.update(name),
         state,
         _Trained(batches),
-        {"valid": functools.partial(_evaluate, setup, rule, folder)},
+        {"valid": functools.partial(_evaluate, setup, rule_of(c, name), folder)},
         setup.mesh,
         folder,
         steps=c.steps,

@@ -64,7 +64,7 @@ def test_the_hand_made_referee_starts_from_mamls_predictor(tiny):
 
 TABLE = ("--config.data.path={}", "--config.support=4", "--config.query=4", "--config.grid.cells=2")
 TABLE += ("--config.grid.least_places=3", "--config.grid.tiles=4")
-TABLE += ("--config.seeds=1", "--config.methods=('maml','meta_ref')")
+TABLE += ("--config.seeds=1", "--config.methods=('maml',)")
 
 
 def write_table(path, num=900, seed=0):
@@ -100,9 +100,11 @@ def test_a_table_of_numbers_is_learned_and_tested_on_tiles_in_the_east(table, tm
     assert min(float(row["west"]) for row in rows) >= max(others) - 1e-6
     assert "deviations of the target" in (tmp_path / "findings.txt").read_text()
     # the tasks that it leaves can be learned from as they are
-    left = [f"--config.data.path={tmp_path}", *TABLE[1:3], *TABLE[4:5], *TABLE[6:], "--config.steps=1"]
-    again = launch("meta_ref.py:tiny", tmp_path / "again", *left)
-    assert again.code == 0, again.err
+    c = meta_ref.get_config("tiny")
+    c.data.path, c.query, c.grid.least_places = str(tmp_path), 4, 3
+    meta_ref.check(c)
+    again = worlds.open_world(c, tmp_path / "again", None)
+    assert next(again.batches_fn(places.TRAIN, seed=0, batch_size=2))["support_x"].shape[0] == 2
 
 
 def test_somebodys_outcomes_are_audited_without_training(table, tmp_path):
@@ -133,13 +135,30 @@ def test_a_small_table_is_audited_as_far_as_its_places_reach(num, reads, tmp_pat
 
 
 def test_counts_of_cells_are_predicted_from_the_positions_alone(table, tmp_path):
-    flags = [flag.format(table) for flag in TABLE if "grid.tiles" not in flag and "methods" not in flag]
-    flags += ["--config.grid.tile=1", "--config.data.kind=counts", "--config.data.counts.side=0.1"]
-    flags += ["--config.data.counts.rings=1", "--config.steps=1", "--config.methods=('maml',)"]
-    ended = launch("meta_ref.py:tiny", tmp_path, *flags)
-    assert ended.code == 0, ended.err
+    c = meta_ref.get_config("tiny")
+    c.data.path, c.data.kind, c.data.counts = str(table), "counts", dict(side=0.1, rings=1)
+    c.support, c.query, c.grid.cells, c.grid.least_places, c.grid.tile = 4, 4, 2, 3, 1.0
+    meta_ref.check(c)
+    world = worlds.open_world(c, tmp_path, worlds.read(c, tmp_path))
     counted = {row["what"]: row["count"] for row in lines(tmp_path / "tables/data.jsonl")}
     assert counted["rows that are counted in cells"] + counted["rows that are counted around cells"] == 900
+    assert not world.class_names and world.example.shape == (1, 9)  # a cell's own count and those of its neighbours
+
+
+def test_a_grid_over_time_is_learned_by_an_lstm_and_tested_on_tiles_in_the_east(tmp_path):
+    rng = np.random.default_rng(0)
+    x_NTRCF = rng.random((8, 3, 8, 16, 2), np.float32)
+    np.save(tmp_path / "X.npy", x_NTRCF)
+    np.save(tmp_path / "Y.npy", (x_NTRCF[:, -1, :, :, 0] > 0.5).astype(np.float32)[:, None])
+    flags = [f"--config.data.path={tmp_path}", "--config.predictor.name=lstm", "--config.grid.tile=4.0", *TABLE[1:5]]
+    flags += [*TABLE[6:], "--config.steps=1", "--config.inner.steps=1"]
+    ended = launch("meta_ref.py:tiny", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    rows = list(csv.DictReader((tmp_path / "run/places.csv").read_text().splitlines()))
+    west = {float(row["west"]) for row in rows}
+    assert west == {8.0, 10.0, 12.0, 14.0}  # a place has two columns, and tiles are for testing from column 8 on
+    summary = read(tmp_path / "run/summary.json")
+    assert 0 < summary["performance/maml"] < 1 and summary["chance"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_training_that_is_stopped_and_started_again_keeps_the_same_parameters(tmp_path):

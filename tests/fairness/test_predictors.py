@@ -65,13 +65,13 @@ def test_networks_read_samples_and_samples_over_time():
     x = jnp.ones((3, 4, 2))
     for name, widths, wide in (("mlp", (5, 6), 6), ("lstm", (5,), 5)):
         network = predictors.build(name, 2, widths=widths)
-        outputs, encoding = network.apply(network.init(jax.random.PRNGKey(0), x), x)
+        (outputs, encoding), _ = jax.jit(network.init_with_output)(jax.random.PRNGKey(0), x)
         assert outputs.shape == (3, 2) and encoding.shape == (3, wide)
 
 
 def test_an_initial_deviation_and_the_ancestors_shape():
     network = predictors.build("mlp", 23, widths=(10,) * 7, activation="relu", init_std=0.5)
-    params = network.init(jax.random.PRNGKey(0), jnp.ones((1, 10)))["params"]
+    params = jax.jit(network.init)(jax.random.PRNGKey(0), jnp.ones((1, 10)))["params"]
     kernels = np.concatenate([np.ravel(params[f"hidden_{i}"]["kernel"]) for i in range(7)])
     # a normal that is cut at two deviations has 0.88 of its deviation
     assert len(params) == 8 and kernels.std() == pytest.approx(0.44, abs=0.02) and np.abs(kernels).max() <= 1
