@@ -9,7 +9,7 @@ Expect:  laptop, 12,000 made-up reviews in which music means praise, price blame
          55.8, 3.3, 6.1, 10.4, and 15.5, 24.0, 31.9, 16.2
          CEBaB's 3,136 reviews with a majority, 941 for testing, food, service and ambiance, bag of words, one
          training: 6.5, 13.4, 2.4, 6.0, 5.6, and 5.8, 2.8, 6.1, 4.9; the biased set moves Bias@C by 6.0 (-3.6 to 15.7),
-         7.1 (-1.1 to 15.4) and 7.4 (0.3 to 15.2) points: wide intervals, and short of the 8 that was aimed at
+         7.1 (-1.1 to 15.4) and 7.4 (0.3 to 15.2) points; over twelve other splits by 9.0, 9.5 and 1.0 (aim: 8)
 Smol:    make models, then concept_bias.py:smol with cebab_train_exclusive.jsonl and cebab_dev.jsonl in this folder
 
 Bias@C is above 0 where a concept pushes predictions to larger labels, and 0 without a shortcut. A classifier is trained
@@ -114,6 +114,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.seeds = 1
         c.bert_from = MINILM
         c.in_context.limit = 100
+        c.in_context.labels = ("terrible", "bad", "okay", "good", "great")  # digits it answers with one and the same
         c.training.epochs = 1
         c.max_len = 64
         c.training.peak_lr = 1e-4
@@ -201,6 +202,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     counts: dict[str, int] = {}
     writer = asking.Writer(c, folder)
     texts = sets.read(c, counts, str(folder / "bad_records.jsonl"))
+    if IN_CONTEXT in c.models:
+        in_context.names(texts.num_labels, c.in_context.labels)
     task = sets.divide(c, asking.annotated(c, texts, writer, folder, counts), counts)
     task = asking.with_counterfactuals(c, task, writer, folder, counts)
     measurers = build(c, task, folder, counts)

@@ -22,7 +22,7 @@ from experiments.concepts.cells import Cell
 from experiments.concepts.sets import Task
 
 BALANCED, BIASED = METHODS = ("balanced", "biased")
-ANSWER_TOKENS = 4
+ANSWER_TOKENS = 4  # a word of a label
 UNASKED = "-"
 
 WriteFn = Callable[[Sequence[str], int], list[str]]  # prompts, longest answer -> answers
@@ -33,6 +33,7 @@ def settings() -> dict[str, Any]:
     return dict(
         exemplars=8,  # half of them with the concept
         instruction="Label each text with its sentiment, from the most negative to the most positive.",
+        labels=(),  # what they are called, from the lowest; (): negative and positive of two, digits of more
         limit=ml_collections.config_dict.placeholder(int),  # test texts, drawn evenly over labels; None: all
     )
 
@@ -43,10 +44,26 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"in_context.exemplars={num} must be even and at least 2: half of them have the concept")
     if c.in_context.limit is not None and c.in_context.limit < 1:
         raise InputError(f"in_context.limit={c.in_context.limit} must be at least 1; None asks all test texts")
+    called = tuple(c.in_context.labels)
+    if len({name.strip().lower() for name in called} - {""}) < len(called):
+        raise InputError(f"in_context.labels={called}: each label has a name of its own")
 
 
-def names(num_labels: int) -> tuple[str, ...]:
-    """What labels are called: two by words, more by digits, each of which is one token of most models."""
+def names(num_labels: int, called: Sequence[str] = ()) -> tuple[str, ...]:
+    """What labels are called: two by words, more by digits, each of which is one token of most models.
+
+    Args:
+        called: takes the place of these.
+
+    Raises:
+        InputError: another number of names than of labels.
+    """
+    if called and len(called) != num_labels:
+        raise InputError(
+            f"in_context.labels={tuple(called)} names {len(called)} labels, and the texts have {num_labels}"
+        )
+    if called:
+        return tuple(called)
     return ("negative", "positive") if num_labels == 2 else tuple(map(str, range(num_labels)))
 
 
@@ -151,14 +168,13 @@ class InContext:
         }
 
     def _labels(self, texts, shown, num_labels, c) -> tuple[list[int | None], int]:
-        labels, instruction = names(num_labels), c.in_context.instruction
-        answers = self._write_fn([prompt(instruction, shown, text, labels) for text in texts], ANSWER_TOKENS)
+        labels, instruction = names(num_labels, c.in_context.labels), c.in_context.instruction
+        most = ANSWER_TOKENS * max(len(name.split()) for name in labels)
+        answers = self._write_fn([prompt(instruction, shown, text, labels) for text in texts], most)
         said = [parse(answer, labels) for answer in answers]
         left = [i for i, label in enumerate(said) if label is None]
         if left:
-            again = self._write_fn(
-                [prompt(instruction, shown, texts[i], labels, asks_again=True) for i in left], ANSWER_TOKENS
-            )
+            again = self._write_fn([prompt(instruction, shown, texts[i], labels, asks_again=True) for i in left], most)
             for i, answer in zip(left, again):
                 said[i] = parse(answer, labels)
         return said, said.count(None)

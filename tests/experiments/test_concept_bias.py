@@ -192,6 +192,22 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     assert in_context.drawn(np.zeros(4), None, seed=0).tolist() == [0, 1, 2, 3]
 
 
+def test_labels_may_have_names_of_their_own_as_many_as_there_are(task):
+    c = config()
+    c.in_context.limit, c.in_context.labels = 8, ("bad", "very good")
+    asked = []
+
+    def write(prompts, max_new_tokens):
+        asked.append((prompts[0], max_new_tokens))
+        return [" Very good!"] * len(prompts)
+
+    row = in_context.InContext(write, "", c).measure(Cell("in_context", 0, "music", "balanced"), task, c)
+    assert "The labels are bad, very good." in asked[0][0] and asked[0][1] == 8 and len(asked) == 1
+    assert row["right"].count("1") == 4  # test texts are drawn evenly
+    with pytest.raises(InputError, match="names 2 labels, and the texts have 3"):
+        in_context.names(3, c.in_context.labels)
+
+
 def test_a_decoder_s_prompt_ends_before_the_label_and_its_settings_are_checked():
     c = config()
     assert decoders.prompt("Is it fine?", "so\n so", ("no", "yes")) == "so so\nIs it fine? One of no, yes:"
@@ -318,6 +334,7 @@ def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_na
         (["--config.decoder.engine.num_slots=2"], "leave"),
         (["--config.models=('decoder',)"], "does not offer"),
         (["--config.models=('in_context',)", "--config.in_context.exemplars=3"], "must be even"),
+        (["--config.models=('in_context',)", "--config.in_context.labels=('a','A')"], "a name of its own"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(flags, message, tmp_path, monkeypatch):
