@@ -89,6 +89,8 @@ def launch(argv: list[str]) -> int:
         planning.show(experiment, config, options)
         return OK
     refuse_unread(options)
+    if options.profile and (is_sweep or options.emit):
+        raise InputError("--profile is of one run here: leave --sweep, --sweep_index, --sweep_list and --emit out")
     if options.doctor:
         if is_sweep or options.emit:
             raise InputError("--doctor is of one config: leave --sweep, --sweep_index, --sweep_list and --emit out")
@@ -103,6 +105,14 @@ def launch(argv: list[str]) -> int:
         return OK
     if not is_finished(experiment, config, folder):
         checks.check(experiment, config)
+    if options.profile:
+        from alignment.train import loop  # with JAX, which an experiment that trains nothing may not need
+
+        loop.PROFILED = options.profile
+        code = run_once(experiment, config, folder, options.distributed, argv)
+        if loop.PROFILED:
+            say(f"--profile={options.profile}: nothing was trained, so there is no trace")
+        return code
     return run_once(experiment, config, folder, options.distributed, argv)
 
 

@@ -270,6 +270,7 @@ def export(
     *,
     dtype: str,
     init_from: str = "",
+    card: str = "",
 ) -> None:
     """Leave a Hugging Face folder that `transformers` loads: weights, config, tokenizer and chat template.
 
@@ -280,6 +281,7 @@ def export(
     Args:
         dtype: of the weights in the files; "" leaves no folder.
         init_from: where the run began; a checkpoint's token ids and context length are kept.
+        card: the text of README.md; "" leaves none.
     """
     if not dtype:
         return
@@ -303,6 +305,8 @@ def export(
 
     def add_files(unfinished: pathlib.Path) -> None:
         tok.save(str(unfinished))
+        if card:
+            files.write_text(unfinished / "README.md", card)
         # the tokenizer may come from another folder, and bring that one's generation_config.json
         huggingface.write_generation(unfinished, generation, stop_ids=tok.stop_ids)
 

@@ -26,6 +26,7 @@ from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
 ACTIVE = threading.Event()  # set while a loop runs, which is while somebody acts on STOP
+PROFILED = 0  # steps of the next run of `fit` that are traced; the launcher sets it for `--profile`
 
 
 class Stopped(errors.Stopped):
@@ -183,6 +184,7 @@ def fit(
                 manager=manager,
                 finish_fn=logging.finish_fn,
                 log=_Log(writer, manager, logging),
+                folder=workdir,
                 watch=watch,
             )
             try:
@@ -229,6 +231,7 @@ class _Run:
     manager: ocp.CheckpointManager
     finish_fn: FinishFn
     log: "_Log"
+    folder: pathlib.Path
     watch: best.Watch | None = None
 
     def evaluate(self) -> dict[str, float]:
@@ -269,10 +272,11 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
     heldout: dict[str, float] = {}
     eval_every, save_every = pace.eval_every or steps, pace.save_every or steps
     start = int(run.state.step)
-    minutes = _Minutes(pace.save_minutes)
+    minutes, trace = _Minutes(pace.save_minutes), _Trace(run.folder / "profile", start, steps)
     if run.watch is not None and run.watch.is_over:  # it was stopped behind its last evaluation
         return heldout
     for number in range(start + 1, steps + 1):
+        trace.before(number)
         batch = next(run.batches)
         run.state, metrics = run.update(run.state, sharding.to_devices(batch, run.mesh))
         sharding.keep_pace(run.mesh, metrics)
@@ -283,6 +287,7 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
             jax.block_until_ready(run.state.step)  # the first step compiles; the clock counts from its end
             run.log.start_clock()
         run.log.writer.tick(number)
+        trace.after(number, metrics)
         run.log.write()  # the line of an earlier step: its numbers were computed while this one was dispatched
 
         is_last = number == steps
@@ -313,6 +318,29 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
         if is_last:
             break
     return heldout
+
+
+class _Trace:
+    """A profile of some steps behind the first two, which compile and warm up; read it with TensorBoard or XProf."""
+
+    def __init__(self, folder: pathlib.Path, start: int, steps: int):
+        global PROFILED
+        num, PROFILED = PROFILED, 0  # of the first of several trainings in a process
+        self.folder, self.first, self.last = folder, start + 3, start + 2 + num
+        if num and self.last > steps:
+            raise InputError(
+                f"--profile={num}: {steps - start} steps are left to train, and the first two only warm up; give at "
+                f"most {max(steps - start - 2, 0)}, or more --config.steps"
+            )
+
+    def before(self, number: int) -> None:
+        if number == self.first <= self.last:
+            jax.profiler.start_trace(str(self.folder))
+
+    def after(self, number: int, metrics: step.Metrics) -> None:
+        if number == self.last >= self.first:
+            jax.block_until_ready(metrics)  # the steps were only dispatched until now
+            jax.profiler.stop_trace()
 
 
 class _Minutes:

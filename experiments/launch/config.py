@@ -264,6 +264,7 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
     flags.DEFINE_integer("sweep_index", None, "", **own)
     flags.DEFINE_bool("sweep_list", False, "", **own)
     flags.DEFINE_enum("emit", None, ["slurm", "jobset"], "", **own)
+    flags.DEFINE_integer("profile", None, "", lower_bound=1, **own)
     flags.DEFINE_bool("doctor", False, "", **own)
     flags.DEFINE_string("plan", "", "", **own)
     flags.DEFINE_string("plan_model", "", "", **own)

@@ -17,7 +17,7 @@ from alignment.models import decoder, lora, peft_adapters
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import tokenizer
-from experiments.launch import checks
+from experiments.launch import card, checks
 
 
 def check(c: ml_collections.ConfigDict) -> None:
@@ -173,7 +173,8 @@ def export(
             return
         params = adapters.policy(adapter, state)
         model, params = lora.folded_model(model, params), lora.fold(params)
-    language_model.export(workdir / "export/hf", params, model, tok, dtype=c.export, init_from=c.init_from)
+    options = dict(dtype=c.export, init_from=c.init_from, card=card.text(c, workdir, int(state.step)))
+    language_model.export(workdir / "export/hf", params, model, tok, **options)
 
 
 def of_bytes(summary: Mapping[str, float], heldout: text.Texts) -> dict[str, float]:

@@ -340,3 +340,18 @@ def test_minutes_save_at_the_next_logged_step(tmp_path, monkeypatch):
     fit(tmp_path, events=events, save_every=0, eval_every=0, save_minutes=0.5, keep=20)
     saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert saved == [0, 4, 8, 10]
+
+
+def test_a_profile_is_of_so_many_steps_behind_two_that_warm_up(tmp_path, monkeypatch):
+    calls, batches = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append((folder, len(batches))))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(batches)))
+    events = dict.fromkeys(range(STEPS), batches.append)
+    monkeypatch.setattr(loop, "PROFILED", 3)
+    fit(tmp_path, steps=6, events=events)
+    assert calls == [(str(tmp_path / "profile"), 2), 5]
+    fit(tmp_path, steps=8, events=events)  # the next training has none
+    assert len(calls) == 2
+    monkeypatch.setattr(loop, "PROFILED", 3)
+    with pytest.raises(InputError, match="--profile=3: 2 steps are left to train"):
+        fit(tmp_path, steps=10, events=events)
