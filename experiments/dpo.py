@@ -24,7 +24,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.errors import InputError
-from alignment.models import decoder, lora
+from alignment.models import attention, decoder, lora
 from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
 from data.texts import preferences, text, verdicts
@@ -205,12 +205,23 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("batch.order", c.batch.order, preferences.ORDERS)
     if c.batch.layout == "tree" and c.compute.attention == "cudnn":
         raise InputError(
-            "compute.attention='cudnn' takes one sequence a row, which layout 'tree' does not have; 'blocked'"
+            "compute.attention='cudnn' takes one sequence a row, which layout 'tree' does not have; 'expanded' does"
+        )
+    if c.batch.layout != "tree" and c.compute.attention in attention.EXPANDED:
+        raise InputError(
+            f"compute.attention={c.compute.attention!r} takes rows of prefix trees, not layout {c.batch.layout!r}; set "
+            "batch.layout=tree, or attention=auto"
         )
     if c.references and (c.reference != "stored" or c.loss in losses.REFERENCE_FREE):
         raise InputError(
             f"references={c.references!r} is a store of references, and this run stores none; leave it empty"
         )
+    if c.loss in losses.LISTWISE and (c.batch.layout, c.batch.order) != ("tree", "prompts"):
+        raise InputError(
+            f"loss={c.loss!r} compares all answers of a prompt at once: set batch.layout=tree and batch.order=prompts"
+        )
+    if c.loss in losses.LISTWISE and (c.sft_weight or c.length_alpha != 1):
+        raise InputError(f"loss={c.loss!r} is on lists of answers and reads no sft_weight or length_alpha; unset them")
     verdicts.of(c.data.verdicts)
     lm.check(c)
     checks.call(preferences.check, c.data)
@@ -253,13 +264,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         bad_records_path=str(workdir / "bad_records.jsonl"),
         **c.data,
     )
+    if c.loss in losses.LISTWISE:  # each part of these is a list
+        cut = preferences.lists_cut(train, batch_size=c.batch.batch_size, seed=c.seed)
+        counts["prompts whose answers lie across two steps of the first epoch"] = cut
     files.report_counts(workdir, counts)
     if train.label_N is not None and c.loss in losses.PAIRWISE:
         raise InputError(
             f"{c.data.path} holds labelled single answers and loss={c.loss!r} compares two; take one of "
             f"{', '.join(losses.UNPAIRED)}, or a file of pairs"
         )
-    model = lm.build(c, tok, workdir, rows_are_plain=c.batch.layout == "separate")
+    rows = dict(rows_are_plain=c.batch.layout == "separate", rows_are_trees=c.batch.layout == "tree")
+    model = lm.build(c, tok, workdir, **rows)
     tx = optimizer.adamw(**c.optimizer)
     loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
     is_fresh = loop.latest_step(workdir) is None
@@ -270,7 +285,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(adapters.policy(adapter, state)))
 
-    batches_fn = functools.partial(preferences.batches, **batch_options(c, mesh), seed=c.seed)
+    batches_fn = functools.partial(preferences.batches, **batch_options(c, mesh, model), seed=c.seed)
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
@@ -298,11 +313,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     return summary
 
 
-def batch_options(c: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Keyword arguments of `preferences.batches` that the config and the devices set."""
+def batch_options(c: ml_collections.ConfigDict, mesh: Mesh, model: decoder.DecoderLM) -> dict[str, Any]:
+    """Keyword arguments of `preferences.batches` that the config, the devices and the attention kernel set."""
     options = {**c.batch, **sharding.row_share(mesh)}
     if c.batch.layout == "tree":  # a row for each device and each accumulated part
         options["num_rows"] = c.accumulate * math.prod(mesh.shape[axis] for axis in sharding.ROWS[0])
+        options["expand"] = references.expand_for(model)
     return options
 
 
@@ -371,7 +387,7 @@ def pretrain(
     workdir: pathlib.Path,
 ) -> Any:
     """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
-    if model.attention == "cudnn":  # it takes one text a row, and these rows are packed
+    if model.attention not in ("blocked", "dense"):  # it takes other rows than these, which pack texts
         model = model.clone(attention="blocked")
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))

@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         heldout_fraction=0.01,
         max_len=2_048,  # tokens of a row
         limit=config_dict.placeholder(int),  # texts; None takes all
+        share_prefixes=False,  # what texts of a row begin with in common stands there once
         columns=groups.columns("text"),
     )
     c.batch_size = 256  # rows over all hosts

@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_len=2_048,  # tokens of a row
         limit=config_dict.placeholder(int),  # conversations; None takes all
         packed=True,
+        share_prefixes=False,  # what conversations of a row begin with in common stands there once
         turns="all",  # "last" trains on the last answer only
         truncation="keep_start",
         columns=groups.columns(

@@ -4,11 +4,14 @@ Dimensions: B batch, T time, S positions attended to, H query heads, G key/value
 them, K head width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignment.errors import InputError
-from alignment.models import tree_attention
+from alignment.models import expanded_attention, tree_attention
 
 # Logit of a hidden key. Finite, because under -inf a row that sees nothing (padding) and its gradient would be NaN.
 HIDDEN = jnp.finfo(jnp.float32).min
@@ -126,27 +129,57 @@ def _for_blocks(query: dict, key: dict, window: int | None = None) -> jax.Array 
     return tree_attention.blocks(key, window) if "ends" in key else visible(query, key, window)
 
 
+def _strands_apart(q_NLHK, k_NLGK, v_NLGK, strands_NL):
+    """`blocked` on bins of causal sequences."""
+    positions_NL = jnp.broadcast_to(jnp.arange(strands_NL.shape[1])[None], strands_NL.shape)
+    places = {"positions": positions_NL, "groups": strands_NL, "branches": jnp.zeros_like(strands_NL)}
+    return blocked(q_NLHK, k_NLGK, v_NLGK, visible(places, places))
+
+
+# Rows of trees as ordinary sequences: by plain products, by cuDNN on GPUs, by splash on TPUs.
+EXPANDED = {
+    "expanded": _strands_apart,
+    "expanded_cudnn": expanded_attention.cudnn,
+    "expanded_splash": expanded_attention.splash,
+}
+
+
 # The mask each kernel takes, from (query places, key places, window); computed once for all layers.
 MASKS = {"dense": visible, "blocked": _for_blocks, "cudnn": lambda query, key, window=None: plain_rows(query)}
+MASKS |= {name: lambda query, key, window=None: expanded_attention.of(key, window) for name in EXPANDED}
 KERNELS = {"dense": dense, "blocked": blocked, "cudnn": cudnn}
+KERNELS |= {name: functools.partial(expanded_attention.attend, causal_fn=fn) for name, fn in EXPANDED.items()}
 
 
-def self_test(kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_dim: int = 64) -> None:
+def takes_trees(kernel: str) -> bool:
+    """Whether rows may hold prefix trees without all scores being in memory."""
+    return kernel == "blocked" or kernel in EXPANDED
+
+
+def self_test(
+    kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_dim: int = 64, has_trees: bool = False
+) -> None:
     """Compare a kernel with `dense` on this machine, values and gradients, in bf16 on a small grouped-query case.
 
     Fused kernels have been wrong for grouped-query heads before, so a run with one begins with this.
+
+    Args:
+        has_trees: the rows of the case hold prefix trees.
 
     Raises:
         InputError: the kernel does not run on this machine, or is off by more than 2 % of the norm.
     """
     if kernel == "dense":
         return
-    B, T = 2, 128
+    B, T = 2, TEST_LEN
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(B, T, heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
     q, k, v, w = (jax.random.normal(key, shape).astype(jnp.bfloat16) for key, shape in zip(keys, shapes))
-    places = {"positions": jnp.broadcast_to(jnp.arange(T)[None], (B, T)), "branches": jnp.zeros((B, T), jnp.int32)}
-    places["groups"] = jnp.ones((B, T), jnp.int32)
+    if has_trees:
+        places = _test_trees(B)
+    else:
+        places = {"positions": jnp.broadcast_to(jnp.arange(T)[None], (B, T)), "branches": jnp.zeros((B, T), jnp.int32)}
+        places["groups"] = jnp.ones((B, T), jnp.int32)
 
     def outcome(name):
         mask = MASKS[name](places, places)
@@ -165,3 +198,24 @@ def self_test(kernel: str, *, num_heads: int = 8, num_kv_heads: int = 2, head_di
         error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
         if not error < 2e-2:  # bf16 keeps 8 bits; NaN fails too
             raise InputError(f"attention={kernel!r} is wrong here: {name} is off by {error:.1%}; use 'blocked'")
+
+
+TEST_LEN = 128
+
+
+def _test_trees(num_rows: int) -> dict[str, jax.Array]:
+    """Rows of one tree each, a trunk of half the row and two branches, with their strands."""
+    T = TEST_LEN
+    half, quarter = T // 2, T // 4
+    branches = [np.arange(half, half + quarter), np.arange(half + quarter, T)]
+    seats, strands = np.full((2, T), -1), np.zeros((2, T), int)
+    copies = np.full((2, T), -1)
+    for x, branch in enumerate(branches):
+        path = np.concatenate([np.arange(half), branch])
+        seats[x, : len(path)], strands[x, : len(path)] = path, 1
+        copies[x, :half] = x * T + np.arange(half)
+        copies[0, branch] = x * T + half + np.arange(quarter)
+    ends = np.where(np.arange(T) < half, T, np.where(np.arange(T) < half + quarter, half + quarter, T))
+    positions = np.where(np.arange(T) < half + quarter, np.arange(T), np.arange(T) - quarter)
+    arrays = {"ends": ends, "positions": positions, "seats": seats, "strands": strands, "copies": copies}
+    return {name: jnp.array(np.broadcast_to(a, (num_rows, *a.shape)), jnp.int32) for name, a in arrays.items()}

@@ -47,7 +47,8 @@ class DecoderLM(nn.Module):
         tie_embeddings: the output matrix is the transposed embedding.
         remat: a key of REMAT.
         attention: a key of attention.KERNELS: "blocked", for rows in reading order (positions of a group rise along the
-            row, its trunk comes before its branches); "dense", for any order; "cudnn", for one sequence a row, on GPUs.
+            row, its trunk comes before its branches); "dense", for any order; "cudnn", for one sequence a row, on GPUs;
+            "expanded", "expanded_cudnn" and "expanded_splash", for prefix trees with their strands.
         unroll: layers per iteration of the scan: more compiles longer and lets XLA fuse across layers.
         merges_adapter: in float32 an adapter is added to each kernel where it is read (`low_rank`); False: it has
             products of its own, as it always has in half precision, which would round it away.
@@ -93,6 +94,7 @@ class DecoderLM(nn.Module):
         branches_BT: jax.Array | None = None,
         forks_BT: jax.Array | None = None,
         ends_BT: jax.Array | None = None,
+        strands: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
         """Hidden states after the final norm, [B,T,D] in `dtype`. For writing text see `decoding.network`.
 
@@ -105,12 +107,14 @@ class DecoderLM(nn.Module):
                 does not see; None: no trunk goes on behind its branches' beginning.
             ends_BT: of rows that hold prefix trees (`tree_attention`), the place behind the last token that sees this
                 one, 0 on padding. It takes the place of groups, branches and forks.
+            strands: of such rows, for the attention kernels named expanded: their arrays (`expanded_attention`).
         """
         places = _places(tokens_BT, positions_BT, groups_BT, branches_BT)
         if forks_BT is not None:
             places["forks"] = forks_BT
         if ends_BT is not None:
             places["ends"] = ends_BT
+        places |= strands or {}
         masks = self._masks(places)
         frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
         rope_tables = rope.tables(places["positions"], frequencies_J, factor)
@@ -367,9 +371,14 @@ def _check(model: DecoderLM):
         raise InputError(f"layer_types={model.layer_types} knows only 'full_attention' and 'sliding_attention'")
     if model.layer_types and "sliding_attention" in model.layer_types and model.sliding_window is None:
         raise InputError("layer_types has 'sliding_attention' and sliding_window is None; give the window's length")
-    if model.attention == "cudnn" and (model.sliding_window is not None or model.dtype not in ("bfloat16", "float16")):
+    if model.attention in attention.EXPANDED and model.sliding_window is not None:
         raise InputError(
-            f"attention='cudnn' takes bfloat16 or float16 and no window, not dtype={model.dtype} and "
+            f"attention={model.attention!r} takes no window, not sliding_window={model.sliding_window}; 'blocked' does"
+        )
+    is_cudnn = model.attention in ("cudnn", "expanded_cudnn")
+    if is_cudnn and (model.sliding_window is not None or model.dtype not in ("bfloat16", "float16")):
+        raise InputError(
+            f"attention={model.attention!r} takes bfloat16 or float16 and no window, not dtype={model.dtype} and "
             f"sliding_window={model.sliding_window}; attention='blocked' takes all"
         )
     rope.frequencies(model._head_dim(), model.rope_theta, model.rope_scaling)

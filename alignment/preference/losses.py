@@ -6,6 +6,7 @@ A loss takes those of these arrays that it reads, then its numbers, and returns 
     num_tokens_BP             answer lengths in tokens
     labels_B                  1 for a desirable answer, 0 for an undesirable one; only losses on single answers read it
     weights_B                 1 for a real row, 0 for filling; losses that compare rows with each other read it
+    chosen_B                  which pairs have the same chosen answer; losses on whole lists of answers read it
 
 A new loss is one function and one row of LOSSES; what it reads follows from its signature. `beta` is always the pull
 towards the reference, > 0. Every number may be a traced scalar. No gradient reaches the reference.
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 
 from alignment import errors
 from alignment.errors import InputError
-from alignment.preference import batchwise, scores
+from alignment.preference import batchwise, listwise, scores
 
 
 def dpo(policy_BP: jax.Array, reference_BP: jax.Array, *, beta: float, label_smoothing: float = 0.0) -> jax.Array:
@@ -250,7 +251,7 @@ def sft_anchor(policy_BP: jax.Array, num_tokens_BP: jax.Array) -> jax.Array:
 
 
 LN2 = math.log(2.0)
-ARRAYS = ("policy_BP", "reference_BP", "num_tokens_BP", "labels_B", "weights_B")
+ARRAYS = ("policy_BP", "reference_BP", "num_tokens_BP", "labels_B", "weights_B", "chosen_B")
 STATISTICS = ("kl_P", "kl")  # of a larger batch, for a caller who has them; a config cannot set them
 
 
@@ -308,6 +309,7 @@ LOSSES = {
     "exo": Loss(exo, lambda o: -LN2 - (math.log1p(-o["label_smoothing"]) + math.log(o["label_smoothing"])) / 2),
     "nca": Loss(nca, lambda o: 2 * LN2),
     "discopop": Loss(discopop, lambda o: (LN2 + 1) / 2),
+    "plackett_luce": Loss(listwise.plackett_luce),
     "kto": Loss(batchwise.kto, lambda o: (o["desirable_weight"] + o["undesirable_weight"]) / 4),
     "bco": Loss(batchwise.bco, lambda o: math.log(2 + 2 * math.cosh(o["delta"] or 0.0))),
     "aot": Loss(batchwise.aot, lambda o: LN2),
@@ -324,6 +326,7 @@ OPTIONS = {name: loss.options for name, loss in LOSSES.items()}
 UNPAIRED = tuple(name for name, loss in LOSSES.items() if "labels_B" in loss.reads)
 PAIRWISE = tuple(name for name in LOSSES if name not in UNPAIRED)
 REFERENCE_FREE = frozenset(name for name, loss in LOSSES.items() if "reference_BP" not in loss.reads)
+LISTWISE = frozenset(name for name, loss in LOSSES.items() if "chosen_B" in loss.reads)
 PER_TOKEN = frozenset(name for name, loss in LOSSES.items() if "num_tokens_BP" in loss.reads)
 NON_SEPARABLE = frozenset(name for name, loss in LOSSES.items() if "weights_B" in loss.reads)
 
@@ -389,6 +392,7 @@ def compute(
     num_tokens_BP: jax.Array | None = None,
     labels_B: jax.Array | None = None,
     weights_B: jax.Array | None = None,
+    chosen_B: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """[B] loss of each pair or labelled answer by the loss called `name`, which gets the arrays that it reads."""
@@ -398,6 +402,7 @@ def compute(
         "num_tokens_BP": num_tokens_BP,
         "labels_B": labels_B,
         "weights_B": weights_B,
+        "chosen_B": chosen_B,
     }
     return LOSSES[name].fn(**{array: arrays[array] for array in LOSSES[name].reads}, **options)
 

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from alignment import logprobs, programs
 from alignment.errors import InputError
-from alignment.models import decoder
-from alignment.preference import losses, metrics, scores, trees
+from alignment.models import decoder, expanded_attention
+from alignment.preference import listwise, losses, metrics, scores, trees
 from alignment.train import sharding, step
 
 
@@ -29,7 +29,7 @@ def token_logps(
     """
     places = [batch.get(name) for name in ("tokens", "positions", "groups", "branches")]
     hidden_NTD: Any = model.apply(  # without a cache, DecoderLM returns the array alone
-        decoder.variables(params), *places, ends_BT=batch.get("ends")
+        decoder.variables(params), *places, ends_BT=batch.get("ends"), strands=expanded_attention.arrays(batch)
     )
     num_rows = batch["tokens"].shape[0]
     shape_BPA = batch["targets"].shape
@@ -70,6 +70,8 @@ def loss_fn(
     losses.check_options(loss, objective)
     if loss not in losses.PAIRWISE and (sft_weight or length_alpha != 1):
         raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
+    if loss in losses.LISTWISE and (sft_weight or length_alpha != 1):
+        raise InputError(f"loss={loss!r} is on lists of answers: sft_weight and length_alpha need a loss on pairs")
     if not 0 <= length_alpha <= 1:
         raise InputError(f"length_alpha={length_alpha} must be in [0, 1]; 1 counts every token alike")
 
@@ -94,9 +96,14 @@ def _number(value):
 def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, length_alpha, rng, frozen):
     # There is no dropout in preference tuning, so rng goes unused.
     mask_BPA = batch["mask"]
+    if loss in losses.LISTWISE and not trees.is_tree(batch):
+        raise InputError(f"loss={loss!r} compares all answers of a prompt, which stand together in rows of trees only")
     logps_BPA = token_logps(model, params, batch, mesh)
     reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
+    chosen_B, num_lists = None, None
     if trees.is_tree(batch):
+        if loss in losses.LISTWISE:
+            chosen_B, num_lists = listwise.numbers(batch), listwise.lists(batch)
         policy_BP, num_tokens_BP = trees.sums(logps_BPA, batch, length_alpha=length_alpha)
         reference_BP, _ = trees.sums(reference_BPA, batch, length_alpha=length_alpha)
         batch = batch | {name: batch[name].reshape(-1) for name in ("weights", "labels") if name in batch}
@@ -116,6 +123,7 @@ def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, len
         num_tokens_BP=num_tokens_BP,
         labels_B=batch.get("labels"),
         weights_B=weights_B,
+        chosen_B=chosen_B,
         **objective,
         **dict(words),
     )
@@ -125,6 +133,8 @@ def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, len
         sums = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
         if loss in losses.REFERENCE_FREE:  # without a reference, no answer can have fallen below it
             sums = {name: pair for name, pair in sums.items() if not name.startswith("displacement/")}
+        if num_lists is not None:
+            sums["loss"] = sums["loss"][0], num_lists
     else:
         sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, batch["labels"], weights_B)
     means = {name: step.Mean(*pair) for name, pair in sums.items()}

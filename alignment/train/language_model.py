@@ -43,6 +43,7 @@ def build(
     model: Mapping[str, Any],
     compute: Mapping[str, Any],
     rows_are_plain: bool,
+    rows_are_trees: bool = False,
     export: str = "",
     workdir: str | pathlib.Path | None = None,
 ) -> decoder.DecoderLM:
@@ -53,7 +54,7 @@ def build(
             `gguf:<file>` and `run:<workdir>` bring their own architecture. `params` reads the weights.
         model: keyword arguments of `DecoderLM` but for `vocab_size`, which the tokenizer gives.
         compute: how it is computed wherever it comes from: dtype, remat, attention, unroll.
-        rows_are_plain: see `network`.
+        rows_are_plain, rows_are_trees: see `network`.
         export: the dtype that `export` will write at the end; "" for none.
         workdir: where architecture and tokenizer are left, for a later `run:<workdir>`; None leaves nothing.
 
@@ -63,7 +64,7 @@ def build(
     """
     model_settings = settings(init_from, model, compute, vocab_size=tok.vocab_size)
     _check_vocab(tok, model_settings["vocab_size"])
-    net = network(model_settings, rows_are_plain=rows_are_plain)
+    net = network(model_settings, rows_are_plain=rows_are_plain, rows_are_trees=rows_are_trees)
     if export:
         errors.one_of("export", export, EXPORT_DTYPES)
         huggingface.config_for(net, jnp.dtype(export))  # raises for what Hugging Face has no architecture for
@@ -155,34 +156,54 @@ def _save_architecture(workdir: pathlib.Path, model: decoder.DecoderLM) -> None:
     files.write_text(workdir / MODEL_FILE, json.dumps(fields, indent=2, sort_keys=True, default=dict))
 
 
-def network(model_settings: Mapping[str, Any], *, rows_are_plain: bool) -> decoder.DecoderLM:
+def network(
+    model_settings: Mapping[str, Any], *, rows_are_plain: bool, rows_are_trees: bool = False
+) -> decoder.DecoderLM:
     """The network, with an attention kernel that was compared with plain attention on this machine.
 
     Args:
         model_settings: keyword arguments of `DecoderLM`; attention "auto" takes the fused kernel of a GPU where it is
-            right and fits, and `blocked` elsewhere.
+            right and fits, and `blocked` elsewhere; "expanded" takes the fused kernel of the machine.
         rows_are_plain: whether every row of a batch is one sequence, padded on the right, as fused kernels want it.
+        rows_are_trees: whether rows hold prefix trees, with their strands where the kernel takes these.
+
+    Raises:
+        InputError: the kernel is wrong here, does not run here, or takes other rows.
     """
     model_settings = dict(model_settings)
     errors.one_of("dtype", model_settings.get("dtype", "float32"), COMPUTE_DTYPES)
     is_auto = model_settings.get("attention") == "auto"
-    if is_auto:
-        # cuDNN's kernel takes half precision and right-padded rows only, and no sliding window.
-        is_bf16, has_window = model_settings.get("dtype") == "bfloat16", bool(model_settings.get("sliding_window"))
-        fits = rows_are_plain and is_bf16 and not has_window and jax.default_backend() == "gpu"
-        model_settings["attention"] = "cudnn" if fits else "blocked"
+    model_settings["attention"] = _kernel(model_settings, rows_are_plain, rows_are_trees)
     model = decoder.DecoderLM(**model_settings)
-    if model.attention == "cudnn":
+    if model.attention in attention.EXPANDED and not rows_are_trees:
+        raise InputError(f"attention={model.attention!r} takes rows of prefix trees, which this run has none of")
+    if model.attention == "cudnn" or rows_are_trees:
         try:
-            kv_heads = model.num_kv_heads or model.num_heads
-            head_dim = model.head_dim or model.model_dim // model.num_heads
-            attention.self_test("cudnn", num_heads=model.num_heads, num_kv_heads=kv_heads, head_dim=head_dim)
+            sizes = dict(num_heads=model.num_heads, num_kv_heads=model.num_kv_heads or model.num_heads)
+            sizes["head_dim"] = model.head_dim or model.model_dim // model.num_heads
+            attention.self_test(model.attention, **sizes, has_trees=rows_are_trees)
         except InputError as error:
             if not is_auto:
                 raise
             print(f"{error}, as this run now does", flush=True)
             model = model.clone(attention="blocked")
     return model
+
+
+def _kernel(model_settings: Mapping[str, Any], rows_are_plain: bool, rows_are_trees: bool) -> str:
+    """The kernel that a config's word stands for on this machine."""
+    wanted, backend = model_settings.get("attention", "blocked"), jax.default_backend()
+    fused = {"gpu": "expanded_cudnn", "tpu": "expanded_splash"}
+    if wanted == "expanded":
+        return fused.get(backend, "expanded")
+    if wanted != "auto":
+        return wanted
+    # cuDNN's kernel takes half precision and right-padded rows only, and no sliding window.
+    has_window = bool(model_settings.get("sliding_window"))
+    is_cudnn = model_settings.get("dtype") == "bfloat16" and not has_window and backend == "gpu"
+    if rows_are_trees:
+        return fused[backend] if is_cudnn or (backend == "tpu" and not has_window) else "blocked"
+    return "cudnn" if rows_are_plain and is_cudnn else "blocked"
 
 
 def tokenizer_of(init_from: str) -> str:

@@ -17,17 +17,20 @@ from alignment.train import loop, optimizer, sharding, step, train_state
 def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 512) -> step.LossFn:
     """Negative log-probability of the next token, in nats, averaged over the tokens that count.
 
-    Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32.
-    The one metric, `tokens`, is the share of positions that count.
+    Batches hold `tokens`, `positions`, `groups`, `targets` `[N,T]` int32 and `mask` `[N,T]` float32; those of prefix
+    trees `ends` in place of groups, and `sources`, the place in the row that predicts each target.
+    The one metric, `tokens`, is the number of targets that count over that of places.
     """
     return programs.Computation(_loss, dict(model=model, mesh=mesh, chunk=chunk))
 
 
 def _loss(params, batch, *, model, mesh, chunk, rng, frozen):  # no dropout, no reference: rng and frozen go unused
     mask_NT = batch["mask"]
-    hidden_NTD = model.apply(decoder.variables(params), batch["tokens"], batch["positions"], batch["groups"])
+    places = (batch["tokens"], batch["positions"], batch.get("groups"))
+    hidden_NTD = model.apply(decoder.variables(params), *places, ends_BT=batch.get("ends"))
+    head_DV, sources_NT = decoder.head(model, params), batch.get("sources")
     logps_NT = logprobs.selected(
-        hidden_NTD, decoder.head(model, params), None, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
+        hidden_NTD, head_DV, sources_NT, batch["targets"], mask_NM=mask_NT, mesh=mesh, chunk=chunk
     )
     # Total and count, not a mean: rows have different numbers of tokens that count, and each token counts alike.
     mean = step.Mean(-jnp.sum(logps_NT * mask_NT), jnp.sum(mask_NT))

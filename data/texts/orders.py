@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 OrderFn = Callable[[int], np.ndarray]  # epoch to a permutation of 0 ... n - 1
+AHEAD = 64  # families that may be taken before their turn
 WINDOW = 32  # steps among which `balanced` deals out the long and the short pairs
 
 
@@ -51,8 +52,11 @@ def _deal(places: np.ndarray, sizes_n: np.ndarray, steps: int) -> np.ndarray:
     return np.stack(dealt, axis=1)
 
 
-def together(families_n: np.ndarray, *, seed: int) -> OrderFn:
+def together(families_n: np.ndarray, *, batch_size: int, seed: int) -> OrderFn:
     """Families in random order, the members of each next to each other in theirs: the pairs of a prompt's answers.
+
+    A family that would lie across the end of a step gives way to the next ones that fit, up to AHEAD of them, so that
+    steps hold whole families wherever these exist.
 
     Args:
         families_n: the number of each pair's family.
@@ -63,7 +67,28 @@ def together(families_n: np.ndarray, *, seed: int) -> OrderFn:
 
     def order(epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed % 2**32, epoch])
-        shuffled = rng.permutation(len(families))
-        return np.concatenate([by_family[starts[f] : starts[f + 1]] for f in shuffled])
+        room = (-epoch * len(families_n)) % batch_size or batch_size  # of the step that the epoch before began
+        chosen = _fitting(rng.permutation(len(families)), np.diff(starts), room, batch_size)
+        return np.concatenate([by_family[starts[f] : starts[f + 1]] for f in chosen])
 
     return order
+
+
+def _fitting(shuffled: np.ndarray, sizes: np.ndarray, room: int, batch_size: int) -> list[int]:
+    """The families in an order in which few lie across two steps; `room` is what the first step has left."""
+    waiting, chosen = list(shuffled[::-1]), []  # the next one last
+    while waiting:
+        ahead = range(len(waiting) - 1, max(len(waiting) - 1 - AHEAD, -1), -1)
+        place = next((i for i in ahead if sizes[waiting[i]] <= room), len(waiting) - 1)
+        family = waiting.pop(place)
+        chosen.append(int(family))
+        room = (room - int(sizes[family])) % batch_size or batch_size
+    return chosen
+
+
+def across(families_n: np.ndarray, order: np.ndarray, batch_size: int) -> int:
+    """How many families of an order, that begins with a step, lie across two steps."""
+    steps: dict[int, set[int]] = {}
+    for place, i in enumerate(order):
+        steps.setdefault(int(families_n[i]), set()).add(place // batch_size)
+    return sum(len(of) > 1 for of in steps.values())

@@ -8,14 +8,14 @@ Dimensions: B pairs, N rows, T time, R answer tokens, P = (chosen, rejected).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import answers, orders, pair_formats, ranked, splits, trees
+from data.texts import answers, orders, pair_formats, ranked, splits, tree_steps, trees
 from data.texts.pair_formats import Comparison
 from data.tokens.tokenizer import Tokenizer
 from data.toys import synthetic
@@ -66,6 +66,13 @@ class Pairs:
     def prompt(self, i: int) -> np.ndarray:
         """Token ids of the prompt of pair i, from which generation starts."""
         return self.sequence(i, 0)[: self.prompt_len_NP[i, 0]]
+
+    @functools.cached_property
+    def prompt_N(self) -> np.ndarray:
+        """[n] a number for each pair's prompt, equal for equal ones."""
+        numbers: dict[bytes, int] = {}
+        prompts = (self.prompt(i).tobytes() for i in range(len(self)))
+        return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], int)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -202,6 +209,7 @@ def batches(
     process_count: int = 1,
     num_threads: int = 1,
     extra: Mapping[str, np.ndarray] | None = None,
+    expand: str = "",
 ) -> loader.Loader:
     """Batches with static shapes; the keys are listed at `assemble`, those of 'tree' at `trees.fill`.
 
@@ -216,6 +224,7 @@ def batches(
         max_len: T; None takes the longest row of all splits, rounded up; 'tree' has lengths of its own.
         endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
         extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
+        expand: of 'tree', for kernels that take ordinary sequences: a key of trees.EXPANDS.
     """
     one_of("batch.layout", layout, LAYOUTS)
     order_fn = _order(pairs, order, batch_size=batch_size, seed=seed) if endless else None
@@ -233,7 +242,11 @@ def batches(
         if max_len is not None:
             raise InputError(f"max_len={max_len} is not read with layout 'tree', which has lengths of its own")
         mine = loader.share(num_rows, process_index, process_count)
-        return loader.build(_tree_maker(pairs, options, num_rows, mine, extra or {}), **options, is_split=False)
+        return loader.build(
+            tree_steps.maker(pairs, options, num_rows, mine, extra or {}, expand), **options, is_split=False
+        )
+    if expand:
+        raise InputError(f"expand={expand!r} is not read with layout {layout!r}: its rows are no trees")
     num_time, num_answer = shape(pairs, layout=layout, max_len=max_len)
 
     def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
@@ -243,6 +256,12 @@ def batches(
     return loader.build(make, **options, process_index=process_index, process_count=process_count)
 
 
+def lists_cut(pairs: Pairs, *, batch_size: int, seed: int) -> int:
+    """Of how many prompts the pairs lie across two steps of the first epoch in order 'prompts'."""
+    order_fn = orders.together(pairs.prompt_N, batch_size=batch_size, seed=seed)
+    return orders.across(pairs.prompt_N, order_fn(0), batch_size)
+
+
 def _order(pairs: Pairs, order: str, *, batch_size: int, seed: int) -> orders.OrderFn | None:
     """The order of an epoch; None for the loader's own."""
     one_of("batch.order", order, ORDERS)
@@ -250,52 +269,8 @@ def _order(pairs: Pairs, order: str, *, batch_size: int, seed: int) -> orders.Or
         sizes_n = pairs.starts[2::2] - pairs.starts[:-2:2] - pairs.trunk_len_N
         return orders.balanced(sizes_n, batch_size=batch_size, seed=seed)
     if order == "prompts":
-        numbers: dict[bytes, int] = {}
-        prompts = (pairs.prompt(i).tobytes() for i in range(len(pairs)))
-        return orders.together(np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts]), seed=seed)
+        return orders.together(pairs.prompt_N, batch_size=batch_size, seed=seed)
     return None
-
-
-def _tree_maker(
-    pairs: Pairs, options: Mapping[str, Any], num_rows: int, mine: slice, extra: Mapping[str, np.ndarray]
-) -> Callable[[np.ndarray, np.ndarray], loader.Batch]:
-    """What makes this process's rows of a step, which all processes plan alike."""
-    lengths = _lengths(pairs, options, num_rows)
-
-    def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
-        real = index[weight > 0]
-        rows = trees.plan([pairs.sides(i) for i in real], num_rows)
-        of_pairs = {"index": real} | {key: values[real] for key, values in extra.items() if key != "reference"}
-        if pairs.label_N is not None:
-            of_pairs["labels"] = pairs.label_N[real]
-        stored = extra.get("reference")
-        return trees.fill(
-            rows[mine],
-            num_time=trees.level_of(max(row.size for row in rows), lengths),
-            num_pairs=options["batch_size"],
-            pad_id=pairs.pad_id,
-            of_pairs=of_pairs,
-            reference_fn=None if stored is None else lambda b, p: stored[real[b], p],
-        )
-
-    return make
-
-
-def _lengths(pairs: Pairs, options: Mapping[str, Any], num_rows: int) -> tuple[int, ...]:
-    """Lengths of rows that fit the first steps of a run, or all batches of one pass."""
-    batch_size = options["batch_size"]
-    num_epoch = -(-len(pairs) // batch_size)
-    num_steps = min(max(16, min(256, 8_192 // batch_size)), 4 * num_epoch if options["endless"] else num_epoch)
-    steps = loader.build(
-        lambda index, weight: {"index": index[weight > 0]}, **{**options, "num_threads": 0}, is_split=False
-    )
-    sizes = []
-    for _, batch in zip(range(num_steps), steps):
-        rows = trees.plan([pairs.sides(i) for i in batch["index"]], num_rows)
-        sizes.append(max(row.size for row in rows))
-    if options["endless"] and sizes:  # some later step is larger than all of these
-        sizes.append(max(sizes) + (max(sizes) - int(np.median(sizes))) // 2)
-    return trees.levels(sizes)
 
 
 def shape(pairs: Pairs, *, layout: str = "separate", max_len: int | None = None) -> tuple[int, int]:

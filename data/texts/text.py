@@ -18,7 +18,7 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import packing, splits, text_formats
+from data.texts import packing, shared_rows, splits, text_formats
 from data.texts.pair_formats import Comparison
 from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
@@ -39,6 +39,7 @@ class Texts:
             is only a target.
         max_len: T.
         pad_id: fills rows.
+        shares: whether beginnings that texts of a row have in common stand there once (`shared_rows`).
         samples: the first texts, as they were tokenised.
         num_bytes: of the targets' text in UTF-8.
     """
@@ -51,6 +52,7 @@ class Texts:
     pad_id: int
     samples: tuple[str, ...]
     num_bytes: int = 0
+    shares: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,7 +60,8 @@ class Texts:
     @functools.cached_property
     def digest(self) -> str:
         """Of the tokens, which of them are targets, and the width of a row."""
-        return loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]))
+        digest = loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]))
+        return f"{digest} shared" if self.shares else digest
 
     @property
     def num_texts(self) -> int:
@@ -88,6 +91,8 @@ def check(
     turns: str = "all",
     truncation: str = "keep_start",
     limit: int | None = None,
+    packed: bool = True,
+    share_prefixes: bool = False,
 ) -> None:
     """Refuse settings of `load` before a record is read.
 
@@ -97,6 +102,10 @@ def check(
     one_of("data.kind", kind, KINDS)
     one_of("data.turns", turns, ("all", "last"))
     one_of("data.truncation", truncation, ("keep_start", "drop", "error"))
+    if share_prefixes and not packed:
+        raise InputError(
+            "data.share_prefixes=True puts several texts in a row, and data.packed=False gives each its own"
+        )
     if max_len < 2:
         raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
     if limit is not None and limit < 1:
@@ -126,6 +135,7 @@ def load(
     columns: Mapping[str, str] | None = None,
     turns: str = "all",
     packed: bool = True,
+    share_prefixes: bool = False,
     truncation: str = "keep_start",
     limit: int | None = None,
     seed: int = 0,
@@ -146,6 +156,7 @@ def load(
             file that is called `prompt` holds text to continue, any other prompt is a question to a chat model.
         turns: 'all' trains on every assistant turn, 'last' on the last one.
         packed: several texts a row; False gives each its own.
+        share_prefixes: rows hold what their texts begin with in common once; see `shared_rows`.
         truncation: of a conversation longer than a row: 'keep_start', 'drop' or 'error'.
         limit: use the first so many records; None uses all.
         seed: of the split, and of the embedded data.
@@ -160,7 +171,8 @@ def load(
     held: dict[str, Any] = dict(
         heldout_path=heldout_path, heldout_split=heldout_split, heldout_fraction=heldout_fraction
     )
-    check(path=path, max_len=max_len, kind=kind, turns=turns, truncation=truncation, limit=limit, **held)
+    rows: dict[str, Any] = dict(packed=packed, share_prefixes=share_prefixes)
+    check(path=path, max_len=max_len, kind=kind, turns=turns, truncation=truncation, limit=limit, **held, **rows)
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit, "seed": seed, "report": report}
@@ -172,7 +184,7 @@ def load(
         bad_records_path=bad_records_path,
         **held,
     )
-    fitting: dict[str, Any] = dict(max_len=max_len, turns=turns, packed=packed, truncation=truncation, report=report)
+    fitting: dict[str, Any] = dict(max_len=max_len, turns=turns, truncation=truncation, report=report, **rows)
     train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
     if path and not len(train):
         raise InputError(f"{path}: no text is left to train on; counts: {report}")
@@ -195,7 +207,7 @@ def batches(
 
     A batch has tokens, positions, groups, targets [N, T] int32 and mask [N, T] float32. Groups number the texts of a
     row from 1 and are 0 on padding; targets are the next tokens, and the mask is 1 on those to learn. Rows that fill up
-    a last held-out batch have a mask of zeros.
+    a last held-out batch have a mask of zeros. Texts that share beginnings have the arrays of `shared_rows.fill`.
     """
 
     def make(index: np.ndarray, weight: np.ndarray) -> loader.Batch:
@@ -217,6 +229,8 @@ def batches(
 
 def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
     """One batch of the rows `index` [N]; `batches` lists its keys."""
+    if texts.shares:
+        return shared_rows.fill([_pieces(texts, i) for i in index], num_time=texts.max_len, pad_id=texts.pad_id)
     shape = (len(index), texts.max_len)
     batch: dict[str, np.ndarray] = {
         name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "groups", "targets")
@@ -236,6 +250,12 @@ def assemble(texts: Texts, index: np.ndarray) -> dict[str, np.ndarray]:
             batch["groups"][n, here] = group
             at = here.stop
     return batch
+
+
+def _pieces(texts: Texts, row: int) -> list[shared_rows.Piece]:
+    """Token ids and counts of each piece of a row."""
+    spans = [slice(texts.starts[i] + start, texts.starts[i] + stop) for i, start, stop in texts.rows[row]]
+    return [(texts.tokens[span], texts.counts[span]) for span in spans]
 
 
 def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spans, bool]:
@@ -302,6 +322,7 @@ def _tokenise(
     max_len: int,
     turns: str,
     packed: bool,
+    share_prefixes: bool,
     truncation: str,
     report: dict[str, int],
 ) -> Texts:
@@ -349,7 +370,8 @@ def _tokenise(
             last = len(text) if len(ids) - has_bos >= len(offsets) else offsets[len(ids) - has_bos - 1][1]
             num_bytes += sum(len(text[max(start, first) : min(end, last)].encode()) for start, end in spans)
     records.set_aside(refused, len(items), report, "conversations that the chat template refuses")
-    texts = pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, packed=packed, samples=tuple(samples))
+    rows: dict[str, Any] = dict(packed=packed, share_prefixes=share_prefixes)
+    texts = pack(all_ids, all_counts, max_len=max_len, pad_id=tokenizer.pad_id, samples=tuple(samples), **rows)
     return dataclasses.replace(texts, num_bytes=num_bytes)
 
 
@@ -360,13 +382,18 @@ def pack(
     max_len: int,
     pad_id: int,
     packed: bool = True,
+    share_prefixes: bool = False,
     samples: tuple[str, ...] = (),
 ) -> Texts:
     """Token sequences as rows of `max_len`; `counts` is 1 where a token is a target, and None makes all targets."""
     counts = [np.ones(len(text), np.int8) for text in ids] if counts is None else counts
     pieces = packing.chunks([len(text) for text in ids], max_len)
-    sizes = [stop - start - 1 for _, start, stop in pieces]
-    rows = packing.first_fit(sizes, max_len) if packed else [[i] for i in range(len(pieces))]
+    if share_prefixes:
+        rows = shared_rows.pack([(ids[i][start:stop], counts[i][start:stop]) for i, start, stop in pieces], max_len)
+    elif packed:
+        rows = packing.first_fit([stop - start - 1 for _, start, stop in pieces], max_len)
+    else:
+        rows = [[i] for i in range(len(pieces))]
     return Texts(
         tokens=np.concatenate(ids) if len(ids) else np.zeros(0, np.int32),
         counts=np.concatenate(counts) if len(counts) else np.zeros(0, np.int8),
@@ -375,4 +402,5 @@ def pack(
         max_len=max_len,
         pad_id=pad_id,
         samples=samples,
+        shares=share_prefixes,
     )

@@ -21,11 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.texts import strands
+
 # Tokens that sequences of different bundles must have in common to be one tree. What they share is then seen from far
 # away in the row, which costs a block of attention to each block of queries behind it; a few tokens are not worth that.
 MIN_SHARED = 64
 MAX_LEVELS = 3  # lengths of rows, each of which is compiled
 FEW = 0.03  # share of places
+EXPANDS = {"packed": False, "single": True}  # whether each strand has a bin of its own
 Batch = dict[str, np.ndarray]
 
 
@@ -34,6 +37,10 @@ class Answer(NamedTuple):
 
     ids: np.ndarray
     prompt_len: int
+
+    @property
+    def prompt(self) -> np.ndarray:
+        return self.ids[: self.prompt_len]
 
     @property
     def key(self) -> tuple[bytes, int]:
@@ -77,17 +84,19 @@ class Row:
         return max(len(self.forest.tokens), self.num_targets)
 
 
-def lay_out(sequences: Sequence[np.ndarray], bundles: Sequence[int] | None = None) -> Forest:
+def lay_out(sequences: Sequence[np.ndarray], bundles: Sequence[int] | None = None, *, least: int = 0) -> Forest:
     """Sequences as a forest, in the order of their tokens.
 
     Args:
         bundles: of each sequence the number of its bundle; within one every common beginning is shared, between two
             one of at least MIN_SHARED tokens. None: all are one bundle.
+        least: common beginnings of fewer tokens are not shared.
     """
-    order, shared = _by_tokens(sequences)
+    order, shared = by_tokens(sequences)
     if bundles is not None:
         is_spanned = _spanned([bundles[i] for i in order])
         shared = [k if together or k >= MIN_SHARED else 0 for k, together in zip(shared, is_spanned)]
+    shared = [k if k >= least else 0 for k in shared]
     num_tokens = sum(len(ids) for ids in sequences) - sum(shared)
     tokens, positions, ends = (np.zeros(num_tokens, np.int32) for _ in range(3))
     places: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sequences)
@@ -105,7 +114,7 @@ def lay_out(sequences: Sequence[np.ndarray], bundles: Sequence[int] | None = Non
 
 def num_tokens(sequences: Sequence[np.ndarray]) -> int:
     """Tokens of the sequences as one forest."""
-    _, shared = _by_tokens(sequences)
+    _, shared = by_tokens(sequences)
     return sum(map(len, sequences)) - sum(shared)
 
 
@@ -149,6 +158,8 @@ def fill(
     pad_id: int,
     of_pairs: Mapping[str, np.ndarray] | None = None,
     reference_fn: Any = None,
+    expand: str = "",
+    least: strands.Shape | None = None,
 ) -> Batch:
     """The rows as a batch.
 
@@ -157,19 +168,22 @@ def fill(
         num_pairs: S.
         of_pairs: values [B] that go with the pairs, such as `index`; on empty places they are 0, and `index` is -1.
         reference_fn: (number of the pair in the step, side) to stored log-probabilities of that answer's tokens.
+        expand: how the rows' strands stand in bins (a key of EXPANDS); "" leaves them out.
+        least: shape of the strands' arrays, where the rows need no more.
 
     Returns:
         tokens, positions, ends: [N,T] int32; padding has ends of 0.
         sources, targets, owners: [N,T] int32: the place that predicts a target, the target, and its answer's slot in
             the row, below 2 S; -1 on filling. ordinals: [N,T] int32, the target's place in its answer, from 1.
         mask: [N,T] float32, 1 on targets. sides: [N,S,P] int32, slots that are compared. weights: [N,S] float32.
-        reference: [N,T] float32, where there is a `reference_fn`.
+        lists: [N,S] int32, the number of the pair's prompt in its row; -1 on empty places.
+        reference: [N,T] float32, where there is a `reference_fn`. Those of `strands.fill`, with `expand`.
     """
     N, T, S = len(rows), num_time, num_pairs
     batch = {name: np.zeros((N, T), np.int32) for name in ("positions", "ends", "sources", "targets", "ordinals")}
     batch |= {"tokens": np.full((N, T), pad_id, np.int32), "owners": np.full((N, T), -1, np.int32)}
     batch |= {"mask": np.zeros((N, T), np.float32), "sides": np.zeros((N, S, 2), np.int32)}
-    batch["weights"] = np.zeros((N, S), np.float32)
+    batch |= {"weights": np.zeros((N, S), np.float32), "lists": np.full((N, S), -1, np.int32)}
     for name, values in (of_pairs or {}).items():
         batch[name] = np.full((N, S), -1 if name == "index" else 0, values.dtype)
     if reference_fn is not None:
@@ -182,15 +196,34 @@ def fill(
             batch[name][r, :stop] = getattr(row.forest, name)
         lists = {name: batch[name][r] for name in ("sources", "targets", "owners", "ordinals", "mask")}
         first_targets = _fill_targets(lists, row)
+        prompts: dict[bytes, int] = {}
         for s, (b, *slots) in enumerate(row.pairs):
             batch["sides"][r, s], batch["weights"][r, s] = slots, 1
+            prompt = row.answers[slots[0]].prompt.tobytes()
+            batch["lists"][r, s] = prompts.setdefault(prompt, len(prompts))
             for name, values in (of_pairs or {}).items():
                 batch[name][r, s] = values[b]
             if reference_fn is not None:
                 for p, slot in enumerate(slots):
                     logps = reference_fn(b, p)[: len(row.answers[slot].ids) - row.answers[slot].prompt_len]
                     batch["reference"][r, first_targets[slot] : first_targets[slot] + len(logps)] = logps
-    return batch
+    return batch | (_strands_of(rows, expand, least, num_time) if expand else {})
+
+
+def _strands_of(rows: Sequence[Row], expand: str, least: strands.Shape | None, num_time: int) -> Batch:
+    forests, one_each = [row.forest for row in rows], EXPANDS[expand]
+    shape = strands_shape(rows, expand, least.length if least else None)
+    if least is not None:
+        shape = strands.Shape(*map(max, shape, least))
+    return strands.fill(forests, shape, num_time=num_time, one_each=one_each)
+
+
+def strands_shape(rows: Sequence[Row], expand: str, length: int | None = None) -> strands.Shape:
+    """The least shape of strands that holds every row."""
+    if length is None:
+        length = strands.length_for(max((len(answer.ids) for row in rows for answer in row.answers), default=1))
+    shapes = [strands.need(row.forest, length, one_each=EXPANDS[expand]) for row in rows]
+    return strands.Shape(*map(max, *shapes)) if len(shapes) > 1 else shapes[0]
 
 
 def _fill_targets(lists: Mapping[str, np.ndarray], row: Row) -> list[int]:
@@ -245,7 +278,7 @@ def round_up(size: int) -> int:
 
 
 def scoring_batches(
-    answers: Sequence[Answer], *, num_places: int, num_rows: int, pad_id: int
+    answers: Sequence[Answer], *, num_places: int, num_rows: int, pad_id: int, expand: str = ""
 ) -> Iterator[tuple[Batch, list[list[int]]]]:
     """Rows of single answers, for their log-probabilities alone, with the numbers of the answers in each row.
 
@@ -254,8 +287,9 @@ def scoring_batches(
     Args:
         num_places: tokens of a row, about; a longer answer has a row of its own.
         num_rows: rows of a batch.
+        expand: see `fill`.
     """
-    order, shared = _by_tokens([answer.ids for answer in answers])
+    order, shared = by_tokens([answer.ids for answer in answers])
     groups: list[list[int]] = []
     room = 0
     for i, k in zip(order, shared):
@@ -273,14 +307,16 @@ def scoring_batches(
         rows.append(Row(inside, lay_out([answer.ids for answer in inside], [0] * len(inside)), []))
     num_time = round_up(max((row.size for row in rows), default=1))
     empty = Row([], lay_out([]), [])
+    least = strands_shape(rows or [empty], expand) if expand else None
     for start in range(0, len(rows), num_rows):
         part, numbers = rows[start : start + num_rows], groups[start : start + num_rows]
         missing = num_rows - len(part)
-        batch = fill([*part, *[empty] * missing], num_time=num_time, num_pairs=1, pad_id=pad_id)
+        filled = [*part, *[empty] * missing]
+        batch = fill(filled, num_time=num_time, num_pairs=1, pad_id=pad_id, expand=expand, least=least)
         yield batch, [*numbers, *[[]] * missing]
 
 
-def _by_tokens(sequences: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
+def by_tokens(sequences: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
     """The order of the sequences by their tokens, and how many each shares with the one before it."""
     # Big-endian bytes of numbers that are not negative sort as the numbers do.
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())
@@ -321,7 +357,7 @@ def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> lis
 
     of_prompt: dict[bytes, int] = {}
     for number, answer in enumerate(answers):
-        join(of_prompt.setdefault(answer.ids[: answer.prompt_len].tobytes(), number), number)
+        join(of_prompt.setdefault(answer.prompt.tobytes(), number), number)
     for chosen, rejected in pairs:
         join(chosen, rejected)
     return [root(i) for i in range(len(answers))]

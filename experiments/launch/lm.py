@@ -62,10 +62,16 @@ def load_tokenizer(c: ml_collections.ConfigDict) -> tokenizer.Tokenizer:
 
 
 def build(
-    c: ml_collections.ConfigDict, tok: tokenizer.Tokenizer, workdir: pathlib.Path, *, rows_are_plain: bool
+    c: ml_collections.ConfigDict,
+    tok: tokenizer.Tokenizer,
+    workdir: pathlib.Path,
+    *,
+    rows_are_plain: bool,
+    rows_are_trees: bool = False,
 ) -> decoder.DecoderLM:
     """The network of the config; architecture and tokenizer are left in `workdir`. See `language_model.build`."""
-    options = dict(rows_are_plain=rows_are_plain, export=c.export, workdir=workdir)
+    rows = dict(rows_are_plain=rows_are_plain, rows_are_trees=rows_are_trees)
+    options = dict(**rows, export=c.export, workdir=workdir)
     return language_model.build(c.init_from, tok, model=c.model, compute=c.compute, **options)
 
 

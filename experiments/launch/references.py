@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.models import decoder
+from alignment.models import attention, decoder
 from alignment.preference import pairs, reference_store
 from alignment.train import sharding
 from data import loader
@@ -123,17 +123,25 @@ def _batches(
     """Batches of about `2 batch_size` answers, as prefix trees where the attention kernel takes these."""
     num_devices = math.prod(mesh.shape[axis] for axis in sharding.ROWS[0])
     longest, mean = (int(fn([len(answer.ids) for answer in answers])) for fn in (np.max, np.mean))
-    if model.attention == "blocked":
+    if attention.takes_trees(model.attention):
         num_rows, num_places = num_devices, max(longest, 2 * batch_size * mean // num_devices)
     else:  # a row each: the fused kernel takes nothing else, and the dense one has all scores in memory
         num_rows, num_places = -(-2 * batch_size // num_devices) * num_devices, 0
     mine = loader.share(num_rows, **sharding.row_share(mesh))
-    for batch, numbers in trees.scoring_batches(answers, num_places=num_places, num_rows=num_rows, pad_id=pad_id):
+    options = dict(num_places=num_places, num_rows=num_rows, pad_id=pad_id, expand=expand_for(model))
+    for batch, numbers in trees.scoring_batches(answers, **options):
         if not num_places:
             batch["groups"] = (batch.pop("ends") > 0).astype(np.int32)
             batch["branches"] = np.zeros_like(batch["groups"])
             del batch["owners"]
         yield {key: values[mine] for key, values in batch.items()}, numbers
+
+
+def expand_for(model: decoder.DecoderLM) -> str:
+    """How the rows' strands stand beside them for the network's kernel (`trees.EXPANDS`); "" where it reads none."""
+    if model.attention not in attention.EXPANDED:
+        return ""
+    return "single" if model.attention == "expanded_cudnn" else "packed"
 
 
 def read(path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str, str]) -> np.ndarray:

@@ -1,12 +1,16 @@
 """Attention in rows of prefix trees."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.models import attention, tree_attention
+from alignment.models import attention, expanded_attention, tree_attention
+from data.texts import strands
 
 # Two trees and padding. Tree 1: tokens 0-2, of which 3-4 and 5-8 are branches, and 6-7 | 8 go off behind 5.
 #        0  1  2  3  4  5  6  7  8 | 9 10 11 12 | -
@@ -69,6 +73,74 @@ def test_blocks_give_what_the_dense_kernel_gives_in_float64(monkeypatch, block, 
 
 
 KERNELS = ("blocked", "dense")
+
+
+def strands_of(rows, one_each):
+    """The arrays of `PATHS` in each row, and in the second one behind a tree of two tokens."""
+    behind = [np.arange(2), *(np.array(path) + 2 for path in PATHS)]
+    trees = [
+        SimpleNamespace(ends=np.array(ENDS), places=[np.array(path) for path in PATHS]),
+        SimpleNamespace(ends=np.array(rows["ends"][1]), places=behind),
+    ]
+    shape = strands.Shape(*map(max, *(strands.need(row, 16, one_each=one_each) for row in trees)))
+    filled = strands.fill(trees, shape, num_time=len(ENDS), one_each=one_each)
+    return {name: jnp.array(values) for name, values in filled.items()}
+
+
+@pytest.mark.parametrize("one_each", [True, False])
+def test_rows_as_ordinary_sequences_give_what_the_dense_kernel_gives_in_float64(one_each):
+    rows = places(rows=2)
+    rows |= strands_of(rows, one_each)
+    assert rows["seats"].shape[1] == (6 if one_each else 2)
+    with jax.enable_x64(True):
+        q, k, v, w = inputs()
+        w *= (rows["ends"] > 0)[..., None, None]
+        run = jax.jit(outcome, static_argnums=0)
+        names = ("expanded", "dense")
+        ours, twin = (run(attention.KERNELS[n], attention.MASKS[n](rows, rows), q, k, v, w) for n in names)
+        real = np.array(rows["ends"] > 0)
+        np.testing.assert_allclose(ours[0][real], twin[0][real], rtol=0, atol=1e-12)
+        for a, b in zip(ours[1:], twin[1:]):
+            assert np.abs(b).max() > 0.1
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_kernel_of_tpus_gives_what_the_dense_kernel_gives():
+    rows = attention._test_trees(1)
+    rng = np.random.default_rng(0)
+    q, k, v, w = (jnp.asarray(rng.normal(size=(1, 128, heads, 16)), jnp.float32) for heads in (2, 1, 1, 2))
+    inner = functools.partial(expanded_attention.splash, interpret=True)
+    splash = functools.partial(expanded_attention.attend, causal_fn=inner)
+    ours = jax.jit(functools.partial(outcome, splash, expanded_attention.of(rows)))(q, k, v, w)
+    twin = outcome(attention.dense, attention.MASKS["dense"](rows, rows), q, k, v, w)
+    for a, b in zip(ours, twin):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_transposed_copies_are_no_scatters():
+    rows = places(rows=2)
+    rows |= strands_of(rows, one_each=True)
+    run = functools.partial(outcome, attention.KERNELS["expanded"], expanded_attention.of(rows))
+    assert "scatter" not in str(jax.make_jaxpr(run)(*inputs(dtype=np.float32)))
+
+
+@pytest.mark.parametrize("kernel", ["blocked", "expanded"])
+def test_a_kernel_for_trees_is_compared_with_the_dense_one_before_a_run(kernel, monkeypatch):
+    sizes = dict(num_heads=2, num_kv_heads=1, head_dim=16, has_trees=True)
+    attention.self_test(kernel, **sizes)
+    right = attention._test_trees(2)
+    faults = {"blocked": {"ends": jnp.full((2, 128), 128)}, "expanded": {"copies": right["copies"][:, ::-1]}}
+    wrong = attention.MASKS[kernel](right | faults[kernel], right | faults[kernel])
+    monkeypatch.setitem(attention.MASKS, kernel, lambda query, key: wrong)
+    with pytest.raises(InputError, match=f"attention='{kernel}' is wrong here"):
+        attention.self_test(kernel, **sizes)
+
+
+def test_rows_without_strands_and_windows_are_refused_by_name():
+    with pytest.raises(InputError, match="rows of prefix trees with their strands"):
+        attention.MASKS["expanded"](places(), places())
+    with pytest.raises(InputError, match="takes no sliding window"):
+        attention.MASKS["expanded"](places(), places(), 3)
 
 
 def test_blocks_in_bfloat16_stay_within_its_rounding(monkeypatch):

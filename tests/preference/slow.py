@@ -128,6 +128,17 @@ def discopop(sw, sl, rw, rl, nw, nl, beta, tau=0.05):
     return (1 - blend) * -log_sigmoid(z) + blend * math.exp(-z)
 
 
+def plackett_luce_list(rewards):
+    """-log of the probability that the answers are chosen in this order, each from those left, as e to its reward."""
+    weights = [math.exp(r) for r in rewards]
+    return -sum(math.log(w / sum(weights[i:])) for i, w in enumerate(weights))
+
+
+def plackett_luce(policy, reference, num_tokens, beta):
+    """Pairs as lists of two."""
+    return [plackett_luce_list([beta * (s - r) for s, r in zip(*pair)]) for pair in zip(policy, reference)]
+
+
 def mean(values):
     return sum(values) / len(values)
 

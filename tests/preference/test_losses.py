@@ -35,6 +35,7 @@ CASES = [
     ("exo", {"beta": 0.2, "label_smoothing": 0.01}),
     ("nca", {"beta": 0.2}),
     ("discopop", {"beta": 0.2, "tau": 0.1}),
+    ("plackett_luce", {"beta": 0.2}),
     ("kto", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}),
     ("bco", {"beta": 0.2}),
     ("bco", {"beta": 0.2, "delta": -0.4}),
@@ -71,6 +72,7 @@ def run(name, policy, reference, num_tokens, weights=None, **options):
         num_tokens_BP=jnp.asarray(num_tokens),
         labels_B=jnp.asarray(labels_of(num_tokens)),
         weights_B=None if weights is None else jnp.asarray(weights),
+        chosen_B=jnp.arange(len(num_tokens)),  # each pair is a list of its own
         **options,
     )
 
@@ -99,6 +101,33 @@ def test_agrees_with_slow_twin(name, options):
         expected, exact, rough = np.sort(expected), np.sort(exact), np.sort(rough)
     np.testing.assert_allclose(exact, expected, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(rough, expected, rtol=2e-6, atol=2e-6)
+
+
+def of_lists(policy, reference, lists, beta):
+    """The loss of each pair of ranked lists of answers, best first, and the pairs' chosen answers."""
+    order = [(w, l) for one in lists for i, w in enumerate(one) for l in one[i + 1 :]]
+    arrays = [jnp.asarray([[x[w], x[l]] for w, l in order]) for x in (policy, reference)]
+    chosen = jnp.asarray([w for w, _ in order])
+    return losses.compute("plackett_luce", policy_BP=arrays[0], reference_BP=arrays[1], chosen_B=chosen, beta=beta)
+
+
+def test_a_ranked_list_has_the_probability_of_choosing_its_answers_one_by_one():
+    lists, rng = [[3, 0, 4, 1], [2, 5]], np.random.default_rng(0)
+    policy, reference = -rng.uniform(1, 9, 6), -rng.uniform(1, 9, 6)
+    with jax.enable_x64(True):
+        total, gradient = jax.value_and_grad(lambda p: of_lists(p, reference, lists, 0.4).sum())(jnp.asarray(policy))
+        wanted = [slow.plackett_luce_list([0.4 * (policy[i] - reference[i]) for i in one]) for one in lists]
+        assert float(total) == pytest.approx(sum(wanted), rel=1e-12)
+        for i in range(6):
+            step = np.eye(6)[i] * 1e-5
+            ends = [float(of_lists(policy + sign * step, reference, lists, 0.4).sum()) for sign in (1, -1)]
+            assert float(gradient[i]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+def test_worked_list_of_three():
+    # Rewards of ln 4, ln 2 and 0: the first is chosen with 4/7, the second of the rest with 2/3.
+    found = of_lists(np.log([4.0, 2.0, 1.0]), np.zeros(3), [[0, 1, 2]], 1.0)
+    assert float(found.sum()) == pytest.approx(-math.log(4 / 7 * 2 / 3), rel=1e-6)
 
 
 def test_aot_keeps_each_loss_at_its_pair():
@@ -140,7 +169,11 @@ def test_initial_loss_is_the_loss_of_agreeing_policy_and_reference(name, options
     _, reference, num_tokens = batch()
     expected = losses.initial_loss(name, **options)
     mean = float(jnp.mean(run(name, reference.astype(np.float32), reference.astype(np.float32), num_tokens, **options)))
-    if name in losses.REFERENCE_FREE or (name == "kto_unpaired") or (name == "bco_unpaired" and "delta" in options):
+    if (
+        name in losses.REFERENCE_FREE | losses.LISTWISE
+        or (name == "kto_unpaired")
+        or (name == "bco_unpaired" and "delta" in options)
+    ):
         assert expected is None
     else:
         assert mean == pytest.approx(expected, abs=1e-6)

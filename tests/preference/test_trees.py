@@ -13,7 +13,7 @@ from alignment.models import decoder, tree_attention
 from alignment.preference import pairs
 from alignment.train import sharding, step, train_state
 from data.texts import preferences, trees
-from tests.preference import test_pairs
+from tests.preference import slow, test_pairs
 from tests.train import helpers
 
 EXACT = dict(dtype="float64", param_dtype="float64")
@@ -46,9 +46,9 @@ def exact_params():
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), helpers.start_params())
 
 
-def alone(params, answers, num_time=24):
+def alone(params, answers, num_time=24, model=None):
     """Log-probability of each answer's tokens, every answer an ordinary sequence in a row of its own."""
-    model = helpers.model(attention="dense", **EXACT)
+    model = model or helpers.model(attention="dense", **EXACT)
     tokens = np.stack([np.pad(answer.ids, (0, num_time - len(answer.ids))) for answer in answers])
     hidden = model.apply({"params": params}, jnp.asarray(tokens))
     logps = jax.nn.log_softmax(hidden @ decoder.head(model, params), axis=-1)
@@ -58,12 +58,13 @@ def alone(params, answers, num_time=24):
     ]
 
 
-@pytest.mark.parametrize("kernel", ["blocked", "dense"])
+@pytest.mark.parametrize("kernel", ["blocked", "dense", "expanded"])
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 def test_log_probabilities_and_gradients_are_those_of_each_answer_alone_in_float64(monkeypatch, kernel, num):
     monkeypatch.setattr(tree_attention, "BLOCK", 8)  # several blocks, so that some are skipped
     rows = trees.plan(steps_of(num), 1)
-    batch = trees.fill(rows, num_time=rows[0].size + 3, num_pairs=len(rows[0].pairs), pad_id=0)
+    expand = "packed" if kernel == "expanded" else ""
+    batch = trees.fill(rows, num_time=rows[0].size + 3, num_pairs=len(rows[0].pairs), pad_id=0, expand=expand)
     answers = rows[0].answers
     with jax.enable_x64(True):
         params, model = exact_params(), helpers.model(attention=kernel, **EXACT)
@@ -201,6 +202,30 @@ def test_six_pairs_of_four_answers_have_the_loss_of_six_pairs_apart():
     )
     wanted = test_pairs.compiled()(test_pairs.make_batch(apart, range(6)))
     test_pairs.assert_close(test_pairs.compiled()(packed), wanted, 1e-5)
+
+
+def test_lists_of_ranked_answers_count_once_each_however_many_pairs_they_make():
+    lists = [answers_of(4, 0)[0], answers_of(3, 1)[0], answers_of(2, 2)[0]]
+    step_of = [(one[i], one[j]) for one in lists for i in range(len(one)) for j in range(i + 1, len(one))]
+    rows = trees.plan(step_of, 2)
+    batch = trees.fill(rows, num_time=64, num_pairs=12, pad_id=0, of_pairs={"index": np.arange(len(step_of))})
+    loss, _, metrics = test_pairs.compiled(loss="plackett_luce", with_gradient=False)(batch)
+    policy, reference = test_pairs.policy_and_reference()
+    logps_fn = jax.jit(lambda params: jnp.stack([x.sum() for one in lists for x in alone_in(params, one)]))
+    rewards = test_pairs.BETA * (np.asarray(logps_fn(policy), float) - np.asarray(logps_fn(reference), float))
+    wanted = np.mean([slow.plackett_luce_list(part) for part in np.split(rewards, [4, 7])])
+    assert abs(loss - wanted) < 1e-5 and metrics["rewards/margins"] != 0
+    apart = trees.fill(trees.plan(step_of, 1), num_time=128, num_pairs=16, pad_id=0)
+    assert abs(test_pairs.compiled(loss="plackett_luce", with_gradient=False)(apart)[0] - wanted) < 1e-5
+
+
+def alone_in(params, answers):
+    return alone(params, answers, model=helpers.model(attention="dense"))
+
+
+def test_a_list_is_refused_in_rows_that_do_not_hold_it():
+    with pytest.raises(InputError, match="stand together in rows of trees only"):
+        test_pairs.compiled(loss="plackett_luce", with_gradient=False)(test_pairs.make_batch())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Which answers stand where: packing a step's pairs into rows of prefix trees."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -167,6 +168,51 @@ def test_rows_of_natural_lengths_are_full(name):
     assert share < 0.08 and num_lengths <= 3
     share, num_lengths = empty_share(pairs, batch_size=64, order="balanced")
     assert share < 0.03 and num_lengths == 1
+
+
+@pytest.mark.parametrize("expand", trees.EXPANDS)
+def test_strands_are_the_sequences_and_every_token_has_its_copies(expand):
+    pairs = profile("short", 12)
+    for batch in batches_of(pairs, expand=expand, num_rows=2, num_threads=0):
+        N, _, L = batch["seats"].shape
+        assert 128 * -(-pairs.limits["sequence"] // 128) == L
+        for n in range(N):
+            found = set()
+            for seats, strands in zip(batch["seats"][n], batch["strands"][n]):
+                assert ((seats >= 0) == (strands > 0)).all() and (expand == "packed" or strands.max() <= 1)
+                for number in range(1, strands.max() + 1):
+                    found.add(batch["tokens"][n, seats[strands == number]].tobytes())
+            sides = [pairs.sides(i) for i in batch["index"][n] if i >= 0]
+            assert found == {answer.ids.tobytes() for pair in sides for answer in pair}
+            copies, seats = batch["copies"][n], batch["seats"][n].reshape(-1)
+            assert sorted(copies[copies >= 0].tolist()) == np.flatnonzero(seats >= 0).tolist()
+            places = np.broadcast_to(np.arange(copies.shape[1]), copies.shape)
+            assert (seats[copies[copies >= 0]] == places[copies >= 0]).all()
+            assert ((copies[0] >= 0) == (batch["ends"][n] > 0)).all()
+
+
+def test_strands_of_an_epoch_have_as_many_shapes_as_its_rows_and_few_empty_places():
+    pairs = profile("long prompts", 480)
+    loader = preferences.batches(pairs, batch_size=32, layout="tree", order="balanced", expand="packed", num_threads=0)
+    batches = [next(loader) for _ in range(15)]
+    assert len({(batch["seats"].shape, batch["copies"].shape) for batch in batches}) <= 2
+    assert np.mean([(batch["seats"] >= 0).mean() for batch in batches]) > 0.8
+
+
+@pytest.mark.parametrize("batch_size", [16, 20])
+def test_steps_hold_whole_families_where_these_fit(batch_size):
+    rng = np.random.default_rng(0)
+    families = np.repeat(np.arange(160), rng.choice([1, 2, 3, 6], 160))
+    order_fn = orders.together(families, batch_size=batch_size, seed=0)
+    first, second = order_fn(0), order_fn(1)
+    for order in (first, second):
+        assert sorted(order) == list(range(len(families)))
+        assert np.count_nonzero(np.diff(families[order])) == 159  # the members of a family follow each other
+    both = np.concatenate([first, second])
+    steps = both[: len(both) // batch_size * batch_size].reshape(-1, batch_size)
+    cut = sum(families[a[-1]] == families[b[0]] for a, b in itertools.pairwise(steps))
+    assert cut <= 3 and cut < 0.1 * len(steps)
+    assert orders.across(families, first, batch_size) <= cut
 
 
 def batches_of(pairs, num=5, **options):
