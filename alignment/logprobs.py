@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
 VOCAB_AXIS = "tensor"
+SEQUENCE_AXIS = "sequence"
 
 
 def selected(
@@ -124,7 +125,7 @@ def _scored(hidden_NMD, head_DV, targets_NM, wanted_NM, mesh, num_tokens, chunk,
     options = dict(num_tokens=num_tokens, chunk=chunk, with_slope=with_slope)
     local = functools.partial(_local_forward, axis=VOCAB_AXIS if mesh else None, **options)
     if mesh is not None:
-        rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
+        rows, head = _rows(mesh, targets_NM.shape[1]), PartitionSpec(None, VOCAB_AXIS)
         specs = dict(in_specs=(rows, head, rows, rows), out_specs=(rows, rows))
         local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
     return local(hidden_NMD, head_DV.astype(hidden_NMD.dtype), targets_NM, wanted_NM)
@@ -139,7 +140,8 @@ def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
     hidden_NMD, head_DV, *rest = residuals
     local = functools.partial(_local_backward, num_tokens=num_tokens, chunk=chunk, mesh=mesh)
     if mesh is not None:
-        rows, head = PartitionSpec(ROW_AXES), PartitionSpec(None, VOCAB_AXIS)
+        rows, head = _rows(mesh, gradient_NM.shape[1]), PartitionSpec(None, VOCAB_AXIS)
+        local = functools.partial(local, sums=("data", *rows[1:]))
         specs = dict(
             in_specs=(rows, head, rows, rows, rows, rows), out_specs=(rows, _head_gradient_spec(mesh, head_DV))
         )
@@ -147,6 +149,12 @@ def _backward(mesh, num_tokens, chunk, residuals, gradient_NM):
     head_in_DV = head_DV.astype(hidden_NMD.dtype)  # cast again: the gradient keeps its float32 for a float32 head
     hidden_gradient_NMD, head_gradient_DV = local(hidden_NMD, head_in_DV, *rest, gradient_NM)
     return hidden_gradient_NMD, head_gradient_DV.astype(head_DV.dtype), None, None
+
+
+def _rows(mesh: Mesh, num_targets: int) -> PartitionSpec:
+    """How rows lie on the mesh, and the targets of a row where it has an axis for them."""
+    parts = mesh.shape.get(SEQUENCE_AXIS, 1)
+    return PartitionSpec(ROW_AXES, SEQUENCE_AXIS) if parts > 1 and num_targets % parts == 0 else PartitionSpec(ROW_AXES)
 
 
 def _head_gradient_spec(mesh, head_DV):
@@ -220,7 +228,9 @@ def _local_greedy(hidden_NMD, head_DV, targets_NM, wanted_NM, *, num_tokens, chu
     return _in_chunks(of_chunk, chunk, wanted_NM, (hidden_NMD, targets_NM))
 
 
-def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh):
+def _local_backward(
+    hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient_NM, *, num_tokens, chunk, mesh, sums=()
+):
     axis = VOCAB_AXIS if mesh else None
 
     def of_chunk(hidden_CD, targets_C, lse_C, gradient_C):
@@ -239,7 +249,7 @@ def _local_backward(hidden_NMD, head_DV, targets_NM, wanted_NM, lse_NM, gradient
     if mesh is not None:
         # Each shard of the vocabulary saw its own columns only, and each row shard its own rows.
         hidden_gradient_NMD = jax.lax.psum(hidden_gradient_NMD, VOCAB_AXIS)
-        head_gradient_DV = jax.lax.psum(head_gradient_DV, "data")
+        head_gradient_DV = jax.lax.psum(head_gradient_DV, sums)
         if _head_gradient_spec(mesh, head_DV)[0]:
             # Half the traffic of a sum that every device then cuts its piece out of.
             head_gradient_DV = jax.lax.psum_scatter(head_gradient_DV, "fsdp", scatter_dimension=0, tiled=True)

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import jax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 
 class Rule(Protocol):
     """Compares equal, and hashes alike, where it places alike: programs are kept by it."""
+
+    @property
+    def mesh(self) -> Mesh: ...
 
     def __call__(self, names: tuple[str | None, ...], shape: tuple[int, ...], /) -> Sharding: ...
 

@@ -27,7 +27,7 @@ from alignment.errors import InputError
 from alignment.models import attention, decoder, lora
 from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
-from data.texts import preferences, text, verdicts
+from data.texts import preferences, text, trees, verdicts
 from data.tokens import tokenizer
 from experiments.launch import checks, groups, lm, planning, references
 
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.optimizer = groups.adamw(c, peak_lr=5e-7, warmup_steps=150, b2=0.999)
     c.loop = groups.loop()
     c.sinks = groups.SINKS
-    c.mesh = groups.mesh()
+    c.mesh = groups.mesh() | {"sequence": 1}  # devices that share the places of a row of prefix trees
     c.pretrain = dict(  # on the pairs' own text, before DPO
         steps=0,
         batch_size=64,
@@ -224,6 +224,10 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"loss={c.loss!r} is on lists of answers and reads no sft_weight or length_alpha; unset them")
     verdicts.of(c.data.verdicts)
     lm.check(c)
+    lengths = {"the unit of the rows' lengths": trees.UNIT}
+    if c.pretrain.steps:
+        lengths["pretrain.max_len"] = c.pretrain.max_len
+    lm.check_sequence(c, trees="" if c.batch.layout == "tree" else "batch.layout=tree", lengths=lengths)
     checks.call(preferences.check, c.data)
 
 

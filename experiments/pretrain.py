@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.optimizer = groups.adamw(c, peak_lr=1e-3, warmup_steps=500, weight_decay=0.1)
     c.loop = groups.loop(eval_every=1_000, save_every=1_000)
     c.sinks = groups.SINKS
-    c.mesh = groups.mesh()
+    c.mesh = groups.mesh() | {"sequence": 1}  # devices that share the places of a row of prefix trees
     c.samples = dict(  # held-out texts continued
         num=4,
         prompt_tokens=32,

@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.optimizer = groups.adamw(c, peak_lr=1e-5, warmup_steps=50)
     c.loop = groups.loop()
     c.sinks = groups.SINKS
-    c.mesh = groups.mesh()
+    c.mesh = groups.mesh() | {"sequence": 1}  # devices that share the places of a row of prefix trees
     c.samples = dict(  # held-out prompts answered
         num=4,
         max_new_tokens=128,

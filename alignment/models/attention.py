@@ -5,6 +5,8 @@ them, K head width.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +147,11 @@ EXPANDED = {
 
 
 # The mask each kernel takes, from (query places, key places, window); computed once for all layers.
-MASKS = {"dense": visible, "blocked": _for_blocks, "cudnn": lambda query, key, window=None: plain_rows(query)}
+MASKS: dict[str, Callable[..., Any]] = {
+    "dense": visible,
+    "blocked": _for_blocks,
+    "cudnn": lambda query, key, window=None: plain_rows(query),
+}
 MASKS |= {name: lambda query, key, window=None: expanded_attention.of(key, window) for name in EXPANDED}
 KERNELS = {"dense": dense, "blocked": blocked, "cudnn": cudnn}
 KERNELS |= {name: functools.partial(expanded_attention.attend, causal_fn=fn) for name, fn in EXPANDED.items()}

@@ -228,7 +228,7 @@ class Layer(nn.Module):
         query_BTHK, key_BTGK = rope.rotate(query_BTHK, *rope_tables), rope.rotate(key_BTGK, *rope_tables)
         mixed_BTHK = attention.KERNELS[self.attention](query_BTHK, key_BTGK, value_BTGK, mask)
         # The names are those of REMAT's policies, which keep these arrays for the backward pass.
-        mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", None, "heads", None), "attention")
+        mixed_BTHK = checkpoint_name(_shard(mixed_BTHK, "batch", "time", "heads", None), "attention")
         return self._mix_out(mixed_BTHK, x_BTD.shape[-1])
 
     def _heads(self, x_BTD):
@@ -244,7 +244,9 @@ class Layer(nn.Module):
         out = self._linear(x_BTD, kernels)
         out = {name: y_BTM.reshape(*x_BTD.shape[:2], -1, self.head_dim) for name, y_BTM in out.items()}
         out |= {name: out[name] + bias_HK[None, None] for name, bias_HK in biases.items()}
-        return [_shard(out[name], "batch", None, axis, None) for name, axis in axes.items()]
+        # Under a mesh axis `sequence` the queries stay in pieces along a row, and keys and values are gathered.
+        times = {"query": "time", "key": None, "value": None}
+        return [_shard(out[name], "batch", times[name], axis, None) for name, axis in axes.items()]
 
     def _mix_out(self, mixed_BTHK, model_dim):
         shape = (self.num_heads, self.head_dim, model_dim)

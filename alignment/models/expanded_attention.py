@@ -9,16 +9,15 @@ Dimensions: B rows, T places of a row, X bins of a row, L places of a bin, S = X
 bins, H query heads, G key/value heads, Z any number of heads, K head width.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import pxla
 from jax.sharding import PartitionSpec
 
 from alignment.errors import InputError
+from alignment.models import on_mesh
 
 CausalFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q_NLHK, k_NLGK, v_NLGK, strands_NL)
 NAMES = ("seats", "strands", "copies")
@@ -47,14 +46,14 @@ def of(places: dict, window: int | None = None) -> Strands:
         raise InputError("attention='expanded' takes no sliding window; use 'blocked'")
     if not all(name in places for name in NAMES):
         raise InputError("attention='expanded' takes rows of prefix trees with their strands; use 'blocked' for others")
-    return Strands(*(places[name] for name in NAMES))
+    return Strands(places["seats"], places["strands"], places["copies"])
 
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, rows: Strands, *, causal_fn: CausalFn) -> jax.Array:
     """Softmax attention of every token on the way from its root, by a kernel of causal sequences."""
     B, X, L = rows.seats_BXL.shape
-    expanded = [_expand(x, rows).reshape(B * X, L, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGK)]
-    out_NLHK = causal_fn(*expanded, rows.strands_BXL.reshape(B * X, L))
+    q_NLHK, k_NLGK, v_NLGK = (_expand(x, rows).reshape(B * X, L, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGK))
+    out_NLHK = causal_fn(q_NLHK, k_NLGK, v_NLGK, rows.strands_BXL.reshape(B * X, L))
     return _collect(out_NLHK.reshape(B, X * L, *out_NLHK.shape[2:]), rows)
 
 
@@ -142,27 +141,19 @@ def splash(
         q_NHLK, k_NGLK, v_NGLK = (x.swapaxes(1, 2) for x in (q_NLHK * K**-0.5, k_NLGK, v_NLGK))
         return jax.vmap(one)(q_NHLK, k_NGLK, v_NGLK, strands_NL).swapaxes(1, 2)
 
-    return _on_mesh(local, q_NLHK, k_NLGK, v_NLGK, strands_NL)
+    return _split(local, q_NLHK, k_NLGK, v_NLGK, strands_NL)
 
 
-def _on_mesh(local_fn: CausalFn, q_NLHK, k_NLGK, v_NLGK, strands_NL):
+def _split(local_fn: CausalFn, q_NLHK, k_NLGK, v_NLGK, strands_NL):
     """A kernel that XLA cannot split by itself, on each device's own bins and heads.
 
-    Raises:
-        InputError: the bins or the key/value heads do not split over the devices.
+    Bins and heads that do not split over the devices are computed on each of them.
     """
-    mesh = pxla.thread_resources.env.physical_mesh  # that of `sharding.activations`
-    if mesh.size <= 1:
+    mesh = on_mesh.current()
+    if mesh is None:
         return local_fn(q_NLHK, k_NLGK, v_NLGK, strands_NL)
-    rows = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
-    heads = "tensor" if mesh.shape.get("tensor", 1) > 1 else None
-    num_rows, num_heads = math.prod(mesh.shape[axis] for axis in rows), mesh.shape.get("tensor", 1)
-    N, G = q_NLHK.shape[0], k_NLGK.shape[2]
-    if N % num_rows or G % num_heads:
-        raise InputError(
-            f"attention='expanded_splash' needs its {N} sequences and {G} key/value heads to split over {num_rows} and "
-            f"{num_heads} devices; set another mesh, or attention=blocked"
-        )
+    rows, heads = on_mesh.axes(mesh, q_NLHK.shape[0], k_NLGK.shape[2])
     by_heads = PartitionSpec(rows, None, heads)
-    specs = dict(in_specs=(by_heads, by_heads, by_heads, PartitionSpec(rows)), out_specs=by_heads)
-    return jax.shard_map(local_fn, mesh=mesh, **specs, check_vma=False)(q_NLHK, k_NLGK, v_NLGK, strands_NL)
+    in_specs = (by_heads, by_heads, by_heads, PartitionSpec(rows))
+    split_fn = jax.shard_map(local_fn, mesh=mesh, in_specs=in_specs, out_specs=by_heads, check_vma=False)
+    return split_fn(q_NLHK, k_NLGK, v_NLGK, strands_NL)

@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from alignment.models import on_mesh
 
 BLOCK = 128  # places
 HIDDEN = jnp.finfo(jnp.float32).min  # finite, so that a query that sees nothing (padding) gives no NaN
@@ -31,6 +34,7 @@ class Blocks(NamedTuple):
         window: places back along a branch that a query sees; 0 for all of them.
         queries_E, keys_E: numbers of the blocks of which some query sees some key, in any row, in the queries' order;
             behind `num` of them there is filling.
+        first: number of the first block of queries, from which `queries_E` count; 0 but under a mesh axis `sequence`.
     """
 
     ends_BT: jax.Array
@@ -39,6 +43,7 @@ class Blocks(NamedTuple):
     queries_E: jax.Array
     keys_E: jax.Array
     num: jax.Array
+    first: jax.Array
 
 
 def visible(places: dict, window: int | None = None) -> jax.Array:
@@ -53,17 +58,24 @@ def visible(places: dict, window: int | None = None) -> jax.Array:
 
 def blocks(places: dict, window: int | None = None) -> Blocks:
     """What `blocked` takes, of rows with `ends` and `positions` [B,T]; computed once for all layers."""
-    ends_BT, positions_BT = places["ends"], places["positions"]
-    size = _block_size(ends_BT.shape[1])
+    reach = jnp.int32(0 if window is None else window)
+    return _pairs(places["ends"], places["positions"], reach, _block_size(places["ends"].shape[1]))
+
+
+def _pairs(ends_BT, positions_BT, window, size, first=None, num_queries=None):
+    """The blocks of all queries, or of `num_queries` blocks of them from number `first` on."""
     ends_BNC = _in_blocks(ends_BT, size, axis=1)
     first_N = size * jnp.arange(ends_BNC.shape[1])
     # A query of block n sees a key of an earlier block if that key's subtree goes on past the beginning of block n.
     last_N = jnp.max(ends_BNC, axis=(0, 2))
     is_seen_NN = (last_N[None, :] > first_N[:, None]) & (first_N[None, :] <= first_N[:, None])
     num_pairs = len(first_N) * (len(first_N) + 1) // 2
+    if num_queries is not None:
+        is_seen_NN = jax.lax.dynamic_slice_in_dim(is_seen_NN, first, num_queries)
+        num_pairs = is_seen_NN.size  # which of these lie above the diagonal depends on the device
     queries_E, keys_E = jnp.nonzero(is_seen_NN, size=num_pairs, fill_value=0)
-    reach = jnp.int32(0 if window is None else window)
-    return Blocks(ends_BT, positions_BT, reach, queries_E, keys_E, jnp.sum(is_seen_NN))
+    first = jnp.int32(0) if first is None else first
+    return Blocks(ends_BT, positions_BT, window, queries_E, keys_E, jnp.sum(is_seen_NN), first)
 
 
 def blocked(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seen: Blocks) -> jax.Array:
@@ -75,13 +87,44 @@ def blocked(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, seen: Block
     """
     B, T, H, K = q_BTHK.shape
     G, size = k_BTGK.shape[2], _block_size(T)
+    mesh = on_mesh.current()
+    num_parts = mesh.shape.get(on_mesh.SEQUENCE, 1) if mesh is not None else 1
+    if num_parts > 1:  # as many blocks on each device
+        q_BTHK, k_BTGK, v_BTGK = (_filled(x, size * num_parts) for x in (q_BTHK, k_BTGK, v_BTGK))
     # The number of a block comes first: the loop then reads and writes contiguous pieces, and no mesh splits that axis.
-    q_BNCGRK = _in_blocks(q_BTHK.reshape(B, T, G, H // G, K), size, axis=1)
+    q_BNCGRK = _in_blocks(q_BTHK.reshape(B, -1, G, H // G, K), size, axis=1)
     q_NBGMK = q_BNCGRK.transpose(1, 0, 3, 4, 2, 5).reshape(-1, B, G, H // G * size, K)
     k_NBGCK, v_NBGCK = (_in_blocks(x, size, axis=1).transpose(1, 0, 3, 2, 4) for x in (k_BTGK, v_BTGK))
-    out_NBGMK = _attend(q_NBGMK, k_NBGCK, v_NBGCK, seen)
+    if num_parts > 1:
+        out_NBGMK = _over_sequence(mesh, q_NBGMK, k_NBGCK, v_NBGCK, seen)
+    else:
+        out_NBGMK = _attend(q_NBGMK, k_NBGCK, v_NBGCK, seen)
     out_BNCGRK = out_NBGMK.reshape(-1, B, G, H // G, size, K).transpose(1, 0, 4, 2, 3, 5)
     return out_BNCGRK.reshape(B, -1, H, K)[:, :T]
+
+
+def _over_sequence(mesh, q_NBGMK, k_NBGCK, v_NBGCK, seen):
+    """Each device's own blocks of queries against all keys, which it gathers; these are few with grouped queries."""
+    rows, heads = on_mesh.axes(mesh, *k_NBGCK.shape[1:3])
+    N, size = q_NBGMK.shape[0], k_NBGCK.shape[3]
+    num_queries = N // mesh.shape[on_mesh.SEQUENCE]
+
+    def local(q_NBGMK, k_NBGCK, v_NBGCK, ends_BT, positions_BT, window):
+        first = num_queries * jax.lax.axis_index(on_mesh.SEQUENCE)
+        own = _pairs(ends_BT, positions_BT, window, size, first, num_queries)
+        return _attend(q_NBGMK, k_NBGCK, v_NBGCK, own)
+
+    by_queries, by_heads = PartitionSpec(on_mesh.SEQUENCE, rows, heads), PartitionSpec(None, rows, heads)
+    places = PartitionSpec(rows)
+    in_specs = (by_queries, by_heads, by_heads, places, places, PartitionSpec())
+    fn = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=by_queries, check_vma=False)
+    ends_BT, positions_BT = (_filled(x, N * size) for x in (seen.ends_BT, seen.positions_BT))
+    return fn(q_NBGMK, k_NBGCK, v_NBGCK, ends_BT, positions_BT, seen.window)
+
+
+def _filled(x, unit):
+    """The second axis filled up with zeros to a multiple of this."""
+    return jnp.pad(x, [(0, -x.shape[1] % unit if i == 1 else 0) for i in range(x.ndim)])
 
 
 def _block_size(T: int) -> int:
@@ -166,12 +209,13 @@ _attend.defvjp(_forward, _backward)
 def _in_rows(seen, size):
     """Ends and positions with the number of the block first, [N,B,C]."""
     ends_BNC, positions_BNC = (_in_blocks(x, size, axis=1) for x in (seen.ends_BT, seen.positions_BT))
-    return ends_BNC.swapaxes(0, 1), positions_BNC.swapaxes(0, 1), seen.window
+    return ends_BNC.swapaxes(0, 1), positions_BNC.swapaxes(0, 1), seen.window, seen.first
 
 
 def _logits(q_NBGMK, k_NBGCK, rows, wide, n, s):
     """Logits [B,G,M,C] of block n's queries on block s's keys, and which of them count [B,M,C]."""
-    ends_NBC, positions_NBC, window = rows
+    ends_NBC, positions_NBC, window, first = rows
+    n += first
     C, num_repeats = k_NBGCK.shape[3], q_NBGMK.shape[3] // k_NBGCK.shape[3]
     place_C = jnp.arange(C)
     query_1C1, key_11C = (n * C + place_C)[None, :, None], (s * C + place_C)[None, None, :]
@@ -179,7 +223,7 @@ def _logits(q_NBGMK, k_NBGCK, rows, wide, n, s):
     back_BCC = positions_NBC[n][:, :, None] - positions_NBC[s][:, None, :]
     seen_BCC &= (back_BCC < window) | (window == 0)
     seen_BMC = jnp.tile(seen_BCC, (1, num_repeats, 1))
-    logits_BGMC = _product("BGMK,BGCK->BGMC", q_NBGMK[n], k_NBGCK[s], wide) * q_NBGMK.shape[-1] ** -0.5
+    logits_BGMC = _product("BGMK,BGCK->BGMC", q_NBGMK[n - first], k_NBGCK[s], wide) * q_NBGMK.shape[-1] ** -0.5
     return jnp.where(seen_BMC[:, None], logits_BGMC, HIDDEN), seen_BMC
 
 

@@ -1,7 +1,8 @@
 """The mesh, and which of its axes splits what.
 
 One mesh with named axes `data` (rows), `fsdp` (rows, and parameters kept in pieces) and `tensor` (heads, feed-forward,
-vocabulary). Networks name the axes of their kernels; this is the only file that knows what those names mean on a mesh.
+vocabulary), and, where it is asked for, `sequence` (the places of a row). Networks name the axes of their kernels; this
+is the only file that knows what those names mean on a mesh.
 """
 
 import contextlib
@@ -18,8 +19,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from alignment import placing, programs
 from alignment.errors import InputError
+from alignment.models import on_mesh
 
 AXES = ("data", "fsdp", "tensor")
+SEQUENCE = on_mesh.SEQUENCE
 ROWS = PartitionSpec(("data", "fsdp"))
 RULES = {
     "batch": ("data", "fsdp"),
@@ -31,7 +34,7 @@ RULES = {
     "layers": None,
     "head": None,
     "norm": None,
-    "time": None,
+    "time": SEQUENCE,
     "window": None,
     "channels_in": None,
     "channels": "fsdp",
@@ -39,9 +42,10 @@ RULES = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; an axis of -1 takes those left over."""
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
+    """A mesh over all devices; an axis of -1 takes those left over. The axis `sequence` is there where it is not 1."""
+    sizes = {"data": data, "fsdp": fsdp}
+    sizes |= ({} if sequence == 1 else {SEQUENCE: sequence}) | {"tensor": tensor}
     num_devices = len(jax.devices())
     if any(n < 1 and n != -1 for n in sizes.values()) or sum(n == -1 for n in sizes.values()) > 1:
         raise InputError(f"mesh={sizes}: sizes must be positive, and at most one of them -1 (the devices left over)")
@@ -52,7 +56,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"{num_devices}; set one axis to -1, or sizes whose product is {num_devices}"
         )
     shape = tuple(num_devices // known if n == -1 else n for n in sizes.values())
-    return Mesh(np.array(jax.devices()).reshape(shape), AXES)
+    return Mesh(np.array(jax.devices()).reshape(shape), tuple(sizes))
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
@@ -71,9 +75,10 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
 def row_share(mesh: Mesh) -> dict[str, int]:
     """Which part of a batch this process loads, as keyword arguments of the loaders.
 
-    Processes whose devices share rows (they lie along `tensor`) load the same part.
+    Processes whose devices share rows (they lie along `tensor` and `sequence`) load the same part.
     """
-    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])  # the devices of one group hold the same rows
+    num_same = mesh.shape["tensor"] * mesh.shape.get(SEQUENCE, 1)
+    groups = mesh.devices.reshape(-1, num_same)  # the devices of one group hold the same rows
     mine = [i for i, group in enumerate(groups) if any(d.process_index == jax.process_index() for d in group)]
     if len(groups) % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
         raise InputError(
@@ -93,7 +98,8 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | Abs
         axis = RULES[name] if name else None
         wanted = axis if isinstance(axis, tuple) else (axis,) if axis else ()
         # an axis may split one dimension of an array only, and only evenly
-        fits = wanted and not used & set(wanted) and size % math.prod(mesh.shape[a] for a in wanted) == 0
+        has_axes = wanted and all(a in mesh.shape for a in wanted)  # `sequence` is on few meshes
+        fits = has_axes and not used & set(wanted) and size % math.prod(mesh.shape[a] for a in wanted) == 0
         axes.append(axis if fits else None)
         used |= set(wanted) if fits else set()
     return PartitionSpec(*axes)
@@ -136,7 +142,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     # With several processes each holds its own rows only, and the global array is assembled from them.
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
-    # Not the number of processes: those along `tensor` hold the same rows, which count once.
+    # Not the number of processes: those along `tensor` and `sequence` hold the same rows, which count once.
     parts = row_share(mesh)["process_count"]
     return {
         key: jax.make_array_from_process_local_data(rows, value, (len(value) * parts, *value.shape[1:]))

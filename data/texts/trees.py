@@ -28,6 +28,7 @@ from data.texts import strands
 MIN_SHARED = 64
 MAX_LEVELS = 3  # lengths of rows, each of which is compiled
 FEW = 0.03  # share of places
+UNIT = 8  # places; every length is a multiple
 EXPANDS = {"packed": False, "single": True}  # whether each strand has a bin of its own
 Batch = dict[str, np.ndarray]
 
@@ -273,7 +274,7 @@ def level_of(size: int, of: Sequence[int]) -> int:
 
 def round_up(size: int) -> int:
     """The next multiple of 8, above 256 of 64, above 4,096 of 1/64 of the length: few lengths, and full tiles."""
-    unit = 8 if size <= 256 else 64 * max(1, 2 ** int(np.log2(max(size, 1)) - 12))
+    unit = UNIT if size <= 256 else 64 * max(1, 2 ** int(np.log2(max(size, 1)) - 12))
     return -(-size // unit) * unit
 
 

@@ -48,10 +48,34 @@ def adapter_options(c: ml_collections.ConfigDict) -> adapters.Options:
     return adapters.Options(**c.get("adapter", {}))
 
 
+def check_sequence(c: ml_collections.ConfigDict, *, trees: str, lengths: Mapping[str, int]) -> None:
+    """Refuse `mesh.sequence`, the devices that share the places of a row, where rows or kernel do not take it.
+
+    Args:
+        trees: the setting that makes rows of prefix trees, which alone are split; "" where it is set.
+        lengths: names of settings to lengths of rows.
+    """
+    parts = c.mesh.sequence
+    if parts == 1:
+        return
+    if parts < 1:
+        raise InputError(f"mesh.sequence={parts} must be at least 1: the devices that share the places of a row")
+    kernel = "" if c.compute.attention == "blocked" else "compute.attention=blocked"
+    if trees or kernel:
+        missing = " and ".join(filter(None, (trees, kernel)))
+        raise InputError(f"mesh.sequence={parts} splits rows of prefix trees by the kernel 'blocked': set {missing}")
+    for name, length in lengths.items():
+        if length % parts:
+            raise InputError(f"mesh.sequence={parts} does not divide {name}, which is {length}")
+
+
 def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
     """`check` of a run on rows of text; `kind`: of `text.load`."""
     check(c)
     checks.call(text.check, c.data, kind=kind)
+    if "sequence" in c.mesh:
+        trees = "" if c.data.share_prefixes else "data.share_prefixes=True"
+        check_sequence(c, trees=trees, lengths={"data.max_len": c.data.max_len})
     if not c.data.path and c.steps:
         raise InputError(f"data.path is empty and steps={c.steps}; without it steps=0 evaluates on data.heldout_path")
 

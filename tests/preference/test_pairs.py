@@ -59,7 +59,11 @@ def policy_and_reference():
 @functools.cache
 def compiled(mesh_shape=(1, 1, 1), loss="dpo", with_gradient=True, **options):
     """A function batch -> (loss, gradient or None, metrics) on a mesh, policy and reference in place."""
-    mesh, model = helpers.make_mesh(mesh_shape), helpers.model()
+    return compiled_on(helpers.make_mesh(mesh_shape), loss, with_gradient, **options)
+
+
+def compiled_on(mesh, loss="dpo", with_gradient=True, **options):
+    model = helpers.model()
     shardings = train_state.param_shardings(model, jnp.zeros((1, 4), jnp.int32), mesh)
     policy, reference = (jax.device_put(tree, shardings) for tree in policy_and_reference())
     loss_fn = pairs.loss_fn(model, loss, mesh=mesh, beta=BETA, **options)

@@ -1,6 +1,7 @@
 """Packed prefix trees give the numbers that each answer gives alone."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,34 @@ def test_every_mesh_agrees_with_one_device(shape, plain):
     assert abs(found[0] - plain[0]) < 1e-6
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(plain[1])):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=2, sequence=4), dict(data=1, fsdp=2, sequence=2, tensor=2)], ids=str)
+def test_rows_in_pieces_over_devices_agree_with_one_device(monkeypatch, sizes, plain):
+    monkeypatch.setattr(tree_attention, "BLOCK", 8)  # a row has more blocks than there are pieces, and not a multiple
+    mesh, batch = sharding.make_mesh(**sizes), tree_batch(num_rows=2)
+    assert mesh.shape["sequence"] > 1 and -(-batch["tokens"].shape[1] // 8) % mesh.shape["sequence"] > 0
+    found = test_pairs.compiled_on(mesh)(batch)
+    assert abs(found[0] - plain[0]) < 1e-6
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(plain[1])):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def test_a_device_holds_its_piece_of_a_row_and_gathers_keys_and_values_only():
+    mesh, batch = sharding.make_mesh(data=1, sequence=8), tree_batch()
+    model = helpers.model()
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+
+    def hidden(params):
+        return model.apply({"params": params}, batch["tokens"], batch["positions"], ends_BT=batch["ends"])
+
+    with sharding.activations(mesh):
+        lowered = jax.jit(hidden).lower(helpers.start_params())
+        text = lowered.compile().as_text()
+    T = batch["tokens"].shape[1]
+    assert T % 8 == 0
+    wide = re.findall(rf"f32\[(?:1,)?{T},64\]", text)  # the feed-forward of a whole row
+    assert not wide and re.search(rf"f32\[(?:1,)?{T // 8},64\]", text)
 
 
 @pytest.mark.parametrize("parts", [3, 5])
