@@ -233,6 +233,7 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
     """What the launcher's `--plan` compiles: DPO's own step, which needs more than that of a pretraining before it."""
+    lm.check_planned(c)
     training = planning.pairs(
         "DPO" if c.loss == "dpo" else c.loss,
         wanted.network(c, rows_are_plain=c.batch.layout == "separate"),

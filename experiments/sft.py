@@ -80,6 +80,7 @@ check = functools.partial(lm.check_rows, kind="answers")
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
     """What the launcher's `--plan` compiles."""
+    lm.check_planned(c)
     return [planning.of_config(c, wanted, rows_are_plain=not c.data.packed)]
 
 

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from alignment import files
 from alignment.decoding import engine, requests
 from alignment.errors import InputError
-from alignment.models import decoder, lora, peft_adapters
+from alignment.models import attention, decoder, lora, peft_adapters
+from alignment.preference import losses
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import tokenizer
@@ -67,6 +68,18 @@ def check_sequence(c: ml_collections.ConfigDict, *, trees: str, lengths: Mapping
     for name, length in lengths.items():
         if length % parts:
             raise InputError(f"mesh.sequence={parts} does not divide {name}, which is {length}")
+
+
+def check_planned(c: ml_collections.ConfigDict) -> None:
+    """Refuse what `--plan` and `--doctor` do not lay out yet."""
+    for name, differs in {
+        "mesh.sequence": c.mesh.get("sequence", 1) != 1,
+        "data.share_prefixes": bool(c.data.get("share_prefixes")),
+        "compute.attention": c.compute.attention in attention.EXPANDED,
+        "loss": c.get("loss") in losses.LISTWISE,
+    }.items():
+        if differs:
+            raise InputError(f"--plan and --doctor do not lay out this {name} yet; leave it at its default for them")
 
 
 def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
