@@ -199,8 +199,6 @@ def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
     losses.check_options(c.loss, {name: value for name, value in c.objective.items() if value is not None})
     errors.one_of("reference", c.reference, ("stored", "online"))
-    if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:
-        raise InputError(f"loss={c.loss!r} compares the answers of a whole batch: set accumulate=1, not {c.accumulate}")
     errors.one_of("batch.layout", c.batch.layout, preferences.LAYOUTS)
     errors.one_of("batch.order", c.batch.order, preferences.ORDERS)
     if c.batch.layout == "tree" and c.compute.attention == "cudnn":
@@ -281,11 +279,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     rows = dict(rows_are_plain=c.batch.layout == "separate", rows_are_trees=c.batch.layout == "tree")
     model = lm.build(c, tok, workdir, **rows)
     tx = optimizer.adamw(**c.optimizer)
-    loss_fn = pairs.loss_fn(model, c.loss, mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
+    options = dict(mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
+    loss_fn, phases = pairs.loss_fn(model, c.loss, **options), None
+    if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:  # which compare the answers of the whole batch
+        phases = pairs.phases(model, c.loss, **options)
     is_fresh = loop.latest_step(workdir) is None
     state, adapter, stored = begin(c, model, tx, tok, (train, heldout), mesh, workdir, is_fresh)
     if adapter is not None:
         loss_fn = lora.loss_fn(loss_fn, adapter)
+        phases = phases and (lora.loss_fn(phases[0], adapter), phases[1])
     answers_fn = functools.partial(answers, c, model, tok, heldout)
     if is_fresh:
         files.write_rows(workdir / "before.jsonl", answers_fn(adapters.policy(adapter, state)))
@@ -293,7 +295,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     batches_fn = functools.partial(preferences.batches, **batch_options(c, mesh, model), seed=c.seed)
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
     state, summary = loop.fit(
-        step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate),
+        step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate, phases=phases),
         state,
         batches_fn(train, extra=_extra(stored[0])),
         {"heldout": loop.evaluator(loss_fn, batches_fn(heldout, endless=False, extra=_extra(stored[1])))},

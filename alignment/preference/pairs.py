@@ -67,6 +67,26 @@ def loss_fn(
     Raises:
         InputError: the loss is unknown or does not read an option, or a number is out of range.
     """
+    scores_fn, compare_fn = phases(
+        model, loss, mesh=mesh, sft_weight=sft_weight, length_alpha=length_alpha, **objective
+    )
+    return programs.Computation(_loss, {}, dict(scores_fn=scores_fn, compare_fn=compare_fn))
+
+
+def phases(
+    model: decoder.DecoderLM,
+    loss: str = "dpo",
+    *,
+    mesh: Mesh | None = None,
+    sft_weight: float = 0.0,
+    length_alpha: float = 1.0,
+    **objective: Any,
+) -> tuple[Any, Any]:
+    """`loss_fn` in two: (params, batch, rng, frozen) to each pair's scores, and these to the loss.
+
+    A loss that compares the answers of a whole batch needs the second on all of them, when the first goes over the
+    batch in parts (`step.build`). The arguments are those of `loss_fn`.
+    """
     losses.check_options(loss, objective)
     if loss not in losses.PAIRWISE and (sft_weight or length_alpha != 1):
         raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
@@ -77,14 +97,15 @@ def loss_fn(
 
     words = {name: value for name, value in objective.items() if value is None or isinstance(value, str)}
     numbers = {name: _number(value) for name, value in objective.items() if name not in words}
-    return programs.Computation(
-        _loss,
-        dict(model=model, mesh=mesh, loss=loss, words=tuple(sorted(words.items()))),
-        # None is no number: a weight that a loss does without shapes the program
-        dict(
-            objective=numbers,
-            sft_weight=_number(sft_weight) if sft_weight else None,
-            length_alpha=_number(length_alpha) if length_alpha != 1 else None,
+    # None is no number: a weight that a loss does without shapes the program
+    alpha, anchor = (
+        (_number(length_alpha) if length_alpha != 1 else None),
+        (_number(sft_weight) if sft_weight else None),
+    )
+    return (
+        programs.Computation(_scores, dict(model=model, mesh=mesh, loss=loss), dict(length_alpha=alpha)),
+        programs.Computation(
+            _compare, dict(loss=loss, words=tuple(sorted(words.items()))), dict(objective=numbers, sft_weight=anchor)
         ),
     )
 
@@ -93,17 +114,22 @@ def _number(value):
     return float(value) if isinstance(value, int) else value  # 1 and 0.5 share a program
 
 
-def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, length_alpha, rng, frozen):
+def _loss(params, batch, *, scores_fn, compare_fn, rng, frozen):
+    return compare_fn(scores_fn(params, batch, rng=rng, frozen=frozen))
+
+
+def _scores(params, batch, *, model, mesh, loss, length_alpha, rng, frozen):
+    """What a loss reads of each pair or record; only `policy` depends on the parameters."""
     # There is no dropout in preference tuning, so rng goes unused.
     mask_BPA = batch["mask"]
     if loss in losses.LISTWISE and not trees.is_tree(batch):
         raise InputError(f"loss={loss!r} compares all answers of a prompt, which stand together in rows of trees only")
     logps_BPA = token_logps(model, params, batch, mesh)
     reference_BPA = _reference(model, batch, frozen, mesh, logps_BPA, is_needed=loss not in losses.REFERENCE_FREE)
-    chosen_B, num_lists = None, None
+    lists = {}
     if trees.is_tree(batch):
         if loss in losses.LISTWISE:
-            chosen_B, num_lists = listwise.numbers(batch), listwise.lists(batch)
+            lists = {"chosen": listwise.numbers(batch), "num_lists": listwise.lists(batch)}
         policy_BP, num_tokens_BP = trees.sums(logps_BPA, batch, length_alpha=length_alpha)
         reference_BP, _ = trees.sums(reference_BPA, batch, length_alpha=length_alpha)
         batch = batch | {name: batch[name].reshape(-1) for name in ("weights", "labels") if name in batch}
@@ -114,16 +140,23 @@ def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, len
     else:
         policy_BP, reference_BP = (logprobs.sums(x, mask_BPA)[0] for x in (logps_BPA, reference_BPA))
         num_tokens_BP = jnp.sum(mask_BPA, axis=-1)
-    weights_B = batch["weights"]
+    per_pair = {name: batch[name] for name in ("weights", "labels") if name in batch} | lists
+    return {"policy": policy_BP, "reference": reference_BP, "num_tokens": num_tokens_BP, **per_pair}
+
+
+def _compare(scored, *, loss, words, objective, sft_weight):
+    """The loss and its metrics, from what `_scores` gives of all pairs that are compared."""
+    policy_BP, reference_BP, num_tokens_BP = (scored[name] for name in ("policy", "reference", "num_tokens"))
+    weights_B = scored["weights"]
     rewards_BP = losses.rewards(loss, policy_BP, reference_BP, num_tokens_BP, beta=objective["beta"])
     loss_B = losses.compute(
         loss,
         policy_BP=policy_BP,
         reference_BP=reference_BP,
         num_tokens_BP=num_tokens_BP,
-        labels_B=batch.get("labels"),
+        labels_B=scored.get("labels"),
         weights_B=weights_B,
-        chosen_B=chosen_B,
+        chosen_B=scored.get("chosen"),
         **objective,
         **dict(words),
     )
@@ -133,10 +166,10 @@ def _loss(params, batch, *, model, mesh, loss, words, objective, sft_weight, len
         sums = metrics.pairwise(loss_B, rewards_BP, policy_BP, reference_BP, num_tokens_BP, weights_B)
         if loss in losses.REFERENCE_FREE:  # without a reference, no answer can have fallen below it
             sums = {name: pair for name, pair in sums.items() if not name.startswith("displacement/")}
-        if num_lists is not None:
-            sums["loss"] = sums["loss"][0], num_lists
+        if "num_lists" in scored:
+            sums["loss"] = sums["loss"][0], scored["num_lists"]
     else:
-        sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, batch["labels"], weights_B)
+        sums = metrics.unpaired(loss_B, rewards_BP, policy_BP, reference_BP, scored["labels"], weights_B)
     means = {name: step.Mean(*pair) for name, pair in sums.items()}
     return means.pop("loss"), means
 

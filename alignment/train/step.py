@@ -44,6 +44,7 @@ def build(
     *,
     accumulate: int = 1,
     rate_fn: Callable[[optax.OptState], jax.Array] | None = None,
+    phases: tuple[Any, Any] | None = None,
 ) -> UpdateFn:
     """The usual update: gradient of the mean loss over the whole batch, then `tx`.
 
@@ -55,13 +56,16 @@ def build(
             whole batch, also when the parts count differently; a batch that does not divide is filled with rows of
             zeros, which by contract carry no weight.
         rate_fn: reads the learning rate out of the optimizer's state, for the metric `lr`.
+        phases: of a loss that compares all items of the batch, in two computations: `(params, batch, rng, frozen) ->
+            {"policy": [items,...], ...}`, and from these to what `loss_fn` returns. In parts the first is taken without
+            a gradient, the second on all items, and the first again with the gradient that this gave each item.
 
     Returns:
         `update(state, batch) -> (state, metrics)`, to be compiled with `compile_update`. Metrics gain `loss`,
         `grad_norm` and `lr`, and `nonfinite`, which is above 0 when the loss or the gradient was not a finite number;
         such an update leaves parameters and optimizer as they were.
     """
-    numbers = dict(loss_fn=programs.of(loss_fn), update_fn=programs.of(tx.update))
+    numbers = dict(loss_fn=programs.of(loss_fn), update_fn=programs.of(tx.update), phases=phases)
     return programs.Computation(_update, dict(accumulate=accumulate, rate_fn=rate_fn), numbers)
 
 
@@ -71,6 +75,7 @@ def _update(
     *,
     loss_fn: LossFn,
     update_fn: Callable[..., Any],
+    phases: tuple[Any, Any] | None,
     accumulate: int,
     rate_fn: Callable[[optax.OptState], jax.Array] | None,
 ) -> tuple[TrainState, Metrics]:
@@ -83,6 +88,8 @@ def _update(
     rng = jax.random.fold_in(state.rng, state.step)
     if accumulate == 1:
         gradient, metrics = grad_fn(state.params, batch, rng, state.frozen)
+    elif phases is not None:
+        gradient, metrics = _in_two_phases(*phases, state, batch, rng, accumulate)
     else:
         gradient, metrics = _accumulated(grad_fn, state, batch, rng, accumulate)
     count = metrics["loss"].count
@@ -126,6 +133,33 @@ def _accumulated(grad_fn, state: TrainState, batch: dict[str, jax.Array], rng: j
     first = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], stacked), rng, state.frozen)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), first)
     return jax.lax.scan(body, zeros, (stacked, jnp.arange(parts)))[0]
+
+
+def _in_two_phases(scores_fn, compare_fn, state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, parts: int):
+    """As `_accumulated`, of a loss on all items at once: the chain rule, with each part's forward pass taken twice."""
+    stacked = split(batch, parts)
+
+    def score(params, part, number):
+        return scores_fn(params, part, rng=jax.random.fold_in(rng, number), frozen=state.frozen)
+
+    numbers = jnp.arange(parts)
+    scored = jax.lax.map(lambda one: score(state.params, *one), (stacked, numbers))
+    scored = {name: x.reshape(-1, *x.shape[2:]) for name, x in scored.items()}
+
+    def compare(policy):
+        mean, metrics = compare_fn(scored | {"policy": policy})
+        return mean.total, {"loss": mean, **metrics}
+
+    slopes, metrics = jax.grad(compare, has_aux=True)(scored["policy"])
+
+    def body(carry, one):
+        part, number, slope = one
+        _, backward = jax.vjp(lambda params: score(params, part, number)["policy"], state.params)
+        return jax.tree.map(lambda c, g: c + g.astype(jnp.float32), carry, backward(slope)[0]), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.params)
+    gradient, _ = jax.lax.scan(body, zeros, (stacked, numbers, slopes.reshape(parts, -1, *slopes.shape[1:])))
+    return gradient, metrics
 
 
 def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:

@@ -60,7 +60,6 @@ def read(*flags, setting="tiny"):
         ),
         (["--config.objective.beta=-1."], ["beta=-1.0 must be a number"]),
         (["--config.reference=kept"], ["reference='kept'", "is not one of: stored, online"]),
-        (["--config.accumulate=2", "--config.loss=kto"], ["loss='kto'", "accumulate=1, not 2"]),
         (["--config.optimizer.schedule=step"], ["schedule='step'", "is not one of: constant, linear, cosine"]),
         (["--config.optimizer.warmup_steps=9"], ["warmup_steps=9", "total_steps=4"]),
         (["--config.batch.layout=sharde"], ["'sharde'", "separate, shared"]),

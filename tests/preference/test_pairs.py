@@ -252,6 +252,25 @@ def test_the_anchor_adds_the_chosen_answer_s_loss_per_token(slow):
     np.testing.assert_allclose(found[0], slow_dpo(*map(sums, slow)).mean() + 0.7 * anchor, atol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("loss", ["kto", "bco", "aot"])
+def test_losses_over_the_whole_batch_are_those_of_one_part_when_it_is_taken_in_several(loss, parts):
+    mesh = helpers.make_mesh()
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    policy, reference = (jax.device_put(tree, place) for tree in policy_and_reference())
+    tx, batch = optax.sgd(1.0), sharding.to_devices(make_batch(), mesh)  # parameters move by the gradient itself
+    results = []
+    for accumulate in (1, parts):
+        state = train_state.TrainState(jnp.int32(0), policy, tx.init(policy), jax.random.PRNGKey(0), reference)
+        phases = pairs.phases(helpers.model(), loss, beta=BETA)
+        loss_fn = pairs.loss_fn(helpers.model(), loss, beta=BETA)
+        after, found = jax.jit(step.build(loss_fn, tx, accumulate=accumulate, phases=phases))(state, batch)
+        moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), policy, after.params)
+        results.append((float(step.value(found["loss"])), moved))
+    assert max(np.abs(g).max() for g in jax.tree.leaves(results[0][1])) > 1e-3
+    assert_close(results[1], results[0], 1e-6)
+
+
 @pytest.mark.parametrize("loss", ["simpo", "orpo", "ipo", "apo_zero"])
 def test_other_losses_read_the_same_log_probabilities(loss, slow):
     found = compiled(loss=loss, with_gradient=False)(make_batch())
