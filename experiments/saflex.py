@@ -248,6 +248,8 @@ def check_refine(c: ml_collections.ConfigDict, kind: str) -> None:
         unread.append("beta")
     if c.refine.labels == "upstream":
         unread += ["gumbel", "penalty"]
+    if c.refine.weights == "none":  # all rows are kept, so both say the same
+        unread.append("normalise")
     for name in unread:
         if c.refine[name] != default[name]:
             raise InputError(f"refine.{name}={c.refine[name]!r} is not read with {relevant(options)}; leave it out")

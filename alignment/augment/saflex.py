@@ -128,8 +128,7 @@ def refine(
         params: of the network, before the step.
         apply_fn: `apply_fn(params, x) -> logits [B,K]`, with statistics and dropout frozen.
         aug_batch: `x`, any tree with leading axis B, and `y0`, the upstream's labels: classes [B] or shares [B,K]; in
-            `real` [B], where it is there, 0 marks a row that only fills the batch up and gets weight 0; where `allowed`
-            [B,K] is there, labels are 0 outside of it.
+            an optional `real` [B], 0 marks rows that only fill the batch up; an optional `allowed` [B,K] limits labels.
         val_batch: `x` and `y` [V] or [V,K]; disjoint from the training and the test set. `real` as above.
         state: of `start`, or of the step before.
         key: of the Gumbel noise; nothing else is drawn.
@@ -141,26 +140,25 @@ def refine(
         labels: `soft`, the maximiser with tau times the entropy added; `free`, the best class; `upstream`, y0.
         weights: `binary`, 1 where <y,P> >= 0; `sigmoid` of <y,P> / tau_w; `none`, the same for all.
         normalise: weights are divided by their sum where it is above 1 (`kept`), or by the number of rows (`batch`), so
-            that a row that stays weighs no more because others were dropped; the latter is ours.
+            that rows that stay weigh no more because others were dropped (ours).
         scale: `batchmax` divides the scores by the largest of the batch, `gnorm` by the length of the direction.
-        scores: `logp` takes the Jacobian of the losses; `logits` the logits' own, whatever `losses_fn` is: under
-            cross-entropy the same best class, other weights.
+        scores: `logp`, the Jacobian of the losses, or `logits`; cross-entropy has then the same best class.
         mu: momentum of the validation gradient, in [0, 1), with bias correction.
         subset: `all` parameters, the `last` layer (all below "head"), or a function of a parameter's names.
-        preconditioner: a diagonal like `params` that the optimizer multiplies gradients by (`adam_diagonal`).
-        losses_fn: from logits to the loss of each label, [B,K]; a sample's loss is then their mean under its label.
-            None is cross-entropy; `by_class` makes it of a loss of logits and labels.
+        preconditioner: a diagonal like `params` that multiplies gradients (`adam_diagonal`).
+        losses_fn: from logits to the loss of each label, [B,K]; None is cross-entropy; see `by_class`.
 
     Returns:
-        Weights [B], which sum to 1 at most; labels [B,K]; the next state; scalars: `kept` (share with a weight above
-        0), `relabelled`, `entropy` (nats), `score_min`, `_median`, `_max` of <y,P> before scaling, `is_bad`. Where the
+        Weights [B], which sum to 1 at most; labels [B,K]; the next state; scalars: `kept` (of weight above 0),
+        `relabelled`, `entropy` (nats), `score_min`, `_median`, `_max` of <y,P> before scaling, `is_bad`: where the
         gradient or a score is not finite the weights are 1/B and the labels y0.
 
     Raises:
         InputError: an empty validation batch, shapes that do not fit, labels that are none (outside of `jit` alone).
     """
     how: Any = dict(beta=beta, tau=tau, penalty=penalty, labels=labels)
-    check(**how, weights=weights, tau_w=tau_w, normalise=normalise, scale=scale, scores=scores, mu=mu, subset=subset)
+    how_much: Any = dict(weights=weights, tau_w=tau_w, normalise=normalise)
+    check(**how, **how_much, scale=scale, scores=scores, mu=mu, subset=subset)
     picked, rebuild = split(params, subset)
     outputs_fn = lambda leaves, x: apply_fn(rebuild(leaves), x).astype(jnp.float32)  # noqa: E731
     num_classes = jax.eval_shape(outputs_fn, picked, aug_batch["x"]).shape[-1]
@@ -174,14 +172,11 @@ def refine(
     scores_BK = along(lambda leaves: by_class_fn(outputs_fn(leaves, aug_batch["x"])), picked, direction)
     is_good = jnp.isfinite(optax.global_norm(gradient)) & jnp.all(jnp.isfinite(scores_BK))
     scores_BK = jnp.where(is_good, scores_BK, 0.0)
-
     scaled_BK, largest = scaled(scores_BK, real_B, scale, direction)
     noise_BK = jax.random.gumbel(key, scaled_BK.shape) if gumbel else jnp.zeros_like(scaled_BK)
     y_BK = choose_labels(scaled_BK, y0_BK, noise_BK, allowed_BK=aug_batch.get("allowed"), **how)
-    how_much: Any = dict(weights=weights, tau_w=tau_w, normalise=normalise)
     w_B = choose_weights(jnp.sum(y_BK * scaled_BK, axis=-1), largest, real_B, **how_much)
-    y_BK = jnp.where(is_good, y_BK, y0_BK)
-    w_B = jnp.where(is_good, w_B, real_B / jnp.sum(real_B))
+    w_B, y_BK = jnp.where(is_good, w_B, real_B / jnp.sum(real_B)), jnp.where(is_good, y_BK, y0_BK)
     w_B, y_BK, new = jax.lax.stop_gradient((w_B, y_BK, _next(state, gradient, is_good)))
     return w_B, y_BK, new, _diagnostics(w_B, y_BK, y0_BK, jnp.sum(y_BK * scores_BK, axis=-1), real_B, ~is_good)
 
