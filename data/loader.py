@@ -155,6 +155,7 @@ def build(
     prefetch: int = 2,
     content: str = "",
     order_fn: Callable[[int], np.ndarray] | None = None,
+    place_fn: Callable[[int], int] | None = None,
     is_split: bool = True,
 ) -> Loader:
     """A loader over examples 0 to num_examples - 1.
@@ -169,6 +170,7 @@ def build(
         num_threads: that make batches ahead; 0 makes them on demand.
         content: see `Loader`.
         order_fn: an epoch's number to its permutation of the examples, for a loader that repeats; None shuffles.
+        place_fn: instead of it, a place of the whole endless order to its example.
         is_split: False gives `make_batch` the whole batch, and it makes this process's part of it.
 
     Raises:
@@ -178,7 +180,9 @@ def build(
         raise InputError("there are no examples to batch; the counts say what was dropped")
     mine = share(batch_size, process_index, process_count) if is_split else slice(None)
     num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
-    if endless and order_fn is not None:
+    if endless and place_fn is not None:
+        order = grain.MapDataset.range(sys.maxsize).map(place_fn)
+    elif endless and order_fn is not None:
         order = grain.MapDataset.range(sys.maxsize).map(_in_epochs(order_fn, num_examples))
     elif endless:
         # Grain draws another permutation for each repetition, from the seed and its number.

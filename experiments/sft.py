@@ -32,6 +32,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.compute = groups.compute()
     c.data = dict(
         path="conversations.jsonl",
+        shares=(),  # of the rows, one for each of several paths with commas between, such as (0.7, 0.3)
         heldout_path="",
         split="train",
         heldout_split="",

@@ -18,7 +18,7 @@ import numpy as np
 
 from alignment.errors import InputError, one_of
 from data import loader, records
-from data.texts import packing, shared_rows, splits, text_formats
+from data.texts import mixtures, packing, shared_rows, splits, text_formats
 from data.texts.pair_formats import Comparison
 from data.tokens import chat as chats
 from data.tokens.tokenizer import Tokenizer
@@ -42,6 +42,8 @@ class Texts:
         shares: whether beginnings that texts of a row have in common stand there once (`shared_rows`).
         samples: the first texts, as they were tokenised.
         num_bytes: of the targets' text in UTF-8.
+        mixture: shares of the rows of a run, one for each source; () for rows that are all shuffled alike.
+        sources: of `mixture`, which of them each row belongs to.
     """
 
     tokens: np.ndarray
@@ -53,6 +55,8 @@ class Texts:
     samples: tuple[str, ...]
     num_bytes: int = 0
     shares: bool = False
+    mixture: tuple[float, ...] = ()
+    sources: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +64,8 @@ class Texts:
     @functools.cached_property
     def digest(self) -> str:
         """Of the tokens, which of them are targets, and the width of a row."""
-        digest = loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]))
+        mixed = [np.array(self.mixture), np.array(self.sources)] if self.mixture else []
+        digest = loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]), *mixed)
         return f"{digest} shared" if self.shares else digest
 
     @property
@@ -93,6 +98,7 @@ def check(
     limit: int | None = None,
     packed: bool = True,
     share_prefixes: bool = False,
+    shares: Sequence[float] = (),
 ) -> None:
     """Refuse settings of `load` before a record is read.
 
@@ -114,7 +120,9 @@ def check(
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
     if not path and not heldout_path:
         raise InputError("data.path is empty; give a file, a folder or a glob ('.' is the current folder)")
-    for one in filter(None, (path, heldout_path)):
+    if shares:
+        mixtures.check(_parts(path), shares)
+    for one in filter(None, (*(_parts(path) if shares else (path,)), heldout_path)):
         if isinstance(one, str) and one.startswith("synthetic"):
             name = one.partition(":")[2] or "documents"
             one_of("data.path", f"synthetic:{name}", [f"synthetic:{known}" for known in text_formats.EMBEDDED])
@@ -140,6 +148,7 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     bad_records_path: str = "",
+    shares: Sequence[float] = (),
 ) -> tuple[Texts, Texts, dict[str, int]]:
     """Read, split, tokenise, pack.
 
@@ -161,6 +170,8 @@ def load(
         limit: use the first so many records; None uses all.
         seed: of the split, and of the embedded data.
         bad_records_path: where to write the lines set aside, as JSONL; '' writes nothing.
+        shares: of the rows of a run, one for each path of `path` (a list, or one text with commas between); `limit` is
+            then of each path, and so is `heldout_fraction`. () takes all rows alike.
 
     Returns:
         Training texts, held-out texts, and counts of everything that was read, dropped and cut.
@@ -172,7 +183,11 @@ def load(
         heldout_path=heldout_path, heldout_split=heldout_split, heldout_fraction=heldout_fraction
     )
     rows: dict[str, Any] = dict(packed=packed, share_prefixes=share_prefixes)
-    check(path=path, max_len=max_len, kind=kind, turns=turns, truncation=truncation, limit=limit, **held, **rows)
+    fixed: dict[str, Any] = dict(max_len=max_len, kind=kind, turns=turns, truncation=truncation, limit=limit, **rows)
+    check(path=path, shares=shares, **fixed, **held)
+    if shares:
+        options = dict(tokenizer=tokenizer, columns=columns, seed=seed, split=split, **fixed)
+        return _mixed(_parts(path), shares, held, bad_records_path, options)
     report: dict[str, int] = {}
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     reading: dict[str, Any] = {"kind": kind, "columns": columns, "limit": limit, "seed": seed, "report": report}
@@ -191,6 +206,63 @@ def load(
     report["training rows"], report["held-out rows"] = len(train), len(heldout)
     report["training tokens"] = int(train.counts.sum())
     return train, heldout, report
+
+
+def _parts(path: str | Sequence[str]) -> list[str]:
+    """The paths of a mixture, one for each share."""
+    return [part.strip() for part in path.split(",")] if isinstance(path, str) else list(path)
+
+
+def _mixed(
+    paths: Sequence[str],
+    shares: Sequence[float],
+    held: Mapping[str, Any],
+    bad_records_path: str,
+    options: Mapping[str, Any],
+) -> tuple[Texts, Texts, dict[str, int]]:
+    """`load` of several paths, whose rows stay apart; held out is a part of each, or the one `heldout_path`."""
+    trains, heldouts = [], []
+    report: dict[str, int] = {}
+    own = {**held, "heldout_path": "", **({"heldout_fraction": 0.0} if held["heldout_path"] else {})}
+    loads = [dict(path=path, **own) for path in paths]
+    if held["heldout_path"]:
+        loads.append(dict(path="", **held))
+    for number, one in enumerate(loads):
+        bad = f"{bad_records_path}.{number}" if bad_records_path and number else bad_records_path
+        train, heldout, counts = load(**one, **options, bad_records_path=bad)
+        trains += [train] if one["path"] else []
+        heldouts.append(heldout)
+        for what, count in counts.items():
+            report[what] = report.get(what, 0) + count
+        if one["path"]:
+            report[f"training rows of source {number}"] = len(train)
+    sources = [number for number, train in enumerate(trains) for _ in train.rows]
+    return (
+        dataclasses.replace(_joined(trains), mixture=tuple(map(float, shares)), sources=tuple(sources)),
+        _joined(heldouts),
+        report,
+    )
+
+
+def _joined(several: Sequence[Texts]) -> Texts:
+    """The rows of all, one after the other."""
+    firsts = np.cumsum([0, *(texts.num_texts for texts in several)])
+    at = np.cumsum([0, *(len(texts.tokens) for texts in several)])
+    return Texts(
+        tokens=np.concatenate([texts.tokens for texts in several]),
+        counts=np.concatenate([texts.counts for texts in several]),
+        starts=np.concatenate([[0], *(texts.starts[1:] + start for texts, start in zip(several, at))]),
+        rows=tuple(
+            tuple((text + first, start, stop) for text, start, stop in row)
+            for texts, first in zip(several, firsts.tolist())
+            for row in texts.rows
+        ),
+        max_len=several[0].max_len,
+        pad_id=several[0].pad_id,
+        samples=tuple(sample for texts in several for sample in texts.samples)[:8],
+        num_bytes=sum(texts.num_bytes for texts in several),
+        shares=several[0].shares,
+    )
 
 
 def batches(
@@ -214,8 +286,10 @@ def batches(
         batch = assemble(texts, index)
         return batch | {"mask": batch["mask"] * weight[:, None]}
 
+    is_mixed = endless and bool(texts.mixture)
     return loader.build(
         make,
+        place_fn=mixtures.order(np.array(texts.sources), texts.mixture, seed=seed) if is_mixed else None,
         num_examples=len(texts),
         batch_size=batch_size,
         seed=seed,

@@ -76,3 +76,24 @@ def test_uneven_batches_are_refused(kw, words):
 
 def test_one_pass_over_nothing_has_no_batch():
     assert list(loader.build(make, num_examples=0, batch_size=2, endless=False)) == []
+
+
+@pytest.mark.parametrize("num_examples", [10**3, 10**7])
+def test_a_position_is_restored_without_making_what_came_before(num_examples):
+    """Far into a large set as near the start of a small one: the batches after the position are all that is made."""
+    made = []
+
+    def make(index, weight):
+        made.append(index)
+        return {"index": index}
+
+    options = dict(num_examples=num_examples, batch_size=4, seed=1, num_threads=0)
+    loader_ = loader.build(make, **options)
+    next(loader_)
+    far = 3 * num_examples // 16 + 1  # in the first epoch, in which no example comes twice
+    made.clear()
+    jumped = loader.build(make, **options)
+    jumped.set_state({**loader_.get_state(), "next_index": far})
+    batches = [next(jumped)["index"].tolist() for _ in range(2)]
+    assert len(made) <= 3  # two, and at most one that is made ahead
+    assert len({i for batch in batches for i in batch}) == 8
