@@ -163,12 +163,16 @@ class DecoderLM(nn.Module):
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             norm_eps=self.norm_eps,
-            attention=self.attention,
+            attention=self._kernel_name(),
             merges_adapter=self.merges_adapter and self.dtype == "float32",
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",
         )
+
+    def _kernel_name(self):
+        # Parameters are made from a few tokens in an ordinary row, which not every kernel takes.
+        return "dense" if self.is_initializing() else self.attention
 
     def _is_sliding(self):
         """Whether each layer's window slides, [L]."""
@@ -177,7 +181,7 @@ class DecoderLM(nn.Module):
 
     def _masks(self, places):
         """The masks of layers without and with a sliding window; None for the sort that this model lacks."""
-        mask_fn = attention.MASKS[self.attention]
+        mask_fn = attention.MASKS[self._kernel_name()]
         kinds = {"full_attention"} if self.sliding_window is None else set(self.layer_types or ["sliding_attention"])
         has_sliding = "sliding_attention" in kinds and bool(self.sliding_window)
         full = mask_fn(places, places, None) if "full_attention" in kinds else None

@@ -32,18 +32,19 @@ def _bundles(pieces: Sequence[Piece], num_time: int) -> list[list[int]]:
     """Neighbours by their tokens that begin alike, as many as a row holds, in the order of their first piece."""
     order, shared = trees.by_tokens([ids for ids, _ in pieces])
     bundles: list[list[int]] = []
-    room = 0
+    room, is_counted = 0, np.zeros(0, bool)  # of the tokens on the last piece's way: whether some piece counts them
     for i, k in zip(order, shared):
         ids, counts = pieces[i]
         k = min(k, len(ids) - 1)  # of what is read; the last token is a target only
-        # What a piece adds to its row: places for what it does not share, and its targets there.
-        more = max(len(ids) - 1 - k, int(counts[k:].sum()), 1)
+        # What a piece adds to its row: places for what it does not share, and targets that none before it counts.
+        more = max(len(ids) - 1 - k, int(counts[k:].sum()) + int((counts[1:k].astype(bool) & ~is_counted[1:k]).sum()))
         if k >= MIN_SHARED and bundles and more <= room:
             bundles[-1].append(i)
             room -= more
+            is_counted = np.concatenate([is_counted[:k] | counts[:k].astype(bool), counts[k:].astype(bool)])
         else:
             bundles.append([i])
-            room = num_time - size([pieces[i]])
+            room, is_counted = num_time - size([pieces[i]]), counts.astype(bool)
     return sorted(bundles, key=min)
 
 

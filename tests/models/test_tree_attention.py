@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.models import attention, expanded_attention, tree_attention
+from alignment.models import attention, decoder, expanded_attention, tree_attention
 from data.texts import strands
+from tests.train import helpers
 
 # Two trees and padding. Tree 1: tokens 0-2, of which 3-4 and 5-8 are branches, and 6-7 | 8 go off behind 5.
 #        0  1  2  3  4  5  6  7  8 | 9 10 11 12 | -
@@ -134,6 +135,11 @@ def test_a_kernel_for_trees_is_compared_with_the_dense_one_before_a_run(kernel, 
     monkeypatch.setitem(attention.MASKS, kernel, lambda query, key: wrong)
     with pytest.raises(InputError, match=f"attention='{kernel}' is wrong here"):
         attention.self_test(kernel, **sizes)
+
+
+def test_parameters_are_made_without_strands():
+    net = helpers.model(attention="expanded")
+    assert decoder.boxed_params(net).keys() == decoder.boxed_params(helpers.model()).keys()
 
 
 def test_rows_without_strands_and_windows_are_refused_by_name():

@@ -29,6 +29,15 @@ def test_every_target_counts_once_for_each_text_and_every_row_fits():
         assert sorted((int(t), int(p)) for t, p, weight in found for _ in range(int(weight))) == wanted
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_hold_targets_of_an_opening_that_only_some_of_its_texts_count(seed):
+    rng = np.random.default_rng(seed)
+    pieces = [(ids, rng.integers(0, 2, len(ids)).astype(np.int8)) for ids, _ in made(60, seed=seed)]
+    rows = shared_rows.pack(pieces, 96)
+    batch = shared_rows.fill([[pieces[i] for i in row] for row in rows], num_time=96, pad_id=0)
+    assert batch["mask"].sum() == sum(counts[1:].sum() for _, counts in pieces)
+
+
 def test_openings_that_texts_share_spare_rows():
     pieces = made(60)
     shared = shared_rows.pack(pieces, 128)
