@@ -441,7 +441,7 @@ def _tokens_per_call():
 
 def _for_branches(model):
     """The model with an attention kernel that takes branches, which fused kernels do not."""
-    return model.clone(attention="blocked") if model.attention == "cudnn" else model
+    return model if model.attention in ("blocked", "dense") else model.clone(attention="blocked")
 
 
 def _run(model, params, rows, mesh):
