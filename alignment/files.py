@@ -18,6 +18,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from alignment.errors import InputError
+
 ABANDONED = 86_400.0  # seconds after which a temporary file is removed where the file system knows no locks
 
 
@@ -141,6 +143,23 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
     with open(path, encoding="utf-8", newline="\n") as f:  # not splitlines: text may hold other line separators
         return [json.loads(line) for line in f]
+
+
+def read_object(path: str | os.PathLike, way_out: str = "fetch it again") -> dict[str, Any]:
+    """The object of a JSON file, with a byte order mark or without.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else; the message ends with the way out.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror or e}); {way_out}") from None
+    except ValueError as e:  # also of bytes that are not UTF-8
+        raise InputError(f"{path} is not a JSON object ({e}); {way_out}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object; {way_out}")
+    return value
 
 
 def blocks(path: str | os.PathLike, size: int = 1 << 20) -> Iterator[memoryview]:

@@ -6,7 +6,6 @@ Dimensions: N nodes, E directed edges, D features.
 """
 
 import gzip
-import json
 import pathlib
 import warnings
 import zipfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from alignment import files
 from alignment.errors import InputError
 from data import graphs, pickled
 
@@ -231,7 +231,7 @@ def _mask(path: pathlib.Path, name: str, mask_N: np.ndarray) -> np.ndarray:
 def _saint(folder: pathlib.Path) -> Parts:
     adjacency, features, class_map, role = graphs.need(folder, SAINT, "saint")
     matrix = _loaded(adjacency).tocoo()
-    labels = _json(class_map)
+    labels = files.read_object(class_map)
     if any(isinstance(label, list) for label in labels.values()):
         raise InputError(f"{class_map}: nodes with several labels; graphs with one class a node are read")
     y_N = np.full(matrix.shape[0], -1)
@@ -239,7 +239,7 @@ def _saint(folder: pathlib.Path) -> Parts:
     if names:
         raise InputError(f"{class_map} names node {names[0]!r}, and there are nodes 0 to {len(y_N) - 1}")
     y_N[[int(node) for node in labels]] = graphs.whole(f"{class_map}: labels", list(labels.values()))
-    roles = _json(role)
+    roles = files.read_object(role)
     if missing := [name for name in ROLES.values() if not isinstance(roles.get(name), list)]:
         raise InputError(f"{role} has no list {missing[0]!r}; it needs {', '.join(ROLES.values())}")
     splits = {ours: np.array(roles[theirs]) for ours, theirs in ROLES.items()}
@@ -268,16 +268,6 @@ def _loaded(path: pathlib.Path) -> Any:
         return scipy.sparse.load_npz(path)  # which reads no objects
     except (*UNREADABLE, KeyError) as e:
         raise InputError(f"{path} is not a sparse matrix of scipy: {e}") from e
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:  # also of bytes that are not UTF-8
-        raise InputError(f"{path} is not JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value
 
 
 def _ogb(folder: pathlib.Path) -> Parts:

@@ -3,6 +3,7 @@ import pathlib
 import pytest
 
 from alignment import files
+from alignment.errors import InputError
 
 
 def test_rows_come_back_whatever_their_text(tmp_path):
@@ -87,3 +88,22 @@ def test_blocks_are_a_files_content_in_its_order(tmp_path, size):
     (tmp_path / "file").write_bytes(content)
     parts = [bytes(block) for block in files.blocks(tmp_path / "file", 8)]
     assert b"".join(parts) == content and all(len(part) == 8 for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read .*; fetch it again"),
+        (b"", "is not a JSON object"),
+        (b'{"a": 1', "is not a JSON object"),
+        (b"[1]", "is not a JSON object; fetch it again"),
+        (b'{"a": "\xff"}', "is not a JSON object"),
+    ],
+)
+def test_what_is_not_the_object_of_a_json_file_is_refused(content, said, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert files.read_object(path) == {"a": 1}
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        files.read_object(path)

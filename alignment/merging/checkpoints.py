@@ -1,7 +1,6 @@
 """The checkpoints of a recipe: compared before anything is merged, and planned tensor by tensor."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.merging import blocks, methods
 from alignment.merging.recipes import Recipe, Slice, Source
@@ -67,14 +67,9 @@ def open_model(name: str, folder: pathlib.Path) -> Model:
         InputError: files are missing, cut short or of a kind that is not read.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except OSError:
-        raise InputError(f"{name}: {file} does not exist; a checkpoint has config.json and *.safetensors") from None
-    except ValueError as e:
-        raise InputError(f"{name}: {file} is not a JSON object ({e}); download it again") from None
+    if not file.is_file():
+        raise InputError(f"{name}: {file} does not exist; a checkpoint has config.json and *.safetensors")
+    config = files.read_object(file, "download it again")
     stored = {key: place for key, place in tensors.index(folder).items() if not key.endswith(IGNORED)}
     for key, place in stored.items():
         tensors.view(key, place)  # refuses types that cannot be computed with

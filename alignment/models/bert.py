@@ -13,7 +13,6 @@ N texts.
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -230,7 +229,7 @@ def check(folder: str | pathlib.Path) -> pathlib.Path:
         raise InputError(f"encoder {folder} has no config.json; give a folder with it, *.safetensors and a tokenizer")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"encoder {folder} has neither tokenizer.json nor vocab.txt")
-    model_of(_json(folder / "config.json"), str(folder))
+    model_of(files.read_object(folder / "config.json"), str(folder))
     return folder
 
 
@@ -245,10 +244,10 @@ def load(folder: str | pathlib.Path, *, max_len: int | None = None, dtype: str =
         InputError: a file is missing, another architecture, or tensors that do not fit it.
     """
     folder = check(folder)
-    config = _json(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     model = model_of(config, str(folder), dtype=dtype)
     sentence = folder / "sentence_bert_config.json"
-    own = _json(sentence).get("max_seq_length") if sentence.is_file() else None
+    own = files.read_object(sentence).get("max_seq_length") if sentence.is_file() else None
     longest = min(max_len or own or model.max_positions, model.max_positions)
     stored = {plain(name): place for name, place in tensors.index(folder).items()}
     params = _params(model, stored, folder, is_distil=config["model_type"] == "distilbert")
@@ -342,7 +341,7 @@ def _of_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
     words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     vocab = {word: i for i, word in enumerate(words)}
     settings = folder / "tokenizer_config.json"
-    about = _json(settings) if settings.is_file() else {}
+    about = files.read_object(settings) if settings.is_file() else {}
     special = {kind: about.get(f"{kind}_token", f"[{kind.upper()}]") for kind in ("unk", "cls", "sep")}
     for kind, text in special.items():
         if text not in vocab:
@@ -358,13 +357,3 @@ def _of_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
         (special["sep"], vocab[special["sep"]]), (special["cls"], vocab[special["cls"]])
     )
     return tok
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise InputError(f"{path} is not JSON ({e}); fetch it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; fetch it again")
-    return value

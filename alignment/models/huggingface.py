@@ -108,13 +108,7 @@ def read_config(folder: str | pathlib.Path) -> dict:
     file = pathlib.Path(folder) / "config.json"
     if not file.is_file():
         raise InputError(f"{file} does not exist; a checkpoint folder has config.json and *.safetensors")
-    try:
-        config = json.loads(file.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except ValueError as e:
-        raise InputError(f"{file} is not a JSON object ({e}); download it again") from None
-    return config
+    return files.read_object(file, "download it again")
 
 
 GENERATION = "generation_config.json"

@@ -56,13 +56,7 @@ def settings(folder: str | pathlib.Path) -> lora.Settings:
     file = pathlib.Path(folder) / CONFIG
     if not file.is_file():
         raise InputError(f"{file} does not exist; an adapter's folder has {CONFIG} and {tensors.ADAPTER}")
-    try:
-        config = json.loads(file.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except ValueError as e:
-        raise InputError(f"{file} is not a JSON object ({e}); copy it again") from None
-    return of_config(config, str(file))
+    return of_config(files.read_object(file, "copy it again"), str(file))
 
 
 def of_config(config: Mapping[str, Any], where: str) -> lora.Settings:

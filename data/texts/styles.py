@@ -6,11 +6,9 @@ with its data.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from alignment import errors
+from alignment import errors, files
 from alignment.errors import InputError
 from data.texts import suites
 
@@ -48,11 +46,8 @@ def read_templates(path: str) -> dict[str, str]:
     Raises:
         InputError: the file is not there or says something else.
     """
-    try:
-        templates = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"templates={path}: cannot be read: {e}") from e
-    if not isinstance(templates, dict) or not templates or not all(isinstance(t, str) for t in templates.values()):
+    templates = files.read_object(path, "name a file of styles and texts")
+    if not templates or not all(isinstance(t, str) for t in templates.values()):
         raise InputError(f"templates={path} must be a JSON object of style names and texts with {PLACE}")
     if without := [style for style, text in templates.items() if PLACE not in text]:
         raise InputError(f"templates={path}: {without[0]!r} has no {PLACE}, where the request goes")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import random
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from alignment import files
 from alignment.errors import InputError
 from alignment.filtering.duplicates import near
 from alignment.safety.verdicts import COMPLIANCE
@@ -105,11 +105,8 @@ def read_groups(path: str) -> dict[str, str]:
     Raises:
         InputError: no such file, or one of another form.
     """
-    try:
-        groups = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"split.topic_groups={path!r} cannot be read: {e}") from None
-    if not isinstance(groups, dict) or not all(isinstance(name, str) for name in groups.values()):
+    groups = files.read_object(path, "split.topic_groups names a file of topics and their groups")
+    if not all(isinstance(name, str) for name in groups.values()):
         raise InputError(f"split.topic_groups={path!r} must be a JSON object of topics and their groups")
     return groups
 

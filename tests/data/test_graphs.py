@@ -191,9 +191,9 @@ def test_a_graphsaint_folder_gives_its_graph(tmp_path):
     ("name", "text", "message"),
     [
         ("class_map", '{"0": [1, 0]}', "several labels"),
-        ("class_map", "[0, 1]", "holds a JSON list, not an object"),
-        ("class_map", b'{"0": "\xff"}', "is not JSON"),
-        ("class_map", '{"0": 1', "is not JSON"),
+        ("class_map", "[0, 1]", "is not a JSON object"),
+        ("class_map", b'{"0": "\xff"}', "is not a JSON object"),
+        ("class_map", '{"0": 1', "is not a JSON object"),
         ("class_map", '{"5": 1}', "names node '5', and there are nodes 0 to 4"),
         ("class_map", '{"zero": 1}', "names node 'zero'"),
         ("class_map", '{"0": "cat"}', "labels must be whole numbers"),

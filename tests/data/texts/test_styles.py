@@ -35,7 +35,7 @@ def test_templates_of_a_user_s_file_go_around_the_request(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("[", "cannot be read"), ('["a"]', "JSON object"), ('{"a": "b"}', "has no {request}")]
+    ("content", "words"), [("[", "not a JSON object"), ('["a"]', "JSON object"), ('{"a": "b"}', "has no {request}")]
 )
 def test_files_that_hold_no_templates_are_refused(tmp_path, content, words):
     path = tmp_path / "templates.json"

@@ -56,7 +56,7 @@ def test_whole_groups_of_topics_are_held_back_where_a_file_names_them(tmp_path):
     held = plan.split.unseen_topics
     assert len(held) == 4 and len({groups[topic] for topic in held}) == 1
     path.write_text("[1]")
-    with pytest.raises(InputError, match="must be a JSON object of topics and their groups"):
+    with pytest.raises(InputError, match=r"is not a JSON object; split\.topic_groups names a file"):
         gathering.read_groups(str(path))
 
 
