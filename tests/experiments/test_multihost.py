@@ -32,8 +32,11 @@ def start(workdir, cache, mesh, **environment):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+PATIENCE = 300  # seconds for what takes ten on an idle machine
+
+
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output
 
@@ -94,7 +97,7 @@ def start_pair(folder, cache, workdirs=("run", "run"), experiment="experiments/p
 
 
 def codes(pair):
-    outputs = [process.communicate(timeout=120)[0] for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in pair]
     return [process.returncode for process in pair], outputs
 
 
@@ -103,7 +106,7 @@ def wait_for(path, pair):
 
 
 def wait_until(is_so, pair):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not is_so():
         assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
         time.sleep(0.01)
