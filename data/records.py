@@ -439,8 +439,7 @@ def _csv(file: str) -> Iterator[Record | BadRecord]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(lines.unpacked(file)).suffix])
     try:
         names = next(reader, [])
-        if twice := [name for name in names if name and names.count(name) > 1]:
-            raise InputError(f"{file} has two columns {twice[0]!r}; rename one, or leave it out")
+        check_header(names, file)
         for row in reader:
             if not row:
                 continue
@@ -452,6 +451,12 @@ def _csv(file: str) -> Iterator[Record | BadRecord]:
                 yield Record(dict(zip(names, row)), file, reader.line_num)
     except csv.Error as e:
         raise InputError(f"{file}:{reader.line_num} is not CSV: {e}") from None
+
+
+def check_header(names: Sequence[str], file: str) -> None:
+    """Refuse a table with two columns of one name, of which a row would keep the last alone."""
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise InputError(f"{file} has two columns {twice[0]!r}; rename one, or leave it out")
 
 
 def import_pyarrow(file: str | os.PathLike) -> Any:

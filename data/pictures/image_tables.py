@@ -153,6 +153,7 @@ def parse_table(content: bytes, name: str, columns: Sequence[str], hint: str = "
         if missing:
             has = ", ".join(header) or "none"
             raise InputError(f"{name} lacks the column {', '.join(missing)}; it has {has}{hint}")
+        records.check_header(header, name)
         reader.fieldnames = header
         return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as e:

@@ -211,6 +211,7 @@ def _csv_rows(file: str, content: bytes, columns: tuple[str, ...]) -> Iterator[t
     if missing:
         there = ", ".join(reader.fieldnames or ()) or "no line"
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; it has {there}")
+    records.check_header(reader.fieldnames or (), file)
     for row in reader:
         yield reader.line_num, {key: value or "" for key, value in row.items() if isinstance(key, str)}
 

@@ -9,7 +9,7 @@ import PIL.PngImagePlugin
 import pytest
 
 from alignment.errors import InputError
-from data.pictures import image_files, images
+from data.pictures import image_files, image_tables, images
 
 NOISE = np.random.default_rng(0).integers(256, size=(24, 32, 3), dtype=np.uint8)
 
@@ -70,6 +70,11 @@ def test_a_file_with_two_labels_or_in_two_subsets_is_refused(tmp_path, row, said
     for split in ("train", "test"):
         with pytest.raises(InputError, match=rf"set.csv:6: .*a.png {said}"):
             images.open(source, split=split)
+
+
+def test_two_columns_of_one_name_are_refused():
+    with pytest.raises(InputError, match=r"t\.csv has two columns 'label'"):
+        image_tables.parse_table(b"filename,label, label\na.png,oak,elm\n", "t.csv", ["filename", "label"])
 
 
 def test_a_file_that_is_listed_twice_is_read_once(tmp_path):
