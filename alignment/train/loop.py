@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from alignment import errors, programs
 from alignment.errors import InputError
-from alignment.train import best, checkpoint, sharding, step, writers
+from alignment.train import best, checkpoint, optimizer, sharding, step, writers
 from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
@@ -122,6 +122,11 @@ def _sums(params, frozen, batch, *, loss_fn):
     return {"loss": mean, **metrics}
 
 
+def averaged(state: TrainState) -> TrainState:
+    """The state with the moving average of its parameters, where its optimizer has one (`optimizer.adamw`)."""
+    return dataclasses.replace(state, params=optimizer.averaged(state.opt_state, state.params))
+
+
 def latest_step(workdir: str | pathlib.Path) -> int | None:
     """Step of the newest checkpoint of a workdir; None for a fresh one."""
     folder = pathlib.Path(workdir) / "checkpoints"
@@ -205,7 +210,7 @@ def fit(
             checkpoint.wait(manager)
             if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
                 raise Stopped(f"stopped after step {number} of {steps}")
-            return run.state, summary
+            return averaged(run.state), summary
     finally:
         ACTIVE.clear()
 
@@ -236,8 +241,9 @@ class _Run:
 
     def evaluate(self) -> dict[str, float]:
         heldout = {}
+        state = averaged(self.state)
         for name, evaluate in self.evals.items():
-            values = self.finish_fn(evaluate(self.state, self.mesh))
+            values = self.finish_fn(evaluate(state, self.mesh))
             bad = [key for key, number in values.items() if not math.isfinite(number)]
             if bad:
                 raise InputError(

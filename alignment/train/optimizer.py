@@ -1,6 +1,7 @@
 """AdamW with the schedules that language models are trained with, and the AMSGrad of the image baselines."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    average: float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) behind global-norm clipping.
 
@@ -78,6 +80,8 @@ def adamw(
         schedule: a key of SCHEDULES.
         weight_decay: decoupled decay of matrices; vectors (norms, biases) are never decayed.
         clip_norm: largest global gradient norm; 0 never clips.
+        average: how much of a moving average of the parameters each step keeps, in (0, 1), such as 0.999; the loop then
+            evaluates and returns the average. None has none.
 
     Returns:
         A transformation whose state holds the learning rate in force, read back by `learning_rate`.
@@ -88,22 +92,61 @@ def adamw(
             raise InputError(f"{name}={value} must not be negative")
     if total_steps and warmup_steps > total_steps:
         raise InputError(f"warmup_steps={warmup_steps} is longer than the run, total_steps={total_steps}")
-    fixed = dict(schedule=schedule, clips=bool(clip_norm), decays=bool(weight_decay))
+    if average is not None and not 0 < average < 1:
+        raise InputError(f"average={average} must be in (0, 1), such as 0.999; None averages nothing")
+    fixed = dict(schedule=schedule, clips=bool(clip_norm), decays=bool(weight_decay), averages=average is not None)
     numbers = dict(peak_lr=peak_lr, final_lr=final_lr, b1=b1, b2=b2, eps=eps)
     numbers |= dict(weight_decay=weight_decay, clip_norm=clip_norm)
+    numbers |= {} if average is None else dict(average=average)
     # In float32, 1 - 0.999 would be off by 1e-5 of itself; Python's subtraction is not.
     numbers |= dict(rest1=1 - b1, rest2=1 - b2)
     steps = dict(warmup_steps=int(warmup_steps), total_steps=int(total_steps))
     return _shared(_adamw, fixed, {name: float(number) for name, number in numbers.items()} | steps)
 
 
-def _adamw(*, schedule, clips, decays, peak_lr, final_lr, warmup_steps, total_steps, weight_decay, clip_norm, **adam):
+def _adamw(*, averages, average=None, **options):
+    return _averaging(_plain_adamw(**options), average) if averages else _plain_adamw(**options)
+
+
+def _plain_adamw(
+    *, schedule, clips, decays, peak_lr, final_lr, warmup_steps, total_steps, weight_decay, clip_norm, **adam
+):
     rate = SCHEDULES[schedule](peak_lr, warmup_steps, total_steps, final_lr)
     clip = optax.clip_by_global_norm(clip_norm) if clips else optax.identity()
     # scanned layers stack vectors into matrices, so the name says what a vector is, and not the rank
     decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix) if decays else optax.identity()
     # `inject_hyperparams` keeps the rate in the optimizer's state, from where `learning_rate` reads it for the log.
     return optax.chain(clip, _scale_by_adam(**adam), decay, optax.inject_hyperparams(_scale)(rate=rate))
+
+
+class Average(NamedTuple):
+    """A moving average of the parameters, in front of an optimizer's own state."""
+
+    params: Any
+
+
+def _averaging(inner, keeps):
+    """The transformation with an average of the parameters after each update, which begins at the first ones."""
+
+    def init(params):
+        return Average(params), *inner.init(params)
+
+    def update(gradient, state, params):
+        changes, own = inner.update(gradient, state[1:], params)
+        # In float32 a share of 0.001 of a change would be rounded away next to the average, in steps of 1e-7 of it; it
+        # is the difference that is scaled, which keeps what float32 can hold.
+        moved = jax.tree.map(
+            lambda mean, old, change: mean + (1 - keeps) * (old + change - mean), state[0].params, params, changes
+        )
+        return changes, (Average(moved), *own)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: optax.OptState, params: Any) -> Any:
+    """The moving average that an optimizer's state holds, or the parameters where it has none."""
+    first = opt_state[0] if isinstance(opt_state, tuple) and opt_state else None
+    return first.params if isinstance(first, Average) else params
 
 
 def _scale_by_adam(*, b1, rest1, b2, rest2, eps):

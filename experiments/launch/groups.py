@@ -70,6 +70,7 @@ def adamw(c: ml_collections.ConfigDict, **changes: Any) -> dict[str, Any]:
             clip_norm=1.0,
             b1=0.9,
             b2=0.95,
+            average=config_dict.placeholder(float),  # kept by a moving average of the weights, which is the result
         )
         | changes
     )

@@ -8,7 +8,7 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.models import decoder
-from alignment.train import checkpoint, loop, step
+from alignment.train import checkpoint, loop, step, train_state
 from tests.train import helpers
 
 STEPS, HALF = 10, 5
@@ -32,7 +32,11 @@ class Loader(helpers.Loader):
 def fit(workdir, steps=STEPS, events=None, **options):
     """One call of the loop on the small model -> (state on the host, summary, loader)."""
     mesh, _, lm_loss, state = helpers.setup()
-    tx = helpers.optimizer.adamw(1e-2, warmup_steps=2, total_steps=20)
+    average = options.pop("average", None)
+    tx = helpers.optimizer.adamw(1e-2, warmup_steps=2, total_steps=20, average=average)
+    if average is not None:
+        params = helpers.start_params()
+        state = train_state.create(helpers.model(), tx, np.zeros((1, 4), np.int32), seed=0, mesh=mesh, params=params)
 
     def loss_fn(params, batch, **rest):
         mean, metrics = lm_loss(params, batch, **rest)
@@ -355,3 +359,20 @@ def test_a_profile_is_of_so_many_steps_behind_two_that_warm_up(tmp_path, monkeyp
     monkeypatch.setattr(loop, "PROFILED", 3)
     with pytest.raises(InputError, match="--profile=3: 2 steps are left to train"):
         fit(tmp_path, steps=10, events=events)
+
+
+def test_the_moving_average_is_evaluated_and_returned_and_resumes_exactly(tmp_path):
+    """A slow twin: the parameters after each step, averaged on the host in float64."""
+    mean = jax.tree.map(np.float64, helpers.start_params())
+    for steps in range(1, 5):  # one run, which goes on a step at a time
+        after = fit(tmp_path / "raw", steps=steps)[0].params
+        mean = jax.tree.map(lambda m, p: 0.5 * m + 0.5 * np.float64(p), mean, after)
+    state, summary, _ = fit(tmp_path / "a", steps=4, average=0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, mean)
+    _, of_raw, _ = fit(tmp_path / "raw", steps=4)
+    assert summary["heldout/loss"] != of_raw["heldout/loss"]  # of the average
+    fit(tmp_path / "b", steps=2, average=0.5)
+    resumed, *_ = fit(tmp_path / "b", steps=4, average=0.5)
+    assert_same(resumed.params, state.params)
+    with pytest.raises(InputError, match="average=1"):
+        helpers.optimizer.adamw(1e-3, average=1.0)
