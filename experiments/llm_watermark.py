@@ -47,7 +47,7 @@ BOTCHAN = "botchan.txt"
 LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
 LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
 LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
-LEAST |= {"write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
+LEAST |= {"seed": (0, ""), "write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

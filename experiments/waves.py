@@ -32,6 +32,7 @@ from experiments.pages import waves as page
 
 SETTINGS = ("", "laptop", "tiny")
 LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
+LEAST |= {"seed": (0, ""), "user": (0, "")}
 LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
 MARK_STEPS = 600  # where the config leaves them open
 READERS = {  # of settings, among the attacks
