@@ -221,4 +221,5 @@ def test_what_one_process_refuses_ends_the_other_with_2_too(tmp_path, alone):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")  # another run's
     ended, outputs = codes(start_pair(tmp_path, alone[1]))
-    assert ended == [2, 2] and all("already holds a run with another config" in output for output in outputs)
+    assert ended == [2, 2], outputs
+    assert all("already holds a run with another config" in output for output in outputs), outputs
