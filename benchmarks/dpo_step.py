@@ -60,6 +60,7 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
     "trl-adapter": ("trl", "trl_step.py", "adapter", "peft, rank 16 on all linear layers, reference kept"),
     "tunix": ("tunix", "tunix_step.py", "", "reference model in every step"),
 }
+PEERS = "ours-tree,ours-shared,trl-precomputed,tunix"  # which fit into 16 GB together
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
 WARMUP = {"": 2, "trl": 1, "tunix": 2}  # uncounted steps; Tunix compiles again in its second
 RANK = 16  # of adapters
@@ -369,7 +370,7 @@ def contestants_of(peers: str) -> list[str]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--peers", default="ours,trl,tunix", help="comma-separated contestants or groups of them")
+    parser.add_argument("--peers", default=PEERS, help="comma-separated contestants or groups of them")
     parser.add_argument("--profiles", default="even", help=f"comma-separated, of {', '.join(dpo_task.PROFILES)}")
     parser.add_argument("--answers", type=int, default=2, help="to each prompt; the batch has all their pairs")
     parser.add_argument("--rounds", type=int, default=5)
