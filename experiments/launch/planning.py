@@ -20,7 +20,7 @@ from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.preference import losses
 from alignment.preference import pairs as preference
-from alignment.train import adapters, hardware, language_model, next_token, optimizer, planning
+from alignment.train import adapters, hardware, language_model, next_token, optimizer, planning, sharding
 from alignment.train.planning import Choice, Found, Plan, Training
 from data.texts import preferences, text, trees
 from experiments.launch import config as configs
@@ -264,7 +264,7 @@ def _start_jax(topology: hardware.Topology) -> None:
 
 def _meshes(config: ml_collections.ConfigDict, topology: hardware.Topology) -> list[tuple[int, int, int]] | None:
     """The mesh that the config sets; None where it is the default one, so that the search chooses."""
-    sizes = dict(config.get("mesh", groups.mesh()))
+    sizes = {axis: size for axis, size in config.get("mesh", groups.mesh()).items() if axis in sharding.AXES}
     if sizes == groups.mesh():
         return None
     known = math.prod(n for n in sizes.values() if n != -1)
