@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.inner = dict(
         steps=3,
         test_steps=3,
-        rate=placeholder(float),  # alpha; None: 0.5 for classes, 0.02 for numbers
+        rate=placeholder(float),  # alpha; None: 0.5 for classes, 0.05 for numbers
         is_second_order=True,
     )
     c.outer = dict(lr=2e-3, referee_lr=placeholder(float))  # Adam; None: as lr
