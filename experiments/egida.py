@@ -5,7 +5,7 @@ Run:     python -m experiments.run --config experiments/egida.py --config.init_f
          --config.pairs.safe=Egida-S.json --config.harmless.path=xstest_prompts.csv
 Laptop:  python -m experiments.run --config experiments/egida.py:laptop   (CPU, minutes; `tiny`: seconds)
 Expect:  laptop, 240 attacks and 80 harmless prompts of an embedded house: attacks that succeed 1.000, then
-         0.062 (seeds 1 and 2: 0.188, 0.233); harmless prompts refused 0.000, then 0.013; questions answered right
+         0.004 (seed 1: 0.000); harmless prompts refused 0.000, then 0.013; questions answered right
          1.000, then 1.000
 Smol:    make models, then the same with egida.py:smol and the files that it names in this folder
 
@@ -63,7 +63,7 @@ LEAST = {
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict(models.settings(arg) | dict(mesh=groups.mesh()))
-    c.seed = 0  # of the split, the draws and the order of the pairs
+    c.seed = 0  # of the split, the draws, the order of the pairs, and of the training of a toy
     c.data = dict(
         path="Egida.json",  # rendered requests, or plain ones: Egida, AdvBench, HarmBench, ...; several with commas
         limit=config_dict.placeholder(int),  # prompts of each file; None takes all
@@ -169,14 +169,14 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     c.engine.num_slots = 32
     c.engine.max_len = 192
     c.split.test_share = 0.25
-    c.data.train_limit = 240
+    c.data.train_limit = 480
     c.data.test_limit = 240
-    c.pairs.num = 200
+    c.pairs.num = 400
     c.max_new_tokens = 48
-    c.tuning.beta = 0.3
-    c.tuning.sft_weight = 1.0
+    c.tuning.beta = 1.0  # with a small one DPO lowers rejected answers long after they are lost, and spelling suffers
+    c.tuning.sft_weight = 4.0
     c.tuning.batch_size = 32
-    c.tuning.epochs = 6.0
+    c.tuning.epochs = 10.0
     c.tuning.peak_lr = 1.5e-4
     c.tuning.heldout_fraction = 0.1
     c.loop.log_every = 5
@@ -300,7 +300,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     tuning.check_devices(c)
     counts: dict[str, int] = {}
     plan = gathering.gather(c, folder, counts)
-    target = models.with_weights(models.open_model(c, folder), c)
+    target = models.with_weights(models.open_model(c, folder, toy_seed=c.seed), c)
     engine_fn = functools.cache(lambda: models.engine(target, c))
     measured = judges.Measured(target, engine_fn)
     with cache.Cache(folder / "verdicts.jsonl") as kept:

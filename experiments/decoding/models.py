@@ -151,10 +151,13 @@ def load(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
     return with_weights(open_model(c, workdir), c)
 
 
-def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Model:
+def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path, *, toy_seed: int = 0) -> Model:
     """The model of a config without its weights, for what is to be refused before they are read.
 
     A toy is trained first, in `workdir/toy`, unless an earlier start has done so.
+
+    Args:
+        toy_seed: of a toy's first weights and of the order of what it learns from.
     """
     if jax.process_count() > 1:
         raise InputError("a decoder runs in one process: start it without --distributed, on one host for each model")
@@ -165,7 +168,7 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Mod
     network.check_dtypes(c.engine.weights_dtype, c.engine.cache_dtype)
     init_from = c.init_from
     if init_from in TOYS:
-        init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy', TOYS[init_from])}"
+        init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy', TOYS[init_from], seed=toy_seed)}"
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
     table = pieces.pieces(tok)
     return Model(
@@ -246,13 +249,16 @@ def _digest(init_from: str, numerics: str) -> str:
     return hashlib.sha256(f"{content} {numerics}".encode()).hexdigest()[:16]
 
 
-def train_toy(folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokenizer | None = None) -> pathlib.Path:
+def train_toy(
+    folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokenizer | None = None, *, seed: int = 0
+) -> pathlib.Path:
     """A small model that answers as embedded conversations do: a minute on two cores.
 
     A finished or a killed training in `folder` is taken up where it ended.
 
     Args:
         tok: its tokenizer; None: bytes, or for some toys one that is learned from their words.
+        seed: of its first weights and of the order of the conversations.
     """
     if loop.latest_step(folder) == TOY_STEPS:
         return folder
@@ -264,7 +270,7 @@ def train_toy(folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokeni
     net = language_model.build(
         "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder
     )
-    batches_fn = functools.partial(text.batches, batch_size=16, seed=0)
+    batches_fn = functools.partial(text.batches, batch_size=16, seed=seed)
     next_token.fit(
         net,
         None,
@@ -273,7 +279,7 @@ def train_toy(folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokeni
         _mesh(1),
         folder,
         tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=TOY_STEPS // 10, total_steps=TOY_STEPS),
-        seed=0,
+        seed=seed,
         steps=TOY_STEPS,
         batch_size=16,
         pace=loop.Pace(save_every=50),

@@ -103,6 +103,19 @@ def dies(*args, **options):
     raise Killed
 
 
+def test_every_seed_has_a_target_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+
+    def opened(c, folder, *, toy_seed):
+        seeds.append(toy_seed)
+        raise Killed
+
+    monkeypatch.setattr(egida.models, "open_model", opened)
+    with pytest.raises(Killed):
+        launch("egida.py:tiny", tmp_path / "run", "--config.seed=5")
+    assert seeds == [5]
+
+
 MOMENTS = ("answers before", "pairs", "answers after", "report")
 
 

@@ -1,5 +1,7 @@
 """The world of guests: its words, its parts that share nothing, its questions."""
 
+import collections
+
 import pytest
 
 from alignment.safety import refusals, verdicts
@@ -49,6 +51,12 @@ def test_harmless_prompts_are_cases_of_which_half_only_look_harmful(part):
     alike = [case for case in rows if case.category == "look-alike"]
     assert len({case.id for case in rows}) == len(rows) and 0.25 < len(alike) / len(rows) < 0.75
     assert all(any(colour in case.prompt for colour in guest_rules.CLOSED) for case in alike)
+
+
+def test_a_style_says_nothing_of_whether_a_prompt_to_learn_from_is_harmless():
+    num = collections.Counter(row["style"] for row in guest_rules.harmless("train"))
+    plain_and_styled = (suites.PLAIN, *guest_rules.STYLES)  # attacks come once in each
+    assert set(num) == set(plain_and_styled) and max(num.values()) < 2 * min(num.values())
 
 
 def test_refusals_are_refusals_to_the_keyword_judge():
