@@ -1,7 +1,9 @@
 """The exceptions that speak to a person."""
 
+import contextlib
+import contextvars
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -34,3 +36,21 @@ def one_of(name: str, value: Any, known: Iterable[Any], *, hint: str = "") -> An
     listing = ", ".join(str(k) or "''" for k in known) or "nothing"
     nearest = f"; the nearest is {near[0]!r}" if near else ""
     raise InputError(f"{name}={value!r} is not one of: {listing}{nearest}{f'; {hint}' if hint else ''}")
+
+
+_FILES_NEEDED = contextvars.ContextVar("files needed", default=True)
+
+
+@contextlib.contextmanager
+def files_may_be_absent() -> Iterator[None]:
+    """Let checks pass over files, folders and packages that this machine lacks: the config is for another one."""
+    token = _FILES_NEEDED.set(False)
+    try:
+        yield
+    finally:
+        _FILES_NEEDED.reset(token)
+
+
+def files_needed() -> bool:
+    """Whether a check must refuse what does not lie on this machine."""
+    return _FILES_NEEDED.get()

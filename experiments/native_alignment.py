@@ -241,7 +241,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     losses.check_options("dpo", {"beta": c.dpo.beta})
     for name in training.STAGES:
         training.check(c[name].to_dict())
-    if c.data.path != TOY:
+    if c.data.path != TOY and errors.files_needed():
         check_folders(c)
 
 

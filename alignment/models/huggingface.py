@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment import files, gguf
+from alignment import errors, files, gguf
 from alignment.errors import InputError
 from alignment.models import decoder, gguf_names, huggingface_config, rope, tensors
 
@@ -58,6 +58,8 @@ def check_source(spec: str) -> None:
     Raises:
         InputError: no such folder or file, or a package that reads it is missing.
     """
+    if not errors.files_needed():
+        return
     if spec.startswith("gguf:"):
         gguf.check(spec.removeprefix("gguf:"))
         return

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from alignment import files
+from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import decoder, lora, peft_adapters
 from alignment.train import checkpoint, sharding, train_state
@@ -85,10 +85,12 @@ def check_source(init_from: str) -> None:
         InputError: another spelling than peft: or run:, or no adapter in the folder.
     """
     kind, _, name = init_from.partition(":")
-    if kind == "peft" and name:
-        peft_adapters.check(name)
-    elif kind != "run" or not name:
+    if kind not in ("peft", "run") or not name:
         raise InputError(f"adapter.init_from={init_from!r} must be '', peft:<folder> or run:<workdir>")
+    if not errors.files_needed():
+        return
+    if kind == "peft":
+        peft_adapters.check(name)
     elif read_note(name) is None:
         raise InputError(
             f"adapter.init_from={init_from!r}: {pathlib.Path(name) / NOTE} is not there; name the workdir of a run "

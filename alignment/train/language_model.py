@@ -115,7 +115,7 @@ def check_init_from(init_from: str) -> None:
         huggingface.check_source(init_from)
     elif kind == "run" and name:
         path = pathlib.Path(name) / MODEL_FILE
-        if not path.is_file():
+        if errors.files_needed() and not path.is_file():
             raise InputError(f"init_from={init_from!r}: {path} is not there; name the workdir of an earlier run")
     elif init_from:
         raise InputError(f"init_from={init_from!r} must be '', hf:<folder or hub id>, gguf:<file> or run:<workdir>")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from alignment import files
+from alignment import errors, files
 from alignment.errors import InputError
 from data.tokens import chat, checkpoint_files, encoders, gguf
 
@@ -115,7 +115,8 @@ class Tokenizer:
 
 def check(spec: str) -> None:
     """Refuse the name of a tokenizer that `load` could not find, without reading it or asking the hub."""
-    if spec != "bytes" and not spec.startswith("gguf:"):  # a file of llama.cpp is one of `init_from` and checked there
+    # a file of llama.cpp is one of `init_from` and checked there
+    if errors.files_needed() and spec != "bytes" and not spec.startswith("gguf:"):
         checkpoint_files.check(spec)
 
 

@@ -28,6 +28,11 @@ def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> 
         InputError: names the value, the need and a way out.
     """
     host.check_platform()
+    check_config(experiment, config)
+
+
+def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> None:
+    """`check` without a look at this machine's accelerator."""
     for key, value in leaves(config):
         *groups, name = key.split(".")
         if name == "sinks":

@@ -23,8 +23,8 @@ from alignment.preference import pairs as preference
 from alignment.train import adapters, hardware, language_model, next_token, optimizer, planning, sharding
 from alignment.train.planning import Choice, Found, Plan, Training
 from data.texts import preferences, text, trees
+from experiments.launch import checks, groups, lm
 from experiments.launch import config as configs
-from experiments.launch import groups, lm
 
 _LLAMA = dict(rope_theta=5e5, norm_eps=1e-5, vocab_size=128_256, tie_embeddings=False)
 _QWEN = dict(rope_theta=1e6, norm_eps=1e-6, vocab_size=152_064, tie_embeddings=False, qkv_bias=True)
@@ -135,7 +135,7 @@ def pairs(
     objective: Mapping[str, Any],
     tx: optax.GradientTransformation,
     batch_size: int,
-    max_len: int,
+    max_len: int | None,
     steps: int | None,
     max_prompt_len: int | None = None,
     layout: str = "separate",
@@ -150,6 +150,8 @@ def pairs(
         reference: "stored" log-probabilities come with the batch; "online" ones are computed in each step.
         more: keyword arguments of `pairs.loss_fn`.
     """
+    if max_len is None:
+        raise InputError(f"--plan: {name} has rows of max_len tokens, and that is None; set it")
     adapter = adapter or adapters.Options()
     reads = loss not in losses.REFERENCE_FREE
     answer = preferences.round_up(max(max_len - (max_prompt_len or max_len // 2), 1))
@@ -223,6 +225,8 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
     if options.plan_model:
         errors.one_of("--plan_model", options.plan_model, ARCHITECTURES)
     _start_jax(topology)
+    with errors.files_may_be_absent():  # they are on the machine that will run it
+        checks.check_config(experiment, config)
     wanted = Wanted(ARCHITECTURES.get(options.plan_model), topology.chip.kind)
     missing = []
     for training in experiment.module.plan(config, wanted):
