@@ -299,7 +299,9 @@ def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning
     stages_of = [tuning.plan(c.sft, c.init_from, c.compute, wanted)]
     for name in ("general", "safety"):
         if c[name].path:
-            stages_of.append(dpo.plan(tuning.stage_config(c, c[name], c.init_from), wanted, f"DPO, {name}", None))
+            stages_of.append(
+                dpo.plan(tuning.stage_config(c, c[name], c.init_from), wanted, f"DPO, {name}", None, key=name)
+            )
     return stages_of
 
 

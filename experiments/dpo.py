@@ -230,11 +230,12 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
-    """What the launcher's `--plan` compiles: DPO's own step, which needs more than that of a pretraining before it."""
+    """What the launcher's `--plan` compiles: DPO's own step, and that of a pretraining before it."""
     lm.check_planned(c)
+    network = wanted.network(c, rows_are_plain=c.batch.layout == "separate")
     training = planning.pairs(
         "DPO" if c.loss == "dpo" else c.loss,
-        wanted.network(c, rows_are_plain=c.batch.layout == "separate"),
+        network,
         loss=c.loss,
         objective={name: value for name, value in c.objective.items() if value is not None},
         tx=optimizer.adamw(**c.optimizer),
@@ -249,7 +250,20 @@ def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning
         sft_weight=c.sft_weight,
         length_alpha=c.length_alpha,
     )
-    return [training]
+    if not c.pretrain.steps:
+        return [training]
+    options = dict(c.pretrain)
+    steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
+    before = planning.rows(
+        "pretraining",
+        network if network.attention in ("blocked", "dense") else network.clone(attention="blocked"),
+        tx=optimizer.adamw(**options, total_steps=steps),
+        batch_size=batch_size,
+        max_len=max_len,
+        steps=steps,
+        accumulate_key=None,
+    )
+    return [training, before]
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ _LIMIT = re.compile(r" = s32\[\][^ ]* constant\((\d+)\)")
 _TURNS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"\}')
 _CALLS = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _WAITS = re.compile(r" async-(?:done|update)\(")
+_DEVICES = re.compile(r"(?:num_partitions|replica_count)=(\d+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -41,7 +42,8 @@ def count(text: str) -> dict[str, tuple[int, float]]:
     bodies, entry = _computations(text)
     sent: dict[str, tuple[int, float]] = {}
     if entry:
-        _add(entry, 1, bodies, {}, sent)
+        sizes = map(int, _DEVICES.findall(text.partition("\n\n")[0]))  # of the header
+        _add(entry, 1, bodies, {}, sent, math.prod(sizes))
     return sent
 
 
@@ -65,11 +67,12 @@ def _add(
     bodies: Mapping[str, list[str]],
     known: dict[str, tuple[list[tuple[str, float]], list[_Call]]],
     sent: dict[str, tuple[int, float]],
+    num_devices: int,
 ) -> None:
     if name not in known:
         lines = bodies.get(name, [])
         known[name] = (
-            [one for one in map(_collective, lines) if one],
+            [one for line in lines if (one := _collective(line, num_devices))],
             [call for line in lines for call in _calls(line)],
         )
     own, calls = known[name]
@@ -78,7 +81,7 @@ def _add(
         sent[sort] = (number + times, total + times * size)
     for call in calls:
         turns = _turns(bodies.get(call.condition, [])) if call.times is None else call.times
-        _add(call.computation, times * turns, bodies, known, sent)
+        _add(call.computation, times * turns, bodies, known, sent, num_devices)
 
 
 def _turns(condition: list[str]) -> int:
@@ -99,7 +102,7 @@ def _calls(line: str) -> Iterator[_Call]:
         yield from (_Call(name, 1) for name in _CALLS.findall(line))
 
 
-def _collective(line: str) -> tuple[str, float] | None:
+def _collective(line: str, num_devices: int) -> tuple[str, float] | None:
     """The sort of a line's collective and the bytes that a device sends for it; None for any other line."""
     hit = _COLLECTIVE.search(line)
     if hit is None:
@@ -110,7 +113,7 @@ def _collective(line: str) -> tuple[str, float] | None:
         size = max(sizes, default=0.0)
     else:
         size = sum(sizes)
-    group = _group(line)
+    group = _group(line, num_devices)
     share = (group - 1) / group
     if sort == "all-reduce":
         return sort, 2 * size * share
@@ -125,8 +128,8 @@ def _bytes(kind: str, dims: str) -> float:
     return width * math.prod(map(int, filter(None, dims.split(","))))
 
 
-def _group(line: str) -> int:
-    """How many devices take part in one collective."""
+def _group(line: str, num_devices: int) -> int:
+    """How many devices take part in one collective; all where its line lists none."""
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
@@ -134,4 +137,4 @@ def _group(line: str) -> int:
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", named[2]))
-    return 2
+    return num_devices

@@ -55,6 +55,8 @@ CHIPS = {
     "b200": Chip("gpu", 175 * GIB, 2_250.0, 900e9, 4.00, 1),
     "cpu": Chip("cpu", math.inf, 0.1, 10e9, None, 1),
 }
+BOX = 8  # GPUs that NVLink joins
+BETWEEN_BOXES = 50e9  # bytes a second of a GPU beyond its box, an assumption: a network card of 400 Gbit/s for each
 PIP = "pip install 'plumbline[plan]'"
 
 
@@ -70,6 +72,12 @@ class Topology:
     def num_devices(self) -> int:
         cores = 2 if self.name.startswith("tpu7x") else 1
         return math.prod(self.shape) * cores
+
+    @property
+    def link(self) -> float:
+        """Bytes a second of a device where all of them take part: beyond a box of GPUs, those of the network."""
+        is_boxed = self.chip.kind != "gpu" or self.num_devices <= BOX
+        return self.chip.link if is_boxed else min(BETWEEN_BOXES, self.chip.link)
 
     def larger(self, times: int) -> "Topology":
         """With `times` as many chips, a power of two: each doubling goes to the shortest side."""

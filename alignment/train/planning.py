@@ -30,6 +30,7 @@ from alignment.models import decoder, lora
 from alignment.train import adapters, collectives, flops, hardware, sharding, step, train_state
 
 REMAT = ("none", "attn_mlp", "attn", "full")  # from most memory to least
+OVER_TENSOR = "all-reduce over tensor"  # of a reckoned plan
 CHUNK = 512  # positions of the head whose logits exist at one time, see `logprobs.selected`
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -49,6 +50,8 @@ class Training:
         has_reference: scored in every step: a frozen copy of the parameters, or an adapter's base.
         layout: of its rows: "rows" of text, or one of `preferences.LAYOUTS`.
         loss, objective: of pairs: its name, and names with numbers.
+        accumulate_key: of the config's number of parts; None where the run takes a batch as one, and no other is tried.
+        phases_of: as `loss_of`, to the two computations that a loss on a batch as one is taken in parts by.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Training:
     layout: str = "rows"
     loss: str = ""
     objective: tuple[tuple[str, Any], ...] = ()
+    accumulate_key: str | None = "accumulate"
+    phases_of: Callable[[decoder.DecoderLM, Mesh | None], tuple[Any, Any]] | None = None
 
     def traced(self, **changes: Any) -> decoder.DecoderLM:
         """The network with changed attributes, and with a kernel that any machine can trace."""
@@ -85,10 +90,11 @@ class Choice:
     remat: str
     accumulate: int
 
-    def flags(self) -> str:
-        """As a run is told them."""
+    def flags(self, accumulate_key: str | None = "accumulate") -> str:
+        """As a run is told them; see `Training.accumulate_key`."""
         axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(sharding.AXES, self.mesh))
-        return f"{axes} --config.compute.remat={self.remat} --config.accumulate={self.accumulate}"
+        parts = "" if accumulate_key is None else f" --config.{accumulate_key}={self.accumulate}"
+        return f"{axes} --config.compute.remat={self.remat}{parts}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +134,15 @@ def check_mesh(choice: Choice, training: Training) -> None:
 def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None) -> tuple[Any, Shapes, Any, Any]:
     """State and batch of a step as shapes in their places (none for `mesh` None), its update, and its network."""
     model = training.traced(remat=choice.remat)
-    loss_fn = training.loss_of(model, mesh if isinstance(mesh, Mesh) else None)
+    real_mesh = mesh if isinstance(mesh, Mesh) else None
+    loss_fn = training.loss_of(model, real_mesh)
+    phases = training.phases_of(model, real_mesh) if training.phases_of and choice.accumulate > 1 else None
     if training.adapter.is_on():
         adapter = lora.lay_out(training.adapter.settings(), model)
         state = train_state.describe(adapter, training.tx, mesh)
         frozen = train_state.Unsaved(_described(model, mesh))
         loss_fn = lora.loss_fn(loss_fn, adapter)
+        phases = phases and (lora.loss_fn(phases[0], adapter), phases[1])
     else:
         state = train_state.describe(model, training.tx, mesh)
         frozen = state.params if training.has_reference else {}
@@ -142,7 +151,7 @@ def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None)
     if mesh is not None:
         rows = NamedSharding(mesh, sharding.ROWS)
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
-    return state, batch, step.build(loss_fn, training.tx, accumulate=choice.accumulate), model
+    return state, batch, step.build(loss_fn, training.tx, accumulate=choice.accumulate, phases=phases), model
 
 
 def _described(model, mesh):
@@ -150,18 +159,28 @@ def _described(model, mesh):
 
 
 @functools.lru_cache(maxsize=64)  # a search asks for each of its four ways, and to trace one takes long
-def num_flops(training: Training, remat: str) -> float:
-    """Operations of the matrix products of one step over all devices, what is computed twice counted twice."""
-    choice = Choice((1, 1, 1), remat, 1)
+def num_flops(training: Training, remat: str, parts: int = 1) -> float:
+    """Operations of the matrix products of one step over all devices, what is computed twice counted twice.
+
+    Args:
+        parts: 2 counts a step in any number of parts; more operations than in one where `phases_of` is set.
+    """
+    choice = Choice((1, 1, 1), remat, parts)
     state, batch, update, model = shapes(training, choice, None)
     counted = flops.count(update, state, batch)
     # Loops whose length depends on data are counted once: that of the head over its chunks, and that of attention in
     # packed trees over blocks that see each other.
-    targets = math.prod(batch["targets"].shape)
+    targets = math.ceil(math.prod(batch["targets"].shape) / parts)
     is_frozen = training.adapter.is_on()
-    products = (4 if is_frozen else 8) + (2 if training.has_reference else 0)
+    passes = 2 if training.phases_of and parts > 1 else 1  # forward
+    products = (2 if is_frozen else 6) + passes * (2 + (2 if training.has_reference else 0))
     turn = products * model.model_dim * model.vocab_size * min(CHUNK, targets)
-    return counted + (math.ceil(targets / CHUNK) - 1) * turn
+    return counted + parts * (math.ceil(targets / CHUNK) - 1) * turn
+
+
+def step_flops(training: Training, choice: Choice) -> float:
+    """`num_flops` of the step as it is placed."""
+    return num_flops(training, choice.remat, 2 if training.phases_of and choice.accumulate > 1 else 1)
 
 
 def compile_step(training: Training, choice: Choice, topology: hardware.Topology) -> Plan:
@@ -242,7 +261,9 @@ def reckon(training: Training, choice: Choice, topology: hardware.Topology, *, s
     kinds = _state_bytes(state, batch)
     kinds |= {name: scale * size for name, size in _rest_bytes(training, choice, state, batch, model).items()}
     total = sum(kinds.values())
-    return Plan(choice, "reckoned", kinds, total, total <= topology.chip.memory, _moved(choice, state, model))
+    return Plan(
+        choice, "reckoned", kinds, total, total <= topology.chip.memory, _moved(training, choice, state, batch, model)
+    )
 
 
 def _rest_bytes(training, choice, state, batch, model):
@@ -282,8 +303,12 @@ def _kept(model, time_T, tensor, width):
     return {"full": 0.0, "attn": attention, "attn_mlp": attention + wide, "none": whole}
 
 
-def _moved(choice, state, model):
-    """Bytes that a device sends in one step: weights gathered twice, gradients summed once, by a ring."""
+def _moved(training, choice, state, batch, model):
+    """Bytes that a device sends in one step: weights gathered twice, gradients summed once, by a ring.
+
+    Over `tensor` what each layer's two blocks give is added up in the forward pass, in the backward pass, and where a
+    layer is computed again.
+    """
     data, fsdp, tensor = choice.mesh
     width = jnp.dtype(model.dtype).itemsize
     weights = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.frozen))) / tensor
@@ -296,13 +321,19 @@ def _moved(choice, state, model):
     if data > 1:
         times = choice.accumulate
         moved["all-reduce"] = (times, times * 2 * 4 * trained / fsdp * (data - 1) / data)
+    if tensor > 1:
+        times = 4 + (2 if choice.remat != "none" else 0) + (2 if training.has_reference else 0)
+        tokens = max(math.prod(batch["tokens"].shape) / (data * fsdp), 1)
+        sent = times * model.num_layers * tokens * model.model_dim * width * 2 * (tensor - 1) / tensor
+        moved[OVER_TENSOR] = (times * model.num_layers * choice.accumulate, sent)
     return moved
 
 
 def step_seconds(flops_of_step: float, plan: Plan, topology: hardware.Topology, utilisation: float) -> float:
     """Seconds of a step: matrix products at a share of the peak, or the collectives where those take longer."""
     computing = flops_of_step / (topology.num_devices * topology.chip.tflops * 1e12 * utilisation)
-    moving = sum(size for _, size in plan.moved.values()) / topology.chip.link
+    links = {OVER_TENSOR: topology.chip.link}  # at most 8 devices, which are neighbours
+    moving = sum(size / links.get(sort, topology.link) for sort, (_, size) in plan.moved.items())
     return max(computing, moving)
 
 
@@ -320,7 +351,8 @@ def choices(
         meshes = [(num // t // f, f, t) for t in tensors for f in _divisors(num // t) if f in (1, 8, num // t)]
     for mesh in meshes:
         rows = math.prod(mesh[:2])
-        for accumulate in _divisors(_num_items(training, rows) // rows):
+        most = _num_items(training, rows) // rows
+        for accumulate in _divisors(most) if training.accumulate_key else [1] if most else []:
             out += [Choice(mesh, remat, accumulate) for remat in REMAT]
     if not out:
         raise InputError(
@@ -349,13 +381,11 @@ class Found:
         best: the fastest plan that fits; None where nothing does.
         closest: of those that were looked at, the one that needs least.
         tried: every plan that was compiled, in order.
-        flops: operations of a step, by what its layers keep.
     """
 
     best: Plan | None
     closest: Plan
     tried: list[Plan]
-    flops: Mapping[str, float]
 
 
 def search(
@@ -372,13 +402,12 @@ def search(
     Args:
         most: programs to compile at most; on a GPU nothing is compiled and the formula decides.
     """
-    num = {remat: num_flops(training, remat) for remat in dict.fromkeys(one.remat for one in candidates)}
     reckoned = [reckon(training, one, topology) for one in candidates]
-    reckoned.sort(key=lambda plan: _rank(plan, num[plan.choice.remat], topology, utilisation))
+    reckoned.sort(key=lambda plan: _rank(plan, step_flops(training, plan.choice), topology, utilisation))
     least = min(reckoned, key=lambda plan: plan.total)
     if topology.chip.kind == "gpu":
         best = next((plan for plan in reckoned if plan.fits), None)
-        return Found(best, least, [], num)
+        return Found(best, least, [])
     tried: list[Plan] = []
     scales = dict.fromkeys(REMAT, 1.0)  # of what a formula says, from programs that did not fit
     queue = reckoned
@@ -391,13 +420,13 @@ def search(
         compiled = compile_step(training, plan.choice, topology)
         tried.append(compiled)
         if compiled.fits:
-            return Found(compiled, compiled, tried, num)
+            return Found(compiled, compiled, tried)
         if is_last:
             break
         remat = plan.choice.remat
         scales[remat] = max(rest(compiled) / max(rest(plan), 1.0), scales[remat])
         queue = [one for one in queue if one is not plan]
-    return Found(None, min(tried, key=lambda plan: plan.total), tried, num)
+    return Found(None, min(tried, key=lambda plan: plan.total), tried)
 
 
 def _rank(plan, flops_of_step, topology, utilisation):

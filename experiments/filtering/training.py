@@ -36,6 +36,7 @@ def plan(model: decoder.DecoderLM, settings: Mapping[str, Mapping[str, Any]], ma
             max_len=max_len,
             steps=stage["steps"],
             accumulate=stage["accumulate"],
+            accumulate_key=f"{name}.accumulate",
         )
         if stage["steps"] and "beta" in stage:
             objective = dict(beta=stage["beta"])

@@ -103,6 +103,7 @@ def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, max_l
         steps=settings.steps,
         adapter=adapters.Options(**settings.adapter),
         reference="online",
+        accumulate_key=None,
     )
 
 

@@ -94,6 +94,7 @@ def rows(
     max_len: int,
     steps: int | None,
     accumulate: int = 1,
+    accumulate_key: str | None = "accumulate",
     adapter: adapters.Options | None = None,
 ) -> Training:
     """Training on the next tokens of rows of text."""
@@ -110,6 +111,7 @@ def rows(
         "rows",
         accumulate,
         adapter or adapters.Options(),
+        accumulate_key=accumulate_key,
     )
 
 
@@ -140,6 +142,7 @@ def pairs(
     max_prompt_len: int | None = None,
     layout: str = "separate",
     accumulate: int = 1,
+    accumulate_key: str | None = "accumulate",
     adapter: adapters.Options | None = None,
     reference: str = "stored",
     **more: Any,
@@ -178,6 +181,9 @@ def pairs(
             like = batch["mask"]
         return batch | ({"reference": like} if reads and reference == "stored" else {})
 
+    def phases_of(model: decoder.DecoderLM, mesh: Any) -> tuple[Any, Any]:
+        return preference.phases(model, loss, mesh=mesh, **objective, **more)
+
     return Training(
         name,
         model,
@@ -193,6 +199,8 @@ def pairs(
         layout=layout,
         loss=loss,
         objective=tuple(sorted(objective.items())),
+        accumulate_key=accumulate_key,
+        phases_of=phases_of if loss in losses.NON_SEPARABLE else None,
     )
 
 
@@ -228,7 +236,7 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
     with errors.files_may_be_absent():  # they are on the machine that will run it
         checks.check_config(experiment, config)
     wanted = Wanted(ARCHITECTURES.get(options.plan_model), topology.chip.kind)
-    missing = []
+    missing, best = [], []
     for training in experiment.module.plan(config, wanted):
         found = planning.search(
             training,
@@ -244,6 +252,13 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
             _say(line)
         if found.best is None:
             missing.append(_short_of(training, found, topology))
+        else:
+            best.append(found.best.choice)
+    if len({(choice.mesh, choice.remat) for choice in best}) > 1:
+        _say(
+            "\nThe stages were searched one by one, and a run has one mesh and one compute.remat for all of them: set "
+            "--config.mesh and --config.compute.remat as the stage that needs most memory has them."
+        )
     if missing:
         raise InputError("; ".join(missing))
 
@@ -292,6 +307,7 @@ def table(
     plan = found.best or found.closest
     batch = training.batch_of(math.prod(plan.choice.mesh[:2]), plan.choice.accumulate)
     num_rows, time_T = batch["tokens"].shape
+    flags = plan.choice.flags(training.accumulate_key)
     how = "analytic: reckoned by formula, nothing was compiled"
     if plan.how == "compiled":
         tool = "libtpu" if topology.chip.kind == "tpu" else "XLA"
@@ -303,7 +319,7 @@ def table(
         f"  {model_name}, {training.num_params:,} parameters, {training.model.dtype}",
         f"  {training.units} {training.unit} a step in {num_rows} rows of {time_T:,} places",
         f"  {how}",
-        f"  {'the fastest that fits' if found.best else 'what needs least, and does not fit'}: {plan.choice.flags()}",
+        f"  {'the fastest that fits' if found.best else 'what needs least, and does not fit'}: {flags}",
         "  bytes a device:",
         *(f"    {kind:36} {hardware.gib(size):>12}" for kind, size in plan.kinds.items() if size),
         f"    {'in all':36} {hardware.gib(plan.total):>12}",
@@ -311,7 +327,7 @@ def table(
     if plan.moved:
         lines.append("  collectives of a step (calls, bytes that a device sends):")
         lines += [f"    {sort:22} {calls:>8,} {hardware.gib(size):>12}" for sort, (calls, size) in plan.moved.items()]
-    lines += _time_lines(training, found.flops[plan.choice.remat], plan, topology, utilisation, price)
+    lines += _time_lines(training, planning.step_flops(training, plan.choice), plan, topology, utilisation, price)
     return lines
 
 

@@ -67,6 +67,7 @@ def plan(
         max_len=s.max_len,
         steps=None,
         accumulate=s.accumulate,
+        accumulate_key="sft.accumulate",
     )
 
 

@@ -88,11 +88,14 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
 
 
-def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, num_pairs: int | None) -> planning.Training:
+def plan(
+    c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, num_pairs: int | None, *, key: str = "tuning"
+) -> planning.Training:
     """The stage for the launcher's `--plan`; c is what `align` takes.
 
     Args:
         num_pairs: that it trains on; None where nobody knows them yet.
+        key: of the group of `settings` in the experiment's config.
     """
     t = c.tuning
     steps = None if num_pairs is None else max(1, round(num_pairs * t.epochs / t.batch_size))
@@ -109,6 +112,7 @@ def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted, name: str, num_p
         layout=LAYOUT,
         steps=steps,
         accumulate=t.accumulate,
+        accumulate_key=f"{key}.accumulate",
         adapter=lm.adapter_options(c),
     )
 

@@ -174,6 +174,12 @@ def test_collectives_in_loops_count_as_often_as_the_loops_turn():
     assert moved["all-reduce"] == (1, 2 * 4_000 / 2)
 
 
+def test_a_collective_that_lists_no_devices_is_of_all():
+    line = "  %s = f32[100]{0} all-reduce(%x), replica_groups={}, to_apply=%add\n"
+    text = f"HloModule jit_f, num_partitions=8\n\nENTRY %main (x: f32[100]) -> f32[100] {{\n{line}}}\n"
+    assert collectives.count(text) == {"all-reduce": (1, 2 * 400 * 7 / 8)}
+
+
 def test_collectives_of_a_program_of_this_machine():
     mesh = helpers.make_mesh((1, 4, 1))
     split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*s)) for s in ((None, "fsdp"), ()))
@@ -217,3 +223,18 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there():
 def test_without_libtpu_the_extra_is_named():
     with pytest.raises(InputError, match=r"plumbline\[plan\]"):
         hardware.devices(hardware.topology("v5e:2x2"))
+
+
+def test_gpus_beyond_a_box_exchange_over_a_network():
+    within, beyond = hardware.topology("h200:8"), hardware.topology("h200:16")
+    assert within.link == within.chip.link and beyond.link == hardware.BETWEEN_BOXES
+    plan = planning.reckon(training(), Choice((1, 16, 1), "full", 1), beyond)
+    moved = sum(size for _, size in plan.moved.values())
+    assert planning.step_seconds(0.0, plan, beyond, 0.4) == pytest.approx(moved / 50e9)
+
+
+def test_reckoned_sums_over_tensor_are_those_of_the_compiled_step():
+    one, choice = training(rows=32, t=64, model=dict(num_layers=6)), Choice((1, 1, 2), "full", 1)
+    reckoned = planning.reckon(one, choice, hardware.topology("cpu:2")).moved[planning.OVER_TENSOR][1]
+    compiled = planning.compile_step(one, choice, hardware.topology("cpu:2")).moved["all-reduce"][1]
+    assert reckoned == pytest.approx(compiled, rel=0.25)

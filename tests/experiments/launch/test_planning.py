@@ -10,6 +10,7 @@ from alignment.errors import InputError
 from alignment.train import adapters, hardware, optimizer, planning
 from data.texts import preferences, text, trees
 from experiments import dpo, run, sft
+from experiments.launch import checks
 from experiments.launch import config as configs
 from experiments.launch import planning as launched
 from experiments.safety import cost
@@ -32,7 +33,8 @@ def shapes(batch):
 def test_a_planned_batch_of_pairs_has_the_arrays_of_a_real_one(layout, loss):
     c = dpo.get_config("tiny")
     c.loss, c.batch.layout, c.objective.beta = loss, layout, 0.1
-    (training,) = dpo.plan(c, launched.Wanted())
+    training, before = dpo.plan(c, launched.Wanted())
+    assert before.name == "pretraining" and not before.adapter.is_on()
     has_label = loss == "kto_unpaired"
     pairs = launched._one_pair(has_label)
     answer = preferences.round_up(80)
@@ -46,7 +48,7 @@ def test_a_planned_batch_of_pairs_has_the_arrays_of_a_real_one(layout, loss):
 def test_a_planned_batch_of_trees_has_a_row_for_each_device_and_part():
     c = dpo.get_config("tiny")
     c.batch.layout = "tree"
-    (training,) = dpo.plan(c, launched.Wanted())
+    training = dpo.plan(c, launched.Wanted())[0]
     batch = training.batch_of(2, 2)
     assert batch["tokens"].shape == (4, trees.round_up(2 * 240)) == batch["reference"].shape
     assert batch["sides"].shape == (4, 8, 2)
@@ -100,8 +102,9 @@ def test_an_adapter_is_planned_as_one():
     c = dpo.get_config("tiny")
     whole, topology = dpo.plan(c, launched.Wanted())[0], hardware.topology("h200:1")
     c.adapter.rank = 2
-    (low,) = dpo.plan(c, launched.Wanted())
+    low, before = dpo.plan(c, launched.Wanted())
     assert low.adapter == adapters.Options(rank=2)
+    assert before.name == "pretraining" and not before.adapter.is_on()  # of all weights, and the dearer one
     choice = planning.Choice((1, 1, 1), "none", 1)
     small, large = (planning.reckon(one, choice, topology).kinds for one in (low, whole))
     assert small["frozen weights"] == large["parameters"] and small["optimizer"] < large["optimizer"] / 2
@@ -133,6 +136,8 @@ def test_every_stage_of_an_experiment_that_trains_a_decoder_can_be_planned(name)
         config.general.path = config.safety.path = "pairs.jsonl"  # without pairs these stages are left out
     trainings = experiment.module.plan(config, wanted)
     assert [training.name for training in trainings] == EXPECTED[name]
+    for key in filter(None, (training.accumulate_key for training in trainings)):
+        assert checks.leaf(config, key) >= 1  # a flag of the run
     for training in trainings:
         state, batch, _, model = planning.shapes(training, planning.Choice((1, 1, 1), "none", 1), None)
         frozen = state.frozen if training.has_reference else {}
@@ -145,3 +150,21 @@ def test_weights_that_an_experiment_makes_itself_need_a_network_by_name():
     config = configs.load_experiment("egida:laptop")
     with pytest.raises(InputError, match="--plan_model=NAME"):
         config.module.plan(config.config(), launched.Wanted())
+
+
+def test_parts_are_tried_only_where_a_run_has_a_setting_for_them():
+    topology = hardware.topology("h200:1")
+    dpo_stage, before = dpo.plan(dpo.get_config("tiny"), launched.Wanted())
+    assert {one.accumulate for one in planning.choices(before, topology)} == {1}
+    assert {one.accumulate for one in planning.choices(dpo_stage, topology)} == {1, 2, 4, 8}
+    choice = planning.Choice((1, 1, 1), "none", 1)
+    assert "accumulate" not in choice.flags(before.accumulate_key)
+    assert choice.flags("sft.accumulate").endswith(" --config.sft.accumulate=1")
+
+
+def test_a_loss_on_a_whole_batch_is_planned_in_parts_as_it_runs():
+    c = dpo.get_config("tiny")
+    c.loss = "kto"
+    training = dpo.plan(c, launched.Wanted())[0]
+    flops = [planning.num_flops(training, "none", parts) for parts in (1, 2)]
+    assert flops[1] > 1.2 * flops[0]  # each part is scored before the gradient of any
