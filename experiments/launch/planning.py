@@ -325,7 +325,8 @@ def table(
         f"    {'in all':36} {hardware.gib(plan.total):>12}",
     ]
     if plan.moved:
-        lines.append("  collectives of a step (calls, bytes that a device sends):")
+        slow = f"; beyond a box at {topology.link / 1e9:g} GB/s (assumed)" if topology.link < topology.chip.link else ""
+        lines.append(f"  collectives of a step (calls, bytes that a device sends{slow}):")
         lines += [f"    {sort:22} {calls:>8,} {hardware.gib(size):>12}" for sort, (calls, size) in plan.moved.items()]
     lines += _time_lines(training, planning.step_flops(training, plan.choice), plan, topology, utilisation, price)
     return lines
