@@ -137,7 +137,7 @@ def pairs(
     objective: Mapping[str, Any],
     tx: optax.GradientTransformation,
     batch_size: int,
-    max_len: int | None,
+    max_len: int,
     steps: int | None,
     max_prompt_len: int | None = None,
     layout: str = "separate",
@@ -153,8 +153,6 @@ def pairs(
         reference: "stored" log-probabilities come with the batch; "online" ones are computed in each step.
         more: keyword arguments of `pairs.loss_fn`.
     """
-    if max_len is None:
-        raise InputError(f"--plan: {name} has rows of max_len tokens, and that is None; set it")
     adapter = adapter or adapters.Options()
     reads = loss not in losses.REFERENCE_FREE
     answer = preferences.round_up(max(max_len - (max_prompt_len or max_len // 2), 1))

@@ -88,7 +88,7 @@ def test_a_plan_that_does_not_fit_fails_and_says_by_how_much_and_what_would(caps
         (["--config", "dpo:tiny", "--plan=h200:1", "--plan_utilisation=2"], "must be above 0 and at most 1"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--config.batch.layout=pakced"], "batch.layout='pakced' is not one"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--config.batch.batch_size=0"], "batch_size=0 must be at least 1"),
-        (["--config", "dpo:tiny", "--plan=h200:1", "--config.data.max_len=None"], "max_len tokens, and that is None"),
+        (["--config", "dpo:tiny", "--plan=h200:1", "--config.data.max_len=None"], "data.max_len cannot be unset"),
         (["--config", "sft", "--plan=h200:1", "--config.data.truncation=cut"], "data.truncation='cut' is not one"),
         (["--config", "dpo:tiny", "--plan=h200:4", "--config.mesh.fsdp=3"], "does not split over the 4 devices"),
     ],
