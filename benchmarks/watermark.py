@@ -213,7 +213,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
 
 def report(rows: list[dict], facts: dict) -> str:
     text = ["# Watermarks beside transformers", "", *tables(rows)]
-    text += [f"Meanwhile {machine.noise([row['others'] for row in rows])}.", "", machine.notes(facts)]
+    text += [f"Over all rounds, {machine.noise([row['others'] for row in rows])}.", "", machine.notes(facts)]
     return "\n".join(text)
 
 
