@@ -7,30 +7,30 @@ from typing import Any
 import jax
 
 
-def count(fn: Callable[..., Any], *args: Any) -> float:
+def count(fn: Callable[..., Any], *args: Any, turns: int = 1) -> float:
     """Of one call: two for each multiplication and addition of a matrix product, products in loops counted each time.
 
     Compilers do not count this way: XLA's own analysis takes the body of a loop over layers once. Of a branch the
-    dearer side counts; of a loop whose length depends on data the body counts once.
+    dearer side counts; of a loop whose length depends on data the body counts `turns` times.
 
     Args:
         args: arrays or `jax.ShapeDtypeStruct`; nothing is computed.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr, turns)
 
 
-def _count(jaxpr: Any) -> float:
+def _count(jaxpr: Any, turns: int) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "dot_general":
             total += _product(equation)
             continue
-        inner = [_count(one) for one in _inner(equation.params)]
+        inner = [_count(one, turns) for one in _inner(equation.params)]
         if name == "cond":
             total += max(inner, default=0.0)
         else:
-            total += sum(inner) * (equation.params["length"] if name == "scan" else 1)
+            total += sum(inner) * {"scan": equation.params.get("length"), "while": turns}.get(name, 1)
     return total
 
 

@@ -51,6 +51,7 @@ class Training:
         layout: of its rows: "rows" of text, or one of `preferences.LAYOUTS`.
         loss, objective: of pairs: its name, and names with numbers.
         accumulate_key: of the config's number of parts; None where the run takes a batch as one, and no other is tried.
+        block_pairs: of packed trees: number of rows to pairs of blocks that see each other in one row.
         phases_of: as `loss_of`, to the two computations that a loss on a batch as one is taken in parts by.
     """
 
@@ -69,6 +70,7 @@ class Training:
     loss: str = ""
     objective: tuple[tuple[str, Any], ...] = ()
     accumulate_key: str | None = "accumulate"
+    block_pairs: Callable[[int], int] | None = None
     phases_of: Callable[[decoder.DecoderLM, Mesh | None], tuple[Any, Any]] | None = None
 
     def traced(self, **changes: Any) -> decoder.DecoderLM:
@@ -169,13 +171,17 @@ def num_flops(training: Training, remat: str, parts: int = 1) -> float:
     state, batch, update, model = shapes(training, choice, None)
     counted = flops.count(update, state, batch)
     # Loops whose length depends on data are counted once: that of the head over its chunks, and that of attention in
-    # packed trees over blocks that see each other.
+    # packed trees over blocks that see each other. A second turn costs what both take.
     targets = math.ceil(math.prod(batch["targets"].shape) / parts)
     is_frozen = training.adapter.is_on()
     passes = 2 if training.phases_of and parts > 1 else 1  # forward
     products = (2 if is_frozen else 6) + passes * (2 + (2 if training.has_reference else 0))
     turn = products * model.model_dim * model.vocab_size * min(CHUNK, targets)
-    return counted + parts * (math.ceil(targets / CHUNK) - 1) * turn
+    of_trees = 0.0
+    if training.block_pairs is not None:
+        both = flops.count(update, state, batch, turns=2) - counted
+        of_trees = (training.block_pairs(parts) - 1) * max(both - parts * turn, 0.0)
+    return counted + parts * (math.ceil(targets / CHUNK) - 1) * turn + of_trees
 
 
 def step_flops(training: Training, choice: Choice) -> float:

@@ -17,7 +17,7 @@ import optax
 
 from alignment import errors
 from alignment.errors import InputError
-from alignment.models import decoder
+from alignment.models import decoder, tree_attention
 from alignment.preference import losses
 from alignment.preference import pairs as preference
 from alignment.train import adapters, hardware, language_model, next_token, optimizer, planning, sharding
@@ -179,6 +179,11 @@ def pairs(
             like = batch["mask"]
         return batch | ({"reference": like} if reads and reference == "stored" else {})
 
+    def block_pairs(num_rows: int) -> int:
+        trunk, branch = (math.ceil(n / tree_attention.BLOCK) for n in (max_len - answer, answer))
+        of_one = trunk * (trunk + 1) // 2 + 2 * branch * trunk + branch * (branch + 1)
+        return math.ceil(batch_size / num_rows) * of_one
+
     def phases_of(model: decoder.DecoderLM, mesh: Any) -> tuple[Any, Any]:
         return preference.phases(model, loss, mesh=mesh, **objective, **more)
 
@@ -198,6 +203,7 @@ def pairs(
         loss=loss,
         objective=tuple(sorted(objective.items())),
         accumulate_key=accumulate_key,
+        block_pairs=block_pairs if layout == "tree" else None,
         phases_of=phases_of if loss in losses.NON_SEPARABLE else None,
     )
 

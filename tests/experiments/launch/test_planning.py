@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.models import tree_attention
 from alignment.train import adapters, hardware, optimizer, planning
 from data.texts import preferences, text, trees
 from experiments import dpo, run, sft
@@ -168,3 +169,19 @@ def test_a_loss_on_a_whole_batch_is_planned_in_parts_as_it_runs():
     training = dpo.plan(c, launched.Wanted())[0]
     flops = [planning.num_flops(training, "none", parts) for parts in (1, 2)]
     assert flops[1] > 1.2 * flops[0]  # each part is scored before the gradient of any
+
+
+def test_attention_in_packed_trees_is_counted_for_every_pair_of_blocks_that_see_each_other():
+    counted = []
+    for length in (1_024, 2_048):  # rows of 3 and 6 chunks of the head
+        c = dpo.get_config("tiny")
+        c.batch.layout, c.batch.batch_size, c.data.max_len = "tree", 1, length
+        training = dpo.plan(c, launched.Wanted())[0]
+        pairs_of_blocks = training.block_pairs(1)
+        places = tree_attention.BLOCK**2 * pairs_of_blocks
+        model = training.model
+        head = model.head_dim or model.model_dim // model.num_heads
+        # two products forward, five backward
+        attention = 14 * places * model.num_heads * head * model.num_layers
+        counted.append(planning.num_flops(training, "none") - attention)
+    assert counted[1] == pytest.approx(2 * counted[0], rel=1e-3)  # what is left is of places and targets
