@@ -5,7 +5,7 @@ Run:     python -m experiments.run --config experiments/egida.py --config.init_f
          --config.pairs.safe=Egida-S.json --config.harmless.path=xstest_prompts.csv
 Laptop:  python -m experiments.run --config experiments/egida.py:laptop   (CPU, minutes; `tiny`: seconds)
 Expect:  laptop, 240 attacks and 80 harmless prompts of an embedded house: attacks that succeed 1.000, then
-         0.004 (seed 1: 0.000); harmless prompts refused 0.000, then 0.013; questions answered right
+         0.004 (seeds 1 and 2: 0.000, 0.000); harmless prompts refused 0.000, then 0.013; questions answered right
          1.000, then 1.000
 Smol:    make models, then the same with egida.py:smol and the files that it names in this folder
 
