@@ -276,6 +276,12 @@ class Loss:
         return frozenset(ARRAYS) & inspect.signature(self.fn).parameters.keys()
 
     @functools.cached_property
+    def needs(self) -> frozenset[str]:
+        """Those of them without which it cannot be computed."""
+        parameters = inspect.signature(self.fn).parameters
+        return frozenset(name for name in self.reads if parameters[name].default is inspect.Parameter.empty)
+
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
         """Keyword arguments that a config may set, with their defaults."""
         keywords = [p for p in inspect.signature(self.fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -395,7 +401,11 @@ def compute(
     chosen_B: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
-    """[B] loss of each pair or labelled answer by the loss called `name`, which gets the arrays that it reads."""
+    """[B] loss of each pair or labelled answer by the loss called `name`, which gets the arrays that it reads.
+
+    Raises:
+        TypeError: one of those that it needs was not passed.
+    """
     arrays = {
         "policy_BP": policy_BP,
         "reference_BP": reference_BP,
@@ -404,7 +414,10 @@ def compute(
         "weights_B": weights_B,
         "chosen_B": chosen_B,
     }
-    return LOSSES[name].fn(**{array: arrays[array] for array in LOSSES[name].reads}, **options)
+    loss = LOSSES[name]
+    if missing := sorted(array for array in loss.needs if arrays[array] is None):
+        raise TypeError(f"loss {name!r} reads {', '.join(missing)}; pass {'it' if len(missing) == 1 else 'them'} too")
+    return loss.fn(**{array: arrays[array] for array in loss.reads}, **options)
 
 
 def rewards(

@@ -415,3 +415,12 @@ def test_bad_options_are_named(name, options, words):
     with pytest.raises(InputError) as caught:
         losses.check_options(name, options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("dpo", "reference_BP"), ("kto_unpaired", "labels_B"), ("plackett_luce", "chosen_B")]
+)
+def test_an_array_that_a_loss_reads_and_did_not_get_is_named(name, missing):
+    arrays = {array: jnp.ones((2, 2) if array.endswith("BP") else 2) for array in losses.ARRAYS if array != missing}
+    with pytest.raises(TypeError, match=f"loss '{name}' reads {missing}; pass it too"):
+        losses.compute(name, **arrays, beta=0.1)
