@@ -283,7 +283,7 @@ def _rest_bytes(training, choice, state, batch, model):
     targets = math.prod(batch["targets"].shape) / parts
     layer = sum(leaf.size for leaf in jax.tree.leaves(decoder.boxed_params(model)["layers"])) / L
     gradients = _local_bytes(state.params)
-    kept = _kept(training.model, time_T, tensor, width)
+    kept = _kept(training.model, time_T, tensor, width, is_tree="ends" in batch)
     is_frozen = training.adapter.is_on()
     # A layer's backward pass makes everything that "none" keeps, with slopes beside it; not all at one time.
     worked = 1.2 * kept["none"] * tokens
@@ -297,15 +297,21 @@ def _rest_bytes(training, choice, state, batch, model):
     }
 
 
-def _kept(model, time_T, tensor, width):
+def _kept(model, time_T, tensor, width, is_tree):
     """Bytes a token and layer that each policy keeps beside the residual stream."""
     D, H, F = model.model_dim, model.num_heads, model.ffn_dim or 8 * model.model_dim / 3
     G, K = model.num_kv_heads or H, model.head_dim or D // H
     attention = width * H * K / tensor
     wide = width * 2 * F / tensor
-    # Blocks of attention leave 5/8 of the square, in some three arrays of float32; norms keep float32 beside their own.
-    square = 0.0 if model.attention == "cudnn" else 0.625 * H / tensor * time_T * 12
-    whole = attention * 3 + width * 4 * G * K / tensor + wide * 2 + (8 + width * 4) * D + square
+    if is_tree:
+        # Memory is linear in the row: queries, keys, values, what they give and all gradients, in rows and in blocks,
+        # and twice where a loop carries them, in float32. XLA's own count on a CPU is within a tenth of it.
+        scores = 4 * 16 * (H + G) * K / tensor
+    else:
+        # Blocks of attention leave 5/8 of the square, in some three arrays of float32.
+        scores = 0.0 if model.attention == "cudnn" else 0.625 * H / tensor * time_T * 12
+    # Norms keep float32 beside their own.
+    whole = attention * 3 + width * 4 * G * K / tensor + wide * 2 + (8 + width * 4) * D + scores
     return {"full": 0.0, "attn": attention, "attn_mlp": attention + wide, "none": whole}
 
 

@@ -185,3 +185,12 @@ def test_attention_in_packed_trees_is_counted_for_every_pair_of_blocks_that_see_
         attention = 14 * places * model.num_heads * head * model.num_layers
         counted.append(planning.num_flops(training, "none") - attention)
     assert counted[1] == pytest.approx(2 * counted[0], rel=1e-3)  # what is left is of places and targets
+
+
+def test_a_packed_row_is_reckoned_with_memory_linear_in_its_length_as_the_compiled_step_has():
+    c = dpo.get_config("laptop")
+    c.batch.layout, c.batch.batch_size, c.data.max_len, c.data.max_prompt_len = "tree", 4, 512, 384
+    training = dpo.plan(c, launched.Wanted())[0]  # its pretraining comes after it
+    choice, topology = planning.Choice((1, 1, 1), "full", 1), hardware.topology("cpu:1")
+    reckoned, compiled = (fn(training, choice, topology).total for fn in (planning.reckon, planning.compile_step))
+    assert reckoned == pytest.approx(compiled, rel=0.12)
