@@ -71,7 +71,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         labels="soft",
         weights="binary",
         tau_w=0.1,  # temperature of weights="sigmoid"
-        normalise="kept",  # batch: a row that stays weighs no more because others were dropped
         scale="batchmax",
         scores="logp",
         mu=0.9,  # momentum of the validation gradient
@@ -248,8 +247,6 @@ def check_refine(c: ml_collections.ConfigDict, kind: str) -> None:
         unread.append("beta")
     if c.refine.labels == "upstream":
         unread += ["gumbel", "penalty"]
-    if c.refine.weights == "none":  # all rows are kept, so both say the same
-        unread.append("normalise")
     for name in unread:
         if c.refine[name] != default[name]:
             raise InputError(f"refine.{name}={c.refine[name]!r} is not read with {relevant(options)}; leave it out")

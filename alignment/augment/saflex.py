@@ -25,7 +25,7 @@ import optax
 from alignment.errors import InputError, one_of
 
 PENALTIES, LABELS, WEIGHTS = ("linear", "kl"), ("free", "upstream", "soft"), ("binary", "sigmoid", "none")
-SCALES, SCORES, NORMALISE = ("batchmax", "none", "gnorm"), ("logp", "logits"), ("kept", "batch")
+SCALES, SCORES = ("batchmax", "none", "gnorm"), ("logp", "logits")
 LAST_LAYER = "last"  # a subset: the layer that every image network calls `head`
 TOLERANCE = 1e-6  # of the batch's largest score: a mean of scores that is 0 but for rounding still counts as 0
 SUM_TOLERANCE = 1e-4  # of the sum of an upstream label
@@ -71,7 +71,6 @@ def check(
     labels: str = "soft",
     weights: str = "binary",
     tau_w: float = 0.1,
-    normalise: str = "kept",
     scale: str = "batchmax",
     scores: str = "logp",
     mu: float = 0.9,
@@ -82,7 +81,6 @@ def check(
         ("penalty", penalty, PENALTIES),
         ("labels", labels, LABELS),
         ("weights", weights, WEIGHTS),
-        ("normalise", normalise, NORMALISE),
         ("scale", scale, SCALES),
         ("scores", scores, SCORES),
     ):
@@ -114,7 +112,6 @@ def refine(
     labels: str = "soft",
     weights: str = "binary",
     tau_w: float = 0.1,
-    normalise: str = "kept",
     scale: str = "batchmax",
     scores: str = "logp",
     mu: float = 0.9,
@@ -139,8 +136,6 @@ def refine(
             that the upstream gives no share at 0.
         labels: `soft`, the maximiser with tau times the entropy added; `free`, the best class; `upstream`, y0.
         weights: `binary`, 1 where <y,P> >= 0; `sigmoid` of <y,P> / tau_w; `none`, the same for all.
-        normalise: weights are divided by their sum where it is above 1 (`kept`), or by the number of rows (`batch`), so
-            that rows that stay weigh no more because others were dropped (ours).
         scale: `batchmax` divides the scores by the largest of the batch, `gnorm` by the length of the direction.
         scores: `logp`, the Jacobian of the losses, or `logits`; cross-entropy has then the same best class.
         mu: momentum of the validation gradient, in [0, 1), with bias correction.
@@ -157,7 +152,7 @@ def refine(
         InputError: an empty validation batch, shapes that do not fit, labels that are none (outside of `jit` alone).
     """
     how: Any = dict(beta=beta, tau=tau, penalty=penalty, labels=labels)
-    how_much: Any = dict(weights=weights, tau_w=tau_w, normalise=normalise)
+    how_much: Any = dict(weights=weights, tau_w=tau_w)
     check(**how, **how_much, scale=scale, scores=scores, mu=mu, subset=subset)
     picked, rebuild = split(params, subset)
     outputs_fn = lambda leaves, x: apply_fn(rebuild(leaves), x).astype(jnp.float32)  # noqa: E731
@@ -240,13 +235,7 @@ def choose_labels(
 
 
 def choose_weights(
-    score_B: jax.Array,
-    largest: jax.Array,
-    real_B: jax.Array,
-    *,
-    weights: str,
-    tau_w: float = 0.1,
-    normalise: str = "kept",
+    score_B: jax.Array, largest: jax.Array, real_B: jax.Array, *, weights: str, tau_w: float = 0.1
 ) -> jax.Array:
     """Weights [B] that sum to 1, or to 0 where no sample is worth anything, or to less where their sum is below 1.
 
@@ -263,7 +252,7 @@ def choose_weights(
     else:
         raw_B = jnp.ones_like(score_B)
     raw_B = raw_B * real_B
-    return raw_B / jnp.maximum(jnp.sum(real_B if normalise == "batch" else raw_B), 1.0)
+    return raw_B / jnp.maximum(jnp.sum(raw_B), 1.0)
 
 
 def _averaged(gradient: Any, state: State, mu: float) -> Any:

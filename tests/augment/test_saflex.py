@@ -373,12 +373,3 @@ def test_an_empty_validation_batch_is_refused():
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         saflex.check(**options)
-
-
-def test_a_row_that_stays_weighs_more_for_those_dropped_only_where_weights_are_of_the_kept():
-    score_B, real_B = jnp.array([0.5, -1.0, 0.2, 0.1, 0.9]), jnp.array([1.0, 1.0, 1.0, 1.0, 0.0])
-    for normalise, weight in (("kept", 1 / 3), ("batch", 1 / 4)):
-        w_B = saflex.choose_weights(score_B, jnp.ones(()), real_B, weights="binary", normalise=normalise)
-        np.testing.assert_allclose(w_B, [weight, 0, weight, weight, 0])
-    with pytest.raises(InputError, match="normalise='rows'"):
-        saflex.check(normalise="rows")
