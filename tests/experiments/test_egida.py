@@ -216,7 +216,10 @@ def test_other_doors_open_on_the_aligned_model(tmp_path, whole, door):
             "ability.num_texts=7 is not read, as ability.texts names",
         ),
         (["--config.split.unseen_topics=('doors',)", "--config.split.topic_share=0.3"], "split.topic_share=0.3"),
-        (["--config.split.topic_groups=none.json"], "split.topic_groups='none.json' cannot be read"),
+        (
+            ["--config.split.topic_groups=none.json"],
+            "none.json cannot be read (No such file or directory); split.topic_groups names",
+        ),
         (["--config.data.path="], "data.path is empty"),
         (["--config.data.near=2.0"], "data.near=2.0"),
         (["--config.data.kind=bad"], "data.kind='bad'"),
