@@ -59,9 +59,8 @@ def read(path: Path) -> dict[str, list[np.ndarray]]:
         return {name: np.split(arrays[name], np.cumsum(arrays[f"{name}_lengths"])[:-1]) for name in NAMES}
 
 
-def padded(sequences: list[np.ndarray], *, on_left: bool) -> tuple[np.ndarray, np.ndarray]:
+def padded(sequences: list[np.ndarray], longest: int, *, on_left: bool) -> tuple[np.ndarray, np.ndarray]:
     """Ids [pairs, longest] and their mask, filled up with zeros."""
-    longest = max(map(len, sequences))
     ids, mask = (np.zeros((len(sequences), longest), np.int32) for _ in range(2))
     for row, one in enumerate(sequences):
         here = slice(longest - len(one), longest) if on_left else slice(0, len(one))

@@ -61,7 +61,9 @@ def batches(channel: Channel, trainer, batch):
 def main() -> None:
     channel = Channel(peak_gflops)
     ids = dpo_task.read(args.ids)
-    rows = {key: dpo_task.padded(ids[name], on_left=key == "prompt") for key, name in PARTS}
+    longest = {name: max(map(len, ids[name])) for _, name in PARTS}
+    longest["chosen"] = longest["rejected"] = max(longest["chosen"], longest["rejected"])  # Tunix stacks the two
+    rows = {key: dpo_task.padded(ids[name], longest[name], on_left=key == "prompt") for key, name in PARTS}
     batch = dpo_trainer.TrainingInput(
         **{f"{key}_ids": of_key for key, (of_key, _) in rows.items()},
         **{f"{key}_mask": mask for key, (_, mask) in rows.items()},
