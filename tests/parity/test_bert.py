@@ -29,16 +29,21 @@ def make(family):
     return transformers.BertModel(config)
 
 
+def moved_and_saved(model, folder):
+    """Move the first weights, in which biases are zeros, and save them; the tokenizer beside them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    return transformers.BertTokenizerFast.from_pretrained(str(folder))
+
+
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
 def test_hidden_states_and_means_agree_with_transformers(tmp_path, family, file):
     model = make(family).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    peer = moved_and_saved(model, tmp_path)
     if file == "tokenizer.json":
         peer.save_pretrained(str(tmp_path))
         (tmp_path / "vocab.txt").unlink(missing_ok=True)
@@ -50,12 +55,7 @@ def test_grades_of_pairs_agree_with_transformers(tmp_path):
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     config = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, num_labels=1, **sizes)
     model = transformers.BertForSequenceClassification(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    peer = moved_and_saved(model, tmp_path)
     batch = peer(TEXTS, TEXTS[::-1], padding=True, truncation=True, max_length=64, return_tensors="pt")
     with torch.no_grad():
         wanted = model(**batch).logits[:, 0].numpy()
@@ -67,12 +67,7 @@ def test_a_classifier_s_logits_and_gradients_agree_with_transformers(tmp_path):
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     config = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, num_labels=3, **sizes)
     model = transformers.BertForSequenceClassification(config).eval()  # without dropout
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    peer = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    peer = moved_and_saved(model, tmp_path)
     batch = peer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
     labels_B = np.arange(len(TEXTS)) % 3
     theirs = model(**batch, labels=torch.from_numpy(labels_B))
