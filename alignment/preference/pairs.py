@@ -98,10 +98,8 @@ def phases(
     words = {name: value for name, value in objective.items() if value is None or isinstance(value, str)}
     numbers = {name: _number(value) for name, value in objective.items() if name not in words}
     # None is no number: a weight that a loss does without shapes the program
-    alpha, anchor = (
-        (_number(length_alpha) if length_alpha != 1 else None),
-        (_number(sft_weight) if sft_weight else None),
-    )
+    alpha = _number(length_alpha) if length_alpha != 1 else None
+    anchor = _number(sft_weight) if sft_weight else None
     return (
         programs.Computation(_scores, dict(model=model, mesh=mesh, loss=loss), dict(length_alpha=alpha)),
         programs.Computation(

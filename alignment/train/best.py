@@ -53,10 +53,10 @@ class Watch:
     @property
     def is_over(self) -> bool:
         """Whether the last `patience` evaluations brought nothing better."""
-        if self.patience is None or not self.history:
-            return False
         best = self.best_step()
-        return sum(number > best for number, _ in self.history if best is not None) >= self.patience
+        if self.patience is None or best is None:
+            return False
+        return sum(number > best for number, _ in self.history) >= self.patience
 
     def restore(self, state: TrainState) -> TrainState:
         """The best state; the arrays of the one that is given are freed, because memory may not hold both."""

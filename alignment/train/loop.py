@@ -360,7 +360,7 @@ class _Minutes:
         self._start = time.monotonic()
 
     def are_over(self, *, agrees: bool) -> bool:
-        """Whether so many have passed, on any host; always False where `agrees` is."""
+        """Whether so many have passed, on any host; hosts compare their clocks only at steps where `agrees` is set."""
         if self.minutes is None or not agrees:
             return False
         return _on_any_host(time.monotonic() - self._start >= 60 * self.minutes)

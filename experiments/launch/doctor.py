@@ -160,8 +160,6 @@ class _Patient:
         return self.compare(self.result(self.batch_of(other)), f"layout {other!r}")
 
     def accumulation(self) -> str:
-        if self.training.loss in losses.NON_SEPARABLE:
-            raise _LeftOut(f"loss={self.training.loss!r} compares the answers of a whole batch")
         batch = self.batch_of("tree", parts=2) if self.layout == "tree" else self.batch
         return self.compare(self.result(batch, accumulate=2), "two parts")
 
@@ -233,11 +231,13 @@ class _Patient:
         mesh = mesh or self.one
         model, tx = self.training.model, optax.sgd(1.0)
         loss_fn = self.training.loss_of(model, mesh)
+        phases = self.training.phases_of(model, mesh) if self.training.phases_of and accumulate > 1 else None
         places = train_state.describe(model, optax.identity(), mesh).params
         frozen: Any = {}
         params = self.params
         if self.adapter is not None:
             loss_fn = lora.loss_fn(loss_fn, self.adapter)
+            phases = phases and (lora.loss_fn(phases[0], self.adapter), phases[1])
             frozen = train_state.Unsaved(_placed(self.base, places))
             params = _placed(params, train_state.describe(self.adapter, optax.identity(), mesh).params)
         else:
@@ -246,7 +246,7 @@ class _Patient:
         number, key = (jax.device_put(x, whole) for x in (jnp.zeros((), jnp.int32), jax.random.PRNGKey(0)))
         state = train_state.TrainState(number, params, tx.init(params), key, frozen)
         with sharding.activations(mesh):
-            update = programs.compiled(step.build(loss_fn, tx, accumulate=accumulate), place=whole)
+            update = programs.compiled(step.build(loss_fn, tx, accumulate=accumulate, phases=phases), place=whole)
             new, means = update(state, sharding.to_devices(dict(batch), mesh))
         values = {name: float(step.value(mean)) for name, mean in jax.device_get(means).items()}
         gradient = jax.tree.map(lambda old, new: np.ravel(np.asarray(old) - np.asarray(new)), params, new.params)

@@ -38,6 +38,10 @@ def test_a_right_step_on_pairs_passes_every_check(layout):
     assert set(outcomes(of_dpo(layout=layout)).values()) == {doctor.OK}
 
 
+def test_a_loss_on_the_whole_batch_is_examined_in_parts_too():
+    assert outcomes(of_dpo(layout="separate", top={"loss": "kto"}), (1, 1, 1))["accumulation"] == doctor.OK
+
+
 def test_a_right_step_on_rows_passes_and_has_no_first_loss():
     (training,) = sft.plan(sft.get_config("tiny"), planning.Wanted())
     found = outcomes(training)
