@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         share_prefixes=False,  # what texts of a row begin with in common stands there once
         columns=groups.columns("text"),
     )
+    c.stream = groups.stream()
     c.batch_size = 256  # rows over all hosts
     c.accumulate = 1  # parts that a batch is taken in
     c.optimizer = groups.adamw(c, peak_lr=1e-3, warmup_steps=500, weight_decay=0.1)

@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             *("messages", "prompt", "completion", "conversations", "input", "system", "history", "tools")
         ),
     )
+    c.stream = groups.stream()
     c.batch_size = 64  # rows over all hosts
     c.accumulate = 1  # parts that a batch is taken in
     c.optimizer = groups.adamw(c, peak_lr=1e-5, warmup_steps=50)

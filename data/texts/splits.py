@@ -78,6 +78,11 @@ def _openings(prompts: set[str], min_len: int = 20, max_share: float = 0.1) -> d
     return out
 
 
+def key(text: str, seed: int = 0) -> int:
+    """The 64-bit number by which a text is held out: of its hash, so that equal texts stay together."""
+    return _key(_normal(text), seed)
+
+
 def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 

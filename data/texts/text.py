@@ -200,7 +200,7 @@ def load(
         **held,
     )
     fitting: dict[str, Any] = dict(max_len=max_len, turns=turns, truncation=truncation, report=report, **rows)
-    train, heldout = (_tokenise(half, tokenizer, **fitting) for half in halves)
+    train, heldout = (tokenise(half, tokenizer, **fitting) for half in halves)
     if path and not len(train):
         raise InputError(f"{path}: no text is left to train on; counts: {report}")
     report["training rows"], report["held-out rows"] = len(train), len(heldout)
@@ -360,6 +360,15 @@ def _spans(tokenizer: Tokenizer, item: Comparison, turns: str) -> tuple[str, Spa
     return text, [(len(prefix), len(text.rstrip()))], True
 
 
+def refusal(tokenizer: Tokenizer, item: Comparison, turns: str) -> str:
+    """Why the chat template does not write this conversation; "" where it does."""
+    try:
+        _spans(tokenizer, item, turns)
+    except chats.Refused as e:
+        return str(e)
+    return ""
+
+
 def _encode(
     tokenizer: Tokenizer, token_ids: list[int], offsets: Spans, spans: Spans, is_rendered: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -389,7 +398,7 @@ def _ends(ids: np.ndarray, offsets: Spans, spans: Spans, tokenizer: Tokenizer) -
     return last >= 0 and int(ids[last]) in tokenizer.stop_ids
 
 
-def _tokenise(
+def tokenise(
     items: Sequence[Comparison],
     tokenizer: Tokenizer,
     *,
@@ -400,6 +409,7 @@ def _tokenise(
     truncation: str,
     report: dict[str, int],
 ) -> Texts:
+    """Texts packed into rows; the options are those of `load`, and `report` counts what is cut and dropped."""
     all_ids: list[np.ndarray] = []
     all_counts: list[np.ndarray] = []
     num_bytes = 0

@@ -52,22 +52,25 @@ def read(
         rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-    items = []
-    for row in records.first(rows, limit, report):
-        value = pair_formats.renamed(row.value, columns)
-        is_document = _kind(value, kind, row, columns) == "documents"
-        try:
-            item = _document(value) if is_document else _exchange(value)
-        except conversations.SetAside as reason:
-            item = str(reason)
-        except pair_formats.MISSHAPEN:
-            item = "record of another shape"
-        if isinstance(item, str):
-            report[item] = report.get(item, 0) + 1
-        else:
-            pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES)
-            items.append(dataclasses.replace(item, file=row.file, line=row.line))
-    return items
+    found = (item_of(row, kind=kind, columns=columns, report=report) for row in records.first(rows, limit, report))
+    return [item for item in found if item is not None]
+
+
+def item_of(row: records.Record, *, kind: str, columns: Mapping[str, str], report: dict[str, int]) -> Comparison | None:
+    """One record as `read` reads it; None where it is set aside, which `report` counts under the reason."""
+    value = pair_formats.renamed(row.value, columns)
+    is_document = _kind(value, kind, row, columns) == "documents"
+    try:
+        item = _document(value) if is_document else _exchange(value)
+    except conversations.SetAside as reason:
+        item = str(reason)
+    except pair_formats.MISSHAPEN:
+        item = "record of another shape"
+    if isinstance(item, str):
+        report[item] = report.get(item, 0) + 1
+        return None
+    pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES)
+    return dataclasses.replace(item, file=row.file, line=row.line)
 
 
 def _kind(value: Mapping[str, Any], kind: str, row: records.Record, columns: Mapping[str, str]) -> str:

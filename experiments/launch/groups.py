@@ -92,6 +92,16 @@ def loop(**changes: int) -> dict[str, Any]:
     )
 
 
+def stream() -> dict[str, Any]:
+    """Of `streams.Stream`: training records read from many files as they are needed, instead of into memory."""
+    return dict(
+        on=False,
+        window=256,  # records that are packed together
+        lanes=8,  # parts that a batch is read in, the most processes that can share out the reading
+        index=config_dict.placeholder(str),  # folder of the records' places; None: in the workdir or the sweep's folder
+    )
+
+
 def columns(*names: str) -> dict[str, str]:
     """The table's own names of these columns; "" takes the usual ones."""
     return dict.fromkeys(names, "")

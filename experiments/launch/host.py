@@ -221,9 +221,27 @@ def agree(word: str | None) -> str | None:
     if word is not None:
         client.key_value_set("plumbline/word", word)
         return word
+    return _wait_for(client, "plumbline/word")
+
+
+def meet(name: str) -> None:
+    """Wait until all processes of the run have come here, however long each takes; a name serves once."""
+    if _watch is None:
+        return
+    import jax
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    client.key_value_set(f"plumbline/{name}/{jax.process_index()}", "here")
+    for other in range(jax.process_count()):
+        _wait_for(client, f"plumbline/{name}/{other}")
+
+
+def _wait_for(client: Any, key: str) -> str:
+    """The value of a key that another process sets, or PeerEnded where one ends before that."""
     while True:
         try:
-            return client.blocking_key_value_get("plumbline/word", 500)
+            return client.blocking_key_value_get(key, 500)
         except Exception as e:  # JAX's own class; short waits, because no signal is handled during one
             if "DEADLINE_EXCEEDED" not in str(e):
                 raise

@@ -18,7 +18,7 @@ from alignment.preference import losses
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, train_state
 from data.texts import text
 from data.tokens import tokenizer
-from experiments.launch import card, checks
+from experiments.launch import card, checks, streaming
 
 
 def check(c: ml_collections.ConfigDict) -> None:
@@ -89,6 +89,7 @@ def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
     if "sequence" in c.mesh:
         trees = "" if c.data.share_prefixes else "data.share_prefixes=True"
         check_sequence(c, trees=trees, lengths={"data.max_len": c.data.max_len})
+    streaming.check(c)
     if not c.data.path and c.steps:
         raise InputError(f"data.path is empty and steps={c.steps}; without it steps=0 evaluates on data.heldout_path")
 
@@ -122,6 +123,7 @@ def fit(
     rows_are_plain: bool,
     tx: optax.GradientTransformation | None = None,
     steps: int | None = None,
+    batches: loop.Loader | None = None,
 ) -> tuple[decoder.DecoderLM, train_state.TrainState, lora.Adapter | None, dict[str, float]]:
     """Build the config's network and train it on the next tokens of rows of text.
 
@@ -129,6 +131,7 @@ def fit(
         splits: rows to train on, and held-out ones.
         rows_are_plain: whether each row is one text, padded on the right.
         tx, steps: for an experiment that derives them from its data; None takes `c.optimizer` and `c.steps`.
+        batches: to train on, in place of the rows of `splits`; None takes those.
 
     Returns:
         The network, its last state, the adapter where that is what was trained, and the summary of `loop.fit` with the
@@ -140,6 +143,8 @@ def fit(
     model = build(c, tok, workdir, rows_are_plain=rows_are_plain)
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     train, heldout = splits
+    if batches is None:  # a run that only evaluates may have nothing to train on
+        batches = batches_fn(train if len(train) else heldout)
     tx = optimizer.adamw(**c.optimizer) if tx is None else tx
     adapter, params, state = None, None, None
     if adapter_options(c).is_on():
@@ -151,7 +156,7 @@ def fit(
     state, summary = next_token.fit(
         model,
         params,
-        batches_fn(train if len(train) else heldout),  # a run that only evaluates may have nothing to train on
+        batches,
         batches_fn(heldout, endless=False),
         mesh,
         workdir,
@@ -252,14 +257,20 @@ def run(
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh, c.accumulate)
     tok = load_tokenizer(c)
-    bad_records_path = str(workdir / "bad_records.jsonl")
-    train, heldout, counts = text.load(
-        kind=kind, tokenizer=tok, seed=c.seed, bad_records_path=bad_records_path, **c.data
-    )
+    bad_records_path, stream = str(workdir / "bad_records.jsonl"), None
+    options = dict(kind=kind, tokenizer=tok, seed=c.seed, bad_records_path=bad_records_path)
+    if c.stream.on:
+        stream, heldout, counts = streaming.load(c, mesh, workdir, **options)
+        train = heldout
+    else:
+        train, heldout, counts = text.load(**options, **c.data)
     files.report_counts(workdir, counts)
     if not c.steps and not len(heldout):
         raise InputError(f"steps=0 only evaluates, and nothing of {c.data.path} is held out; give data.heldout_path")
-    model, state, adapter, summary = fit(c, tok, (train, heldout), mesh, workdir, rows_are_plain=rows_are_plain)
+    training = dict(rows_are_plain=rows_are_plain, batches=stream)
+    model, state, adapter, summary = fit(c, tok, (train, heldout), mesh, workdir, **training)
+    if stream is not None:
+        files.report_counts(workdir, counts | stream.counts())
     params = adapters.policy(adapter, state)
     files.write_rows(workdir / "tables/samples.jsonl", samples_fn(c, model, tok, heldout, params))
     export(c, workdir, state, model, tok, adapter)

@@ -75,6 +75,9 @@ def write_texts(folder: pathlib.Path) -> None:
     rows = (row | {"concepts": ["food"] if i % 3 else []} for i, row in enumerate(concept_reviews.reviews(600)))
     (folder / "reviews.jsonl").write_bytes(jsonl(rows))
     (folder / "levels.json").write_text('{"1": ["unfair"], "4": ["unsafe"]}', encoding="utf-8")
+    (folder / "shards").mkdir()
+    for number in range(2):
+        (folder / f"shards/{number}.jsonl").write_bytes(jsonl(synthetic.documents(12, number)))
     (folder / "corpus").mkdir()
     (folder / "corpus/1.jsonl.zst").write_bytes(zstandard.compress(jsonl(synthetic.documents(24))))
     toyweb.write(folder / "raw/web", toyweb.documents(40, 0))
