@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignment.errors import InputError, one_of
-from data import records
+from data import fields, records
 from data.pictures import image_sources, image_tables
 
 MISSING = image_tables.NO_LABEL  # cells that say there is no value
@@ -62,40 +62,43 @@ def read(path: str, target: str, *, group: str = "", subset: str = "", leave_out
     named = [name for name in (target, group, subset) if name]
     rows, unread = records.read(path)
     names = list(dict.fromkeys(name for row in rows for name in row.value))  # a line of JSON may lack some
-    cells = [(row.line, {name: _text(row.value.get(name)) for name in names}) for row in rows]
+    cells = [(row, {name: _text(row, name) for name in names}) for row in rows]
     for name in (*named, *leave_out):
         one_of("column", name, names, hint=f"these are the columns of {path}")
     bad, good = list(unread), []
-    for line, row in cells:
+    for record, row in cells:
         if row[target].lower() in MISSING:
-            bad.append(records.BadRecord(path, line, f"{target} has no value"))
+            bad.append(records.BadRecord(record.file, record.line, f"{target} has no value"))
         elif group and row[group].lower() in MISSING:
-            bad.append(records.BadRecord(path, line, f"{group} has no value"))
+            bad.append(records.BadRecord(record.file, record.line, f"{group} has no value"))
         else:
-            good.append((line, row))
+            good.append((record, row))
     names = [name for name in names if name not in (*named, *leave_out)]
     if not names:
         raise InputError(f"{path} has no column to predict {target} from")
     if len(good) < 3:
         raise InputError(f"{path} has {len(good)} rows with a {target}; training, validation and test need some each")
     subsets = []
-    for line, row in good if subset else ():
+    for record, row in good if subset else ():
         word = row[subset].lower()
         word = image_sources.SAME_SPLIT.get(word, word)
-        subsets.append(one_of(f"{path}:{line}: {subset}", word, image_sources.SPLITS))
+        subsets.append(one_of(f"{record.file}:{record.line}: {subset}", word, image_sources.SPLITS))
     return Table(
         path,
         {name: [row[name] for _, row in good] for name in names},
         [row[target] for _, row in good],
         [row[group] for _, row in good] if group else [],
         subsets,
-        [line for line, _ in good],
+        [record.line for record, _ in good],
         tuple(bad),
     )
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def _text(row: records.Record, name: str) -> str:
+    try:
+        return fields.text(row.value.get(name), name).strip()
+    except fields.Odd as e:
+        raise InputError(f"{row.file}:{row.line}: {e}; leave the column out with data.leave_out") from None
 
 
 @dataclasses.dataclass(frozen=True)

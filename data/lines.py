@@ -36,6 +36,31 @@ def unpacked(file: str) -> str:
     return file[: -len(ending)] if (ending := os.path.splitext(file)[1]) in MAGIC else file
 
 
+def check_opening(file: str) -> None:
+    """Refuse a file that is, by its first bytes, something else than its name says; see `check_head`."""
+    with contextlib.suppress(Damaged):  # who reads the file says where it breaks off
+        check_head(next(chunks(file), b""), file)
+
+
+def check_head(head: bytes, file: str) -> None:
+    """Refuse the first bytes of another kind of file.
+
+    Read as UTF-8, text in UTF-16 would mostly pass: every second byte of English is zero, which is a character too.
+
+    Raises:
+        InputError: text in UTF-16 or UTF-32, a pointer of Git LFS, a web page.
+    """
+    name = unpacked(file)
+    is_text = not name.endswith(".parquet")
+    if is_text and (head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or head[:64].count(0) > 16):
+        raise InputError(f"{file} is not in UTF-8 but, as it looks, in UTF-16 or UTF-32; convert it: iconv -t UTF-8")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{file} is a pointer of Git LFS, not the data; fetch them with git lfs pull")
+    page = head[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if page.startswith((b"<!doctype", b"<html")) and not name.endswith(".txt"):
+        raise InputError(f"{file} is a web page, as a download leaves that needs a login; fetch the data again")
+
+
 def chunks(file: str, start: int = 0) -> Iterator[bytes]:
     """The content of a file from byte `start` on (0 for compressed files), decompressed, at most 1 MB at a time.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment import errors
 from alignment.errors import InputError
-from data import loader, place_arrays, records
+from data import fields, loader, place_arrays, records, tables
 from data.places import CLASSIFICATION, COUNTS, KINDS, MOST_CLASSES, REGRESSION, Samples
 
 DEGREES, PROJECTED = "degrees", "projected"
@@ -190,7 +190,7 @@ def _positioned(
 def _lacks(row: records.Record, names: Sequence[str], counts: dict[str, int]) -> bool:
     """Whether a row has no value in one of these columns; the first such column is counted."""
     for name in names:
-        if row.value.get(name) in (None, ""):
+        if fields.is_empty(row.value.get(name)):
             counts[f"rows without {name}"] = counts.get(f"rows without {name}", 0) + 1
             return True
     return False
@@ -199,7 +199,7 @@ def _lacks(row: records.Record, names: Sequence[str], counts: dict[str, int]) ->
 def _number(row: records.Record, name: str) -> float | None:
     """A finite number of a row; None for an empty field."""
     value = row.value.get(name)
-    if value in (None, ""):
+    if fields.is_empty(value):
         return None
     try:
         number = float(value)
@@ -240,11 +240,13 @@ def _encode(rows: Sequence[records.Record], features: Sequence[str]) -> tuple[np
     names: list[str] = []
     for name in features:
         values = [row.value[name] for row in rows]
-        if all(_is_number(value) for value in values):
+        others = {str(value).strip() for value in values if not _is_number(value)}
+        if not others or (others == {"NA"} and len(values) > 1):  # R's word for no value, which `_number` refuses
             parts.append(np.array([_number(row, name) for row in rows], np.float32)[:, None])
             names.append(name)
             continue
-        words = sorted({str(value) for value in values})
+        cells = [_word(row, name) for row in rows]
+        words = sorted(set(cells))
         if len(words) > MOST_CATEGORIES:
             raise InputError(
                 f"column {name} has {len(words)} different words, such as {words[0]!r}, more than {MOST_CATEGORIES}; "
@@ -252,7 +254,7 @@ def _encode(rows: Sequence[records.Record], features: Sequence[str]) -> tuple[np
             )
         place = {word: k for k, word in enumerate(words)}
         one_hot_NK = np.zeros((len(rows), len(words)), np.float32)
-        one_hot_NK[np.arange(len(rows)), [place[str(value)] for value in values]] = 1
+        one_hot_NK[np.arange(len(rows)), [place[cell] for cell in cells]] = 1
         parts.append(one_hot_NK)
         names += [f"{name}={word}" for word in words]
     return np.concatenate(parts, axis=1) if parts else np.zeros((len(rows), 0), np.float32), tuple(names)
@@ -268,6 +270,14 @@ def _is_number(value: Any) -> bool:
     return True
 
 
+def _word(row: records.Record, name: str) -> str:
+    """A class or a category by its name; 1 and 1.0 are one."""
+    try:
+        return fields.name(row.value[name], name)
+    except fields.Odd as e:
+        raise InputError(f"{row.file}:{row.line}: {e}; leave the column out with data.columns.ignore") from None
+
+
 def _target(rows: Sequence[records.Record], name: str, kind: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Classes with their names, or numbers and ()."""
     values = [row.value[name] for row in rows]
@@ -275,26 +285,27 @@ def _target(rows: Sequence[records.Record], name: str, kind: str | None) -> tupl
     is_numbers = all(_is_number(value) and not isinstance(value, bool) for value in values)
     numbers = [_number(row, name) for row in rows] if is_numbers or kind == REGRESSION else []
     if kind is None:
-        words = {str(value) for value in values}
+        words = {_word(row, name) for row in rows}
         is_few = len(words) <= MOST_CLASSES and is_numbers and all(float(number).is_integer() for number in numbers)
         kind = CLASSIFICATION if is_few or not is_numbers else REGRESSION
     if kind == REGRESSION:
         return np.array(numbers, np.float32), ()
-    classes = sorted({str(value) for value in values}, key=lambda word: (float(word) if is_numbers else 0.0, word))
+    cells = [_word(row, name) for row in rows]
+    classes = sorted(set(cells), key=lambda word: (float(word) if is_numbers else 0.0, word))
     if not 2 <= len(classes) <= MOST_CATEGORIES:
         raise InputError(
             f"column {name} has {len(classes)} classes; 2 to {MOST_CATEGORIES} are possible. "
             "Numbers are predicted with data.kind=regression"
         )
     place = {word: k for k, word in enumerate(classes)}
-    return np.array([place[str(value)] for value in values], np.int32), tuple(classes)
+    return np.array([place[cell] for cell in cells], np.int32), tuple(classes)
 
 
 def _outcome(rows: Sequence[records.Record], name: str) -> np.ndarray:
     words = {"0": 0, "1": 1, "False": 0, "True": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
     out = []
     for row in rows:
-        word = str(row.value[name]).strip()
+        word = _word(row, name)
         if word not in words:
             raise InputError(f"{row.file}:{row.line}: {name}={word!r}: an outcome is 0 or 1, whether a model was right")
         out.append(words[word])
@@ -319,7 +330,7 @@ def _geometry(path: str) -> Geometry | None:
     file = records.find(path)[0]
     if not file.endswith(".parquet"):
         return None
-    metadata = records.open_parquet(file).schema_arrow.metadata or {}
+    metadata = tables.open_parquet(file).schema_arrow.metadata or {}
     if b"geo" not in metadata:
         return None
     content = json.loads(metadata[b"geo"])

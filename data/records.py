@@ -3,11 +3,9 @@
 A line that cannot be read is set aside with its file and number; more than one in a hundred stops the run.
 """
 
-import csv
 import dataclasses
 import glob
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -19,14 +17,14 @@ import orjson
 
 from alignment import errors, files
 from alignment.errors import InputError
-from data import hub, lines
+from data import hub, lines, tables
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt")
 PARTS = {"test": "test", "eval": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 PARTS |= {"dev": "validation", "train": "train"}
 TABLES = {".csv": ",", ".tsv": "\t"}  # read where they are named, never as a part of a folder; what parts the fields
 PACKED = ("", *lines.PACKED)
-BOM = b"\xef\xbb\xbf"
+BOM = tables.BOM
 SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of Hugging Face's folders
 _FOREIGN = ("lzma", "lz4", "br", "7z", "zip", "rar", "snappy", "sz", "z")  # ways to pack that are not read
 _ODD = re.compile(
@@ -178,13 +176,13 @@ def find(path: str | Sequence[str]) -> list[str]:
     Raises:
         InputError: nothing lies there.
     """
+    if path is None:
+        raise InputError("data path is not set; give a file, a folder or a glob ('.' is the current folder)")
     if not isinstance(path, (str, pathlib.Path)):
         return [file for one in path for file in find(one)]
     if hub.is_spec(path) and "," not in str(path):
         return list(fetched(str(path)).files)
-    if not str(path).strip():
-        raise InputError("data path '' is empty; give a file, a folder or a glob ('.' is the current folder)")
-    where = pathlib.Path(path).expanduser()
+    where = _where(path)
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
         there = [file for file in below(where) if not _is_hidden(file, where)]
@@ -207,8 +205,25 @@ def find(path: str | Sequence[str]) -> list[str]:
     if not names and "," in str(path):  # last, since a file's name may hold a comma
         return [file for one in str(path).split(",") for file in find(one.strip())]
     if not names:
-        raise InputError(f"data path {str(path)!r}: no such file, folder or glob")
+        fetch = "; fetch it first, since only files on this disk are read" if "://" in str(path) else ""
+        raise InputError(f"data path {str(path)!r}: no such file, folder or glob{fetch}")
     return names
+
+
+def _where(path: str | os.PathLike) -> pathlib.Path:
+    """The place of a path, with ~ resolved.
+
+    Raises:
+        InputError: an empty path, a user that does not exist, a name that no disk takes.
+    """
+    if not str(path).strip():
+        raise InputError("data path '' is empty; give a file, a folder or a glob ('.' is the current folder)")
+    try:
+        where = pathlib.Path(path).expanduser()
+        where.is_dir()
+    except (OSError, RuntimeError) as e:  # a name too long for the disk; a home folder that is not known
+        raise InputError(f"data path {str(path)[:200]!r}: {getattr(e, 'strerror', None) or e}") from None
+    return where
 
 
 def fetched(spec: str) -> hub.Fetched:
@@ -223,8 +238,8 @@ def left_out(path: str | Sequence[str]) -> list[str]:
     These are links that lead nowhere, and names in capitals or packed in a way that is not read.
     """
     if not isinstance(path, (str, pathlib.Path)):
-        return [line for one in path for line in left_out(one)]
-    where = pathlib.Path(path).expanduser()
+        return [line for one in path or () for line in left_out(one)]
+    where = _where(path)
     if where.is_dir():
         walked = (os.path.join(parent, name) for parent, _, names in os.walk(where) for name in names)
         files = [file for file in walked if not _is_hidden(file, where)]
@@ -300,12 +315,13 @@ def below(folder: str | os.PathLike) -> Iterator[str]:
 def read_file(file: str) -> Iterator[Record | BadRecord]:
     """The records of one file, in order; a line that cannot be read comes as a `BadRecord`."""
     name = lines.unpacked(file)
+    lines.check_opening(file)
     if file.lower().endswith(tuple(f".{packed}" for packed in _FOREIGN)):
         raise InputError(
             f"{file} is packed in a way that is not read; unpack it, or pack it as {', '.join(lines.PACKED)}"
         )
     if name.endswith(".parquet"):
-        yield from _parquet(file)
+        yield from (Record(value, file, line) for line, value in tables.parquet(file))
     elif name.endswith(tuple(TABLES)):
         yield from _csv(file)
     elif name.endswith(".txt"):
@@ -368,8 +384,16 @@ def parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
             return None, "nested too deeply"
         except ValueError:
             return None, f"not JSON: {e}"
-    reason = _reason_against(value, is_checked=is_checked)
+    reason = _reason_against(value, is_checked=is_checked) or _twice(raw, value)
     return (None, reason) if reason else (value, None)
+
+
+def _twice(raw: bytes, value: dict[str, Any]) -> str | None:
+    """Say which field a line has twice; a parser would take the last and drop the others without a word."""
+    if all(raw.count(b'"%b"' % name.encode("utf-8")) < 2 for name in value):
+        return None  # the text may also stand in a value or further inside, so that only a second parse knows
+    names = json.loads(raw, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+    return next((f"two fields {name!r}" for name in value if names.count(name) > 1), None)
 
 
 def _reason_against(value: Any, *, is_checked: bool) -> str | None:
@@ -430,70 +454,11 @@ def _lines(file: str) -> Iterator[bytes]:
 
 
 def _csv(file: str) -> Iterator[Record | BadRecord]:
-    """The rows below a row of column names."""
-    # surrogateescape keeps bytes that are not UTF-8 apart from all text, so that they cost their own row alone.
+    """The rows of a table of separated values."""
     try:
         content = b"".join(lines.chunks(file))
     except lines.Damaged as e:
         raise InputError(f"{file} is damaged or cut short: {e}. Fetch or pack it again") from e
-    text = content.removeprefix(BOM).decode("utf-8", "surrogateescape")
-    csv.field_size_limit(1 << 24)  # Python's own limit, 131,072 characters, is less than a long document
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[pathlib.Path(lines.unpacked(file)).suffix])
-    try:
-        names = next(reader, [])
-        check_header(names, file)
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(names):
-                yield BadRecord(file, reader.line_num, f"{len(row)} fields under {len(names)} column names")
-            elif any("\udc80" <= character <= "\udcff" for field in row for character in field):
-                yield BadRecord(file, reader.line_num, "not UTF-8")
-            else:
-                yield Record(dict(zip(names, row)), file, reader.line_num)
-    except csv.Error as e:
-        raise InputError(f"{file}:{reader.line_num} is not CSV: {e}") from None
-
-
-def check_header(names: Sequence[str], file: str) -> None:
-    """Refuse a table with two columns of one name, of which a row would keep the last alone."""
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        raise InputError(f"{file} has two columns {twice[0]!r}; rename one, or leave it out")
-
-
-def import_pyarrow(file: str | os.PathLike) -> Any:
-    """pyarrow with pyarrow.parquet; it is an extra, and takes a while to import.
-
-    Raises:
-        InputError: pyarrow is not installed; the message names the file that needs it.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise InputError(f"{file}: parquet needs pyarrow; pip install 'plumbline[data]', or use JSONL") from e
-    return pyarrow
-
-
-def open_parquet(file: str | os.PathLike, **options: Any) -> Any:
-    """A `pyarrow.parquet.ParquetFile`; see `import_pyarrow`.
-
-    Raises:
-        InputError: pyarrow is not installed, or the file is not parquet.
-    """
-    pyarrow = import_pyarrow(file)
-    try:
-        return pyarrow.parquet.ParquetFile(file, **options)
-    except (pyarrow.ArrowException, OSError) as e:
-        raise InputError(f"{file} is not a readable parquet file: {e}. Fetch it again, or leave it out") from e
-
-
-def _parquet(file: str) -> Iterator[Record]:
-    table, line = open_parquet(file), 0
-    try:
-        for batch in table.iter_batches(batch_size=4096):
-            for value in batch.to_pylist():
-                line += 1
-                yield Record(value, file, line)
-    except (import_pyarrow(file).ArrowException, OSError) as e:
-        raise InputError(f"{file} is damaged after record {line}: {e}. Fetch it again, or leave it out") from e
+    _, rows = tables.separated(content, file, TABLES[pathlib.Path(lines.unpacked(file)).suffix])
+    for line, row in rows:
+        yield BadRecord(file, line, row) if isinstance(row, str) else Record(row, file, line)

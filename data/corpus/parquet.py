@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data import lines, records
+from data import lines, tables
 from data.corpus import documents
 from data.corpus.documents import Bad
 
@@ -86,4 +86,4 @@ def _row(one: Any) -> dict | str:
 
 
 def _open(file: str) -> Any:
-    return records.open_parquet(file, buffer_size=1 << 20, pre_buffer=False)  # a slice reads its row groups alone
+    return tables.open_parquet(file, buffer_size=1 << 20, pre_buffer=False)  # a slice reads its row groups alone

@@ -18,7 +18,7 @@ import zstandard
 
 from alignment import files
 from alignment.errors import InputError
-from data import lines, records
+from data import lines, tables
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _BUFFER = 1 << 20  # bytes handed to the compressor at a time
@@ -228,7 +228,7 @@ class _Table:
     """Documents as rows of a parquet file, their metadata as JSON text."""
 
     def __init__(self, sink: Sink):
-        self._pyarrow = records.import_pyarrow("a .parquet shard")
+        self._pyarrow = tables.import_pyarrow("a .parquet shard")
         self._schema = self._pyarrow.schema(
             [(name, self._pyarrow.string()) for name in ("id", "text", "source", "metadata")]
         )
@@ -258,7 +258,7 @@ class _Table:
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    pyarrow = records.import_pyarrow(path)
+    pyarrow = tables.import_pyarrow(path)
     try:
         for batch in pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=256):
             for row in batch.to_pylist():

@@ -290,6 +290,7 @@ def _cuts(file: str, size: int, slice_bytes: int) -> list[tuple[int, int, str]]:
 
 def _check_start(file: str, num_bytes: int = 4096) -> None:
     """Refuse a file whose name says another compression than it has, and JSON that is one value over many lines."""
+    lines.check_opening(file)
     try:
         with open(file, "rb") as f:
             start = f.read(6)

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from alignment.errors import InputError, one_of
-from data import records
+from data import fields, records
 from data.pictures import image_files, image_sources, transforms
 
 WORDS = 256  # W; words that share a place are taken for one
@@ -58,17 +58,17 @@ def read(path: str, *, side: int) -> Captions:
         one_of("column", name, names, hint=f"{path} must have image and text, and may have class and subset")
     base, bad, images, texts, classes, subsets = pathlib.Path(path).expanduser().parent, list(unread), [], [], [], []
     for row in rows:
-        where = f"{path}:{row.line}"
+        where = f"{row.file}:{row.line}"
         words, file, label, subset = (_cell(row, name) for name in (*reversed(NEEDED), "class", "subset"))
         lacking = [name for name in names if name in READ and not _cell(row, name)]
         if lacking:
-            bad.append(records.BadRecord(path, row.line, f"the {lacking[0]} is empty"))
+            bad.append(records.BadRecord(row.file, row.line, f"the {lacking[0]} is empty"))
             continue
         file = image_sources.below(base, file, where=where)
         try:
             picture = image_files.read(str(file), at_least=(side, side))
         except (InputError, OSError) as e:
-            bad.append(records.BadRecord(path, row.line, f"{file}: {e}"))
+            bad.append(records.BadRecord(row.file, row.line, f"{file}: {e}"))
             continue
         squeezed = transforms.resize(picture, (side, side), keeps_shape=False)
         images.append(squeezed.astype(np.float32).ravel() / 127.5 - 1)
@@ -82,8 +82,10 @@ def read(path: str, *, side: int) -> Captions:
 
 
 def _cell(row: records.Record, name: str) -> str:
-    value = row.value.get(name)
-    return "" if value is None else str(value).strip()
+    try:
+        return fields.text(row.value.get(name), name).strip()
+    except fields.Odd as e:
+        raise InputError(f"{row.file}:{row.line}: {e}") from None
 
 
 def hashed(text: str) -> np.ndarray:

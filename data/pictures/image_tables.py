@@ -1,8 +1,6 @@
 """Pictures listed in a CSV table, a file name and a label in each row."""
 
-import csv
 import dataclasses
-import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from alignment.errors import InputError, one_of
-from data import records
+from data import fields, lines, records, tables
 from data.pictures import image_sources
 
-NO_LABEL = ("", "nan", "null", "n/a", "#n/a", "<na>")  # what programs write into an empty cell
+NO_LABEL = fields.NO_VALUE
 CSV_COLUMNS = ("filename", "label", "subset")
 HINT = ". Name them with data.columns.filename and data.columns.label"
 
@@ -146,15 +144,13 @@ def read_table(file: pathlib.Path, columns: Sequence[str], hint: str = "") -> li
 
 def parse_table(content: bytes, name: str, columns: Sequence[str], hint: str = "") -> list[tuple[int, dict[str, str]]]:
     """`read_table` of a file's content."""
-    try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        header = [column.strip() for column in reader.fieldnames or ()]
-        missing = [column for column in columns if column not in header]
-        if missing:
-            has = ", ".join(header) or "none"
-            raise InputError(f"{name} lacks the column {', '.join(missing)}; it has {has}{hint}")
-        records.check_header(header, name)
-        reader.fieldnames = header
-        return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{name} is not a readable table of comma-separated values in UTF-8: {e}") from e
+    lines.check_head(content, name)
+    header, rows = tables.separated(content, name)
+    if missing := [column for column in columns if column not in header]:
+        raise InputError(f"{name} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}{hint}")
+    out = []
+    for line, row in rows:
+        if isinstance(row, str):  # a comma without quotes moves every cell behind it
+            raise InputError(f"{name}:{line} is not a row of the table: {row}")
+        out.append((line, {column: cell.strip() for column, cell in row.items()}))
+    return out

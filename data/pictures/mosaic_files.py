@@ -7,7 +7,6 @@ Dimensions: M mosaics, N images, 4 tiles of a mosaic, Y X rows and columns.
 """
 
 import collections
-import csv
 import dataclasses
 import io
 import json
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from alignment.errors import InputError
-from data import records
+from data import lines, records, tables
 from data.pictures import image_files
 from data.pictures.mosaics import TABLE
 from data.records import BadRecord
@@ -200,27 +199,18 @@ def is_outside(name: str) -> bool:
     return bool(path.drive or path.root or name.startswith("/") or ".." in path.parts)
 
 
-def _csv_rows(file: str, content: bytes, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines and rows of a CSV with at least these columns."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{file} is not UTF-8 text ({e.reason} at byte {e.start})") from e
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        there = ", ".join(reader.fieldnames or ()) or "no line"
-        raise InputError(f"{file} lacks the columns {', '.join(missing)}; it has {there}")
-    records.check_header(reader.fieldnames or (), file)
-    for row in reader:
-        yield reader.line_num, {key: value or "" for key, value in row.items() if isinstance(key, str)}
-
-
 def _rows(store: Store, file: str) -> Iterator[dict[str, Any] | BadRecord]:
     """Rows of either table in one form: filename, tiles, labels and target, not parsed yet."""
     content = store.bytes(store.table)
+    lines.check_head(content, file)
     if store.table.endswith(".csv"):
-        for line, row in _csv_rows(file, content, COLUMNS):
+        names, rows = tables.separated(content, file)
+        if missing := [name for name in COLUMNS if name not in names]:
+            raise InputError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(names) or 'no line'}")
+        for line, row in rows:
+            if isinstance(row, str):
+                yield BadRecord(file, line, row)
+                continue
             tiles = tuple(row[f"filename_{i}"] for i in range(4))
             labels = [row[f"label_{i}"] for i in range(4)]
             yield dict(

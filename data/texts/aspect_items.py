@@ -7,13 +7,14 @@ has verified is mended, not cut.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignment.errors import InputError
-from data import records
+from data import fields, records
 
 LETTERS = "ABCDEFGHIJ"
+TEXTS = ("id", "principle", "aspect", "question", "language", "rationale", "canary", "variant_of")
 MOST_NAMED = 20  # faults that a message lists
 # What looks like data about a person: e-mail addresses, phone numbers, record numbers.
 _PERSONAL = re.compile(
@@ -106,10 +107,10 @@ def parse(
     ids: set[str] = set()
     known = {aspect: principle for principle, group in principles.items() for aspect in group}
     for number, value in enumerate(values):
-        own = list(_faults(value, known, ids))
+        own = list(_odd(value)) or list(_faults(value, known, ids))
         faults += [(number, fault) for fault in own]
-        ids.add(str(value.get("id")))
         if not own:
+            ids.add(fields.name(value["id"]))
             items.append(_item(value, known))
     if not faults:
         faults += [
@@ -120,13 +121,31 @@ def parse(
     return items, faults
 
 
+def _odd(value: Mapping[str, Any]) -> Iterator[str]:
+    """Fields that are no text where one is needed, or no object; the other checks then read them as they are."""
+    texts = {name: value.get(name) for name in TEXTS}
+    for name in ("options", "marks", "group"):
+        inside = value.get(name)
+        if isinstance(inside, Mapping):
+            texts |= {f"{name}.{key}": one for key, one in inside.items()}
+        elif inside is not None:
+            yield f"{name} must be an object"
+    answers = value.get("answer")
+    texts |= dict(enumerate(answers)) if isinstance(answers, list) else {"answer": answers}
+    for name, one in texts.items():
+        try:
+            fields.text(one, f"answer {name}" if isinstance(name, int) else name)
+        except fields.Odd as e:
+            yield str(e)
+
+
 def _faults(value: Mapping[str, Any], known: Mapping[str, str], ids: set[str]):
-    name, options = value.get("id"), value.get("options")
-    if name in (None, ""):
+    name, options = fields.name(value.get("id")), value.get("options")
+    if not name:
         yield "it has no id"
-    elif str(name) in ids:
+    elif name in ids:
         yield f"id {name!r} occurs twice"
-    if not str(value.get("question") or "").strip():
+    if not fields.text(value.get("question")).strip():
         yield "its question is empty"
     if value.get("aspect") not in known:
         yield f"aspect {value.get('aspect')!r} is not one of: {', '.join(known)}"
@@ -135,7 +154,7 @@ def _faults(value: Mapping[str, Any], known: Mapping[str, str], ids: set[str]):
     if not isinstance(options, Mapping) or sorted(options) != list(LETTERS[: len(options)]) or len(options) < 2:
         yield "options must be an object of 2 to 10 texts, by the letters A, B, ... without a gap"
         return
-    texts = [str(text).strip() for text in options.values()]
+    texts = [fields.text(text).strip() for text in options.values()]
     if len(set(texts)) < len(texts) or not all(texts):
         yield "options hold a text twice or an empty one"
     answers = value.get("answer")
@@ -147,10 +166,10 @@ def _faults(value: Mapping[str, Any], known: Mapping[str, str], ids: set[str]):
     for mark, letter in (value.get("marks") or {}).items():
         if letter not in options:
             yield f"marks: {mark} is {letter!r}, which is not a letter of its options"
-    if str(value.get("canary") or "") not in str(value.get("question")):
+    if fields.text(value.get("canary")) not in fields.text(value.get("question")):
         yield f"canary {value['canary']!r} is not in its question"
     group = value.get("group")
-    if group is not None and (not isinstance(group, Mapping) or not {"attribute", "value", "pair_id"} <= set(group)):
+    if group is not None and not all(fields.name(group.get(part)) for part in ("attribute", "value", "pair_id")):
         yield "group must have attribute, value and pair_id"
 
 
@@ -158,18 +177,16 @@ def _item(value: Mapping[str, Any], known: Mapping[str, str]) -> Item:
     answers = value["answer"] if isinstance(value["answer"], list) else [value["answer"]]
     group = value.get("group") or {}
     return Item(
-        str(value["id"]),
+        fields.name(value["id"]),
         known[value["aspect"]],
         value["aspect"],
-        str(value["question"]),
-        tuple(str(value["options"][letter]) for letter in sorted(value["options"])),
+        fields.text(value["question"]),
+        tuple(fields.text(value["options"][letter]) for letter in sorted(value["options"])),
         tuple(sorted(LETTERS.index(answer) for answer in set(answers))),
-        str(group.get("attribute", "")),
-        str(group.get("value", "")),
-        str(group.get("pair_id", "")),
-        str(value.get("variant_of") or ""),
-        str(value.get("language") or "en"),
+        *(fields.name(group.get(part)) for part in ("attribute", "value", "pair_id")),
+        fields.name(value.get("variant_of")),
+        fields.name(value.get("language")) or "en",
         {mark: LETTERS.index(letter) for mark, letter in (value.get("marks") or {}).items()},
-        str(value.get("rationale") or ""),
-        str(value.get("canary") or ""),
+        fields.text(value.get("rationale")),
+        fields.text(value.get("canary")),
     )

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from alignment.errors import InputError
-from data import loader, records
+from data import fields, loader, records
 
 CEBAB_ASPECTS = ("food", "service", "ambiance", "noise")
 NO_MAJORITY = "no majority"
@@ -140,13 +140,13 @@ def _cebab(record: records.Record, counts: dict[str, int]) -> Row:
     if str(value.get("review_majority")) == NO_MAJORITY:
         raise _Unusable("reviews without a majority for their stars, set aside")
     text = _text(value, "description")
-    aspects = {name: str(value.get(f"{name}_aspect_majority") or "") for name in CEBAB_ASPECTS}
+    aspects = {name: _name(record, f"{name}_aspect_majority", "") for name in CEBAB_ASPECTS}
     if unsure := sum(said == NO_MAJORITY for said in aspects.values()):
         what = "aspects without a majority, which count as not mentioned"
         counts[what] = counts.get(what, 0) + unsure
     concepts = frozenset(name for name, said in aspects.items() if said in MENTIONED)
-    edited = str(value.get("edit_type") or "")
-    injects = edited if edited in concepts and str(value.get("edit_goal")) in MENTIONED else ""
+    edited = _name(record, "edit_type", "")
+    injects = edited if edited in concepts and _name(record, "edit_goal", "") in MENTIONED else ""
     name = _name(record, "id", f"{record.file}:{record.line}")
     group = _name(record, "original_id", name)
     label = _label(record, "review_majority") - 1
@@ -165,14 +165,19 @@ def _plain(record: records.Record, counts: dict[str, int]) -> Row:
             "CEBaB's description, review_majority and its aspects; or passage, question and label"
         )
     name = _name(record, "id", f"{record.file}:{record.line}")
-    concepts = parse_concepts(value["concepts"], counts) if value.get("concepts") is not None else None
+    concepts = None if fields.is_absent(stated := fields.parsed(value.get("concepts"))) else stated
+    if isinstance(concepts, Mapping):
+        raise InputError(f"{record.file}:{record.line}: concepts is an object; give a list, or a text with commas")
+    concepts = None if concepts is None else parse_concepts(concepts, counts)
     return Row(name, text, _label(record, "label"), concepts, _name(record, "group", name))
 
 
 def _name(record: records.Record, column: str, otherwise: str) -> str:
     """A cell as a name; tables and JSON write an absent one as an empty text or null."""
-    value = record.value.get(column)
-    return otherwise if value in (None, "") else str(value)
+    try:
+        return fields.name(record.value.get(column), column) or otherwise
+    except fields.Odd as e:
+        raise InputError(f"{record.file}:{record.line}: {e}") from None
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:
@@ -204,7 +209,7 @@ def parse_concepts(value: Any, counts: dict[str, int], known: Sequence[str] = ()
     """
     names = value if isinstance(value, (list, tuple)) else str(value).split(",")
     out = set()
-    for name in (str(name).strip().lower().rstrip(".") for name in names):
+    for name in (_concept(name) for name in names):
         if name in NOTHING:
             continue
         if len(name.split()) > MOST_WORDS or (known and name not in known):
@@ -213,6 +218,13 @@ def parse_concepts(value: Any, counts: dict[str, int], known: Sequence[str] = ()
         else:
             out.add(name)
     return frozenset(out)
+
+
+def _concept(name: Any) -> str:
+    try:
+        return fields.name(name).lower().rstrip(".")
+    except fields.Odd:
+        return "a list or an object, which is ignored"  # more words than a concept has
 
 
 def check_labels(rows: Sequence[Row], loaded: Sequence[records.Record], num_labels: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from alignment import errors
 from alignment.errors import InputError
-from data import records
+from data import fields, records
 from data.texts import pair_formats, suites
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -98,24 +98,25 @@ def load_pairs(
     """
     out = []
     for row in _read(path, ("prompt", "chosen", "rejected"), columns, limit, counts, bad_records_path):
-        prompt, chosen, rejected = (_text(row.value[name]) for name in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = (row.value[name] for name in ("prompt", "chosen", "rejected"))
         if chosen.strip() == rejected.strip():
             _drop("pairs of one answer", row, counts)
             continue
         named = _TARGET.search(row.file)
         value = row.value
-        out.append(
-            Pair(
-                uuid=_uuid(value, prompt),
-                prompt=prompt,
-                chosen=chosen,
-                rejected=rejected,
-                style=str(value.get("style") or ""),
-                topics=suites.topics_of(value.get("topics")),
-                target_model=str(value.get("target_model") or (named[1] if named else "")),
-                chosen_model=str(value.get("chosen_model") or ""),
+        with fields.reading(row, "pairs"):
+            out.append(
+                Pair(
+                    uuid=_uuid(value, prompt),
+                    prompt=prompt,
+                    chosen=chosen,
+                    rejected=rejected,
+                    style=fields.name(value.get("style"), "style"),
+                    topics=suites.topics_of(value.get("topics")),
+                    target_model=fields.name(value.get("target_model"), "target_model") or (named[1] if named else ""),
+                    chosen_model=fields.name(value.get("chosen_model"), "chosen_model"),
+                )
             )
-        )
     return _some(out, path, "pair", counts)
 
 
@@ -130,9 +131,10 @@ def load_answers(
     """`Egida-S`, or any file of prompts and safe answers; see `load_pairs`. A request may have several answers."""
     out = []
     for row in _read(path, ("prompt", "answer"), columns, limit, counts, bad_records_path):
-        prompt = _text(row.value["prompt"])
-        model = str(row.value.get("chosen_model") or "")
-        out.append(SafeAnswer(_uuid(row.value, prompt), prompt, _text(row.value["answer"]), model))
+        prompt, value = row.value["prompt"], row.value
+        with fields.reading(row, "safe answers"):
+            model = fields.name(value.get("chosen_model"), "chosen_model")
+            out.append(SafeAnswer(_uuid(value, prompt), prompt, value["answer"], model))
     return _some(out, path, "safe answer", counts)
 
 
@@ -161,8 +163,9 @@ def load_votes(
     for number, row in enumerate(
         _read(path, ("prompt", "answer", "votes"), columns, limit, counts, bad_records_path), 1
     ):
-        prompt, response = _text(row.value["prompt"]), _text(row.value["answer"])
-        cast = [str(vote).strip().casefold() for vote in suites.listed(row.value["votes"])]
+        with fields.reading(row, "judged answers"):
+            cast = [fields.name(vote, "votes").casefold() for vote in suites.listed(row.value["votes"])]
+            name = fields.name(row.value.get("id"), "id") or str(number)
         if unknown := [vote for vote in cast if vote not in meaning]:
             raise InputError(
                 f"{row.file}:{row.line}: the vote {unknown[0]!r} is not one of {', '.join(meaning)}; say what it means "
@@ -171,7 +174,8 @@ def load_votes(
         if not cast:
             _drop("exchanges without a vote", row, counts)
             continue
-        out.append(Voted(str(row.value.get("id") or number), prompt, response, tuple(meaning[vote] for vote in cast)))
+        votes = tuple(meaning[vote] for vote in cast)
+        out.append(Voted(name, row.value["prompt"], row.value["answer"], votes))
     return _some(out, path, "exchange with votes", counts)
 
 
@@ -226,7 +230,7 @@ def prompt_key(prompt: str) -> str:
 
 
 def _uuid(value: Mapping[str, Any], prompt: str) -> str:
-    return str(value.get("uuid") or prompt_key(prompt))
+    return fields.name(value.get("uuid"), "uuid") or prompt_key(prompt)
 
 
 def _read(
@@ -237,17 +241,24 @@ def _read(
     counts: dict[str, int],
     bad_records_path: str,
 ) -> Iterator[records.Record]:
-    """The rows by the names of ALIASES; one with an empty text among `needed` is counted and left out."""
+    """The rows by the names of ALIASES; one whose field among `needed` is empty or no text is counted and left out."""
     for name in columns or {}:
         errors.one_of("a name in columns", name, ALIASES)
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     for row in records.first(rows, limit, counts):
-        named = dataclasses.replace(row, value=_renamed(row, needed, columns or {}))
-        empty = [name for name in needed if name != "votes" and not _text(named.value[name]).strip()]
-        if empty:
-            _drop(f"rows with an empty {empty[0]}", row, counts)
+        value = _renamed(row, needed, columns or {})
+        odd = ""
+        for name in (name for name in needed if name != "votes"):
+            try:
+                value[name] = _text(value[name], name)
+            except fields.Odd as e:
+                odd = odd or f"rows whose {e}"
+            else:
+                odd = odd or ("" if value[name].strip() else f"rows with an empty {name}")
+        if odd:
+            _drop(odd, row, counts)
         else:
-            yield named
+            yield dataclasses.replace(row, value=value)
 
 
 def _renamed(row: records.Record, needed: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -269,11 +280,18 @@ def _renamed(row: records.Record, needed: Sequence[str], columns: Mapping[str, s
     return out
 
 
-def _text(value: Any) -> str:
-    """A text, or the text of the last turn of a chat."""
+def _text(value: Any, name: str) -> str:
+    """A text, or that of a chat: of a prompt its one turn, of an answer its last turn.
+
+    Raises:
+        fields.Odd: something else, such as a prompt of several turns, of which one alone is another question.
+    """
+    value = fields.parsed(value) if str(value).lstrip().startswith("[{") else value
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        if name == "prompt" and len(value) > 1:
+            raise fields.Odd("prompt has several turns")
         value = value[-1].get("content", value[-1].get("value"))
-    return value if isinstance(value, str) else "" if value is None else str(value)
+    return fields.text(value, name)
 
 
 def _drop(what: str, row: records.Record, counts: dict[str, int]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignment.errors import InputError
+from data import fields
 
 LETTERS = "ABCDEFGHIJ"
 CHOICES, PLAIN, SUBJECT, ABSTRACT, TEXT = CLOSED = ("choices", "plain", "subject", "abstract", "text")
@@ -59,19 +60,37 @@ Row = Mapping[str, Any]
 
 
 def _text(row: Row, name: str) -> str:
-    value = row.get(name)
-    if value is None or not str(value).strip():
+    text = _said(row, name)
+    if not text.strip():
         raise Unusable(f"{name} is empty")
-    return str(value)
+    return text
+
+
+def _said(row: Row, *names: str) -> str:
+    """The text of the first of these columns that has one, "" where none has."""
+    try:
+        return next((text for name in names if (text := fields.text(row.get(name), name))), "")
+    except fields.Odd as e:
+        raise Unusable(str(e)) from None
+
+
+def _named(row: Row, *names: str) -> str:
+    """The id, label or number in the first of these columns that has one, "" where none has."""
+    try:
+        return next((text for name in names if (text := fields.name(row.get(name), name))), "")
+    except fields.Odd as e:
+        raise Unusable(str(e)) from None
 
 
 def _closed(row: Row, question: str, options: Sequence[Any], gold: int, **more: Any) -> Item:
-    texts = tuple("" if option is None else str(option) for option in options)
-    if any(not text.strip() for text in texts):
-        raise Unusable(f"option {LETTERS[[not t.strip() for t in texts].index(True)]} is empty")
-    named = next((str(row[k]) for k in ("unique_id", "id", "ID", "pmid", "PMID") if row.get(k) is not None), "")
-    about = dict(category=str(row.get("category") or row.get("subject_name") or row.get("subject") or ""))
-    about |= dict(year=str(row.get("year") or ""), id=named)
+    try:
+        texts = tuple(fields.text(option, f"option {i}") for i, option in enumerate(options, 1))
+    except fields.Odd as e:
+        raise Unusable(str(e)) from None
+    if empty := [i for i, text in enumerate(texts, 1) if not text.strip()]:
+        raise Unusable(f"option {empty[0]} is empty")
+    about = dict(category=_named(row, "category", "subject_name", "subject"), year=_named(row, "year"))
+    about |= dict(id=_named(row, "unique_id", "id", "ID", "pmid", "PMID"))
     return Item(question=question, options=texts, gold=gold, **{**about, **more})
 
 
@@ -82,9 +101,9 @@ def _number(row: Row, name: str, first: int, num: int) -> int:
         InputError: another number, so that something is wrong with the file and not with a row.
     """
     try:
-        number = int(row[name])
-    except (ValueError, TypeError):
-        raise InputError(f"{name}={row[name]!r} is not a number of an option") from None
+        number = fields.whole(row[name], name)
+    except fields.Odd as e:
+        raise InputError(f"{e}, as the number of an option is") from None
     if not first <= number < first + num:
         raise InputError(f"{name}={number} is not from {first} to {first + num - 1}, as this shape counts its options")
     return number - first
@@ -108,7 +127,7 @@ def _medmcqa(row: Row) -> Item:
 
 
 def _medqa_hub(row: Row) -> Item:
-    question = " ".join(str(row[name]) for name in ("sent1", "sent2") if row.get(name))
+    question = " ".join(text for name in ("sent1", "sent2") if (text := _said(row, name)))
     if not question.strip():
         raise Unusable("sent1 is empty")
     return _closed(row, question, [row[f"ending{i}"] for i in range(4)], _number(row, "label", 0, 4))
@@ -116,19 +135,19 @@ def _medqa_hub(row: Row) -> Item:
 
 def _lettered(row: Row) -> Item:
     """Options by letter, as prompt_engine and MedQA's own files have them."""
-    options = row["options"]
+    options = fields.parsed(row["options"])
     if isinstance(options, list):
         options = {str(entry["key"]): entry["value"] for entry in options}
     letters = sorted(options)
     if letters != list(LETTERS[: len(letters)]) or len(letters) < 2:
         raise InputError(f"options are called {', '.join(map(str, letters))}; they must be A, B, ... without a gap")
-    name = next(name for name in ("correct_answer", "answer_idx") if name in row)
+    name = "correct_answer" if "correct_answer" in row else "answer_idx"
     gold = _letter(row[name], name, len(letters))
     return _closed(row, _text(row, "question"), [options[letter] for letter in letters], gold)
 
 
 def _mmlu(row: Row) -> Item:
-    options = list(row["choices"])
+    options = fields.sequence(row["choices"], "choices")
     answer = row["answer"]
     is_letter = isinstance(answer, str) and not answer.strip().isdigit()
     gold = _letter(answer, "answer", len(options)) if is_letter else _number(row, "answer", 0, len(options))
@@ -137,50 +156,65 @@ def _mmlu(row: Row) -> Item:
 
 def _arc(row: Row) -> Item:
     """ARC's and EXAMS's: choices with labels, which EXAMS puts into the question."""
-    question, choices = row["question"], row.get("choices")
+    question, choices = fields.parsed(row["question"]), fields.parsed(row.get("choices"))
     if isinstance(question, Mapping):
         question, choices = question["stem"], question["choices"]
     if isinstance(choices, Mapping):
-        texts, labels = list(choices["text"]), [str(label) for label in choices["label"]]
+        texts, labels = (fields.sequence(choices[name], f"choices.{name}") for name in ("text", "label"))
+        if len(texts) != len(labels):
+            raise InputError(f"choices has {len(texts)} texts and {len(labels)} labels")
     else:
-        texts, labels = [c["text"] for c in choices], [str(c["label"]) for c in choices]
-    if str(row["answerKey"]) not in labels:
-        raise InputError(f"answerKey={row['answerKey']!r} is not one of the labels {', '.join(labels)}")
-    return _closed(row, _text({"question": question}, "question"), texts, labels.index(str(row["answerKey"])))
+        choices = fields.sequence(choices, "choices")
+        texts, labels = [c["text"] for c in choices], [c["label"] for c in choices]
+    key, names = fields.name(row["answerKey"], "answerKey"), [fields.name(label, "a label") for label in labels]
+    if names.count(key) != 1:
+        raise InputError(f"answerKey={row['answerKey']!r} is not one of the labels {', '.join(names)}")
+    return _closed(row, _text({"question": question}, "question"), texts, names.index(key))
 
 
 def _pubmedqa(row: Row) -> Item:
     words = ("yes", "no", "maybe")
-    answers = (str(row["LONG_ANSWER"]),) if str(row.get("LONG_ANSWER") or "").strip() else ()
+    long_answer = _said(row, "LONG_ANSWER")
+    answers = (long_answer,) if long_answer.strip() else ()
     if row["final_decision"] not in words:
         raise InputError(f"final_decision={row['final_decision']!r} is not one of {', '.join(words)}")
     gold = words.index(row["final_decision"])
-    contexts = row["CONTEXTS"]
-    context = "\n".join(contexts) if isinstance(contexts, list) else str(contexts)
-    more = dict(context=context, year=str(row.get("YEAR") or ""), answers=answers)
+    contexts = fields.parsed(row["CONTEXTS"])
+    context = "\n".join(fields.text(c, "CONTEXTS") for c in (contexts if isinstance(contexts, list) else [contexts]))
+    more = dict(context=context, year=_named(row, "YEAR"), answers=answers)
     return _closed(row, _text(row, "QUESTION"), words, gold, **more)
 
 
 def _arabic_mmlu(row: Row) -> Item:
-    options = [row[f"Option {i}"] for i in range(1, 6) if str(row.get(f"Option {i}") or "").strip()]
+    options = _first([_said(row, f"Option {i}") for i in range(1, 6)])
     gold = _letter(row["Answer Key"], "Answer Key", len(options))
-    context, subject = str(row.get("Context") or ""), str(row.get("Subject") or "")
+    context, subject = _said(row, "Context"), _named(row, "Subject")
     return _closed(row, _text(row, "Question"), options, gold, context=context, category=subject)
 
 
 def _aratrust(row: Row) -> Item:
-    letters = [letter for letter in "ABCD" if str(row.get(letter) or "").strip()]
-    gold = _letter(row["Answer"], "Answer", len(letters))
-    return _closed(
-        row, _text(row, "Question"), [row[c] for c in letters], gold, category=str(row.get("Category") or "")
-    )
+    options = _first([_said(row, letter) for letter in "ABCD"])
+    gold = _letter(row["Answer"], "Answer", len(options))
+    return _closed(row, _text(row, "Question"), options, gold, category=_named(row, "Category"))
+
+
+def _first(texts: Sequence[str]) -> list[str]:
+    """The options of a row that may have fewer than there are columns.
+
+    Raises:
+        Unusable: an empty one before others, which would move up and take its letter.
+    """
+    num = max((i for i, text in enumerate(texts, 1) if text.strip()), default=0)
+    if empty := [i for i, text in enumerate(texts[:num], 1) if not text.strip()]:
+        raise Unusable(f"option {empty[0]} is empty")
+    return list(texts[:num])
 
 
 TRUTHS = {"صح": ("صح", "خطأ"), "خطأ": ("صح", "خطأ"), "true": ("True", "False"), "false": ("True", "False")}
 
 
 def _acva(row: Row) -> Item:
-    said = str(row["answer"]).strip()
+    said = fields.name(row["answer"], "answer")
     options = TRUTHS[said.lower()]
     gold = [option.lower() for option in options].index(said.lower())
     return _closed(row, _text(row, "question"), options, gold)
@@ -196,28 +230,30 @@ def _named_class(text: str, label: str) -> Callable[[Row], Item]:
     """A class by its name; all names of the file are the options, which `exams` fills in."""
 
     def read(row: Row) -> Item:
-        return Item(
-            id=str(row.get("id") or ""), question=_text(row, text), options=(_text(row, label).strip(),), gold=0
-        )
+        return Item(id=_named(row, "id"), question=_text(row, text), options=(_class(row, label),), gold=0)
 
     return read
 
 
+def _class(row: Row, name: str) -> str:
+    if not (label := _named(row, name)):
+        raise Unusable(f"{name} is empty")
+    return label
+
+
 def _relation(row: Row) -> Item:
     question = f"{_text(row, 'text')}\nWhat relation has {_text(row, 'head')} to {_text(row, 'tail')}?"
-    return Item(id=str(row.get("id") or ""), question=question, options=(_text(row, "relation").strip(),), gold=0)
+    return Item(id=_named(row, "id"), question=question, options=(_class(row, "relation"),), gold=0)
 
 
 def _open(question: str, answer: str, task: str) -> Callable[[Row], Item]:
     def read(row: Row) -> Item:
-        answers = row.get(answer)
-        answers = [str(a) for a in answers if str(a).strip()] if isinstance(answers, list) else [_text(row, answer)]
+        listed = row[answer] if isinstance(row.get(answer), list) else [row.get(answer)]
+        answers = [text for one in listed if (text := _said({answer: one}, answer)).strip()]
         if not answers:
             raise Unusable(f"{answer} is empty")
-        name = str(row.get("unique_id") or row.get("id") or row.get("ID") or "")
-        about = dict(
-            category=str(row.get("category") or row.get("section_header") or ""), year=str(row.get("year") or "")
-        )
+        name = _named(row, "unique_id", "id", "ID")
+        about = dict(category=_named(row, "category", "section_header"), year=_named(row, "year"))
         return Item(id=name, question=_text(row, question), answers=tuple(answers), task=task, **about)
 
     return read
@@ -225,18 +261,20 @@ def _open(question: str, answer: str, task: str) -> Callable[[Row], Item]:
 
 def _mediqa(row: Row) -> Item:
     asked = row["QUESTION"]
-    answers = [entry["Answer"]["AnswerText"] for entry in asked["AnswerList"]]
-    if not answers or not str(answers[0]).strip():
+    if not asked["AnswerList"]:
         raise Unusable("AnswerList is empty")
     # the public task compares with the first answer of the list only
-    return Item(str(asked.get("QID") or ""), str(asked["QuestionText"]), answers=(str(answers[0]),), task="patient")
+    answer = _text(asked["AnswerList"][0]["Answer"], "AnswerText")
+    return Item(_named(asked, "QID"), _text(asked, "QuestionText"), answers=(answer,), task="patient")
 
 
 def _meddialog(row: Row) -> Item:
-    said = row["utterances"]["utterance"] if isinstance(row["utterances"], Mapping) else row["utterances"]
+    said = fields.parsed(row["utterances"])
+    said = fields.sequence(said["utterance"] if isinstance(said, Mapping) else said, "utterances")
     if len(said) < 2:
         raise Unusable("utterances has no answer of a doctor")
-    return Item(str(row.get("id") or ""), _text(row, "description"), answers=(str(said[1]),), task="patient")
+    answer = _text({"utterances": said[1]}, "utterances")
+    return Item(_named(row, "id"), _text(row, "description"), answers=(answer,), task="patient")
 
 
 def _meqsum(row: Row) -> Item:

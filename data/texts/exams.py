@@ -13,7 +13,7 @@ from typing import Any
 
 from alignment import errors
 from alignment.errors import InputError
-from data import records
+from data import fields, records
 from data.texts import exam_shapes, prescriptions
 from data.texts.exam_shapes import ABSTRACT, ACVA, CHOICES, LETTERS, OPEN, PLAIN, PRESCRIBED, SUBJECT, TEXT, Item, Shape
 
@@ -98,20 +98,25 @@ def load(
     """
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     rows = list(records.first(rows, limit, counts))
-    values = [_renamed(row.value, columns or {}) for row in rows]
+    values = [fields.renamed(row, columns or {}) for row in rows]
     values = [_overridden(value, overrides or {}) for value in values]
     shape = _shape_of(values, path)
-    items, refused = [], []
+    items, refused, ids = [], [], set()
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
         try:
-            item = SHAPES[shape].read(value)
+            with fields.reading(row, f"the shape {shape!r}"):
+                item = SHAPES[shape].read(value)
+                more = _paraphrases(value)
         except exam_shapes.Unusable as e:
             refused.append(records.BadRecord(row.file, row.line, f"{value.get('unique_id') or number}: {e}"))
-        except (InputError, KeyError, TypeError, AttributeError) as e:
-            raise InputError(f"{row.file}:{row.line}: not a row of the shape {shape!r}: {e}") from None
-        else:
-            more = tuple(str(text) for text in value.get("paraphrases") or () if str(text).strip())
-            items.append(dataclasses.replace(item, id=item.id or str(number), paraphrases=more))
+            continue
+        name = item.id or str(number)
+        if name in ids:  # what is stored and looked up goes by the id, as of files joined into one
+            what = "ids that occur twice, with the number of their row added"
+            counts[what] = counts.get(what, 0) + 1
+            name = f"{name} ({number})"
+        ids.add(name)
+        items.append(dataclasses.replace(item, id=name, paraphrases=more))
     if refused:
         counts["questions left out"] = counts.get("questions left out", 0) + len(refused)
         listed = "; ".join(f"{bad.file}:{bad.line}: {bad.reason}" for bad in refused[:5])
@@ -217,14 +222,16 @@ def open_prompt(item: Item) -> str:
     return f"{instruction}\n{question}" if instruction else question
 
 
-def _renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    theirs = {name: ours for ours, name in columns.items() if name}
-    return {theirs.get(name, name): entry for name, entry in value.items()}
+def _paraphrases(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """The question in other words: a list, the list that a cell of a table writes, or one text."""
+    stated = fields.parsed(value.get("paraphrases"))
+    stated = stated if isinstance(stated, (list, tuple)) else [stated]
+    return tuple(text for one in stated if (text := fields.text(one, "paraphrases")).strip())
 
 
 def _overridden(value: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    key = str(value.get("unique_id") or value.get("id") or "")
-    return value | dict(overrides.get(key, {}))
+    ids = [str(value[name]) for name in ("unique_id", "id") if value.get(name) not in (None, "")]
+    return value | dict(overrides.get(ids[0] if ids else "", {}))
 
 
 def _shape_of(values: Sequence[Mapping[str, Any]], path: str) -> str:

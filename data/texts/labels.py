@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from data import loader, records
+from data import fields, loader, records
 from data.texts import pair_formats, splits, turns
 from data.toys import remarks
 
 MAX_LEVELS = 100
-NO_LABEL = ("nan", "null", "n/a", "#n/a", "<na>")  # what programs write into an empty cell
+NO_LABEL = fields.NO_VALUE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,12 @@ def _of_texts(
     own = {word.strip() for level in levels for word in level.split(",")}
     for row in rows:
         turns.count_others(row.value, (text_name, label_name), counts)
-        text, label = row.value.get(text_name), _word(row.value.get(label_name))
+        text = row.value.get(text_name)
+        try:
+            label = _word(row.value.get(label_name))
+        except fields.Odd:
+            counts["labels that are lists or objects"] = counts.get("labels that are lists or objects", 0) + 1
+            continue
         label = "" if label.lower() in NO_LABEL and label not in own else label
         if not isinstance(text, str) or not text.strip():
             counts["empty text"] = counts.get("empty text", 0) + 1
@@ -208,11 +213,7 @@ def _joined(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
 
 def _word(value: Any) -> str:
     """A label as text: 1, 1.0, True and "1 " are one label."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None else str(value).strip()
+    return str(int(value)) if isinstance(value, bool) else fields.name(value)
 
 
 def _ordered(labels: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.errors import InputError
+from data import fields
 from data.texts.exam_shapes import Item, Unusable
 
 DURATIONS = ("1 week", "1 month", "3 days", "5 days", "2 weeks", "10 days", "3 weeks", "2 months", "once")
@@ -27,10 +28,15 @@ def read(row: Mapping[str, Any]) -> Item:
         Unusable: no diagnosis or no medicine.
     """
     diagnosis, medicines = _of_results(row["results"]) if "results" in row else (row["diagnosis"], row["medicines"])
-    named = tuple(str(medicine).strip() for medicine in medicines or () if str(medicine).strip().lower() not in EMPTY)
-    if str(diagnosis or "").strip().lower() in EMPTY or not named:
+    try:
+        texts = [fields.text(one, "a medicine").strip() for one in fields.sequence(medicines, "medicines")]
+        named, diagnosis = fields.name(row.get("id"), "id"), fields.text(diagnosis, "diagnosis").strip()
+    except fields.Odd as e:
+        raise Unusable(str(e)) from None
+    texts = [text for text in texts if text.lower() not in EMPTY]
+    if diagnosis.lower() in EMPTY or not texts:
         raise Unusable("it has no diagnosis or no medicine")
-    return Item(str(row.get("id") or ""), str(diagnosis).strip(), options=named)
+    return Item(named, diagnosis, options=tuple(texts))
 
 
 def as_questions(items: Sequence[Item], *, hard: bool) -> list[Item]:

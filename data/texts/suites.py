@@ -6,7 +6,6 @@ nothing here prints any: counts and places only.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 from alignment import errors
 from alignment.errors import InputError
-from data import records
+from data import fields, records
 
 HARMFUL, HARMLESS, CONTROVERSIAL = KINDS = ("harmful", "harmless", "controversial")
 # name -> (shape, prompts of each kind as published, with those that occur twice)
@@ -113,15 +112,21 @@ def load(
     errors.one_of("dedup", dedup, DEDUP)
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     rows = list(records.first(rows, limit, counts))
-    renamed = [_renamed(row, columns or {}) for row in rows]
+    renamed = [dataclasses.replace(row, value=fields.renamed(row, columns or {})) for row in rows]
     shape = _shape(renamed, path)
     read = SHAPES[shape][1]
-    cases, ids, texts, duplicates, refused, repeated = [], set(), set(), [], [], []
+    cases, ids, texts, duplicates, repeated = [], set(), set(), [], []
+    empty: list[records.BadRecord] = []
+    odd: list[records.BadRecord] = []
     num_read: Counter[str] = Counter()
     for number, row in enumerate(renamed, 1):
-        case = read(row, number, kind)
+        try:
+            case = read(row, number, kind)
+        except fields.Odd as e:
+            odd.append(records.BadRecord(row.file, row.line, str(e)))
+            continue
         if not case.prompt.strip():
-            refused.append(records.BadRecord(row.file, row.line, "an empty prompt"))
+            empty.append(records.BadRecord(row.file, row.line, "an empty prompt"))
             continue
         if case.id in ids and shape in NAMED_BY_CONTENT:
             repeated.append(f"{row.file}:{row.line}")
@@ -136,7 +141,8 @@ def load(
             continue
         texts.add(text)
         cases.append(dataclasses.replace(case, request=case.request or case.id))
-    records.set_aside(refused, len(rows), counts, "prompts that are empty")
+    records.set_aside(empty, len(rows), counts, "prompts that are empty")
+    records.set_aside(odd, len(rows), counts, "prompts with a field that cannot be read")
     if repeated:
         counts["rows that occur twice"] = counts.get("rows that occur twice", 0) + len(repeated)
         print(f"{path}: {len(repeated)} rows occur twice, the first stays: {', '.join(repeated[:20])}")
@@ -175,14 +181,6 @@ def _letters(text: str) -> str:
     return " ".join(words) or text
 
 
-def _renamed(row: records.Record, columns: Mapping[str, str]) -> records.Record:
-    back = {theirs: ours for ours, theirs in columns.items()}
-    missing = sorted(set(back) - set(row.value))
-    if missing:
-        raise InputError(f"{row.file}:{row.line}: no column {missing[0]!r}; it has {', '.join(map(str, row.value))}")
-    return dataclasses.replace(row, value={back.get(name, name): value for name, value in row.value.items()})
-
-
 def _shape(rows: list[records.Record], path: str) -> str:
     """The first shape whose columns all rows have."""
     present = set.intersection(*(set(row.value) for row in rows))
@@ -211,7 +209,7 @@ def _digest(path: str) -> str:
 
 def _said(row: records.Record, name: str, value: Any, words: Mapping[str, str]) -> str:
     """The kind that a label means."""
-    word = str(value).strip()
+    word = fields.name(value, name)
     if word not in words:
         raise InputError(f"{row.file}:{row.line}: {name}={word!r} is not one of {', '.join(words)}")
     return words[word]
@@ -226,54 +224,60 @@ def _given(row: records.Record, kind: str | None) -> str:
     return kind
 
 
-def _text(value: Any) -> str:
-    """A cell's text; of an empty one "", which `load` sets aside."""
-    return "" if value is None else str(value)
-
-
 def _phtest(row: records.Record, number: int, kind: str | None) -> Case:
     words = {HARMLESS: HARMLESS, CONTROVERSIAL: CONTROVERSIAL}
     harmfulness = _said(row, "Harmfulness", row.value["Harmfulness"], words)
-    return Case(str(row.value["ID"]), _text(row.value["Request"]), kind or harmfulness)
+    return Case(_id(row, "ID", number), fields.text(row.value["Request"], "Request"), kind or harmfulness)
 
 
 def _xstest(row: records.Record, number: int, kind: str | None) -> Case:
     label = _said(row, "label", row.value["label"], {"safe": HARMLESS, "unsafe": HARMFUL})
-    return Case(str(row.value["id"]), _text(row.value["prompt"]), kind or label, category=str(row.value["type"]))
+    prompt, category = fields.text(row.value["prompt"], "prompt"), fields.name(row.value["type"], "type")
+    return Case(_id(row, "id", number), prompt, kind or label, category=category)
 
 
 def _egida(row: records.Record, number: int, kind: str | None) -> Case:
     value = row.value
-    request, style = str(value["uuid"]), str(value["style"])
+    request, style = _id(row, "uuid", number), fields.name(value["style"], "style")
+    question, source = fields.text(value["question"], "question"), fields.name(value.get("source"), "source")
     # one style may have several renderings of a request
-    case_id = f"{request}/{style}/{hashlib.sha256(str(value['question']).encode()).hexdigest()[:8]}"
-    source = str(value.get("source", ""))
-    return Case(case_id, _text(value["question"]), kind or HARMFUL, source, request, style, topics_of(value["topics"]))
+    case_id = f"{request}/{style}/{hashlib.sha256(question.encode()).hexdigest()[:8]}"
+    return Case(case_id, question, kind or HARMFUL, source, request, style, topics_of(value["topics"]))
+
+
+def _id(row: records.Record, name: str, number: int) -> str:
+    """The row's own id, or its number where the field is empty."""
+    return fields.name(row.value.get(name), name) or str(number)
 
 
 def topics_of(value: Any) -> tuple[str, ...]:
-    """The topics of a map of topic -> bool, a list, or either as the JSON of a table's cell; sorted."""
+    """The topics of a map of topic -> bool, a list, or either as a cell of a table writes it; sorted.
+
+    Raises:
+        fields.Odd: lists or objects among them.
+    """
     value = listed(value)
-    topics = value if isinstance(value, Mapping) else dict.fromkeys(value, True)
-    return tuple(sorted(str(topic) for topic, is_on in topics.items() if is_on))
+    topics = value.items() if isinstance(value, Mapping) else ((topic, True) for topic in value)
+    return tuple(sorted({fields.name(topic, "a topic") for topic, is_on in topics if is_on} - {""}))
 
 
 def listed(value: Any) -> Any:
-    """A list or a map as it is; of a text the JSON that it is, else its parts between commas; () of nothing."""
+    """A list or a map as it is; of a text what it writes, else its parts between commas; () of nothing."""
+    value = fields.parsed(value)
     if not isinstance(value, str):
-        return value if isinstance(value, (list, tuple, Mapping)) else () if value is None else (value,)
-    try:
-        return listed(json.loads(value))
-    except ValueError:
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return value if isinstance(value, (list, tuple, Mapping)) else () if fields.is_absent(value) else (value,)
+    if value.strip()[:1] in ("[", "{"):
+        raise fields.Odd("a list or an object is written in a way that is not read")
+    return [part.strip().strip('"') for part in value.split(",") if part.strip()]
 
 
 def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
     value = row.value
-    category, context = str(value.get("SemanticCategory", "")), str(value.get("ContextString") or "")
+    category = fields.name(value.get("SemanticCategory"), "SemanticCategory")
+    context = fields.text(value.get("ContextString"), "ContextString")
     return Case(
-        str(value["BehaviorID"]),
-        _text(value["Behavior"]),
+        _id(row, "BehaviorID", number),
+        fields.text(value["Behavior"], "Behavior"),
         kind or HARMFUL,
         category,
         topics=(category,) if category else (),
@@ -282,11 +286,13 @@ def _harmbench(row: records.Record, number: int, kind: str | None) -> Case:
 
 
 def _sorry_bench(row: records.Record, number: int, kind: str | None) -> Case:
-    turns = row.value["turns"]
-    text = _text(turns[0] if isinstance(turns, list) and turns else turns)
-    style = str(row.value["prompt_style"])
-    name = str(row.value.get("question_id", number))
-    category = str(row.value.get("category", ""))
+    turns = fields.parsed(row.value["turns"])
+    if isinstance(turns, (list, tuple)):
+        if len(turns) > 1:
+            raise fields.Odd("turns has several turns, of which the first alone is another request")
+        turns = turns[0] if turns else None
+    text, style = fields.text(turns, "turns"), fields.name(row.value["prompt_style"], "prompt_style")
+    name, category = _id(row, "question_id", number), fields.name(row.value.get("category"), "category")
     return Case(f"{name}/{style}", text, kind or HARMFUL, category, name, PLAIN if style == "base" else style)
 
 
@@ -294,12 +300,11 @@ def _column(name: str, default: str | None, category: str = "") -> Callable[...,
     """A shape with one column of text: its kind is the shape's, or must be said where `default` is None."""
 
     def read(row: records.Record, number: int, kind: str | None) -> Case:
-        case_id = next((str(row.value[key]) for key in ("id", "ID", "Index") if row.value.get(key) is not None), "")
-        topic = str(row.value.get(category, "")) if category else ""
+        ids = (fields.name(row.value.get(key), key) for key in ("id", "ID", "Index"))
+        topic = fields.name(row.value.get(category), category) if category else ""
         topics = (topic,) if topic else ()
-        return Case(
-            case_id or str(number), _text(row.value[name]), kind or default or _given(row, kind), topic, topics=topics
-        )
+        case_id, text = next(filter(None, ids), str(number)), fields.text(row.value[name], name)
+        return Case(case_id, text, kind or default or _given(row, kind), topic, topics=topics)
 
     return read
 

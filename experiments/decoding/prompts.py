@@ -138,13 +138,16 @@ def _read(path: str | Sequence[str]) -> Iterator[Record | BadRecord]:
     if isinstance(path, str) and path.startswith("tfds:"):
         yield from records.read(path)[0]
         return
+    for line in records.left_out(path):
+        print(f"prompts: not read: {line}", flush=True)
     for file in records.find(path):
-        is_text = file.removesuffix(".gz").removesuffix(".zst").endswith(".txt")
+        is_text = lines.unpacked(file).endswith(".txt")
         yield from _text_lines(file) if is_text else records.read_file(file)
 
 
 def _text_lines(file: str) -> Iterator[Record | BadRecord]:
     """Every line that is not blank is a prompt."""
+    lines.check_opening(file)
     try:
         for number, (_, raw) in enumerate(lines.split(lines.chunks(file)), 1):
             assert isinstance(raw, bytes)  # without a limit no length stands for a line

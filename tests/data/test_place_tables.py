@@ -123,10 +123,24 @@ def test_rows_without_a_value_are_dropped_and_counted(tmp_path):
     assert len(samples.y_N) == 4 and samples.line_N.tolist() == [2, 4, 6, 7]
 
 
+def test_words_for_no_value_are_no_class_and_one_number_is_one_class(tmp_path):
+    kinds = ["a", "nan", "b", "N/A", "a", "b"]
+    rows = [{"lon": 1, "lat": 2, "rooms": i, "kind": kind} for i, kind in enumerate(kinds)]
+    samples = place_tables.read(write(tmp_path / "t.csv", rows), Columns(target="kind"))
+    assert samples.class_names == ("a", "b") and samples.counts["rows without kind"] == 2
+    lines = [json.dumps(row | {"kind": kind}) + "\n" for row, kind in zip(rows, (1, 1.0, "1", 2, 2.0, [2]))]
+    (tmp_path / "t.jsonl").write_text("".join(lines[:5]))
+    assert place_tables.read(str(tmp_path / "t.jsonl"), Columns(target="kind")).class_names == ("1", "2")
+    (tmp_path / "t.jsonl").write_text("".join(lines))
+    with pytest.raises(InputError, match=r"t.jsonl:6: kind is a list"):
+        place_tables.read(str(tmp_path / "t.jsonl"), Columns(target="kind"))
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [
-        (changed(2, rooms="nan"), Columns(target="kind"), "t.csv:4: rooms='nan' is not finite"),
+        (changed(2, rooms="inf"), Columns(target="kind"), "t.csv:4: rooms='inf' is not finite"),
+        (changed(2, rooms="NA"), Columns(target="kind"), "t.csv:4: rooms='NA' is not a number"),
         (changed(2, latitude="north"), Columns(target="kind"), "t.csv:4: latitude='north' is not a number"),
         (ROWS, Columns(), "data.columns.target is not set"),
         (ROWS, Columns(target="prise"), "the nearest is 'price'"),

@@ -175,6 +175,85 @@ def test_plain_text_documents_know_their_first_line(tmp_path):
         assert record.value["text"].startswith(f"line {record.line}")
 
 
+TEXT = b'{"text": "a"}\n{"text": "b"}\n'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", TEXT.decode().encode("utf-16"), "UTF-16"),
+        ("a.txt", ("word " * 50 + "\n").encode("utf-16-be") * 200, "UTF-16"),
+        ("a.csv", b"text\n".decode().encode("utf-32"), "UTF-16"),
+        ("a.jsonl.gz", gzip.compress(TEXT.decode().encode("utf-16-le")), "UTF-16"),
+        ("a.csv", POINTER, "pointer of Git LFS"),
+        ("a.parquet", POINTER, "pointer of Git LFS"),
+        ("a.csv", b"<!DOCTYPE html>\n<p>Sign in, please</p>\n", "a web page"),
+        ("a.json", b"\n <html><body>502</body></html>", "a web page"),
+        ("a.csv", "caf\xe9,text\n1,2\n".encode("latin-1"), "column names are not UTF-8"),
+        ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n7,8\n', "a.csv:3: a quote opens in this row and is never closed"),
+        ("a.csv", b"a, a\n1,2\n", "two columns 'a'"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "two fields 'text'"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "a.jsonl:1: not JSON"),
+    ],
+)
+def test_a_file_that_is_something_else_than_it_seems_is_refused_by_name(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        records.read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbf a ,b\r\n1,2\r\n", {"a": "1", "b": "2"}),
+        (b"\n\na,b\n\n1,2\n\n", {"a": "1", "b": "2"}),
+        (b"a,b\r1,2\r", {"a": "1", "b": "2"}),
+        (b'a,b\n"x\ny","he said ""no"""', {"a": "x\ny", "b": 'he said "no"'}),
+        (b",a,\n7,1,8\n", {"column 1": "7", "a": "1", "column 3": "8"}),
+    ],
+)
+def test_a_table_is_read_as_every_program_writes_it(tmp_path, content, expected):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert [row.value for row in records.read(str(tmp_path / "a.csv"))[0]] == [expected]
+
+
+def test_a_text_that_names_a_field_is_not_a_field_twice(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "\\"a\\": 1", "b": {"a": 2}}\n')
+    assert records.read(str(tmp_path / "a.jsonl"))[0][0].value == {"a": '"a": 1', "b": {"a": 2}}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~nobody-here/a.jsonl", "home directory"),
+        ("a" * 5_000, "too long"),
+        (None, "not set"),
+        ("s3://a/b", "fetch it first"),
+    ],
+)
+def test_a_path_that_no_disk_has_is_refused(path, said):
+    with pytest.raises(InputError, match=said):
+        records.read(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "said"),
+    [
+        (["a", "a"], [["x"], ["y"]], "two columns 'a'"),
+        (["a"], [[2**62]], "damaged after record 0"),
+    ],
+)
+def test_parquet_that_python_cannot_hold_is_refused(tmp_path, names, columns, said):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    arrays = [pa.array(c, pa.timestamp("us")) if isinstance(c[0], int) else pa.array(c) for c in columns]
+    pyarrow.parquet.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=said):
+        records.read(str(tmp_path / "a.parquet"))
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
 def test_two_columns_of_one_name_are_refused(name, tmp_path):
     comma = "\t" if ".tsv" in name else ","

@@ -92,8 +92,8 @@ def test_half_sentences_come_with_the_files_own_scores_or_without(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "x"}, "KeyError 'prompt'"),
-        ({"prompt": "x"}, "TypeError"),
+        ({"text": "x"}, "prompt has text and toxicity"),
+        ({"prompt": "x"}, "Error"),
         ({"prompt": {"text": " "}}, "text is empty"),
         ({"prompt": {"text": "x", "toxicity": 1.5}}, "toxicity 1.5 is not in"),
     ],

@@ -130,7 +130,7 @@ def test_names_of_columns_may_be_told(tmp_path):
             [{"ID": 0, "Request": "a", "Harmfulness": "harmless"}, {"ID": 1, "Request": "b"}],
             ":2: no column 'Harmfulness'",
         ),
-        ([{"ID": 0, "Request": "a", "Harmfulness": None}], ":1: Harmfulness='None'"),
+        ([{"ID": 0, "Request": "a", "Harmfulness": None}], ":1: Harmfulness=''"),
     ],
 )
 def test_rows_that_cannot_be_are_named(tmp_path, rows, words):

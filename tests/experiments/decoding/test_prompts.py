@@ -1,8 +1,10 @@
 import gzip
 import json
+import lzma
 
 import ml_collections
 import pytest
+import zstandard
 
 from alignment.errors import InputError
 from data.tokens import tokenizer
@@ -44,7 +46,7 @@ def test_a_system_prompt_that_nothing_reads_is_refused(tmp_path):
         load(jsonl(tmp_path / "p.jsonl", {"prompt": "Hi?"}), system="Be brief.")
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "txt", "txt.gz", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "txt", "txt.gz", "txt.xz", "txt.zstd", "parquet"])
 def test_prompts_come_from_every_kind_of_file_in_their_order(tmp_path, suffix):
     texts = ["one, two", "مرحبا", "three"]
     path = tmp_path / f"p.{suffix}"
@@ -55,8 +57,9 @@ def test_prompts_come_from_every_kind_of_file_in_their_order(tmp_path, suffix):
         path.write_text(json.dumps(rows))
     elif suffix == "txt":
         path.write_bytes("\ufeffone, two\r\n\nمرحبا\nthree".encode())
-    elif suffix == "txt.gz":
-        path.write_bytes(gzip.compress("\n".join(texts).encode()))
+    elif suffix.startswith("txt."):
+        pack_fn = {"gz": gzip.compress, "xz": lzma.compress, "zstd": zstandard.compress}[suffix[4:]]
+        path.write_bytes(pack_fn("\n".join(texts).encode()))
     elif suffix == "parquet":
         pyarrow = pytest.importorskip("pyarrow")
         pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
