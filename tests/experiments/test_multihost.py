@@ -11,20 +11,23 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 
-def start(workdir, cache, mesh, **environment):
+def start(
+    workdir, cache, mesh, experiment="experiments/dpo.py:tiny", flags=("--config.batch.layout=shared",), **environment
+):
     """A tiny run in a process of its own."""
     command = [
         sys.executable,
         "-m",
         "experiments.run",
         "--config",
-        "experiments/dpo.py:tiny",
+        experiment,
         "--workdir",
         str(workdir),
     ]
-    command += [f"--config.mesh.data={mesh[0]}", f"--config.mesh.tensor={mesh[1]}", "--config.batch.layout=shared"]
+    command += [f"--config.mesh.data={mesh[0]}", f"--config.mesh.tensor={mesh[1]}", *flags]
     command += ["--distributed"] if "JAX_PROCESS_ID" in environment else []
     # of two values of a flag XLA takes the last; the other flags let it compile as fast as in this process
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={environment.pop('devices')}"
@@ -223,3 +226,40 @@ def test_what_one_process_refuses_ends_the_other_with_2_too(tmp_path, alone):
     ended, outputs = codes(start_pair(tmp_path, alone[1]))
     assert ended == [2, 2], outputs
     assert all("already holds a run with another config" in output for output in outputs), outputs
+
+
+STREAMED = (
+    "--config.samples.num=0",
+    "--config.sinks=()",
+    "--config.data.limit=None",
+    "--config.data.heldout_fraction=0.1",
+)
+STREAMED += ("--config.stream.on=True", "--config.stream.window=8", "--config.stream.lanes=4", "--config.mesh.data=2")
+
+
+@pytest.mark.slow
+def test_two_processes_that_read_their_own_records_train_like_one_and_one_goes_on_from_their_checkpoint(
+    tmp_path, alone
+):
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        rows = (json.dumps({"text": f"document {shard} {n} " + "x" * (n % 70)}) + "\n" for n in range(40))
+        (tmp_path / f"shards/{shard}.jsonl").write_text("".join(rows))
+    flags = (*STREAMED, f"--config.data.path={tmp_path}/shards")
+    run = dict(experiment="experiments/pretrain.py:tiny", cache=alone[1])
+
+    def one(folder):
+        finish(start(folder, alone[1], (2, 1), devices="2", experiment=run["experiment"], flags=flags))
+        return np.concatenate(
+            [np.ravel(x) for _, x in sorted(load_file(folder / "export/hf/model.safetensors").items())]
+        )
+
+    expected = one(tmp_path / "one")
+    ended, outputs = codes(start_pair(tmp_path, **run, workdirs=("two", "two"), flags=flags))
+    assert ended == [0, 0], outputs
+    np.testing.assert_allclose(losses(tmp_path / "two")[1], losses(tmp_path / "one")[1], rtol=1e-5)
+    assert len(list((tmp_path / "two/index").glob("*.note"))) == 3  # each process has indexed its part
+    half = (*flags, "--config.steps=2", "--config.optimizer.total_steps=4")
+    ended, outputs = codes(start_pair(tmp_path, **run, workdirs=("then", "then"), flags=half))
+    assert ended == [0, 0], outputs
+    np.testing.assert_allclose(one(tmp_path / "then"), expected, atol=1e-5)
