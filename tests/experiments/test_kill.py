@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,16 +49,16 @@ class Nursery:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, workdir: pathlib.Path) -> int:
-        argv = ["--config", str(ROOT / "experiments/dpo.py:tiny"), "--workdir", str(workdir), *FLAGS]
+    def start(self, workdir: pathlib.Path, experiment: str = "dpo", flags: tuple[str, ...] = FLAGS) -> int:
+        argv = ["--config", str(ROOT / f"experiments/{experiment}.py:tiny"), "--workdir", str(workdir), *flags]
         return self.ask(argv=argv, log=f"{workdir}.log")
 
     def wait(self, pid: int) -> int:
         """The exit code; minus the signal for a process that was killed."""
         return self.ask(wait=pid)
 
-    def run(self, workdir: pathlib.Path) -> None:
-        code = self.wait(self.start(workdir))
+    def run(self, workdir: pathlib.Path, **what: Any) -> None:
+        code = self.wait(self.start(workdir, **what))
         assert code == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]
 
 
@@ -231,3 +232,25 @@ def test_sigterm_before_training_exits_75_too(nursery, whole, tmp_path):
     assert nursery.wait(pid) == 75
     nursery.run(workdir)
     assert_like(whole, workdir)
+
+
+def test_a_run_on_a_stream_that_is_killed_twice_ends_in_the_same_parameters(nursery, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        texts = (f"document {shard} {n} " + "x" * (n % 70) for n in range(40))
+        (tmp_path / f"shards/{shard}.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    flags = (*(flag for flag in FLAGS if "pretrain" not in flag), f"--config.data.path={tmp_path}/shards")
+    flags += ("--config.stream.on=True", "--config.stream.window=8", "--config.data.heldout_fraction=0.1")
+    streamed = dict(experiment="pretrain", flags=(*flags, "--config.data.limit=None"))
+    nursery.run(tmp_path / "whole", **streamed)
+    killed = 0
+    for step in (6, 16):  # a line before, a checkpoint behind which steps are lost
+        pid, deadline = nursery.start(tmp_path / "run", **streamed), time.monotonic() + 60
+        while not logged(tmp_path / "run", step) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        os.kill(pid, signal.SIGKILL)
+        killed += nursery.wait(pid) == -signal.SIGKILL
+    assert killed == 2
+    nursery.run(tmp_path / "run", **streamed)
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+    assert rows(tmp_path / "run/metrics.jsonl") == rows(tmp_path / "whole/metrics.jsonl")
