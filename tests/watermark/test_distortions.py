@@ -1,4 +1,6 @@
 import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
 import pytest
 
 from alignment.errors import InputError
@@ -67,3 +69,10 @@ def test_unknown_names_and_strengths_outside_the_range_are_refused(pictures):
         distortions.batch("Dist-Blurr", pictures, 0.5)
     with pytest.raises(InputError, match=r"strength=1.5 of Dist-JPEG: it lies in \[0, 1\].*Dist-JPEG 90 to 10"):
         distortions.native("Dist-JPEG", 1.5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01, 1.237, 1.4, 1.999, 2.0])
+def test_brightness_has_pillows_bytes_at_every_level(factor):
+    levels = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    theirs = np.asarray(PIL.ImageEnhance.Brightness(PIL.Image.fromarray(levels)).enhance(factor))
+    assert (distortions.brighten(levels, factor) == theirs).all()
