@@ -36,16 +36,6 @@ def of_gaps(gap_K: np.ndarray) -> float:
     return float(np.mean([gap_K[i] - gap_K[j] for j, i in itertools.combinations(range(len(gap_K)), 2)]))
 
 
-def of_spreads(with_K: np.ndarray, without_K: np.ndarray) -> float:
-    """The same as the difference of two spreads, which the authors' program prints one by one."""
-    return of_gaps(with_K) - of_gaps(without_K)
-
-
-def of_weights(with_K: np.ndarray, without_K: np.ndarray) -> float:
-    """The same as a weighted sum of gaps, one product instead of C(K, 2) differences."""
-    return float(weights(len(with_K)) @ (np.asarray(with_K) - np.asarray(without_K)))
-
-
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A classifier on a test set, by one concept.

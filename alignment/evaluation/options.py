@@ -5,7 +5,6 @@ option whose text is displayed under the j-th letter. Under "BDAC" the text of B
 """
 
 import itertools
-import math
 import random
 import re
 import string
@@ -129,10 +128,3 @@ def vote(
             raise InputError("ties='likeliest' needs the log-probability of every reply, and this responder gives none")
         best.sort(key=lambda answer: -sum(logprobs[draw] for draw in reached[answer]) / most)
     return best[0], len(best) > 1
-
-
-def majority_correct(share: float, num: int) -> float:
-    """The probability that more than half of `num` independent draws are correct, each with probability `share`."""
-    return sum(
-        math.comb(num, right) * share**right * (1 - share) ** (num - right) for right in range(num // 2 + 1, num + 1)
-    )

@@ -76,13 +76,6 @@ def grouped(
     return 1 - share_G
 
 
-def weighted_f1(predicted_N: np.ndarray, y_N: np.ndarray, num_classes: int, *, zero_division: str = "0") -> float:
-    """F1 of each class, weighted by its share of the true labels; classes that are absent have no weight."""
-    group_N = np.zeros(len(y_N), np.int64)
-    f1_G = grouped(predicted_N, y_N, group_N, 1, measure=F1, num_classes=num_classes, zero_division=zero_division)
-    return float(f1_G[0])
-
-
 def class_f1(counts_GCC: np.ndarray, *, zero_division: str = "0") -> np.ndarray:
     """F1 of each class, [G,C], from counts[group, true, predicted]; see `grouped` for `zero_division`."""
     right_GC = np.diagonal(counts_GCC, axis1=-2, axis2=-1).astype(np.float64)

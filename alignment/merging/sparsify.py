@@ -26,15 +26,11 @@ def count(density: float, size: int) -> int:
     return size if density >= 1 else max(1, int(density * size))
 
 
-def magnitude(sources: Sources, model: int, density: float) -> KeepFn:
-    """The largest entries of a tensor stay: the trimming of TIES (Yadav et al. 2023, arXiv:2306.01708)."""
-    return middle(sources, model, density, gamma=0.0)
-
-
 def middle(sources: Sources, model: int, density: float, gamma: float) -> KeepFn:
     """The share `gamma` of the largest entries goes, and of the others the largest stay.
 
     Model Breadcrumbs (Davari and Belilovsky 2023, arXiv:2312.06795): outliers go, and so does the bulk of small ones.
+    With gamma 0 it is the trimming of TIES (Yadav et al. 2023, arXiv:2306.01708).
 
     Args:
         density: share of the tensor that stays, in (0, 1]; with gamma at most 1.

@@ -198,8 +198,3 @@ def pair_probability(yes_logit: float, no_logit: float) -> float:
     """Softmax over the two words' logits alone: 1 / (1 + exp(no - yes))."""
     difference = no_logit - yes_logit
     return 1 / (1 + math.exp(difference)) if difference < 700 else 0.0
-
-
-def token_probability(yes_logit: float, log_total: float) -> float:
-    """The plain probability of the word as the first token, from the log of the sum of all tokens' exp(logit)."""
-    return math.exp(yes_logit - log_total)

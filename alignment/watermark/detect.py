@@ -56,11 +56,6 @@ def z_score(score: float, num_scored: int, gamma: float) -> float:
     return (score - gamma * num_scored) / math.sqrt(num_scored * gamma * (1 - gamma))
 
 
-def normal_p(z: float) -> float:
-    """The upper tail of a standard normal variable, erfc(z / sqrt 2) / 2."""
-    return 0.5 * math.erfc(z / math.sqrt(2))
-
-
 def randomised_p(found: Detection, u: float) -> float:
     """A p-value that is uniform on unmarked text, although a count takes few values.
 
@@ -170,11 +165,6 @@ def weighted_mean(g_TL: np.ndarray) -> float:
     """SynthID's weighted mean score: weights fall from 10 to 1 over the layers, and average 1."""
     weights_L = np.linspace(10, 1, g_TL.shape[1])
     return float((g_TL * (weights_L / weights_L.mean())).mean())
-
-
-def expected_mean(vocab_size: int) -> float:
-    """Mean bit of marked text where all tokens are equally likely: 1/2 + (1 - 1/V) / 4."""
-    return 0.5 + 0.25 * (1 - 1 / vocab_size)
 
 
 def _exp(mark, ids_T, counts):

@@ -78,12 +78,6 @@ def adaptive(marked_T: np.ndarray, is_green_T: np.ndarray, delta: float) -> np.n
     return marked_T - delta * is_green_T
 
 
-def exact_debias(probs_XV: np.ndarray, is_green_XV: np.ndarray, delta: float) -> np.ndarray:
-    """The clean distribution from a marked one, exactly: p_w e^(-delta g) / (1 - (1 - e^-delta) G_w)."""
-    green_mass_X1 = np.sum(probs_XV * is_green_XV, axis=-1, keepdims=True)
-    return probs_XV * np.exp(-delta * is_green_XV) / (1 + np.expm1(-delta) * green_mass_X1)
-
-
 # How well an attack does
 
 

@@ -59,11 +59,6 @@ def p_value(matches: int, num_bits: int) -> float:
     return float(scipy.stats.binom.sf(matches - 1, num_bits, 0.5))
 
 
-def least_matches(num_bits: int, level: float) -> int:
-    """The smallest number of agreeing bits whose p-value lies below `level`."""
-    return next(m for m in range(num_bits + 2) if p_value(m, num_bits) < level)
-
-
 def identified(errors: np.ndarray, num_bits: int, users: int) -> float:
     """The expected share of pictures whose own message is nearer than those of all other users.
 
@@ -87,19 +82,6 @@ def identified_ring(squared: np.ndarray, norm: np.ndarray, users: int) -> float:
     scale = 634 * math.pi
     other = scipy.stats.ncx2.sf(np.asarray(squared) / scale, 634, np.asarray(norm) / scale)
     return float(np.mean(other ** (users - 1)))
-
-
-def simulated(read_BL: np.ndarray, message_L: np.ndarray, users: int, *, repeats: int = 5, seed: int = 0) -> float:
-    """`identified` by drawing the other users' messages; a tie is a failure."""
-    rng = np.random.default_rng(seed)
-    own_B = np.sum(read_BL != message_L, axis=1)
-    right = []
-    for _ in range(repeats):
-        keys_UL = rng.integers(2, size=(users - 1, len(message_L)), dtype=np.int8)
-        # errors of every picture with every user, by a product of +-1 instead of a table [B, U, L]
-        agree_BU = (2.0 * read_BL - 1) @ (2.0 * keys_UL.T - 1)
-        right.append(np.mean(own_B < ((len(message_L) - agree_BU) / 2).min(axis=1)))
-    return float(np.mean(right))
 
 
 # Curves and ranks

@@ -35,7 +35,7 @@ def test_five_labels_worked_by_hand_and_the_three_forms_agree():
     rng = np.random.default_rng(0)
     for num in (2, 3, 5, 7):
         a_K, b_K = rng.random((2, num))
-        forms = bias.of_gaps(a_K - b_K), bias.of_spreads(a_K, b_K), bias.of_weights(a_K, b_K)
+        forms = bias.of_gaps(a_K - b_K), bias.of_gaps(a_K) - bias.of_gaps(b_K), bias.weights(num) @ (a_K - b_K)
         np.testing.assert_allclose(forms, forms[0], atol=1e-12)
     np.testing.assert_allclose(bias.weights(5), np.array([-4, -2, 0, 2, 4]) / 10)
     out = measured([[60, 45, 50, 55, 65], [50, 40, 50, 60, 80]], [[100] * 5] * 2)

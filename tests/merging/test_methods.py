@@ -27,7 +27,7 @@ def test_ties_trims_to_the_largest_half():
     own = sources(MODELS, BASE)
     trimmed = own.read(0, 6)[0].copy()
     for i, delta in enumerate(trimmed):
-        sparsify.magnitude(own, i, 0.5)(0, delta)
+        sparsify.middle(own, i, 0.5, gamma=0.0)(0, delta)
     wanted = [(0.4, 0, 0, 0, 0.6, -0.5), (0, 0.3, -0.4, 0, 0, -0.7), (-0.5, 0, -0.3, 0, 0, 0.4)]
     near(trimmed, wanted)
 

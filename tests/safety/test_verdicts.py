@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from alignment.errors import InputError
@@ -91,10 +90,8 @@ def test_one_class_or_none(name, answer, label):
     assert verdicts.parser(name)(answer).response_refusal == label
 
 
-def test_probabilities_of_a_first_token_are_of_two_words_or_of_all():
-    total = np.log(np.exp(1.2) + np.exp(0.4) + np.exp(0.0))
+def test_the_probability_of_a_pair_is_that_of_two_words():
     assert verdicts.pair_probability(0.4, 1.2) == pytest.approx(0.310026, abs=1e-6)
-    assert verdicts.token_probability(0.4, total) == pytest.approx(0.256683, abs=1e-6)
     assert verdicts.pair_probability(-1e4, 1e4) == 0.0
 
 
