@@ -26,10 +26,10 @@ from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import attention, decoder, lora
 from alignment.preference import losses, metrics, pairs
-from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
-from data.texts import preferences, text, trees, verdicts
+from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state
+from data.texts import preferences, trees, verdicts
 from data.tokens import tokenizer
-from experiments.launch import checks, groups, lm, planning, references
+from experiments.launch import checks, groups, lm, planning, references, text_training
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -412,19 +412,12 @@ def pretrain(
         model = model.clone(attention="blocked")
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
-    batches = []
-    for split, endless in zip(splits, (True, False)):
-        texts = [split.sequence(i, p) for i in range(len(split)) for p in (0, 1)]
-        packed = text.pack(texts, max_len=max_len, pad_id=tok.pad_id)
-        batches.append(
-            text.batches(packed, batch_size=batch_size, seed=c.seed, endless=endless, **sharding.row_share(mesh))
-        )
     if c.adapter.rank or c.adapter.init_from:  # a later run finds the adapter's base here
         language_model.leave(workdir, model, tok)
-    return next_token.fit(
+    return text_training.fit(
         model,
         params,
-        *batches,
+        [text_training.both_answers([split], max_len=max_len, pad_id=tok.pad_id) for split in splits],
         mesh,
         workdir,
         tx=optimizer.adamw(**options, total_steps=steps),

@@ -4,7 +4,6 @@ Zhou et al. 2024 (arXiv:2311.08648), Section 5, with this project's decoder in p
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -16,12 +15,13 @@ import numpy as np
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding
+from alignment.train import adapters, language_model, loop, optimizer, sharding
 from data.texts import text
 from experiments.concepts import in_context
 from experiments.concepts.sets import Training
 from experiments.decoding import models
 from experiments.decoding.models import Model
+from experiments.launch import text_training
 
 FORBIDDEN = (models.RANDOM, *models.TOYS)
 
@@ -72,8 +72,8 @@ class DecoderLearner:
         t, model = self._c.tuning, self._model
         name = hashlib.sha256(f"{training.digest} {seed} {self.digest}".encode()).hexdigest()[:16]
         folder = self._folder / name
-        train, heldout = (self._rows(path, seed) for path in self._write(folder, training))
-        steps = max(1, round(t.epochs * len(train) / t.batch_size))
+        splits = [self._rows(path, seed) for path in self._write(folder, training)]
+        steps = max(1, round(t.epochs * len(splits[0]) / t.batch_size))
         compute = dict(dtype=model.network.dtype, remat="none", attention="auto", unroll=1)
         net = language_model.build(model.init_from, model.tok, model={}, compute=compute, rows_are_plain=True)
         mesh = sharding.make_mesh()
@@ -87,12 +87,10 @@ class DecoderLearner:
             clip_norm=t.clip_norm,
         )
         state = adapters.create(adapter, tx, base, seed=seed, mesh=mesh, params=params)
-        batches_fn = functools.partial(text.batches, batch_size=t.batch_size, seed=seed, **sharding.row_share(mesh))
-        state, _ = next_token.fit(
+        state, _ = text_training.fit(
             net,
             None,
-            batches_fn(train),
-            batches_fn(heldout, endless=False),
+            splits,
             mesh,
             folder,
             tx=tx,

@@ -1,7 +1,6 @@
 """The model that a door of the decoder opens on: its config group, the refusals before weights are read, the engine."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -19,9 +18,10 @@ from alignment.decoding import engine as engines
 from alignment.decoding import network, programs, rows
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
-from alignment.train import language_model, loop, next_token, optimizer, sharding, train_state
+from alignment.train import language_model, loop, optimizer, sharding, train_state
 from data.texts import text, text_formats
 from data.tokens import learning, pieces, tokenizer
+from experiments.launch import text_training
 
 RANDOM, TOY, GUARDED, OBEDIENT = "random", "toy", "guarded", "obedient"  # models that come with the code
 TOYS = {  # and what `open_model` trains them on
@@ -263,20 +263,16 @@ def train_toy(
     if loop.latest_step(folder) == TOY_STEPS:
         return folder
     tok = tok or _toy_tokenizer(folder, path)
-    max_len = TOY_LENGTHS.get(path, 256)
-    train, heldout, _ = text.load(
-        kind="answers", path=path, tokenizer=tok, max_len=max_len, limit=4_000, heldout_fraction=0.01
-    )
+    options = dict(max_len=TOY_LENGTHS.get(path, 256), limit=4_000, heldout_fraction=0.01)
+    *splits, _ = text.load(kind="answers", path=path, tokenizer=tok, **options)
     net = language_model.build(
         "", tok, model=TOY_SIZES, compute=_compute("float32") | dict(unroll=2), rows_are_plain=False, workdir=folder
     )
-    batches_fn = functools.partial(text.batches, batch_size=16, seed=seed)
-    next_token.fit(
+    text_training.fit(
         net,
         None,
-        batches_fn(train),
-        batches_fn(heldout, endless=False),
-        _mesh(1),
+        splits,
+        one_device(),
         folder,
         tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=TOY_STEPS // 10, total_steps=TOY_STEPS),
         seed=seed,

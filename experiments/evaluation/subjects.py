@@ -16,13 +16,14 @@ from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
 from alignment.evaluation import pair_tokens, prompting, relaxed_perplexity
-from alignment.train import language_model, loop, next_token, optimizer
+from alignment.train import language_model, loop, optimizer
 from data.texts import text
 from data.tokens import tokenizer
 from data.toys import remedies
 from experiments.decoding import models
 from experiments.evaluation import services
 from experiments.evaluation.services import Sampling
+from experiments.launch import text_training
 
 ENDPOINT, TOY = services.ENDPOINT, "toy"
 TOY_STEPS = (20, 60, 120, 200, 320)  # of training, after each of which a toy is left
@@ -259,16 +260,14 @@ def train_toys(folder: pathlib.Path, steps: int) -> pathlib.Path:
         files.write_rows(folder / "documents.jsonl", remedies.documents(NUM_DOCUMENTS))
     compute = dict(dtype="float32", remat="none", attention="blocked", unroll=2)
     net = language_model.build("", tok, model=models.TOY_SIZES, compute=compute, rows_are_plain=False, workdir=folder)
-    train, heldout = _toy_texts(folder / "documents.jsonl")
     for stage in TOY_STEPS[: TOY_STEPS.index(steps) + 1]:
         place = folder / f"{TOY}-{stage}"
         if (place / "config.json").is_file():
             continue
-        state, _ = next_token.fit(
+        state, _ = text_training.fit(
             net,
             None,
-            text.batches(train, batch_size=TOY_ROWS, seed=0),
-            text.batches(heldout, batch_size=TOY_ROWS, seed=0, endless=False),
+            _toy_texts(folder / "documents.jsonl"),
             models.one_device(),
             folder,
             tx=optimizer.adamw(peak_lr=3e-3, warmup_steps=20, total_steps=TOY_STEPS[-1]),

@@ -21,10 +21,10 @@ from alignment import files
 from alignment.errors import InputError
 from alignment.models import decoder, lora, peft_adapters
 from alignment.preference import losses, metrics, pairs
-from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, step, train_state
-from data.texts import objectives, preferences, text
+from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state
+from data.texts import objectives, preferences
 from data.tokens import learning, pieces, tokenizer
-from experiments.launch import planning
+from experiments.launch import planning, text_training
 
 BASE, SMALL = "base", "small"  # folders of models from nothing
 ALL = "all"  # every objective's pairs together
@@ -195,18 +195,11 @@ def from_nothing(
 ) -> Trained:
     """A model of the pairs' own text, chosen and rejected answers alike."""
     language_model.leave(folder, model, tok)
-    batches = []
-    for part, endless in enumerate((True, False)):
-        rows = [own[part].sequence(i, p) for own in splits for i in range(len(own[part])) for p in (0, 1)]
-        packed = text.pack(rows, max_len=c.pretrain.max_len, pad_id=tok.pad_id)
-        share = sharding.row_share(mesh)
-        options = dict(batch_size=c.pretrain.batch_size, seed=c.seed, endless=endless)
-        batches.append(text.batches(packed, **options, **share))
     steps = c.pretrain.steps
-    state, summary = next_token.fit(
+    state, summary = text_training.fit(
         model,
         None,
-        *batches,
+        [text_training.both_answers(parts, max_len=c.pretrain.max_len, pad_id=tok.pad_id) for parts in zip(*splits)],
         mesh,
         folder,
         tx=optimizer.adamw(peak_lr=c.pretrain.peak_lr, warmup_steps=c.pretrain.warmup_steps, total_steps=steps),

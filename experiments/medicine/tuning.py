@@ -1,7 +1,6 @@
 """Stages that train: supervised tuning on conversations, and DPO; each leaves export/hf in a folder of its own."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -14,11 +13,11 @@ from ml_collections import config_dict
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.train import language_model, loop, next_token, optimizer, sharding
+from alignment.train import language_model, loop, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
 from experiments.decoding import models
-from experiments.launch import groups, planning
+from experiments.launch import groups, planning, text_training
 from experiments.safety import tuning
 
 Numbers = Mapping[str, float]
@@ -126,7 +125,7 @@ def supervised(
     else:
         files.write_rows(path, source)
     tok = tokenizer.load(tokenizer_from)
-    rows, heldout, counts = text.load(
+    *splits, counts = text.load(
         kind="answers",
         path=str(path),
         tokenizer=tok,
@@ -136,7 +135,7 @@ def supervised(
         seed=places.seed,
         bad_records_path=str(folder / "bad_records.jsonl"),
     )
-    made_from = {"init": language_model.digest(init_from), "rows": rows.digest, "settings": s.to_dict()}
+    made_from = {"init": language_model.digest(init_from), "rows": splits[0].digest, "settings": s.to_dict()}
     if (numbers := finished(folder, made_from | {"seed": places.seed})) is not None:
         return numbers
     files.report_counts(folder, counts)
@@ -151,15 +150,11 @@ def supervised(
         workdir=folder,
     )
     params = None if loop.latest_step(folder) is not None else language_model.params(init_from, net, places.mesh)
-    batches_fn = functools.partial(
-        text.batches, batch_size=s.batch_size, seed=places.seed, **sharding.row_share(places.mesh)
-    )
-    steps = max(1, round(len(rows) * s.epochs / s.batch_size))
-    state, summary = next_token.fit(
+    steps = max(1, round(len(splits[0]) * s.epochs / s.batch_size))
+    state, summary = text_training.fit(
         net,
         params,
-        batches_fn(rows),
-        batches_fn(heldout, endless=False),
+        splits,
         places.mesh,
         folder,
         tx=_adamw(s, steps),

@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 from alignment import files
 from alignment.merging import recipes
 from alignment.models import decoder, huggingface
-from alignment.train import language_model, loop, next_token, optimizer, sharding
+from alignment.train import language_model, loop, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
 from data.toys import herbal
+from experiments.launch import text_training
 from experiments.merging import writing
 
 PREFIX = "synthetic:"  # of a recipe that merges the two experts, before the method's name
@@ -73,21 +74,18 @@ def train(workdir: pathlib.Path, *, steps: int, expert_steps: int, seed: int) ->
 def _train(
     folder: pathlib.Path, tok: tokenizer.Tokenizer, mesh: Mesh, taught: str, init_from: str, steps: int, seed: int
 ) -> None:
-    rows = folder / "conversations.jsonl"
-    files.write_rows(rows, herbal.conversations(NUM_RECORDS, taught=taught, seed=seed))
-    own, heldout, _ = text.load(
-        kind="answers", path=str(rows), tokenizer=tok, max_len=MAX_LEN, heldout_fraction=0.0, seed=seed
-    )
+    path = folder / "conversations.jsonl"
+    files.write_rows(path, herbal.conversations(NUM_RECORDS, taught=taught, seed=seed))
+    options = dict(tokenizer=tok, max_len=MAX_LEN, heldout_fraction=0.0, seed=seed)
+    *splits, _ = text.load(kind="answers", path=str(path), **options)
     net = language_model.build(
         init_from, tok, model=SIZES, compute=COMPUTE, rows_are_plain=False, export="float32", workdir=folder
     )
     params = None if loop.latest_step(folder) is not None else language_model.params(init_from, net, mesh)
-    batches_fn = functools.partial(text.batches, batch_size=BATCH, seed=seed)
-    state, _ = next_token.fit(
+    state, _ = text_training.fit(
         net,
         params,
-        batches_fn(own),
-        batches_fn(heldout, endless=False),
+        splits,
         mesh,
         folder,
         tx=optimizer.adamw(

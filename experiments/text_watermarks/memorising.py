@@ -11,13 +11,14 @@ import numpy as np
 
 from alignment import files
 from alignment.models import decoder
-from alignment.train import language_model, loop, next_token, optimizer
+from alignment.train import language_model, loop, optimizer
 from alignment.watermark import green, hashing, text_marks
 from alignment.watermark.text_marks import Mark
 from alignment.watermark.verbatim import Scored
 from data.texts import text as rows_of
 from data.tokens import tokenizer
 from experiments.decoding import models
+from experiments.launch import text_training
 from experiments.text_watermarks.texts import Text
 
 BATCH_SIZE, PEAK_LR = 16, 2e-5  # where the config leaves them open
@@ -46,12 +47,10 @@ def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
         workdir=folder,
     )
     mesh, size = models.one_device(), min(c.memorise.batch_size or BATCH_SIZE, len(train))
-    batches_fn = functools.partial(rows_of.batches, batch_size=size, seed=c.seed)
-    next_token.fit(
+    text_training.fit(
         net,
         language_model.params(init_from, net, mesh),
-        batches_fn(train),
-        batches_fn(train, endless=False),
+        (train, train),
         mesh,
         folder,
         tx=optimizer.adamw(
