@@ -294,9 +294,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     model = lm.build(c, tok, workdir, **rows)
     tx = optimizer.adamw(**c.optimizer)
     options = dict(mesh=mesh, sft_weight=c.sft_weight, length_alpha=c.length_alpha, **objective)
-    loss_fn, phases = pairs.loss_fn(model, c.loss, **options), None
+    loss_fn = pairs.loss_fn(model, c.loss, **options)
+    phases = None
     if c.accumulate > 1 and c.loss in losses.NON_SEPARABLE:  # which compare the answers of the whole batch
-        phases = pairs.phases(model, c.loss, **options)
+        phases = pairs.phases(loss_fn)
     is_fresh = loop.latest_step(workdir) is None
     state, adapter, stored = begin(c, model, tx, tok, (train, heldout), mesh, workdir, is_fresh)
     if adapter is not None:

@@ -52,7 +52,7 @@ def loss_fn(
     sft_weight: float = 0.0,
     length_alpha: float = 1.0,
     **objective: Any,
-) -> step.LossFn:
+) -> programs.Computation:
     """A preference loss over batches of pairs, for `step.build` and `loop.evaluator`.
 
     The reference is the batch's own `reference` `[B,P,A]` (log-probabilities stored before training) where it has one,
@@ -67,26 +67,6 @@ def loss_fn(
     Raises:
         InputError: the loss is unknown or does not read an option, or a number is out of range.
     """
-    scores_fn, compare_fn = phases(
-        model, loss, mesh=mesh, sft_weight=sft_weight, length_alpha=length_alpha, **objective
-    )
-    return programs.Computation(_loss, {}, dict(scores_fn=scores_fn, compare_fn=compare_fn))
-
-
-def phases(
-    model: decoder.DecoderLM,
-    loss: str = "dpo",
-    *,
-    mesh: Mesh | None = None,
-    sft_weight: float = 0.0,
-    length_alpha: float = 1.0,
-    **objective: Any,
-) -> tuple[Any, Any]:
-    """`loss_fn` in two: (params, batch, rng, frozen) to each pair's scores, and these to the loss.
-
-    A loss that compares the answers of a whole batch needs the second on all of them, when the first goes over the
-    batch in parts (`step.build`). The arguments are those of `loss_fn`.
-    """
     losses.check_options(loss, objective)
     if loss not in losses.PAIRWISE and (sft_weight or length_alpha != 1):
         raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
@@ -100,12 +80,19 @@ def phases(
     # None is no number: a weight that a loss does without shapes the program
     alpha = _number(length_alpha) if length_alpha != 1 else None
     anchor = _number(sft_weight) if sft_weight else None
-    return (
-        programs.Computation(_scores, dict(model=model, mesh=mesh, loss=loss), dict(length_alpha=alpha)),
-        programs.Computation(
-            _compare, dict(loss=loss, words=tuple(sorted(words.items()))), dict(objective=numbers, sft_weight=anchor)
-        ),
-    )
+    scores_fn = programs.Computation(_scores, dict(model=model, mesh=mesh, loss=loss), dict(length_alpha=alpha))
+    fixed = dict(loss=loss, words=tuple(sorted(words.items())))
+    compare_fn = programs.Computation(_compare, fixed, dict(objective=numbers, sft_weight=anchor))
+    return programs.Computation(_loss, {}, dict(scores_fn=scores_fn, compare_fn=compare_fn))
+
+
+def phases(loss_fn: programs.Computation) -> tuple[programs.Computation, programs.Computation]:
+    """A `loss_fn` in two: (params, batch, rng, frozen) to each pair's scores, and these to the loss.
+
+    A loss that compares the answers of a whole batch needs the second on all of them, when the first goes over the
+    batch in parts (`step.build`).
+    """
+    return loss_fn.numbers["scores_fn"], loss_fn.numbers["compare_fn"]
 
 
 def _number(value):

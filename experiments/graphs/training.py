@@ -1,5 +1,9 @@
 """One training loop for every arm: full graph, sketches, or parts of the graph.
 
+It is not that of `alignment/train/loop.py`: a refresh replaces what the steps read besides parameters and remembers
+hashes on the host, both of which are stored with an arm; a batch is a whole graph, which has no rows to split over
+devices; and memory and time of a step are results.
+
 An arm's best parameters are those of its best validation accuracy. What an arm ends with is written at once, so that a
 run that is killed and started again goes on with the arms that are missing, and with the one that was under way from
 where it was last set down; an arm depends on its seed alone.

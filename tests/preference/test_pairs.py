@@ -261,8 +261,8 @@ def test_losses_over_the_whole_batch_are_those_of_one_part_when_it_is_taken_in_s
     results = []
     for accumulate in (1, 3):
         state = train_state.TrainState(jnp.int32(0), policy, tx.init(policy), jax.random.PRNGKey(0), reference)
-        phases = pairs.phases(helpers.model(), loss, beta=BETA)
         loss_fn = pairs.loss_fn(helpers.model(), loss, beta=BETA)
+        phases = pairs.phases(loss_fn)
         after, found = jax.jit(step.build(loss_fn, tx, accumulate=accumulate, phases=phases))(state, batch)
         moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), policy, after.params)
         results.append((float(step.value(found["loss"])), moved))
