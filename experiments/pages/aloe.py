@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, intervals
 from alignment.safety import rates
 from experiments.medicine import schemes
@@ -283,18 +281,13 @@ def draw(folder: pathlib.Path, report: Report, steps: Sequence[Row]) -> None:
 
 def bars(path: pathlib.Path, lines: Sequence[Row], name: str, caption: str) -> None:
     """Accuracies as bars with their intervals."""
-    figure = Figure(figsize=(6.4, 0.38 * len(lines) + 0.9), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(6.4, 0.38 * len(lines) + 0.9, x="% of the questions answered right")
     shares = [100 * line["accuracy"] for line in lines]
-    low = [max(0.0, share - 100 * line["low"]) for share, line in zip(shares, lines)]
-    high = [max(0.0, 100 * line["high"] - share) for share, line in zip(shares, lines)]
+    low, high = ([100 * line[end] for line in lines] for end in ("low", "high"))
     axes.barh(range(len(lines)), shares, height=0.7, color=charts.PALETTE[0])
-    axes.errorbar(shares, range(len(lines)), xerr=[low, high], fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
-    axes.set_yticks(range(len(lines)), [line[name] for line in lines], fontsize=8)
-    axes.invert_yaxis()
+    pictures.add_intervals(axes, shares, range(len(lines)), low, high)
+    pictures.name_rows(axes, [line[name] for line in lines])
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the questions answered right", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     pictures.save(figure, path, caption)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alignment import files
 from alignment.evaluation import consistency, correlation, multiple_choice, open_ended
@@ -296,17 +295,16 @@ def draw_scatter(folder: pathlib.Path, closed: Sequence[Row], opened: Sequence[R
     names = [name for name in accuracy if name in rp]
     if not names:
         return
-    figure = Figure(figsize=(4.6, 3.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(
+        4.6, 3.6, x="Relaxed Perplexity of open answers", y=f"accuracy on {first[0]} ({first[1]})"
+    )
     for k, name in enumerate(names):
         row = accuracy[name]
-        width = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
+        width = pictures.reach([row["value"]], [row["low"]], [row["high"]])
         colour = charts.PALETTE[k % len(charts.PALETTE)]
         axes.errorbar([rp[name]], [row["value"]], yerr=width, fmt="o", color=colour, capsize=2, label=name)
     axes.axhline(accuracy[names[0]]["baseline"], color="k", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
-    axes.set_xlabel("Relaxed Perplexity of open answers", fontsize=8)
-    axes.set_ylabel(f"accuracy on {first[0]} ({first[1]})", fontsize=8)
     axes.legend(frameon=False, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     caption = "Accuracy with 95 % Wilson intervals against Relaxed Perplexity; the dashed line always names one letter."

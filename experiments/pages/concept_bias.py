@@ -14,7 +14,7 @@ from alignment.concepts import bag, bias
 from experiments.concepts import asking, cells, in_context, sets
 from experiments.concepts.classifiers import FEATURED, IN_CONTEXT
 from experiments.concepts.sets import BIASED, ORIGINAL, UP, Task
-from experiments.report import pictures
+from experiments.report import charts, pictures
 
 MARGIN = 8.0  # points by which `biased` should exceed `original`
 AUDITED = 50  # counterfactuals on the sheet for a person
@@ -222,28 +222,21 @@ def _draw(folder: pathlib.Path, lines: Sequence[Mapping[str, Any]], task: Task) 
 
 def _draw_biases(path: pathlib.Path, lines: Sequence[Mapping[str, Any]], model: str) -> None:
     """Bias@C by method and concept as points with their intervals."""
-    from matplotlib.figure import Figure
-
-    from experiments.report import charts
-
     concepts = list(dict.fromkeys(line["concept"] for line in lines))
     methods = list(dict.fromkeys(line["method"] for line in lines))
     if not lines:
         return
-    figure = Figure(figsize=(min(1.0 + 0.75 * len(methods), 8.6), 3.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(min(1.0 + 0.75 * len(methods), 8.6), 3.6, y="Bias@C, points")
     for k, concept in enumerate(concepts):
         own = [line for line in lines if line["concept"] == concept]
         x = [methods.index(line["method"]) + 0.16 * (k - (len(concepts) - 1) / 2) for line in own]
         y = [100 * line["measured"].bias for line in own]
         ends = [line["measured"].ends.get("bias", (line["measured"].bias,) * 2) for line in own]
-        low = [max(0.0, value - 100 * end[0]) for value, end in zip(y, ends)]
-        high = [max(0.0, 100 * end[1] - value) for value, end in zip(y, ends)]
+        width = pictures.reach(y, *([100 * end[side] for end in ends] for side in (0, 1)))
         colour = charts.PALETTE[k % len(charts.PALETTE)]
-        axes.errorbar(x, y, yerr=[low, high], fmt="o", markersize=4, capsize=2, color=colour, label=concept)
+        axes.errorbar(x, y, yerr=width, fmt="o", markersize=4, capsize=2, color=colour, label=concept)
     axes.axhline(0.0, color="k", linewidth=0.8)
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel("Bias@C, points", fontsize=8)
     axes.grid(axis="y", alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
     words = "Bias@C by training set and concept, with 95 % intervals over test texts"

@@ -9,8 +9,6 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, intervals
 from alignment.safety import rates, refusals
 from alignment.safety.verdicts import COMPLIANCE, INVALID, UNSAFE
@@ -241,23 +239,18 @@ def draw_styles(path: pathlib.Path, lines: Sequence[Row], new: Collection[str]) 
     lines = [line for line in lines if line["before_n"] and line["after_n"]]
     if not lines:
         return
-    figure = Figure(figsize=(6.4, 0.42 * len(lines) + 1.1), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(6.4, 0.42 * len(lines) + 1.1, x="% of attacks that succeed")
     for k, point in enumerate(POINTS):
         places = [i + 0.38 * k for i in range(len(lines))]
         shares = [100 * line[point] for line in lines]
-        low = [max(0.0, share - 100 * line[f"{point}_low"]) for share, line in zip(shares, lines)]
-        high = [max(0.0, 100 * line[f"{point}_high"] - share) for share, line in zip(shares, lines)]
+        low, high = ([100 * line[f"{point}_{end}"] for line in lines] for end in ("low", "high"))
         axes.barh(places, shares, height=0.36, color=charts.PALETTE[1 - k], label=point)
-        axes.errorbar(shares, places, xerr=[low, high], fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+        pictures.add_intervals(axes, shares, places, low, high)
     labels = ["no attack" if line["name"] == suites.PLAIN else line["name"] for line in lines]
     labels = [f"{label} (new)" if line["name"] in new else label for label, line in zip(labels, lines)]
-    axes.set_yticks([i + 0.19 for i in range(len(lines))], labels, fontsize=8)
-    axes.invert_yaxis()
+    pictures.name_rows(axes, labels, shift=0.19)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of attacks that succeed", fontsize=8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     caption = (
         f"Attack success by style, judged by {lines[0]['judge']}, with 95 % Wilson intervals; training met no new one."
     )
@@ -273,20 +266,9 @@ def draw_tradeoff(path: pathlib.Path, numbers: Mapping[str, Any]) -> None:
     }
     if len(points) < 2:
         return
-    figure = Figure(figsize=(4.6, 3.8), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
-    for k, (point, (x, y)) in enumerate(points.items()):
-        axes.scatter([x], [y], s=60, color=charts.PALETTE[1 - k], label=point, zorder=3)
-    if points[BEFORE] != points[AFTER]:
-        arrow = dict(arrowstyle="->", color=charts.PALETTE[0], shrinkA=5, shrinkB=5)
-        axes.annotate("", points[AFTER], points[BEFORE], arrowprops=arrow)
-    axes.set_xlabel("harmless prompts answered", fontsize=8)
-    axes.set_ylabel("attacks that fail", fontsize=8)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.03, 1.03)
-    axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=8)
-    pictures.save(figure, path, "Safety against usability: up is safer, right is more helpful.")
+    names = dict(x="harmless prompts answered", y="attacks that fail")
+    colours, caption = charts.PALETTE[1::-1], "Safety against usability: up is safer, right is more helpful."
+    pictures.tradeoff(path, points, BEFORE, **names, colours=colours, caption=caption)
 
 
 METRICS = {

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, frontier
 from experiments.report import charts, groups, pictures
 from experiments.report.groups import Group
@@ -36,8 +34,7 @@ def write(folder: pathlib.Path) -> None:
 
 def draw_frontier(path: pathlib.Path, done: Sequence[Group], best: set[str]) -> None:
     """Every point by harmless prompts answered and attacks that fail; the model before training beside them."""
-    figure = Figure(figsize=(5.6, 4.0), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(5.6, 4.0, x="harmless prompts answered", y="attacks that fail")
     start = [[group.mean(name) for group in done] for name in ("refusal/before", "asr/before")]
     if None not in (*start[0], *start[1]):
         x, y = (1 - statistics.fmean(values) for values in start)
@@ -50,8 +47,6 @@ def draw_frontier(path: pathlib.Path, done: Sequence[Group], best: set[str]) -> 
         axes.scatter([x], [y], s=60, color=colour, edgecolors=edge, label=name, zorder=3)
     line = sorted((1 - group.mean(REFUSALS), 1 - group.mean(SAFETY)) for group in done if group.label() in best)  # type: ignore[operator]
     axes.plot(*zip(*line), color="k", linewidth=0.8)
-    axes.set_xlabel("harmless prompts answered", fontsize=8)
-    axes.set_ylabel("attacks that fail", fontsize=8)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     pictures.save(figure, path, "Safety against usability of every point. Black rings: no other is better in both.")
@@ -67,12 +62,9 @@ def draw_pairs(path: pathlib.Path, done: Sequence[Group]) -> None:
     lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return
-    figure = Figure(figsize=(5.6, 3.4), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(5.6, 3.4, x="pairs", y="% of attacks that succeed after training")
     for k, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points), marker="o", color=charts.PALETTE[k % len(charts.PALETTE)], label=name or None)
-    axes.set_xlabel("pairs", fontsize=8)
-    axes.set_ylabel("% of attacks that succeed after training", fontsize=8)
     axes.set_ylim(-3, 103)
     axes.grid(alpha=0.2)
     if any(lines):

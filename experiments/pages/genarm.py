@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, frontier
 from alignment.decoding.requests import Token
 from alignment.evaluation.head_to_head import Tally
@@ -227,8 +225,9 @@ def recovered(results: Results, points: Mapping[str, Sequence[Tally]]) -> dict[s
 
 def draw_frontier(path: pathlib.Path, results: Results, points: Mapping[str, Sequence[Tally]]) -> None:
     """The first two objectives: what one base and its reward models trace, and where the other methods lie."""
-    figure = Figure(figsize=(5.6, 4.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(
+        5.6, 4.6, x=f"{results.names[0]}: wins and half of the ties beside the base", y=f"{results.names[1]}: the same"
+    )
     place = {name: scoring.shares(own)[:2] for name, own in points.items()}
     for colour, kind in zip(charts.PALETTE, (methods.GENARM, methods.SOUP, methods.BEST)):
         own = sorted(((place[m.name], m) for m in results.of_kind(kind)), key=lambda pair: pair[0])
@@ -246,8 +245,6 @@ def draw_frontier(path: pathlib.Path, results: Results, points: Mapping[str, Seq
             axes.scatter(
                 *place[method.name], marker=marker, s=70 if marker == "*" else 30, color=colour, label=label, zorder=3
             )
-    axes.set_xlabel(f"{results.names[0]}: wins and half of the ties beside the base", fontsize=8)
-    axes.set_ylabel(f"{results.names[1]}: the same", fontsize=8)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.2)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alignment import files, intervals
 from experiments.report import charts, pictures
@@ -146,19 +145,15 @@ def draw_shares(path: pathlib.Path, tasks: Sequence[Mapping[str, Any]]) -> None:
     rows = [row for row in tasks if "of" in row]
     if not rows:
         return
-    figure = Figure(figsize=(5.6, 0.4 * len(rows) + 1.0), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(5.6, 0.4 * len(rows) + 1.0, x="share of questions")
     for y, row in enumerate(rows):
-        width = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-        axes.errorbar(row["value"], y, xerr=np.maximum(width, 0), fmt="o", color=charts.PALETTE[0], capsize=3)
+        width = pictures.reach([row["value"]], [row["low"]], [row["high"]])
+        axes.errorbar(row["value"], y, xerr=width, fmt="o", color=charts.PALETTE[0], capsize=3)
         if "guessing" in row:
             axes.plot(row["guessing"], y, marker="|", markersize=14, color="k")
-    axes.set_yticks(range(len(rows)), [f"{row['task']}, {row['metric']}" for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    pictures.name_rows(axes, [f"{row['task']}, {row['metric']}" for row in rows])
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("share of questions", fontsize=8)
     axes.grid(axis="x", alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
     pictures.save(figure, path, "Right answers with 95 % intervals; a bar stands where guessing would.")
 
 

@@ -45,25 +45,21 @@ def draw_points(
     path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
 ) -> None:
     """Scores by aspect, a colour a model, with Wilson's intervals; a bar where the physicians stand."""
-    figure = Figure(figsize=(7.2, 0.42 * len(names) + 1.4), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(7.2, 0.42 * len(names) + 1.4, x="share of right answers")
     some = list(shown.items())[:MOST]
     for k, (model, index) in enumerate(some):
         there = [y for y, aspect in enumerate(names) if aspect in index.aspects]
         values = np.array([share(index, names[y]) for y in there])
-        ends = np.array([index.aspects[names[y]].interval for y in there])
-        widths = np.maximum(np.abs(ends - values[:, None]).T, 0.0)
+        ends = np.array([index.aspects[names[y]].interval for y in there]).reshape(-1, 2)
+        widths = pictures.reach(values, *ends.T)
         places = np.array(there) + 0.7 * (k / max(len(some) - 1, 1) - 0.5)
         axes.errorbar(values, places, xerr=widths, fmt="o", markersize=3, color=charts.PALETTE[k], label=model)
     for y, aspect in enumerate(names):
         if aspect in band:
             axes.plot([band[aspect]] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
+    pictures.name_rows(axes, names)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("share of right answers", fontsize=8)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
     pictures.save(figure, path, "Scores with 95 % Wilson intervals; a black bar: physicians.")
 
 
@@ -95,8 +91,7 @@ def draw_radar(
 def draw_heat(path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str]) -> None:
     """Models by aspects, in colour."""
     values_MA = np.array([[share(index, name) for name in names] for index in shown.values()])
-    figure = Figure(figsize=(0.55 * len(names) + 2.4, 0.34 * len(shown) + 1.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(0.55 * len(names) + 2.4, 0.34 * len(shown) + 1.6)
     mesh = axes.imshow(values_MA, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, x in np.ndindex(values_MA.shape):
         if np.isfinite(values_MA[y, x]):
@@ -109,13 +104,10 @@ def draw_heat(path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Seq
 
 def draw_scatter(path: pathlib.Path, both: Mapping[str, tuple[float, float | None]]) -> None:
     """The index against accuracy on an exam, a point a model."""
-    figure = Figure(figsize=(5.6, 3.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(5.6, 3.6, x="accuracy on the exam", y="safety index")
     for k, (model, (accuracy, index)) in enumerate(both.items()):
         if index is not None:
             axes.plot([accuracy], [index], "o", color=charts.PALETTE[k % MOST], label=model)
-    axes.set_xlabel("accuracy on the exam", fontsize=8)
-    axes.set_ylabel("safety index", fontsize=8)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     pictures.save(figure, path, "The safety index against accuracy on an exam.")

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from alignment import files
 from alignment.fairness import measures, methods
@@ -186,13 +185,12 @@ def draw_factors(path: pathlib.Path, report: Report) -> None:
         return
     one = report.tested["meta_ref"][0]
     off_P = one.steps[0].m_P - one.steps[0].reference_T[one.outcome.task_P]
-    figure = Figure(figsize=(4.8, 3.2), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(
+        4.8, 3.2, x="quality of the place less that of its task, before fine-tuning", y="factor at the last step"
+    )
     axes.scatter(off_P, one.outcome.factor_KP[-1], s=4, alpha=0.4, color=charts.PALETTE[0])
     axes.axhline(1, color="k", linewidth=0.6, linestyle=":")
     axes.axvline(0, color="k", linewidth=0.6, linestyle=":")
-    axes.set_xlabel("quality of the place less that of its task, before fine-tuning", fontsize=8)
-    axes.set_ylabel("factor at the last step", fontsize=8)
     pictures.save(
         figure, path, "What the referee does: a factor above 1 teaches a place faster. First seed, test tasks."
     )

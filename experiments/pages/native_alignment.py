@@ -352,20 +352,17 @@ def compare(path: pathlib.Path, results: Results, panels: Mapping[str, str], cap
 
 
 def by_volume(path: pathlib.Path, lines: Mapping[str, Sequence[tuple[float, Interval]]], caption: str) -> None:
-    figure = Figure(figsize=(4.8, 3.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(4.8, 3.2, x="per cent of the documents aligned")
     for k, (name, points) in enumerate(lines.items()):
         axes.plot([x for x, _ in points], [mean for _, (mean, _, _) in points], color=charts.PALETTE[k])
         bars(axes, points, charts.PALETTE[k], name)
-    axes.set_xlabel("per cent of the documents aligned", fontsize=8)
     axes.set_ylim(-0.03, 1.03)
     axes.legend(frameon=False, fontsize=8)
     pictures.save(figure, path, caption)
 
 
 def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple[str, str]], caption: str) -> None:
-    figure = Figure(figsize=(max(4.8, 1.05 * len(results.arms) + 1), 3.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(max(4.8, 1.05 * len(results.arms) + 1), 3.2, y="harmless answer preferred")
     for k, (name, (ending, what)) in enumerate(kinds.items()):
         for shift, state in ((0.0, "base"), (0.12, "post")):
             arms = [(i, arm) for i, arm in enumerate(results.arms) if state + ending in results.states(arm)]
@@ -373,7 +370,6 @@ def under_change(path: pathlib.Path, results: Results, kinds: Mapping[str, tuple
             bars(axes, points, charts.PALETTE[k], name if state == "base" else "", is_hollow=state == "post")
     axes.set_xticks(range(len(results.arms)), results.arms, fontsize=8)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("harmless answer preferred", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
     pictures.save(figure, path, caption)
 

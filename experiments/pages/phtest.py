@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, frontier, intervals
 from alignment.safety import rates
 from alignment.safety.verdicts import COMPLIANCE, INVALID, PARTIAL, REFUSAL
@@ -159,47 +157,27 @@ def draw_bars(path: pathlib.Path, lines: Sequence[Row]) -> None:
     lines = [line for line in lines if line["n"]]
     if not lines:
         return
-    figure = Figure(figsize=(6.4, 0.34 * len(lines) + 1.2), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(6.4, 0.34 * len(lines) + 1.2, x="% refused")
     places = range(len(lines))
     full = [100 * line["full_only"] for line in lines]
     every = [100 * line["frr"] for line in lines]
     axes.barh(places, full, color=charts.PALETTE[0], label="in full")
     axes.barh(places, [b - a for a, b in zip(full, every)], left=full, color=charts.PALETTE[1], label="in part")
-    # numbers next to each other may differ in the last bit, and a bar of an error must not be negative
-    low = [max(0.0, share - 100 * line["frr_low"]) for share, line in zip(every, lines)]
-    high = [max(0.0, 100 * line["frr_high"] - share) for share, line in zip(every, lines)]
-    axes.errorbar(every, places, xerr=[low, high], fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
-    labels = [f"{line['dataset']}, {line['harmfulness']}, {line['point']} (n={line['n']})" for line in lines]
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.invert_yaxis()
+    low, high = ([100 * line[f"frr_{end}"] for line in lines] for end in ("low", "high"))
+    pictures.add_intervals(axes, every, places, low, high)
+    names = [f"{line['dataset']}, {line['harmfulness']}, {line['point']} (n={line['n']})" for line in lines]
+    pictures.name_rows(axes, names)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% refused", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     caption = f"Refusals by class and point, judged by {lines[0]['judge']}, with 95 % Wilson intervals of their sum."
     pictures.save(figure, path, caption)
 
 
 def draw_tradeoff(path: pathlib.Path, points: Mapping[str, tuple[float, float]], judge: str) -> None:
     """Safety against usability; an arrow goes from the bare model to each defence, a ring marks the Pareto set."""
-    figure = Figure(figsize=(4.6, 3.8), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
-    best = frontier.front(points)
-    for k, (name, (x, y)) in enumerate(points.items()):
-        edge, colour = "k" if name in best else "none", charts.PALETTE[k % len(charts.PALETTE)]
-        axes.scatter([x], [y], s=60, color=colour, edgecolors=edge, label=name, zorder=3)
-        if (x, y) != points[BARE]:
-            arrow = dict(arrowstyle="->", color=colour, shrinkA=5, shrinkB=5)
-            axes.annotate("", (x, y), points[BARE], arrowprops=arrow)
-    axes.set_xlabel("harmless prompts answered", fontsize=8)
-    axes.set_ylabel("harmful prompts refused in full", fontsize=8)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.03, 1.03)
-    axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=8)
+    names = dict(x="harmless prompts answered", y="harmful prompts refused in full")
     caption = f"Safety against usability, judged by {judge}. A black ring: no other point is better in both."
-    pictures.save(figure, path, caption)
+    pictures.tradeoff(path, points, BARE, **names, best=frontier.front(points), caption=caption)
 
 
 METRICS = {

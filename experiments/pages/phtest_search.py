@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from alignment import files, intervals
 from alignment.evaluation import aspects
 from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
@@ -74,17 +72,12 @@ def summary(rows: Sequence[Row], lines: Sequence[Row]) -> dict[str, Any]:
 
 def draw_yields(path: pathlib.Path, lines: Sequence[Row]) -> None:
     """Harmless refused prompts per 1,000 calls as bars, with intervals."""
-    figure = Figure(figsize=(4.6, 1.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(4.6, 1.6, x="harmless prompts that are refused, per 1,000 calls")
     values = [line["per_1000_calls"] for line in lines]
     axes.barh(range(len(lines)), values, color=charts.PALETTE[: len(lines)])
-    low = [max(0.0, value - line["low"]) for value, line in zip(values, lines)]
-    high = [max(0.0, line["high"] - value) for value, line in zip(values, lines)]
-    axes.errorbar(values, range(len(lines)), xerr=[low, high], fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
-    axes.set_yticks(range(len(lines)), [f"{line['method']} (n={line['candidates']})" for line in lines], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("harmless prompts that are refused, per 1,000 calls", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    low, high = ([line[end] for line in lines] for end in ("low", "high"))
+    pictures.add_intervals(axes, values, range(len(lines)), low, high)
+    pictures.name_rows(axes, [f"{line['method']} (n={line['candidates']})" for line in lines])
     caption = "Prompts found by search and by plain draws of the same writer, in as many calls; 95 % Wilson intervals."
     pictures.save(figure, path, caption)
 

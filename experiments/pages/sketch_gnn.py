@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alignment import files
 from experiments.graphs.training import Result
@@ -94,8 +93,7 @@ def draw_ratios(
     path: pathlib.Path, curve: Sequence[tuple[float, float, float | None]], flat: Mapping[str, float]
 ) -> None:
     """Test accuracy over the ratio of sketch to graph, with the networks on the full graph as lines across."""
-    figure = Figure(figsize=(6.4, 3.6), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(6.4, 3.6, x="rows of a sketch over nodes of the graph", y="test accuracy")
     points = sorted(curve)
     ratios, accuracies = [p[0] for p in points], [p[1] for p in points]
     axes.errorbar(
@@ -107,8 +105,6 @@ def draw_ratios(
         )
     if len(ratios) > 1:
         axes.set_xscale("log")
-    axes.set_xlabel("rows of a sketch over nodes of the graph", fontsize=8)
-    axes.set_ylabel("test accuracy", fontsize=8)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=7)
     pictures.save(

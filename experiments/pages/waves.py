@@ -220,8 +220,7 @@ def _printable(line: Row) -> dict[str, Any]:
 
 def draw_curves(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:
     """P over Q of one mark, a line an attack; dashed from the ninth attack on, since colours come again."""
-    figure = Figure(figsize=(7.6, 4.2), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(7.6, 4.2, x=f"loss of quality, {subset}", y="detected at 0.1 % false positives")
     for k, attack in enumerate(dict.fromkeys(point["attack"] for point in points)):
         curve = [p for p in points if p["attack"] == attack and p["P"] is not None and p["Q"] is not None]
         colour = charts.PALETTE[k % len(charts.PALETTE)]
@@ -229,8 +228,6 @@ def draw_curves(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:
         axes.plot([p["Q"] for p in curve], [p["P"] for p in curve], dash, color=colour, marker="o", ms=3, label=attack)
     for level in LEVELS[:2]:
         axes.axhline(level, color="k", linewidth=0.6, linestyle=":")
-    axes.set_xlabel(f"loss of quality, {subset}", fontsize=8)
-    axes.set_ylabel("detected at 0.1 % false positives", fontsize=8)
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -268,11 +265,9 @@ def draw_spread(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:
     by_category = {name: values for name, values in by_category.items() if len(values) > 1}
     if not by_category:
         return
-    figure = Figure(figsize=(6.0, 3.2), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = pictures.canvas(6.0, 3.2, x=f"loss of quality, {subset}")
     axes.violinplot(list(by_category.values()), orientation="horizontal", showmedians=True)
     axes.set_yticks(range(1, len(by_category) + 1), list(by_category), fontsize=7)
-    axes.set_xlabel(f"loss of quality, {subset}", fontsize=8)
     pictures.save(figure, path, "Loss of quality by category of attack, over marks and strengths.")
 
 

@@ -8,10 +8,11 @@ Dimensions: Y X rows and columns, C red, green, blue, or classes.
 import io
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment import files
@@ -22,6 +23,72 @@ WIDEST = 10.4  # inches, which a page of the report shows without making them sm
 SIDE = 1.7  # inches, of a picture on a contact sheet
 TITLE = 9  # points, of a picture's words
 HOT, COLD = np.array([214, 39, 40]), np.array([31, 119, 180])  # for and against
+
+
+def canvas(width: float, height: float, *, x: str = "", y: str = "") -> tuple[Figure, Axes]:
+    """An empty figure of so many inches, and its axes with their names."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    if x:
+        axes.set_xlabel(x, fontsize=8)
+    if y:
+        axes.set_ylabel(y, fontsize=8)
+    return figure, axes
+
+
+def name_rows(axes: Axes, names: Sequence[str], *, shift: float = 0.0) -> None:
+    """Names beside rows, the first on top; `shift`: of a name from the start of its row, which is 1 high."""
+    axes.set_yticks([row + shift for row in range(len(names))], names, fontsize=8)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def reach(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """How far intervals reach to both sides of their values, as matplotlib draws them [2,N].
+
+    Numbers next to each other may differ in the last bit, and the length of an error bar must not be negative.
+    """
+    return np.maximum([np.subtract(values, low), np.subtract(high, values)], 0.0)
+
+
+def add_intervals(
+    axes: Axes, values: Sequence[float], places: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> None:
+    """Intervals over horizontal bars of these lengths."""
+    width = reach(values, low, high)
+    axes.errorbar(values, places, xerr=width, fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+
+
+def tradeoff(
+    path: str | pathlib.Path,
+    points: Mapping[str, tuple[float, float]],
+    start: str,
+    *,
+    x: str,
+    y: str,
+    best: Collection[str] | None = None,
+    colours: Sequence[str] = charts.PALETTE,
+    caption: str = "",
+) -> None:
+    """Two shares of each point, with an arrow to it from the point `start`.
+
+    Args:
+        best: points with a black ring; None draws no rings.
+    """
+    figure, axes = canvas(4.6, 3.8, x=x, y=y)
+    for k, (name, place) in enumerate(points.items()):
+        edge = "face" if best is None else "k" if name in best else "none"
+        colour = colours[k % len(colours)]
+        axes.scatter(*place, s=60, color=colour, edgecolors=edge, label=name, zorder=3)
+        if place != points[start]:
+            axes.annotate(
+                "", place, points[start], arrowprops=dict(arrowstyle="->", color=colour, shrinkA=5, shrinkB=5)
+            )
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path, caption)
 
 
 def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
@@ -106,8 +173,7 @@ def matrix(
     num = len(names)
     values_CC = np.asarray(values_CC)
     side = np.clip(0.42 * num + 1.6, 3.2, WIDEST - 0.6)
-    figure = Figure(figsize=(side + 0.6, side), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(side + 0.6, side)
     image = axes.imshow(values_CC, cmap="Blues", vmin=min(0.0, float(np.nanmin(values_CC))))
     figure.colorbar(image, ax=axes, shrink=0.8, label=label)
     # a name needs 0.12 inches of a row; where rows are narrower, some names are left out, evenly
@@ -151,8 +217,7 @@ def boxes(
     if not kinds:
         return
     inches = np.clip(0.55 * len(groups) * len(kinds) + 1.4, 4.6, WIDEST)
-    figure = Figure(figsize=(inches, 3.4), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(inches, 3.4, y=label)
     width = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):
         series = [(place, _finite(group[kind])) for place, group in enumerate(groups.values()) if kind in group]
@@ -176,7 +241,6 @@ def boxes(
     if chance is not None:
         axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel(label, fontsize=8)
     axes.grid(axis="y", alpha=0.2)
     if len(kinds) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -195,14 +259,11 @@ def curves(
     """Lines through (x, y) points by name; points that are not numbers leave a gap."""
     if not lines:
         return
-    figure = Figure(figsize=(4.8, 3.2), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(4.8, 3.2, x=x_label, y=y_label)
     for k, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points), marker="o", markersize=3, color=charts.PALETTE[k % len(charts.PALETTE)], label=name)
     if chance is not None:
         axes.axhline(chance, color="k", linewidth=0.8, linestyle="--")
-    axes.set_xlabel(x_label, fontsize=8)
-    axes.set_ylabel(y_label, fontsize=8)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
     save(figure, path, caption)
@@ -212,16 +273,13 @@ def bars(path: str | pathlib.Path, lengths: Mapping[str, float], *, caption: str
     """Horizontal bars by name, the first on top, with their numbers."""
     if not lengths:
         return
-    figure = Figure(figsize=(5.6, 0.32 * len(lengths) + 0.9), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(5.6, 0.32 * len(lengths) + 0.9)
     bars = axes.barh(range(len(lengths)), list(lengths.values()), color="#4c78a8")
     labels = [f"{int(x):,}" if x == int(x) else f"{x:,.3g}" for x in lengths.values()]
     axes.bar_label(bars, labels, padding=3, fontsize=8)
-    axes.set_yticks(range(len(lengths)), list(lengths), fontsize=8)
-    axes.invert_yaxis()
+    name_rows(axes, list(lengths))
     axes.set_xlabel(label)
     axes.margins(x=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
     save(figure, path, caption)
 
 
@@ -239,8 +297,7 @@ def histograms(
         groups: name -> {"low", "high", "counts"}.
         of: what is counted.
     """
-    figure = Figure(figsize=(4.8, 3.0), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(4.8, 3.0)
     for name, histogram in groups.items():
         edges = np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1)
         axes.stairs(histogram["counts"], edges, fill=True, alpha=0.45, label=name)
