@@ -4,6 +4,7 @@ Run:    python benchmarks/dpo_step.py                                (about 10 m
 One:    python benchmarks/dpo_step.py --profiles hh --rounds 2 --steps 1 \
             --peers ours-tree,ours-tree-adapter,trl-precomputed,trl-adapter,tunix
 Ranks:  python benchmarks/dpo_step.py --profiles hh,ultrafeedback,long --answers 4 --peers ours-tree,ours-shared
+Growth: python benchmarks/dpo_step.py --growth                       (ours alone, no peers; see growth.py)
 Look:   python benchmarks/dpo_step.py --quick --rounds 2             (a toy model, to see that everything works)
 Keep:   python benchmarks/dpo_step.py --output benchmarks/results/dpo_step.md
 
@@ -26,6 +27,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import growth
 import machine
 import numpy as np
 
@@ -331,6 +333,8 @@ def task_words(profile: dict, rows: list[dict], answers: int) -> str:
 
 
 def report(rows: list[dict], facts: dict) -> str:
+    if "base" in facts:
+        return growth.report(rows, facts)
     parts = []
     for name, profile in facts["profiles"].items():
         own = [row for row in rows if row["profile"] == name]
@@ -377,6 +381,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a toy model")
+    parser.add_argument("--growth", action="store_true", help="our step alone, over pairs, lengths, words and layers")
     parser.add_argument(
         "--pythons", default="", help="environments that are there: trl=PATH,tunix=PATH to their python"
     )
@@ -386,6 +391,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
+    if args.growth:
+        return growth.measure(args.rounds * args.steps, args.threads, args.patience)
     names = contestants_of(args.peers)
     check_profiles(args.profiles)
     shape = QUICK_SHAPE if args.quick else SHAPE
@@ -413,5 +420,11 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     return rows, facts | {"rounds": args.rounds, "steps": args.steps, "threads": args.threads}
 
 
+def keep(path: Path, rows: list[dict]) -> None:
+    """What stands beside the report: of --growth a picture."""
+    if rows and "growing" in rows[0]:
+        growth.draw(path, rows)
+
+
 if __name__ == "__main__":
-    machine.main(__doc__, add_flags, measure, report)
+    machine.main(__doc__, add_flags, measure, report, keep)

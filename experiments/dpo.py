@@ -26,10 +26,10 @@ from alignment import errors, files
 from alignment.errors import InputError
 from alignment.models import attention, decoder, lora
 from alignment.preference import losses, metrics, pairs
-from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state
+from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state, utilisation
 from data.texts import preferences, trees, verdicts
 from data.tokens import tokenizer
-from experiments.launch import checks, groups, lm, planning, references, text_training
+from experiments.launch import checks, groups, lm, once, phases, planning, references
 
 SETTINGS = ("", "laptop", "short", "tiny")
 
@@ -274,13 +274,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if c.batch.layout != "tree":  # which has as many rows as there are devices and parts, whatever the pairs
         sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     tok = lm.load_tokenizer(c)
-    train, heldout, counts = preferences.load(
-        tokenizer=tok,
-        seed=c.seed,
-        unpair=c.loss in losses.UNPAIRED,
-        bad_records_path=str(workdir / "bad_records.jsonl"),
-        **c.data,
-    )
+    train, heldout, counts = once.load_pairs(c, tok, workdir, unpair=c.loss in losses.UNPAIRED)
     if c.loss in losses.LISTWISE:  # each part of these is a list
         cut = preferences.lists_cut(train, batch_size=c.batch.batch_size, seed=c.seed)
         counts["prompts whose answers lie across two steps of the first epoch"] = cut
@@ -308,6 +302,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         files.write_rows(workdir / "before.jsonl", answers_fn(adapters.policy(adapter, state)))
 
     batches_fn = functools.partial(preferences.batches, **batch_options(c, mesh, model), seed=c.seed)
+    scores_reference = c.reference == "online" and c.loss not in losses.REFERENCE_FREE
+    flops_fn = utilisation.counter(model, adapter, has_reference=scores_reference)
     tolerance = 1e-4 if c.compute.dtype == "float32" else 5e-3
     state, summary = loop.fit(
         step.build(loss_fn, tx, accumulate=c.accumulate, rate_fn=optimizer.learning_rate, phases=phases),
@@ -318,7 +314,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         workdir,
         steps=c.steps,
         pace=loop.Pace(**c.loop),
-        logging=loop.Logging("pairs", c.batch.batch_size, metrics.finish, c.sinks),
+        logging=loop.Logging("pairs", c.batch.batch_size, metrics.finish, c.sinks, flops_fn=flops_fn),
         on_first_fn=pairs.check_first(
             c.loss, objective, tolerance=tolerance, has_anchor=bool(c.sft_weight), way_out=_way_out(c)
         ),
@@ -363,7 +359,7 @@ def begin(
     is_needed = is_fresh or has_adapter or (is_stored and not all(path.is_file() for path in paths))
     params = language_model.params(c.init_from if is_needed else "", model, mesh)
     if c.pretrain.steps and is_needed:  # a finished pretraining trains no further and returns its last parameters
-        params = pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
+        params = phases.pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
     adapter = None
     if has_adapter:
         if params is None:
@@ -397,37 +393,6 @@ def _way_out(c: ml_collections.ConfigDict) -> str:
             "trained already: set reference=stored, which scores the policy as it starts"
         )
     return ""
-
-
-def pretrain(
-    c: ml_collections.ConfigDict,
-    model: decoder.DecoderLM,
-    params: Any,
-    tok: tokenizer.Tokenizer,
-    splits: tuple[preferences.Pairs, preferences.Pairs],
-    mesh: Mesh,
-    workdir: pathlib.Path,
-) -> Any:
-    """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from."""
-    if model.attention not in ("blocked", "dense"):  # it takes other rows than these, which pack texts
-        model = model.clone(attention="blocked")
-    options = dict(c.pretrain)
-    steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
-    if c.adapter.rank or c.adapter.init_from:  # a later run finds the adapter's base here
-        language_model.leave(workdir, model, tok)
-    return text_training.fit(
-        model,
-        params,
-        [text_training.both_answers([split], max_len=max_len, pad_id=tok.pad_id) for split in splits],
-        mesh,
-        workdir,
-        tx=optimizer.adamw(**options, total_steps=steps),
-        seed=c.seed,
-        steps=steps,
-        batch_size=batch_size,
-        pace=loop.Pace(log_every=max(steps // 20, 1), save_every=c.loop.save_every),
-        logging=loop.Logging(sinks=c.sinks, label="pretrain"),
-    )[0].params
 
 
 def answers(

@@ -9,6 +9,8 @@ if __name__ == "__main__":  # the imports below take seconds from a cold disk, a
     host.stop_at_once()
 
 import contextlib
+import functools
+import gc
 import os
 import pathlib
 import random
@@ -24,7 +26,7 @@ from absl import flags
 
 from alignment import errors, files
 from alignment.errors import InputError
-from experiments.launch import checks, emit, full_disk, sweeps
+from experiments.launch import checks, emit, full_disk, once, sweeps
 from experiments.launch import config as configs
 from experiments.launch import workdir as workdirs
 from experiments.report import charts, markup, page
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; the only place that turns exceptions into codes."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with host.stop_signals():  # before the experiment and what it needs is imported
-        code, why = coded(argv)
+        code, why = coded(lambda: launch(argv))
         host.stop_is_heard()
         if why:
             print(why, file=sys.stderr)
@@ -45,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def coded(argv: list[str]) -> tuple[int, str]:
-    """The exit code of a command line, and one message for a person where it did not end well."""
+def coded(run_fn: Callable[[], int]) -> tuple[int, str]:
+    """The exit code of a command line or of one run, and one message for a person where it did not end well."""
     try:
-        return launch(argv), ""
+        return run_fn(), ""
     except InputError as e:
         return BAD_INPUT, f"error: {e}"
     except host.Terminated as e:
@@ -117,10 +119,12 @@ def launch(argv: list[str]) -> int:
 
 
 def refuse_unread(options: flags.FlagValues) -> None:
-    """Refuse flags that only `--plan` reads."""
+    """Refuse flags that only `--plan`, or a sweep that runs here, reads."""
     for name in ("plan_model", "plan_utilisation", "plan_price", "plan_programs"):
         if options[name].present:
             raise InputError(f"--{name} is read with --plan=TOPOLOGY only; leave it out")
+    if options.sweep_apart and (not options.sweep or options.emit):
+        raise InputError("--sweep_apart is of a --sweep that runs here; leave it out")
 
 
 def launch_sweep(
@@ -134,38 +138,74 @@ def launch_sweep(
     """List, emit or run the points of a sweep, or the one of `--sweep_index`; every override is checked first."""
     every_point = experiment.points(config, arguments)
     changed = [sweeps.apply(config, point.overrides) for point in every_point]
-    first, last = 0, len(every_point)
-    if options.sweep_index is not None:
-        first, last = options.sweep_index, options.sweep_index + 1
-        if not 0 <= first < len(every_point):
-            raise InputError(f"--sweep_index={first}: the sweep has points 0 to {len(every_point) - 1}")
-    points = every_point[first:last]
+    points = sweeps.chosen(every_point, options.sweep_index)
     if options.sweep_list:
         print("\n".join(sweeps.listing(points, folder)))
         return OK
     if options.emit:
         print(emit.render(options, points, experiment.label, folder, argv), end="")
         return OK
+    if len(points) > 1 and options.sweep_index is not None and options.distributed:
+        raise InputError("--distributed: a process joins the others of one run only; give one --sweep_index")
     sweeps.check_index(every_point, folder, experiment.name)
     defaults = experiment.defaults()
-    for point, point_config in zip(points, changed[first:last]):
-        if not is_finished(experiment, point_config, point.workdir(folder)):
-            checks.check(experiment, point_config)
-        workdirs.check(point.workdir(folder), workdirs.plain(point_config), experiment.name, defaults)
+    for point in points:
+        if not is_finished(experiment, changed[point.index], point.workdir(folder)):
+            checks.check(experiment, changed[point.index])
+        workdirs.check(point.workdir(folder), workdirs.plain(changed[point.index]), experiment.name, defaults)
+    rest = sweeps.without_flags(argv)
+    sweeps.write_index(every_point, folder, experiment.name)  # first: by it a point knows the folder that it may share
     if options.sweep_index is None:
-        sweeps.write_index(every_point, folder, experiment.name)
-        rest = [a for a in argv if a.lstrip("-") not in ("sweep", "sweep=true")]
-        code = sweeps.run_all(points, folder, rest, say)
+        are_apart = options.sweep_apart or options.distributed
+        code = sweeps.run_all(points, folder, rest, say, are_apart=are_apart)
+    elif len(points) > 1:
+        parent = sweeps.open_report()
+        theirs = [(point, changed[point.index]) for point in points]
+        with once.shared():
+            code = run_points(experiment, theirs, len(every_point), folder, rest, parent)
+        if parent is not None:  # which writes the sweep's page
+            return code
     else:
-        code = run_once(experiment, changed[first], points[0].workdir(folder), options.distributed, argv)
+        code = run_once(experiment, changed[points[0].index], points[0].workdir(folder), options.distributed, argv)
     if host.process_index() == 0:  # a point that runs alone, as a job of an array, keeps the sweep's page up to date
-        sweeps.write_index(every_point, folder, experiment.name)
         if hasattr(experiment.module, "compare"):  # the experiment's own tables over its points
             experiment.module.compare(folder)
         from experiments.report import comparison  # with matplotlib, which a start without sweep does not need
 
         say(f"comparison: {comparison.compare_sweep(folder)}")
     return code
+
+
+def run_points(
+    experiment: configs.Experiment,
+    points: list[tuple[sweeps.Point, ml_collections.ConfigDict]],
+    num: int,
+    folder: str,
+    argv: list[str],
+    parent: int | None,
+) -> int:
+    """Several points of a sweep in this process, which share what it has compiled; one that fails stops no other.
+
+    Args:
+        points: with their configs; `num` points has the whole sweep.
+        argv: the launcher's arguments; with a point's `--sweep_index` they repeat that point.
+        parent: see `sweeps.report`.
+    """
+    codes = []
+    for point, config in points:
+        say(f"{sweeps.place(point, num)}: starting")
+        own = [*argv, f"--sweep_index={point.index}"]
+        workdir = point.workdir(folder)
+        code, why = coded(functools.partial(run_once, experiment, config, workdir, is_distributed=False, argv=own))
+        if why:
+            print(why, file=sys.stderr, flush=True)
+        if code in (STOPPED, INTERRUPTED):
+            return code
+        say(f"{sweeps.place(point, num)}: {sweeps.outcome(code)}")
+        sweeps.report(parent, point, code)
+        codes.append(code)
+        gc.collect()  # the next point needs the memory of this one's cycles, which Python would free some time later
+    return sweeps.overall(codes)
 
 
 def is_finished(experiment: configs.Experiment, config: ml_collections.ConfigDict, workdir: str) -> bool:

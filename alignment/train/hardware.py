@@ -55,6 +55,21 @@ CHIPS = {
     "b200": Chip("gpu", 175 * GIB, 2_250.0, 900e9, 4.00, 1),
     "cpu": Chip("cpu", math.inf, 0.1, 10e9, None, 1),
 }
+KINDS = {  # what JAX calls a device (`device_kind`), and which chip it is
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",  # those on PCIe are slower, and have other names
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
 BOX = 8  # GPUs that NVLink joins
 BETWEEN_BOXES = 50e9  # bytes a second of a GPU beyond its box, an assumption: a network card of 400 Gbit/s for each
 PIP = "pip install 'plumbline[plan]'"
@@ -103,6 +118,11 @@ def topology(name: str) -> Topology:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text) or text.count("x") != chip.axes - 1:
         raise InputError(f"--plan={name}: {sort} is planned for as {sort}:{example}, with numbers of its devices")
     return Topology(name, chip, tuple(map(int, text.split("x"))))
+
+
+def peak(device_kind: str) -> float | None:
+    """Operations a second of a device's matrix units in bfloat16; None where its kind is not in KINDS, as a CPU's."""
+    return CHIPS[KINDS[device_kind]].tflops * 1e12 if device_kind in KINDS else None
 
 
 def devices(of: Topology) -> np.ndarray:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from alignment import errors, programs
 from alignment.errors import InputError
-from alignment.train import best, checkpoint, optimizer, sharding, step, writers
+from alignment.train import best, checkpoint, optimizer, sharding, step, utilisation, writers
 from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
@@ -92,6 +92,8 @@ class Logging:
         finish_fn: turns the means of a metrics dict, held-out ones too, into what is logged.
         sinks: writers beside `metrics.jsonl`.
         label: what the progress line calls this run.
+        flops_fn: operations that an update on a batch needs (`utilisation.counter`), which are logged as a rate and,
+            where the devices' peak is known, as a share of it; None logs neither.
     """
 
     unit: str = "examples"
@@ -99,6 +101,7 @@ class Logging:
     finish_fn: FinishFn = dict
     sinks: tuple[str, ...] = ("tensorboard",)
     label: str = ""
+    flops_fn: utilisation.FlopsFn | None = None
 
 
 def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) -> Evaluator:
@@ -188,7 +191,7 @@ def fit(
                 mesh=mesh,
                 manager=manager,
                 finish_fn=logging.finish_fn,
-                log=_Log(writer, manager, logging),
+                log=_Log(writer, manager, logging, utilisation.Meter(mesh, logging.flops_fn)),
                 folder=workdir,
                 watch=watch,
             )
@@ -286,7 +289,7 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
         batch = next(run.batches)
         run.state, metrics = run.update(run.state, sharding.to_devices(batch, run.mesh))
         sharding.keep_pace(run.mesh, metrics)
-        run.log.add(metrics, batch.get("index"))
+        run.log.add(metrics, batch)
         if number == start + 1:
             if on_first_fn is not None:
                 on_first_fn(run.finish_fn(_fetch(metrics)), batch)
@@ -374,26 +377,29 @@ class _Log:
     after it has dispatched the next step; the device computes that step while the host waits for the line's numbers.
     """
 
-    def __init__(self, writer: writers.many, manager: ocp.CheckpointManager, logging: Logging):
-        self.writer, self._manager, self._logging = writer, manager, logging
+    def __init__(
+        self, writer: writers.many, manager: ocp.CheckpointManager, logging: Logging, meter: utilisation.Meter
+    ):
+        self.writer, self._manager, self._logging, self._meter = writer, manager, logging, meter
         self._add = jax.jit(step.add)  # without donation: `_steps` holds arrays of the first step's metrics
         self._sums: step.Metrics | None = None  # over the steps since the last line
         self._steps: list[tuple[jax.Array, np.ndarray | None]] = []  # of each: its nonfinite flag, records in its batch
-        self._num_timed = 0  # those of them that the clock counts
-        self._due: tuple[int, Any, list, int] | None = None  # the closed line: its step, and what the three above held
+        self._flops: list[float] = []  # of those of them that the clock counts
+        self._due: tuple[int, Any, list, list] | None = None  # the closed line: its step, and what the three above held
         self._clock: float | None = None  # when the last line was fetched; None while the first step compiles
-        self._timed: list[tuple[int, float]] = []  # of each line: units trained on, and seconds
+        self._timed: list[tuple[int, float, float]] = []  # of each line: units trained on, operations and seconds
 
-    def add(self, metrics: step.Metrics, index_B: np.ndarray | None) -> None:
+    def add(self, metrics: step.Metrics, batch: dict[str, np.ndarray]) -> None:
         """Count one more step, whose metrics may still be on their way."""
-        self._steps.append((metrics["nonfinite"].total, index_B))
-        self._num_timed += self._clock is not None
+        self._steps.append((metrics["nonfinite"].total, batch.get("index")))
+        if self._clock is not None:
+            self._flops.append(self._meter.count(batch))
         self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
 
     def close_line(self, number: int) -> None:
         """Set aside what was added so far, as the line of this step."""
-        self._due = (number, self._sums, self._steps, self._num_timed)
-        self._sums, self._steps, self._num_timed = None, [], 0
+        self._due = (number, self._sums, self._steps, self._flops)
+        self._sums, self._steps, self._flops = None, [], []
 
     def write(self) -> None:
         """Fetch and write the line that is due, if one is."""
@@ -404,16 +410,17 @@ class _Log:
     def fetch_line(self) -> dict[str, float]:
         """Wait for the numbers of the line that is due; refuse a loss or gradient that is not finite."""
         assert self._due is not None
-        (number, sums, steps, num_timed), self._due = self._due, None
+        (number, sums, steps, flops), self._due = self._due, None
         values = self._logging.finish_fn(_fetch(sums))
         now = time.perf_counter()
         if values.pop("nonfinite") > 0:
             self._refuse(number, steps)
-        if num_timed:
+        if flops:
             seconds = now - (self._clock or now)
-            values["step_seconds"] = seconds / num_timed
+            values["step_seconds"] = seconds / len(flops)
             values[f"{self._logging.unit}_per_second"] = self._logging.units_per_step / values["step_seconds"]
-            self._timed.append((self._logging.units_per_step * num_timed, seconds))
+            values |= self._meter.rates(sum(flops), seconds)
+            self._timed.append((self._logging.units_per_step * len(flops), sum(flops), seconds))
         self._clock = now
         return values
 
@@ -426,13 +433,13 @@ class _Log:
             self.start_clock()
 
     def rate(self, workdir: pathlib.Path) -> dict[str, float]:
-        """Units per second over all lines; of the start that logged it, where this one trained nothing."""
+        """Units and operations a second over all lines; of the start that logged them, where this one has no line."""
         name = f"{self._logging.unit}_per_second"
         if self._timed:
-            units, seconds = map(sum, zip(*self._timed))
-            return {name: units / seconds}
-        logged = writers.last_value(workdir, name)
-        return {} if logged is None else {name: logged}
+            units, flops, seconds = map(sum, zip(*self._timed))
+            return {name: units / seconds, **self._meter.rates(flops, seconds)}
+        logged = {key: writers.last_value(workdir, key) for key in (name, utilisation.RATE, utilisation.SHARE)}
+        return {key: value for key, value in logged.items() if value is not None}
 
     def _refuse(self, number: int, steps: list[tuple[jax.Array, np.ndarray | None]]) -> None:
         first_bad = next(i for i, (flag, _) in enumerate(steps) if float(flag) > 0)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from alignment import logprobs, programs
 from alignment.models import decoder, lora
-from alignment.train import loop, optimizer, sharding, step, train_state
+from alignment.train import loop, optimizer, sharding, step, train_state, utilisation
 
 
 def loss_fn(model: decoder.DecoderLM, mesh: Mesh | None = None, *, chunk: int = 512) -> step.LossFn:
@@ -82,7 +82,9 @@ def fit(
         workdir,
         steps=steps,
         pace=pace,
-        logging=dataclasses.replace(logging, unit="rows", units_per_step=batch_size),
+        logging=dataclasses.replace(
+            logging, unit="rows", units_per_step=batch_size, flops_fn=utilisation.counter(model, adapter)
+        ),
     )
     if "heldout/loss" in summary:  # absent where nothing was held out
         summary = {**summary, "heldout/perplexity": math.exp(min(summary["heldout/loss"], 700.0))}

@@ -300,7 +300,7 @@ class console(_Base):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._advance(int(step))
-        chosen = {name: f"{float(scalars[name]):.4g}" for name in self._choose(scalars)}
+        chosen = {name: f"{float(scalars[name]):.4g}" for name in self._choose(scalars)} | _speed(scalars)
         self._shown |= chosen
         if self._is_terminal:
             self._draw()
@@ -316,7 +316,8 @@ class console(_Base):
         if self._keys:
             return [name for name in self._keys if name in scalars]
         first = ("loss", "accuracy", "accuracies", "margins")
-        return sorted(scalars, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:6]
+        names = [name for name in scalars if name not in ("utilisation", "flops_per_second")]  # `_speed` shows one
+        return sorted(names, key=lambda name: (name.rsplit("/", 1)[-1] not in first, name.count("/")))[:6]
 
     def _head(self, step: int | None = None) -> str:
         text = f"{self._label} " if self._label else ""
@@ -346,6 +347,15 @@ class console(_Base):
         if self._is_terminal and self._drawn > -math.inf:
             self._draw()
             print(file=self._stream, flush=True)
+
+
+def _speed(scalars: Mapping[str, Any]) -> dict[str, str]:
+    """The share of the devices' peak that is used; where that is not known, the operations of a second."""
+    if "utilisation" in scalars:
+        return {"utilisation": f"{100 * float(scalars['utilisation']):.3g} %"}
+    if "flops_per_second" in scalars:
+        return {"GFLOP/s": f"{float(scalars['flops_per_second']) / 1e9:.4g}"}
+    return {}
 
 
 def _duration(seconds: float) -> str:

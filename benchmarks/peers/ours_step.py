@@ -22,6 +22,7 @@ import dpo_task  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import ours_pairs  # noqa: E402
 
 from alignment.models import decoder, huggingface, lora, peft_adapters  # noqa: E402
 from alignment.preference import pairs  # noqa: E402
@@ -37,25 +38,8 @@ def peak_gflops(size: int = 3072) -> float:
 
 def load_pairs(path: Path, layout: str):
     """A function that assembles the batch anew, as a loader does for each step."""
-    ids = dpo_task.read(path)
-    sides = list(zip(*(ids[name] for name in dpo_task.NAMES)))
-    sequences = [np.concatenate([prompt, answer]) for prompt, *answers in sides for answer in answers]
-    prompts, num_pairs = [len(prompt) for prompt in ids["prompts"]], len(sides)
-    rows = [sum(map(len, one)) for one in sides]
-    tokenised = preferences.Pairs(
-        tokens=np.concatenate(sequences).astype(np.int32),
-        starts=np.cumsum([0, *map(len, sequences)]),
-        prompt_len_NP=np.stack([prompts, prompts], axis=1),
-        trunk_len_N=np.array(prompts),
-        label_N=None,
-        items=(None,) * num_pairs,
-        limits={
-            "sequence": max(map(len, sequences)),
-            "row": max(rows),
-            "answer": max(len(one) for name in dpo_task.NAMES[1:] for one in ids[name]),
-        },
-        pad_id=0,
-    )
+    tokenised = ours_pairs.tokenised(dpo_task.read(path))
+    num_pairs = len(tokenised)
     if layout == "tree":
         # One pass over the pairs again and again: the loader's own lengths, here of the only batch.
         loader = preferences.batches(tokenised, batch_size=num_pairs, layout="tree", endless=False, num_threads=0)

@@ -21,7 +21,7 @@ from alignment import files
 from alignment.errors import InputError
 from alignment.models import decoder, lora, peft_adapters
 from alignment.preference import losses, metrics, pairs
-from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state
+from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state, utilisation
 from data.texts import objectives, preferences
 from data.tokens import learning, pieces, tokenizer
 from experiments.launch import planning, text_training
@@ -261,7 +261,14 @@ def tune(
         folder,
         steps=settings.steps,
         pace=loop.Pace(log_every=max(settings.steps // 10, 1)),
-        logging=loop.Logging("pairs", settings.batch_size, metrics.finish, (), label=f"{name} {folder.name}"),
+        logging=loop.Logging(
+            "pairs",
+            settings.batch_size,
+            metrics.finish,
+            (),
+            label=f"{name} {folder.name}",
+            flops_fn=utilisation.counter(model, adapter, has_reference=loss == "dpo"),
+        ),
     )
     tuned = Trained(
         model, adapters.policy(adapter, state), f"run:{folder}", own=state.params, adapter=adapter, summary=summary

@@ -17,7 +17,7 @@ from experiments.launch import host, sweeps
 
 OWN = ("emit", "hosts", "sbatch", "image", "queue", "limits", "node_selector", "volume", "bucket", "grace", "workdir")
 OWN += ("sweep_index",)
-SWITCHES = ("sweep", "nosweep", "distributed", "nodistributed")  # flags without a value
+SWITCHES = ("sweep", "nosweep", "sweep_apart", "nosweep_apart", "distributed", "nodistributed")  # flags without a value
 STOPS = 100  # times that such a run is started again: a service may be down for ever
 RESTARTS = 20  # of a JobSet, after crashes
 PORT = 8476  # of the coordinator, inside the job's own network

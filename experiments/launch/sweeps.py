@@ -21,6 +21,8 @@ from alignment.errors import InputError
 from experiments.launch import host
 from experiments.launch import workdir as workdirs
 
+CODES = "PLUMBLINE_SWEEP_CODES"  # the end of a pipe into which points of one process write their exit codes
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -155,38 +157,125 @@ def write_index(points: list[Point], folder: str, experiment: str) -> None:
     files.write_json(os.path.join(folder, "sweep.json"), workdirs.plain({"experiment": experiment, "points": rows}))
 
 
-def run_all(points: list[Point], folder: str, argv: list[str], say: Callable[[str], None]) -> int:
-    """Run every unfinished point, one after the other, each in a process of its own.
+def run_all(
+    points: list[Point], folder: str, argv: list[str], say: Callable[[str], None], *, are_apart: bool = False
+) -> int:
+    """Run every unfinished point, one after the other, in one process for all or, `are_apart`, in one for each.
+
+    A point that ends the process which it shares, by a signal or for want of memory, has failed; those behind it go on
+    in a new one.
 
     Args:
-        argv: the launcher's arguments without `--sweep`; each point adds its `--sweep_index`.
+        argv: the launcher's arguments without `--sweep`; each process adds the `--sweep_index` of its points.
 
     Returns:
         0 if all are done; 75 if stopped; else 1 if a point crashed and 2 if every failure was bad input.
     """
     codes: dict[str, int] = {}
-    stopped = []
+    stopped: list[int] = []
+    waiting = []
     for point in points:
-        where = f"[{point.index + 1}/{len(points)}] {point.id}"
         if workdirs.is_done(point.workdir(folder)):
-            say(f"{where}: done already")
+            say(f"{place(point, len(points))}: done already")
             codes[point.id] = 0
-            continue
-        say(f"{where}: starting")
-        command = [*host.python_command(), *argv, f"--sweep_index={point.index}"]
-        codes[point.id] = _run(command, stopped)
-        say(f"{where}: {'done' if codes[point.id] == 0 else f'exit code {codes[point.id]}'}")
-        if stopped or codes[point.id] == host.STOPPED:
+        else:
+            waiting.append(point)
+    while waiting:
+        here = waiting[:1] if are_apart else waiting
+        if len(here) == 1:
+            say(f"{place(here[0], len(points))}: starting")
+        ended, code = _run_together(here, argv, stopped)
+        if stopped or code == host.STOPPED:
             return host.STOPPED
+        if len(ended) < len(here):
+            last = here[len(ended)]
+            ended[last.index] = code
+            say(f"{place(last, len(points))}: {outcome(code)}")
+        codes |= {point.id: ended[point.index] for point in here if point.index in ended}
+        waiting = [point for point in waiting if point.id not in codes]
     failed = {name: code for name, code in codes.items() if code}
     for name, code in failed.items():
         say(f"failed with exit code {code}: {name}")
     say(f"{len(codes) - len(failed)} of {len(points)} points are done")
-    return 0 if not failed else 2 if set(failed.values()) == {2} else 1
+    return overall(codes.values())
 
 
-def _run(command: list[str], stopped: list[int]) -> int:
-    """Run a child to its end, passing a SIGTERM on to it so that it can save."""
+def overall(codes: Iterable[int]) -> int:
+    """The exit code of several points: 0 if all are done, 2 if every failure was bad input, else 1."""
+    failed = {code for code in codes if code}
+    return 0 if not failed else 2 if failed == {2} else 1
+
+
+def chosen(points: list[Point], wanted: list[str] | None) -> list[Point]:
+    """The points of `--sweep_index`, in order; all of them for None.
+
+    Raises:
+        InputError: one that the sweep does not have, or that is not a number.
+    """
+    if wanted is None:
+        return points
+    known = {str(point.index): point for point in points}
+    for number in wanted or [""]:
+        if number not in known:
+            raise InputError(f"--sweep_index={','.join(wanted)}: the sweep has points 0 to {len(points) - 1}")
+    return [point for number, point in known.items() if number in wanted]
+
+
+def without_flags(argv: list[str]) -> list[str]:
+    """The launcher's arguments without those that choose points of a sweep."""
+    rest, is_value = [], False
+    for argument in argv:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-") and name in ("sweep", "sweep_apart", "sweep_index")
+        if not is_flag and not is_value:
+            rest.append(argument)
+        is_value = is_flag and name == "sweep_index" and not equals
+    return rest
+
+
+def place(point: Point, num: int) -> str:
+    """How messages name one of `num` points."""
+    return f"[{point.index + 1}/{num}] {point.id}"
+
+
+def outcome(code: int) -> str:
+    return "done" if code == 0 else f"exit code {code}"
+
+
+def open_report() -> int | None:
+    """Where a process of several points reports them to the one that runs the sweep; None if a person started it."""
+    end = os.environ.pop(CODES, None)
+    return None if end is None else int(end)
+
+
+def report(end: int | None, point: Point, code: int) -> None:
+    """Say with which code a point has ended."""
+    if end is not None:
+        os.write(end, f"{point.index} {code}\n".encode())
+
+
+def _run_together(points: list[Point], argv: list[str], stopped: list[int]) -> tuple[dict[int, int], int]:
+    """Run points in one process; the exit codes of those of several that it has come to the end of, and its own."""
+    command = [*host.python_command(), *argv, f"--sweep_index={','.join(str(point.index) for point in points)}"]
+    if len(points) == 1:
+        return {}, _run(command, stopped)
+    # A pipe, because the process may die at any point; what it writes, a few bytes a point, fits into the pipe.
+    read_end, write_end = os.pipe()
+    try:
+        code = _run(command, stopped, pass_fds=(write_end,), env={**os.environ, CODES: str(write_end)})
+        os.set_blocking(read_end, False)  # a process that the points left behind may hold the other end
+        try:
+            lines = os.read(read_end, 1 << 16).decode().splitlines()
+        except BlockingIOError:
+            lines = []
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    return {int(index): int(code) for index, code in (line.split() for line in lines)}, code
+
+
+def _run(command: list[str], stopped: list[int], **options: Any) -> int:
+    """Run a child to its end, passing a SIGTERM on to it so that it can save; `options` of `subprocess.Popen`."""
     child: subprocess.Popen | None = None
 
     def pass_on(number: int, frame: types.FrameType | None) -> None:
@@ -200,7 +289,7 @@ def _run(command: list[str], stopped: list[int]) -> int:
         if handler is not signal.SIG_IGN:
             signal.signal(number, pass_on)
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, **options)
         if stopped:  # while the child was being started
             child.send_signal(signal.SIGTERM)
         return child.wait()

@@ -46,6 +46,15 @@ COMMON = {
     "steps": Meaning("updates of the parameters"),
     "step_seconds": Meaning("wall-clock time of one update, in seconds", "lower"),
     "seconds": Meaning("wall-clock time, in seconds", "lower"),
+    "flops_per_second": Meaning(
+        "operations a second that the tokens of a step need, without padding and recomputation; as a share of the "
+        "devices' peak it is `utilisation`, which is left out where that peak is not known, as of a CPU",
+        "higher",
+    ),
+    "utilisation": Meaning(
+        "share of the devices' peak in bfloat16 that the tokens of a step need, without padding and recomputation",
+        "higher",
+    ),
     "*_per_second": Meaning("throughput while training or measuring", "higher"),
     "*_per_second/*": Meaning("throughput while training or measuring", "higher"),
     # preference tuning

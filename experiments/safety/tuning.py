@@ -16,7 +16,7 @@ from alignment import files
 from alignment.errors import InputError
 from alignment.models import decoder, lora
 from alignment.preference import losses, metrics, pairs
-from alignment.train import adapters, flops, language_model, loop, optimizer, sharding, step, train_state
+from alignment.train import adapters, flops, language_model, loop, optimizer, sharding, step, train_state, utilisation
 from data.texts import preferences
 from experiments.decoding import models
 from experiments.decoding.models import Model
@@ -184,7 +184,9 @@ def align(
         workdir,
         steps=steps,
         pace=loop.Pace(**c.loop),
-        logging=loop.Logging("pairs", t.batch_size, metrics.finish, c.sinks),
+        logging=loop.Logging(
+            "pairs", t.batch_size, metrics.finish, c.sinks, flops_fn=utilisation.counter(model, adapter)
+        ),
         on_first_fn=pairs.check_first(
             "dpo", objective, tolerance=1e-4 if c.compute.dtype == "float32" else 5e-3, has_anchor=bool(t.sft_weight)
         ),

@@ -121,5 +121,6 @@ BEHAVIOURS = {
     "wait": wait,
     "stop": stop,
     "train": train,
+    "kill_at_small_beta": lambda folder: os.kill(os.getpid(), signal.SIGKILL) if "beta=0.05" in str(folder) else None,
     "crash_at_large_beta": lambda folder: 1 / 0 if "beta=0.5" in os.fspath(folder) else None,
 }

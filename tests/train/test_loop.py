@@ -12,7 +12,7 @@ from alignment.train import checkpoint, loop, step, train_state
 from tests.train import helpers
 
 STEPS, HALF = 10, 5
-TIMING = ("step_seconds", "examples_per_second")
+TIMING = ("step_seconds", "examples_per_second", "flops_per_second")
 
 
 class Loader(helpers.Loader):
@@ -68,7 +68,8 @@ def whole(tmp_path_factory):
     """A run never interrupted: its state, metrics, loader and summary."""
     workdir = tmp_path_factory.mktemp("whole")
     seen = []
-    state, summary, loader = fit(workdir, on_first_fn=lambda values, batch: seen.append((values, batch)))
+    keep = dict(on_first_fn=lambda values, batch: seen.append((values, batch)), flops_fn=lambda batch: 1e6)
+    state, summary, loader = fit(workdir, **keep)
     return {"state": state, "rows": rows(workdir), "summary": summary, "loader": loader, "seen": seen, "at": workdir}
 
 
@@ -104,6 +105,14 @@ def test_every_logged_step_is_one_line_with_training_and_heldout_values_together
     assert all({"loss", "grad_norm", "lr", "tokens"} <= row.keys() for row in whole["rows"][1:])
     assert not any("nonfinite" in name for row in whole["rows"] for name in row)
     assert whole["summary"]["heldout/loss"] == whole["rows"][-1]["heldout/loss"] and whole["summary"]["steps"] == STEPS
+
+
+def test_operations_of_a_second_stand_beside_the_seconds_of_a_step_and_in_the_summary(whole):
+    lines = [json.loads(line) for line in (whole["at"] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "flops_per_second" in line] == [2, 4, 5, 6, 8, 10]
+    for line in lines[1:]:
+        np.testing.assert_allclose(line["flops_per_second"] * line["step_seconds"], 1e6)
+    assert whole["summary"]["flops_per_second"] > 0 and "utilisation" not in whole["summary"]  # on a CPU
 
 
 def test_a_line_holds_the_mean_over_all_tokens_since_the_last_one(whole, tmp_path):

@@ -218,6 +218,14 @@ def test_progress_is_a_line_a_logged_step_where_there_is_no_terminal():
     assert line == "dpo step 4/10  3 steps/s  0:00:02 left  loss 0.25  heldout/loss 0.5  lr 1"
 
 
+def test_a_progress_line_ends_with_the_share_of_the_peak_or_else_the_operations_of_a_second():
+    stream = io.StringIO()
+    writer = writers.console(10, stream=stream, clock=lambda: 0.0)
+    writer.write_scalars(1, {"flops_per_second": 2.5e10, "loss": 0.25})
+    writer.write_scalars(2, {"flops_per_second": 2.5e10, "loss": 0.25, "utilisation": 0.4321})
+    assert stream.getvalue() == "step 1/10  loss 0.25  GFLOP/s 25\nstep 2/10  loss 0.25  utilisation 43.2 %\n"
+
+
 def test_no_rate_is_given_for_steps_that_were_only_sent_to_the_device():
     times = iter([0.0, 0.01, 0.02])
     stream = io.StringIO()

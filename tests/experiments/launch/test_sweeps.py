@@ -94,6 +94,92 @@ def test_a_sweep_outlives_a_crashed_point_skips_finished_ones_and_reports_both(t
     assert table[1].startswith('0,"objective.beta=0.05,seed=1",0.05,1,0.05')
 
 
+def test_several_points_in_one_process_leave_what_each_leaves_alone(tmp_path, capsys):
+    assert launch(tmp_path / "together", "--sweep_index=0,1") == 0
+    for index in (0, 1):
+        assert launch(tmp_path / "alone", f"--sweep_index={index}") == 0
+    for point in ("objective.beta=0.05,seed=1", "objective.beta=0.5,seed=1"):
+        places = [tmp_path / name / point for name in ("together", "alone")]
+        for name in ("config.json", "metrics.jsonl", "summary.json", "report.html"):  # with numbers from random's seed
+            assert len({(place / name).read_text() for place in places}) == 1
+        starts = [json.loads((place / "environment.json").read_text())["starts"] for place in places]
+        assert starts[0][0]["command"][3:5] == ["--config", STUB]
+        assert [start[0]["command"][-1] for start in starts] == [starts[1][0]["command"][-1]] * 2
+    assert "2 of 2 points finished" in (tmp_path / "together/report.html").read_text()
+
+
+@pytest.mark.parametrize(("behaviour", "code", "said"), [("crash_at_large_beta", 1, "0 0\n1 1\n"), ("stop", 75, "")])
+def test_points_of_one_process_report_their_ends_and_stop_together(behaviour, code, said, tmp_path, monkeypatch):
+    read_end, write_end = os.pipe()
+    monkeypatch.setenv(sweeps.CODES, str(write_end))
+    assert launch(tmp_path, "--sweep_index=0,1", f"--config.behaviour={behaviour}") == code
+    os.close(write_end)
+    with open(read_end) as lines:
+        assert lines.read() == said
+    assert (tmp_path / "objective.beta=0.5,seed=1/error.txt").exists() == (code == 1)
+    assert sweeps.CODES not in os.environ  # a process that a point starts does not report
+
+
+def test_points_behind_one_that_ends_their_process_go_on_in_another(tmp_path, monkeypatch):
+    points = sweeps.points({"seed": seed} for seed in range(5))
+    (tmp_path / points[0].id).mkdir()
+    (tmp_path / points[0].id / "DONE").touch()
+    ends = iter([("1 0\n2 2\n", -9), ("", 0)])  # one that died of point 3, and that of point 4
+    commands, said = [], []
+
+    def run_(command, stopped, env=None, **options):
+        commands.append(command[-1])
+        lines, code = next(ends)
+        if env is not None:
+            os.write(int(env[sweeps.CODES]), lines.encode())
+        return code
+
+    monkeypatch.setattr(sweeps, "_run", run_)
+    assert sweeps.run_all(points, str(tmp_path), [], said.append) == 1
+    assert commands == ["--sweep_index=1,2,3,4", "--sweep_index=4"]
+    assert said[-3:] == [
+        "failed with exit code 2: seed=2",
+        "failed with exit code -9: seed=3",
+        "3 of 5 points are done",
+    ]
+
+
+def test_points_run_apart_in_a_process_each(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(sweeps, "_run", lambda command, stopped: commands.append(command[-1]) or 0)
+    points = sweeps.points([{"seed": 0}, {"seed": 1}])
+    assert sweeps.run_all(points, str(tmp_path), [], print, are_apart=True) == 0
+    assert commands == ["--sweep_index=0", "--sweep_index=1"]
+
+
+def test_a_point_that_kills_its_process_does_not_stop_the_sweep(tmp_path, capfd):
+    assert launch(tmp_path, "--config.behaviour=kill_at_small_beta", "--sweep") == 1
+    said = capfd.readouterr().out
+    assert "[1/2] objective.beta=0.05,seed=1: exit code -9" in said
+    assert "[2/2] objective.beta=0.5,seed=1: starting" in said and "1 of 2 points are done" in said
+
+
+def test_arguments_of_a_sweep_are_told_from_those_of_its_points():
+    argv = ["--config=a", "--sweep", "--sweep_index", "0,1", "--workdir", "w", "--sweep_apart", "--sweep_index=2"]
+    assert sweeps.without_flags(argv) == ["--config=a", "--workdir", "w"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sweep_index=0,2"], "--sweep_index=0,2: the sweep has points 0 to 1"),
+        (["--sweep_index=one"], "--sweep_index=one: the sweep has points 0 to 1"),
+        (["--sweep_index="], "--sweep_index=: the sweep has points 0 to 1"),
+        (["--sweep_index=0,1", "--distributed"], "a process joins the others of one run only"),
+        (["--sweep_apart"], "--sweep_apart is of a --sweep that runs here"),
+        (["--sweep", "--sweep_apart", "--emit=slurm"], "--sweep_apart is of a --sweep that runs here"),
+    ],
+)
+def test_choices_of_points_that_mean_nothing_are_refused(flags, said, tmp_path, capsys):
+    assert launch(tmp_path / "runs", *flags) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_a_sigterm_that_arrives_while_a_point_is_started_reaches_it(monkeypatch):
     start = subprocess.Popen
 
