@@ -29,7 +29,7 @@ import machine
 ROOT = Path(__file__).resolve().parents[1]
 BETAS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 EXPERIMENT = """
-from experiments.dpo import METRICS, SETTINGS, check, get_config, headline, run
+from experiments.dpo import SETTINGS, check, get_config, headline, run
 
 
 def sweep():
