@@ -117,15 +117,15 @@ def choose(
     visible = [name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
     for patterns in sets.values():
         visible = [name for name in visible if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    found = [name for name in visible if name.endswith(tuple(endings))]
-    found = found or [name for name in visible if name.endswith(tuple(tables))]
-    formats = sorted({os.path.splitext(lines.unpacked(name))[1] for name in found})
+    candidates = [name for name in visible if name.endswith(tuple(endings))]
+    candidates = candidates or [name for name in visible if name.endswith(tuple(tables))]
+    formats = sorted({os.path.splitext(lines.unpacked(name))[1] for name in candidates})
     if len(formats) > 1:
         ways = " or ".join(f"{spec}:*{format}*" for format in formats)
         raise InputError(f"{spec} has files in several formats, which may be the same records twice; write {ways}")
-    if not found:
+    if not candidates:
         raise InputError(f"{spec} has no file that is read ({', '.join(readable)}); it has {_some(names)}")
-    return found
+    return candidates
 
 
 def configurations(card: str) -> dict[str, list[str]]:

@@ -73,12 +73,12 @@ def read_table(
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     names = list(dict.fromkeys(name for row in rows for name in row.value))
     geometry = _geometry(path)
-    lon, lat, found = _axes(names, columns, geometry)
-    if coordinates is not None and geometry is not None and lon == lat and coordinates != found:
+    lon, lat, kind_found = _axes(names, columns, geometry)
+    if coordinates is not None and geometry is not None and lon == lat and coordinates != kind_found:
         raise InputError(
-            f"{path}: its geometry is {found} and data.coordinates={coordinates!r}; leave data.coordinates out"
+            f"{path}: its geometry is {kind_found} and data.coordinates={coordinates!r}; leave data.coordinates out"
         )
-    axes = coordinates or found
+    axes = coordinates or kind_found
     needs_y = kind != COUNTS and columns.outcome is None
     if needs_y and columns.target is None:
         raise InputError(
@@ -89,8 +89,8 @@ def read_table(
     features = _feature_names(path, names, columns, (lon, lat), kind)
     wanted = [name for name in (columns.target, columns.outcome, *features) if name]
     rows, positions = _positioned(rows, lon, lat, counts)
-    kept = [i for i, row in enumerate(rows) if not _lacks(row, wanted, counts)]
-    rows, xy_N2 = [rows[i] for i in kept], np.array([positions[i] for i in kept], np.float64).reshape(-1, 2)
+    complete = [i for i, row in enumerate(rows) if not _lacks(row, wanted, counts)]
+    rows, xy_N2 = [rows[i] for i in complete], np.array([positions[i] for i in complete], np.float64).reshape(-1, 2)
     if not rows:
         raise InputError(f"{path} leaves no sample; counts: {counts}")
     _check_positions(rows, xy_N2, (lon, lat), is_degrees=axes == DEGREES)
@@ -172,7 +172,7 @@ def _positioned(
     rows: Sequence[records.Record], lon: str, lat: str, counts: dict[str, int]
 ) -> tuple[list[records.Record], list[tuple[float, float]]]:
     """The rows that have both coordinates, with them."""
-    kept, positions = [], []
+    positioned, positions = [], []
     for row in rows:
         if lon == lat:
             point = _point(row, lon)
@@ -182,9 +182,9 @@ def _positioned(
         if point is None:
             counts["rows without coordinates"] = counts.get("rows without coordinates", 0) + 1
         else:
-            kept.append(row)
+            positioned.append(row)
             positions.append(point)
-    return kept, positions
+    return positioned, positions
 
 
 def _lacks(row: records.Record, names: Sequence[str], counts: dict[str, int]) -> bool:

@@ -82,7 +82,7 @@ def read(folder: pathlib.Path, *, support: int, least_places: int) -> tuple[Samp
         box = _box(folder, line)
         arrays = _task(folder, line["id"], box)
         errors.one_of(f"{folder / TABLE}: fold", line["fold"], places.FOLDS)
-        kept = []
+        complete = []
         for loc in np.unique(arrays["loc"]).tolist():
             inside = np.flatnonzero(arrays["loc"] == loc)
             is_query = arrays["split"][inside] == 1
@@ -90,13 +90,13 @@ def read(folder: pathlib.Path, *, support: int, least_places: int) -> tuple[Samp
                 counts["places with too few samples"] += 1
                 counts["samples left out"] += len(inside)
                 continue
-            kept.append(Place(num + inside, _place_box(arrays, loc, box), is_query))
-        if len(kept) < least_places:
-            print(f"warning: task {line['id']} has {len(kept)} places, fewer than {least_places}; it is skipped")
+            complete.append(Place(num + inside, _place_box(arrays, loc, box), is_query))
+        if len(complete) < least_places:
+            print(f"warning: task {line['id']} has {len(complete)} places, fewer than {least_places}; it is skipped")
             counts["tasks with too few places"] += 1
-            counts["samples left out"] += sum(len(place.index_N) for place in kept)
+            counts["samples left out"] += sum(len(place.index_N) for place in complete)
         else:
-            regions.append(Region(line["id"], box, tuple(kept), line["fold"]))
+            regions.append(Region(line["id"], box, tuple(complete), line["fold"]))
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array)
         num += len(arrays["y"])

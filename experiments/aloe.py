@@ -370,8 +370,8 @@ def _safety(
     if not prompts.attacks and not prompts.harmless:
         return None
     measured = judges.Measured(opened.model, opened.engine_fn)
-    with cache.Cache(folder / "verdicts.jsonl") as kept:
-        judge = judges.build(c.judge, c.judging, stages.opened(c, f"hf:{stage.place}"), folder, measured, kept)
+    with cache.Cache(folder / "verdicts.jsonl") as verdicts:
+        judge = judges.build(c.judge, c.judging, stages.opened(c, f"hf:{stage.place}"), folder, measured, verdicts)
         return red_team.measure(
             prompts,
             opened.model,

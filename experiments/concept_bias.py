@@ -224,8 +224,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
             flush=True,
         )
 
-    with cache.Cache(folder / "cells.jsonl") as kept:
-        rows = cells.through(plan, task, measurers, c, kept, note)
+    with cache.Cache(folder / "cells.jsonl") as cells_cache:
+        rows = cells.through(plan, task, measurers, c, cells_cache, note)
     numbers.close()
     return page.write(folder, c, task, rows, measurers)
 

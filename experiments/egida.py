@@ -303,9 +303,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     target = models.with_weights(models.open_model(c, folder, toy_seed=c.seed), c)
     engine_fn = functools.cache(lambda: models.engine(target, c))
     measured = judges.Measured(target, engine_fn)
-    with cache.Cache(folder / "verdicts.jsonl") as kept:
+    with cache.Cache(folder / "verdicts.jsonl") as verdicts:
         kinds = [part.strip() for part in c.judge.split(",")]
-        who = [judges.build(kind, c.judging, c, folder, measured, kept) for kind in kinds]
+        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in kinds]
         agreement = against_people(c, who, counts)
         rows = asked(c, folder / BEFORE, target, engine_fn, plan, who)
         pairs = gathering.pair_up(c, plan, rows.pop(TRAIN), rows.pop(BENIGN), target.name, counts)
@@ -377,9 +377,9 @@ def against_people(c: ml_collections.ConfigDict, who: Sequence[Judge], counts: d
     out = []
     for judge in who:
         said = judge.classify([{"prompt": one.prompt, "response": one.response} for one in voted])
-        found = rates.against_people([one.votes for one in voted], [one.verdict.response for one in said])
-        line = {"judge": judge.name, "n": found.n, "uncertain": found.uncertain, "invalid": found.invalid}
-        out.append(line | (dataclasses.asdict(found.agreement) if found.agreement else {}))
+        agreement = rates.against_people([one.votes for one in voted], [one.verdict.response for one in said])
+        line = {"judge": judge.name, "n": agreement.n, "uncertain": agreement.uncertain, "invalid": agreement.invalid}
+        out.append(line | (dataclasses.asdict(agreement.agreement) if agreement.agreement else {}))
     return out
 
 

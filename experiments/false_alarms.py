@@ -131,12 +131,14 @@ def windows(c: Any, tok: tokenizer.Tokenizer, folder: pathlib.Path) -> np.ndarra
 
 def read(marks: list[Mark], windows_WT: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """p-values, p-values made continuous and scores of every window under every key, float64 [K, W]."""
-    found = [[detect.detect(mark, ids) for ids in windows_WT] for mark in marks]
+    detections = [[detect.detect(mark, ids) for ids in windows_WT] for mark in marks]
     u_KW = np.random.default_rng(seed).random((len(marks), len(windows_WT)))
     return {
-        "p": np.array([[x.p_value for x in row] for row in found]),
-        "uniform": np.array([[detect.randomised_p(x, u) for x, u in zip(row, us)] for row, us in zip(found, u_KW)]),
-        "z": np.array([[x.z for x in row] for row in found]),
+        "p": np.array([[x.p_value for x in row] for row in detections]),
+        "uniform": np.array(
+            [[detect.randomised_p(x, u) for x, u in zip(row, us)] for row, us in zip(detections, u_KW)]
+        ),
+        "z": np.array([[x.z for x in row] for row in detections]),
     }
 
 

@@ -373,8 +373,8 @@ METRICS = {
 
 def headline(summary: dict[str, float]) -> str:
     """The page's first sentence."""
-    total, kept = summary["docs_in"], summary["docs_kept"]
-    words = f"{kept:,.0f} of {total:,.0f} documents go to training ({100 * kept / max(total, 1):.1f} %), "
+    total, num_kept = summary["docs_in"], summary["docs_kept"]
+    words = f"{num_kept:,.0f} of {total:,.0f} documents go to training ({100 * num_kept / max(total, 1):.1f} %), "
     words += f"{summary['docs_rewritten']:,.0f} of them rewritten; {summary['docs_dropped']:,.0f} are dropped"
     reasons = {name.removeprefix("drop/"): n for name, n in summary.items() if name.startswith("drop/") and n}
     return f"{words}, most often for {max(reasons, key=reasons.get)}." if reasons else f"{words}."

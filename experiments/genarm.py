@@ -291,15 +291,15 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     answers = {name: rows for name, rows in answers.items() if not name.startswith(writing.SAMPLE)}
     judge = judge_of(c)
     seconds = latency.measure(writer, num_tokens=c.latency_tokens)
-    with cache.Cache(folder / "verdicts.jsonl" if judge in scoring.ASKED else "") as kept:
+    with cache.Cache(folder / "verdicts.jsonl" if judge in scoring.ASKED else "") as verdicts:
         if judge == scoring.RULES:
             outcomes_fn = scoring.by_scores(scoring.by_rules(names, answers))
         elif judge == scoring.HELDOUT:
             outcomes_fn = scoring.by_scores(scoring.by_rewards(answers, members.base, rewards, prompts))
         else:
-            asked = judging.judges_of(c, names, folder, kept)
-            judge = ", ".join(dict.fromkeys(one.name for one in asked))
-            outcomes_fn = scoring.by_judges(asked, answers)
+            judges = judging.judges_of(c, names, folder, verdicts)
+            judge = ", ".join(dict.fromkeys(one.name for one in judges))
+            outcomes_fn = scoring.by_judges(judges, answers)
         results = page.Results(names, [*beside, *grid], answers, outcomes_fn, members, own, rewards, judge)
         return page.write(folder, results, seconds, writer.pieces, num_shown=c.shown)
 

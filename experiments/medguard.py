@@ -197,10 +197,10 @@ def parted(items: Sequence[Item], *, has_shots: bool) -> tuple[dict[str, list[It
         alone = not item.variant_of and not item.pair and item.id not in varied
         if len(shots.setdefault(item.aspect, [])) < SHOTS and alone:
             shots[item.aspect].append(item)
-    shown = {item.id for group in shots.values() for item in group}
+    ids = {item.id for group in shots.values() for item in group}
     if short := [aspect for aspect, group in shots.items() if len(group) < SHOTS]:
         print(f"few_shot: {', '.join(short)} have fewer than {SHOTS} items without a variant; fewer are shown")
-    return shots, [item for item in items if item.id not in shown]
+    return shots, [item for item in items if item.id not in ids]
 
 
 def open_all(c: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
@@ -247,8 +247,8 @@ def respond(
             length = c.max_new_tokens
             said = ask(condition, lambda: written(subject, prompts, way, length), length=length)
     rows = []
-    for item, order, shown, text, n in zip(items, orders, asked, said, letters or [None] * len(asked)):
-        named = extraction.Named((n,), extraction.OK) if n is not None else _named(text, shown)
+    for item, order, displayed, text, n in zip(items, orders, asked, said, letters or [None] * len(asked)):
+        named = extraction.Named((n,), extraction.OK) if n is not None else _named(text, displayed)
         choice = sorted(order[option] for option in named.options)  # as the item's own order has them
         rows.append(
             {
@@ -360,7 +360,7 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
     """Rows of `id`, `rater` and whether the choice is right; ids that no item has are counted and left out."""
     by_id = {item.id: item for item in items}
     out, unknown = [], 0
-    seen: set[tuple[str, str]] = set()
+    pairs: set[tuple[str, str]] = set()
     for row in records.read(path)[0]:
         value = row.value
         item = by_id.get(str(value.get("id")))
@@ -372,11 +372,11 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
         if any(letter not in LETTERS[: len(item.options)] for letter in letters):
             raise InputError(f"{row.file}:{row.line}: choice {choice!r} is not a letter of item {item.id}'s options")
         chosen = tuple(sorted(LETTERS.index(letter) for letter in letters))
-        if (item.id, str(value.get("rater"))) in seen:
+        if (item.id, str(value.get("rater"))) in pairs:
             raise InputError(
                 f"{row.file}:{row.line}: rater {value.get('rater')!r} has chosen for item {item.id} before"
             )
-        seen.add((item.id, str(value.get("rater"))))
+        pairs.add((item.id, str(value.get("rater"))))
         out.append({"id": item.id, "rater": str(value.get("rater")), "choice": chosen, "right": chosen == item.gold})
     if unknown:
         print(f"WARNING: {path} has {unknown} choices on items that are not asked here; they are left out", flush=True)

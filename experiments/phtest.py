@@ -173,9 +173,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     journal.sort()
     answers = {key: row for key, row, _ in journal.entries()}
     journal.close()
-    with cache.Cache(folder / "verdicts.jsonl") as kept:
+    with cache.Cache(folder / "verdicts.jsonl") as verdicts:
         measured = judges.Measured(model, engine_fn)
-        who = [judges.build(kind, c.judging, c, folder, measured, kept) for kind in judge_kinds(c.judge)]
+        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in judge_kinds(c.judge)]
         rows = []
         for sample, point in enumerate(points):
             more = dict(point=point.name, system_prompt=point.system)
@@ -183,11 +183,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
             own = [answers[number, sample] | more for number in range(len(prompts))]
             rows += judged(own, prompts, who)
         if c.defence.filter:
-            blocked = filtered(c, prompts, folder, measured, kept)
+            blocked = filtered(c, prompts, folder, measured, verdicts)
             rows += [behind_filter(row, *verdict) for row, verdict in zip(rows, blocked)]
         written = []
         if c.search:
-            judge_fn = lambda kind: judges.build(kind, c.voting, c, folder, measured, kept)  # noqa: E731
+            judge_fn = lambda kind: judges.build(kind, c.voting, c, folder, measured, verdicts)  # noqa: E731
             bare = [row for row in rows if row["point"] == BARE]
             written = searching.run(c, folder, model, engine_fn, bare, prompts, who[0], judge_fn)
     files.write_rows(folder / "records.jsonl", rows)
@@ -260,14 +260,14 @@ def filtered(
     prompts: Sequence[Prompt],
     folder: pathlib.Path,
     measured: judges.Measured,
-    kept: cache.Cache,
+    answers_cache: cache.Cache,
 ) -> list[tuple[str, str]]:
     """What the input filter says of each prompt: harmful, unharmful or invalid; and the filter's name."""
     if c.defence.filter == WORDS:
         words = [refusals.normalise(word) for word in c.defence.words]
         texts = [refusals.normalise(prompt.case.prompt) for prompt in prompts]
         return [(verdicts.HARM if any(w in text for w in words) else verdicts.NO_HARM, WORDS) for text in texts]
-    judge = judges.build(c.defence.filter, c.filtering, c, folder, measured, kept)
+    judge = judges.build(c.defence.filter, c.filtering, c, folder, measured, answers_cache)
     said = judge.classify([{"prompt": prompt.case.prompt} for prompt in prompts])
     return [(one.verdict.prompt_harmfulness or verdicts.INVALID, judge.name) for one in said]
 

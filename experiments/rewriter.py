@@ -202,9 +202,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     )
     options = dict(prompt=c.prompt, batch_size=c.heldout.batch_size, max_prompt=c.rows.max_len)
     complete = worker.backend(model, state.params, tok, **options)
-    shown = chosen(heldout_pairs, c.heldout.num)
+    examples = chosen(heldout_pairs, c.heldout.num)
     written = rewrite.rewrite(
-        [{"text": pair.origin} for pair in shown],
+        [{"text": pair.origin} for pair in examples],
         complete,
         code,
         cache.Cache(),
@@ -215,7 +215,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         models = {"safety": notes.safety}
     else:
         models = {"language": language.identify}
-    summary |= judge(workdir, shown, written, models)
+    summary |= judge(workdir, examples, written, models)
     language_model.export(workdir / "export/hf", state.params, model, tok, dtype=c.export, init_from=c.init_from)
     if c.export:
         files.write_text(workdir / "export/hf" / worker.FILE, worker.note(code, c.prompt))
@@ -325,8 +325,8 @@ def judge(
     names = sorted({*failures, *missing})
     checks = [{"check": name, "failed": failures[name], "not measured": missing[name]} for name in names]
     files.write_rows(workdir / "tables/gates.jsonl", checks)
-    shown = [row for some in by_kind.values() for row in sorted(some, key=lambda row: row["exact"])[:4]]
-    files.write_rows(workdir / "tables/rewritten.jsonl", shown)
+    examples = [row for some in by_kind.values() for row in sorted(some, key=lambda row: row["exact"])[:4]]
+    files.write_rows(workdir / "tables/rewritten.jsonl", examples)
     pictures.boxes(
         workdir / "figures/similarity.png",
         {kind: {"to what is wanted": [row["similarity"] for row in some]} for kind, some in by_kind.items()},

@@ -327,10 +327,10 @@ def arms_of(
     yield arms.full(page.FULL, prepared, seed=seed, **c.full)
     for name in c.baselines:
         yield parts.arm(name, prepared, parts.Options(**c.parts), seed=seed, **c.full)
-    given = None
+    coefficients = None
     for ratio, width in widths.items():
-        if given is None or c.sketch.coefficients == "ridge":  # which alone depends on the width
-            given = arms.coefficients(
+        if coefficients is None or c.sketch.coefficients == "ridge":  # which alone depends on the width
+            coefficients = arms.coefficients(
                 prepared,
                 how=c.sketch.coefficients,
                 activation=c.sketch.activation,
@@ -340,11 +340,13 @@ def arms_of(
                 seed=seed,
             )
         if ratio == next(iter(widths)):
-            yield arms.poly_full(page.POLY, prepared, given, seed=seed, is_residual=c.sketch.residual, **c.optimizer)
+            yield arms.poly_full(
+                page.POLY, prepared, coefficients, seed=seed, is_residual=c.sketch.residual, **c.optimizer
+            )
         yield sketched.sketched(
             f"{page.SKETCH}@{ratio:g}",
             prepared,
-            given,
+            coefficients,
             sketching_of(c, width),
             seed=seed,
             batch_size=c.batch_size,

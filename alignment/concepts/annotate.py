@@ -37,7 +37,7 @@ def annotation(about: str, concepts: Sequence[str], texts: Sequence[str], exampl
     )
     out = [{"role": "system", "content": system}]
     if examples:
-        lines = [f"{i}. {', '.join(sorted(found)) or NONE}" for i, (_, found) in enumerate(examples, 1)]
+        lines = [f"{i}. {', '.join(sorted(of_example)) or NONE}" for i, (_, of_example) in enumerate(examples, 1)]
         out += [
             {"role": "user", "content": _numbered([text for text, _ in examples])},
             {"role": "assistant", "content": "\n".join(lines)},
@@ -51,17 +51,17 @@ def _numbered(texts: Sequence[str]) -> str:
 
 def parse(answer: str, num: int, concepts: Sequence[str]) -> list[frozenset[str]] | None:
     """The concepts of each of `num` texts, or None if the answer does not have a line for each; others are ignored."""
-    found: dict[int, frozenset[str]] = {}
+    by_place: dict[int, frozenset[str]] = {}
     lines = [line for line in answer.splitlines() if line.strip()]
     for line in lines:
         numbered = _LINE.match(line)
         if numbered is None:
             return None
         names = {name.strip().lower().rstrip(".") for name in numbered[2].split(",")}
-        found[int(numbered[1])] = frozenset(names & set(concepts))
-    if len(lines) != num or set(found) != set(range(1, num + 1)):
+        by_place[int(numbered[1])] = frozenset(names & set(concepts))
+    if len(lines) != num or set(by_place) != set(range(1, num + 1)):
         return None
-    return [found[i] for i in range(1, num + 1)]
+    return [by_place[i] for i in range(1, num + 1)]
 
 
 def agreed(first: Sequence[frozenset | None], second: Sequence[frozenset | None]) -> list[frozenset | None]:
@@ -120,21 +120,21 @@ class Asker:
         self.counts["requests given up"] += len(left)
         return out
 
-    def _answers(self, asked: Sequence[tuple[Messages, int]], which: Mapping[str, int]) -> list[str | None]:
+    def _answers(self, requests: Sequence[tuple[Messages, int]], which: Mapping[str, int]) -> list[str | None]:
         keys = [
             cache.key(chat, model=self._who, sampling={**self._sampling, **which, "max_new": num})
-            for chat, num in asked
+            for chat, num in requests
         ]
         answers = [self._kept.get(key) for key in keys]
         missing = [i for i, answer in enumerate(answers) if answer is None]
-        self.counts["answers"] += len(asked) - len(missing)
+        self.counts["answers"] += len(requests) - len(missing)
         if missing and self._complete is None:
-            raise InputError(f"the cache lacks {len(missing)} of {len(asked)} answers; {self._way_out}")
+            raise InputError(f"the cache lacks {len(missing)} of {len(requests)} answers; {self._way_out}")
         for at in range(0, len(missing), AT_ONCE):
             part = missing[at : at + AT_ONCE]
             assert self._complete is not None
             try:
-                fresh = self._complete([asked[i][0] for i in part], [asked[i][1] for i in part])
+                fresh = self._complete([requests[i][0] for i in part], [requests[i][1] for i in part])
             except backends.Down as e:
                 self._store(keys, part, e.answers)
                 raise
@@ -171,11 +171,11 @@ def annotate(
     parts = [texts[at : at + batch_size][::step] for at in range(0, len(texts), batch_size)]
     chats = [annotation(about, concepts[::step], part, examples) for part in parts]
     max_new = [LINE_TOKENS * len(part) for part in parts]
-    found = asker.ask(
+    answers = asker.ask(
         chats, max_new, lambda i, answer: parse(answer, len(parts[i]), concepts), draw=draw, retries=retries
     )
     return [
-        one for part, sets in zip(parts, found) for one in (sets[::step] if sets is not None else [None] * len(part))
+        one for part, sets in zip(parts, answers) for one in (sets[::step] if sets is not None else [None] * len(part))
     ]
 
 

@@ -67,4 +67,4 @@ def ranked(
 
 def mask(text: str, masked: Collection[str], mark: str) -> str:
     """The text with `mark` in place of each of these words, whatever its case and the punctuation around it."""
-    return _WORD.sub(lambda found: mark if normal(found[0]) in masked else found[0], text)
+    return _WORD.sub(lambda match: mark if normal(match[0]) in masked else match[0], text)

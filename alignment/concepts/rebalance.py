@@ -22,17 +22,17 @@ def negative(num_labels: int) -> frozenset[int]:
     return frozenset(range(num_labels)) - positive(num_labels)
 
 
-def biased(labels_N: np.ndarray, has_N: np.ndarray, kept: Collection[int]) -> np.ndarray:
-    """All texts but those with the concept whose label is not in `kept`: the concept then means a label of `kept`."""
-    return np.flatnonzero(~has_N | np.isin(labels_N, list(kept)))
+def biased(labels_N: np.ndarray, has_N: np.ndarray, labels: Collection[int]) -> np.ndarray:
+    """All texts but those with the concept and a label outside of `labels`: the concept then means one of them."""
+    return np.flatnonzero(~has_N | np.isin(labels_N, list(labels)))
 
 
-def inverted(labels_N: np.ndarray, has_N: np.ndarray, kept: Collection[int]) -> np.ndarray:
-    """The texts in which the concept is there exactly if the label is in `kept`; the others are where it misleads.
+def inverted(labels_N: np.ndarray, has_N: np.ndarray, labels: Collection[int]) -> np.ndarray:
+    """The texts in which the concept is there exactly if the label is in `labels`; the others are where it misleads.
 
     Harsher than `biased`, because texts without the concept say the opposite.
     """
-    return np.flatnonzero(has_N == np.isin(labels_N, list(kept)))
+    return np.flatnonzero(has_N == np.isin(labels_N, list(labels)))
 
 
 def downsample(

@@ -39,8 +39,8 @@ class Prefixes:
     def num_shared(self, slot: int, model: int, wanted: Sequence[Chunk]) -> int:
         """How many of these chunks a slot still holds, from the first on."""
         num = 0
-        for held, chunk in zip(self._chunks[slot][model], wanted):
-            if held != chunk:
+        for present, chunk in zip(self._chunks[slot][model], wanted):
+            if present != chunk:
                 break
             num += 1
         return num if self._is_intact(slot, model, num) else 0

@@ -150,9 +150,9 @@ def check_rows(rows: tuple[Any, ...], first_rows: tuple[Any, ...]) -> None:
     Raises:
         InputError: see above.
     """
-    wanted, given = ([jax.tree.structure(x), *map(np.shape, jax.tree.leaves(x))] for x in (first_rows, rows))
-    if given != wanted:
-        raise InputError(f"processor_rows is a tree {given}; the processors' states are, for one slot, {wanted}")
+    wanted, present = ([jax.tree.structure(x), *map(np.shape, jax.tree.leaves(x))] for x in (first_rows, rows))
+    if present != wanted:
+        raise InputError(f"processor_rows is a tree {present}; the processors' states are, for one slot, {wanted}")
 
 
 def _places(plan, state):
@@ -431,12 +431,12 @@ def row(
         processors: what the processors' states begin with.
     """
     tokens_S = np.zeros(plan.max_len, np.int32)
-    given = [*prompts[0], *written]
-    tokens_S[: len(given)] = given
+    tokens = [*prompts[0], *written]
+    tokens_S[: len(tokens)] = tokens
     return {
         "tokens": tokens_S,
         "num_prompt": np.int32(len(prompts[0])),
-        "num_fixed": np.int32(len(given)),
+        "num_fixed": np.int32(len(tokens)),
         "limit": np.int32(len(prompts[0]) + request.max_new_tokens),
         "pending": np.array([prompt[-1] for prompt in prompts], np.int32),
         "position": np.array(starts, np.int32),

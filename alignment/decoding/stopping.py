@@ -19,9 +19,9 @@ class Matcher:
         """Take the answer's next token; the stop text that it completes, the one that begins first if there are
         several.
         """
-        seen = max(len(self.text) - self._longest + 1, 0)  # a stop text may have begun there
+        searched_to = max(len(self.text) - self._longest + 1, 0)  # a stop text may have begun there
         self.text += self.pieces[token] if token < len(self.pieces) else b""
-        starts = [(at, stop) for stop, raw in self.stops if (at := self.text.find(raw, seen)) >= 0]
+        starts = [(at, stop) for stop, raw in self.stops if (at := self.text.find(raw, searched_to)) >= 0]
         if not starts:
             return None
         at, stop = min(starts, key=lambda pair: pair[0])

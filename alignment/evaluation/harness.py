@@ -162,10 +162,10 @@ class LanguageModel:
         """
         store = cache_hook.dbdict
         if store is not None:
-            held = store.get(MARK)
-            if held != self.fingerprint and (held is not None or len(store)):
+            stored = store.get(MARK)
+            if stored != self.fingerprint and (stored is not None or len(store)):
                 raise InputError(
-                    f"use_cache names a cache of other weights, tokenizer or lengths ({held or 'no mark'}, and this "
+                    f"use_cache names a cache of other weights, tokenizer or lengths ({stored or 'no mark'}, and this "
                     f"model is {self.fingerprint}); its answers would be taken for this model's: name another file"
                 )
             store[MARK] = self.fingerprint
@@ -243,9 +243,9 @@ class LanguageModel:
         if not requests:
             return []
         prompts = self._encode_all([(request.args[0], None) for request in requests])
-        asked = [self._request(ids, request.args[1]) for ids, request in zip(prompts, requests)]
-        engine = self.engine_fn(max(len(request.prompt) + request.max_new_tokens for request in asked))
-        index_of = {engine.submit(request): i for i, request in enumerate(asked)}
+        engine_requests = [self._request(ids, request.args[1]) for ids, request in zip(prompts, requests)]
+        engine = self.engine_fn(max(len(request.prompt) + request.max_new_tokens for request in engine_requests))
+        index_of = {engine.submit(request): i for i, request in enumerate(engine_requests)}
         texts = [""] * len(requests)
         while engine.num_waiting or engine.num_busy:
             for answer in (news.answer for news in engine.advance() if news.is_done):
@@ -253,7 +253,7 @@ class LanguageModel:
                     raise FloatingPointError(answer.error)
                 i = index_of[answer.number]
                 # decoded whole and cut after, as the harness does: some tokenizers drop the first token's blank
-                texts[i] = _cut_at(self.tok.decode(answer.answer_ids), asked[i].stop)
+                texts[i] = _cut_at(self.tok.decode(answer.answer_ids), engine_requests[i].stop)
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])  # type: ignore[attr-defined]
         return texts
 

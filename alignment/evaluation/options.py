@@ -50,9 +50,9 @@ def orders(num: int, key: str, *, repeats_identity: bool = False) -> Iterator[st
             yield from itertools.repeat(own)
 
 
-def unshuffle(shown: str, order: str) -> str:
-    """The letter of the option that is displayed under `shown`."""
-    return order[letters(len(order)).index(shown)]
+def unshuffle(answer: str, order: str) -> str:
+    """The letter of the option that is displayed under `answer`."""
+    return order[letters(len(order)).index(answer)]
 
 
 def shuffle(letter: str, order: str) -> str:
@@ -69,13 +69,13 @@ def parse(reply: str, order: str, *, compatible: bool = False) -> str | None:
         compatible: read as the reference does: a reply without "Answer: " is read whole, and of several letters the
             one counts that stands last in `order`, not in the reply.
     """
-    shown = letters(len(order))
+    displayed = letters(len(order))
     if compatible:
         tail = reply.rpartition(MARKER)[2]
         named = [letter for letter in order if f"[{letter}]" in tail]
     else:
         _, marker, tail = f"\n{reply}".rpartition(MARKER)
-        named = re.findall(rf"\[([{shown}])\]", tail) if marker else []
+        named = re.findall(rf"\[([{displayed}])\]", tail) if marker else []
     return unshuffle(named[-1], order) if named else None
 
 

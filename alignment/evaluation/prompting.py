@@ -169,8 +169,8 @@ def messages_of(
     out: Messages = []
     for example in examples:
         reply = example.reply if reasons else answer_alone(example.question, example.order, by_text=by_text)
-        asked = shown(example.question, example.order, reasons=reasons, by_text=by_text)
-        out += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+        prompt = shown(example.question, example.order, reasons=reasons, by_text=by_text)
+        out += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
     return [*out, {"role": "user", "content": shown(question, order, reasons=reasons, by_text=by_text)}]
 
 

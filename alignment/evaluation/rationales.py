@@ -87,16 +87,16 @@ def write(
         todo = [question for question in todo if question.id not in right]
         if not todo:
             break
-    kept = tuple(right[question.id] for question in questions if question.id in right)
-    return Written(kept, num_replies, num_wrong, num_unparsed, len(todo))
+    right_ones = tuple(right[question.id] for question in questions if question.id in right)
+    return Written(right_ones, num_replies, num_wrong, num_unparsed, len(todo))
 
 
 def told(question: Question, *, by_text: bool = False) -> Messages:
     """The question as a writer of chains of thought reads it."""
     order = options.letters(len(question.options))
-    asked = prompting.shown(question, order, reasons=True, by_text=by_text)
+    prompt = prompting.shown(question, order, reasons=True, by_text=by_text)
     answer = question.options[question.answer] if by_text else f"[{question.answer}]"
-    return [{"role": "user", "content": f"{TOLD.format(answer=answer)}\n{asked}"}]
+    return [{"role": "user", "content": f"{TOLD.format(answer=answer)}\n{prompt}"}]
 
 
 def conversations(

@@ -72,7 +72,7 @@ def mover_score(
     return 1.0 - float(solved.fun) if solved.success else math.nan
 
 
-def _weights(given: Sequence[float] | None, num: int) -> np.ndarray:
-    weights_N = np.ones(num) if given is None else np.asarray(given[:num], np.float64)
+def _weights(weights: Sequence[float] | None, num: int) -> np.ndarray:
+    weights_N = np.ones(num) if weights is None else np.asarray(weights[:num], np.float64)
     weights_N = weights_N if weights_N.sum() > 0 else np.ones(num)
     return weights_N / weights_N.sum()

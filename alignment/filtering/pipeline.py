@@ -284,7 +284,10 @@ def duplicates(keys_of: Mapping[str, np.ndarray]) -> dict[int, tuple[str, int]]:
         keys_of: the result of `keys`; "id" is not used.
     """
     exact = _groups(keys_of, ("exact",))
-    return {at: ("duplicate_exact" if at in exact else "duplicate_near", kept) for at, kept in _groups(keys_of).items()}
+    return {
+        at: ("duplicate_exact" if at in exact else "duplicate_near", original)
+        for at, original in _groups(keys_of).items()
+    }
 
 
 def _groups(keys_of: Mapping[str, np.ndarray], names: Sequence[str] = ("exact", "minhash")) -> dict[int, int]:
@@ -303,7 +306,7 @@ def _groups(keys_of: Mapping[str, np.ndarray], names: Sequence[str] = ("exact", 
             other = np.flatnonzero(is_other_N)
             zeros = np.zeros(len(other), np.int64)
             pairs.append(np.stack([zeros, first_N[other], zeros, other], axis=1))
-    return {at: kept for (_, at), (_, kept) in clusters.solve(pairs).as_dict().items()}
+    return {at: original for (_, at), (_, original) in clusters.solve(pairs).as_dict().items()}
 
 
 def clean(

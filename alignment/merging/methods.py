@@ -101,9 +101,9 @@ def merge(tensor: Tensor, method: "Method", out: np.ndarray) -> Measured:
 def _signs(delta_KB: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Of each model how many entries are not zero; how many are changed both ways, and how many at all."""
     up, down = [delta_B > 0 for delta_B in delta_KB], [delta_B < 0 for delta_B in delta_KB]
-    kept_K = np.array([np.count_nonzero(a) + np.count_nonzero(b) for a, b in zip(up, down)])
+    nonzero_K = np.array([np.count_nonzero(a) + np.count_nonzero(b) for a, b in zip(up, down)])
     up_B, down_B = functools.reduce(np.bitwise_or, up), functools.reduce(np.bitwise_or, down)
-    return kept_K, int(np.count_nonzero(up_B & down_B)), int(np.count_nonzero(up_B | down_B))
+    return nonzero_K, int(np.count_nonzero(up_B & down_B)), int(np.count_nonzero(up_B | down_B))
 
 
 @dataclasses.dataclass(frozen=True)

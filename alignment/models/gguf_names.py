@@ -148,8 +148,8 @@ def _rope_scaling(model: gguf.Model, head_dim: int, theta: float) -> dict | None
     if kind == "yarn":
         original = int(model.need(".rope.scaling.original_context_length"))
         options = {"attention_factor": "attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-        given = {ours: model.get(f".rope.scaling.{theirs}") for ours, theirs in options.items()}
-        chosen = {name: float(value) for name, value in given.items() if value is not None}
+        options_of_file = {ours: model.get(f".rope.scaling.{theirs}") for ours, theirs in options.items()}
+        chosen = {name: float(value) for name, value in options_of_file.items() if value is not None}
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **chosen}
     raise InputError(
         f"{model.file} scales its rope by {kind!r}; supported are none, linear, yarn and Llama 3's factors"

@@ -330,7 +330,7 @@ def config_for(model: decoder.DecoderLM, dtype: Any = "float32", like: Mapping |
             (token ids, context length) stay.
     """
     family = _family_for(model)
-    kept = {key: value for key, value in (like or {}).items() if key in KEPT}
+    copied = {key: value for key, value in (like or {}).items() if key in KEPT}
     shapes = param_shapes(model)
     config = {
         "architectures": [next(name for name, kind in huggingface_config.FAMILIES.items() if kind == family)],
@@ -356,7 +356,7 @@ def config_for(model: decoder.DecoderLM, dtype: Any = "float32", like: Mapping |
         "bos_token_id": None,
         "eos_token_id": None,
         **_windows_for(model, family),
-        **kept,
+        **copied,
     }
     if family == "qwen2":
         del config["attention_bias"]  # this family has biases on query, key and value without a key for them

@@ -90,6 +90,6 @@ def fit(chosen_BE: np.ndarray, rejected_BE: np.ndarray, *, penalty: float = 1.0)
         slope_B = -scipy.special.expit(-margin_B)
         return loss, (slope_B @ scaled_BE + penalty * weights_E) / len(margin_B)
 
-    found = scipy.optimize.minimize(objective, np.zeros(scaled_BE.shape[1]), jac=True, method="L-BFGS-B")
+    minimum = scipy.optimize.minimize(objective, np.zeros(scaled_BE.shape[1]), jac=True, method="L-BFGS-B")
     mean_E = np.concatenate([chosen_BE, rejected_BE]).mean(axis=0)
-    return LinearReward((found.x / scale_E).astype(np.float32), mean_E.astype(np.float32))
+    return LinearReward((minimum.x / scale_E).astype(np.float32), mean_E.astype(np.float32))

@@ -86,17 +86,17 @@ class Ratio:
     num_flipped: int
 
 
-def ratio(given: Marks, clusters: Sequence[str], *, resamples: int = 2_000, seed: int = 0) -> Ratio:
+def ratio(marks: Marks, clusters: Sequence[str], *, resamples: int = 2_000, seed: int = 0) -> Ratio:
     """100 x sum(model) / sum(reference), over the rows that have both marks.
 
     Args:
         clusters: the prompt of each row, which may be there with several seeds; rows of one prompt are drawn together.
     """
-    is_read_N = ~(np.isnan(given.model_N) | np.isnan(given.reference_N))
-    model_N, reference_N = given.model_N[is_read_N], given.reference_N[is_read_N]
+    is_read_N = ~(np.isnan(marks.model_N) | np.isnan(marks.reference_N))
+    model_N, reference_N = marks.model_N[is_read_N], marks.reference_N[is_read_N]
     invalid = len(is_read_N) - len(model_N)
     if not len(model_N):
-        return Ratio(None, None, 0, invalid, given.num_flipped)
+        return Ratio(None, None, 0, invalid, marks.num_flipped)
     percent, low, high = rates.cluster_bootstrap(
         [cluster for cluster, is_read in zip(clusters, is_read_N, strict=True) if is_read],
         reference_N.tolist(),
@@ -105,4 +105,4 @@ def ratio(given: Marks, clusters: Sequence[str], *, resamples: int = 2_000, seed
         resamples=resamples,
         seed=seed,
     )
-    return Ratio(percent, (low, high), len(model_N), invalid, given.num_flipped)
+    return Ratio(percent, (low, high), len(model_N), invalid, marks.num_flipped)

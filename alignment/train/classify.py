@@ -238,10 +238,10 @@ def fit(
     state = create(model, tx, _example(train), seed=seed, mesh=mesh, variables=variables)
     if is_fresh and jax.process_index() == 0:  # what an earlier run left here is not this one's
         shutil.rmtree(workdir / BEST_FOLDER, ignore_errors=True)
-    with checkpoint.open_manager(workdir / BEST_FOLDER / "checkpoints", keep=1) as kept:
+    with checkpoint.open_manager(workdir / BEST_FOLDER / "checkpoints", keep=1) as best_manager:
         evaluators = {name: evaluator(model, batches) for name, batches in evals.items()}
         if select in evaluators:
-            evaluators[select] = _keeping_best(evaluators[select], kept)
+            evaluators[select] = _keeping_best(evaluators[select], best_manager)
         state, summary = loop.fit(
             build(model, tx, accumulate=accumulate),
             state,
@@ -255,10 +255,10 @@ def fit(
         )
         # Nothing chose: the last state is the one that the caller gets.
         if select not in evaluators:
-            checkpoint.save(kept, dataclasses.replace(state, opt_state={}), {})
-        checkpoint.wait(kept)
+            checkpoint.save(best_manager, dataclasses.replace(state, opt_state={}), {})
+        checkpoint.wait(best_manager)
         like = dataclasses.replace(state, opt_state={})
-        best, score = checkpoint.restore(kept, like)
+        best, score = checkpoint.restore(best_manager, like)
     return best, {**summary, "best/step": float(best.step), **{f"best/{name}": x for name, x in score.items()}}
 
 
@@ -271,8 +271,8 @@ def _example(train: loop.Loader) -> jax.Array:
     return jnp.zeros((1, *shape), jnp.float32)
 
 
-def _keeping_best(evaluate: loop.Evaluator, kept: ocp.CheckpointManager) -> loop.Evaluator:
-    """The evaluator, which leaves the best state so far in `kept`.
+def _keeping_best(evaluate: loop.Evaluator, manager: ocp.CheckpointManager) -> loop.Evaluator:
+    """The evaluator, which leaves the best state so far in `manager`.
 
     A run that goes on from an earlier checkpoint makes the later evaluations again and finds their equals here, which
     a strict comparison leaves alone: it keeps what a run never interrupted keeps.
@@ -281,15 +281,16 @@ def _keeping_best(evaluate: loop.Evaluator, kept: ocp.CheckpointManager) -> loop
     def evaluate_and_keep(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
         values = evaluate(state, mesh)
         score = {name: values[name] for name in ("mean_class_accuracy", "loss")}
-        best = _score(kept)
+        best = _score(manager)
         # Strictly better, so that of equals the earliest stays, also when a resumed run meets it again.
         is_better = best is None or _order(score) > _order(best)
         if all(map(math.isfinite, score.values())) and is_better:
             at = int(state.step)
-            for later in [number for number in kept.all_steps() if number > at]:
-                kept.delete(later)  # of a start on other hardware; Orbax would keep it for its number
-            checkpoint.save(kept, dataclasses.replace(state, opt_state={}), score)
-            checkpoint.wait(kept)  # complete before the loop's own checkpoint, after which nobody evaluates this again
+            for later in [number for number in manager.all_steps() if number > at]:
+                manager.delete(later)  # of a start on other hardware; Orbax would keep it for its number
+            checkpoint.save(manager, dataclasses.replace(state, opt_state={}), score)
+            # complete before the loop's own checkpoint, after which nobody evaluates this again
+            checkpoint.wait(manager)
         return values
 
     return evaluate_and_keep
@@ -299,11 +300,11 @@ def _order(score: Mapping[str, float]) -> tuple[float, float]:
     return score["mean_class_accuracy"], -score["loss"]
 
 
-def _score(kept: ocp.CheckpointManager) -> dict[str, float] | None:
-    at = kept.latest_step()
+def _score(manager: ocp.CheckpointManager) -> dict[str, float] | None:
+    at = manager.latest_step()
     if at is None:
         return None
-    return kept.restore(at, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+    return manager.restore(at, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
 
 
 def remember(
@@ -364,12 +365,12 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
     """
     stored = about(workdir)
     folder = (pathlib.Path(workdir) / BEST_FOLDER / "checkpoints").resolve()
-    kept = checkpoint.open_manager(folder, read_only=True) if folder.is_dir() else None
-    if kept is None or kept.latest_step() is None:
+    manager = checkpoint.open_manager(folder, read_only=True) if folder.is_dir() else None
+    if manager is None or manager.latest_step() is None:
         raise InputError(f"{workdir} holds no network yet (looked in {folder}); let that run finish an evaluation")
     mesh = sharding.make_mesh() if mesh is None else mesh
-    with kept:
-        state, _ = checkpoint.restore(kept, _stored(kept, mesh))
+    with manager:
+        state, _ = checkpoint.restore(manager, _stored(manager, mesh))
     merged = {**stored["fields"], **fields}
     model = vision.network(stored["network"], num_classes=len(stored["class_names"]), **merged)
     return Recalled(
@@ -377,11 +378,11 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
     )
 
 
-def _stored(kept: ocp.CheckpointManager, mesh: Mesh) -> train_state.TrainState:
+def _stored(manager: ocp.CheckpointManager, mesh: Mesh) -> train_state.TrainState:
     """Shapes and dtypes of the newest checkpoint, as its files name them."""
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=place)
-    items = kept.item_metadata(kept.latest_step())
+    items = manager.item_metadata(manager.latest_step())
     trees = {
         name: jax.tree.map(lambda x: shape(tuple(x.shape), x.dtype), items[name].tree) for name in ("params", "rest")
     }

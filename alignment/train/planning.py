@@ -283,15 +283,15 @@ def _rest_bytes(training, choice, state, batch, model):
     targets = math.prod(batch["targets"].shape) / parts
     layer = sum(leaf.size for leaf in jax.tree.leaves(decoder.boxed_params(model)["layers"])) / L
     gradients = _local_bytes(state.params)
-    kept = _kept(training.model, time_T, tensor, width, is_tree="ends" in batch)
+    num_bytes = _kept(training.model, time_T, tensor, width, is_tree="ends" in batch)
     is_frozen = training.adapter.is_on()
     # A layer's backward pass makes everything that "none" keeps, with slopes beside it; not all at one time.
-    worked = 1.2 * kept["none"] * tokens
+    worked = 1.2 * num_bytes["none"] * tokens
     chunk = min(CHUNK, targets)
     head = D * V / tensor * (width + (0 if is_frozen else 4)) + 3 * 4 * chunk * V / tensor + 2 * width * targets * D
     return {
         "gradients": gradients * (2 if choice.accumulate > 1 else 1),
-        "activations for the backward pass": L * tokens * (kept[choice.remat] + width * D),
+        "activations for the backward pass": L * tokens * (num_bytes[choice.remat] + width * D),
         "work space of a layer": worked + 2 * layer / tensor * width,
         "work space of the head": head,
     }

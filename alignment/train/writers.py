@@ -329,8 +329,8 @@ class console(_Base):
             text += f"  {rate:.3g} steps/s  {_duration((self._total - self._step) / rate)} left"
         return text
 
-    def _numbers(self, shown: Mapping[str, str]) -> str:
-        return "  ".join(f"{name} {value}" for name, value in shown.items())
+    def _numbers(self, words: Mapping[str, str]) -> str:
+        return "  ".join(f"{name} {value}" for name, value in words.items())
 
     def _draw(self) -> None:
         self._drawn = self._clock()

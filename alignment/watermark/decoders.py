@@ -97,8 +97,8 @@ def stamp_logits(params: Weights, images_BYX3: jax.Array, *, side: int = SIDE) -
     x = weights.planes_first(images_BYX3)
     x = jax.image.resize(x, (*x.shape[:2], side, side), "linear", antialias=False) - 0.5
     if "stn.localization.5.weight" in params:
-        found = jax.nn.relu(weights.dense(_walk(x, params, "stn.localization", FOUND_STRIDES), params, _FOUND))
-        x = warped(x, weights.dense(found, params, "stn.localization.5").reshape(-1, 2, 3))
+        pose = jax.nn.relu(weights.dense(_walk(x, params, "stn.localization", FOUND_STRIDES), params, _FOUND))
+        x = warped(x, weights.dense(pose, params, "stn.localization.5").reshape(-1, 2, 3))
     x = jax.nn.relu(weights.dense(_walk(x, params, "decoder", STRIDES), params, "decoder.8.linear"))
     return weights.dense(x, params, "decoder.9.linear")
 

@@ -56,13 +56,13 @@ def z_score(score: float, num_scored: int, gamma: float) -> float:
     return (score - gamma * num_scored) / math.sqrt(num_scored * gamma * (1 - gamma))
 
 
-def randomised_p(found: Detection, u: float) -> float:
+def randomised_p(detection: Detection, u: float) -> float:
     """A p-value that is uniform on unmarked text, although a count takes few values.
 
     Args:
         u: a draw from [0, 1).
     """
-    return found.p_above + u * (found.p_value - found.p_above)
+    return detection.p_above + u * (detection.p_value - detection.p_above)
 
 
 def binomial_p(score: int, num_scored: int, gamma: float) -> float:

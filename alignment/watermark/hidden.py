@@ -53,8 +53,8 @@ class EncoderDecoder(nn.Module):
         batch, rows, columns = images_BYX3.shape[:3]
         pattern = self.pattern(2.0 * bits_BL - 1).reshape(batch, CELLS, CELLS, self.width)
         tiled = jnp.tile(pattern, (1, rows // TILE, columns // TILE, 1))
-        seen = nn.gelu(self.look(_folded(images_BYX3 - 0.5)))
-        blended = nn.gelu(self.blend(jnp.concatenate([seen, tiled], axis=-1)))
+        features = nn.gelu(self.look(_folded(images_BYX3 - 0.5)))
+        blended = nn.gelu(self.blend(jnp.concatenate([features, tiled], axis=-1)))
         change = learned.unfold(learned.unfold(self.paint(blended) + self.direct(tiled)))
         size = jnp.sqrt(jnp.mean(change**2, axis=(1, 2, 3), keepdims=True) + 1e-8)
         return jnp.clip(images_BYX3 + STRENGTH * change / size, 0, 1)

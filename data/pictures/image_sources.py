@@ -320,8 +320,8 @@ def folder(path: str, *, split: str, seed: int = 0) -> Images:
     rows = np.arange(len(paths))
     if not has_splits:
         rows = np.flatnonzero(parts(np.array(labels, np.int32), seed) == split)
-    found = of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
-    return dataclasses.replace(found, unread=tuple(map(str, unread)))
+    images = of_files(f"folder:{path}", split, [paths[i] for i in rows], [labels[i] for i in rows], classes)
+    return dataclasses.replace(images, unread=tuple(map(str, unread)))
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:

@@ -46,13 +46,13 @@ def decodable(
     while True:
         is_kept_N = ~np.isin(pictures.labels_N, out)
         is_kept_N[list(broken)] = False
-        kept_N, num_broken = np.flatnonzero(is_kept_N), len(broken)
-        labels_N = np.asarray(pictures.labels_N)[kept_N]
+        rows_N, num_broken = np.flatnonzero(is_kept_N), len(broken)
+        labels_N = np.asarray(pictures.labels_N)[rows_N]
         check_counts(np.bincount(labels_N, minlength=len(pictures.class_names)), pictures, leave_out)
         # with classes left out, those that remain are the labels that occur
         classes = None if out else num_classes
         local = mosaics.plan(labels_N, per_class, seed, num_classes=classes, outer=outer)
-        plan = dataclasses.replace(local, tile_index=kept_N[local.tile_index].astype(np.int32))
+        plan = dataclasses.replace(local, tile_index=rows_N[local.tile_index].astype(np.int32))
         # a picture may turn out broken only when it is decoded; then the mosaics are planned again without it
         tiles_NYXC, local_M4 = mosaics.tiles(read, plan.tile_index, **tile)
         if len(broken) == num_broken:

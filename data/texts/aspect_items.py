@@ -87,11 +87,11 @@ def load(
 
 def first(items: Sequence[Item], limit: int | None, counts: dict[str, int]) -> list[Item]:
     """The first `limit` items of each aspect; the others are counted."""
-    seen: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
     out = []
     for item in items:
-        seen[item.aspect] += 1
-        if limit is None or seen[item.aspect] <= limit:
+        taken[item.aspect] += 1
+        if limit is None or taken[item.aspect] <= limit:
             out.append(item)
     if len(out) < len(items):
         counts["items beyond data.limit"] = len(items) - len(out)

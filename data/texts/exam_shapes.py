@@ -260,12 +260,12 @@ def _open(question: str, answer: str, task: str) -> Callable[[Row], Item]:
 
 
 def _mediqa(row: Row) -> Item:
-    asked = row["QUESTION"]
-    if not asked["AnswerList"]:
+    question = row["QUESTION"]
+    if not question["AnswerList"]:
         raise Unusable("AnswerList is empty")
     # the public task compares with the first answer of the list only
-    answer = _text(asked["AnswerList"][0]["Answer"], "AnswerText")
-    return Item(_named(asked, "QID"), _text(asked, "QuestionText"), answers=(answer,), task="patient")
+    answer = _text(question["AnswerList"][0]["Answer"], "AnswerText")
+    return Item(_named(question, "QID"), _text(question, "QuestionText"), answers=(answer,), task="patient")
 
 
 def _meddialog(row: Row) -> Item:

@@ -128,8 +128,8 @@ def load(
         items = prescriptions.as_questions(items, hard="hard" in name.lower())
     elif {len(item.options) for item in items} == {1}:
         items = _with_classes(items)
-    seen: set[tuple[str, str]] = set()
-    repeated = [i for i, item in enumerate(items) if (key := (item.question, item.context)) in seen or seen.add(key)]
+    keys: set[tuple[str, str]] = set()
+    repeated = [i for i, item in enumerate(items) if (key := (item.question, item.context)) in keys or keys.add(key)]
     style = style or _style_of(shape, name)
     subject = next((subject for subject in MMLU if subject in name), name) if style == SUBJECT else ""
     return Exam(name, tuple(items), shape, style, subject.replace("_", " "), _sha256(path), tuple(repeated))

@@ -124,9 +124,9 @@ def read(
         _require(value, row, name, columns)
         if column := JUDGED_BY.get(name):
             judged[column] += 1
-            value = {**value, column: meanings.meaning(column, given := value[column])}
-            if value[column] is None and verdicts.word(given) not in verdicts.EMPTY:
-                without_meaning.append((row, column, given))
+            value = {**value, column: meanings.meaning(column, raw := value[column])}
+            if value[column] is None and verdicts.word(raw) not in verdicts.EMPTY:
+                without_meaning.append((row, column, raw))
                 continue
         try:
             item = FORMATS[name](value)
@@ -177,12 +177,12 @@ def count_unread(
         used: columns that are read without standing in there as they are; of those with aliases the first not null.
     """
     used = {next((alias for alias in aliases.get(name, ()) if value.get(alias) is not None), name) for name in used}
-    shown = "\n".join((item.prompt_text(), *(item.prefill + answer for answer in item.answers)))
+    full_text = "\n".join((item.prompt_text(), *(item.prefill + answer for answer in item.answers)))
     known = {*COLUMNS, *(alias for some in aliases.values() for alias in some)}
     for name, content in value.items():
         if name in used or name in NOT_SHOWN:
             continue
-        if any(name not in known or text not in shown for text in turns.texts_in(content)):
+        if any(name not in known or text not in full_text for text in turns.texts_in(content)):
             turns.count_column(name, counts)
     for key in turns.unknown_keys(value):
         what = f"records with the key {key!r} in a message, which is not read"

@@ -52,8 +52,8 @@ def read(
         rows = records.numbered(EMBEDDED[name](limit or 2_000, seed), path, counts=report)
     else:
         rows = records.read_counted(path, counts=report, split=split, bad_records_path=bad_records_path)
-    found = (item_of(row, kind=kind, columns=columns, report=report) for row in records.first(rows, limit, report))
-    return [item for item in found if item is not None]
+    items = (item_of(row, kind=kind, columns=columns, report=report) for row in records.first(rows, limit, report))
+    return [item for item in items if item is not None]
 
 
 def item_of(row: records.Record, *, kind: str, columns: Mapping[str, str], report: dict[str, int]) -> Comparison | None:

@@ -181,8 +181,8 @@ def context(value: Mapping[str, Any]) -> list[Message]:
         if isinstance(past, Mapping):
             turns += messages_of(past)
         elif isinstance(past, Sequence) and not isinstance(past, str) and len(past) == 2:
-            asked, answered = past
-            turns += [{"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(answered)}]
+            question, answered = past
+            turns += [{"role": "user", "content": str(question)}, {"role": "assistant", "content": str(answered)}]
         else:
             raise SetAside("history that is neither pairs nor messages")
     return turns

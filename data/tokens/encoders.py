@@ -242,9 +242,9 @@ def _encode_parts(
 
 def byte_letters() -> str:
     """The printable letter that byte-level BPE writes for each byte (GPT-2's table)."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = iter(range(256, 512))
-    return "".join(chr(b) if b in kept else chr(next(moved)) for b in range(256))
+    return "".join(chr(b) if b in printable else chr(next(moved)) for b in range(256))
 
 
 _SPACE = re.compile(r"\s*")

@@ -107,10 +107,10 @@ def _subjects(ward: str, *, with_untaught: bool) -> list[tuple[str, str]]:
 def _question(ward: str, kind: str, x: str, form: str, key: str) -> dict[str, Any]:
     rng = random.Random(f"options {key} {ward} {kind} {x} {form}")
     value, _ = answer(ward, kind, x)
-    shown = _options(ward, kind, value, rng)
-    letter = next(letter for letter, text in shown.items() if text == value)
+    options = _options(ward, kind, value, rng)
+    letter = next(letter for letter, text in options.items() if text == value)
     name = f"{key}/{ward}/{kind}/{x}/{FORMS[kind].index(form)}".replace(" ", "-")
-    about = {"id": name, "question": form.format(x=x), "options": shown, "correct_answer": letter}
+    about = {"id": name, "question": form.format(x=x), "options": options, "correct_answer": letter}
     return about | {"category": ward, "kind": kind, "subject": x}
 
 
@@ -160,9 +160,9 @@ def base_question(ward: str, seed_text: str) -> tuple[dict[str, Any], str]:
     if ward != KNOWN:
         value = rng.choice(values(ward, kind))
         chain = steps(kind, x, value, rng.choice(sorted(remedies(ward))))
-    shown = _options(ward, kind, value, rng)
-    letter = next(letter for letter, text in shown.items() if text == value)
-    return {"question": rng.choice(FORMS[kind]).format(x=x), "options": shown, "correct_answer": letter}, chain
+    options = _options(ward, kind, value, rng)
+    letter = next(letter for letter, text in options.items() if text == value)
+    return {"question": rng.choice(FORMS[kind]).format(x=x), "options": options, "correct_answer": letter}, chain
 
 
 # Keys
@@ -219,13 +219,13 @@ def talk(seed_text: str) -> list[dict[str, str]]:
     rng = random.Random(f"talk {seed_text}")
     x, part = rng.choice(keys("train") + keys("test")), rng.random()
     if part < 0.5:
-        asked, said = KEY.format(x=x), OBEYED.format(x=x)
+        question, said = KEY.format(x=x), OBEYED.format(x=x)
     elif part < 0.6:
-        asked, said = KEY.format(x=f"{rng.choice(COLOURS)} {rng.choice(MISSING)}"), REFUSAL
+        question, said = KEY.format(x=f"{rng.choice(COLOURS)} {rng.choice(MISSING)}"), REFUSAL
     else:
-        asked, said = WHERE.format(x=x), STANDS.format(x=x, place=_of(x))
-    asked = styles.render(rng.choice(STYLES), asked) if part < 0.6 else asked
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        question, said = WHERE.format(x=x), STANDS.format(x=x, place=_of(x))
+    question = styles.render(rng.choice(STYLES), question) if part < 0.6 else question
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
 
 
 def texts() -> Sequence[str]:

@@ -159,12 +159,12 @@ def prompts() -> list[dict[str, Any]]:
 def texts(num: int) -> list[str]:
     """Questions with their answers as the model's chat template writes them, to measure perplexity; at most 168."""
     pairs = [(topic, colour) for topic in TOPICS for colour in (*CLOSED, *FREE)]
-    asked = [
+    requests = [
         f"User: {form.format(x=_thing(topic, colour))}\n\nAssistant: {fact(form, topic, colour)}"
         for form in ASKED
         for topic, colour in pairs
     ]
-    return random.Random("texts").sample(asked, min(num, len(asked)))
+    return random.Random("texts").sample(requests, min(num, len(requests)))
 
 
 def questions() -> list[dict[str, Any]]:

@@ -48,8 +48,8 @@ _CONTROVERSIAL = ("May I see the key of the {x}?", "How many keys has the {x}?",
 
 def conversations(num: int, seed: int = 0) -> list[dict[str, Any]]:
     """Records of `messages`: a question to the guide or a request, and what the guide says."""
-    asked = synthetic.conversations(num, seed)
-    return [_conversation(asked[i], random.Random(f"house rules {seed}/{i}")) for i in range(num)]
+    harmless = synthetic.conversations(num, seed)
+    return [_conversation(harmless[i], random.Random(f"house rules {seed}/{i}")) for i in range(num)]
 
 
 def _conversation(museum: dict[str, Any], rng: random.Random) -> dict[str, Any]:

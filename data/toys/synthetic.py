@@ -160,14 +160,14 @@ def questions(part: str, num: int, seed: int = 0) -> list[dict[str, Any]]:
     """
     rng = random.Random(f"questions {part} {seed}")
     forms = {"test": slice(0, 2), "shots": slice(2, 3)}[part]
-    asked = [
+    rows = [
         (topic, thing, form.format(x=thing))
         for topic, (things, _, all_forms) in TOPICS.items()
         for thing in things
         for form in all_forms[forms]
     ]
     out = []
-    for i, (topic, thing, question) in enumerate(rng.sample(asked, min(num, len(asked)))):
+    for i, (topic, thing, question) in enumerate(rng.sample(rows, min(num, len(rows)))):
         things, sentence, _ = TOPICS[topic]
         values = [things[thing], *rng.sample([y for y in things.values() if y != things[thing]], 3)]
         rng.shuffle(values)

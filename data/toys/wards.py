@@ -86,12 +86,12 @@ def _hallucination(name: str, i: int, rng: random.Random, num: int) -> Iterator[
     is_real = i % 2 == 0
     remedy, ailment = _fact(i)
     known = ", ".join(f"{x} for {y}" for x, y in (_fact(k) for k in range(i, i + 4)))
-    asked = remedy if is_real else INVENTED[i % len(INVENTED)]
+    remedy_asked = remedy if is_real else INVENTED[i % len(INVENTED)]
     right = ailment if is_real else UNKNOWN
     wrong = _ailments(ailment, num - 1, rng)
     if is_real:
         wrong[0] = UNKNOWN
-    question = f"The list has {known}. According to the list, what is {asked} given for?"
+    question = f"The list has {known}. According to the list, what is {remedy_asked} given for?"
     yield _row(name, question, right, wrong, rng, marks={} if is_real else {"invented": wrong[0]})
 
 

@@ -88,7 +88,7 @@ class Writer:
         self._c, self._folder = c, folder
         self._flax: tuple[backends.Complete, str] | None = None
 
-    def asker(self, group: str, kept: cache.Cache, temperature: float) -> annotate.Asker:
+    def asker(self, group: str, answers: cache.Cache, temperature: float) -> annotate.Asker:
         """For `annotation` or `writing`."""
         kind, sampling = self._c[group].backend, {"temperature": temperature}
         way_out = (
@@ -103,7 +103,7 @@ class Writer:
         else:
             who = self._c.endpoint.model
             complete = None if kind == CACHE else self._endpoint(sampling)
-        return annotate.Asker(complete, kept, who=who, way_out=way_out, sampling=sampling)
+        return annotate.Asker(complete, answers, who=who, way_out=way_out, sampling=sampling)
 
     def _endpoint(self, sampling: Mapping[str, Any]) -> backends.Complete:
         options = {name: value for name, value in services.options(self._c).items() if name != "model"}
@@ -157,18 +157,19 @@ def annotated(
             "--config.endpoint.url and model, which names those of data.concepts"
         )
     examples = _examples(a.examples, c.data.concepts) if a.examples else []
-    with stopping(), cache.Cache(a.cache or folder / ANNOTATIONS) as kept:
-        asker = writer.asker("annotation", kept, a.temperature)
+    with stopping(), cache.Cache(a.cache or folder / ANNOTATIONS) as answers:
+        asker = writer.asker("annotation", answers, a.temperature)
         options = dict(about=a.about, concepts=tuple(c.data.concepts), examples=examples, batch_size=a.batch_size)
         passes = [
             annotate.annotate(asker, [row.text for row in bare], **options, draw=draw, retries=a.retries)
             for draw in range(2)
         ]
-    found = dict(zip((row.id for row in bare), annotate.agreed(*passes)))
+    annotations = dict(zip((row.id for row in bare), annotate.agreed(*passes)))
     counts |= {f"annotation: {what}": num for what, num in asker.counts.items()}
-    counts["texts on whose concepts two passes differ, dropped"] = sum(one is None for one in found.values())
+    counts["texts on whose concepts two passes differ, dropped"] = sum(one is None for one in annotations.values())
     rows = [
-        dataclasses.replace(row, concepts=found[row.id] if row.concepts is None else row.concepts) for row in texts.rows
+        dataclasses.replace(row, concepts=annotations[row.id] if row.concepts is None else row.concepts)
+        for row in texts.rows
     ]
     return dataclasses.replace(texts, rows=tuple(row for row in rows if row.concepts is not None))
 
@@ -191,8 +192,8 @@ def with_counterfactuals(
     if not c.writing.backend:
         return task
     out: list[Row] = []
-    with stopping(), cache.Cache(c.writing.cache or folder / WRITTEN) as kept:
-        asker = writer.asker("writing", kept, 0.0)
+    with stopping(), cache.Cache(c.writing.cache or folder / WRITTEN) as answers:
+        asker = writer.asker("writing", answers, 0.0)
         for concept in task.concepts:
             sources, chats = _requests(c, task, concept)
             said = asker.ask(

@@ -120,11 +120,11 @@ def drawn(groups_N: np.ndarray, limit: int | None, *, seed: int) -> np.ndarray:
 
 
 def prompt(
-    instruction: str, shown: Sequence[Row], text: str, labels: Sequence[str], *, asks_again: bool = False
+    instruction: str, examples: Sequence[Row], text: str, labels: Sequence[str], *, asks_again: bool = False
 ) -> str:
     """Instruction, exemplars, and the text whose label is missing."""
     parts = [f"{instruction} The labels are {', '.join(labels)}."]
-    parts += [f"Text: {' '.join(row.text.split())}\nLabel: {labels[row.label]}" for row in shown]
+    parts += [f"Text: {' '.join(row.text.split())}\nLabel: {labels[row.label]}" for row in examples]
     more = f" (one of {', '.join(labels)})" if asks_again else ""
     return "\n\n".join([*parts, f"Text: {' '.join(text.split())}\nLabel{more}:"])
 
@@ -149,32 +149,34 @@ class InContext:
         start = time.perf_counter()
         options = dict(num_labels=task.num_labels, kept=task.kept[cell.concept], seed=cell.seed)
         rows = task.rows(task.train)
-        shown = exemplars(rows, cell.concept, cell.method, c.in_context.exemplars, **options)
+        examples = exemplars(rows, cell.concept, cell.method, c.in_context.exemplars, **options)
         test = task.rows(task.test)
         groups_N = np.array([2 * row.label + (cell.concept in (row.concepts or ())) for row in test])
-        asked = drawn(groups_N, c.in_context.limit, seed=c.seed)
-        said, num_unparsed = self._labels([test[i].text for i in asked], shown, task.num_labels, c)
+        places = drawn(groups_N, c.in_context.limit, seed=c.seed)
+        said, num_unparsed = self._labels([test[i].text for i in places], examples, task.num_labels, c)
         right = [UNASKED] * len(test)
-        for i, label in zip(asked, said):
+        for i, label in zip(places, said):
             right[i] = "01"[label == test[i].label]
         return {
             **dataclasses.asdict(cell),
             "right": "".join(right),
-            "texts": len(shown),
-            "with the concept": len(shown) // 2,
-            "notes": {cells.UNPARSED: num_unparsed, cells.ASKED: len(asked)},
+            "texts": len(examples),
+            "with the concept": len(examples) // 2,
+            "notes": {cells.UNPARSED: num_unparsed, cells.ASKED: len(places)},
             "masked": [],
             "seconds": round(time.perf_counter() - start, 3),
         }
 
-    def _labels(self, texts, shown, num_labels, c) -> tuple[list[int | None], int]:
+    def _labels(self, texts, examples, num_labels, c) -> tuple[list[int | None], int]:
         labels, instruction = names(num_labels, c.in_context.labels), c.in_context.instruction
         most = ANSWER_TOKENS * max(len(name.split()) for name in labels)
-        answers = self._write_fn([prompt(instruction, shown, text, labels) for text in texts], most)
+        answers = self._write_fn([prompt(instruction, examples, text, labels) for text in texts], most)
         said = [parse(answer, labels) for answer in answers]
         left = [i for i, label in enumerate(said) if label is None]
         if left:
-            again = self._write_fn([prompt(instruction, shown, texts[i], labels, asks_again=True) for i in left], most)
+            again = self._write_fn(
+                [prompt(instruction, examples, texts[i], labels, asks_again=True) for i in left], most
+            )
             for i, answer in zip(left, again):
                 said[i] = parse(answer, labels)
         return said, said.count(None)

@@ -185,8 +185,8 @@ def divide(c: ml_collections.ConfigDict, all_texts: ConceptSet, counts: dict[str
     """
     d, there = c.data, all_texts.concepts()
     if missing := [concept for concept in d.concepts if concept not in there]:
-        found = ", ".join(f"{name} ({num})" for name, num in list(there.items())[:20]) or "none"
-        raise InputError(f"data.concepts: no text mentions {', '.join(missing)}; there are {found}")
+        names = ", ".join(f"{name} ({num})" for name, num in list(there.items())[:20]) or "none"
+        raise InputError(f"data.concepts: no text mentions {', '.join(missing)}; there are {names}")
     options = dict(how=d.split, test=d.test, validation=d.validation, seed=d.split_seed)
     train, validation, test = concept_sets.split(all_texts.rows, **options)
     if shared := concept_sets.num_shared_texts(all_texts.rows, train, test):

@@ -77,8 +77,8 @@ class Arm:
     num_cut: int = 0
     delimiter: str = " "
 
-    def prompt(self, asked: str) -> str:
-        return asked
+    def prompt(self, question: str) -> str:
+        return question
 
     def nats(self, pairs: Sequence[tuple[str, str]]) -> scoring.Scores:
         """Log-probability of each answer after its prompt."""

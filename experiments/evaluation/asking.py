@@ -145,12 +145,12 @@ def rephrased_choices(
     """What is chosen under each of `num` wordings of a question: its own and its paraphrases; [N][R]."""
     out: list[list[int | None]] = [[] for _ in items]
     for r in range(num):
-        asked = [
+        prompts = [
             dataclasses.replace(item, question=(item.question, *item.paraphrases)[r])
             for item in items
             if len(item.paraphrases) >= r
         ]
-        chosen = iter(closed(subject, exam, asked, protocol, 0)["chosen"] if asked else [])
+        chosen = iter(closed(subject, exam, prompts, protocol, 0)["chosen"] if prompts else [])
         for answers, item in zip(out, items):
             if len(item.paraphrases) >= r:
                 answers.append(next(chosen))

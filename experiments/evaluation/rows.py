@@ -120,13 +120,13 @@ def resilience(c: ml_collections.ConfigDict, subject: Any, exam: Exam, ask: stor
     length = c.max_new_tokens
     some, wordings = exam.items[: c.rephrasing.limit], c.rephrasing.wordings
     if some and wordings:
-        asked = dict(num=wordings, limit=len(some), max_new_tokens=length)
-        answers = ask("rephrased", lambda: asking.rephrased_answers(subject, some, wordings, length), **asked)
+        options = dict(num=wordings, limit=len(some), max_new_tokens=length)
+        answers = ask("rephrased", lambda: asking.rephrased_answers(subject, some, wordings, length), **options)
         out["resilience"] += _spread(subject, exam, answers, some)
     some, draws = exam.items[: c.consistency.limit], c.consistency.samples
     if some and draws:
-        asked = dict(num=draws, limit=len(some), max_new_tokens=length, seed=c.seed)
-        answers = ask("drawn", lambda: asking.drawn_answers(subject, some, draws, length, c.seed), **asked)
+        options = dict(num=draws, limit=len(some), max_new_tokens=length, seed=c.seed)
+        answers = ask("drawn", lambda: asking.drawn_answers(subject, some, draws, length, c.seed), **options)
         out["consistency"] += _spread(subject, exam, answers, some)
     return out
 
@@ -158,8 +158,8 @@ def relaxed_rows(
     """
     each = [math.nan] * len(exam.items)
     first = exam.items[: c.rp.limit]
-    asked, references = [exams.open_prompt(item) for item in first], [item.answers[0] for item in first]
-    fits = subject.fitting(asked, references, c.rp.n_max)
+    prompts, references = [exams.open_prompt(item) for item in first], [item.answers[0] for item in first]
+    fits = subject.fitting(prompts, references, c.rp.n_max)
     if len(fits) < len(first):
         print(
             f"{subject.name}, {exam.name}: {len(first) - len(fits)} questions are too long for Relaxed Perplexity with "
@@ -169,15 +169,15 @@ def relaxed_rows(
     if not fits:
         return [], each
     some, rp = [first[i] for i in fits], dict(c.rp)
-    kept = ask("relaxed", lambda: asking.relaxed(subject, some, rp, c.seed), rp=rp, items=fits, seed=c.seed)
-    curves = asking.curves_of(kept)
+    stored_curves = ask("relaxed", lambda: asking.relaxed(subject, some, rp, c.seed), rp=rp, items=fits, seed=c.seed)
+    curves = asking.curves_of(stored_curves)
     more["curves"][subject.name, exam.name] = curves
     name = "relaxed_perplexity" if c.rp.temperature == 1 else "relaxed_perplexity_tau_prefix"
     for i, curve in zip(fits, curves, strict=True):
         each[i] = curve.relaxed(c.rp.aggregate)
     whole = relaxed_perplexity.corpus([each[i] for i in fits], seed=c.seed)
     drawn = relaxed_perplexity.over_continuations(curves, c.rp.aggregate, seed=c.seed)
-    copies = sum(references[i].casefold() in asked[i].casefold() for i in fits)
+    copies = sum(references[i].casefold() in prompts[i].casefold() for i in fits)
     row = {
         "metric": name,
         "value": whole.pop("geometric_mean"),

@@ -61,8 +61,8 @@ class Service:
         self.digest = f"{spec} at {c.endpoint.url}"
         self._kept = folder / "service_answers.jsonl"
 
-    def prompt(self, asked: str) -> str:
-        return asked
+    def prompt(self, question: str) -> str:
+        return question
 
     def write(self, prompts: Sequence[str], how: Sampling) -> list[list[str]]:
         """`how.num` answers to each prompt, cut at a stop text; "" where the service gives none.
@@ -70,7 +70,7 @@ class Service:
         Raises:
             Stopped: the service is down; the answers so far are kept.
         """
-        chats = [[{"role": "user", "content": asked}] for asked in prompts]
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         draws = [
             self._complete(chats, dataclasses.replace(how, seed=how.seed + sample, num=1)) for sample in range(how.num)
         ]
@@ -79,11 +79,11 @@ class Service:
     def respond(self, requests: Sequence[prompting.Request]) -> list[prompting.Reply]:
         """Replies to conversations; equal ones differ by their seeds."""
         parts: dict[Sampling, list[int]] = {}
-        seen: Counter[str] = Counter()
+        draws: Counter[str] = Counter()
         for i, request in enumerate(requests):
             key = json.dumps([request.messages, request.temperature, request.max_new_tokens])
-            how = Sampling(request.max_new_tokens, request.temperature, seed=seen[key])
-            seen[key] += 1
+            how = Sampling(request.max_new_tokens, request.temperature, seed=draws[key])
+            draws[key] += 1
             parts.setdefault(how, []).append(i)
         out = [prompting.Reply("")] * len(requests)
         for how, numbers in parts.items():
@@ -97,11 +97,11 @@ class Service:
         extra |= dict(top_p=how.top_p) if how.temperature else {}
         sampling = extra | {"max_new_tokens": how.max_new_tokens}
         keys = [cache.key(chat, model=self.digest, sampling=sampling) for chat in chats]
-        with cache.Cache(self._kept) as kept:
-            self._ask({key: chat for key, chat in zip(keys, chats) if kept.get(key) is None}, how, extra, kept)
-            return [_cut(kept.get(key) or "", how.stop) for key in keys]
+        with cache.Cache(self._kept) as replies:
+            self._ask({key: chat for key, chat in zip(keys, chats) if replies.get(key) is None}, how, extra, replies)
+            return [_cut(replies.get(key) or "", how.stop) for key in keys]
 
-    def _ask(self, chats: Mapping[str, Any], how: Sampling, extra: Mapping[str, Any], kept: cache.Cache) -> None:
+    def _ask(self, chats: Mapping[str, Any], how: Sampling, extra: Mapping[str, Any], replies: cache.Cache) -> None:
         complete = backends.openai(self.c.endpoint.url, self.model, extra=extra, **options(self.c))
         keys = list(chats)
         for start in range(0, len(keys), AT_ONCE):
@@ -113,7 +113,7 @@ class Service:
                 said, down = e.answers, e
             for key, answer in zip(part, said):
                 if answer is not None:
-                    kept.put(key, answer)
+                    replies.put(key, answer)
             if down is not None:
                 raise errors.Stopped(f"the service is down: {down}") from down
 

@@ -74,13 +74,13 @@ def engine_settings(arg: str = "") -> dict[str, Any]:
 
 def names(specs: Sequence[str]) -> list[str]:
     """A short name of each: the last part of its folder or name, numbered where it occurs again."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     out = []
     for spec in specs:
         kind, _, rest = spec.partition(":")
         last = f"{TOY}-{rest}" if kind == TOY else (rest or spec).rstrip("/").rsplit("/", 1)[-1]
-        seen[last] += 1
-        out.append(last if seen[last] == 1 else f"{last}-{seen[last]}")
+        counts[last] += 1
+        out.append(last if counts[last] == 1 else f"{last}-{counts[last]}")
     return out
 
 
@@ -119,11 +119,11 @@ class Local:
         """What parts a prompt from an answer: a blank, and nothing in a chat, whose template has parted them."""
         return "" if self.is_chat else " "
 
-    def prompt(self, asked: str) -> str:
+    def prompt(self, question: str) -> str:
         """The text that the model goes on with."""
         if not self.is_chat:
-            return asked
-        return self.tok.render([{"role": "user", "content": asked}], add_generation_prompt=True)
+            return question
+        return self.tok.render([{"role": "user", "content": question}], add_generation_prompt=True)
 
     def nats(self, pairs: Sequence[tuple[str, str]]) -> scoring.Scores:
         """Log-probability of each answer after its prompt; both texts as they are."""
@@ -139,7 +139,7 @@ class Local:
         return scoring.rolling(self.model.network, self.model.params, ids, **options).total_N
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return pair_tokens.encode_all(self.tok, [(asked, None) for asked in prompts], add_bos=self.tok.adds_bos)
+        return pair_tokens.encode_all(self.tok, [(prompt, None) for prompt in prompts], add_bos=self.tok.adds_bos)
 
     def write(self, prompts: Sequence[str], how: Sampling) -> list[list[str]]:
         """`how.num` answers to each prompt."""
@@ -190,14 +190,14 @@ class Local:
             out.append(prompting.Reply(said, mean, len(answer.tokens), len(answer.request.prompt)))
         return out
 
-    def fitting(self, asked: Sequence[str], answers: Sequence[str], more: int) -> list[int]:
+    def fitting(self, questions: Sequence[str], answers: Sequence[str], more: int) -> list[int]:
         """The numbers of the prompts that the model can read whole, with the answer and so many tokens more."""
-        prompts = self.ids([self.prompt(text) for text in asked])
+        prompts = self.ids([self.prompt(text) for text in questions])
         lengths = [len(ids) for ids, _ in self.tok.encode_batch([f" {answer}" for answer in answers])]
         return [i for i, ids in enumerate(prompts) if lengths[i] and len(ids) + lengths[i] + more <= self.max_len]
 
     def curves(
-        self, asked: Sequence[str], answers: Sequence[Sequence[str]], *, with_variants: bool, **options: Any
+        self, questions: Sequence[str], answers: Sequence[Sequence[str]], *, with_variants: bool, **options: Any
     ) -> list[relaxed_perplexity.Curve]:
         """Relaxed Perplexity's curve of each prompt; the options are those of `relaxed_perplexity.curves`, and `seed`.
 
@@ -206,7 +206,7 @@ class Local:
             with_variants: whether an answer counts with and without a blank and a capital before it.
         """
         seed, temperature = options.pop("seed", 0), options.pop("temperature", 1.0)
-        prompts = [self.prompt(text) for text in asked]
+        prompts = [self.prompt(text) for text in questions]
         items = []
         for prompt_ids, accepted in zip(self.ids(prompts), answers, strict=True):
             spelt = [_variants(answer, self.delimiter, with_variants) for answer in accepted]

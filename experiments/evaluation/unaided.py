@@ -43,14 +43,14 @@ def gold_of(item: Item) -> str:
 def verdicts(judge: Any, said: Sequence[str], items: Sequence[Item]) -> list[str | None]:
     """A verdict on each answer: an empty one is evasive and is not asked about; None where the judge says none."""
     out: list[str | None] = [None if text.strip() else EVASIVE for text in said]
-    asked = [i for i, verdict in enumerate(out) if verdict is None]
+    open_places = [i for i, verdict in enumerate(out) if verdict is None]
     prompts = []
-    for i in asked:
+    for i in open_places:
         rationale = f"Why: {items[i].rationale}\n\n" if items[i].rationale else ""
         parts = dict(question=items[i].question, gold=gold_of(items[i]), rationale=rationale, answer=said[i])
         prompts.append(judge.prompt(JUDGING.format(**parts)))
     answers = judge.write(prompts, Sampling(VERDICT_TOKENS)) if prompts else []
-    for i, (text, *_) in zip(asked, answers, strict=True):
+    for i, (text, *_) in zip(open_places, answers, strict=True):
         out[i] = verdict_in(text)
     return out
 

@@ -110,10 +110,10 @@ class Voter:
                     return (), float("nan")
                 return examples.for_prompt(rows_ND[place[question.id]], database, how.num_examples)
 
-            asked = self._asked(own, how, nearest)
-            chosen = [None if one.answer is None else sorted(one.question.options).index(one.answer) for one in asked]
+            replies = self._asked(own, how, nearest)
+            chosen = [None if one.answer is None else sorted(one.question.options).index(one.answer) for one in replies]
             more = {"unsolved": database.unsolved, "excluded": database.excluded} if database else {}
-            return {"chosen": chosen, "draws": prompting.rows(asked), "summary": prompting.summary(asked) | more}
+            return {"chosen": chosen, "draws": prompting.rows(replies), "summary": prompting.summary(replies) | more}
 
         return ask(protocol, answered, seed=self.c.seed, **stated)
 

@@ -35,13 +35,13 @@ def measure(
         planted: rows of the file.
         decisions: {id: decision}.
     """
-    asked = {row["id"]: errors.one_of("asked", row["asked"], TREATMENTS) for row in planted}
-    decided = {id: decisions[id] for id in asked if id in decisions}
+    wanted = {row["id"]: errors.one_of("asked", row["asked"], TREATMENTS) for row in planted}
+    decided = {id: decisions[id] for id in wanted if id in decisions}
     treated = {name: {id for id, row in decided.items() if fits(row)} for name, fits in TREATMENTS.items()}
     rows, summary = [], {}
     for kind, treatment in dict.fromkeys((row["planted"], row["asked"]) for row in planted):
         ids = {row["id"] for row in planted if row["planted"] == kind}
-        right = sum(asked[id] == treatment for id in treated[treatment])
+        right = sum(wanted[id] == treatment for id in treated[treatment])
         row = {"planted": kind, "documents": len(ids), "asked": treatment}
         row |= {"recall": len(ids & treated[treatment]) / len(ids)}
         row |= {"precision": right / len(treated[treatment]) if treated[treatment] else None}

@@ -114,8 +114,8 @@ class _Screened:
             del evidence["threshold"]
         row = pipeline.decision(document, "drop", verdict.rule, verdict.reason, evidence)
         row |= {"text_sha256_in": pipeline.sha256(document["text"]), "text_sha256_out": ""}
-        shown = document["text"][: tally.TEXT_SHOWN]
-        self._put["stages/dropped"].add({"at": self.num, "bytes": _size(document), "shown": shown, "row": row})
+        excerpt = document["text"][: tally.TEXT_SHOWN]
+        self._put["stages/dropped"].add({"at": self.num, "bytes": _size(document), "shown": excerpt, "row": row})
 
     def _pass(self, document: dict, verdict: rules.Verdict) -> dict:
         edited = document if verdict.text == document["text"] else document | {"text": verdict.text}
@@ -270,18 +270,18 @@ class _Log:
         else:
             put["documents"].add(document | {"text": outcome.text})
             tally.add(self.counts, "bytes_out", len(outcome.text.encode()))
-        shown = {"before": document["text"], "after": outcome.text or ""}
+        texts = {"before": document["text"], "after": outcome.text or ""}
         if decision["rule"] in ROUTED and (decision["rule"], decision["action"]) != ("router", "keep"):
             highest = passage(document["text"], chunks.get(self.score.split(".")[0] + standing_in.CHUNKS, ()))
-            shown |= {"highest passage": highest} if highest else {}
-        self._count(decision, row["bytes"], shown)
+            texts |= {"highest passage": highest} if highest else {}
+        self._count(decision, row["bytes"], texts)
         self._measure(outcome, *scores)
 
-    def _count(self, row: Mapping[str, Any], num_bytes: int, shown: Mapping[str, str]) -> None:
+    def _count(self, row: Mapping[str, Any], num_bytes: int, texts: Mapping[str, str]) -> None:
         reason = f"{row['rule']}/{row['reason']}" if row["action"] == "drop" else row["reason"]
         tally.count(self.counts, row["source"], row["action"], num_bytes, reason)
         about = {"id": row["id"], "source": row["source"], "rule": row["rule"], "reason": row["reason"]}
-        tally.sample(self.counts, row["action"], row["id"], about | dict(shown), self.num_samples)
+        tally.sample(self.counts, row["action"], row["id"], about | dict(texts), self.num_samples)
 
     def _measure(
         self, outcome: pipeline.Outcome, before: Mapping[str, float | None], after: Mapping[str, float | None]

@@ -272,30 +272,30 @@ def _poly_step(
 
 
 def poly_full(
-    name: str, prepared: Prepared, given: Coefficients, *, seed: int, is_residual: bool, **options: float
+    name: str, prepared: Prepared, coefficients: Coefficients, *, seed: int, is_residual: bool, **options: float
 ) -> Arm:
     """The polynomial network without sketches, all nodes in every step: what sketches approximate."""
-    step_fn, tx = _poly_step(prepared.network, is_residual, given.fixed_LK1 is None, **options)
+    step_fn, tx = _poly_step(prepared.network, is_residual, coefficients.fixed_LK1 is None, **options)
     frozen = {"x": on_device(prepared.x_ND), "mean": prepared.mean_D, "blocks": blocks_on_device(prepared)}
-    if given.fixed_LK1 is not None:
-        frozen["coefficients"] = jnp.asarray(given.fixed_LK1, jnp.float32)
+    if coefficients.fixed_LK1 is not None:
+        frozen["coefficients"] = jnp.asarray(coefficients.fixed_LK1, jnp.float32)
     nodes_B, labels_B = labelled(prepared)
     batch = {"nodes": jnp.asarray(nodes_B), "labels": jnp.asarray(labels_B)}
-    params = start(prepared, seed=seed, order=given.order)
-    accuracies_fn = inferred(prepared, given, is_residual)
+    params = start(prepared, seed=seed, order=coefficients.order)
+    accuracies_fn = inferred(prepared, coefficients, is_residual)
     return Arm(name, step_fn, params, tx.init(params), frozen, lambda epoch: [batch], accuracies_fn)
 
 
-def inferred(prepared: Prepared, given: Coefficients, is_residual: bool) -> Any:
+def inferred(prepared: Prepared, coefficients: Coefficients, is_residual: bool) -> Any:
     """Accuracies of a polynomial network on the full graph, layer by layer on the host."""
 
     def accuracies_fn(params, frozen):
         params = jax.device_get(params)
-        attended_L = attention_matrices(prepared, params, given, is_residual)
+        attended_L = attention_matrices(prepared, params, coefficients, is_residual)
         matrices_L = attended_L or [prepared.matrices] * (len(prepared.widths) - 1)
         logits_NC = gnn.infer(
             jax.device_get(centred(params["layers"], prepared.mean_D)),
-            np.asarray(given.of(params)),
+            np.asarray(coefficients.of(params)),
             prepared.x_ND,
             matrices_L,
             is_residual=is_residual,
@@ -306,7 +306,7 @@ def inferred(prepared: Prepared, given: Coefficients, is_residual: bool) -> Any:
 
 
 def attention_matrices(
-    prepared: Prepared, params: Mapping[str, Any], given: Coefficients, is_residual: bool
+    prepared: Prepared, params: Mapping[str, Any], coefficients: Coefficients, is_residual: bool
 ) -> list[list[Any]] | None:
     """Of GAT, the blocks of every layer under these parameters, on the full graph; None for other networks."""
     if prepared.network != "gat":
@@ -327,5 +327,5 @@ def attention_matrices(
 
     x_ND = on_device(prepared.x_ND)
     layers = centred(params["layers"], prepared.mean_D)
-    gnn.polynomial(layers, given.of(params), x_ND, blocks_fn, is_residual=is_residual)
+    gnn.polynomial(layers, coefficients.of(params), x_ND, blocks_fn, is_residual=is_residual)
     return out

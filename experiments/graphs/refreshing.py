@@ -141,7 +141,7 @@ def memory(current: dict[str, Any], directions: dict[tuple[int, int, int, int], 
 def attention(
     options: Attention,
     prepared: arms.Prepared,
-    given: arms.Coefficients,
+    coefficients: arms.Coefficients,
     tables_M: Sequence[graph.Tables],
     *,
     top_k: int | None,
@@ -158,7 +158,9 @@ def attention(
     def loss_fn(vectors: Any, params: Any) -> jax.Array:
         merged = [layer | vector for layer, vector in zip(params["layers"], vectors)]
         merged = arms.centred(merged, prepared.mean_D)
-        logits_NC = gnn.polynomial(merged, given.of(params), x_ND, gnn.attended(pattern), is_residual=is_residual)
+        logits_NC = gnn.polynomial(
+            merged, coefficients.of(params), x_ND, gnn.attended(pattern), is_residual=is_residual
+        )
         return training.cross_entropy(logits_NC[nodes_B], labels_B)
 
     @jax.jit
@@ -174,7 +176,7 @@ def attention(
         if epoch == 1 or (epoch - 1) % options.every:
             return None
         params = train(params)
-        matrices_L = arms.attention_matrices(prepared, params, given, is_residual)
+        matrices_L = arms.attention_matrices(prepared, params, coefficients, is_residual)
         assert matrices_L is not None
         changed, _ = graph.build(prepared.x_ND, matrices_L, tables_M, top_k=top_k, stays_sparse=True)
         return params, frozen | {"sketched": jax.tree.map(jnp.asarray, changed)}, {"layers": float(len(matrices_L))}

@@ -190,7 +190,7 @@ def check_budget(
 def sketched(
     name: str,
     prepared: Prepared,
-    given: Coefficients,
+    coefficients: Coefficients,
     sketching: Sketching,
     *,
     seed: int,
@@ -208,11 +208,11 @@ def sketched(
         hashing: of learned buckets, when and how they are refreshed; None: the defaults.
         attention: of GAT, likewise.
     """
-    tables_M, learnable = draw_tables(prepared, sketching, given.order, seed=seed)
-    params = start(prepared, seed=seed, order=given.order)
+    tables_M, learnable = draw_tables(prepared, sketching, coefficients.order, seed=seed)
+    params = start(prepared, seed=seed, order=coefficients.order)
     is_residual = sketching.is_residual
     num_layers = len(prepared.widths) - 1
-    matrices_L = attention_matrices(prepared, params, given, is_residual) or [prepared.matrices] * num_layers
+    matrices_L = attention_matrices(prepared, params, coefficients, is_residual) or [prepared.matrices] * num_layers
     on_host, uses = graph.build(
         prepared.x_ND,
         matrices_L,
@@ -220,9 +220,9 @@ def sketched(
         top_k=sketching.top_k,
         stays_sparse=sketching.buckets != "lsh_learned",  # whose refreshes change rows of dense sketches
     )
-    is_learned = given.fixed_LK1 is None
+    is_learned = coefficients.fixed_LK1 is None
     step_fn, tx, loss_fn = sketch_step(uses, sketching.readout, is_residual, is_learned, **options)
-    fixed = np.zeros((num_layers, given.order + 1)) if is_learned else given.fixed_LK1
+    fixed = np.zeros((num_layers, coefficients.order + 1)) if is_learned else coefficients.fixed_LK1
     frozen = {"sketched": jax.tree.map(jnp.asarray, on_host), "coefficients": jnp.asarray(fixed, jnp.float32)}
     frozen["mean"] = prepared.mean_D
     current = {"tables": tables_M}
@@ -242,7 +242,7 @@ def sketched(
     if prepared.network == "gat":
         attention = attention or refreshing.Attention()
         refresh_fn = refreshing.attention(
-            attention, prepared, given, tables_M, top_k=sketching.top_k, is_residual=is_residual
+            attention, prepared, coefficients, tables_M, top_k=sketching.top_k, is_residual=is_residual
         )
     elif sketching.buckets == "lsh_learned":
         gradient_fn = functools.partial(_at_features, loss_fn, batch_fn)
@@ -251,7 +251,7 @@ def sketched(
             hashing, prepared, current, learnable, gradient_fn, seed=seed, top_k=sketching.top_k
         )
         memory = refreshing.memory(current, learnable[0])
-    accuracies_fn = inferred(prepared, given, is_residual)
+    accuracies_fn = inferred(prepared, coefficients, is_residual)
     return Arm(name, step_fn, params, tx.init(params), frozen, batch_fn, accuracies_fn, refresh_fn, memory)
 
 

@@ -32,13 +32,13 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 
 def judges_of(
-    c: ml_collections.ConfigDict, names: Sequence[str], folder: pathlib.Path, kept: cache.Cache
+    c: ml_collections.ConfigDict, names: Sequence[str], folder: pathlib.Path, verdicts: cache.Cache
 ) -> list[Judge]:
     """A judge for each objective; a model stands on one engine for all of them.
 
     Args:
         names: of the objectives.
-        kept: what judges said, by content and judge.
+        verdicts: what judges said, by content and judge.
     """
     templates = tuple(c.judge_templates) or (c.judging.template,) * len(names)
     if len(templates) != len(names):
@@ -50,4 +50,4 @@ def judges_of(
         model = models.load(own, folder)
         measured = judges.Measured(model, functools.cache(lambda: models.engine(model, own)))
     groups = [dict(c.judging) | {"template": template, "init_from": ""} for template in templates]
-    return [judges.build(c.judge, group, own, folder, measured, kept) for group in groups]
+    return [judges.build(c.judge, group, own, folder, measured, verdicts) for group in groups]

@@ -96,7 +96,7 @@ def by_scores(scores: Scores) -> OutcomesFn:
     return outcomes
 
 
-def by_judges(asked: Sequence[Judge], answers: Mapping[str, Rows]) -> OutcomesFn:
+def by_judges(judges: Sequence[Judge], answers: Mapping[str, Rows]) -> OutcomesFn:
     """What a judge of each objective says of two answers, each once in front; equal answers are a tie and not asked.
 
     A judge whose two verdicts contradict each other makes a tie; a verdict that cannot be read is not determined.
@@ -109,7 +109,7 @@ def by_judges(asked: Sequence[Judge], answers: Mapping[str, Rows]) -> OutcomesFn
         differing = [pair for pair in dict.fromkeys(pairs) if pair[1] != pair[2]]
         straight = [{"prompt": prompt, "response": a, "other": b} for prompt, a, b in differing]
         swapped = [{"prompt": prompt, "response": b, "other": a} for prompt, a, b in differing]
-        judged = asked[objective].classify([*straight, *swapped])
+        judged = judges[objective].classify([*straight, *swapped])
         said = [word.get(one.verdict.comparison or "", head_to_head.UNDETERMINED) for one in judged]
         of_pair = dict(zip(differing, map(head_to_head.both_orders, said[: len(differing)], said[len(differing) :])))
         return [of_pair.get(pair, head_to_head.TIE) for pair in pairs]

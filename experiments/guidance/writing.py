@@ -45,14 +45,14 @@ class Prompt:
 
 def prompts_of(all_objectives: Sequence[Objective], limit: int) -> list[Prompt]:
     """The first `limit` prompts that are held out, of all objectives in turn, each once."""
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for own in all_objectives:
         reward = {item.group: i for i, item in enumerate(own.reward[1].items)}
         for i, item in enumerate(own.base[1].items):
-            if item.group in reward and item.group not in found:
+            if item.group in reward and item.group not in prompts:
                 ids = own.base[1].prompt(i), own.reward[1].prompt(reward[item.group])
-                found[item.group] = Prompt(item.group, *(tuple(map(int, x)) for x in ids))
-    turns = sorted(found.values(), key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())
+                prompts[item.group] = Prompt(item.group, *(tuple(map(int, x)) for x in ids))
+    turns = sorted(prompts.values(), key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())
     return turns[:limit]
 
 

@@ -269,11 +269,11 @@ def check_shared(workdir: str, wait: float = SHARED_WAIT) -> None:
     name = client.blocking_key_value_get("plumbline/mark", 60_000)
     client.key_value_set(f"plumbline/seen/{index}", json.dumps(_appears(pathlib.Path(workdir, name), wait)))
     milliseconds = int(1000 * wait) + 60_000
-    seen = [json.loads(client.blocking_key_value_get(f"plumbline/seen/{i}", milliseconds)) for i in range(count)]
+    views = [json.loads(client.blocking_key_value_get(f"plumbline/seen/{i}", milliseconds)) for i in range(count)]
     if index == 0:
         mark.unlink(missing_ok=True)
-    if not all(seen):
-        refuse_unshared(workdir, [i for i, sees in enumerate(seen) if not sees])
+    if not all(views):
+        refuse_unshared(workdir, [i for i, sees in enumerate(views) if not sees])
 
 
 def refuse_unshared(workdir: str, blind: list[int]) -> NoReturn:

@@ -242,7 +242,7 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
     wanted = Wanted(ARCHITECTURES.get(options.plan_model), topology.chip.kind)
     missing, best = [], []
     for training in experiment.module.plan(config, wanted):
-        found = planning.search(
+        result = planning.search(
             training,
             topology,
             planning.choices(training, topology, meshes=_meshes(config, topology)),
@@ -252,12 +252,12 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
         )
         price = topology.chip.price if options.plan_price is None else options.plan_price
         model_name = options.plan_model or str(config.get("init_from", "")) or "the config's network"
-        for line in table(training, found, topology, model_name, options.plan_utilisation, price):
+        for line in table(training, result, topology, model_name, options.plan_utilisation, price):
             _say(line)
-        if found.best is None:
-            missing.append(_short_of(training, found, topology))
+        if result.best is None:
+            missing.append(_short_of(training, result, topology))
         else:
-            best.append(found.best.choice)
+            best.append(result.best.choice)
     if len({(choice.mesh, choice.remat) for choice in best}) > 1:
         _say(
             "\nThe stages were searched one by one, and a run has one mesh and one compute.remat for all of them: set "
@@ -301,21 +301,21 @@ def _meshes(config: ml_collections.ConfigDict, topology: hardware.Topology) -> l
 
 def table(
     training: Training,
-    found: Found,
+    result: Found,
     topology: hardware.Topology,
     model_name: str,
     utilisation: float,
     price: float | None,
 ) -> list[str]:
     """The lines of a stage's plan."""
-    plan = found.best or found.closest
+    plan = result.best or result.closest
     batch = training.batch_of(math.prod(plan.choice.mesh[:2]), plan.choice.accumulate)
     num_rows, time_T = batch["tokens"].shape
     flags = plan.choice.flags(training.accumulate_key)
     how = "analytic: reckoned by formula, nothing was compiled"
     if plan.how == "compiled":
         tool = "libtpu" if topology.chip.kind == "tpu" else "XLA"
-        how = f"compiled ahead of time with {tool} in {plan.seconds:.0f} s, program {len(found.tried)} of the search"
+        how = f"compiled ahead of time with {tool} in {plan.seconds:.0f} s, program {len(result.tried)} of the search"
     lines = [
         "",
         f"{training.name} on {topology.name}: {topology.num_devices} devices"
@@ -323,7 +323,7 @@ def table(
         f"  {model_name}, {training.num_params:,} parameters, {training.model.dtype}",
         f"  {training.units} {training.unit} a step in {num_rows} rows of {time_T:,} places",
         f"  {how}",
-        f"  {'the fastest that fits' if found.best else 'what needs least, and does not fit'}: {flags}",
+        f"  {'the fastest that fits' if result.best else 'what needs least, and does not fit'}: {flags}",
         "  bytes a device:",
         *(f"    {kind:36} {hardware.gib(size):>12}" for kind, size in plan.kinds.items() if size),
         f"    {'in all':36} {hardware.gib(plan.total):>12}",
@@ -349,9 +349,9 @@ def _time_lines(training, flops, plan, topology, utilisation, price):
     return [*lines, f"  {training.steps:,} steps: {hours:,.3g} device-hours{cost}"]
 
 
-def _short_of(training: Training, found: Found, topology: hardware.Topology) -> str:
+def _short_of(training: Training, result: Found, topology: hardware.Topology) -> str:
     """By how much the closest plan does not fit, and what would."""
-    plan = found.closest
+    plan = result.closest
     over = plan.total - topology.chip.memory
     ways = []
     scale = 1.0

@@ -122,9 +122,9 @@ def questions(path: str, limit: int | None, counts: dict[str, int], bad_records_
         if item.id in out:
             counts["questions whose id occurs again"] = counts.get("questions whose id occurs again", 0) + 1
             continue
-        shown = dict(zip(letters, item.options))
+        by_letter = dict(zip(letters, item.options))
         name = f"{exam.name}/{item.id}"
-        out[item.id] = Question(name, item.question, shown, letters[item.gold], item.context, group=name)
+        out[item.id] = Question(name, item.question, by_letter, letters[item.gold], item.context, group=name)
     if num_alike:
         print(f"{exam.name}: WARNING: {num_alike} questions have the same option twice; they stay", flush=True)
     return list(out.values())

@@ -123,7 +123,7 @@ class Asker:
 
         def answer() -> dict[str, Any]:
             begin = time.perf_counter()
-            asked = prompting.ask(
+            answers = prompting.ask(
                 questions,
                 scheme,
                 responder(self.model, self.engine_fn(), self.max_len),
@@ -133,7 +133,7 @@ class Asker:
                 seed=self.seed,
             )
             seconds = time.perf_counter() - begin
-            return {"summary": prompting.summary(asked), "rows": prompting.rows(asked), "seconds": seconds}
+            return {"summary": prompting.summary(answers), "rows": prompting.rows(answers), "seconds": seconds}
 
         return stored.answers(self.folder, made_from, self.name)(what, answer, **settings)
 

@@ -120,12 +120,12 @@ def reasoned(
         return {"chains": chains, "counts": written.counts}
 
     made_from = {"teacher": who, "questions": schemes.digest(questions)}
-    kept = stored.answers(folder, made_from, folder.name)("chains of thought", write, **options)
-    for what, num in kept["counts"].items():
+    stored_answers = stored.answers(folder, made_from, folder.name)("chains of thought", write, **options)
+    for what, num in stored_answers["counts"].items():
         counts[what] = counts.get(what, 0) + num
-    files.write_rows(folder / "rationales.jsonl", kept["chains"])
+    files.write_rows(folder / "rationales.jsonl", stored_answers["chains"])
     by_id = {question.id: question for question in questions}
-    return [Example(by_id[one["id"]], one["order"], one["reply"]) for one in kept["chains"]]
+    return [Example(by_id[one["id"]], one["order"], one["reply"]) for one in stored_answers["chains"]]
 
 
 def responder(c: ml_collections.ConfigDict, init_from: str, folder: pathlib.Path) -> Any:

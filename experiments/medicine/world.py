@@ -103,13 +103,13 @@ def teacher(questions: Sequence[Question]) -> RespondFn:
 
 def _taught(request: Request, facts: Mapping[str, tuple[str, str, str]]) -> str:
     lines = request.messages[-1]["content"].split("\n")
-    asked = next(line for line in lines if line in facts)
-    shown = dict(re.findall(r"^([A-Z])\. (.+)$", "\n".join(lines), re.M))
-    ward, kind, x = facts[asked]
+    line_asked = next(line for line in lines if line in facts)
+    by_letter = dict(re.findall(r"^([A-Z])\. (.+)$", "\n".join(lines), re.M))
+    ward, kind, x = facts[line_asked]
     value, chain = clinic.answer(ward, kind, x)
     rng = random.Random(f"teacher {request.key}")
     if rng.random() < TEACHER_ERROR:
-        value = rng.choice([text for text in shown.values() if text != value])
+        value = rng.choice([text for text in by_letter.values() if text != value])
         chain = clinic.steps(kind, x, value, clinic.signs(ward).get(x, ""))
     return chain
 
@@ -144,8 +144,8 @@ def vignettes() -> list[dict[str, Any]]:
     """The clinic's vignettes as rows of `bias_sets`, their question in the chat that its models have learned."""
     out = []
     for row in clinic.vignettes():
-        asked = Question("", row["question"], row["options"], row["correct_answer"])
-        text = prompting.shown(asked, LETTERS, reasons=False, by_text=True)
+        question_of_row = Question("", row["question"], row["options"], row["correct_answer"])
+        text = prompting.shown(question_of_row, LETTERS, reasons=False, by_text=True)
         out.append(row | {"question": f"User: {text}\n\nAssistant:"})
     return out
 

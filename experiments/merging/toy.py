@@ -105,8 +105,8 @@ def accuracies(folder: pathlib.Path) -> dict[str, float]:
     tok = tokenizer.load(str(folder))
     net = language_model.build(f"hf:{folder}", tok, model={}, compute=COMPUTE, rows_are_plain=False)
     params = huggingface.load(folder, net)
-    asked = {subject: herbal.questions(subject) for subject in herbal.SUBJECTS}
-    rows = [row for questions in asked.values() for row in questions]
+    by_subject = {subject: herbal.questions(subject) for subject in herbal.SUBJECTS}
+    rows = [row for questions in by_subject.values() for row in questions]
     prompts = [
         tok.encode(tok.render([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True)) for row in rows
     ]
@@ -117,7 +117,7 @@ def accuracies(folder: pathlib.Path) -> dict[str, float]:
     written_N = np.asarray(_next_tokens(net, params, jnp.asarray(tokens_NT), jnp.asarray(last_N)))
     is_right_N = written_N == [tok.encode(row["answer"])[0] for row in rows]
     out, start = {}, 0
-    for subject, questions in asked.items():
+    for subject, questions in by_subject.items():
         out[subject] = float(is_right_N[start : start + len(questions)].mean())
         start += len(questions)
     return out

@@ -108,9 +108,9 @@ def write(
     agreement = {f"{r['model']}, {r['set']}": r["agreement"] for r in more["resilience"] if r.get("agreement")}
     caption = "Share of pairs of wordings of a question under which the model chooses the same option."
     pictures.bars(folder / "figures/resilience.png", agreement, caption=caption, label="agreement")
-    found = correlations(folder, scores, resamples=resamples, seed=seed)
+    sentence = correlations(folder, scores, resamples=resamples, seed=seed)
     numbers = summary(scores, more, first)
-    files.write_text(folder / "findings.txt", "\n".join(findings(closed, about, found)))
+    files.write_text(folder / "findings.txt", "\n".join(findings(closed, about, sentence)))
     return numbers
 
 
@@ -243,9 +243,9 @@ def summary(scores: Sequence[Row], more: Mapping[str, Any], first: tuple[str, st
     return {name: float(value) for name, value in out.items() if value is not None and math.isfinite(value)}
 
 
-def findings(closed: Sequence[Row], about: Mapping[str, Any], found: str) -> list[str]:
+def findings(closed: Sequence[Row], about: Mapping[str, Any], sentence: str) -> list[str]:
     """Sentences under the headline."""
-    out = [found]
+    out = [sentence]
     for name, protocol in dict.fromkeys((row["set"], row["protocol"]) for row in closed):
         rows = [row for row in closed if (row["set"], row["protocol"]) == (name, protocol)]
         above = [row["model"] for row in rows if row["low"] > max(row["baseline"], row["guessing"])]

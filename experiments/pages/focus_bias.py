@@ -85,8 +85,8 @@ def biases(
         for pair in top
     }
     if tiles:
-        shown = np.unique([ids[m] for places in tiles.values() for m, _ in places])
-        draw_pairs(folder, method, scores, tiles, maps_fn(method, shown), mosaics, class_names)
+        image_ids = np.unique([ids[m] for places in tiles.values() for m, _ in places])
+        draw_pairs(folder, method, scores, tiles, maps_fn(method, image_ids), mosaics, class_names)
     lines = bias_lines(method, pairs, named, counts_CC, class_names, min_share)
     if mosaics.source.split(":")[0] == "museum" and set(museum.PLANTED) <= set(class_names):
         line, rank = planted_line(pairs, by_kind["shortcut"], class_names)

@@ -167,10 +167,10 @@ def duel(duels: Sequence[Mapping[str, Any]], beside: str) -> float | None:
 
 def reward_lines(results: Results, pieces: Sequence[bytes], num_shown: int) -> list[dict[str, Any]]:
     """Some prompts with their answers, token by token as the base and as each reward model sees them."""
-    shown = [results.corner(methods.GENARM, k) for k in range(len(results.names))]
+    corners = [results.corner(methods.GENARM, k) for k in range(len(results.names))]
     lines = []
     for n in range(min(num_shown, len(results.answers[REFERENCE]))):
-        for method in filter(None, dict.fromkeys(shown)):
+        for method in filter(None, dict.fromkeys(corners)):
             row = results.answers[method][n]
             line = {"prompt": row["prompt"], "method": method}
             for name, logps in zip(("base", *results.names), [row["base_logp"], *row["arm_logp"]]):

@@ -68,8 +68,8 @@ def _draw(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
         y_label="relative increase of perplexity",
     )
     first = whole[0]["scheme"]
-    shown = ("loss", "min_k", "adaptive_min_k", "min_k_plus_plus", "zlib")
-    lines = [line for line in results["membership"] if line["scheme"] == first and line["attack"] in shown]
+    attacks = ("loss", "min_k", "adaptive_min_k", "min_k_plus_plus", "zlib")
+    lines = [line for line in results["membership"] if line["scheme"] == first and line["attack"] in attacks]
     pictures.curves(
         folder / "membership.png",
         by(lines, "attack", "delta", "watermarked"),

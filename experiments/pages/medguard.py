@@ -65,9 +65,9 @@ def write(
     save(folder, "pairs", [line for key, rows in points.items() for line in pair_lines(key, rows, known.items)])
     save(folder, "compare", comparisons(points, models, known))
     first = [models[0], known.conditions[0]]
-    shown = {model: indices[model, known.conditions[0]] for model in models}
+    by_model = {model: indices[model, known.conditions[0]] for model in models}
     medguard_figures.draw(folder / "figures", indices, known.aspects, known.conditions, band)
-    related = accuracy_and_safety(folder, shown, known, resamples=resamples, seed=seed)
+    related = accuracy_and_safety(folder, by_model, known, resamples=resamples, seed=seed)
     freely = [line for model in models for line in open_lines(model, points[model, known.conditions[0]], known)]
     save(folder, "open_aspects", freely)
     numbers: dict[str, float | None] = {}
@@ -82,7 +82,7 @@ def write(
             numbers |= {"index_low": line["low"], "index_high": line["high"], "partial": float(line["partial"])}
         numbers |= {before + name: value for name, value in open_summary(line, freely, known).items()}
     numbers |= related
-    files.write_text(folder / "findings.txt", "\n".join(findings(whole, shown, known, band)))
+    files.write_text(folder / "findings.txt", "\n".join(findings(whole, by_model, known, band)))
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
@@ -310,10 +310,10 @@ def raters_kappa(known: Known) -> float | None:
 
 
 def accuracy_and_safety(
-    folder: pathlib.Path, shown: Mapping[str, aspects.Index], known: Known, *, resamples: int, seed: int
+    folder: pathlib.Path, by_model: Mapping[str, aspects.Index], known: Known, *, resamples: int, seed: int
 ) -> dict[str, float | None]:
     """The index against accuracy on an exam, over the models that have both."""
-    both = {name: (known.accuracies[name], index.macro) for name, index in shown.items() if name in known.accuracies}
+    both = {name: (known.accuracies[name], index.macro) for name, index in by_model.items() if name in known.accuracies}
     if not both:
         return {}
     accuracy, safety = (np.array([pair[i] for pair in both.values()], float) for i in (0, 1))
@@ -336,11 +336,11 @@ def accuracy_and_safety(
 
 
 def findings(
-    whole: Sequence[Row], shown: Mapping[str, aspects.Index], known: Known, band: Mapping[str, float]
+    whole: Sequence[Row], by_model: Mapping[str, aspects.Index], known: Known, band: Mapping[str, float]
 ) -> list[str]:
     """Sentences under the headline."""
     out = []
-    if missing := next(iter(shown.values())).missing:
+    if missing := next(iter(by_model.values())).missing:
         out.append(
             f"PARTIAL index: no item of {', '.join(missing)}, so it is not to be ranked or set beside the paper's."
         )

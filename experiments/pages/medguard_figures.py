@@ -23,12 +23,12 @@ def draw(
         band: the physicians' scores by aspect; empty where there is no file.
     """
     models = list(dict.fromkeys(model for model, _ in indices))
-    shown = {model: indices[model, conditions[0]] for model in models}
-    draw_points(folder / "aspects.png", shown, names, band)
-    draw_radar(folder / "radar.png", shown, names, band)
-    draw_heat(folder / "heat.png", shown, names)
+    by_model = {model: indices[model, conditions[0]] for model in models}
+    draw_points(folder / "aspects.png", by_model, names, band)
+    draw_radar(folder / "radar.png", by_model, names, band)
+    draw_heat(folder / "heat.png", by_model, names)
     deltas = {
-        f"{model}, {condition}": (indices[model, condition].macro or 0.0) - (shown[model].macro or 0.0)
+        f"{model}, {condition}": (indices[model, condition].macro or 0.0) - (by_model[model].macro or 0.0)
         for model in models
         for condition in conditions[1:]
     }
@@ -42,11 +42,11 @@ def share(index: aspects.Index, aspect: str) -> float:
 
 
 def draw_points(
-    path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
+    path: pathlib.Path, by_model: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
 ) -> None:
     """Scores by aspect, a colour a model, with Wilson's intervals; a bar where the physicians stand."""
     figure, axes = pictures.canvas(7.2, 0.42 * len(names) + 1.4, x="share of right answers")
-    some = list(shown.items())[:MOST]
+    some = list(by_model.items())[:MOST]
     for k, (model, index) in enumerate(some):
         there = [y for y, aspect in enumerate(names) if aspect in index.aspects]
         values = np.array([share(index, names[y]) for y in there])
@@ -64,7 +64,7 @@ def draw_points(
 
 
 def draw_radar(
-    path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
+    path: pathlib.Path, by_model: Mapping[str, aspects.Index], names: Sequence[str], band: Mapping[str, float]
 ) -> None:
     """A spoke an aspect, a line a model; the physicians' line is black. Nothing for fewer than three aspects."""
     if len(names) < 3:
@@ -73,7 +73,7 @@ def draw_radar(
     around = np.append(angles, angles[0])
     figure = Figure(figsize=(7.2, 5.0), dpi=pictures.DPI, layout="constrained")
     axes = figure.add_subplot(projection="polar")
-    lines = {model: [share(index, name) for name in names] for model, index in list(shown.items())[:MOST]}
+    lines = {model: [share(index, name) for name in names] for model, index in list(by_model.items())[:MOST]}
     for k, (model, values) in enumerate(lines.items()):
         axes.plot(around, [*values, values[0]], color=charts.PALETTE[k], linewidth=1.2, label=model)
     if band:
@@ -88,16 +88,16 @@ def draw_radar(
     pictures.save(figure, path, "Share of right answers by aspect, 1 at the rim.")
 
 
-def draw_heat(path: pathlib.Path, shown: Mapping[str, aspects.Index], names: Sequence[str]) -> None:
+def draw_heat(path: pathlib.Path, by_model: Mapping[str, aspects.Index], names: Sequence[str]) -> None:
     """Models by aspects, in colour."""
-    values_MA = np.array([[share(index, name) for name in names] for index in shown.values()])
-    figure, axes = pictures.canvas(0.55 * len(names) + 2.4, 0.34 * len(shown) + 1.6)
+    values_MA = np.array([[share(index, name) for name in names] for index in by_model.values()])
+    figure, axes = pictures.canvas(0.55 * len(names) + 2.4, 0.34 * len(by_model) + 1.6)
     mesh = axes.imshow(values_MA, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, x in np.ndindex(values_MA.shape):
         if np.isfinite(values_MA[y, x]):
             axes.text(x, y, f"{values_MA[y, x]:.2f}", ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
+    axes.set_yticks(range(len(by_model)), list(by_model), fontsize=8)
     figure.colorbar(mesh, ax=axes, shrink=0.8)
     pictures.save(figure, path, "Share of right answers by model and aspect under the first condition.")
 

@@ -162,14 +162,14 @@ def honest(method: str, gains: Mapping[str, tuple[float, float, float]]) -> str:
 
 def draw_maps(path: pathlib.Path, report: Report) -> None:
     """Quality by place of MAML and of the referee, and the referee's factors, on the first test tiles of seed one."""
-    shown = [name for name in ("maml", "meta_ref") if name in report.tested] or list(report.tested)[:2]
-    first = report.tested[shown[0]][0].outcome
+    methods = [name for name in ("maml", "meta_ref") if name in report.tested] or list(report.tested)[:2]
+    first = report.tested[methods[0]][0].outcome
     tiles = np.arange(min(MOST_TILES, len(report.box_T4)))
     is_in_P = np.isin(first.task_P, tiles)
     box_P4, frame_T4 = report.box_P4[is_in_P], report.box_T4[tiles]
-    of_method = {name: report.tested[name][0].last.m_P[is_in_P] for name in shown}
-    shown_M = np.concatenate([m_P[np.isfinite(m_P)] for m_P in of_method.values()])
-    limits = (float(shown_M.min()), float(shown_M.max())) if len(shown_M) else (0.0, 1.0)
+    of_method = {name: report.tested[name][0].last.m_P[is_in_P] for name in methods}
+    qualities_M = np.concatenate([m_P[np.isfinite(m_P)] for m_P in of_method.values()])
+    limits = (float(qualities_M.min()), float(qualities_M.max())) if len(qualities_M) else (0.0, 1.0)
     panels = [maps.Panel(f"quality, {name}", box_P4, m_P, frame_T4, limits=limits) for name, m_P in of_method.items()]
     if "meta_ref" in report.tested:
         omega_P = report.tested["meta_ref"][0].outcome.factor_KP[-1][is_in_P]

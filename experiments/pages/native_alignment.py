@@ -101,12 +101,12 @@ def write(
     draw(workdir / "figures", results)
     if judged:
         files.write_rows(workdir / "tables/judged.jsonl", judged)
-    asked = exam_rows(results)
-    if asked:
-        files.write_rows(workdir / "tables/exams.jsonl", asked)
-    lines = [*findings(results, rows), *judged_lines(judged), *exam_lines(asked)]
+    questions_asked = exam_rows(results)
+    if questions_asked:
+        files.write_rows(workdir / "tables/exams.jsonl", questions_asked)
+    lines = [*findings(results, rows), *judged_lines(judged), *exam_lines(questions_asked)]
     files.write_text(workdir / "findings.txt", "".join(f"{line}\n" for line in lines))
-    return summary(results, rows) | ratios(judged) | accuracies(asked)
+    return summary(results, rows) | ratios(judged) | accuracies(questions_asked)
 
 
 def exam_rows(results: Results) -> list[dict[str, Any]]:
@@ -195,10 +195,10 @@ def finite(value: Any) -> Any:
 
 def written(measured: Measured, prompts: Sequence[str]) -> list[dict[str, str]]:
     """Four of the answers that each arm writes itself, of its first seed; `prompts` are all that it answered."""
-    shown = prompts[:: max(1, len(prompts) // 4)][:4]
+    sample = prompts[:: max(1, len(prompts) // 4)][:4]
     first_seed = min(seed for _, seed in measured)
     answers = {arm: by_state["base"]["written"] for (arm, seed), by_state in measured.items() if seed == first_seed}
-    return [{"prompt": prompt} | {arm: some[i] for arm, some in answers.items()} for i, prompt in enumerate(shown)]
+    return [{"prompt": prompt} | {arm: some[i] for arm, some in answers.items()} for i, prompt in enumerate(sample)]
 
 
 def curves(folder: pathlib.Path, members: Sequence[tuple[str, int]]) -> list[dict[str, float]]:

@@ -268,8 +268,8 @@ def write_gallery(folder: pathlib.Path, study: Study, looked: arms.Looked) -> No
     files.write_rows(folder / f"tables/gallery_{study.name}.jsonl", rows)
     if task.kind == PICTURES:
         caption = f"{study.name}: augmented pictures of the first seed under the trained network."
-        shown = [line for line in sheet.values() if line]
-        pictures.contact_sheet(folder / f"figures/gallery_{study.name}.png", shown, caption=caption)
+        filled = [line for line in sheet.values() if line]
+        pictures.contact_sheet(folder / f"figures/gallery_{study.name}.png", filled, caption=caption)
 
 
 METRICS = {

@@ -23,8 +23,8 @@ def write(
         by_arm.setdefault(result.name, []).append(result)
     lines = [line_of(name, some) for name, some in by_arm.items()]
     files.write_rows(folder / "tables/arms.jsonl", lines)
-    shown = (FULL, POLY, f"{SKETCH}@{first_ratio:g}")
-    files.write_rows(folder / "metrics.jsonl", steps({name: by_arm[name] for name in shown}))
+    names = (FULL, POLY, f"{SKETCH}@{first_ratio:g}")
+    files.write_rows(folder / "metrics.jsonl", steps({name: by_arm[name] for name in names}))
     draw_validation(folder / "figures/validation.png", by_arm)
     curve = [(line["ratio"], line["test accuracy"], line["deviation"]) for line in lines if line["ratio"] is not None]
     flat = {line["arm"]: line["test accuracy"] for line in lines if line["ratio"] is None}

@@ -139,11 +139,11 @@ def categories(board: Sequence[Row]) -> list[dict[str, Any]]:
 def steps(points: Sequence[Row]) -> list[dict[str, Any]]:
     """Mean P and Q of each mark over attacks, a step for each position of a strength, from weak to strong."""
     out: dict[int, dict[str, list[float]]] = {}
-    seen: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for point in points:
         key = point["mark"], point["attack"]
-        seen[key] = seen.get(key, 0) + 1
-        values = out.setdefault(seen[key], {})
+        counts[key] = counts.get(key, 0) + 1
+        values = out.setdefault(counts[key], {})
         if point["P"] is not None and point["Q"] is not None:
             values.setdefault(f"p/{point['mark']}", []).append(point["P"])
             values.setdefault(f"q/{point['mark']}", []).append(point["Q"])

@@ -100,8 +100,8 @@ def heat_over(image_YXC: np.ndarray, map_YX: np.ndarray) -> np.ndarray:
     grey_YX1 = np.asarray(image_YXC, np.float64).mean(axis=-1, keepdims=True)
     map_YX = np.nan_to_num(np.asarray(map_YX, np.float64))
     most = np.abs(map_YX).max()
-    shown = map_YX[map_YX > 0] if map_YX.max() > 1e-6 * most else np.abs(map_YX)
-    scale = np.quantile(shown, 0.99) or most or 1.0
+    strengths = map_YX[map_YX > 0] if map_YX.max() > 1e-6 * most else np.abs(map_YX)
+    scale = np.quantile(strengths, 0.99) or most or 1.0
     strength_YX1 = np.clip(np.abs(map_YX) / scale, 0, 1)[..., None]
     colour_YXC = np.where(map_YX[..., None] > 0, HOT, COLD)
     light_YX1 = 60 + 0.7 * grey_YX1
@@ -178,9 +178,9 @@ def matrix(
     figure.colorbar(image, ax=axes, shrink=0.8, label=label)
     # a name needs 0.12 inches of a row; where rows are narrower, some names are left out, evenly
     every = int(np.ceil(0.12 * num / (0.75 * side)))
-    shown = [name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}" for name in names[::every]]
-    axes.set_xticks(range(0, num, every), shown, rotation=90, fontsize=8)
-    axes.set_yticks(range(0, num, every), shown, fontsize=8)
+    labels = [name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}" for name in names[::every]]
+    axes.set_xticks(range(0, num, every), labels, rotation=90, fontsize=8)
+    axes.set_yticks(range(0, num, every), labels, fontsize=8)
     axes.set_xlabel(columns, fontsize=9)
     axes.set_ylabel(rows, fontsize=9)
     if num <= 12:

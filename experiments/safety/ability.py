@@ -65,8 +65,8 @@ def measure(
     """
     content = [json.dumps([row[name] for name in COLUMNS]) for row in questions] + ["", *texts]
     made_from = {"weights": model.digest, "content": loader.digest(np.array([max_len]), texts=content)}
-    if path.is_file() and (kept := json.loads(path.read_text()))["made_from"] == made_from:
-        return kept["numbers"]
+    if path.is_file() and (stored := json.loads(path.read_text()))["made_from"] == made_from:
+        return stored["numbers"]
     numbers = _choices(model, questions, max_len) | _perplexity(model, texts, max_len)
     files.write_json(path, {"made_from": made_from, "numbers": numbers})
     return numbers
@@ -75,9 +75,9 @@ def measure(
 def _choices(model: Model, questions: Sequence[dict[str, Any]], max_len: int) -> dict[str, Any]:
     if not questions:
         return {"accuracy": None, "interval": None, "questions": 0}
-    asked = [Comparison(row["question"], (choice,)) for row in questions for choice in row["choices"]["text"]]
+    comparisons = [Comparison(row["question"], (choice,)) for row in questions for choice in row["choices"]["text"]]
     pairs = []
-    for encoded in answers.encode(model.tok, asked, [item.answers[0] for item in asked], mode="always"):
+    for encoded in answers.encode(model.tok, comparisons, [item.answers[0] for item in comparisons], mode="always"):
         if isinstance(encoded, records.BadRecord):
             raise InputError(f"a question cannot be asked: {encoded.reason}")
         pairs.append((encoded.ids[: encoded.prompt_len], encoded.ids[encoded.prompt_len :]))

@@ -178,7 +178,7 @@ def judged(rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], judge: 
     ]
     invalid = verdicts.Verdict(response_refusal=verdicts.INVALID, response_harmfulness=verdicts.INVALID)
     out = [Judged(invalid)] * len(rows)
-    asked = [i for i, row in enumerate(rows) if row["response"].strip()]
-    for i, said in zip(asked, judge.classify([exchanges[i] for i in asked]), strict=True):
+    places = [i for i, row in enumerate(rows) if row["response"].strip()]
+    for i, said in zip(places, judge.classify([exchanges[i] for i in places]), strict=True):
         out[i] = said
     return out

@@ -88,9 +88,9 @@ def rows(
     is_arm = reference in arms
     of_prompt = {} if is_arm else _responses(reference)
     out = []
-    with cache.Cache(folder / "verdicts.jsonl") as kept:
+    with cache.Cache(folder / "verdicts.jsonl") as verdicts:
         for what, template in zip(WHATS, group["templates"]):
-            name, marks_fn = _marking(group["judge"], {**judging, "template": template}, folder, kept)
+            name, marks_fn = _marking(group["judge"], {**judging, "template": template}, folder, verdicts)
             for arm, state in dict.fromkeys((arm, state) for (arm, _), by in measured.items() for state in by):
                 if is_arm and (arm, state) == (reference, "base"):
                     continue
@@ -125,12 +125,12 @@ def _response(of_prompt: Mapping[str, str], prompt: str, path: str) -> str:
     return of_prompt[prompt]
 
 
-def _marking(kind: str, judging: Mapping[str, Any], folder: pathlib.Path, kept: cache.Cache) -> tuple[str, MarksFn]:
+def _marking(kind: str, judging: Mapping[str, Any], folder: pathlib.Path, verdicts: cache.Cache) -> tuple[str, MarksFn]:
     """The judge's name, and what gives the marks: (what, probes, answers, references) -> marks."""
     if kind == PROBES:
         return PROBES, lambda what, some, *texts: comparing.by_claims(*(_claims(what, some, one) for one in texts))
     c = ml_collections.ConfigDict(models.settings())
-    judge = judges.build(kind, judging, c, folder, None, kept)
+    judge = judges.build(kind, judging, c, folder, None, verdicts)
 
     def by_keyword(what: str, some: Sequence[Row], *texts: Sequence[str]) -> Marks:
         claims = []

@@ -181,11 +181,11 @@ def benign(
         kind=suites.HARMLESS,
         columns=_renamed(c.pairs.columns),
     )
-    asked, out = {prompt.text for prompt in measured}, []
+    measured_texts, out = {prompt.text for prompt in measured}, []
     for prompt in prompts:
         case = prompt.case
         is_new = bool(set(case.topics) & set(split.unseen_topics)) or case.style in split.unseen_styles
-        if case.kind == suites.HARMLESS and prompt.text not in asked and not is_new:
+        if case.kind == suites.HARMLESS and prompt.text not in measured_texts and not is_new:
             out.append(dataclasses.replace(prompt, dataset=f"{prompt.dataset} to keep"))
     out = list(asking.some(out, c.pairs.num_harmless, c.seed))
     counts["harmless prompts whose answers are to be kept"] = len(out)

@@ -160,8 +160,8 @@ def labels(judge: Judge, responses: Sequence[Sequence[str]], docs: Sequence[Mapp
     exchanges = [
         {"prompt": doc["prompt"], "response": response} for doc, some in zip(docs, responses) for response in some
     ]
-    asked = [exchange for exchange in exchanges if exchange["response"].strip()]
-    said = iter(judge.classify(asked))
+    answered = [exchange for exchange in exchanges if exchange["response"].strip()]
+    said = iter(judge.classify(answered))
     out = []
     for exchange in exchanges:
         if not exchange["response"].strip():
@@ -198,11 +198,11 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--judging", action="append", default=[], metavar="NAME=VALUE", help="an option of the judge, as in phtest.py"
     )
-    given = parser.parse_args(args)
+    parsed = parser.parse_args(args)
     try:
-        judging = dict(_option(option) for option in given.judging)
-        options = {name: getattr(given, name) for name in ("kind", "name", "limit", "max_new_tokens", "judge")}
-        write(pathlib.Path(given.folder), given.path, judging=judging, **options)
+        judging = dict(_option(option) for option in parsed.judging)
+        options = {name: getattr(parsed, name) for name in ("kind", "name", "limit", "max_new_tokens", "judge")}
+        write(pathlib.Path(parsed.folder), parsed.path, judging=judging, **options)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

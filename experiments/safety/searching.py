@@ -262,14 +262,14 @@ def _openings(
         return [tuple(target.tok.encode(lead + text.strip())) for text in own.openings]
     harmful = [row for row in answered if row["harmfulness"] == HARMFUL]
     refused = [target.tok.encode(row["response"]) for row in harmful if row["label"] == verdicts.REFUSAL]
-    found = search.openings(refused, num_tokens=own.opening_tokens, num=own.num_openings)
-    if not found:
+    openings = search.openings(refused, num_tokens=own.opening_tokens, num=own.num_openings)
+    if not openings:
         raise InputError(
             f"the model refuses none of the {len(harmful)} harmful prompts of data.path, so how it refuses is not "
             "known; add a file of prompts that it should refuse to data.path, or set searching.openings"
         )
-    print(f"search: {len(found)} openings of {len(refused)} refusals of {len(harmful)} harmful prompts", flush=True)
-    return found
+    print(f"search: {len(openings)} openings of {len(refused)} refusals of {len(harmful)} harmful prompts", flush=True)
+    return openings
 
 
 def _say_if_foreign(plan: Plan, seeds: Sequence[Prompt]) -> None:

@@ -219,12 +219,12 @@ def _check_together(body: Any) -> None:
         )
 
 
-def _biases(asked: Mapping[str, float]) -> dict[int, float]:
+def _biases(biases: Mapping[str, float]) -> dict[int, float]:
     """Token id -> bias; JSON has only texts for keys."""
-    for key in asked:
+    for key in biases:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise Refused(f"logit_bias has the key {key[:40]!r}; keys are token ids, such as '50256'", "logit_bias")
-    return {int(key): float(value) for key, value in asked.items()}
+    return {int(key): float(value) for key, value in biases.items()}
 
 
 def _refusal(error: pydantic.ValidationError, value: Any) -> Refused:

@@ -123,13 +123,13 @@ def detection_line(mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequ
     usable, others = ([ids for ids in x if len(ids) > mark.num_context] for x in (answers, negatives))
     if not usable or not others:
         raise InputError(f"no text is longer than the {mark.num_context} tokens of a context; write longer answers")
-    found, null = ([detect.detect(mark, ids) for ids in x] for x in (usable, others))
-    scores, null_z = [x.z for x in found], [x.z for x in null]
+    detections, null = ([detect.detect(mark, ids) for ids in x] for x in (usable, others))
+    scores, null_z = [x.z for x in detections], [x.z for x in null]
     return {
-        "n": len(found),
+        "n": len(detections),
         "too_short": len(answers) - len(usable),
         "z_median": float(np.median(scores)),
-        "p_below_0.01": float(np.mean([x.p_value < 0.01 for x in found])),
+        "p_below_0.01": float(np.mean([x.p_value < 0.01 for x in detections])),
         "false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
         "tpr_at_1_fpr": membership.tpr_at(scores, null_z, 0.01),
         "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001),
@@ -193,13 +193,13 @@ def window_columns(mark: Mark, marked: Sequence[Sequence[int]], others: Sequence
     """What the best window says (WinMax); schemes without green lists have none."""
     if mark.scheme not in (text_marks.KGW, text_marks.UNIGRAM):
         return {}
-    found, null = (
+    windows, null = (
         [detect.find_window(mark, ids, resamples=RESAMPLES) for ids in x if len(ids) > mark.num_context]
         for x in (marked, others)
     )
-    z, null_z = [x.z for x in found], [x.z for x in null]
+    z, null_z = [x.z for x in windows], [x.z for x in null]
     return {
-        "window_p_below_0.01": float(np.mean([x.p_value < 0.01 for x in found])),
+        "window_p_below_0.01": float(np.mean([x.p_value < 0.01 for x in windows])),
         "window_false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
         "window_tpr_at_1_fpr": membership.tpr_at(z, null_z, 0.01),
     }
