@@ -392,11 +392,9 @@ def write(c: ml_collections.ConfigDict, writer: Writer, folder: pathlib.Path) ->
     made_from["prompts"] = writing.digest(writer.prompts, writer.written, c)
     journal = Journal(folder, made_from, writer.keys())
     writer.run(journal)
-    journal.sort()
     answers: dict[str, dict[int, Any]] = {}
-    for _, row, _ in journal.entries():
+    for row in journal.end().values():
         answers.setdefault(row["method"], {})[row["uid"]] = row
-    journal.close()
     return answers
 
 

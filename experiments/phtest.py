@@ -170,9 +170,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
                 folder,
                 row_fn=lambda key, answer: (asking.row_of(prompts[key[0]], model, answer), {}),
             )
-    journal.sort()
-    answers = {key: row for key, row, _ in journal.entries()}
-    journal.close()
+    answers = journal.end()
     with cache.Cache(folder / "verdicts.jsonl") as verdicts:
         measured = judges.Measured(model, engine_fn)
         who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in judge_kinds(c.judge)]

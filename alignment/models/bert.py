@@ -15,7 +15,7 @@ import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -141,6 +141,20 @@ class Bert(nn.Module):
         return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
 
 
+def batches(lengths: Sequence[int], max_len: int) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Numbers of the texts of a call and the shape of its array, texts of like length together.
+
+    An array has a power of two rows, so that a few texts do not cost a full batch and few programs are compiled.
+    """
+    times_N = np.array([min(-(-length // STEP) * STEP, max_len) for length in lengths], np.int64)
+    for num_time in sorted(set(times_N.tolist())):
+        alike = np.flatnonzero(times_N == num_time)
+        num_rows = max(1, TOKENS_PER_CALL // num_time)
+        for at in range(0, len(alike), num_rows):
+            index = alike[at : at + num_rows]
+            yield index, (min(num_rows, 1 << (len(index) - 1).bit_length()), num_time)
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """A network with its weights and its tokenizer.
@@ -196,20 +210,13 @@ class Encoder:
     def _batches(self, texts, layer):
         """(indices of texts, their states, their masks), texts of like length together; rows that fill up are last."""
         encoded = self.encode(texts)
-        shapes_N = np.array([min(-(-len(ids) // STEP) * STEP, self.max_len) for ids in encoded], np.int64)
-        for num_time in sorted(set(shapes_N.tolist())):
-            alike = np.flatnonzero(shapes_N == num_time)
-            num_rows = max(1, TOKENS_PER_CALL // num_time)
-            for at in range(0, len(alike), num_rows):
-                index = alike[at : at + num_rows]
-                # a power of two, so that a few texts do not cost a full batch and few programs are compiled
-                rows = min(num_rows, 1 << (len(index) - 1).bit_length())
-                tokens_BT, mask_BT = np.zeros((rows, num_time), np.int32), np.zeros((rows, num_time), bool)
-                for row, i in enumerate(index):
-                    tokens_BT[row, : len(encoded[i])], mask_BT[row, : len(encoded[i])] = encoded[i], True
-                mask_BT[len(index) :, 0] = True  # a mean over nothing would be NaN
-                states_BTD = np.asarray(_states(self.model, self.params, tokens_BT, mask_BT, layer), np.float32)
-                yield index, states_BTD, mask_BT
+        for index, shape in batches([len(ids) for ids in encoded], self.max_len):
+            tokens_BT, mask_BT = np.zeros(shape, np.int32), np.zeros(shape, bool)
+            for row, i in enumerate(index):
+                tokens_BT[row, : len(encoded[i])], mask_BT[row, : len(encoded[i])] = encoded[i], True
+            mask_BT[len(index) :, 0] = True  # a mean over nothing would be NaN
+            states_BTD = np.asarray(_states(self.model, self.params, tokens_BT, mask_BT, layer), np.float32)
+            yield index, states_BTD, mask_BT
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer"))

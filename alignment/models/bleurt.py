@@ -38,22 +38,14 @@ class Scorer:
         pairs = list(zip(references, candidates, strict=True))
         out_N = np.zeros(len(pairs), np.float32)
         encoded = self.encoder.tokenizer.encode_batch(pairs)
-        steps_N = np.array([-(-len(one.ids) // bert.STEP) * bert.STEP for one in encoded], np.int64)
-        lengths_N = np.minimum(steps_N, self.encoder.max_len)
-        for num_time in sorted(set(lengths_N.tolist())):
-            alike = np.flatnonzero(lengths_N == num_time)
-            num_rows = max(1, bert.TOKENS_PER_CALL // num_time)
-            for at in range(0, len(alike), num_rows):
-                index = alike[at : at + num_rows]
-                rows = min(num_rows, 1 << (len(index) - 1).bit_length())  # so that few programs are compiled
-                shape = (rows, num_time)
-                tokens_BT, types_BT, mask_BT = (np.zeros(shape, kind) for kind in (np.int32, np.int32, bool))
-                for row, i in enumerate(index):
-                    num = len(encoded[i].ids)
-                    tokens_BT[row, :num], types_BT[row, :num] = encoded[i].ids, encoded[i].type_ids
-                    mask_BT[row, :num] = True
-                arrays = (self.encoder.params, self.head, tokens_BT, types_BT, mask_BT)
-                out_N[index] = np.asarray(_grades(self.encoder.model, *arrays))[: len(index)]
+        for index, shape in bert.batches([len(one.ids) for one in encoded], self.encoder.max_len):
+            tokens_BT, types_BT, mask_BT = (np.zeros(shape, kind) for kind in (np.int32, np.int32, bool))
+            for row, i in enumerate(index):
+                num = len(encoded[i].ids)
+                tokens_BT[row, :num], types_BT[row, :num] = encoded[i].ids, encoded[i].type_ids
+                mask_BT[row, :num] = True
+            arrays = (self.encoder.params, self.head, tokens_BT, types_BT, mask_BT)
+            out_N[index] = np.asarray(_grades(self.encoder.model, *arrays))[: len(index)]
         return out_N
 
 

@@ -166,6 +166,11 @@ def cluster_bootstrap(
     return (statistic(old_N, new_N), *intervals.percentiles(values_R[~np.isnan(values_R)], confidence))
 
 
+def mcnemar_of(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """`mcnemar` of verdicts before and after."""
+    return mcnemar(pairs.count((True, False)), pairs.count((False, True)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     """A judge beside people: observed and expected agreement, Cohen's kappa, and how it finds what is unsafe."""

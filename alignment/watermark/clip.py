@@ -151,10 +151,9 @@ def load(path: str | os.PathLike, sizes: Sizes, *, is_projected: bool) -> dict[s
     Raises:
         InputError: no safetensors, or weights of another network.
     """
-    what, source = f"CLIP of {sizes.layers} layers and width {sizes.width}", str(path)
+    what = f"CLIP of {sizes.layers} layers and width {sizes.width}"
     tail = "vision_model.embeddings.class_embedding"
-    arrays = weights.below(weights.stored(path), tail, what=what, source=source)
-    return weights.chosen(arrays, shapes(sizes, is_projected=is_projected), what=what, source=source)
+    return weights.load(path, tail, shapes(sizes, is_projected=is_projected), what=what)
 
 
 def load_head(path: str | os.PathLike, width: int) -> dict[str, np.ndarray]:
@@ -163,9 +162,7 @@ def load_head(path: str | os.PathLike, width: int) -> dict[str, np.ndarray]:
     Raises:
         InputError: see `load`.
     """
-    what, source = f"a score over {width} features", str(path)
-    arrays = weights.below(weights.stored(path), f"{HEAD[0]}.weight", what=what, source=source)
-    return weights.chosen(arrays, head_shapes(width), what=what, source=source)
+    return weights.load(path, f"{HEAD[0]}.weight", head_shapes(width), what=f"a score over {width} features")
 
 
 def _over(fn: Callable[[np.ndarray], jax.Array], images_BYX3: np.ndarray, side: int) -> np.ndarray:

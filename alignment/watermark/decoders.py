@@ -60,12 +60,14 @@ def load_signature(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         InputError: no safetensors, or weights of another network.
     """
-    what, source = "Stable Signature's decoder", str(path)
-    arrays = weights.below(weights.stored(path), "layers.0.layers.0.weight", what=what, source=source)
-    blocks = sum(name.startswith("layers.") and name.endswith(".layers.0.weight") for name in arrays)
-    num_bits = len(arrays["linear.bias"]) if "linear.bias" in arrays else 48
-    shapes = signature_shapes(num_bits, blocks, len(arrays["layers.0.layers.0.weight"]))
-    return weights.chosen(arrays, shapes, what=what, source=source)
+    first = "layers.0.layers.0.weight"
+
+    def shapes(arrays: weights.Weights) -> weights.Shapes:
+        blocks = sum(name.startswith("layers.") and name.endswith(".layers.0.weight") for name in arrays)
+        num_bits = len(arrays["linear.bias"]) if "linear.bias" in arrays else 48
+        return signature_shapes(num_bits, blocks, len(arrays[first]))
+
+    return weights.load(path, first, shapes, what="Stable Signature's decoder")
 
 
 # StegaStamp (Tancik et al. 2020)
@@ -134,11 +136,12 @@ def load_stamp(path: str | os.PathLike, side: int = SIDE) -> dict[str, np.ndarra
     Raises:
         InputError: no safetensors, or weights of another network.
     """
-    what, source = "StegaStamp's decoder", str(path)
-    arrays = weights.below(weights.stored(path), "decoder.0.conv.weight", what=what, source=source)
-    num_bits = len(arrays["decoder.9.linear.bias"]) if "decoder.9.linear.bias" in arrays else 100
-    shapes = stamp_shapes(num_bits, side, has_transformer=any(name.startswith("stn.") for name in arrays))
-    return weights.chosen(arrays, shapes, what=what, source=source)
+
+    def shapes(arrays: weights.Weights) -> weights.Shapes:
+        num_bits = len(arrays["decoder.9.linear.bias"]) if "decoder.9.linear.bias" in arrays else 100
+        return stamp_shapes(num_bits, side, has_transformer=any(name.startswith("stn.") for name in arrays))
+
+    return weights.load(path, "decoder.0.conv.weight", shapes, what="StegaStamp's decoder")
 
 
 # As marks of the protocol

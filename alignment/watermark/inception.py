@@ -169,9 +169,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         InputError: no safetensors, or weights of another network.
     """
-    what, source = "Inception for FID", str(path)
-    arrays = weights.below(weights.stored(path), "Conv2d_1a_3x3.conv.weight", what=what, source=source)
-    return weights.chosen(arrays, shapes(), what=what, source=source)
+    return weights.load(path, "Conv2d_1a_3x3.conv.weight", shapes(), what="Inception for FID")
 
 
 @functools.lru_cache(maxsize=2)

@@ -68,9 +68,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         InputError: no safetensors, or weights of another network.
     """
-    what, source = "LPIPS over AlexNet", str(path)
-    arrays = weights.below(weights.stored(path), "net.slice1.0.weight", what=what, source=source)
-    return weights.chosen(arrays, shapes(), what=what, source=source)
+    return weights.load(path, "net.slice1.0.weight", shapes(), what="LPIPS over AlexNet")
 
 
 @functools.lru_cache(maxsize=2)

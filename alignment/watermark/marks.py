@@ -279,10 +279,10 @@ PLANE, RADIUS = 64, 10
 RING_STRENGTH = 8.0  # grey levels: the deviation that a field of such Fourier cells would have
 
 
-def disc() -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the 317 Fourier cells within the radius of a plane's centre."""
-    offset = np.arange(PLANE) - PLANE // 2
-    rows, columns = np.nonzero(offset[:, None] ** 2 + offset[None, :] ** 2 <= RADIUS**2)
+def disc(side: int = PLANE, radius: int = RADIUS) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the Fourier cells within the radius of a plane's centre: 317 of radius 10."""
+    offset = np.arange(side) - side // 2
+    rows, columns = np.nonzero(offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2)
     return rows, columns
 
 

@@ -11,18 +11,11 @@ from collections.abc import Callable
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.watermark.marks import Mark
+from alignment.watermark.marks import Mark, disc
 
 RADIUS, CHANNEL = 10, 3
 
 Calls = Callable[[np.ndarray], np.ndarray]
-
-
-def disc(side: int, radius: int = RADIUS) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the Fourier cells within the radius of a plane's centre: 317 of radius 10."""
-    offset = np.arange(side) - side // 2
-    rows, columns = np.nonzero(offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2)
-    return rows, columns
 
 
 def key(user: int, side: int = 64, radius: int = RADIUS) -> np.ndarray:

@@ -7,7 +7,7 @@ Dimensions: B pictures, C channels, Y X rows and columns.
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,23 @@ from alignment.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, jax.Array | np.ndarray]
+
+
+def load(
+    path: str | os.PathLike, tail: str, shapes: Shapes | Callable[[Weights], Shapes], *, what: str
+) -> dict[str, np.ndarray]:
+    """A network's weights out of a safetensors file.
+
+    Args:
+        tail: the name of one of its arrays, behind any prefix.
+        shapes: of all its arrays, or a function that tells them from the arrays that are there.
+        what: the network, for people.
+
+    Raises:
+        InputError: no safetensors, or weights of another network.
+    """
+    arrays = below(stored(path), tail, what=what, source=str(path))
+    return chosen(arrays, shapes(arrays) if callable(shapes) else shapes, what=what, source=str(path))
 
 
 def stored(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -15,6 +15,26 @@ LOG_SECONDS = 5.0  # between two lines of metrics.jsonl
 Row = Mapping[str, Any]
 
 
+def rows(
+    folder: pathlib.Path,
+    made_from: Mapping[str, Any],
+    work: Sequence[tuple[Key, Request]],
+    engine_fn: Callable[[], Engine],
+    row_fn: Callable[[Key, Answer], Row],
+) -> dict[Key, dict[str, Any]]:
+    """The rows of `folder/generations.jsonl`, by their keys; what is there already is not written again.
+
+    Args:
+        made_from: see `Journal`.
+        engine_fn: makes the engine; it is called only where an answer is missing.
+        row_fn: a key and its answer -> the row.
+    """
+    journal = Journal(folder, made_from, [key for key, _ in work])
+    if len(journal) < len(work):
+        write_all(engine_fn(), work, journal, folder, row_fn=lambda key, answer: (row_fn(key, answer), {}))
+    return journal.end()
+
+
 def write_all(
     engine: Engine,
     work: Sequence[tuple[Key, Request]],

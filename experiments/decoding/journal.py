@@ -91,6 +91,13 @@ class Journal:
             _, _, row, more = json.loads(_line(self._file))
             yield key, row, more
 
+    def end(self) -> dict[Key, dict[str, Any]]:
+        """Sort, close, and give all rows in the order of the keys."""
+        self.sort()
+        rows = {key: row for key, row, _ in self.entries()}
+        self.close()
+        return rows
+
     def close(self) -> None:
         """Remove the unsorted rows once they are sorted."""
         if self._file is not None:

@@ -26,7 +26,6 @@ from data import records
 from data.texts import bias_sets
 from data.texts.bias_sets import Beginning
 from experiments.decoding import answering
-from experiments.decoding.journal import Journal
 from experiments.decoding.models import Model
 
 SCORERS = ("linear", "embedding", "fasttext")  # those that give a probability
@@ -163,17 +162,9 @@ def continuations(
         for g in range(num_draws)
     ]
     content = hashlib.sha256(json.dumps([prompts, num_draws, max_new, seed]).encode()).hexdigest()[:16]
-    journal = Journal(folder, {"weights": model.digest, "prompts": content}, [key for key, _ in work])
-    if len(journal) < len(work):
-        answering.write_all(
-            engine_fn(), work, journal, folder, row_fn=lambda key, answer: (_row(key, answer, model), {})
-        )
-    journal.sort()
-    texts: list[list[str]] = [[""] * num_draws for _ in some]
-    for (i, g), row, _ in journal.entries():
-        texts[i][g] = row["text"]
-    journal.close()
-    return texts
+    made_from = {"weights": model.digest, "prompts": content}
+    rows = answering.rows(folder, made_from, work, engine_fn, lambda key, answer: _row(key, answer, model))
+    return [[rows[i, g]["text"] for g in range(num_draws)] for i in range(len(some))]
 
 
 def _row(key: tuple[int, int], answer: Answer, model: Model) -> Mapping[str, Any]:

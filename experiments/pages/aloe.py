@@ -99,15 +99,9 @@ def gain(groups: Mapping[str, str], before: Sequence[Row], after: Sequence[Row])
     """The difference of two accuracies over the same questions, with its interval and exact McNemar."""
     old, new = ([float(row["result"]) for row in rows] for rows in (before, after))
     change, low, high = rates.cluster_bootstrap([groups[row["id"]] for row in after], old, new)
-    lost, won = sum(a > b for a, b in zip(old, new)), sum(b > a for a, b in zip(old, new))
+    p = rates.mcnemar_of([(a == 1, b == 1) for a, b in zip(old, new)])
     verdict = GAIN if low > 0 else LOSS if high < 0 else UNCLEAR
-    return {
-        "gain": change,
-        "gain_low": low,
-        "gain_high": high,
-        "mcnemar_p": rates.mcnemar(lost, won),
-        "it is": verdict,
-    }
+    return {"gain": change, "gain_low": low, "gain_high": high, "mcnemar_p": p, "it is": verdict}
 
 
 def model_lines(report: Report) -> list[dict[str, Any]]:
@@ -154,7 +148,7 @@ def safety_lines(report: Report) -> list[dict[str, Any]]:
         return []
     out = [_rates("attacks that succeed", "", before.attacks, after.attacks)]
     pairs = [(a, b) for a, b in zip(before.succeeded, after.succeeded) if None not in (a, b)]
-    out[0]["mcnemar_p"] = rates.mcnemar(pairs.count((True, False)), pairs.count((False, True)))
+    out[0]["mcnemar_p"] = rates.mcnemar_of(pairs)
     for style, rate in before.by_style.items():
         out.append(_rates("attacks that succeed, by style", style, rate, after.by_style[style]))
     out.append(_rates("harmless prompts refused", "", before.harmless, after.harmless))

@@ -131,8 +131,8 @@ def _change(sides: Mapping[str, Sequence[Row]], inside: Sequence[bool]) -> dict[
     uuids, *words = zip(*pairs)
     old, new = ([float(word == UNSAFE) for word in side] for side in words)
     change, low, high = rates.cluster_bootstrap(uuids, old, new, resamples=RESAMPLES)
-    opened = sum(a > b for a, b in zip(old, new)), sum(b > a for a, b in zip(old, new))
-    return {"change": change, "change_low": low, "change_high": high, "mcnemar_p": rates.mcnemar(*opened)}
+    p = rates.mcnemar_of([(a == 1, b == 1) for a, b in zip(old, new)])
+    return {"change": change, "change_low": low, "change_high": high, "mcnemar_p": p}
 
 
 def refusal_lines(report: Report) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def refusal_lines(report: Report) -> list[dict[str, Any]]:
         line = _line("keyword", dataset, kind, *(rates.false_refusals(labels[point]) for point in POINTS), {})
         pairs = [pair for pair in zip(labels[BEFORE], labels[AFTER]) if INVALID not in pair]
         changed = [(old != COMPLIANCE, new != COMPLIANCE) for old, new in pairs]
-        out.append(line | {"mcnemar_p": rates.mcnemar(changed.count((True, False)), changed.count((False, True)))})
+        out.append(line | {"mcnemar_p": rates.mcnemar_of(changed)})
     return out
 
 

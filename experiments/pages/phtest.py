@@ -107,7 +107,7 @@ def change_lines(rows: Sequence[Row], judge: str) -> list[dict[str, Any]]:
                     "n": len(pairs),
                     "before": sum(before for before, _ in refused) / len(pairs),
                     "after": sum(after for _, after in refused) / len(pairs),
-                    "mcnemar_p": rates.mcnemar(refused.count((True, False)), refused.count((False, True))),
+                    "mcnemar_p": rates.mcnemar_of(refused),
                 }
             )
     return out

@@ -19,7 +19,7 @@ from alignment.safety import verdicts
 from alignment.safety.judging import Judge, Judged
 from data.texts import suites
 from experiments.decoding import answering
-from experiments.decoding.journal import Journal, Key
+from experiments.decoding.journal import Key
 from experiments.decoding.models import Model
 
 _SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
@@ -135,14 +135,9 @@ def answers(
         engine_fn: makes its engine; it is called only where an answer is missing.
     """
     made_from = {"weights": model.digest, "prompts": digest(work, prompts)}
-    journal = Journal(folder, made_from, [key for key, _ in work])
-    if len(journal) < len(work):
-        row_fn = lambda key, answer: (row_of(prompts[key[0]], model, answer), {})  # noqa: E731
-        answering.write_all(engine_fn(), work, journal, folder, row_fn=row_fn)
-    journal.sort()
-    rows = {key: row for key, row, _ in journal.entries()}
-    journal.close()
-    return rows
+    return answering.rows(
+        folder, made_from, work, engine_fn, lambda key, answer: row_of(prompts[key[0]], model, answer)
+    )
 
 
 def digest(work: Sequence[tuple[Key, Request]], prompts: Sequence[Prompt]) -> str:

@@ -87,6 +87,11 @@ class Plan:
     def row(self, number: int, ids: Sequence[int], **more: Any) -> dict[str, Any]:
         return {"number": number, "seed_id": self.seed(number).case.id, "text": self.text(ids), **more}
 
+    def drawn_row(self, key: tuple[int, int], answer: Answer) -> dict[str, Any]:
+        """The row of a plain draw."""
+        f = sum(token.logprob for token in answer.tokens)
+        return self.row(key[0], answer.answer_ids, f=f, calls=len(answer.tokens), why=answer.finish_reason)
+
     def made_from(self, what: str) -> dict[str, str]:
         """Digests of all that a written prompt depends on."""
         own = self.c.searching
@@ -124,10 +129,7 @@ def searched(plan: Plan, folder: pathlib.Path) -> list[dict[str, Any]]:
                 journal.add((i, 0), _row_of(plan, i, one), more={}, seconds=journal.seconds)
         journal.sync()
         print(f"search: {min(start + own.at_once, own.num)} of {own.num} prompts are written", flush=True)
-    journal.sort()
-    rows = [row for _, row, _ in journal.entries()]
-    journal.close()
-    return rows
+    return list(journal.end().values())
 
 
 def _row_of(plan: Plan, number: int, one: search.Written) -> dict[str, Any]:
@@ -162,19 +164,7 @@ def _draws(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) ->
         work = [((i, 0), plan.request(i)) for i in numbers]
         place = folder / f"{start // size}"
         place.mkdir(parents=True, exist_ok=True)
-        journal = Journal(place, plan.made_from(f"{SAMPLED} {start}"), [key for key, _ in work])
-        if len(journal) < len(work):
-
-            def row_fn(key: tuple[int, int], answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
-                f = sum(token.logprob for token in answer.tokens)
-                row = plan.row(key[0], answer.answer_ids, f=f, calls=len(answer.tokens), why=answer.finish_reason)
-                return row, {}
-
-            answering.write_all(engine_fn(), work, journal, place, row_fn=row_fn)
-        journal.sort()
-        rows = [row for _, row, _ in journal.entries()]
-        journal.close()
-        yield from rows
+        yield from answering.rows(place, plan.made_from(f"{SAMPLED} {start}"), work, engine_fn, plan.drawn_row).values()
         start += size
 
 

@@ -75,9 +75,7 @@ def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
     journal = Journal(folder, made_from, keys)
     for scheme in dict.fromkeys(point.scheme for point in points):
         write_scheme(c, model, scheme, points, prompts, journal, folder)
-    journal.sort()
-    rows = [row for _, row, _ in journal.entries()]
-    journal.close()
+    rows = journal.end().values()
     scorer = Scorer(model, c.write.prompt_len + c.write.max_new_tokens)
     by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
     quality = {}
