@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from data import record_index
+from data import record_index, records
 from data.texts import streams, text
 from data.tokens import tokenizer
 
@@ -115,6 +115,35 @@ def test_processes_read_records_of_their_own_and_make_the_batches_of_one(part, c
     merged = np.max([one.positions() for one in several], axis=0)
     assert merged.tolist() == whole.get_state()["lanes"]  # so a checkpoint of several restores on one
     assert not read[0] & read[1] and max(map(len, read)) < NUM
+
+
+class Many:
+    """A corpus of any size; notes which records are read."""
+
+    digest = "many"
+
+    def __init__(self, num):
+        self.num, self.index, self.read = num, self, []
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return records.Record({"text": f"record {number}"}, "many", number)
+
+
+@pytest.mark.parametrize("num", [10**3, 10**7])
+def test_going_on_far_into_a_corpus_reads_one_window_a_lane(num):
+    part = Many(num)
+    near, far = stream(part), stream(part)
+    far_on = near.get_state()
+    for lane in far_on["lanes"]:
+        lane[0] = num // (6 * 4) - 5  # windows; four of an epoch of six records each lie side by side
+    part.read.clear()
+    far.set_state(far_on)
+    next(far)
+    assert len(set(part.read)) == len(part.read) <= 3 * 6 * 4  # the window, and two that may be made ahead
 
 
 def test_a_position_in_other_data_is_refused(corpus, part):
