@@ -17,16 +17,18 @@ import xxhash
 
 from alignment import errors, files
 from alignment.errors import InputError
-from data import hub, lines, loader, records
+from data import hub, lines, records
+from data.corpus import executors, worker_processes
 from data.records import BadRecord, Record
 
 FORMAT = 1  # raise it where what is stored, or which records are usable, changes
 ENTRY = np.dtype([("start", "<u8"), ("size", "<u8"), ("line", "<u8"), ("key", "<u8")])  # an ArrayRecord's start: number
 LINES = (".jsonl", ".ndjson")
 ARRAYS = (".array_record", ".arrayrecord")
+LARGE = 1 << 28  # bytes of several files from which on processes share out the indexing
 LONGEST = 1 << 30  # bytes of a line that is read
 BLOCK = 1 << 16  # records whose places wait as tuples, which take six times the memory of their entries
-OPEN = 128  # files that stay open, of the corpus and of tables each
+OPEN = 256  # files that stay open, of the corpus and of tables each
 # What a record is to its user: a 64-bit key by which it may be split; a reason to set it aside with its file and line;
 # or None for one that `counts` has under its reason.
 DescribeFn = Callable[[Record, dict[str, int]], int | str | None]
@@ -76,7 +78,7 @@ def build(names: Sequence[str], folder: str | os.PathLike, *, describe_fn: Descr
     """Index those of the files that have no index in the folder, or have changed since; the changed are named.
 
     Args:
-        describe_fn: called once for each record that can be read.
+        describe_fn: called once for each record that can be read, in other processes where the files are large.
         made_by: digest of how `describe_fn` reads; an index made otherwise stands beside this one.
 
     Raises:
@@ -91,11 +93,18 @@ def build(names: Sequence[str], folder: str | os.PathLike, *, describe_fn: Descr
     for file in stale:
         if notes[file].exists():
             print(f"data: {file} has changed since it was indexed, and is indexed again", flush=True)
-        _index(file, notes[file], describe_fn)
+    executor = "process" if num_bytes >= LARGE and len(stale) > 1 else "local"
+    tasks = [(file, notes[file]) for file in stale]
+    workers = min(worker_processes.available_cpus(), len(tasks))
+    for _ in executors.run(
+        functools.partial(_index, describe_fn=describe_fn), tasks, executor=executor, workers=workers
+    ):
+        pass
 
 
-def _index(file: str, note: pathlib.Path, describe_fn: DescribeFn) -> None:
+def _index(task: tuple[str, pathlib.Path], describe_fn: DescribeFn) -> None:
     """Write the table and the note of one file."""
+    file, note = task
     status, content = os.stat(file), xxhash.xxh3_64()
     entries: list[tuple[int, int, int, int]] = []
     blocks: list[np.ndarray] = []
@@ -192,7 +201,7 @@ class Index:
         self._stops = np.cumsum([note["records"] for note in self._notes])
         self.num_records = int(self._stops[-1]) if names else 0
         self._len = min(self.num_records, limit or self.num_records)
-        self.digest = loader.digest(texts=[made_by, *(note["content"] for note in self._notes)])
+        self.digest = xxhash.xxh3_64_hexdigest("\0".join([made_by, *(note["content"] for note in self._notes)]))
         self.counts: dict[str, int] = {}
         for note in self._notes:
             for what, num in note["counts"].items():

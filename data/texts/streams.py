@@ -238,7 +238,9 @@ class Stream:
     def _packed(self, number: int, *, lane: int, lanes: int) -> tuple[text.Texts, np.ndarray, np.ndarray]:
         """A lane's window of this number: its texts, the order of its rows, and COUNTS."""
         first = (number * lanes + lane) * self._window
-        found = [self._part[self._order[place]] for place in range(first, first + self._window)]
+        # In the order of the files, which disks read faster; the window's rows are put in random order below.
+        numbers = sorted(self._order[place] for place in range(first, first + self._window))
+        found = [self._part[number] for number in numbers]
         report: dict[str, int] = {}
         texts = self._reader.texts(found, report)
         # Behind each other the pieces of a long document would fill a whole batch.

@@ -112,6 +112,13 @@ def test_more_records_than_a_block_of_the_builder_are_found(tmp_path, monkeypatc
     assert [found[i].value["n"] for i in range(len(found))] == list(range(10))
 
 
+def test_large_files_are_indexed_by_processes_with_the_same_result(tmp_path, shards, monkeypatch):
+    alone = index(shards, tmp_path / "alone")
+    monkeypatch.setattr(record_index, "LARGE", 0)
+    found = index(shards[::2], tmp_path / "index")
+    assert [found[i] for i in range(len(found))] == [alone[i] for i in range(len(alone))] and found.bad == alone.bad
+
+
 @pytest.fixture
 def arrays(tmp_path):
     """The records of `shards`, as a writer of ArrayRecord leaves them, in groups as tools write by default."""
