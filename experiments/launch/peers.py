@@ -5,6 +5,7 @@ process keeps a connection to the first. The kernel closes it with its process, 
 host that has lost its power or its network after SILENCE seconds.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -78,6 +79,8 @@ class Watch:
         self.last_words: Callable[[], Any] = lambda: None
         self._heard = dict.fromkeys((*connections, *missing), time.monotonic())
         self._rest: dict[socket.socket, bytes] = {}  # of each connection: bytes of a line that is not complete yet
+        self._absent = set(missing)
+        self._said: list[dict[str, Any]] = []  # ends that a process which connects later must hear of too
         self._finished: set[int] = set()
         self._trouble: Ended | None = None
         self._is_troubled = threading.Event()
@@ -93,12 +96,15 @@ class Watch:
         return self._trouble
 
     def end(self, code: int, why: str = "") -> None:
-        """Tell the others that this process ends. The first, which JAX needs until all have left, waits for them."""
-        self._send_all({"end": self._index, "code": code, "why": why[:500]})
+        """Tell the others that this process ends. The first, which JAX needs until all have left, waits for them.
+
+        It waits for those too that have not connected yet: on a busy host it may refuse the run before they do.
+        """
+        self._say({"end": self._index, "code": code, "why": why[:500]})
         deadline = time.monotonic() + LINGER
         while self._index == 0 and code not in FINISHED and time.monotonic() < deadline:
             with self._lock:
-                if not self._connections:
+                if not self._connections and not self._absent:
                     return
             time.sleep(0.02)
 
@@ -149,7 +155,10 @@ class Watch:
             return
         with self._lock:
             self._connections[process] = s
+            self._absent.discard(process)
             self._heard[process] = time.monotonic()
+            for message in self._said:
+                _send(s, message)
         self._selector.register(s, selectors.EVENT_READ)
 
     def _read(self, s: socket.socket) -> None:
@@ -177,6 +186,7 @@ class Watch:
     def _drop(self, process: int, why: str) -> None:
         self._heard.pop(process, None)
         with self._lock:
+            self._absent.discard(process)
             s = self._connections.pop(process, None)
         if s is not None:
             self._selector.unregister(s)
@@ -190,17 +200,24 @@ class Watch:
             return
         self._trouble = ended
         if self._index == 0:  # the others are connected to this process alone
-            self._send_all({"end": ended.process, "code": ended.code, "why": ended.why})
+            self._say({"end": ended.process, "code": ended.code, "why": ended.why})
         self._is_troubled.set()
 
+    def _say(self, message: dict[str, Any]) -> None:
+        """Send the word of an end to all processes, to those that connect later as they do."""
+        with self._lock:
+            self._said.append(message)
+            self._send_all(message)
+
     def _send_all(self, message: dict[str, Any]) -> None:
-        line = json.dumps(message).encode() + b"\n"
         with self._lock:
             for s in self._connections.values():
-                try:
-                    s.sendall(line)
-                except OSError:  # its reader finds out why
-                    continue
+                _send(s, message)
+
+
+def _send(s: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # its reader finds out why
+        s.sendall(json.dumps(message).encode() + b"\n")
 
 
 def answer_abort(follow_fn: Callable[[], Any]) -> None:

@@ -4,7 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 
@@ -84,6 +86,23 @@ def test_a_process_that_is_done_may_go_before_the_others(monkeypatch, code):
         watches.die(i)
     time.sleep(0.5)
     assert 2 not in watches.exits and watches.all[2].trouble() is None
+
+
+def test_a_process_that_connects_after_the_first_has_ended_hears_why_and_the_first_waits_for_it(monkeypatch):
+    monkeypatch.setattr(peers.Watch, "_grace", lambda watch, ended: 0.1)
+    store, exits = {}, []
+    client = types.SimpleNamespace(key_value_set=store.__setitem__, blocking_key_value_get=lambda key, _: store[key])
+    first = peers.join(client, 0, 2, "127.0.0.1:1")
+    ending = threading.Thread(target=first.end, args=(2, "the folder holds another run"))
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive()
+    second = peers.join(client, 1, 2, "127.0.0.1:1")
+    second._exit_fn = exits.append
+    assert "the folder holds another run" in str(second.trouble(5)) and second.trouble().follow() == 2
+    second._connections[0].shutdown(socket.SHUT_RDWR)
+    ending.join(5)
+    assert not ending.is_alive()
 
 
 def test_a_host_that_falls_silent_counts_as_dead(monkeypatch):
