@@ -16,6 +16,8 @@ PYTEST := SEED=$(SEED) $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
+# Without compiled modules every process of the tests would compile them all again, and pytest its assertions.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help laptop test slow coverage parity lint types format docs wheel models bench clean
 .DEFAULT_GOAL := help

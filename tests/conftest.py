@@ -2,9 +2,10 @@
 
 Nearly all of their time is compilation. So the XLA flags below skip what only makes programs faster: LLVM's passes
 and the fusion emitters, which take four fifths of a compilation; the arithmetic is the same, less vectorised. Compiled
-programs are kept in .pytest_cache/ for the next test, process and session. An environment that sets one of these flags
-or JAX_COMPILATION_CACHE_DIR itself is left alone. What remains is Python's own work of tracing, of which a fifth goes
-into the source lines of each operation and into the garbage collector, so both are kept short.
+programs are kept in .pytest_cache/ for the next test, process and session, the smallest too: there are thousands, and
+to read one takes half as long as to compile it. An environment that sets one of these flags or
+JAX_COMPILATION_CACHE_DIR itself is left alone. What remains is Python's own work of tracing and lowering. Much of it
+would go into source lines of operations, the garbage collector and MLIR's contexts, so all three are kept short.
 
 Tests run in a random order, and hypothesis draws random examples. Both follow from one number, the environment variable
 SEED (0 by default), so a failure comes back when the same command runs again.
@@ -14,6 +15,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import threading
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FLAGS = {
@@ -34,18 +36,43 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     with contextlib.suppress(OSError):  # a read-only checkout: compile every time
         cache = host.cache_folder(pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402  (reads the environment)
 import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
+import pytest_randomly  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402  (nothing public makes the contexts)
 
 from alignment import memory, programs  # noqa: E402
 
 MOST_BYTES = 2 << 30  # 2 GiB
+PROGRAMS_A_CONTEXT = 64
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def share_contexts() -> None:
+    """Lower 64 programs in each MLIR context.
+
+    JAX makes a context for every program, which takes 4 ms: two fifths of what a small program costs that is in the
+    cache. A context keeps every type and constant that it has met, so it is not used for ever; and each thread has its
+    own, so that two threads never write into one.
+    """
+    make_context, own = mlir.make_ir_context, threading.local()
+
+    def make_or_share():
+        number = getattr(own, "number", 0)
+        if number % PROGRAMS_A_CONTEXT == 0:
+            own.context = make_context()
+        own.number = number + 1
+        return own.context
+
+    mlir.make_ir_context = make_or_share
+
+
+share_contexts()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-randomly draws a seed of its own
@@ -53,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = os.environ.get("SEED", "0")
     if getattr(config.option, "randomly_seed", None) == "default":  # there is no such option under -p no:randomly
         config.option.randomly_seed = int(seed)
+    pytest_randomly.entrypoint_reseeds = []  # thinc asks for one of its own, and takes seconds to import
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = seed
 
