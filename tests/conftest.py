@@ -43,12 +43,14 @@ import jax  # noqa: E402  (reads the environment)
 import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
 import pytest_randomly  # noqa: E402
-from jax._src.interpreters import mlir  # noqa: E402  (nothing public makes the contexts)
+from jax._src import compilation_cache  # noqa: E402  (nothing public hands out what these two make)
+from jax._src.interpreters import mlir  # noqa: E402
 
 from alignment import memory, programs  # noqa: E402
 
 MOST_BYTES = 2 << 30  # 2 GiB
 PROGRAMS_A_CONTEXT = 64
+EXECUTABLES = {}  # of the file that runs: (name in the cache, devices) -> program, seconds that it took to compile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -72,7 +74,22 @@ def share_contexts() -> None:
     mlir.make_ir_context = make_or_share
 
 
+def share_executables() -> None:
+    """Read a program once for all tests of a file that compile it, each from a function of its own."""
+    read = compilation_cache.get_executable_and_time
+
+    def read_once(key, options, backend, devices):
+        if (found := EXECUTABLES.get((key, devices))) is None:
+            found = read(key, options, backend, devices)
+            if found[0] is not None:
+                EXECUTABLES[key, devices] = found
+        return found
+
+    compilation_cache.get_executable_and_time = read_once
+
+
 share_contexts()
+share_executables()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-randomly draws a seed of its own
@@ -104,6 +121,7 @@ def _forget_programs():
     Until then they stay, because every file needs many small ones that others have compiled already.
     """
     yield
+    EXECUTABLES.clear()
     if resident_bytes() > MOST_BYTES:
         programs.clear()
         jax.clear_caches()

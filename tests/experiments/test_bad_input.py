@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import shutil
 import struct
 import subprocess
@@ -361,22 +362,46 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def fill_the_disk(how, place, *flags):
-    """A run whose disk is full at the checkpoint of step 2: it ends with one message, and the one before is left."""
-    argv = ["--config", str(ROOT / "experiments/dpo.py:tiny"), "--workdir", str(place / "run"), *flags]
+def fill_the_disk(how, place):
+    """A run whose disk is full at the checkpoint of step 2, in a process of its own."""
+    argv = ["--config", str(ROOT / "experiments/dpo.py:tiny"), "--workdir", str(place / "run")]
     command = [sys.executable, "-c", FILL, how, str(place), *argv]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert ended.returncode == run.BAD_INPUT, ended.stderr
-    assert "Traceback" not in ended.stderr + ended.stdout
-    assert len(said) == 1 and str(place / "run") in said[0] and "ree some space" in said[0]
-    assert not (place / "run/DONE").exists()
-    with checkpoint.open_manager(place / "run/checkpoints", read_only=True) as manager:
+    check_full(ended.returncode, ended.stdout, ended.stderr, place / "run")
+
+
+def check_full(code, out, err, workdir):
+    """The run ended with one message, and left the checkpoint before."""
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == run.BAD_INPUT, err
+    assert "Traceback" not in err + out
+    assert len(said) == 1 and str(workdir) in said[0] and "ree some space" in said[0]
+    assert not (workdir / "DONE").exists()
+    with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:
         assert manager.latest_step() == 0
 
 
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_freed_the_run_goes_on(tmp_path):
-    fill_the_disk("limit", tmp_path, *QUICK)
+@pytest.fixture
+def limit():
+    """A function after which no file of this process grows past 8 KiB, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_freed_the_run_goes_on(tmp_path, monkeypatch, limit):
+    save, before = checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_then_save(manager, state, position):
+        if int(state.step) == 2:
+            limit()
+        save(manager, state, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fill_then_save)
+        ended = launch("dpo.py:tiny", tmp_path / "run", *QUICK)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check_full(ended.code, ended.out, ended.err, tmp_path / "run")
     assert launch("dpo.py:tiny", tmp_path / "run", *QUICK).code == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 4
 

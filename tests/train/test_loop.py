@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alignment import programs
 from alignment.errors import InputError
 from alignment.models import decoder
 from alignment.train import checkpoint, loop, step, train_state
@@ -29,6 +30,11 @@ class Loader(helpers.Loader):
         return batch
 
 
+def scaled(params, batch, *, lm_loss, **rest):
+    mean, metrics = lm_loss(params, batch, **rest)
+    return step.Mean(mean.total * jnp.max(batch["scale"]), mean.count), metrics
+
+
 def fit(workdir, steps=STEPS, events=None, **options):
     """One call of the loop on the small model -> (state on the host, summary, loader)."""
     mesh, _, lm_loss, state = helpers.setup()
@@ -38,10 +44,7 @@ def fit(workdir, steps=STEPS, events=None, **options):
         params = helpers.start_params()
         state = train_state.create(helpers.model(), tx, np.zeros((1, 4), np.int32), seed=0, mesh=mesh, params=params)
 
-    def loss_fn(params, batch, **rest):
-        mean, metrics = lm_loss(params, batch, **rest)
-        return step.Mean(mean.total * jnp.max(batch["scale"]), mean.count), metrics
-
+    loss_fn = programs.Computation(scaled, numbers=dict(lm_loss=lm_loss))  # all calls share a program
     loader = Loader(events)
     evals = {"heldout": loop.evaluator(lm_loss, [helpers.lm_batch(n, seed=1) for n in range(2)])}
     pace = {"log_every": 2, "eval_every": HALF, "save_every": HALF}
