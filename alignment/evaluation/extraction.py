@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alignment.evaluation.multiple_choice import ALPHABET
 
-OK, REFUSED, UNPARSED = STATUSES = ("ok", "refused", "unparsed")
+OK, REFUSED, UNPARSED = ("ok", "refused", "unparsed")
 _MARKED = re.compile(r"\banswer(?: is)?\s*:?\s*[\[(*]*\s*([A-Za-z])\b(?!['’])[\])*]*", re.I)
 _ALONE = re.compile(r"(?<![\w'’])([A-Z])(?![\w'’])")
 _REFUSALS = re.compile(
@@ -18,7 +18,7 @@ _REFUSALS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """What an answer names: options by their numbers from 0, in order; `status` is one of STATUSES."""
+    """What an answer names: options by their numbers from 0, in order; `status` is OK, REFUSED or UNPARSED."""
 
     options: tuple[int, ...]
     status: str

@@ -292,9 +292,6 @@ def _mimic(row: Row) -> Item:
     return Item("", parts[0].strip(), answers=(parts[1].strip(" :\n"),), task="report")
 
 
-SPECIALTY = ("transcription", "medical_specialty")
-
-
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """A format: the columns that it is known by, how a row is read, and how it is asked."""
