@@ -12,14 +12,10 @@ Expect:  `laptop`: median Focus of LRP 0.974, of GradCAM 0.958 (0.502 and 0.490 
 """
 
 import dataclasses
-import functools
-import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from ml_collections.config_dict import placeholder
@@ -28,13 +24,22 @@ from alignment import files
 from alignment.errors import InputError, one_of
 from alignment.explain import explaining, lime, randomize, rating
 from alignment.models import pretrained, vision
-from alignment.train import classify, loop, optimizer, sharding
-from data import loader, records
+from alignment.train import classify, optimizer, sharding
+from data import records
 from data.pictures import image_sources, images, mosaic_files, mosaics, planning
+from experiments.explanations import networks
+from experiments.explanations.study import (
+    Classifier,
+    MosaicSet,
+    Study,
+    announce,
+    check_classes,
+    copies_of_training,
+    ready_mosaics,
+)
 from experiments.launch import checks, groups
 from experiments.pages import focus as focus_page
-from experiments.pages import focus_bias, focus_study
-from experiments.pages.focus_study import Classifier, MosaicSet, Study, announce, ready_mosaics
+from experiments.pages import focus_bias
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
 UNSET = "None takes all, or that of the run"
@@ -181,7 +186,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check(c)
     mesh = sharding.make_mesh(**c.mesh)
     sharding.check_batch(c.batch_size, mesh)
-    net = classifier(c, folder, mesh)
+    net = networks.classifier(c, folder, mesh)
     mosaic_set = mosaics_for(c, net, folder)
     study = Study(
         folder,
@@ -256,7 +261,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"init_from={c.init_from!r}; it is run:<workdir of mame.py>, checkpoint:<file.safetensors>, or '' to train"
         )
-    if not source_of(c) and kind != "run":
+    if not networks.source_of(c) and kind != "run":
         raise InputError("data.source is empty; only run:<workdir> knows its own. Name one, such as folder:<path>")
     if c.network.num_classes and kind != "checkpoint":
         raise InputError(
@@ -271,11 +276,11 @@ def check(c: ml_collections.ConfigDict) -> None:
         if kind:
             pretrained.check_file(path)
         vision.network(c.network.name, num_classes=c.network.num_classes or 2, dtype=c.dtype, **c.network.fields)
-    source = c.data.source if kind == "run" else source_of(c)
+    source = c.data.source if kind == "run" else networks.source_of(c)
     if source.startswith("mosaics:"):
         mosaic_files.check(source.removeprefix("mosaics:"))
     elif source:
-        images.check(source, **options_of(c, source))
+        images.check(source, **networks.options_of(c, source))
     one_of("outer", c.outer, mosaics.OUTER)
     one_of("data.split", c.data.split, SPLITS)
     one_of("options.lime.segmenter", c.options.lime.segmenter, ("", *lime.SEGMENTERS))
@@ -291,7 +296,11 @@ def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:
             "network"
         )
     options = {name: value for name, value in c.data.options.items() if name != "planted_share"}  # of a setting
-    unread = {"data.leave_out": tuple(c.data.leave_out), "data.columns": columns_of(c), "data.options": options}
+    unread = {
+        "data.leave_out": tuple(c.data.leave_out),
+        "data.columns": networks.columns_of(c),
+        "data.options": options,
+    }
     if kind == "run":  # the network of a checkpoint is set up for the size of the tiles
         unread |= {f"tile.{name}": value for name, value in c.tile.items()}
     for name, value in unread.items():
@@ -318,127 +327,15 @@ def shown_of(c: ml_collections.ConfigDict, num_mosaics: int) -> tuple[int, ...]:
     return tuple(ids[rating.spread(len(ids), c.pictures)].tolist())
 
 
-# The network and its mosaics
-
-
-def source_of(c: ml_collections.ConfigDict) -> str:
-    """The pictures for a network that does not come with its own: to train it and to rate it."""
-    return c.data.source or c.fallback.source
-
-
-def classifier(c: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> Classifier:
-    """The network to explain: a checkpoint's, a run's, or a baseline trained here."""
-    kind, _, path = c.init_from.partition(":")
-    if kind == "checkpoint":
-        return from_checkpoint(c, path)
-    if not c.init_from:
-        path = workdir / "baseline"
-        train_baseline(c, path, mesh)
-    run = classify.recall(path, mesh, dtype=c.dtype)
-    names = tuple(run.class_names)
-    return Classifier(run.network, run.model, run.variables, names, len(names), run.images)
-
-
-def from_checkpoint(c: ml_collections.ConfigDict, path: str) -> Classifier:
-    """The network of a safetensors file, with a head for the classes of the pictures."""
-    source = source_of(c)
-    names = () if source.startswith("mosaics:") else tuple(open_images(c, source).class_names)
-    num_classes = c.network.num_classes or len(names)
-    if not num_classes:
-        raise InputError(
-            "network.num_classes is not set; ready-made mosaics do not say how many classes there are: set it"
-        )
-    model = vision.network(c.network.name, num_classes=num_classes, dtype=c.dtype, **c.network.fields)
-    side = 2 * tile_of(c, {})["crop"]
-    fresh = jax.jit(model.init)(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))
-    variables, report = pretrained.load(path, fresh, network=model)
-    headless = (*report.skipped, *report.missing)
-    if headless:
-        raise InputError(
-            f"{path} has no head for {num_classes} classes ({', '.join(map(str, headless))}), and a random one "
-            "would be rated; set network.num_classes to what it was trained on, or give a checkpoint with its head"
-        )
-    return Classifier(c.network.name, model, variables, names, num_classes, {})
-
-
-def tile_of(c: ml_collections.ConfigDict, trained_on: Mapping[str, Any]) -> dict[str, int]:
-    """Resize and crop of a tile: the config's, else the run's, else the setting's."""
-    default = trained_on if trained_on.get("resize") else c.fallback
-    return {name: c.tile[name] or int(default[name]) for name in ("resize", "crop")}
-
-
-def train_baseline(c: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
-    """Train a small network on the same source, in a folder of its own, unless an earlier start has done it."""
-    source = source_of(c)
-    train, val = open_images(c, source, "train"), open_images(c, source, "val")
-    content = loader.digest(texts=[train.digest, val.digest])
-    if (folder / "summary.json").is_file():
-        if classify.about(folder)["images"].get("content", content) != content:
-            raise InputError(
-                f"the pictures of {source} have changed since {folder} was trained on them. Put them back as they "
-                "were, or start over in another --workdir"
-            )
-        return
-    fields = dict(c.network.fields)
-    model = vision.network(c.network.name, num_classes=len(train.class_names), **fields)
-    tile = tile_of(c, {})
-    shape = dict(tile, rotate=c.baseline.rotate, flip=c.baseline.flip)
-    batches = functools.partial(
-        images.batches, shape=shape, batch_size=c.baseline.batch_size, seed=c.seed, **sharding.row_share(mesh)
-    )
-    options = {"columns": columns_of(c)} if source.startswith("csv:") else {}
-    trained_on = {"source": source, "options": options, "content": content, **tile}
-    classify.remember(folder, network=c.network.name, fields=fields, class_names=train.class_names, images=trained_on)
-    every = c.baseline.eval_every
-    _, summary = classify.fit(
-        model,
-        batches(train, train=True, beside=(val,)),
-        {"valid": batches(val, train=False)},
-        mesh,
-        folder,
-        tx=optimizer.adamw(c.baseline.lr, warmup_steps=c.baseline.steps // 20, total_steps=c.baseline.steps),
-        seed=c.seed,
-        steps=c.baseline.steps,
-        batch_size=c.baseline.batch_size,
-        pace=loop.Pace(max(every // 10, 1), eval_every=every, save_every=every),
-        logging=loop.Logging(sinks=c.baseline.sinks, label="baseline"),
-    )
-    files.write_text(folder / "summary.json", json.dumps(summary))
-
-
-def columns_of(c: ml_collections.ConfigDict) -> dict[str, str]:
-    """Our names of a table's columns -> the table's, where the config names them."""
-    return {ours: theirs for ours, theirs in c.data.columns.items() if theirs}
-
-
-def open_images(
-    c: ml_collections.ConfigDict, source: str, split: str = "", run_options: Mapping[str, Any] | None = None
-) -> images.Images:
-    """A split of the source, with the options of the run whose source it is, and the config's."""
-    return images.open(source, split=split or c.data.split, **options_of(c, source, run_options))
-
-
-def options_of(c: ml_collections.ConfigDict, source: str, run_options: Mapping[str, Any] | None = None) -> dict:
-    """The options that `images.open` takes for a source: those of the run whose source it is, and the config's."""
-    options = {**(run_options or {}), **c.data.options}
-    if source.startswith("csv:"):
-        options["columns"] = {**options.get("columns", {}), **columns_of(c)}
-    elif columns_of(c):
-        raise InputError(f"data.columns={columns_of(c)} is of csv:<file.csv>, and these pictures are {source}")
-    if source.split(":")[0] != "museum":
-        options.pop("planted_share", None)
-    return options
-
-
 def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.Path) -> MosaicSet:
     """Ready-made mosaics, or those planned from the pictures of a source; their counts go to the report."""
     source = c.data.source or net.source or c.fallback.source
     if source.startswith("mosaics:"):
         return ready_mosaics(source.removeprefix("mosaics:"), net, workdir)
-    tile = tile_of(c, net.images)
+    tile = networks.tile_of(c, net.images)
     vision.check_input(net.model, (2 * tile["crop"], 2 * tile["crop"]))
-    pictures = open_images(c, source, run_options=net.images.get("options") if source == net.source else None)
-    focus_study.check_classes(net, pictures.class_names, source)
+    pictures = networks.open_images(c, source, run_options=net.images.get("options") if source == net.source else None)
+    check_classes(net, pictures.class_names, source)
     plan, tiles_NYXC, local_M4, broken = planning.decodable(
         pictures,
         tile,
@@ -459,8 +356,8 @@ def mosaics_for(c: ml_collections.ConfigDict, net: Classifier, workdir: pathlib.
     names = tuple(str(pictures.files[i]) for i in used)
     labels_N = np.asarray(pictures.labels_N)[used]
     plan = dataclasses.replace(plan, tile_index=local_M4)
-    trained_with = net.images.get("options", {}) if c.init_from else options_of(c, net.source)
-    is_copy_N = focus_study.copies_of_training(net, pictures, trained_with)
+    trained_with = net.images.get("options", {}) if c.init_from else networks.options_of(c, net.source)
+    is_copy_N = copies_of_training(net, pictures, trained_with)
     return MosaicSet(source, tiles_NYXC, labels_N, plan, names, None if is_copy_N is None else is_copy_N[used])
 
 

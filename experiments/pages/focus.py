@@ -16,7 +16,7 @@ import numpy as np
 
 from alignment import files
 from alignment.explain import focus, gradcam, graph, randomize
-from experiments.pages.focus_study import Classifier, MosaicSet, Scores
+from experiments.explanations.study import Classifier, MosaicSet, Scores
 from experiments.report import pictures
 
 MASSES = ("focus", "tp", "fp", "tn", "fn", "pos_total")

@@ -13,8 +13,8 @@ from alignment import files
 from alignment.evaluation import classification
 from alignment.explain import bias
 from data.toys import museum
+from experiments.explanations.study import Classifier, MosaicSet, Scores
 from experiments.pages.focus import Results, without_nan
-from experiments.pages.focus_study import Classifier, MosaicSet, Scores
 from experiments.report import pictures
 
 PAIR_COLUMNS = ("lift", "low", "high", "share", "excess", "count", "pictures", "back", "kind")

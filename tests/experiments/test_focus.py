@@ -18,8 +18,8 @@ from alignment.train import classify
 from data import loader
 from data.pictures import images, planning
 from experiments import focus
+from experiments.explanations import networks, study
 from experiments.pages import focus as focus_page
-from experiments.pages import focus_study
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
 
@@ -324,15 +324,15 @@ def test_stored_scores_of_these_mosaics_and_weights_are_taken_up_again_and_no_ot
     np.savez(tmp_path / "old.npz", **scores)
     np.savez(tmp_path / "new.npz", **scores, made_from=np.array(json.dumps(made_from)))
     for name in ("old", "new"):
-        stored = focus_study.stored_scores(tmp_path / f"{name}.npz", made_from)
+        stored = study.stored_scores(tmp_path / f"{name}.npz", made_from)
         assert stored.keys() == scores.keys() and stored["mosaic"].tolist() == [0, 1]
     for changed in made_from:
         with pytest.raises(ValueError, match=rf"new\.npz was computed from other {changed} than this run has now"):
-            focus_study.stored_scores(tmp_path / "new.npz", made_from | {changed: "c"})
+            study.stored_scores(tmp_path / "new.npz", made_from | {changed: "c"})
     content = (tmp_path / "new.npz").read_bytes()
     (tmp_path / "new.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"new\.npz is damaged .*remove it"):
-        focus_study.stored_scores(tmp_path / "new.npz", made_from)
+        study.stored_scores(tmp_path / "new.npz", made_from)
 
 
 def test_a_baseline_of_pictures_that_have_changed_is_refused(tmp_path):
@@ -344,11 +344,11 @@ def test_a_baseline_of_pictures_that_have_changed_is_refused(tmp_path):
     content = {"content": loader.digest(texts=source.values())}
     classify.remember(folder, network="cnn", fields={}, class_names=["a"], images=content)
     (folder / "summary.json").write_text("{}")
-    focus.train_baseline(c, folder, None)
+    networks.train_baseline(c, folder, None)
     for file in (tmp_path / "set/dots").iterdir():
         PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(file)
     with pytest.raises(ValueError, match=r"have changed since .*baseline was trained on them"):
-        focus.train_baseline(c, folder, None)
+        networks.train_baseline(c, folder, None)
 
 
 def test_the_accuracy_stands_beside_the_number_of_tiles_that_the_network_was_trained_on(tmp_path, capsys):
@@ -360,17 +360,17 @@ def test_the_accuracy_stands_beside_the_number_of_tiles_that_the_network_was_tra
         PIL.Image.fromarray(noise).save(tmp_path / "set" / split / label / f"{number}.png")
     source = f"folder:{tmp_path / 'set'}"
     pictures = images.open(source, split="test")
-    net = focus_study.Classifier("cnn", None, {}, pictures.class_names, 2, {"source": source})
-    is_copy_N = focus_study.copies_of_training(net, pictures, {})
+    net = study.Classifier("cnn", None, {}, pictures.class_names, 2, {"source": source})
+    is_copy_N = study.copies_of_training(net, pictures, {})
     assert [bool(is_copy) for is_copy in is_copy_N] == [True, False, True, False]
-    tiles = focus_study.MosaicSet(source, np.zeros((4, 1, 1, 3)), pictures.labels_N, [], (), is_copy_N)
+    tiles = study.MosaicSet(source, np.zeros((4, 1, 1, 3)), pictures.labels_N, [], (), is_copy_N)
     results = focus_page.Results({}, {"R1": {}, "R3": {}}, {}, np.array([0, 1, 1, 1]))
     summary = focus_page.summary_of(results, tiles)
     assert (summary["accuracy"], summary["copies"], summary["accuracy without copies"]) == (0.75, 2, 0.5)
     lines = focus_page.rating_lines(results, net, tiles)
     assert "2 of the 4 single tiles are byte-equal to a picture of its training; it recognises 50.0 %" in lines[1]
     source = f"folder:{tmp_path / 'gone'}"
-    assert focus_study.copies_of_training(dataclasses.replace(net, images={"source": source}), pictures, {}) is None
+    assert study.copies_of_training(dataclasses.replace(net, images={"source": source}), pictures, {}) is None
     assert "not counted" in capsys.readouterr().out
     unknown = focus_page.rating_lines(results, net, dataclasses.replace(tiles, is_copy_N=None))
     assert "It is not known" in unknown[1]
