@@ -20,7 +20,7 @@ import numpy as np
 
 from alignment import errors, files
 from alignment.errors import InputError
-from data import loader, places
+from data import loader, place_batches, places
 from data.places import Place, Region, Samples
 
 TABLE = "tasks.csv"
@@ -40,7 +40,7 @@ def write(folder: pathlib.Path, samples: Samples, regions: Sequence[Region], *, 
         rng = np.random.default_rng((seed, number))
         parts: list[tuple[np.ndarray, int, int]] = []
         for loc, place in enumerate(region.places):
-            first, second = places.split(place, rng, support, None)
+            first, second = place_batches.split(place, rng, support, None)
             parts += [(first, loc, 0), (second, loc, 1)]
         index_N = np.concatenate([index for index, _, _ in parts])
         loc_N = np.concatenate([np.full(len(index), loc, np.int32) for index, loc, _ in parts])

@@ -11,7 +11,7 @@ import numpy as np
 from alignment import errors, files
 from alignment.errors import InputError
 from alignment.fairness import measures, predictors
-from data import loader, place_arrays, place_tables, place_tasks, places, records
+from data import loader, place_arrays, place_batches, place_tables, place_tasks, places, records
 from data.toys import regions as toy
 
 SYNTHETIC = "synthetic"
@@ -135,9 +135,11 @@ def open_world(c: ml_collections.ConfigDict, workdir: pathlib.Path, samples: pla
         regions = places.fold(regions, grid, seed=c.seed)
         counts = dict(samples.counts) | cut
     scaled, unit = places.standardise(samples, regions, seed=c.seed)
-    most = max(places.queries(place, c.support) for region in regions for place in region.places)
+    most = max(place_batches.queries(place, c.support) for region in regions for place in region.places)
     most_query = c.test_query or MOST_QUERY
-    beyond = [places.queries(p, c.support) - most_query for r in regions if r.fold != places.TRAIN for p in r.places]
+    beyond = [
+        place_batches.queries(p, c.support) - most_query for r in regions if r.fold != places.TRAIN for p in r.places
+    ]
     counts |= places.facts(regions)
     counts["query samples beyond test_query"] = sum(max(0, number) for number in beyond)
     files.report_counts(workdir, counts)
@@ -152,7 +154,7 @@ def _cut(c: Any, samples: places.Samples, regions: list[places.Region], unit: fl
 
     def batches(fold: str, *, seed: int, **more: Any) -> loader.Loader:
         is_train = fold == places.TRAIN
-        return places.batches(
+        return place_batches.batches(
             samples,
             by_fold[fold],
             support=c.support,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from data import place_tasks, places
+from data import place_batches, place_tasks, places
 from data.places import Grid, Samples
 
 
@@ -104,7 +104,7 @@ def test_what_is_not_finite_is_refused_by_task_and_row(area):
 
 def test_a_draw_takes_support_and_query_of_each_place_and_none_twice(area):
     samples, regions, _ = area
-    one = places.draw(samples, regions[0], (0, 3), 5, 4, 6, 7)
+    one = place_batches.draw(samples, regions[0], (0, 3), 5, 4, 6, 7)
     assert one["support_x"].shape == (6, 5, 4) and one["query_y"].shape == (6, 7)
     assert (
         one["place_weight"].sum() == len(regions[0].places)
@@ -115,14 +115,14 @@ def test_a_draw_takes_support_and_query_of_each_place_and_none_twice(area):
     # the features hold the position, which tells that a sample comes from the place it stands for
     np.testing.assert_allclose(one["query_x"][1, :4, :2], one["query_xy"][1, :4], rtol=1e-6)
     with pytest.raises(InputError, match="both support and query"):
-        places.check_disjoint(np.array([1, 2]), np.array([2, 3]))
+        place_batches.check_disjoint(np.array([1, 2]), np.array([2, 3]))
 
 
 def loader_of(area, **changes):
     samples, regions, _ = area
     train = places.named(regions, places.TRAIN)
     options = dict(batch_size=3, support=4, query=4, num_places=4, num_query=4, seed=0, endless=True)
-    return places.batches(samples, train, **options | changes)
+    return place_batches.batches(samples, train, **options | changes)
 
 
 def test_batches_follow_from_their_number(area):
@@ -139,7 +139,7 @@ def test_batches_follow_from_their_number(area):
 def test_a_finite_pass_takes_each_region_once_with_all_its_query_samples(area):
     _, regions, _ = area
     train = places.named(regions, places.TRAIN)
-    most = max(places.queries(place, 4) for region in train for place in region.places)
+    most = max(place_batches.queries(place, 4) for region in train for place in region.places)
     seen, asked = [], 0.0
     for batch in loader_of(area, endless=False, query=most, num_query=most):
         counts = batch["weights"] > 0
@@ -207,7 +207,7 @@ def test_tasks_that_are_stored_come_back_with_their_split(area, tmp_path):
         for before, after in zip(one.places, two.places):
             assert set(samples.line_N[before.index_N]) == set(back.line_N[after.index_N])
             assert (~after.is_query_N).sum() == 5
-    drawn = places.draw(back, again[0], (0, 0), 5, 3, 4, 3)
+    drawn = place_batches.draw(back, again[0], (0, 0), 5, 3, 4, 3)
     rows = dict(zip(map(tuple, back.x), range(len(back.x))))
     place = again[0].places[0]
     queries = set(place.index_N[place.is_query_N].tolist())
