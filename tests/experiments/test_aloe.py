@@ -83,7 +83,7 @@ def test_a_later_start_trains_and_asks_nothing_again(whole, tmp_path, monkeypatc
     def refuse(*args, **options):
         raise AssertionError("this was done by the start before")
 
-    monkeypatch.setattr(tuning.next_token, "fit", refuse)
+    monkeypatch.setattr(tuning.text_training, "fit", refuse)
     monkeypatch.setattr(tuning.tuning, "align", refuse)
     monkeypatch.setattr(stages.models, "engine", refuse)
     ended = launch("aloe.py:tiny", again)

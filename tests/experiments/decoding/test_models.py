@@ -98,7 +98,7 @@ def test_the_toy_is_trained_once_and_is_the_same_at_the_next_start(tmp_path, mon
     monkeypatch.setattr(models, "TOY_STEPS", 2)
     monkeypatch.setattr(models, "TOY_SIZES", models.RANDOM_SIZES)
     first = models.load(config("laptop"), tmp_path)
-    monkeypatch.setattr(models.next_token, "fit", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(models.text_training, "fit", lambda *args, **kwargs: 1 / 0)
     second = models.load(config("laptop"), tmp_path)
     np.testing.assert_array_equal(first.params["embedding"], second.params["embedding"])
     assert first.digest == second.digest and first.name == "toy" and (tmp_path / "toy/model.json").is_file()
@@ -107,6 +107,6 @@ def test_the_toy_is_trained_once_and_is_the_same_at_the_next_start(tmp_path, mon
 def test_a_toy_s_seed_is_that_of_its_weights_and_of_its_order(monkeypatch, tmp_path):
     seen, orders = {}, []
     monkeypatch.setattr(models.text, "batches", lambda *rows, seed, **options: orders.append(seed))
-    monkeypatch.setattr(models.next_token, "fit", lambda *parts, **options: seen.update(options))
+    monkeypatch.setattr(models.text_training, "fit", lambda *parts, **options: seen.update(options))
     models.train_toy(tmp_path, models.TOYS[models.OBEDIENT], seed=3)
     assert seen["seed"] == 3 and orders == [3, 3]
