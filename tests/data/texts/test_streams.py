@@ -170,6 +170,17 @@ def test_held_out_texts_are_those_of_the_reader_of_whole_files(corpus, fraction)
     assert other.left_out.tolist() != heldout.left_out.tolist()
 
 
+def test_a_file_that_goes_during_a_run_ends_it_with_its_name(tmp_path):
+    for name in "ab":
+        rows = [json.dumps({"text": f"{name}{n}"}) for n in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    one = streams.Stream(streams.split(opened(tmp_path, READER), fraction=0, seed=0)[0], READER, batch_size=8, seed=0)
+    one._part.index._opened.cache_clear()  # a file that is open stays so
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*b\.jsonl"):
+        next(one)
+
+
 def test_a_reader_goes_to_other_processes():
     assert pickle.loads(pickle.dumps(READER)).made_by == READER.made_by
 
