@@ -107,6 +107,6 @@ def test_the_toy_is_trained_once_and_is_the_same_at_the_next_start(tmp_path, mon
 def test_a_toy_s_seed_is_that_of_its_weights_and_of_its_order(monkeypatch, tmp_path):
     seen, orders = {}, []
     monkeypatch.setattr(models.text, "batches", lambda *rows, seed, **options: orders.append(seed))
-    monkeypatch.setattr(models.text_training, "fit", lambda *parts, **options: seen.update(options))
+    monkeypatch.setattr(models.text_training.next_token, "fit", lambda *parts, **options: seen.update(options))
     models.train_toy(tmp_path, models.TOYS[models.OBEDIENT], seed=3)
     assert seen["seed"] == 3 and orders == [3, 3]
