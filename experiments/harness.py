@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.system_instruction = ""  # before the first message, or before the prompt
     c.fewshot_as_multiturn = True  # examples are turns of the conversation
     c.gen_kwargs = ""  # for tasks in which the model writes, such as "do_sample=True,temperature=0.7"
-    c.bootstrap = 1_000  # resamples for the errors of metrics that are no means
+    c.bootstrap = 1_000  # resamples for the errors of metrics that are not means
     c.cache = True  # answers are kept, for a run that is started again
     c.samples = 8  # questions of each task shown in the report
     if arg:

@@ -1,6 +1,6 @@
 """Two answers to one prompt, judged: verdicts read and counted as wins, ties and losses of the first.
 
-An outcome is WIN, TIE, LOSS or UNDETERMINED. What a judge did not decide is no tie: it is left out, and counted.
+An outcome is WIN, TIE, LOSS or UNDETERMINED. What a judge did not decide is not a tie: it is left out, and counted.
 """
 
 import dataclasses

@@ -157,7 +157,7 @@ def gradcam(
         scale: to [0, 1] by each map's smallest and largest value, after resizing.
 
     Raises:
-        InputError: an unknown layer, or one that is no map of the image.
+        InputError: an unknown layer, or one that is not a map of the image.
     """
     activation_NIJC, gradients_NKIJC = _at_layer(steps.hashable(apply_fn), variables, x_NYXC, targets_NK, layer)
     cam_NKIJ = weighted(activation_NIJC, mean_weights(gradients_NKIJC))

@@ -77,7 +77,7 @@ def loss_fn(
 
     words = {name: value for name, value in objective.items() if value is None or isinstance(value, str)}
     numbers = {name: _number(value) for name, value in objective.items() if name not in words}
-    # None is no number: a weight that a loss does without shapes the program
+    # None is not a number: a weight that a loss does without shapes the program
     alpha = _number(length_alpha) if length_alpha != 1 else None
     anchor = _number(sft_weight) if sft_weight else None
     scores_fn = programs.Computation(_scores, dict(model=model, mesh=mesh, loss=loss), dict(length_alpha=alpha))

@@ -53,7 +53,7 @@ class Settings:
         max_new_tokens: of a prompt.
         negligible: a candidate is not scored where even r = 0 would leave it less likely than this share of the best
             one so far; 0 scores all B.
-        min_p: a token is no candidate where the writer gives it less than this share of the likeliest one's
+        min_p: a token is not a candidate where the writer gives it less than this share of the likeliest one's
             probability, in [0, 1]: a large weight would otherwise jump to a word that is refused on its own.
     """
 
@@ -128,7 +128,7 @@ class Written:
         r: nats of R behind the whole prompt, a sum.
         turns: over all tokens.
         calls: passes of one sequence through either model; a backward pass counts as two.
-        dropped_scores: candidates whose score was no number.
+        dropped_scores: candidates whose score was not a number.
         why: it ends: `stop` (the writer's), `length`, `refused` (the target's likeliest answer begins with R, and a
             sentence ends), `stuck` (no candidate had a score).
     """

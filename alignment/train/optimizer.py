@@ -164,7 +164,7 @@ def _scale_by_adam(*, b1, rest1, b2, rest2, eps):
 
 
 def _shared(make_fn, fixed, numbers):
-    """What `make_fn(**fixed, **numbers)` makes, as computations: its numbers are no constants of a program."""
+    """What `make_fn(**fixed, **numbers)` makes, as computations: its numbers are not constants of a program."""
     fixed = dict(make_fn=make_fn, **fixed)
     parts = (programs.Computation(fn, fixed, numbers) for fn in (_begin, _update))
     return optax.GradientTransformation(*parts)

@@ -122,7 +122,7 @@ def parse(
 
 
 def _odd(value: Mapping[str, Any]) -> Iterator[str]:
-    """Fields that are no text where one is needed, or no object; the other checks then read them as they are."""
+    """Fields that are not a text or an object where one is needed; the other checks then read them as they are."""
     texts = {name: value.get(name) for name in TEXTS}
     for name in ("options", "marks", "group"):
         inside = value.get(name)

@@ -63,7 +63,7 @@ class Suite:
 
     Attributes:
         shape: the name of the format, a key of SHAPES.
-        sha256: of the files' bytes, in the order of their names; "" for a source that is no file.
+        sha256: of the files' bytes, in the order of their names; "" for a source that is not a file.
         duplicates: ids that were dropped, because an earlier prompt has the same text and style.
         num_read: how many of each kind, with the duplicates.
     """

@@ -35,7 +35,7 @@ def messages_of(turns: Any) -> list[Message]:
     says whether a turn is to be learned. OpenAI's older `function_call` becomes one of `tool_calls`.
 
     Raises:
-        SetAside: a turn holds what is no text, such as a picture, or a weight between 0 and 1.
+        SetAside: a turn holds something else than text, such as a picture, or a weight between 0 and 1.
     """
     if isinstance(turns, str):
         return [{"role": "user", "content": turns}]

@@ -106,7 +106,7 @@ def check(spec: str) -> bool:
     """Whether a spec names a local path, not an id of the hub; neither is read.
 
     Raises:
-        InputError: nothing lies there and it is no hub id, or the package that asks the hub is missing.
+        InputError: nothing lies there and it is not a hub id, or the package that asks the hub is missing.
     """
     name = spec.removeprefix("hf:")
     if pathlib.Path(name).expanduser().exists():

@@ -165,7 +165,7 @@ def check_same_tokens(tok: tokenizer.Tokenizer, other: tokenizer.Tokenizer) -> N
     """Refuse a reward model whose token ids mean something else than the base's.
 
     Raises:
-        InputError: an id or the merges differ. Further special tokens at the end of one vocabulary are no difference:
+        InputError: an id or the merges differ. Further special tokens at the end of one vocabulary do not count:
             they are never chosen, and this is printed.
     """
     tables = [pieces.pieces(one) for one in (tok, other)]

@@ -38,7 +38,7 @@ def found(images: str) -> list[str]:
 def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pathlib.Path) -> np.ndarray:
     """Square cuts of pictures, uint8 [N, size, size, 3].
 
-    Of each picture the middle, then, where `num` asks for more, places drawn from the seed. What is no picture, or
+    Of each picture the middle, then, where `num` asks for more, places drawn from the seed. What is not a picture, or
     smaller than `size`, is set aside with its reason and counted.
 
     Raises:
@@ -76,7 +76,7 @@ def own_pictures(pattern: str, shape: tuple[int, ...], name: str) -> np.ndarray:
     """A user's marked pictures, uint8 of the shape of the unmarked ones; nothing is cut, which would lose the mark.
 
     Raises:
-        InputError: another number of pictures, another size, or a file that is no picture.
+        InputError: another number of pictures, another size, or a file that is not a picture.
     """
     out = [image_files.read(file) for file in found(pattern)]
     for file, picture in zip(found(pattern), out):

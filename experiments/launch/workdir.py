@@ -111,7 +111,7 @@ def check(workdir: str, config: Mapping[str, Any], experiment: str, defaults: Ma
     """Refuse a folder that holds another run; reads only.
 
     A run that was refused before any work does not count, larger `steps` go on from where that run is, and a key that
-    the code has gained since is no difference while it has its default.
+    the code has gained since does not count while it has its default.
 
     Raises:
         InputError: with the keys that differ, when the folder was started with another config or experiment.
