@@ -307,7 +307,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         kinds = [part.strip() for part in c.judge.split(",")]
         who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in kinds]
         agreement = against_people(c, who, counts)
-        rows = asked(c, folder / BEFORE, target, engine_fn, plan, who)
+        rows = judged_answers(c, folder / BEFORE, target, engine_fn, plan, who)
         pairs = gathering.pair_up(c, plan, rows.pop(TRAIN), rows.pop(BENIGN), target.name, counts)
         files.write_rows(folder / "pairs.jsonl", pairs)
         can = {BEFORE: measure(c, target, plan, folder / BEFORE)}
@@ -315,7 +315,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         own = aligned_config(c, folder)
         aligned = dataclasses.replace(models.load(own, folder), name="aligned")
         aligned_engine_fn = functools.cache(lambda: models.engine(aligned, own))
-        after = asked(own, folder / AFTER, aligned, aligned_engine_fn, plan.measuring(), who)
+        after = judged_answers(own, folder / AFTER, aligned, aligned_engine_fn, plan.measuring(), who)
     can[AFTER] = measure(c, aligned, plan, folder / AFTER)
     records_of = [row for side in (*rows.values(), *after.values()) for row in side]
     files.write_rows(folder / "records.jsonl", records_of)
@@ -328,12 +328,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         forms=frozenset(pair["chosen"] for pair in pairs if pair.get("chosen_model") != target.name),
         num_wanted=c.pairs.num,
         agreement=agreement,
-        prompts=plan.shown() if c.data.path == c.harmless.path == EMBEDDED else {},
+        prompts=plan.on_page() if c.data.path == c.harmless.path == EMBEDDED else {},
     )
     return page.write(folder, report)
 
 
-def asked(
+def judged_answers(
     c: ml_collections.ConfigDict,
     folder: pathlib.Path,
     model: Model,

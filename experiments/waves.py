@@ -144,7 +144,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"training.init_from={c.training.init_from!r} is not there; give a safetensors file")
     check_training(c)
     if c.images != prepare.SYNTHETIC:
-        prepare.found(c.images)
+        prepare.files_of(c.images)
     if c.address and c.executor != "ray":
         raise InputError(f"address={c.address!r} is read by executor=ray alone; leave it out")
     executors.check(c.executor, c.workers or 0, c.retries)

@@ -135,7 +135,7 @@ RespondFn = Callable[[Sequence[Request]], Sequence[Reply]]
 ExamplesFn = Callable[[Question], tuple[Sequence[Example], float]]  # in the prompt's order, with their mean cosine
 
 
-def shown(question: Question, order: str, *, reasons: bool, by_text: bool = False) -> str:
+def displayed(question: Question, order: str, *, reasons: bool, by_text: bool = False) -> str:
     """A question as a user's turn, its options in an order."""
     lines = [f"{letter}. {question.options[own]}" for letter, own in zip(options.letters(len(order)), order)]
     context = [question.context] if question.context else []
@@ -169,9 +169,9 @@ def messages_of(
     out: Messages = []
     for example in examples:
         reply = example.reply if reasons else answer_alone(example.question, example.order, by_text=by_text)
-        prompt = shown(example.question, example.order, reasons=reasons, by_text=by_text)
+        prompt = displayed(example.question, example.order, reasons=reasons, by_text=by_text)
         out += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-    return [*out, {"role": "user", "content": shown(question, order, reasons=reasons, by_text=by_text)}]
+    return [*out, {"role": "user", "content": displayed(question, order, reasons=reasons, by_text=by_text)}]
 
 
 def fitting(

@@ -72,7 +72,7 @@ def write(
     for attempt in range(tries):
         work = [
             prompting.Request(
-                told(question, by_text=by_text), temperature, max_new_tokens, f"{seed} {question.id} {attempt}"
+                with_answer(question, by_text=by_text), temperature, max_new_tokens, f"{seed} {question.id} {attempt}"
             )
             for question in todo
         ]
@@ -91,10 +91,10 @@ def write(
     return Written(right_ones, num_replies, num_wrong, num_unparsed, len(todo))
 
 
-def told(question: Question, *, by_text: bool = False) -> Messages:
+def with_answer(question: Question, *, by_text: bool = False) -> Messages:
     """The question as a writer of chains of thought reads it."""
     order = options.letters(len(question.options))
-    prompt = prompting.shown(question, order, reasons=True, by_text=by_text)
+    prompt = prompting.displayed(question, order, reasons=True, by_text=by_text)
     answer = question.options[question.answer] if by_text else f"[{question.answer}]"
     return [{"role": "user", "content": f"{TOLD.format(answer=answer)}\n{prompt}"}]
 

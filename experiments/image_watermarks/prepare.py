@@ -21,7 +21,7 @@ from experiments.image_watermarks.cells import PICTURES, unmarked
 SYNTHETIC = "synthetic"
 
 
-def found(images: str) -> list[str]:
+def files_of(images: str) -> list[str]:
     """The files behind a glob or a folder.
 
     Raises:
@@ -47,7 +47,7 @@ def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pat
     if images == SYNTHETIC:
         return scenes.scenes(num or 16, size, seed=seed)
     photos, bad = [], []
-    for name in found(images):
+    for name in files_of(images):
         if num is not None and len(photos) == num:
             break
         try:
@@ -78,8 +78,8 @@ def own_pictures(pattern: str, shape: tuple[int, ...], name: str) -> np.ndarray:
     Raises:
         InputError: another number of pictures, another size, or a file that is not a picture.
     """
-    out = [image_files.read(file) for file in found(pattern)]
-    for file, picture in zip(found(pattern), out):
+    out = [image_files.read(file) for file in files_of(pattern)]
+    for file, picture in zip(files_of(pattern), out):
         if picture.shape != shape[1:]:
             raise InputError(
                 f"given.{name}.pictures: {file} has {picture.shape[1]} x {picture.shape[0]} pixels, and "

@@ -145,7 +145,7 @@ def vignettes() -> list[dict[str, Any]]:
     out = []
     for row in clinic.vignettes():
         question_of_row = Question("", row["question"], row["options"], row["correct_answer"])
-        text = prompting.shown(question_of_row, LETTERS, reasons=False, by_text=True)
+        text = prompting.displayed(question_of_row, LETTERS, reasons=False, by_text=True)
         out.append(row | {"question": f"User: {text}\n\nAssistant:"})
     return out
 
@@ -164,7 +164,7 @@ def general_pairs(wards: Iterable[str], *, seed: int) -> list[dict[str, str]]:
             out.append(
                 {
                     "uuid": f"{ward}/{row['kind']}/{row['subject']}",
-                    "prompt": prompting.shown(question(row), LETTERS, reasons=True, by_text=True),
+                    "prompt": prompting.displayed(question(row), LETTERS, reasons=True, by_text=True),
                     "chosen": chain,
                     "rejected": wrong,
                 }

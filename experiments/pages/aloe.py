@@ -127,7 +127,7 @@ def scheme_lines(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def kept(report: Report) -> dict[str, float]:
+def retention(report: Report) -> dict[str, float]:
     """How much of each fine-tune's accuracy the merged model has, on its own subject where it has one."""
     known = set(report.subjects.values())
     out = {}
@@ -205,7 +205,7 @@ def summary(report: Report, steps: Sequence[Row], safety: Sequence[Row]) -> dict
     for line in steps:
         if "gain" in line:
             out |= {f"{name}/{line['key']}": line[name] for name in ("gain", "gain_low", "gain_high")}
-    out |= kept(report)
+    out |= retention(report)
     for line in safety:
         name = {"attacks that succeed": "asr", "harmless prompts refused": "refusal"}.get(line["of"])
         if name and not line["name"]:

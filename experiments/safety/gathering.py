@@ -50,7 +50,7 @@ class Plan:
         """The plan without what only training needs."""
         return dataclasses.replace(self, train=(), benign=())
 
-    def shown(self) -> dict[str, str]:
+    def on_page(self) -> dict[str, str]:
         """Prompts by their ids, for samples."""
         return {prompt.case.id: prompt.text for prompt in (*self.test, *self.harmless)}
 
@@ -244,10 +244,10 @@ def pair_up(
         )
     out = [_line(pair) for pair in pairing.sampled(pairs, c.pairs.num, seed=c.seed)]
     counts["pairs beyond pairs.num"] = len(pairs) - len(out)
-    return [*out, *kept(c, plan, kept_rows, target_name, counts), *more(c, counts)]
+    return [*out, *reversed_pairs(c, plan, kept_rows, target_name, counts), *more(c, counts)]
 
 
-def kept(
+def reversed_pairs(
     c: ml_collections.ConfigDict,
     plan: Plan,
     rows: Sequence[Mapping[str, Any]],

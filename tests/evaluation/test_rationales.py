@@ -56,7 +56,7 @@ def test_a_reply_without_an_answer_is_dropped_under_its_own_name():
 
 def test_the_hint_is_read_by_the_writer_and_never_trained_on():
     hint = rationales.TOLD.format(answer="[A]")
-    assert rationales.told(QUESTIONS[0])[0]["content"].startswith(hint)
+    assert rationales.with_answer(QUESTIONS[0])[0]["content"].startswith(hint)
     written = rationales.write(QUESTIONS, writer(1.0), tries=1)
     rows = rationales.conversations(written.examples, 30, direct_share=0.5, most_turns=3, seed=1)
     turns = [turn for row in rows for turn in row["messages"]]
@@ -73,7 +73,7 @@ def test_a_chain_of_thought_that_ends_with_an_options_text_counts_where_texts_ar
     question = Question("q", "Question", {"A": "moss", "B": "wet moss", "C": "fir"}, "B")
     respond = lambda requests: [Reply("Not moss, not fir: wet moss")] * len(requests)  # noqa: E731
     written = rationales.write([question], respond, tries=1, by_text=True)
-    assert len(written.examples) == 1 and rationales.told(question, by_text=True)[0]["content"].startswith(
+    assert len(written.examples) == 1 and rationales.with_answer(question, by_text=True)[0]["content"].startswith(
         "The right answer is wet moss."
     )
     (row,) = rationales.conversations(written.examples, 1, direct_share=1.0, by_text=True)
