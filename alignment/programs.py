@@ -105,7 +105,7 @@ def _program(form, donate_argnums, places, form_of_places, context):
 
 @functools.lru_cache(maxsize=NUM_PROGRAMS)
 def _function(form, _):
-    """Of numbers and arguments; one object, because JAX traces a function once wherever its outputs go."""
+    """A function of numbers and arguments; one object, because JAX traces a function once wherever its outputs go."""
 
     def run(numbers, *args):
         return jax.tree.unflatten(form, numbers)(*args)

@@ -117,7 +117,7 @@ def bootstrap(
 
 
 def flip_rate(pairs: Sequence[tuple[bool, bool]]) -> float | None:
-    """Of the items that are right plainly, the share that is wrong in the other form; None where none is right.
+    """The share that is wrong in the other form, among the items that are right plainly; None where none is.
 
     Args:
         pairs: (right in the plain form, right in the other form).
@@ -141,7 +141,7 @@ class Equity:
 
 
 def equity(members: Sequence[tuple[Hashable, str, Hashable, bool]]) -> Equity | None:
-    """Of vignettes that differ in one attribute alone; None without any.
+    """Equity over vignettes that differ in one attribute alone; None without any.
 
     Args:
         members: (vignette, group, what was chosen, whether it is right).

@@ -40,7 +40,7 @@ def agreement(answers: Sequence[Hashable]) -> float:
 
 
 def entropy(answers: Sequence[Hashable]) -> float:
-    """Of the answers' distribution, in nats."""
+    """The entropy of the answers' distribution, in nats."""
     shares = np.array(list(Counter(answers).values())) / len(answers)
     return float(-(shares * np.log(shares)).sum()) + 0.0
 

@@ -22,14 +22,14 @@ def scores(text: str) -> tuple[float, float] | None:
 
 
 def outcome(first: float, second: float) -> str:
-    """Of two scores; UNDETERMINED where one is not a number."""
+    """The outcome of two scores; UNDETERMINED where one is not a number."""
     if first != first or second != second:
         return UNDETERMINED
     return WIN if first > second else LOSS if first < second else TIE
 
 
 def of_scores(text: str) -> str:
-    """Of a judge's line of scores for the first and the second answer."""
+    """The outcome of a judge's line of scores for the first and the second answer."""
     read = scores(text)
     return UNDETERMINED if read is None else outcome(*read)
 

@@ -152,7 +152,7 @@ def _flat(whole: Mapping[str, np.ndarray]) -> Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Of one step of an outcome: the quality of places `m_P`, of tasks `reference_T`, and how even it is.
+    """One step of an outcome: the quality of places `m_P`, of tasks `reference_T`, and how even it is.
 
     Places and tasks without a quality have NaN, see `measures.grouped`; evenness leaves them out.
     """

@@ -72,7 +72,7 @@ def build(
 
 
 def num_outputs(loss: str, num_classes: int) -> int:
-    """Of a network that learns by this loss."""
+    """Outputs of a network that learns by this loss."""
     return num_classes if loss in (SOFTMAX, DICE) else 1
 
 

@@ -32,7 +32,7 @@ def weighted_sum(block_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool
 
 
 def consensus(delta_KB: np.ndarray, weights_K: np.ndarray, *, normalize: bool, votes_weigh: bool = True) -> np.ndarray:
-    """Of each entry a sign is elected, and the models that agree with it are summed: TIES (arXiv:2306.01708).
+    """For each entry a sign is elected, and the models that agree with it are summed: TIES (arXiv:2306.01708).
 
     A sum that is exactly zero elects plus, and entries that are zero agree with neither sign. The block is overwritten.
 

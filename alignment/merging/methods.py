@@ -99,7 +99,7 @@ def merge(tensor: Tensor, method: "Method", out: np.ndarray) -> Measured:
 
 
 def _signs(delta_KB: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Of each model how many entries are not zero; how many are changed both ways, and how many at all."""
+    """How many entries of each model are not zero; how many are changed both ways, and how many at all."""
     up, down = [delta_B > 0 for delta_B in delta_KB], [delta_B < 0 for delta_B in delta_KB]
     nonzero_K = np.array([np.count_nonzero(a) + np.count_nonzero(b) for a, b in zip(up, down)])
     up_B, down_B = functools.reduce(np.bitwise_or, up), functools.reduce(np.bitwise_or, down)

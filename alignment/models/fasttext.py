@@ -39,7 +39,7 @@ class Model:
 
     @property
     def labels(self) -> list[str]:
-        """With their prefix `__label__`, the most frequent first."""
+        """Labels with their prefix `__label__`, the most frequent first."""
         return self.file.labels
 
     def predict(self, texts: Sequence[str], k: int = 1, threshold: float = 0.0) -> list[list[tuple[str, float]]]:

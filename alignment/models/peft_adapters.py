@@ -176,7 +176,7 @@ def save(folder: str | pathlib.Path, adapter: lora.Adapter, params: Mapping, *, 
 
 
 def _places(adapter: lora.Adapter):
-    """Of every layer with an adapter: its name, its path in the tree, its number in the stack, and its rank."""
+    """For every layer with an adapter: its name, its path in the tree, its number in the stack, and its rank."""
     for name, (ours, layer) in lora.modules(adapter.model).items():
         rank = adapter.ranks.get(ours, (0,) * adapter.model.num_layers)[layer or 0]
         if rank:

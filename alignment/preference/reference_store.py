@@ -41,7 +41,7 @@ NOTE = "made_from.json"
 
 
 def key(ids: np.ndarray, prompt_len: int) -> str:
-    """Of an answer: 128 bits of its token ids, prompt first, and of where the answer begins."""
+    """An answer's key: 128 bits of its token ids, prompt first, and of where the answer begins."""
     content = np.ascontiguousarray(ids, np.int64)
     return xxhash.xxh3_128(content.tobytes() + int(prompt_len).to_bytes(8, "little")).hexdigest()
 
@@ -59,7 +59,7 @@ def made_from(
 
 
 def digest(params: Any) -> str:
-    """Of every tensor's name, dtype, shape and bytes; an adapter beside the weights counts as they do."""
+    """Digest of every tensor's name, dtype, shape and bytes; an adapter beside the weights counts as they do."""
     content = xxhash.xxh3_128()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         whole = np.asarray(sharding.to_host(leaf))  # one at a time, so that the host holds no second model
@@ -91,7 +91,7 @@ def numerics(model: decoder.DecoderLM, mesh: Mesh, layout: Sequence[types.Module
 
 @functools.cache
 def _code(modules: tuple[types.ModuleType, ...]) -> str:
-    """Of the modules' source: an edit of the code is another store, without anybody having to count versions."""
+    """Digest of the modules' source: an edit of the code is another store, without anybody having to count versions."""
     content = xxhash.xxh3_64()
     for module in modules:
         content.update(pathlib.Path(str(module.__file__)).read_bytes())

@@ -175,7 +175,7 @@ def _probability(
 
 
 def _logprob(engine: "Engine", before: Sequence[int], word: int) -> float:
-    """Of a word that is not among the likeliest ones: the model reads it."""
+    """The log-probability of a word that is not among the likeliest ones: the model reads it."""
     (answer,) = engine.answers([Request([*before, word], 0, prompt_logprobs=True)])
     return answer.prompt[-1].logprob
 

@@ -103,7 +103,7 @@ class Rubric:
 
     @property
     def sha256(self) -> str:
-        """Of the wording; "" where the checkpoint has it."""
+        """Digest of the wording; "" where the checkpoint has it."""
         return "" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
 
     @property

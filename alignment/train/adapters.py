@@ -67,7 +67,7 @@ class Options:
         return bool(self.rank or self.init_from)
 
     def settings(self) -> lora.Settings:
-        """Of a fresh adapter."""
+        """The settings of a fresh adapter."""
         return lora.Settings(
             rank=self.rank,
             alpha=self.alpha,

@@ -171,7 +171,7 @@ def _read(batch: Batch) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Of each image read once, in the order of their index."""
+    """Label and logits of each image, in the order of their index."""
 
     index_N: np.ndarray
     labels_N: np.ndarray

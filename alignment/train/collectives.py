@@ -25,7 +25,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class _Call(NamedTuple):
-    """Of a loop `times` is None where only its condition tells how often it turns."""
+    """A call of a computation; `times` is None for a loop whose condition alone decides how often it turns."""
 
     computation: str
     times: int | None
@@ -33,7 +33,7 @@ class _Call(NamedTuple):
 
 
 def count(text: str) -> dict[str, tuple[int, float]]:
-    """Of each sort that a program has: the number of calls in one run, and the bytes that one device sends in all.
+    """For each sort that a program has: the number of calls in one run, and the bytes that one device sends in all.
 
     Args:
         text: of a compiled program, `as_text()`. A ring is assumed: g devices gather n bytes by sending n (g - 1) / g

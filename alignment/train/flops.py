@@ -8,7 +8,7 @@ import jax
 
 
 def count(fn: Callable[..., Any], *args: Any, turns: int = 1) -> float:
-    """Of one call: two for each multiplication and addition of a matrix product, products in loops counted each time.
+    """Operations of one call: two for each multiply and add of a matrix product; products in loops count each time.
 
     Compilers do not count this way: XLA's own analysis takes the body of a loop over layers once. Of a branch the
     dearer side counts; of a loop whose length depends on data the body counts `turns` times.

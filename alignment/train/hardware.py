@@ -95,7 +95,7 @@ class Topology:
         return self.chip.link if is_boxed else min(BETWEEN_BOXES, self.chip.link)
 
     def larger(self, times: int) -> "Topology":
-        """With `times` as many chips, a power of two: each doubling goes to the shortest side."""
+        """The topology with `times` as many chips, a power of two: each doubling goes to the shortest side."""
         shape = list(self.shape)
         while times > 1:
             shape[shape.index(min(shape))] *= 2

@@ -93,7 +93,7 @@ class Choice:
     accumulate: int
 
     def flags(self, accumulate_key: str | None = "accumulate") -> str:
-        """As a run is told them; see `Training.accumulate_key`."""
+        """The choice as flags of a run; see `Training.accumulate_key`."""
         axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(sharding.AXES, self.mesh))
         parts = "" if accumulate_key is None else f" --config.{accumulate_key}={self.accumulate}"
         return f"{axes} --config.compute.remat={self.remat}{parts}"

@@ -73,7 +73,7 @@ def shapes(sizes: Sizes, *, is_projected: bool) -> Shapes:
 
 
 def head_shapes(width: int) -> Shapes:
-    """Of a score's head."""
+    """Shapes of a score's head."""
     befores = (width, *[HEAD_WIDTH] * (len(HEAD) - 1))
     afters = (*befores[1:], 1)
     parts = [

@@ -87,7 +87,7 @@ def reconstruction(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def cross_entropy(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Of the surrogate, with `labels` 1 for marked."""
+    """Loss of the surrogate, with `labels` 1 for marked."""
     logits: Any = Surrogate().apply(params, batch["images"])
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch["labels"]))
 

@@ -175,7 +175,7 @@ class ArrayRead:
 
 
 def _digest(picture: np.ndarray) -> int:
-    """Of the shape and the values."""
+    """Digest of the shape and the values."""
     content = xxhash.xxh3_64(repr((picture.dtype.str, picture.shape)))
     content.update(np.ascontiguousarray(picture).data)
     return content.intdigest()

@@ -85,7 +85,7 @@ class Images:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the pictures and their labels, in their order: what a position in them belongs to."""
+        """Digest of the pictures and their labels, in their order: what a position in them belongs to."""
         return loader.digest(self.digests_N, self.labels_N)
 
     def size(self, i: int) -> tuple[int, int]:
@@ -182,7 +182,7 @@ class ZipRead:
         return image_files.read(self.content(i), at_least=at_least, name=f"{self.archive}/{self.entries[i]}")
 
     def digest(self, i: int) -> int:
-        """Of the checksum and the length that the archive's directory has, for which nothing is unpacked."""
+        """Digest of the checksum and the length that the archive's directory has, for which nothing is unpacked."""
         entry = opened_zip(self.archive).getinfo(self.entries[i])
         return xxhash.xxh3_64_intdigest(f"{entry.CRC} {entry.file_size}")
 

@@ -205,7 +205,7 @@ def _metadata(root: pathlib.Path, name: str, checksums: bool) -> tuple[bytes, st
 
 
 def _class_names(root: pathlib.Path, checksums: bool, mediums: list[str]) -> tuple[str, ...]:
-    """As `MAMe_labels.csv` numbers them, from 0; without it, in alphabetical order."""
+    """Class names as `MAMe_labels.csv` numbers them, from 0; without it, in alphabetical order."""
     try:
         content, name = _metadata(root, LABELS, checksums)
     except InputError:

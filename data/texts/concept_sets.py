@@ -64,7 +64,7 @@ class ConceptSet:
 
     @property
     def digest(self) -> str:
-        """Of all that a training or a test reads."""
+        """Digest of all that a training or a test reads."""
         every = [*self.rows, *self.counterfactuals]
         parts = (
             part

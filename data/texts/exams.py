@@ -68,7 +68,7 @@ class Exam:
 
     @property
     def digest(self) -> str:
-        """Of all that a model reads and is compared with."""
+        """Digest of all that a model reads and is compared with."""
         content = hashlib.sha256(repr((self.style, self.subject, self.items)).encode())
         return content.hexdigest()[:16]
 

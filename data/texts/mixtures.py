@@ -49,7 +49,7 @@ def order(source_N: np.ndarray, shares: Sequence[float], *, seed: int) -> Callab
 
     @functools.lru_cache(maxsize=4)  # a batch may lie across the border of two rounds
     def placed(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a round: the source of each place, and how many of that source's places come before it in the round."""
+        """For a round: the source of each place, and how many of that source's places come before it in the round."""
         sources = np.repeat(np.arange(len(counts)), counts)
         sources = np.random.default_rng([seed % 2**32, 0, number]).permutation(sources)
         before = np.zeros(ROUND, np.int64)

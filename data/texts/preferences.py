@@ -76,7 +76,7 @@ class Pairs:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the tokens and of which of them answer what: what a stored reference and a position belong to."""
+        """Digest of the tokens and of which of them answer what: what a stored reference and a position belong to."""
         labels = np.zeros(0) if self.label_N is None else self.label_N
         return loader.digest(self.tokens, self.starts, self.prompt_len_NP, labels)
 
@@ -257,7 +257,7 @@ def batches(
 
 
 def lists_cut(pairs: Pairs, *, batch_size: int, seed: int) -> int:
-    """Of how many prompts the pairs lie across two steps of the first epoch in order 'prompts'."""
+    """The number of prompts whose pairs lie across two steps of the first epoch in order 'prompts'."""
     order_fn = orders.together(pairs.prompt_N, batch_size=batch_size, seed=seed)
     return orders.across(pairs.prompt_N, order_fn(0), batch_size)
 

@@ -63,7 +63,7 @@ class Texts:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the tokens, which of them are targets, and the width of a row."""
+        """Digest of the tokens, of which of them are targets, and of the width of a row."""
         mixed = [np.array(self.mixture), np.array(self.sources)] if self.mixture else []
         digest = loader.digest(self.tokens, self.counts, self.starts, np.array([self.max_len]), *mixed)
         return f"{digest} shared" if self.shares else digest

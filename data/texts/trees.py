@@ -343,7 +343,7 @@ def _spanned(bundles: Sequence[int]) -> list[bool]:
 
 
 def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Of each answer the number of its bundle: the first answer that it is connected with."""
+    """The number of each answer's bundle: the first answer that it is connected with."""
     parent = list(range(len(answers)))
 
     def root(i: int) -> int:
@@ -365,7 +365,7 @@ def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def _spread(sizes: Mapping[int, int], num_rows: int) -> dict[int, int]:
-    """Of each bundle its row: the largest bundle first, into the row with the fewest tokens so far."""
+    """The row of each bundle: the largest bundle first, into the row with the fewest tokens so far."""
     loads, row_of = [0] * num_rows, {}
     for bundle in sorted(sizes, key=lambda one: (-sizes[one], one)):
         row = loads.index(min(loads))

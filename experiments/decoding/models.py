@@ -210,7 +210,7 @@ def engine(model: Model, c: ml_collections.ConfigDict, **options: Any) -> engine
 
 
 def one_device() -> Mesh:
-    """For small models that are trained here."""
+    """A mesh for small models that are trained here."""
     return _mesh(1)
 
 
@@ -231,7 +231,7 @@ def network_of(init_from: str, tok: tokenizer.Tokenizer, dtype: str) -> decoder.
 
 
 def params_of(init_from: str, net: decoder.DecoderLM, mesh: Mesh) -> Any:
-    """In the type of the arithmetic: decoding, unlike training, needs no wider copy."""
+    """Parameters in the type of the arithmetic: decoding, unlike training, needs no wider copy."""
     if init_from == RANDOM:
         return train_state.draw(net, 0, mesh)
     if init_from.startswith("run:"):

@@ -111,7 +111,7 @@ class Local:
 
     @property
     def mesh(self) -> Any:
-        """Where the model is split over; None on one device."""
+        """The mesh that the model is split over; None on one device."""
         return self.model.mesh if self.model.mesh.size > 1 else None
 
     @property

@@ -170,7 +170,7 @@ def figures(paths: list[pathlib.Path]) -> str:
 
 
 def png_width(path: pathlib.Path) -> int:
-    """In pixels, from the file's header."""
+    """A picture's width in pixels, from the file's header."""
     with open(path, "rb") as f:
         return int.from_bytes(f.read(24)[16:20], "big")
 

@@ -88,7 +88,7 @@ def apply(calibration: Calibration, logits_NC: np.ndarray) -> np.ndarray:
 
 
 def plain(calibration: Calibration) -> dict[str, Any]:
-    """As plain values, for JSON."""
+    """The calibration as plain values, for JSON."""
     return dataclasses.asdict(calibration)
 
 

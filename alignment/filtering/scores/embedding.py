@@ -229,5 +229,5 @@ def batch_fn(
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """As in Flax: the approximation by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    """GELU as in Flax: the approximation by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
