@@ -325,7 +325,7 @@ def logits(model: decoder.DecoderLM, base: Mapping, stacked: Mapping, hidden_KBT
 
 
 def _kernels(model: decoder.DecoderLM, wanted: Mapping[str, Any]) -> dict[str, tuple[tuple, tuple, int]]:
-    """For each of our names: the kernel's shape, its logical axes without the stack's, and how many are of its input."""
+    """For each of our names: the kernel's shape, its logical axes but the stack's, and how many are of its input."""
     boxed = decoder.boxed_params(model)
     num_inputs = dict(huggingface.LAYER.values())
     table = {}
