@@ -46,9 +46,20 @@ def check(path: str | Sequence[str], way_out: str) -> None:
     for one in path if not isinstance(path, str) else [path]:
         if one.startswith(("synthetic", "tfds:")):
             raise InputError(f"data.path={one!r} is not a set of files that can be read by number; {way_out}")
-        records.check(one)
-        if errors.files_needed() and hub.PREFIX not in one:
+        if hub.PREFIX in one:
+            records.check(one)
+        elif errors.files_needed():
             find(one, way_out)
+
+
+def arrays(path: str | Sequence[str]) -> list[str]:
+    """The ArrayRecord files behind a path, sorted by name in a folder."""
+    if not isinstance(path, str):
+        return [file for one in path for file in arrays(one)]
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return sorted(file for file in records.below(folder) if _is_array(file))
+    return [file for file in records.find(path) if _is_array(file)]
 
 
 def find(path: str | Sequence[str], way_out: str) -> list[str]:
@@ -56,10 +67,10 @@ def find(path: str | Sequence[str], way_out: str) -> list[str]:
     if not isinstance(path, str):
         return [file for one in path for file in find(one, way_out)]
     folder = pathlib.Path(path).expanduser()
-    arrays = sorted(file for file in records.below(folder) if _is_array(file)) if folder.is_dir() else []
-    if arrays and (others := [file for file in records.below(folder) if file.endswith(LINES)]):
+    names = arrays(path) if folder.is_dir() else []
+    if names and (others := [file for file in records.below(folder) if file.endswith(LINES)]):
         raise InputError(f"folder {path} holds ArrayRecord files and {others[0]}; give a glob that names one kind")
-    names = arrays or records.find(path)
+    names = names or records.find(path)
     for file in names:
         if file.endswith(lines.PACKED):
             raise InputError(

@@ -269,7 +269,7 @@ def _is_hidden(file: str, folder: pathlib.Path) -> bool:
     return any(part.startswith(".") for part in pathlib.Path(file).relative_to(folder).parts)
 
 
-def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
+def parts(path: str | Sequence[str], names: Sequence[str] = ()) -> tuple[str | Sequence[str], list[str]]:
     """The files to train on and those to test on, of a folder whose names tell; otherwise the path itself and nothing.
 
     A name that begins or ends with a word for testing, such as `test-00000-of-00001.parquet`, `validation/0.jsonl` or
@@ -283,7 +283,7 @@ def parts(path: str | Sequence[str]) -> tuple[str | Sequence[str], list[str]]:
     else:
         folder = pathlib.Path(path).expanduser()
     split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for file in find(path):
+    for file in names or find(path):  # `names`: its files, where another reader finds other ones
         words = [word for part in pathlib.Path(file).relative_to(folder).parts for word in _outer_words(part)]
         split[next((PARTS[word] for word in words if word in PARTS), "train")].append(file)
     heldout = split["validation"] or split["test"]

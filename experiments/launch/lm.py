@@ -85,11 +85,11 @@ def check_planned(c: ml_collections.ConfigDict) -> None:
 def check_rows(c: ml_collections.ConfigDict, kind: str) -> None:
     """`check` of a run on rows of text; `kind`: of `text.load`."""
     check(c)
-    checks.call(text.check, c.data, kind=kind)
+    streaming.check(c)
+    checks.call(text.check, {**c.data, **streaming.files_of(c)}, kind=kind)
     if "sequence" in c.mesh:
         trees = "" if c.data.share_prefixes else "data.share_prefixes=True"
         check_sequence(c, trees=trees, lengths={"data.max_len": c.data.max_len})
-    streaming.check(c)
     if not c.data.path and c.steps:
         raise InputError(f"data.path is empty and steps={c.steps}; without it steps=0 evaluates on data.heldout_path")
 

@@ -1,7 +1,7 @@
 """Training on a corpus that is read as it is needed (`c.stream`): what is refused, and the records of each process."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from alignment import errors
 from alignment.errors import InputError
 from alignment.train import sharding
-from data import record_index, records
+from data import hub, record_index, records
 from data.texts import streams, text
 from data.tokens import tokenizer
 from experiments.launch import groups, host
@@ -43,6 +44,14 @@ def check(c: ml_collections.ConfigDict) -> None:
         record_index.check(c.data.path, WAY_OUT)
 
 
+def files_of(c: ml_collections.ConfigDict) -> dict[str, list[str]]:
+    """`path` and `heldout_path` as lists of files, where only this reader finds them: ArrayRecord files in folders."""
+    if not c.stream.on or not errors.files_needed():
+        return {}
+    paths = {name: c.data[name] for name in ("path", "heldout_path") if c.data[name] and hub.PREFIX not in c.data[name]}
+    return {name: names for name, path in paths.items() if (names := record_index.arrays(path))}
+
+
 def load(
     c: ml_collections.ConfigDict,
     mesh: Mesh,
@@ -63,35 +72,48 @@ def load(
     same = ("max_len", "turns", "packed", "share_prefixes", "truncation")
     options = {name: c.data[name] for name in same if name in c.data}
     reader = streams.Reader(tokenizer, kind=kind, columns=dict(c.data.columns), **options)
-    path, heldout_path = c.data.path, c.data.heldout_path
+    names, heldout_path = record_index.find(c.data.path, WAY_OUT), c.data.heldout_path
     if not heldout_path:
-        path, heldout_path = records.parts(path)
-    names = record_index.find(path, WAY_OUT)
+        train_path, heldout_path = records.parts(c.data.path, names)
+        names = list(train_path) if heldout_path else names
+    heldout_arrays = record_index.arrays(heldout_path) if heldout_path else []
     folder = index_folder(workdir, c.stream.index)
-    mine = names[jax.process_index() :: jax.process_count()]
+    mine = [*names, *heldout_arrays][jax.process_index() :: jax.process_count()]
     record_index.build(mine, folder, describe_fn=reader.describe, made_by=reader.made_by)
     host.meet("indexed")
-    index = record_index.Index(names, folder, made_by=reader.made_by, limit=c.data.limit)
-    num_lines = index.num_records + len(index.bad) + sum(index.counts.values())
-    records.check_bad(index.bad, num_lines)
+    index, counts = _opened(names, folder, reader, c.data.limit, bad_records_path)
+    train, heldout = streams.split(index, fraction=0.0 if heldout_path else c.data.heldout_fraction, seed=seed)
+    counts = {"files": len(names), "usable records": len(index), "training records": len(train)} | counts
+    if heldout_arrays:
+        index, more = _opened(heldout_arrays, folder, reader, c.data.limit, f"{bad_records_path}.heldout")
+        texts = reader.texts([index[number] for number in range(len(index))], more)
+    elif heldout_path:
+        reading = dict(kind=kind, tokenizer=tokenizer, columns=c.data.columns, limit=c.data.limit)
+        _, texts, more = text.load(path="", heldout_path=heldout_path, **reading, **options)
+    else:
+        more = {}
+        texts = reader.texts([heldout[number] for number in range(len(heldout))], more)
+    counts |= {f"held out: {what}": num for what, num in more.items()} | {"held-out rows": len(texts)}
+    return Shared(streams.Stream(train, reader, seed=seed, **numbers)), texts, counts
+
+
+def _opened(
+    names: Sequence[str], folder: pathlib.Path, reader: streams.Reader, limit: int | None, bad_records_path: str
+) -> tuple[record_index.Index, dict[str, int]]:
+    """The index of these files, and counts of what is not used; what has file and line is written down.
+
+    Raises:
+        InputError: more than one record in a hundred is set aside.
+    """
+    index = record_index.Index(names, folder, made_by=reader.made_by, limit=limit)
+    records.check_bad(index.bad, index.num_records + len(index.bad) + sum(index.counts.values()))
+    counts = dict(index.counts)
     if index.bad:
         records.write_bad(index.bad, bad_records_path)
-    fraction = 0.0 if heldout_path else c.data.heldout_fraction
-    train, heldout = streams.split(index, fraction=fraction, seed=seed)
-    counts = {"files": len(names), "usable records": len(index), "training records": len(train)} | index.counts
-    if index.bad:
         counts["records set aside, with file and line"] = len(index.bad)
     if index.num_records > len(index):
         counts["records beyond data.limit"] = index.num_records - len(index)
-    if heldout_path:
-        _, texts, more = text.load(
-            path="", heldout_path=heldout_path, kind=kind, tokenizer=tokenizer, columns=c.data.columns, **options
-        )
-        counts |= {f"held out: {what}": num for what, num in more.items()}
-    else:
-        texts = reader.texts([heldout[number] for number in range(len(heldout))], counts)
-        counts["held-out rows"] = len(texts)
-    return Shared(streams.Stream(train, reader, seed=seed, **numbers)), texts, counts
+    return index, counts
 
 
 def index_folder(workdir: pathlib.Path, wanted: str | None) -> pathlib.Path:

@@ -49,6 +49,23 @@ def test_all_lines_are_counted_and_those_set_aside_have_a_place(tmp_path, corpus
     assert few["usable records"] == 50 and few["records beyond data.limit"] == 247
 
 
+def test_folders_of_array_records_pass_the_checks_and_split_by_their_names(tmp_path):
+    module = pytest.importorskip("array_record.python.array_record_module")
+    (tmp_path / "corpus").mkdir()
+    for name, num in (("train-0", 20), ("train-1", 15), ("validation", 6)):
+        writer = module.ArrayRecordWriter(str(tmp_path / f"corpus/{name}.array_record"), "group_size:1")
+        for n in range(num):
+            writer.write(json.dumps({"text": f"{name} {n}"}).encode())
+        writer.close()
+    c = config(tmp_path / "corpus")
+    lm.check_rows(c, "documents")
+    _, heldout, counts = load(c, tmp_path)
+    assert counts["training records"] == 35 and heldout.num_texts == 6
+    lone = config(tmp_path / "corpus/train-0.array_record", **{"data.heldout_path": str(tmp_path / "corpus")})
+    lm.check_rows(lone, "documents")
+    assert load(lone, tmp_path)[1].num_texts == 41
+
+
 def test_too_many_bad_lines_stop_the_run(tmp_path, corpus):
     (corpus / "3.jsonl").write_text("oops\n" * 4)
     with pytest.raises(InputError, match=r"5 of 305 lines \(1\.6 %\) are unreadable"):
