@@ -149,4 +149,4 @@ class Shared:
     def counts(self) -> dict[str, int]:
         """What became of the records behind the index so far, over all processes and starts of the run."""
         totals = np.sum([lane[2:] for lane in self.get_state()["lanes"]], axis=0)
-        return {what: int(num) for what, num in zip(streams.COUNTS, totals) if num}
+        return {f"while training: {what}": int(num) for what, num in zip(streams.COUNTS, totals) if num}
