@@ -199,6 +199,7 @@ def sweep() -> Iterator[dict[str, Any]]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither questions, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
+    models.check_engine(c)
     is_embedded = c.init_from == EMBEDDED
     if not is_embedded:
         stages.check_source(c.init_from, "init_from")
@@ -224,6 +225,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     tuning.check("sft", c.sft)
     gathering.check_methods(c.merge, methods.METHODS)
     for name in c.merge.also:
+        if not isinstance(name, str):
+            raise InputError(f"merge.also={c.merge.also!r} must be names of models, such as ('run:runs/other',)")
         stages.check_source(name, "merge.also")
     names = ["one", "other", *c.merge.also]
     settings = {key: value for key, value in c.merge.items() if key not in ("methods", "also")}

@@ -33,7 +33,7 @@ from alignment.errors import InputError
 from alignment.safety import judging, rates
 from alignment.safety.judging import Judge
 from data import records
-from data.texts import egida, styles, suites
+from data.texts import egida, styles, suites, unseen
 from data.toys import guest_rules
 from experiments.decoding import models
 from experiments.decoding.models import Model
@@ -278,6 +278,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         if c.pairs[f"num_{name}"] is not None and not c.pairs[name]:
             raise InputError(f"pairs.num_{name}={c.pairs[f'num_{name}']} is not read without pairs.{name}; give a file")
     checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
+    checks.call(unseen.check, c.split)
     if c.split.topic_groups:
         gathering.read_groups(c.split.topic_groups)
     if c.max_new_tokens >= c.engine.max_len:

@@ -33,7 +33,7 @@ from alignment.decoding import cache, requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import adapters, language_model, sharding
-from data.texts import objectives
+from data.texts import objectives, preferences
 from data.tokens import tokenizer
 from experiments.decoding import models
 from experiments.decoding.journal import Journal
@@ -204,6 +204,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         adapters.Options(**c[name].adapter)
     _check_starts(c)
     places = set(objectives.sources(c.data.path).values())
+    settings = {name: value for name, value in c.data.items() if name != "path"}
+    checks.call(preferences.check, settings, path="")
     for name in ("base", "reward"):
         objectives.check_template(f"templates.{name}", c.templates[name])
     errors.one_of("data.filter_unit", c.data.filter_unit, objectives.UNITS)

@@ -30,6 +30,7 @@ from data import records
 from data.texts import aspect_items
 from data.texts.aspect_items import LETTERS, Item
 from data.toys import wards
+from experiments.decoding import models
 from experiments.evaluation import scripted, services, stored, subjects, unaided
 from experiments.evaluation.services import Sampling
 from experiments.launch import checks
@@ -89,6 +90,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither items, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
+    models.check_engine(c)
     _check_models(c)
     if c.data.path != EMBEDDED:
         records.check(c.data.path)

@@ -5,6 +5,7 @@ decides as one that was not. The best state is a checkpoint under `best/checkpoi
 """
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -47,8 +48,12 @@ class Watch:
             checkpoint.save(self._manager, state, {})
 
     def best_step(self) -> int | None:
-        """The first step with the best value; None before an evaluation."""
-        return max(self.history, key=lambda pair: self.sign * pair[1])[0] if self.history else None
+        """The first step with the best value, of which NaN is the worst; None before an evaluation."""
+
+        def worth(pair: tuple[int, float]) -> float:
+            return -math.inf if math.isnan(pair[1]) else self.sign * pair[1]
+
+        return max(self.history, key=worth)[0] if self.history else None
 
     @property
     def is_over(self) -> bool:

@@ -44,6 +44,16 @@ class Split:
         return f"{'seen' if is_topic_seen else 'unseen'}_topic_{'seen' if is_style_seen else 'unseen'}_style"
 
 
+def check(*, test_share: float, topic_share: float, num_unseen_styles: int) -> None:
+    """Refuse settings of `split` that no set of cases could take."""
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share={test_share} must be in (0, 1)")
+    if not 0 <= topic_share < 1:
+        raise InputError(f"topic_share={topic_share} must be in [0, 1)")
+    if num_unseen_styles < 0:
+        raise InputError(f"num_unseen_styles={num_unseen_styles} must be at least 0")
+
+
 def split(
     cases: Sequence[Case],
     *,
@@ -71,6 +81,7 @@ def split(
     Raises:
         InputError: a name that the cases do not have, as many styles held back as there are, or an empty side.
     """
+    check(test_share=test_share, topic_share=topic_share, num_unseen_styles=num_unseen_styles)
     topics_of: dict[str, set[str]] = {}
     for case in cases:  # renderings of one request may name different topics
         topics_of.setdefault(case.request, set()).update(case.topics)
@@ -109,8 +120,6 @@ def _topics(
     share: float,
     seed: int,
 ) -> set[str]:
-    if not 0 <= share < 1:
-        raise InputError(f"topic_share={share} must be in [0, 1)")
     units: dict[str, set[str]] = {}
     for topic in topics:
         units.setdefault(groups.get(topic, topic), set()).add(topic)
@@ -132,7 +141,7 @@ def _topics(
 def _styles(styles: Sequence[str], num: int, seed: int) -> list[str]:
     if not styles:
         return []
-    if not 0 <= num < len(styles):
+    if num >= len(styles):
         raise InputError(f"num_unseen_styles={num} of {len(styles)} styles leaves none to train on; hold back fewer")
     return random.Random(f"unseen styles {seed}").sample(styles, num)
 
@@ -140,7 +149,5 @@ def _styles(styles: Sequence[str], num: int, seed: int) -> list[str]:
 def _requests(requests: Sequence[str], share: float, named: Collection[str], seed: int) -> set[str]:
     if named:
         return set(requests) & set(named)
-    if not 0 < share < 1:
-        raise InputError(f"test_share={share} must be in (0, 1)")
     ordered = sorted(requests, key=lambda request: xxhash.xxh64_intdigest(f"{seed} {request}".encode()))
     return set(ordered[: max(1, round(share * len(ordered)))])

@@ -86,6 +86,15 @@ def check(c: ml_collections.ConfigDict) -> None:
         _check_init_from("draft_from", c.draft_from)
     if c.tokenizer or c.init_from not in OWN:
         tokenizer.check(c.tokenizer or language_model.tokenizer_of(c.init_from))
+    check_engine(c)
+    if c.draft_from and not c.engine.num_draft:
+        raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
+    if c.draft_from and c.init_from in OWN:
+        raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
+
+
+def check_engine(c: ml_collections.ConfigDict) -> None:
+    """Refuse sizes and types of an engine that cannot be, whatever model it reads."""
     if c.dtype is not None:
         errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="None takes the machine's own")
     for name, least in LEAST.items():
@@ -96,10 +105,6 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
     errors.one_of("engine.attention", c.engine.attention, rows.KERNELS)
-    if c.draft_from and not c.engine.num_draft:
-        raise InputError("draft_from is set and engine.num_draft=0, so it would guess nothing; 4 is a usual number")
-    if c.draft_from and c.init_from in OWN:
-        raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
 
 
 def _check_init_from(name: str, value: str) -> None:

@@ -5,8 +5,9 @@ An experiment's `check(c)` raises InputError for what its `run` could not do; it
 
 import functools
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -16,9 +17,15 @@ from experiments.launch import config as configs
 from experiments.launch import host
 
 LEAST = {"batch_size": 1, "accumulate": 1, "steps": 0, "num_workers": 0}  # of leaves so named, in any group
+LEAST |= dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads", "ffn_dim", "unroll"), 1)
+LEAST |= dict.fromkeys(("max_len", "max_prompt_len", "chunk", "block", "num_slots", "num_steps", "concurrency"), 1)
+LEAST |= dict.fromkeys(("peak_lr", "lr", "warmup", "warmup_steps", "weight_decay", "clip_norm", "sft_weight"), 0)
+LEAST |= dict.fromkeys(("num_draft", "retries", "temperature", "timeout_seconds", "seed", "split_seed"), 0)
+LEAST |= dict.fromkeys(("limit", "full_steps", "feature_scale", "init_std"), 0)
+BELOW_ONE = ("b1", "b2", "dropout")  # leaves so named are in [0, 1)
 WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
 ADDRESSES = ("url", "address")  # leaves that name a service, not data
-SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1}  # of the group `loop`
+SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "patience": 1}  # of the group `loop`
 
 
 def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> None:
@@ -33,14 +40,18 @@ def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> 
 
 def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> None:
     """`check` without a look at this machine's accelerator."""
+    kinds = entry_kinds(experiment)
     for key, value in leaves(config):
         *groups, name = key.split(".")
+        check_value(key, value, kinds.get(key, set()))
         if name == "sinks":
             check_sinks(key, value)
         elif name == "mesh":
             check_mesh(key, value)
-        elif name in LEAST and isinstance(value, int) and value < LEAST[name]:
+        elif name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]:
             raise InputError(f"{key}={value} must be at least {LEAST[name]}{WHY.get(name, '')}")
+        elif name in BELOW_ONE and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(f"{key}={value} must be at least 0 and below 1")
         elif groups == ["loop"] and name in SMALLEST and isinstance(value, int) and value < SMALLEST[name]:
             need = "positive" if SMALLEST[name] else "at least 0"
             raise InputError(f"{key}: {name}={value} must be {need}")
@@ -58,6 +69,36 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[tupl
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def entry_kinds(experiment: configs.Experiment) -> dict[str, set[type]]:
+    """The types of entries that the tuples of a config have in its settings; a tuple itself takes any."""
+    kinds: dict[str, set[type]] = {}
+    settings = getattr(experiment.module, "SETTINGS", (experiment.setting,))
+    for config in (experiment.module.get_config(setting) for setting in settings):
+        for key, value in leaves(config):
+            if isinstance(value, tuple):
+                kinds.setdefault(key, set()).update(map(type, value))
+    return kinds
+
+
+def check_value(key: str, value: Any, kinds: Collection[type] = ()) -> None:
+    """Refuse numbers that no setting can mean, and texts of blanks alone, which look as if nothing were set.
+
+    Args:
+        kinds: the types of entries that a tuple has elsewhere; numbers take numbers and texts take texts.
+    """
+    is_numbers, is_texts = bool(kinds) and set(kinds) <= {int, float}, set(kinds) == {str}
+    for one in value if isinstance(value, (tuple, list)) else ():
+        is_number = isinstance(one, (int, float)) and not isinstance(one, bool)
+        if (is_numbers and not is_number) or (is_texts and not isinstance(one, str)):
+            need = "numbers, such as (1,)" if is_numbers else "texts, such as ('a',)"
+            raise InputError(f"{key}={value!r} has the entry {one!r} and must have {need}")
+    for one in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(one, float) and not math.isfinite(one):
+            raise InputError(f"{key}={value!r} must be a finite number; leave it out for its default")
+        if isinstance(one, str) and one and not one.strip():
+            raise InputError(f"{key}={value!r} is blank; leave it out, or give a text")
 
 
 def check_sinks(key: str, sinks: Any) -> None:

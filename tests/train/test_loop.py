@@ -9,7 +9,7 @@ import pytest
 from alignment import programs
 from alignment.errors import InputError
 from alignment.models import decoder
-from alignment.train import checkpoint, loop, step, train_state
+from alignment.train import best, checkpoint, loop, step, train_state
 from tests.train import helpers
 
 STEPS, HALF = 10, 5
@@ -287,6 +287,13 @@ def away_from(number):
         batch["scale"] *= -1
 
     return dict.fromkeys(range(number, 40), turn)
+
+
+def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
+    watch = best.Watch(tmp_path, "heldout/loss", patience=2, restored=None)
+    watch.history = [(1, float("nan")), (2, 0.5), (3, float("nan"))]
+    assert watch.best_step() == 2 and not watch.is_over
+    watch.close()
 
 
 WATCHED = dict(best="heldout/loss", eval_every=1, save_every=2)

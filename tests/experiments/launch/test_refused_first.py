@@ -1,6 +1,8 @@
 """Every experiment refuses what needs neither data nor devices to be seen before its folder is made."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -144,6 +146,43 @@ def test_a_missing_sink_and_a_wrong_mesh_are_refused_by_all_that_have_them(name,
         assert "the nearest is 'tensorboard'" in refusal(name, tmp_path, capsys, "--config.sinks=('tensorbord',)")
     if "mesh.fsdp" in keys:
         assert "sizes must be positive" in refusal(name, tmp_path, capsys, "--config.mesh.fsdp=0")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_that_is_none_and_a_blank_text_are_refused_in_the_first_leaf_of_their_type(name):
+    experiment = configs.load_experiment(f"{name}:tiny")
+    default = experiment.config()
+    keys = {type(value): key for key, value in reversed(list(checks.leaves(default)))}
+    for kind, odd in ((float, float("nan")), (float, float("-inf")), (str, " "), (str, "\n")):
+        if kind in keys:
+            c = experiment.config()
+            *groups, last = keys[kind].split(".")
+            functools.reduce(getattr, groups, c)[last] = odd
+            with pytest.raises(InputError, match=rf"{re.escape(keys[kind])}="):
+                checks.check_config(experiment, c)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "said"),
+    [
+        ("waves", "users=('many',)", "users=('many',) has the entry 'many' and must have numbers"),
+        ("saflex", "strengths=(0.5,True)", "must have numbers"),
+        ("sketch_gnn", "sketch.ratios=('half',)", "must have numbers"),
+        ("llm_watermark", "mark.prompt_lens=('0',)", "must have numbers"),
+        ("medguard", "models=(1,)", "models=(1,) has the entry 1 and must have texts"),
+        ("aloe", "merge.also=(1,)", "must be names of models"),
+        ("genarm", "model.num_heads=0", "model.num_heads=0 must be at least 1"),
+        ("genarm", "data.chat=allways", "the nearest is 'always'"),
+        ("genarm", "dpo.b2=1.0", "dpo.b2=1.0 must be at least 0 and below 1"),
+        ("careqa", "rephrasing.limit=-1", "rephrasing.limit=-1 must be at least 0"),
+        ("egida", "split.test_share=1.0", "test_share=1.0 must be in (0, 1)"),
+        ("egida", "loop.patience=0", "patience=0"),
+        ("medguard", "engine.attention=fusd", "engine.attention='fusd'"),
+        ("aloe", "dtype=float8", "dtype='float8'"),
+    ],
+)
+def test_what_a_setting_of_any_experiment_cannot_mean_is_refused_at_once(name, flag, said, tmp_path, capsys):
+    assert said in refusal(name, tmp_path, capsys, f"--config.{flag}")
 
 
 @pytest.mark.parametrize("name", OF_TEXT)
