@@ -162,6 +162,15 @@ def read_object(path: str | os.PathLike, way_out: str = "fetch it again") -> dic
     return value
 
 
+def read_note(path: str | os.PathLike) -> dict[str, Any]:
+    """The object of a JSON file that a run has left in its folder.
+
+    Raises:
+        InputError: somebody has changed it, or a disk has damaged it.
+    """
+    return read_object(path, "remove it to have its part of the run done again, or start over in another --workdir")
+
+
 def blocks(path: str | os.PathLike, size: int = 1 << 20) -> Iterator[memoryview]:
     """A file's content, `size` bytes at a time, in memory that the next block overwrites.
 

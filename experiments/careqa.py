@@ -17,7 +17,6 @@ reconstruction: alignment/evaluation/relaxed_perplexity.py.
 """
 
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,8 +163,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         bleurt.check(c.bleurt)
     if c.radgraph:
         records.check(c.radgraph)
-    if c.data.overrides and not pathlib.Path(c.data.overrides).is_file():
-        raise InputError(f"data.overrides={c.data.overrides!r} is not a file")
+    exams.read_overrides(c.data.overrides)
     if c.max_new_tokens >= c.engine.max_len:
         raise InputError(
             f"max_new_tokens={c.max_new_tokens} leaves no room for a question in engine.max_len={c.engine.max_len}"
@@ -267,7 +265,7 @@ def score(
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
     """All sets, those of data.opened once more as open questions."""
     counts: dict[str, int] = {}
-    overrides = json.loads(pathlib.Path(c.data.overrides).read_text()) if c.data.overrides else {}
+    overrides = exams.read_overrides(c.data.overrides)
     out: list[Exam] = []
     for path in paths(c):
         if path == EMBEDDED:

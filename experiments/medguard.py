@@ -387,7 +387,7 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def read_accuracies(workdir: str) -> dict[str, float]:
     """Model -> accuracy on the first exam of a run of careqa.py."""
-    numbers = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
+    numbers = files.read_object(pathlib.Path(workdir) / "summary.json", "name a finished run of careqa.py")
     prefix = "accuracy/"
     return {name[len(prefix) :]: v for name, v in numbers.items() if name.startswith(prefix) and name.count("/") == 1}
 

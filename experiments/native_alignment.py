@@ -199,7 +199,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         for seed in seeds:
             done = workdir / f"members/{arm}-{seed}/measured.json"
             if done.is_file():
-                measured[arm, seed] = json.loads(done.read_text())
+                measured[arm, seed] = files.read_note(done)
                 continue
             measured[arm, seed] = member(c, arm, seed, done.parent, trainer, bench, texts_fn, tuning)
             files.write_text(done, json.dumps(measured[arm, seed]))
@@ -280,7 +280,7 @@ def check_unchanged(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> None
         path: of the digests, which the first start of a run leaves there.
     """
     digests = {folder.name: loader.digest_files(records.find(str(folder))) for folder in folders}
-    earlier = json.loads(path.read_text()) if path.is_file() else digests
+    earlier = files.read_note(path) if path.is_file() else digests
     if changed := [str(folder) for folder in folders if earlier.get(folder.name) != digests[folder.name]]:
         raise InputError(
             f"{', '.join(changed)} changed since this run began, and its tokenizer, mixtures and members are of what "
@@ -409,7 +409,7 @@ def exams_fn(
     files.report_counts(workdir, counts)
     digests = {exam.name: exam.sha256 for exam in sets}
     path = workdir / "exams_made_from.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else digests
+    earlier = files.read_note(path) if path.is_file() else digests
     if changed := [name for name in digests if earlier.get(name) != digests[name]]:
         raise InputError(
             f"exams.path: {', '.join(changed)} changed since this run began; start over in a new --workdir"

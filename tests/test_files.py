@@ -107,3 +107,5 @@ def test_what_is_not_the_object_of_a_json_file_is_refused(content, said, tmp_pat
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(InputError, match=said):
         files.read_object(path)
+    with pytest.raises(InputError, match="remove it to have its part of the run done again"):
+        files.read_note(path)

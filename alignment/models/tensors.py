@@ -79,7 +79,8 @@ def _say_ignored(folder: pathlib.Path, name: str, others: tuple[str, ...]) -> No
 def _indexed(folder):
     try:
         places = json.loads((folder / INDEX).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as e:
+        places = {str(name): str(file) for name, file in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
         raise InputError(f"{folder / INDEX} is not an index of tensors ({e!r}); download it again") from None
     others = {file.name for file in folder.glob("*.safetensors")} - set(places.values())
     _say_ignored(folder, f"the files in {INDEX}", tuple(sorted(others)))

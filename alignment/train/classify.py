@@ -337,7 +337,7 @@ def about(workdir: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(workdir) / MODEL_FILE
     if not path.is_file():
         raise InputError(f"{path} is not there; name the workdir of a run of experiments/mame.py")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return files.read_note(path)
 
 
 @dataclasses.dataclass(frozen=True)

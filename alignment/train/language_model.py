@@ -135,7 +135,7 @@ def _architecture(init_from: str, model: Mapping[str, Any]) -> dict[str, Any]:
     init_from = source(init_from)
     kind, _, name = init_from.partition(":")
     if kind == "run":
-        architecture = json.loads((pathlib.Path(name) / MODEL_FILE).read_text())
+        architecture = files.read_object(pathlib.Path(name) / MODEL_FILE, "name another run")
         if (note := adapters.read_note(name)) and adapters.has_head(note):
             architecture["tie_embeddings"] = False
         return architecture

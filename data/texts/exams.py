@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignment import errors
+from alignment import errors, files
 from alignment.errors import InputError
 from data import fields, records
 from data.texts import exam_shapes, prescriptions
@@ -133,6 +133,18 @@ def load(
     style = style or _style_of(shape, name)
     subject = next((subject for subject in MMLU if subject in name), name) if style == SUBJECT else ""
     return Exam(name, tuple(items), shape, style, subject.replace("_", " "), _sha256(path), tuple(repeated))
+
+
+def read_overrides(path: str) -> dict[str, dict[str, Any]]:
+    """A JSON file of id -> columns to put in place of the file's own; {} of "".
+
+    Raises:
+        InputError: the file is not there or holds something else.
+    """
+    overrides = files.read_object(path, "give a JSON object of ids and columns") if path else {}
+    if odd := next((name for name, columns in overrides.items() if not isinstance(columns, dict)), None):
+        raise InputError(f"{path}: {odd!r} must be an object of columns, such as {{'op1': 'a text'}}")
+    return overrides
 
 
 def name_of(path: str) -> str:

@@ -109,6 +109,8 @@ def parse(c: ml_collections.ConfigDict) -> tuple[Guide, ...]:
     """
     if isinstance(c.guides, str):
         raise InputError(f"guides={c.guides!r} is one text; write a tuple, such as ({c.guides!r},)")
+    if others := [one for one in c.guides if not isinstance(one, str)]:
+        raise InputError(f"guides has {others[0]!r}; a guide is a text, such as 'run:<workdir>'")
     weights = c.guide_weights or (1.0,) * len(c.guides)
     if len(weights) != len(c.guides):
         raise InputError(f"guide_weights has {len(weights)} numbers for {len(c.guides)} guides; give one for each")

@@ -108,7 +108,7 @@ class Journal:
 
     def _check(self, made_from):
         path = self._folder / MADE_FROM
-        there = json.loads(path.read_text()) if path.exists() else made_from
+        there = files.read_note(path) if path.exists() else made_from
         if differing := [name for name in made_from if there.get(name) != made_from[name]]:
             raise InputError(
                 f"{self._folder} holds answers that were made from other {', '.join(differing)}; answer anew in "

@@ -24,7 +24,7 @@ def answers(folder: pathlib.Path, made_from: Mapping[str, Any], label: str) -> A
         key = json.dumps({**made_from, "stage": stage, **settings}, sort_keys=True, default=str)
         path = folder / "answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = files.read_note(path)
             if stored["key"] == key:
                 return stored["value"]
         print(f"{label}: {stage}", flush=True)

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignment import errors
+from alignment import errors, files
 from alignment.decoding import backends
 from alignment.filtering.rewriting import conduct
 from alignment.models import huggingface
@@ -45,7 +45,7 @@ def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16") -> Worke
         batch_size: texts rewritten at once.
     """
     path = pathlib.Path(huggingface.resolve(folder))
-    about = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else {}
+    about = files.read_object(path / FILE) if (path / FILE).is_file() else {}
     tok = tokenizer.load(str(path))
     compute = dict(dtype=dtype, remat="none", attention="auto", unroll=1)
     model = language_model.build(f"hf:{path}", tok, model={}, compute=compute, rows_are_plain=True)

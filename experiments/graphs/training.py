@@ -169,7 +169,7 @@ def fit(arm: Arm, *, seed: int, epochs: int, eval_every: int, folder: pathlib.Pa
     """
     path = folder / f"{arm.name},seed={seed}.json"
     if path.is_file():
-        return Result(**_of_same_data(json.loads(path.read_text(encoding="utf-8")), digest, path))
+        return Result(**_of_same_data(files.read_note(path), digest, path))
     weights, under_way = path.with_suffix(".npz"), folder / f"{arm.name},seed={seed}.part"
     # Copies, because the first step takes the memory of what it is given.
     params, opt_state = jax.tree.map(jnp.array, (arm.params, arm.opt_state))

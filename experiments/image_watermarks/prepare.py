@@ -2,7 +2,6 @@
 
 import glob
 import io
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -99,7 +98,7 @@ def train_mark(folder: pathlib.Path, *, seed: int, steps: int, start: str) -> No
     source = loader.digest_files([pathlib.Path(start).expanduser()]) if start else ""
     note, current = folder / "mark.json", {"seed": seed, "steps": steps, "from": source}
     path = folder / given.TRAINED_FILE
-    if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == current:
+    if path.exists() and note.exists() and files.read_note(note) == current:
         return
     from alignment.watermark import hidden, learned
 
@@ -165,7 +164,7 @@ def networks(
     if not set(chosen) & set(attacks.LEARNED):
         return
     note, current = folder / "networks.json", {"arrays": list(made_from), "seed": seed, "training": training}
-    if not note.exists() or json.loads(note.read_text("utf-8")) != current:
+    if not note.exists() or files.read_note(note) != current:
         for path in folder.glob("*.safetensors"):
             if path.name != given.TRAINED_FILE:
                 path.unlink()

@@ -4,7 +4,6 @@ A run keeps them in its workdir, so that it goes on with the same numbers howeve
 store besides, from which each takes what another has computed.
 """
 
-import json
 import math
 import pathlib
 import sys
@@ -155,7 +154,7 @@ def read(path: pathlib.Path, shape: tuple[int, int, int], made_from: Mapping[str
         InputError: the file is damaged, or pairs or weights have changed since.
     """
     beside = path.with_suffix(".json")
-    earlier = json.loads(beside.read_text()) if beside.is_file() else made_from
+    earlier = files.read_note(beside) if beside.is_file() else made_from
     if changed := [name for name, digest in made_from.items() if earlier.get(name) != digest]:
         raise InputError(
             f"{path} was computed from other {' and '.join(changed)} than this run has now. Put them back as they "

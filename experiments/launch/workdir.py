@@ -20,7 +20,7 @@ import ml_collections
 
 from alignment import errors, files
 from alignment.errors import InputError
-from experiments.launch import host
+from experiments.launch import full_disk, host
 
 PACKAGES = (
     "jax",
@@ -76,9 +76,12 @@ def diff(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file; None where there is none."""
+    """The object of a JSON file; None where there is none."""
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+        return value
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as e:
@@ -206,7 +209,9 @@ def make(workdir: str) -> None:
         os.makedirs(workdir, exist_ok=True)
         if not os.access(workdir, os.W_OK):
             raise PermissionError(13, "Permission denied")
-    except (PermissionError, FileExistsError, NotADirectoryError) as e:
+    except OSError as e:  # no permission, a file in its way, a name too long, a disk that is read-only
+        if full_disk.is_full_disk(e):
+            raise
         raise InputError(f"--workdir={workdir} cannot be written ({e.strerror}); choose a folder of your own") from e
 
 

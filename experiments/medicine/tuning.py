@@ -89,7 +89,7 @@ def finished(folder: pathlib.Path, made_from: Mapping[str, Any]) -> Numbers | No
     """
     note = folder / "made_from.json"
     wanted = json.loads(json.dumps(made_from))
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != wanted:
+    if note.is_file() and files.read_note(note) != wanted:
         raise InputError(
             f"{folder} was made from other data, weights or settings than this run has now. Put them back as they "
             "were, or start over in another --workdir"
@@ -97,7 +97,7 @@ def finished(folder: pathlib.Path, made_from: Mapping[str, Any]) -> Numbers | No
     if not note.is_file():
         files.write_json(note, wanted)
     numbers = folder / "numbers.json"
-    return json.loads(numbers.read_text(encoding="utf-8")) if numbers.is_file() else None
+    return files.read_note(numbers) if numbers.is_file() else None
 
 
 def supervised(

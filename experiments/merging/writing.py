@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -166,7 +165,7 @@ def made_from(
 
 def read_note(folder: pathlib.Path) -> Any:
     path = folder / "made_from.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return files.read_note(path) if path.is_file() else None
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def measure(
     """
     content = [json.dumps([row[name] for name in COLUMNS]) for row in questions] + ["", *texts]
     made_from = {"weights": model.digest, "content": loader.digest(np.array([max_len]), texts=content)}
-    if path.is_file() and (stored := json.loads(path.read_text()))["made_from"] == made_from:
+    if path.is_file() and (stored := files.read_note(path))["made_from"] == made_from:
         return stored["numbers"]
     numbers = _choices(model, questions, max_len) | _perplexity(model, texts, max_len)
     files.write_json(path, {"made_from": made_from, "numbers": numbers})

@@ -80,6 +80,38 @@ def test_the_first_option_is_a_in_a_set_that_counts_from_one_and_others_stop_the
         load(tmp_path, [ROWS["lettered"][0] | {"correct_answer": "E"}])
 
 
+def test_an_empty_option_takes_no_letter_of_those_behind_it_and_a_zero_is_an_option(tmp_path):
+    row = {"Question": "How many?", "A": 0, "B": 2, "C": "", "D": "", "Answer": "B"}
+    (item,) = load(tmp_path, [row]).items
+    assert item.options == ("0", "2") and item.gold == 1
+    rows = [row | {"Question": "Which?", "B": None, "C": "three", "Answer": "C"}, row]
+    assert [item.question for item in load(tmp_path, rows).items] == ["How many?"]
+
+
+@pytest.mark.parametrize("choices", [["a", "b"], '["a", "b"]', "['a', 'b']"])
+def test_choices_of_a_table_are_read_as_the_list_that_they_write(tmp_path, choices):
+    row = {"question": "Q", "choices": choices, "answer": 1, "paraphrases": "What is it?"}
+    (item,) = load(tmp_path, [row]).items
+    assert item.options == ("a", "b") and item.paraphrases == ("What is it?",)
+
+
+def test_every_item_has_an_id_of_its_own_whatever_the_files_say(tmp_path):
+    rows = [ROWS["careqa"][0] | {"unique_id": 0, "question": name} for name in ("one", "two")]
+    counts = {}
+    exam = load(tmp_path, rows, counts=counts, overrides={"0": {"category": "bells"}})
+    assert [item.id for item in exam.items] == ["0", "0 (2)"] and exam.items[1].category == "bells"
+    assert counts["ids that occur twice, with the number of their row added"] == 1
+
+
+def test_overrides_are_a_file_of_ids_and_columns(tmp_path):
+    path = tmp_path / "overrides.json"
+    path.write_text('{"x1": {"question": "Which?"}}')
+    assert exams.read_overrides(str(path)) == {"x1": {"question": "Which?"}} and exams.read_overrides("") == {}
+    path.write_text('{"x1": "Which?"}')
+    with pytest.raises(InputError, match="'x1' must be an object of columns"):
+        exams.read_overrides(str(path))
+
+
 def test_a_null_question_is_left_out_and_named_or_patched_by_an_override(tmp_path, capsys):
     rows = [ROWS["careqa"][0] | {"unique_id": "x1", "question": None}, ROWS["careqa"][0] | {"unique_id": "x2"}]
     counts = {}

@@ -115,6 +115,12 @@ def test_unpaired_records_keep_their_labels():
     assert counts == {"no label": 1}
 
 
+def test_a_conversation_with_a_label_is_an_unpaired_record():
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "yes"}]
+    items, counts = read({"conversations": turns, "label": "no"})
+    assert [(item.prompt, item.answers, item.label) for item in items] == [([USER], ("yes",), False)] and not counts
+
+
 def test_what_teaches_nothing_is_counted_by_reason():
     base = {"instruction": "Q", "output_1": "yes", "output_2": "no"}
     ties = [base | {"preference": p} for p in (0, "0.0", None, "None", "tie", float("nan"))]

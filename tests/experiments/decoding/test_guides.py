@@ -56,6 +56,8 @@ def test_guides_that_cannot_be_are_refused(texts, weights, said, adapter_folder)
     assert said in str(refused.value)
     with pytest.raises(InputError, match="is one text; write a tuple"):
         guides.parse(ml_collections.ConfigDict(dict(guides="run:a", guide_weights=())))
+    with pytest.raises(InputError, match="guides has 1; a guide is a text"):
+        guides.parse(ml_collections.ConfigDict(dict(guides=(1,), guide_weights=())))
 
 
 def test_weights_go_by_name_and_the_unnamed_weigh_nothing(model, adapter_folder):
