@@ -96,7 +96,7 @@ def read(path: str, target: str, *, group: str = "", subset: str = "", leave_out
 
 def _text(row: records.Record, name: str) -> str:
     try:
-        return fields.text(row.value.get(name), name).strip()
+        return fields.name(row.value.get(name), name)
     except fields.Odd as e:
         raise InputError(f"{row.file}:{row.line}: {e}; leave the column out with data.leave_out") from None
 

@@ -30,6 +30,7 @@ UNREADABLE = (
     EOFError,
     OSError,
     ValueError,
+    TypeError,  # a .npy of that name opens as an array, which has no arrays by name
 )  # of a file that is cut short or another kind
 OGB = ("raw/edge.csv.gz", "raw/node-feat.csv.gz", "raw/node-label.csv.gz")
 
@@ -76,7 +77,11 @@ def read(path: str, *, num_features: int | None = None, feature_scale: float = 0
 
 
 def _reader(path: pathlib.Path) -> Any:
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError) as e:
+        raise InputError(f"{str(path)[:200]!r} cannot be opened: {e}") from None
+    if is_file:
         if path.suffix == ".npz":
             return _npz
         raise InputError(f"{path} is a file and no .npz; name an .npz, or the folder of a Planetoid or OGB graph")
@@ -242,6 +247,8 @@ def _saint(folder: pathlib.Path) -> Parts:
     roles = files.read_object(role)
     if missing := [name for name in ROLES.values() if not isinstance(roles.get(name), list)]:
         raise InputError(f"{role} has no list {missing[0]!r}; it needs {', '.join(ROLES.values())}")
+    if odd := [name for name in ROLES.values() if any(isinstance(node, (list, dict)) for node in roles[name])]:
+        raise InputError(f"{role}: {odd[0]!r} must be a list of nodes' numbers")
     splits = {ours: np.array(roles[theirs]) for ours, theirs in ROLES.items()}
     try:
         x_ND = np.load(features, allow_pickle=False)

@@ -82,12 +82,14 @@ def build(
     """
     y_N = labels(name, y_N)
     num_nodes = len(y_N)
-    if x_ND.ndim != 2 or x_ND.shape[0] != num_nodes:
+    if x_ND.ndim != 2 or x_ND.shape[0] != num_nodes or not x_ND.shape[1]:
         raise InputError(f"{name}: features of shape {x_ND.shape} for {num_nodes:,} labels; a row a node is needed")
     x_ND = _features(name, x_ND)
     adjacency, counts = undirected(name, source_E, target_E, num_nodes)
     masks = _masks(name, splits, num_nodes)
     classes = int(y_N.max()) + 1 if num_classes is None else num_classes
+    if num_classes is None and classes < 2:
+        raise InputError(f"{name}: all nodes have one class; two are needed to tell apart")
     if num_classes is None and classes > num_nodes:
         raise InputError(f"{name}: label {y_N.max()} is beyond the {num_nodes:,} nodes; classes are numbered from 0")
     for split, mask_N in masks.items():
@@ -128,7 +130,7 @@ def labels(name: str, y_N: Any) -> np.ndarray:
         InputError: several columns, no node, labels that are not whole numbers.
     """
     y_N = np.asarray(y_N)
-    if y_N.size == 0 or y_N.size != len(y_N):
+    if y_N.ndim == 0 or y_N.size == 0 or y_N.size != len(y_N):
         raise InputError(f"{name}: labels of shape {y_N.shape}; one class a node is needed, as a whole number from 0")
     if y_N.dtype.kind == "f":
         y_N = np.where(np.isnan(y_N), -1, y_N)

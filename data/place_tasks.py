@@ -125,12 +125,12 @@ def _task(folder: pathlib.Path, name: str, box: Any) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a readable .npz: {e}") from e
     if missing := [key for key in ("x", "y", "loc", "split") if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}; it needs x, y, loc and split")
-    num = len(arrays["y"])
-    if not num or any(len(arrays[key]) != num for key in arrays):
+    num = arrays["y"].size and len(np.atleast_1d(arrays["y"]))
+    if not num or any(arrays[key].ndim == 0 or len(arrays[key]) != num for key in arrays):
         raise InputError(f"{path}: all arrays must have {num or 'some'} rows, as y has")
     for key, kinds in {"x": "biuf", "y": "biuf", "loc": "iu"}.items():
         if arrays[key].dtype.kind not in kinds:

@@ -29,7 +29,8 @@ def _arrays(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
             return stored[images], stored[labels]
     except FileNotFoundError as e:
         raise InputError(f"npz:{path} is not there") from e
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
+    # TypeError: a .npy of that name opens as an array, which has no arrays by name
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as e:
         if isinstance(e, InputError):
             raise
         raise InputError(f"npz:{path} is not a readable .npz file of plain arrays: {e}") from e

@@ -25,6 +25,8 @@ def check(paths: Sequence[str], shares: Sequence[float]) -> None:
         raise InputError(
             f"data.shares={tuple(shares)} has {len(shares)} shares for {len(paths)} paths, {', '.join(paths)}"
         )
+    if odd := [share for share in shares if not isinstance(share, (int, float)) or isinstance(share, bool)]:
+        raise InputError(f"data.shares={tuple(shares)} has {odd[0]!r}, which is not a number")
     if any(not share > 0 for share in shares) or min(shares) < sum(shares) / ROUND:
         raise InputError(
             f"data.shares={tuple(shares)}: each must be positive, and at least {1 / ROUND:g} of their sum; leave out "

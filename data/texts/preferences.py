@@ -86,6 +86,7 @@ def check(
     path: str | Sequence[str],
     heldout_path: str | Sequence[str] = "",
     heldout_fraction: float = 0.1,
+    split: str = "train",
     heldout_split: str = "",
     format: str = "auto",
     chat: str = "auto",
@@ -107,6 +108,7 @@ def check(
     for name, value in {"limit": limit, "max_prompt_len": max_prompt_len}.items():
         if value is not None and value < 1:
             raise InputError(f"data.{name}={value} must be at least 1; None sets no limit")
+    splits.check(path, heldout_path, split=split, heldout_split=heldout_split)
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
     for one in filter(None, (path, heldout_path)):

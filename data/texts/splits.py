@@ -1,15 +1,32 @@
 """Training and held-out records, so that no prompt is on both sides."""
 
 import bisect
+import pathlib
 import unicodedata
 from collections.abc import Callable, Sequence
 
 import xxhash
 
+from alignment.errors import InputError
 from data import records
 from data.texts.pair_formats import Comparison
 
 ReadFn = Callable[[str | Sequence[str], str, str], list[Comparison]]  # (path, split, bad_records_path) -> items
+
+
+def check(*paths: str | Sequence[str], split: str, heldout_split: str) -> None:
+    """Refuse names of splits where no source has any: files would be read whole, also as what is held out.
+
+    Raises:
+        InputError: see above.
+    """
+    parts = [str(one) for path in paths if path for one in ([path] if isinstance(path, (str, pathlib.Path)) else path)]
+    for name, value, usual in (("split", split, "train"), ("heldout_split", heldout_split, "")):
+        if value != usual and parts and not any(part.startswith("tfds:") for part in parts):
+            raise InputError(
+                f"data.{name}={value!r} is not read, since {', '.join(parts)} is not a tfds: source; name the split's "
+                "own files in data.path and data.heldout_path"
+            )
 
 
 def read(

@@ -92,6 +92,7 @@ def check(
     kind: str = "auto",
     heldout_path: str | Sequence[str] = "",
     heldout_fraction: float = 0.05,
+    split: str = "train",
     heldout_split: str = "",
     turns: str = "all",
     truncation: str = "keep_start",
@@ -116,6 +117,7 @@ def check(
         raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
     if limit is not None and limit < 1:
         raise InputError(f"data.limit={limit} must be at least 1; None takes all records")
+    splits.check(path, heldout_path, split=split, heldout_split=heldout_split)
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")
     if not path and not heldout_path:

@@ -115,7 +115,7 @@ def of(c: ml_collections.ConfigDict) -> dict[str, Any]:
             "rewriter": c.rewriter.to_dict() if score else {},
             "gates": c.gates.to_dict(),
             "safety": scorer_settings[deciding] if score else {},
-            "perplexity": scorer_settings[c.gates.perplexity.split(".")[0]] if c.gates.perplexity else {},
+            "perplexity": scorer_settings[_perplexity(c)] if c.gates.perplexity else {},
             "bounds": {name: _bounds(scorer_settings[name]) for name in named},
             "samples": c.samples,
             "seed": c.seed,
@@ -128,6 +128,10 @@ def _check_score(c: ml_collections.ConfigDict) -> None:
     kinds = {name: s.kind for name, s in c.scorers.items()}
     scores = [f"{name}.{one}" for name, kind in kinds.items() for one in GIVES.get(kind, ("level", "score"))]
     errors.one_of("router.score", c.router.score, scores)
+
+
+def _perplexity(c: ml_collections.ConfigDict) -> str:
+    return errors.one_of("gates.perplexity", c.gates.perplexity.split(".")[0], c.scorers, hint="name a scorer's number")
 
 
 def _bounds(scorer_settings: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from alignment import errors
 from alignment.errors import InputError
 from experiments.launch import config as configs
 from experiments.launch import host
@@ -21,7 +22,11 @@ LEAST |= dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads", 
 LEAST |= dict.fromkeys(("max_len", "max_prompt_len", "chunk", "block", "num_slots", "num_steps", "concurrency"), 1)
 LEAST |= dict.fromkeys(("peak_lr", "lr", "warmup", "warmup_steps", "weight_decay", "clip_norm", "sft_weight"), 0)
 LEAST |= dict.fromkeys(("num_draft", "retries", "temperature", "timeout_seconds", "seed", "split_seed"), 0)
-LEAST |= dict.fromkeys(("limit", "full_steps", "feature_scale", "init_std"), 0)
+LEAST |= dict.fromkeys(("limit", "full_steps", "feature_scale", "init_std", "save_every", "eval_every"), 0)
+LEAST |= dict.fromkeys(("num", "num_train", "per_class", "min_count", "min_share", "num_samples", "samples"), 0)
+LEAST |= dict.fromkeys(("pairs", "tiles", "min_words", "rotate", "planted_share", "probes", "heldout", "missed"), 0)
+LEAST |= dict.fromkeys(("prompt_tokens", "max_new_tokens", "num_cpus", "num_gpus", "save_minutes", "error"), 0)
+DTYPES = ("float32", "bfloat16", "float16")  # of leaves called dtype
 BELOW_ONE = ("b1", "b2", "dropout")  # leaves so named are in [0, 1)
 WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
 ADDRESSES = ("url", "address")  # leaves that name a service, not data
@@ -52,6 +57,8 @@ def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDi
             raise InputError(f"{key}={value} must be at least {LEAST[name]}{WHY.get(name, '')}")
         elif name in BELOW_ONE and isinstance(value, (int, float)) and not 0 <= value < 1:
             raise InputError(f"{key}={value} must be at least 0 and below 1")
+        elif name == "dtype" and isinstance(value, str) and value:
+            errors.one_of(key, value, DTYPES)
         elif groups == ["loop"] and name in SMALLEST and isinstance(value, int) and value < SMALLEST[name]:
             need = "positive" if SMALLEST[name] else "at least 0"
             raise InputError(f"{key}: {name}={value} must be {need}")

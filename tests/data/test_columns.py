@@ -34,6 +34,16 @@ def test_a_row_without_a_target_is_set_aside_with_its_line(path):
     assert table.groups == ["p", "p", "q", "q", "p"] and set(table.columns) == {"age", "city", "income", "name"}
 
 
+def test_one_value_is_one_class_in_every_type_and_a_list_is_refused(tmp_path):
+    rows = [{"a": i, "y": y} for i, y in enumerate((1, 1.0, "1", 0, 0.0, "0"))]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = columns.read(str(tmp_path / "t.jsonl"), "y")
+    assert columns.classes(table, range(6), None)[1] == ("0", "1")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": [1]}) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"t.jsonl:1: a is a list.*data.leave_out"):
+        columns.read(str(tmp_path / "t.jsonl"), "y")
+
+
 def test_lines_of_json_may_lack_any_column(tmp_path):
     rows = [{"y": "a"}, {"x": 1, "y": "a"}, {"x": 2}, {"x": 3, "y": "b"}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -282,6 +282,28 @@ def test_splits_and_features_are_drawn_where_a_file_has_none_and_never_silently(
         graph_files.read(str(tmp_path / "toy.npz"), num_features=4)
 
 
+def test_an_array_named_npz_and_a_path_that_no_disk_has_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    for path, said in ((tmp_path / "a.npz", "not a readable .npz"), ("x" * 5_000, "cannot be opened")):
+        with pytest.raises(InputError, match=said):
+            graph_files.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"y": np.array(1)}, "one class a node"),
+        ({"y": np.zeros(5, int)}, "one class"),
+        ({"x": np.ones((5, 0))}, "features"),
+    ],
+)
+def test_arrays_that_say_nothing_are_refused(changes, said, tmp_path):
+    np.savez(tmp_path / "toy.npz", **LAYOUTS["edge_index"] | changes)
+    with pytest.raises(InputError, match=said):
+        graph_files.read(str(tmp_path / "toy.npz"))
+
+
 def test_files_that_are_no_graph_are_refused(tmp_path):
     with pytest.raises(InputError, match="is not there"):
         graph_files.check(str(tmp_path / "nothing"))

@@ -142,6 +142,10 @@ def test_arrays_open_without_pickle(tmp_path):
     np.savez(tmp_path / "b.npz", images=np.array([{}], object), labels=y[:1])
     with pytest.raises(InputError, match="plain arrays"):
         images.open(f"npz:{tmp_path}/b.npz", split="test")
+    np.save(tmp_path / "b.npy", x)
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(InputError, match="plain arrays"):
+        images.open(f"npz:{tmp_path}/b.npz", split="test")
     np.savez(tmp_path / "c.npz", images=x.astype(float), labels=y)
     with pytest.raises(InputError, match="must be uint8"):
         images.open(f"npz:{tmp_path}/c.npz", split="test")

@@ -1,8 +1,19 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.texts import splits
+from alignment.errors import InputError
+from data.texts import preferences, splits, text
 from data.texts.pair_formats import Comparison
+
+
+@pytest.mark.parametrize("changes", [{"heldout_split": "test"}, {"split": "test"}])
+def test_the_name_of_a_split_is_refused_where_files_have_none_and_would_be_held_out_whole(tmp_path, changes):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    for check_fn, more in ((preferences.check, {}), (text.check, {"max_len": 8})):
+        with pytest.raises(InputError, match=f"{next(iter(changes))}='test' is not read, since"):
+            check_fn(path=str(tmp_path / "a.jsonl"), **more, **changes)
+    splits.check("tfds:mnist", split="train", heldout_split="test")
 
 
 @settings(max_examples=30, deadline=None)

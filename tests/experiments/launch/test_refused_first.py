@@ -57,7 +57,7 @@ REFUSED = {
         ("version=R65k", "version='R65k' is not one of: R65k-FS"),
         ("view.crop=99.0", "crop=99.0 of resize=16"),
         ("init_from=nowhere.safetensors", "nowhere.safetensors does not exist"),
-        ("lr=-1.0", "lr=-1.0 must not be negative"),
+        ("lr=-1.0", "lr=-1.0 must be at least 0"),
         ("explain.methods=('lrpp',)", "the nearest is 'lrp'"),
         ("num_workers=-1", "num_workers=-1 must be at least 0"),
     ],
@@ -73,7 +73,7 @@ REFUSED = {
         ("options.lime.segmenter=slik", "the nearest is 'slic'"),
         ("per_class=0", "per_class=0"),
         ("limit.lime=0", "limit.lime=0: it must be at least 1; None takes all"),
-        ("baseline.lr=-1.0", "peak_lr=-1.0"),
+        ("baseline.lr=-1.0", "baseline.lr=-1.0 must be at least 0"),
         ("baseline.steps=-1", "baseline.steps=-1"),
     ],
     "native_alignment": [
@@ -179,6 +179,10 @@ def test_a_number_that_is_none_and_a_blank_text_are_refused_in_the_first_leaf_of
         ("egida", "loop.patience=0", "patience=0"),
         ("medguard", "engine.attention=fusd", "engine.attention='fusd'"),
         ("aloe", "dtype=float8", "dtype='float8'"),
+        ("focus", "dtype=float64", "dtype='float64' is not one of"),
+        ("sft", "data.shares=('half',)", "data.shares=('half',)"),
+        ("mame", "data.per_class=-1", "data.per_class=-1 must be at least 0"),
+        ("filter", "gates.perplexity=fluent.score", "the nearest is 'fluency'"),
     ],
 )
 def test_what_a_setting_of_any_experiment_cannot_mean_is_refused_at_once(name, flag, said, tmp_path, capsys):
