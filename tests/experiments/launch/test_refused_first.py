@@ -1,5 +1,6 @@
 """Every experiment refuses what needs neither data nor devices to be seen before its folder is made."""
 
+import contextlib
 import functools
 import os
 import re
@@ -187,6 +188,24 @@ def test_a_number_that_is_none_and_a_blank_text_are_refused_in_the_first_leaf_of
 )
 def test_what_a_setting_of_any_experiment_cannot_mean_is_refused_at_once(name, flag, said, tmp_path, capsys):
     assert said in refusal(name, tmp_path, capsys, f"--config.{flag}")
+
+
+ODD = {int: 0, str: "nonsense", tuple: ("nonsense",)}
+STRIDE = 17  # leaves, of which one is tried, so that all experiments together take two seconds
+
+
+@pytest.mark.parametrize("number", range(0, len(NAMES), 3))
+def test_no_value_of_a_leaf_is_a_crash_of_the_check(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, name in enumerate(NAMES[number : number + 3]):
+        experiment = configs.load_experiment(f"{name}:tiny")
+        for key, value in list(checks.leaves(experiment.config()))[place::STRIDE]:
+            if type(value) in ODD:
+                c = experiment.config()
+                *groups, last = key.split(".")
+                functools.reduce(getattr, groups, c)[last] = ODD[type(value)]
+                with contextlib.suppress(InputError):
+                    checks.check(experiment, c)
 
 
 @pytest.mark.parametrize("name", OF_TEXT)
