@@ -158,8 +158,9 @@ def write_generation(folder: pathlib.Path, content: bytes, *, stop_ids: Sequence
 
 def config_of(folder: str | pathlib.Path) -> dict:
     """Keyword arguments of `DecoderLM` for a checkpoint folder; what we do not compute exactly is refused."""
-    config = read_config(folder)
+    config = {key: value for key, value in read_config(folder).items() if value is not None}
     where = pathlib.Path(folder) / "config.json"
+    huggingface_config.check_types(config, where)
     family = huggingface_config.family(config, where)
     huggingface_config.refuse(config, where, family)
     try:

@@ -1,5 +1,6 @@
 """What config.json of a Hugging Face checkpoint says of the network; what we do not compute exactly is refused."""
 
+import numbers
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,65 @@ FAMILIES = {  # architecture: model_type
     "MistralForCausalLM": "mistral",
 }
 BODIES = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "Qwen3Model": "qwen3", "MistralModel": "mistral"}  # no head
+
+
+WHOLE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+WHOLE += ("head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings", "sliding_window")
+POSITIVE = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+OBJECTS = ("rope_scaling", "rope_parameters")
+OF_ROPE = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+)
+OF_ROPE += ("attention_factor", "mscale", "mscale_all_dim")
+LARGEST = 1 << 31
+
+
+def check_types(config: Mapping[str, Any], where: pathlib.Path) -> None:
+    """Refuse values of another type than their key has; "false", as a text, would count as true.
+
+    Raises:
+        InputError: with the key, its value and the need.
+    """
+
+    def refuse(key: str, value: Any, need: str) -> None:
+        raise InputError(f"{where} has {key}={str(value)[:80]!r}, which must be {need}; download it again, or mend it")
+
+    for key, value in config.items():
+        least = int(key != "max_window_layers")
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is None:
+            continue
+        if key in (*WHOLE, "max_window_layers") and not (is_whole and least <= value < LARGEST):
+            refuse(key, value, "a positive whole number")
+        elif key in POSITIVE and not _is_positive(value):
+            refuse(key, value, "a positive number")
+        elif key in SWITCHES and not isinstance(value, bool):
+            refuse(key, value, "true or false")
+        elif key in ("architectures", "layer_types") and not _are_texts(value):
+            refuse(key, value, "a list of names")
+        elif key in OBJECTS and not isinstance(value, Mapping):
+            refuse(key, value, "an object")
+        elif key in OBJECTS:
+            for name, one in value.items():
+                if name in ("type", "rope_type") and not isinstance(one, (str, type(None))):
+                    refuse(f"{key}.{name}", one, "a name")
+                if name in OF_ROPE and one is not None and not _is_positive(one):
+                    refuse(f"{key}.{name}", one, "a positive number")
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and 0 < value < LARGEST
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
 
 
 def family(config: Mapping[str, Any], where: pathlib.Path) -> str:
@@ -54,6 +114,7 @@ def default_head_dim(config: Mapping[str, Any], family: str) -> int:
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, which stand side by side, or in transformers 5 together in `rope_parameters`."""
     scaling = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    scaling = {name: value for name, value in scaling.items() if value is not None}
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
     scaling.pop("partial_rotary_factor", None)
     kind = scaling.pop("type", None)

@@ -72,6 +72,10 @@ def of_config(config: Mapping[str, Any], where: str) -> lora.Settings:
         raise InputError(f"{where} has layers_pattern={config['layers_pattern']!r}, and the layers are 'layers' here")
     if not config.get("target_modules"):
         raise InputError(f"{where} has no target_modules; name the layers that the adapter changes")
+    for key, number in {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}.items():
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if key in config and not (is_number and 0 < number < 1 << 31):
+            raise InputError(f"{where} has {key}={str(number)[:80]!r}, which must be a positive number; copy it again")
     try:
         layers = config.get("layers_to_transform")
         return lora.Settings(
@@ -86,6 +90,10 @@ def of_config(config: Mapping[str, Any], where: str) -> lora.Settings:
         )
     except KeyError as e:
         raise InputError(f"{where} lacks {e.args[0]!r}, which a LoRA adapter needs") from None
+    except (TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{where} has a value of another type than peft writes ({e}); copy it again") from None
 
 
 def config_for(settings: lora.Settings, base: str = "") -> dict[str, Any]:
@@ -142,6 +150,8 @@ def load(folder: str | pathlib.Path, model: decoder.DecoderLM) -> tuple[lora.Ada
         if stored[name].shape != shape:
             raise InputError(f"{name} in {file} has shape {stored[name].shape}; {CONFIG} and the model ask for {shape}")
         target[...] = tensors.view(name, stored[name]).astype(np.float32).T.reshape(target.shape)
+        if not np.isfinite(target).all():
+            raise InputError(f"{name} in {file} holds values that are no numbers; copy the adapter again")
     return adapter, tree
 
 

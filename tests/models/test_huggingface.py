@@ -154,6 +154,40 @@ def test_what_we_do_not_compute_is_refused(tmp_path, changes, message):
         huggingface.config_of(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "need"),
+    [
+        ("hidden_size", (0, -1, 1.5, True, "32", [32], 10**30), "a positive whole number"),
+        ("vocab_size", (None, "64", {}), "vocab_size"),
+        ("max_window_layers", (-1, "2", 1.5), "a positive whole number"),
+        ("rms_norm_eps", (0, float("nan"), "1e-5", True), "a positive number"),
+        ("rope_theta", (float("inf"), [1e4]), "a positive number"),
+        ("tie_word_embeddings", ("false", 0, []), "true or false"),
+        ("architectures", ("LlamaForCausalLM", [None], 3), "a list of names"),
+        ("rope_scaling", ("linear", [2.0]), "an object"),
+        (
+            "rope_scaling",
+            ({"rope_type": "linear", "factor": "2"}, {"rope_type": "linear", "factor": True}),
+            "rope_scaling.factor=",
+        ),
+        ("rope_scaling", ({"rope_type": 3},), "rope_scaling.rope_type="),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_key(saved_config, key, values, need):
+    folder, config = saved_config
+    for value in values:
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(InputError, match=need):
+            huggingface.config_of(folder)
+
+
+@pytest.fixture(scope="module")
+def saved_config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    saved(folder / "out")
+    return folder / "out", huggingface.read_config(folder / "out")
+
+
 def test_a_config_that_lacks_a_size_names_it(tmp_path):
     saved(tmp_path / "out")
     config = huggingface.read_config(tmp_path / "out")
