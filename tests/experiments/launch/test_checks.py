@@ -1,5 +1,6 @@
 """What the launcher refuses before any work, what it takes up again in a folder, and what it says about it."""
 
+import errno
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import types
 
 import pytest
 
+from alignment.errors import InputError
 from alignment.train import writers
 from experiments import run
 from experiments.launch import host, sweeps
@@ -50,6 +52,23 @@ def test_what_needs_no_data_is_refused_before_a_folder_is_made(flags, said, tmp_
         monkeypatch.setitem(sys.modules, name, None)
     assert launch(tmp_path / "run", *flags, target=DPO) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ELOOP, errno.EIO])
+def test_a_workdir_that_its_disk_does_not_make_is_refused_with_the_disk_s_words(number, monkeypatch):
+    def refuse(*unused, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(InputError, match=os.strerror(number)):
+        workdirs.make("runs/x")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", ""])
+def test_a_config_in_the_folder_that_is_no_object_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config.json cannot be read"):
+        workdirs.check(str(tmp_path), {}, "dpo", {})
 
 
 @pytest.mark.parametrize("workdir", ["gs://bucket/x", "s3://bucket/x", "memory://x"])
