@@ -16,12 +16,18 @@ FAMILIES = {  # architecture: model_type
 BODIES = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "Qwen3Model": "qwen3", "MistralModel": "mistral"}  # no head
 
 
-WHOLE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+WHOLE: tuple[str, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 WHOLE += ("head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings", "sliding_window")
 POSITIVE = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 OBJECTS = ("rope_scaling", "rope_parameters")
-OF_ROPE = (
+OF_ROPE: tuple[str, ...] = (
     "factor",
     "low_freq_factor",
     "high_freq_factor",

@@ -72,9 +72,9 @@ def of_config(config: Mapping[str, Any], where: str) -> lora.Settings:
         raise InputError(f"{where} has layers_pattern={config['layers_pattern']!r}, and the layers are 'layers' here")
     if not config.get("target_modules"):
         raise InputError(f"{where} has no target_modules; name the layers that the adapter changes")
-    for key, number in {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}.items():
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if key in config and not (is_number and 0 < number < 1 << 31):
+    for key in ("r", "lora_alpha"):
+        number = config.get(key, 1)
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number < 1 << 31:
             raise InputError(f"{where} has {key}={str(number)[:80]!r}, which must be a positive number; copy it again")
     try:
         layers = config.get("layers_to_transform")
