@@ -392,7 +392,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     if args.growth:
-        return growth.measure(args.rounds * args.steps, args.threads, args.patience)
+        return growth.measure(args.rounds, args.threads, args.patience)
     names = contestants_of(args.peers)
     check_profiles(args.profiles)
     shape = QUICK_SHAPE if args.quick else SHAPE
