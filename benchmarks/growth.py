@@ -27,7 +27,9 @@ SIZES = dict(  # what each takes in turn, the base among them
     vocabulary=(4_096, 8_192, 12_288, 16_384, 20_480),
     layers=(2, 4, 6, 8, 10),
 )
-UNITS = dict(pairs="pairs of a step", answer="tokens of an answer", vocabulary="entries of the vocabulary", layers="layers")
+UNITS = dict(
+    pairs="pairs of a step", answer="tokens of an answer", vocabulary="entries of the vocabulary", layers="layers"
+)
 WIDTHS = dict(model_dim=192, num_heads=4, num_kv_heads=2, ffn_dim=512)
 PROMPT = 64
 WARMUP = 2  # uncounted steps: the first compiles
