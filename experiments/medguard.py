@@ -26,7 +26,7 @@ from alignment import errors, files
 from alignment.errors import InputError
 from alignment.evaluation import extraction, multiple_choice
 from alignment.train import writers
-from data import records
+from data import fields, records
 from data.texts import aspect_items
 from data.texts.aspect_items import LETTERS, Item
 from data.toys import wards
@@ -365,21 +365,22 @@ def read_physicians(path: str, items: Sequence[Item]) -> list[dict[str, Any]]:
     pairs: set[tuple[str, str]] = set()
     for row in records.read(path)[0]:
         value = row.value
-        item = by_id.get(str(value.get("id")))
+        with fields.reading(row, "people's choices"):
+            name, rater = fields.name(value.get("id"), "id"), fields.name(value.get("rater"), "rater")
+        item = by_id.get(name)
         if item is None:
             unknown += 1
             continue
         choice = value.get("choice")
         letters = choice if isinstance(choice, list) else [choice]
-        if any(letter not in LETTERS[: len(item.options)] for letter in letters):
+        # list(), since a text of two letters, or of none, is part of a text of letters
+        if not letters or any(letter not in list(LETTERS[: len(item.options)]) for letter in letters):
             raise InputError(f"{row.file}:{row.line}: choice {choice!r} is not a letter of item {item.id}'s options")
         chosen = tuple(sorted(LETTERS.index(letter) for letter in letters))
-        if (item.id, str(value.get("rater"))) in pairs:
-            raise InputError(
-                f"{row.file}:{row.line}: rater {value.get('rater')!r} has chosen for item {item.id} before"
-            )
-        pairs.add((item.id, str(value.get("rater"))))
-        out.append({"id": item.id, "rater": str(value.get("rater")), "choice": chosen, "right": chosen == item.gold})
+        if (item.id, rater) in pairs:
+            raise InputError(f"{row.file}:{row.line}: rater {rater!r} has chosen for item {item.id} before")
+        pairs.add((item.id, rater))
+        out.append({"id": item.id, "rater": rater, "choice": chosen, "right": chosen == item.gold})
     if unknown:
         print(f"WARNING: {path} has {unknown} choices on items that are not asked here; they are left out", flush=True)
     return out

@@ -84,6 +84,18 @@ class Comparison:
         return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in self.prompt)
 
 
+def check_pairs(items: Sequence[Comparison], path: str) -> None:
+    """Refuse single answers with labels where pairs are needed.
+
+    Raises:
+        InputError: with the first one's file and line.
+    """
+    if single := next((item for item in items if len(item.answers) != 2), None):
+        raise InputError(
+            f"{single.file}:{single.line}: a single answer with a label, and {path} must hold pairs: chosen, rejected"
+        )
+
+
 def read(
     rows: Sequence[records.Record],
     *,

@@ -137,6 +137,7 @@ def chat(path: str, limit: int | None, counts: dict[str, int]) -> str | list[dic
         return path
     items = pair_formats.read(records.read_counted(path, counts=counts), limit=limit, counts=counts)
     out = []
+    pair_formats.check_pairs(items, path)
     for item in items:
         turns = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else list(item.prompt)
         out.append({"messages": [*turns, {"role": "assistant", "content": item.answers[0].strip()}]})
@@ -151,6 +152,7 @@ def pairs(
         rows = list(embedded)
     else:
         items = pair_formats.read(records.read_counted(path, counts=counts), counts=counts)
+        pair_formats.check_pairs(items, path)
         rows = [
             {
                 "uuid": f"{i}",

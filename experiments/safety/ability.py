@@ -11,7 +11,7 @@ import numpy as np
 from alignment import files, intervals
 from alignment.decoding import scoring
 from alignment.errors import InputError
-from data import loader, records
+from data import fields, loader, records
 from data.texts import answers, text_formats
 from data.texts.pair_formats import Comparison
 from experiments.decoding.models import Model
@@ -36,9 +36,17 @@ def read_questions(path: str, limit: int | None, counts: dict[str, int]) -> list
             value = value | {"choices": choices, "answerKey": value["correct_answer"]}
         if missing := [name for name in COLUMNS if name not in value]:
             raise InputError(f"{row.file}:{row.line}: no column {missing[0]!r}; a question has {', '.join(COLUMNS)}")
-        if value["answerKey"] not in value["choices"]["label"]:
+        with fields.reading(row, "questions"):
+            choices = fields.parsed(value["choices"])
+            labels, texts = (fields.sequence(choices[name], f"choices.{name}") for name in ("label", "text"))
+            labels, key = [fields.name(label) for label in labels], fields.name(value["answerKey"], "answerKey")
+            texts = [fields.text(text, "choices.text") for text in texts]
+            if len(labels) != len(texts) or not all(text.strip() for text in texts):
+                raise ValueError(f"choices has {len(labels)} labels and {len(texts)} texts, and every label needs one")
+            question = fields.text(value["question"], "question")
+        if key not in labels:
             raise InputError(f"{row.file}:{row.line}: answerKey={value['answerKey']!r} is not a label of its choices")
-        out.append(value)
+        out.append(value | {"question": question, "choices": {"label": labels, "text": texts}, "answerKey": key})
     return out
 
 

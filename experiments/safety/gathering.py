@@ -292,6 +292,7 @@ def more(c: ml_collections.ConfigDict, counts: dict[str, int]) -> list[dict[str,
         return []
     rows = records.read_counted(c.pairs.more, counts=counts)
     items = pair_formats.read(rows, counts=counts)
+    pair_formats.check_pairs(items, c.pairs.more)
     num = len(items) if c.pairs.num_more is None else min(c.pairs.num_more, len(items))
     chosen = sorted(random.Random(f"more {c.seed}").sample(range(len(items)), num))
     return [

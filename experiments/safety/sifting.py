@@ -18,7 +18,7 @@ from alignment.errors import InputError, one_of
 from alignment.filtering.duplicates import exact, near
 from alignment.safety import verdicts
 from alignment.safety.judging import Judge
-from data import records
+from data import fields, records
 from data.texts import suites
 from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
 from experiments.decoding.models import Model
@@ -157,7 +157,11 @@ def read_human(path: str) -> dict[str, str]:
         where = f"{row.file}:{row.line}"
         if not {"id", "label"} <= set(row.value):
             raise InputError(f"{where}: a person's word needs the columns id and label, and it has {list(row.value)}")
-        out[str(row.value["id"])] = one_of(f"{where}: label", row.value["label"], LABELS)
+        with fields.reading(row, "people's labels"):
+            name, label = fields.name(row.value["id"], "id"), fields.name(row.value["label"], "label")
+        if name in out:
+            raise InputError(f"{where}: id {name!r} has a label before this one; leave one of them")
+        out[name] = one_of(f"{where}: label", label, LABELS)
     return out
 
 

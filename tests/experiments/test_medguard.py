@@ -187,6 +187,13 @@ def test_a_physician_chooses_once_for_an_item(items, tmp_path):
         medguard.read_physicians(str(tmp_path / "people.jsonl"), items)
 
 
+@pytest.mark.parametrize("choice", ["", "AB", None, [], ["A", ""], {"A": 1}, 0])
+def test_a_choice_that_is_no_letter_is_not_taken_for_the_first_option(items, tmp_path, choice):
+    (tmp_path / "people.jsonl").write_text(json.dumps({"id": items[0].id, "rater": "x", "choice": choice}) + "\n")
+    with pytest.raises(InputError, match=r"people.jsonl:1: choice .* is not a letter"):
+        medguard.read_physicians(str(tmp_path / "people.jsonl"), items)
+
+
 def test_prompts_differ_by_condition(items):
     item, shot = items[0], items[4]
     plain = medguard.prompt(item, "plain", ())

@@ -121,6 +121,15 @@ def test_a_conversation_with_a_label_is_an_unpaired_record():
     assert [(item.prompt, item.answers, item.label) for item in items] == [([USER], ("yes",), False)] and not counts
 
 
+def test_single_answers_are_refused_where_pairs_are_needed():
+    items, _ = read(
+        {"prompt": "Q", "chosen": "yes", "rejected": "no"}, {"prompt": "Q", "completion": "a", "label": True}
+    )
+    pair_formats.check_pairs(items[:1], "a.jsonl")
+    with pytest.raises(InputError, match=r"f\.jsonl:2: a single answer with a label"):
+        pair_formats.check_pairs(items, "a.jsonl")
+
+
 def test_what_teaches_nothing_is_counted_by_reason():
     base = {"instruction": "Q", "output_1": "yes", "output_2": "no"}
     ties = [base | {"preference": p} for p in (0, "0.0", None, "None", "tie", float("nan"))]

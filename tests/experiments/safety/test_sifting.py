@@ -49,6 +49,9 @@ def test_what_people_say_is_read_with_the_line_of_a_label_that_is_none(tmp_path)
     path.write_text("id,label\na1,fine\n")
     with pytest.raises(InputError, match=r"human.csv:2: label='fine'"):
         sifting.read_human(str(path))
+    path.write_text("id,label\na1,harmless\na1,harmful\n")
+    with pytest.raises(InputError, match=r"human.csv:3: id 'a1' has a label before"):
+        sifting.read_human(str(path))
     path.write_text("id,word\na1,harmless\n")
     with pytest.raises(InputError, match="columns id and label"):
         sifting.read_human(str(path))
