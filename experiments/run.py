@@ -64,6 +64,8 @@ def coded(run_fn: Callable[[], int]) -> tuple[int, str]:
     except Exception as e:
         if full_disk.is_full_disk(e):
             return BAD_INPUT, f"error: {e}; free some space and start the same command again"
+        if why := full_disk.unusable(e):
+            return BAD_INPUT, f"error: {why}"
         if "Unable to initialize backend" in str(e):
             return BAD_INPUT, f"error: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {e}"
         traceback.print_exc()
@@ -318,6 +320,9 @@ def guarded_run(
         if full_disk.is_full_disk(e):
             end("full disk")
             raise InputError(full_disk.message(e, workdir, folders_of(config))) from e
+        if why := full_disk.unusable(e):
+            end("refused")
+            raise InputError(why) from e
         if ended := host.peer_trouble(wait=PEER_WAIT):  # a collective fails when its peer is gone
             end("stopped")
             raise host.PeerEnded(ended) from e

@@ -143,6 +143,7 @@ def read(folder: pathlib.Path) -> Files:
     config, special = (_json(content, name, folder) for name in ("tokenizer_config.json", "special_tokens_map.json"))
     # As transformers has it: the map is the older file, and speaks where added_tokens_decoder, the newer, does not.
     config = special | config if "added_tokens_decoder" in config else config | special
+    _check_config(config, folder / "tokenizer_config.json")
     added = _json(content, "added_tokens.json", folder)
     if not all(isinstance(i, int) for i in added.values()):
         raise InputError(f"{folder / 'added_tokens.json'} must give each token its id, a whole number")
@@ -162,6 +163,22 @@ def read(folder: pathlib.Path) -> Files:
     return Files(content, config, generation, named.get("default"), _guess_missing(content), names, added)
 
 
+def _check_config(config: dict[str, Any], path: pathlib.Path) -> None:
+    """Refuse values of another type than their key has, with the key."""
+    tokens = {key: [value] for key, value in config.items() if key.endswith("_token") and not isinstance(value, bool)}
+    for key in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
+        more = config.get(key)
+        if not isinstance(more, (list, dict, type(None))) or (key == "added_tokens_decoder" and isinstance(more, list)):
+            raise InputError(f"{path} has {key}={str(more)[:80]!r}, which must be a list or an object of tokens")
+        tokens[key] = list(more.values()) if isinstance(more, dict) else more or []
+    if odd := [key for key in config.get("added_tokens_decoder") or {} if not key.isdecimal()]:
+        raise InputError(f"{path} has {odd[0]!r} in added_tokens_decoder, whose keys are ids; download it again")
+    for key, values in tokens.items():
+        if odd := [value for value in values if not isinstance(_text(value), (str, type(None)))]:
+            need = "a text, or an object with `content`"
+            raise InputError(f"{path} has {str(odd[0])[:80]!r} under {key}, and a token is {need}; download it again")
+
+
 def _named_templates(value: Any, folder: pathlib.Path) -> dict[str, str]:
     """The `chat_template` of a configuration: one, several by name in an object, or a list of names and templates."""
     if value is None:
@@ -169,7 +186,7 @@ def _named_templates(value: Any, folder: pathlib.Path) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, list) and all(isinstance(t, dict) and {"name", "template"} <= set(t) for t in value):
-        return {t["name"]: t["template"] for t in value}
+        value = {str(t["name"]): t["template"] for t in value}
     if isinstance(value, dict) and all(isinstance(t, str) for t in value.values()):
         return dict(value)
     raise InputError(
@@ -255,7 +272,7 @@ def _parse(content: bytes, path: pathlib.Path) -> dict[str, Any]:
 
 def _decoded(content: bytes, path: pathlib.Path) -> str:
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # a byte order mark would stand at the head of every prompt
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is not UTF-8: {e}") from e
 

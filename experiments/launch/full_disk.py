@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 TEXTS = ("No space left on device", "ENOSPC", "Disk quota exceeded", "File too large")  # the last: ulimit -f
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
@@ -20,6 +21,15 @@ def is_full_disk(error: BaseException | None) -> bool:
         or any(text in str(e) for text in TEXTS)
         for e in _chain(error)
     )
+
+
+def unusable(error: BaseException) -> str:
+    """What a disk says of a path that cannot be used, such as one without permission; "" for other errors."""
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+        return f"{str(error.filename)[:300]}: {error.strerror}; give a path that can be used"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return f"{error} A path of the command begins with ~ and a name that is not a user's; write it out"
+    return ""
 
 
 def message(error: BaseException, workdir: str, folders: Iterable[str] = ()) -> str:

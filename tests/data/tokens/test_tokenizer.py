@@ -270,6 +270,30 @@ def test_a_letter_or_a_template_without_answers_ends_nothing(tmp_path, template)
 def test_a_chat_template_of_another_shape_is_refused(tmp_path):
     with pytest.raises(InputError, match="chat_template must be one template, or a list of objects"):
         tokenizer.load(str(small_folder(tmp_path / "tok", chat_template=[{"template": "T"}])))
+    with pytest.raises(InputError, match="chat_template must be one template, or a list of objects"):
+        tokenizer.load(str(small_folder(tmp_path / "two", chat_template=[{"name": "default", "template": 3}])))
+
+
+def test_a_template_file_begins_behind_its_byte_order_mark(tmp_path):
+    folder = small_folder(tmp_path / "tok")
+    (folder / "chat_template.jinja").write_bytes("\ufeff{{ messages[0].content }}".encode())
+    assert tokenizer.load(str(folder)).render([{"role": "user", "content": "q"}]) == "q"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("eos_token", 2, "'2' under eos_token"),
+        ("pad_token", {"content": 1}, "under pad_token"),
+        ("additional_special_tokens", [["<a>"]], "under additional_special_tokens"),
+        ("additional_special_tokens", "<a>", "must be a list or an object of tokens"),
+        ("added_tokens_decoder", {"first": {"content": "<a>"}}, "'first' in added_tokens_decoder, whose keys are ids"),
+        ("added_tokens_decoder", [], "must be a list or an object"),
+    ],
+)
+def test_a_token_that_is_no_text_is_refused_by_its_key(tmp_path, key, value, said):
+    with pytest.raises(InputError, match=said):
+        tokenizer.load(str(small_folder(tmp_path / "tok", **{key: value})))
 
 
 @pytest.mark.parametrize("content", ['{"eos_token_id": "</s>"}', '{"eos_token_id": [1, null]}'])

@@ -64,6 +64,19 @@ def test_a_workdir_that_its_disk_does_not_make_is_refused_with_the_disk_s_words(
         workdirs.make("runs/x")
 
 
+@pytest.mark.parametrize("flag", ["--config.data.path=~nobody-here/x.jsonl", f"--config.init_from=hf:{'x' * 5000}"])
+def test_a_path_that_no_disk_takes_is_bad_input_wherever_it_is_met(flag, tmp_path, capsys):
+    assert launch(tmp_path / "run", flag, target=DPO) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_file_without_permission_is_bad_input_and_its_name_is_said():
+    def refuse():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "weights.safetensors")
+
+    assert run.coded(refuse) == (2, "error: weights.safetensors: Permission denied; give a path that can be used")
+
+
 @pytest.mark.parametrize("content", ["[]", "null", "{", ""])
 def test_a_config_in_the_folder_that_is_no_object_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
