@@ -179,13 +179,10 @@ def load_votes(
     return _some(out, path, "exchange with votes", counts)
 
 
-def best_answers(
-    answers: Sequence[SafeAnswer], *, is_safe: Sequence[bool] | None = None, preferred: Sequence[str] = ()
-) -> dict[str, SafeAnswer]:
+def best_answers(answers: Sequence[SafeAnswer], *, preferred: Sequence[str] = ()) -> dict[str, SafeAnswer]:
     """uuid -> its safe answer: that of the model that stands first in `preferred`, else the first one.
 
     Args:
-        is_safe: what a judge says of each answer; an answer that is not safe is not taken. None takes all.
         preferred: parts of models' names, whatever the case, such as ("mistral", "phi").
     """
 
@@ -194,8 +191,8 @@ def best_answers(
         return next(places, len(preferred))
 
     best: dict[str, SafeAnswer] = {}
-    for answer, may_be_taken in zip(answers, is_safe or [True] * len(answers), strict=True):
-        if may_be_taken and (answer.uuid not in best or rank(answer) < rank(best[answer.uuid])):
+    for answer in answers:
+        if answer.uuid not in best or rank(answer) < rank(best[answer.uuid]):
             best[answer.uuid] = answer
     return best
 

@@ -63,7 +63,6 @@ def split(
     unseen_topics: Collection[str] | None = None,
     unseen_styles: Collection[str] | None = None,
     topic_groups: Mapping[str, str] | None = None,
-    test_requests: Collection[str] = (),
     seed: int = 0,
 ) -> Split:
     """Hold back topics, styles and requests.
@@ -75,7 +74,6 @@ def split(
         num_unseen_styles: drawn from the styles of attack; a set without attacks holds back none.
         unseen_topics, unseen_styles: instead of drawing them.
         topic_groups: topic -> group; whole groups are then held back.
-        test_requests: ids of requests to test on, as those of a test file, instead of `test_share`.
         seed: of all draws.
 
     Raises:
@@ -96,7 +94,7 @@ def split(
     for style in unseen_styles:
         errors.one_of("unseen style", style, styles)
     tested = {request for request, own in topics_of.items() if own & set(unseen_topics)}
-    tested |= _requests(sorted(set(topics_of) - tested), test_share, test_requests, seed)
+    tested |= _requests(sorted(set(topics_of) - tested), test_share, seed)
     test = tuple(case for case in cases if case.request in tested)
     rest = [case for case in cases if case.request not in tested]
     train = tuple(case for case in rest if case.style not in unseen_styles)
@@ -146,8 +144,6 @@ def _styles(styles: Sequence[str], num: int, seed: int) -> list[str]:
     return random.Random(f"unseen styles {seed}").sample(styles, num)
 
 
-def _requests(requests: Sequence[str], share: float, named: Collection[str], seed: int) -> set[str]:
-    if named:
-        return set(requests) & set(named)
+def _requests(requests: Sequence[str], share: float, seed: int) -> set[str]:
     ordered = sorted(requests, key=lambda request: xxhash.xxh64_intdigest(f"{seed} {request}".encode()))
     return set(ordered[: max(1, round(share * len(ordered)))])

@@ -58,7 +58,7 @@ def test_empty_texts_and_pairs_of_one_answer_are_dropped_with_a_count(tmp_path, 
         egida.load_pairs(write(tmp_path, rows[1:]), counts={})
 
 
-def test_safe_answers_are_those_of_the_preferred_model_that_a_judge_calls_safe(tmp_path):
+def test_safe_answers_are_those_of_the_preferred_model(tmp_path):
     rows = [
         {"uuid": uuid, "question": "q", "answer": f"{model} {uuid}", "model": model}
         for uuid in "abc"
@@ -67,8 +67,6 @@ def test_safe_answers_are_those_of_the_preferred_model_that_a_judge_calls_safe(t
     answers = egida.load_answers(write(tmp_path, rows), counts={})
     both = egida.best_answers(answers, preferred=("mistral", "phi"))
     assert {uuid: answer.model for uuid, answer in both.items()} == dict.fromkeys("abc", "Mistral-7B")
-    judged = egida.best_answers(answers, is_safe=[True, True, True, False, False, False], preferred=("mistral", "phi"))
-    assert {uuid: answer.model for uuid, answer in judged.items()} == {"a": "Mistral-7B", "b": "Phi-3-small"}
     assert egida.best_answers(answers)["a"] == SafeAnswer("a", "q", "Phi-3-small a", "Phi-3-small")
 
 

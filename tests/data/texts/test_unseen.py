@@ -86,11 +86,6 @@ def test_the_order_of_the_rows_changes_no_side_and_the_seed_does():
     assert len({unseen.split(cases, num_unseen_styles=1, seed=seed).test for seed in range(9)}) > 3
 
 
-def test_a_test_file_s_requests_are_the_tests():
-    out = unseen.split(grid(), unseen_topics=(), num_unseen_styles=1, test_requests=("r3", "r4"))
-    assert {case.request for case in out.test} == {"r3", "r4"}
-
-
 def test_sets_without_topics_or_attacks_hold_back_requests_alone():
     out = unseen.split(cases_of([((), (PLAIN,))] * 10))
     assert (len(out.train), len(out.test), out.unseen_topics, out.unseen_styles) == (8, 2, (), ())
