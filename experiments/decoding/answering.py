@@ -13,6 +13,11 @@ from experiments.report import progress
 
 LOG_SECONDS = 5.0  # between two lines of metrics.jsonl
 Row = Mapping[str, Any]
+METRICS = {  # what `write_all` logs, for an experiment's METRICS
+    "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
+    "tokens_per_second": ("tokens written in a second of answering", "higher"),
+    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+}
 
 
 def rows(

@@ -14,6 +14,7 @@ from alignment.safety import rates, refusals
 from alignment.safety.verdicts import COMPLIANCE, INVALID, UNSAFE
 from data.texts import suites, unseen
 from data.toys import guest_rules
+from experiments.decoding import answering
 from experiments.report import charts, markup, pictures
 from experiments.safety import cost
 from experiments.safety.tuning import Tuned
@@ -283,9 +284,7 @@ METRICS = {
     "n/*": ("prompts asked", ""),
     "invalid": ("answers that are empty or not classed, before and after; no rate counts them", "lower"),
     "invalid_share": ("share of all answers that are invalid", "lower"),
-    "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
-    "tokens_per_second": ("tokens written in a second of answering", "higher"),
-    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+    **answering.METRICS,
 }
 
 

@@ -9,6 +9,7 @@ from alignment import files, frontier
 from alignment.decoding.requests import Token
 from alignment.evaluation.head_to_head import Tally
 from data.texts import preferences
+from experiments.decoding import answering
 from experiments.guidance import methods, scoring
 from experiments.guidance.methods import Method
 from experiments.guidance.training import Objective
@@ -266,9 +267,7 @@ METRICS = {
     "hypervolume/*": ("volume that the frontier dominates above (0, 0), in shares of wins beside the base", "higher"),
     "seconds_per_token/*": ("wall-clock time of a token, one request at a time, compiled before", "lower"),
     "prompts": ("held-out prompts that were answered", ""),
-    "seconds": ("spent on answering over all starts, without training and compiling", "lower"),
-    "tokens_per_second": ("tokens written in a second of answering", "higher"),
-    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+    **answering.METRICS | {"seconds": ("spent on answering over all starts, without training and compiling", "lower")},
 }
 
 

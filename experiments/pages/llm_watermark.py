@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment import files
+from experiments.decoding import answering
 from experiments.report import pictures
 
 TABLES = ("verbatim", "membership", "detection", "robustness", "null")
@@ -101,9 +102,7 @@ METRICS = {
     "detection/z_median": ("median z of marked answers", "higher"),
     "perplexity/unmarked": ("of unmarked answers under the model that wrote them", ""),
     "perplexity/marked": ("of the same scheme's marked answers under the unmarked model", "lower"),
-    "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
-    "tokens_per_second": ("tokens written in a second of answering", "higher"),
-    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+    **answering.METRICS,
 }
 
 

@@ -13,6 +13,7 @@ from alignment import files, frontier, intervals
 from alignment.safety import rates
 from alignment.safety.verdicts import COMPLIANCE, INVALID, PARTIAL, REFUSAL
 from data.texts.suites import CONTROVERSIAL, HARMFUL, HARMLESS
+from experiments.decoding import answering
 from experiments.report import charts, pictures
 
 BARE, SYSTEM, FILTER = "bare", "system", "filter"  # points: the model as it is, and behind a defence
@@ -188,9 +189,7 @@ METRICS = {
     "n": ("valid answers without a defence, all classes and data sets", ""),
     "invalid": ("answers without a defence that are empty or not classed by the judge; no rate counts them", "lower"),
     "invalid_share": ("largest share of invalid answers of a point", "lower"),
-    "seconds": ("spent on answering over all starts, without reading weights and compiling", "lower"),
-    "tokens_per_second": ("tokens written in a second of answering", "higher"),
-    "answer_tokens": ("tokens of an answer, mean over those written so far", ""),
+    **answering.METRICS,
 }
 
 

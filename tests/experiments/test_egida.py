@@ -19,7 +19,7 @@ from tests.experiments.conftest import ROOT, launch
 KEYS = {"asr/before", "asr/after", "asr_strict/after", "refusal/before", "refusal/after", "ability/before"}
 KEYS |= {"ability/after", "perplexity/before", "perplexity/after", "pairs", "invalid", "chosen_form/after"}
 KEYS |= {f"asr/after/{cell}" for cell in unseen.CELLS}
-TIMING = ("pairs_per_second", "step_seconds", "seconds", "tokens_per_second")
+TIMING = ("flops_per_second", "pairs_per_second", "step_seconds", "seconds", "tokens_per_second")
 SECRET = "xylophone"
 
 
