@@ -18,7 +18,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,33 +31,22 @@ from alignment.decoding import requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import language_model, sharding
-from data import loader, records
 from data.texts import preferences, text
-from data.tokens import learning, tokenizer
+from data.tokens import tokenizer
 from experiments.evaluation import arms as exam_arms
-from experiments.filtering import probes, toy_corpora, training
+from experiments.filtering import corpora, probes, training
 from experiments.launch import groups, lm, planning
 from experiments.pages import native_alignment as native_page
 from experiments.safety import compared, judges
 
 SETTINGS = ("", "laptop", "tiny")
-TOY = "synthetic:toyweb"
-ARMS = {  # arm -> (the corpora it reads, share of the documents that were aligned where it mixes two)
-    "raw": (("raw",), None),
-    "rules": (("rules",), None),
-    "dropped": (("dropped",), None),
-    "aligned_25": (("raw", "aligned"), 0.25),
-    "aligned_50": (("raw", "aligned"), 0.50),
-    "aligned": (("aligned",), None),
-    "both": (("raw", "aligned"), None),
-}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.seeds = 1  # members of each arm: seed, seed + 1, ...
-    c.arms = "aligned"  # some of ARMS, with commas between
+    c.arms = "aligned"  # some of corpora.ARMS, with commas between
     c.init_from = "hf:meta-llama/Meta-Llama-3-8B"  # "" for nothing, hf:<folder or hub id>, run:<workdir>
     c.tokenizer = ""  # "": that of init_from; learn:<tokens> of the raw corpus; or as tokenizer.load takes it
     c.model = groups.decoder(
@@ -118,7 +107,7 @@ def stage(**settings: Any) -> ml_collections.ConfigDict:
 def small(c: ml_collections.ConfigDict) -> None:
     """What `laptop` and `tiny` share."""
     c.seeds = 3
-    c.arms = ",".join(ARMS)
+    c.arms = ",".join(corpora.ARMS)
     groups.small_decoder(c)
     c.tokenizer = "learn:2000"
     c.model = groups.decoder(
@@ -128,7 +117,7 @@ def small(c: ml_collections.ConfigDict) -> None:
         num_kv_heads=2,
         ffn_dim=192,
     )
-    c.data.path = TOY
+    c.data.path = corpora.TOY
     c.data.max_len = 128
     c.pretrain = stage(steps=1_000, batch_size=4, peak_lr=1e-2, warmup_steps=30, save_every=0)
     c.sft = stage(steps=20, batch_size=8, peak_lr=1e-3, warmup_steps=2, save_every=0)
@@ -162,7 +151,7 @@ def tiny(c: ml_collections.ConfigDict) -> None:
 
 
 def sweep():
-    for arm in ARMS:
+    for arm in corpora.ARMS:
         for seed in range(3):
             yield {"arms": arm, "seed": seed}
 
@@ -178,11 +167,11 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check(c)
     if c.judged.judge and jax.process_count() > 1:
         raise InputError("judged.judge asks from one process; start it without --distributed, or set it to ''")
-    folder = corpora(c, workdir)
+    folder = corpora.prepared(c, workdir)
     mesh = sharding.make_mesh(**c.mesh)
-    tok = tokenizer_of(c, folder, workdir)
+    tok = corpora.tokenizer_of(c, folder, workdir)
     model = lm.build(c, tok, workdir, rows_are_plain=False)
-    arms, seeds = names(c.arms), range(c.seed, c.seed + c.seeds)
+    arms, seeds = corpora.names(c.arms), range(c.seed, c.seed + c.seeds)
     stages = {name: c[name].to_dict() for name in training.STAGES}
     trainer = training.Trainer(model, mesh, stages)
     rows = probes.read(folder / "probes")
@@ -195,7 +184,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     measured = {}
     for arm in arms:
         # read when the first member of the arm is trained, if none is done yet, and let go of with the last
-        texts_fn = functools.cache(functools.partial(corpus, arm, folder, workdir, reading))
+        texts_fn = functools.cache(functools.partial(corpora.of_arm, arm, folder, workdir, reading))
         for seed in seeds:
             done = workdir / f"members/{arm}-{seed}/measured.json"
             if done.is_file():
@@ -215,10 +204,10 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
     for name in ("arms", "post_arms"):
-        for arm in names(c[name]):
-            errors.one_of(name, arm, ARMS)
-    if not names(c.arms):
-        raise InputError(f"arms={c.arms!r} names no arm; there are {', '.join(ARMS)}")
+        for arm in corpora.names(c[name]):
+            errors.one_of(name, arm, corpora.ARMS)
+    if not corpora.names(c.arms):
+        raise InputError(f"arms={c.arms!r} names no arm; there are {', '.join(corpora.ARMS)}")
     for name in ("seeds", "resamples"):
         if c[name] < 1:
             raise InputError(f"{name}={c[name]} must be at least 1")
@@ -236,93 +225,16 @@ def check(c: ml_collections.ConfigDict) -> None:
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
     exam_arms.check(c.exams)
-    compared.check(c.judged, c.judging, names(c.arms), c.samples.num)
+    compared.check(c.judged, c.judging, corpora.names(c.arms), c.samples.num)
     lm.check_model(c, made_here=kind == "learn")
     losses.check_options("dpo", {"beta": c.dpo.beta})
     for name in training.STAGES:
         training.check(c[name].to_dict())
-    if c.data.path != TOY and errors.files_needed():
-        check_folders(c)
-
-
-def names(listing: str) -> list[str]:
-    return [name.strip() for name in listing.split(",") if name.strip()]
+    if c.data.path != corpora.TOY and errors.files_needed():
+        corpora.check_folders(c)
 
 
 # What the members share
-
-
-def corpora(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """The folder of corpora, held-out text and probes; the toy's is made first.
-
-    Raises:
-        InputError: a corpus of one of the arms, held-out text or probes are missing.
-    """
-    if c.data.path == TOY:
-        counts = toy_corpora.prepare(workdir / "toyweb", seed=c.seed, **c.toy)
-        files.report_counts(workdir, {f"documents of {name}": n for name, n in counts.items()})
-        return workdir / "toyweb"
-    check_folders(c)
-    folder = pathlib.Path(c.data.path)
-    check_unchanged(workdir / "made_from.json", [folder / name for name in needed_folders(c)])
-    return folder
-
-
-def needed_folders(c: ml_collections.ConfigDict) -> list[str]:
-    """The folders of data.path that the arms read."""
-    return sorted({corpus for arm in names(c.arms) for corpus in ARMS[arm][0]} | {"heldout", "probes"})
-
-
-def check_unchanged(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
-    """Refuse folders that are not as they were when this run began: all that lies in the workdir was made from them.
-
-    Args:
-        path: of the digests, which the first start of a run leaves there.
-    """
-    digests = {folder.name: loader.digest_files(records.find(str(folder))) for folder in folders}
-    earlier = files.read_note(path) if path.is_file() else digests
-    if changed := [str(folder) for folder in folders if earlier.get(folder.name) != digests[folder.name]]:
-        raise InputError(
-            f"{', '.join(changed)} changed since this run began, and its tokenizer, mixtures and members are of what "
-            "it held then. Put it back as it was, or start over in another --workdir"
-        )
-    if files.is_first_process():
-        files.write_json(path, digests)
-
-
-def check_folders(c: ml_collections.ConfigDict) -> None:
-    """Refuse a folder that lacks a corpus of one of the arms, held-out text or probes."""
-    needed = needed_folders(c)
-    missing = [name for name in needed if not pathlib.Path(c.data.path, name).is_dir()]
-    if missing:
-        raise InputError(
-            f"data.path={c.data.path!r} has no folder {', '.join(missing)}; arms={c.arms!r} read "
-            f"{', '.join(needed)} in it: shards of experiments/filter.py, heldout/ and probes/ as "
-            f"experiments/filtering/toy_corpora.py writes them; or take {TOY!r}"
-        )
-
-
-def tokenizer_of(c: ml_collections.ConfigDict, folder: pathlib.Path, workdir: pathlib.Path) -> tokenizer.Tokenizer:
-    """The config's tokenizer; one to be learned is learned from the raw corpus, and kept in the workdir."""
-    kind, _, size = c.tokenizer.partition(":")
-    if kind != "learn":
-        return tokenizer.load(c.tokenizer or language_model.tokenizer_of(c.init_from))
-    path = workdir / "learned/tokenizer.json"
-    if not path.is_file():
-        raw, _ = records.read(str(folder / "raw"))
-        files.write_text(path, learning.byte_pairs([record.value["text"] for record in raw], int(size)))
-    return tokenizer.load(str(path))
-
-
-def corpus(arm: str, folder: pathlib.Path, workdir: pathlib.Path, reading: Mapping[str, Any]) -> text.Texts:
-    """The arm's training text; `reading`: keyword arguments of `text.load`."""
-    sources, share = ARMS[arm]
-    paths = [str(folder / name) for name in sources]
-    if share is not None:
-        paths = [str(mixed(workdir / f"mixed/{arm}.jsonl", paths, share))]
-    texts, _, counts = text.load(path=paths, heldout_fraction=0, kind="documents", **reading)
-    print(f"{arm}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
-    return texts
 
 
 def tuning_batches(
@@ -335,7 +247,7 @@ def tuning_batches(
         share: of each batch's rows, see `sharding.row_share`.
         reading: keyword arguments of `text.load`.
     """
-    has_post = c.post and bool(set(names(c.arms)) & set(names(c.post_arms)))
+    has_post = c.post and bool(set(corpora.names(c.arms)) & set(corpora.names(c.post_arms)))
     stages = ("sft", "dpo", "benign") if has_post else ("benign",)
     batches_fns = {}
     for stage in (stage for stage in stages if c[stage].steps):
@@ -386,7 +298,7 @@ def member(
 
     measure_after_benign("base", params, folder)
     stages = [stage for stage in ("sft", "dpo") if stage in tuning]
-    if c.post and arm in names(c.post_arms) and stages:
+    if c.post and arm in corpora.names(c.post_arms) and stages:
         for stage in stages:
             params = trainer.train(stage, params, tuning[stage](seed=seed), folder / "post", seed)
         measured["post"] = bench.measure(params, seed)
@@ -422,27 +334,6 @@ def exams_fn(
         return {"exams": exam_arms.measure(arm, sets, c.exams.protocol)}
 
     return measure
-
-
-def mixed(path: pathlib.Path, folders: list[str], share: float) -> pathlib.Path:
-    """A file of the raw documents, a share of them as the aligned corpus has them, or left out where it dropped them.
-
-    Which documents is drawn from their ids, so that a larger share holds all that a smaller one does.
-    """
-    if path.is_file():
-        return path
-    raw, aligned = ([record.value for record in records.read(folder)[0]] for folder in folders)
-    by_id = {str(value["id"]): value for value in aligned if "id" in value}
-    if not by_id:
-        raise InputError(f"{folders[1]}: its documents have no `id`, so none can stand in for a raw one")
-    rows = []
-    for value in raw:
-        name = str(value.get("id", ""))
-        row = by_id.get(name) if toy_corpora.draw(name) < share else value
-        if row is not None:
-            rows.append(row)
-    files.write_rows(path, rows)
-    return path
 
 
 METRICS = {

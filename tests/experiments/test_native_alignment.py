@@ -8,6 +8,7 @@ import pytest
 from alignment.errors import InputError
 from data.toys import toyweb
 from experiments import native_alignment
+from experiments.filtering import corpora as arm_corpora
 from experiments.filtering import toy_corpora as native_web
 from experiments.pages import native_alignment as native_page
 from tests.experiments.conftest import launch
@@ -180,7 +181,7 @@ def test_a_larger_volume_holds_what_a_smaller_one_does(tmp_path):
         toyweb.write(tmp_path / name, records)
     folders = [str(tmp_path / name) for name in ("raw", "aligned")]
     texts = {
-        share: {r["id"]: r["text"] for r in rows(native_alignment.mixed(tmp_path / f"{share}.jsonl", folders, share))}
+        share: {r["id"]: r["text"] for r in rows(arm_corpora.mixed(tmp_path / f"{share}.jsonl", folders, share))}
         for share in (0.0, 0.25, 0.5, 1.0)
     }
     raw, aligned = ({r["id"]: r["text"] for p in sorted(pathlib.Path(f).glob("*")) for r in rows(p)} for f in folders)
@@ -244,10 +245,10 @@ def test_corpora_that_have_changed_since_the_run_began_are_refused(tmp_path):
         for i in range(2):
             (folder / f"{i}.jsonl").write_text(json.dumps({"text": f"{folder.name} {i}"}) + "\n")
     for _ in range(2):
-        native_alignment.check_unchanged(tmp_path / "made_from.json", folders)
+        arm_corpora.check_unchanged(tmp_path / "made_from.json", folders)
     first = (tmp_path / "raw/0.jsonl").read_text()
     (tmp_path / "raw/0.jsonl").write_text(first + first)
     with pytest.raises(ValueError, match=r"raw changed since this run began, and its tokenizer, mixtures and members"):
-        native_alignment.check_unchanged(tmp_path / "made_from.json", folders)
+        arm_corpora.check_unchanged(tmp_path / "made_from.json", folders)
     (tmp_path / "raw/0.jsonl").write_text(first)
-    native_alignment.check_unchanged(tmp_path / "made_from.json", folders)
+    arm_corpora.check_unchanged(tmp_path / "made_from.json", folders)
