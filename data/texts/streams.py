@@ -23,7 +23,7 @@ import numpy as np
 
 from alignment.errors import InputError
 from data import loader, record_index, records
-from data.texts import splits, text, text_formats
+from data.texts import splits, targets, text, text_formats
 from data.texts.pair_formats import Comparison
 from data.tokens.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ class Reader:
         item = self._item(record, counts)
         if item is None:
             return None
-        return text.refusal(self.tokenizer, item, self.turns) or splits.key(_opening(item))
+        return targets.refusal(self.tokenizer, item, self.turns) or splits.key(_opening(item))
 
     def texts(self, found: Sequence[records.Record], report: dict[str, int]) -> text.Texts:
         """The records packed into rows; `report` counts what is cut and dropped."""
