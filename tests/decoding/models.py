@@ -18,10 +18,15 @@ def random_lm(seed=4, **settings):
     sizes = {"vocab_size": VOCAB, "num_layers": 2, "model_dim": 16, "num_heads": 4, "num_kv_heads": 2}
     settings = {"tie_embeddings": False, **sizes, **settings}
     model = decoder.DecoderLM(**settings)
+    return model, jax.device_put(_random_params(model, seed))  # arrays of its own, which an engine may delete
+
+
+@functools.cache
+def _random_params(model, seed):
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     scaled = {"embedding": params["embedding"] * 5.0}
     scaled |= {} if model.tie_embeddings else {"head": params["head"] * 4.0}
-    return model, {**params, **scaled}
+    return jax.device_get({**params, **scaled})
 
 
 @functools.cache

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,21 @@ KINDS = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(model, weights, cache, tokens_C, start, slot):
+    positions_1C = (start + jnp.arange(len(tokens_C)))[None]
+    return network.forward(model, weights, cache, tokens_C[None], positions_1C, first_row=slot, is_chunk=True)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def step(model, weights, cache, token, position, num_slots, slot):
+    positions_B1 = jnp.where(jnp.arange(num_slots) == slot, position, 0)[:, None]
+    is_live_B = jnp.arange(num_slots) == slot
+    tokens_B1 = jnp.full((num_slots, 1), token)
+    hidden_B1D, cache = network.forward(model, weights, cache, tokens_B1, positions_B1, is_live_R=is_live_B)
+    return network.logits(weights, hidden_B1D[slot]), cache
+
+
 def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slots=3, max_len=48, dtype=""):
     """Logits behind each token from `num_prefilled` on, one step at a time, in one slot of several."""
     model, params = lm
@@ -35,27 +52,13 @@ def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slot
     # left-over keys of another request lie in the slot: they must not matter
     cache = jax.tree.map(lambda x: x + jnp.asarray(3, x.dtype), cache)
 
-    @jax.jit
-    def prefill(cache, tokens_C, start):
-        positions_1C = (start + jnp.arange(chunk))[None]
-        return network.forward(
-            model, weights, cache, tokens_C[None], positions_1C, first_row=jnp.int32(slot), is_chunk=True
-        )[1]
-
-    @jax.jit
-    def step(cache, token, position):
-        positions_B1 = jnp.where(jnp.arange(num_slots) == slot, position, 0)[:, None]
-        is_live_B = jnp.arange(num_slots) == slot
-        tokens_B1 = jnp.full((num_slots, 1), token)
-        hidden_B1D, cache = network.forward(model, weights, cache, tokens_B1, positions_B1, is_live_R=is_live_B)
-        return network.logits(weights, hidden_B1D[slot]), cache
-
     for at in range(0, num_prefilled, chunk):
         part = np.resize([*tokens[at : min(at + chunk, num_prefilled)], *[VOCAB - 1] * chunk], chunk)
-        cache = prefill(cache, part, jnp.int32(at))
+        cache = prefill(model, weights, cache, part, jnp.int32(at), jnp.int32(slot))
     out = []
     for position in range(num_prefilled, len(tokens)):
-        logits_1V, cache = step(cache, jnp.int32(tokens[position]), jnp.int32(position))
+        place = jnp.int32(position), num_slots, jnp.int32(slot)
+        logits_1V, cache = step(model, weights, cache, jnp.int32(tokens[position]), *place)
         out.append(np.asarray(logits_1V[0]))
     return np.array(out)
 

@@ -9,6 +9,7 @@ import pathlib
 import pickle
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import run
 from experiments.report import charts, pictures
@@ -30,15 +31,23 @@ def launch(target: str, workdir, *flags: str, draws: bool = False) -> Ended:
     """The launcher in this process on `dpo.py:tiny`, say, with what it printed.
 
     Args:
-        draws: whether its page and figures show anything; drawing takes longer than a small run's training.
+        draws: whether its page and figures show anything; drawing takes longer than a small run's training. Parts of a
+            figure may overlap even then: to lay them out takes as long again, and tests/experiments/report does it.
     """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        if not draws:
+        if draws:
+            patch.setattr(Figure, "savefig", save_roughly)
+        else:
             patch.setattr(charts, "svg", lambda figure_fn, alt: "<svg></svg>")
             patch.setattr(pictures, "save", save_nothing)
         code = run.main(["--config", str(ROOT / "experiments" / target), "--workdir", str(workdir), *flags])
     return Ended(code, out.getvalue(), err.getvalue(), pathlib.Path(workdir))
+
+
+def save_roughly(self: Figure, *args, savefig=Figure.savefig, **options) -> None:
+    self.set_layout_engine("none")
+    savefig(self, *args, **options)
 
 
 def save_nothing(figure, path, caption: str) -> None:

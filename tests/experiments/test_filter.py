@@ -116,12 +116,16 @@ def test_executors_leave_the_same_bytes(raw, whole, tmp_path, executor):
     assert content(tmp_path / "run/clean") == content(whole / "clean") and numbers(tmp_path / "run") == numbers(whole)
 
 
-def test_killed_and_started_again_it_leaves_the_same_bytes(raw, whole, tmp_path):
+MOMENTS = ("done/screen/00000003.done", "done/align/00000001.done")
+
+
+@pytest.mark.parametrize("moments", [MOMENTS[1:], pytest.param(MOMENTS, marks=pytest.mark.slow)], ids=["once", "twice"])
+def test_killed_and_started_again_it_leaves_the_same_bytes(raw, whole, tmp_path, moments):
     """benchmarks/filter_kills.py does it twenty times on each executor."""
     command = [sys.executable, "-m", "experiments.run", "--config", str(ROOT / "experiments/filter.py:tiny")]
     command += ["--workdir", str(tmp_path / "run"), *flags(raw[0], executor="process", workers=2)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for moment in ("done/screen/00000003.done", "done/align/00000001.done"):
+    for moment in moments:
         with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as child:
             deadline = time.monotonic() + 60
             while not (tmp_path / "run/clean" / moment).exists() and time.monotonic() < deadline:

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,7 @@ def test_a_start_after_a_kill_rates_no_method_twice(tiny, tmp_path, monkeypatch)
             raise RuntimeError("killed")
         return rate(*args, **more)
 
+    shutil.copytree(tiny("focus").workdir / "baseline", tmp_path / "baseline")  # trained already
     monkeypatch.setattr(rating, "rate", counted)
     assert launch("focus.py:tiny", tmp_path).code == 1
     assert launch("focus.py:tiny", tmp_path).code == 0

@@ -41,8 +41,8 @@ def moved(adapter, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(model, params):
-    hidden = model.apply(decoder.variables(params), TOKENS)
+def logits(model, params, tokens_BT=TOKENS):
+    hidden = model.apply(decoder.variables(params), tokens_BT)
     return decoder.logits(model, params, hidden)
 
 
@@ -51,7 +51,7 @@ def test_a_fresh_adapter_changes_no_bit(tie):
     # XLA writes out the products of smaller networks as loops, and sums them in another order when a term is added
     model = network(tie_embeddings=tie, model_dim=64, ffn_dim=192, vocab_size=256)
     base, adapter = base_of(model), lora.lay_out(SETTINGS, model)
-    fresh = nn.meta.unbox(adapter.init(jax.random.PRNGKey(1))["params"])
+    fresh = nn.meta.unbox(jax.jit(adapter.init)(jax.random.PRNGKey(1))["params"])
     run = jax.jit(lambda params: logits(model, params))
     np.testing.assert_array_equal(run(adapter.attach(base, fresh)), run(base))
 
@@ -119,7 +119,7 @@ def test_gradients_equal_those_of_a_slow_twin():
             layers[name] = layers[name] + change.reshape(layers[name].shape)
         return jnp.sum(jnp.sin(logits(model, base | {"layers": layers})))
 
-    ours_gradient, twin_gradient = jax.grad(ours)(params), jax.grad(twin)(params)
+    ours_gradient, twin_gradient = (jax.jit(jax.grad(fn))(params) for fn in (ours, twin))
     for mine, theirs in zip(jax.tree.leaves(ours_gradient), jax.tree.leaves(twin_gradient)):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
 
@@ -142,12 +142,16 @@ def test_a_stack_computes_what_its_adapters_do_one_by_one(has_own_rows):
     stacked = lora.stack(adapters)
     tokens_KBT = jnp.stack([(TOKENS + k * has_own_rows) % 32 for k in range(3)])
     given = tokens_KBT if has_own_rows else TOKENS
-    hidden = lora.hidden_states(model, base, stacked, given, has_own_rows=has_own_rows)
-    together = lora.logits(model, base, stacked, hidden)
+
+    @jax.jit
+    def of_all(stacked, tokens):
+        hidden = lora.hidden_states(model, base, stacked, tokens, has_own_rows=has_own_rows)
+        return lora.logits(model, base, stacked, hidden)
+
+    together = of_all(stacked, given)
     for k, (adapter, params) in enumerate(adapters):
-        alone = adapter.attach(base, params)
-        hidden = model.apply(decoder.variables(alone), tokens_KBT[k])
-        np.testing.assert_allclose(together[k], decoder.logits(model, alone, hidden), rtol=0, atol=2e-5)
+        alone = logits(model, adapter.attach(base, params), tokens_KBT[k])
+        np.testing.assert_allclose(together[k], alone, rtol=0, atol=2e-5)
 
 
 def test_a_stack_multiplies_by_each_base_matrix_once():
@@ -192,7 +196,7 @@ def test_zeros_beyond_a_layer_s_rank_stay_zeros():
     base, adapter = base_of(model), lora.lay_out(settings, model)
     tree = moved(adapter)
     assert adapter.ranks == {"query": (2, 5), "up": (2, 0)}
-    gradient = jax.grad(lambda tree: jnp.sum(jnp.sin(logits(model, adapter.attach(base, tree)))))(tree)
+    gradient = jax.jit(jax.grad(lambda tree: jnp.sum(jnp.sin(logits(model, adapter.attach(base, tree))))))(tree)
     for values in (tree, gradient):
         assert not values["layers"]["query"]["a"][0, ..., 2:].any() and not values["layers"]["query"]["b"][0, 2:].any()
         assert not values["layers"]["up"]["a"][1].any() and not values["layers"]["up"]["b"][1].any()

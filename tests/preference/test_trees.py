@@ -60,7 +60,7 @@ def alone(params, answers, num_time=24, model=None):
 
 
 @pytest.mark.parametrize("kernel", ["blocked", "dense", "expanded"])
-@pytest.mark.parametrize("num", [1, 2, 3, 4])
+@pytest.mark.parametrize("num", [1, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 3)), 4])
 def test_log_probabilities_and_gradients_are_those_of_each_answer_alone_in_float64(monkeypatch, kernel, num):
     monkeypatch.setattr(tree_attention, "BLOCK", 8)  # several blocks, so that some are skipped
     rows = trees.plan(steps_of(num), 1)
