@@ -81,12 +81,14 @@ def read_synonyms(rows: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
     for i, row in enumerate(rows, 1):
         word, others = row.get("word"), row.get("synonyms")
         others = others.split(",") if isinstance(others, str) else others
-        others = [str(other).strip() for other in others] if isinstance(others, list) else []
+        others = others if isinstance(others, list) and all(isinstance(other, str) for other in others) else []
+        others = [other.strip() for other in others]
         if not isinstance(word, str) or not word.strip() or not others or "" in others:
             raise InputError(
                 f"synonyms: record {i} must have `word` and `synonyms`, a list or words with commas between"
             )
-        out[word.strip().lower()] = others
+        more = out.setdefault(word.strip().lower(), [])  # a word in several records has the synonyms of all of them
+        more += [other for other in others if other not in more]
     return out
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from data import fields
+
 Message = dict[str, Any]  # role and content, and what else of PASSED the file gives
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 ROLES |= {"function_call": "assistant", "observation": "tool", "function": "tool"}
@@ -35,22 +37,26 @@ def messages_of(turns: Any) -> list[Message]:
     says whether a turn is to be learned. OpenAI's older `function_call` becomes one of `tool_calls`.
 
     Raises:
-        SetAside: a turn holds something else than text, such as a picture, or a weight between 0 and 1.
+        SetAside: a turn is or holds something else than text, such as a picture, or a weight between 0 and 1.
     """
     if isinstance(turns, str):
         return [{"role": "user", "content": turns}]
-    out = []
-    for turn in [turns] if isinstance(turns, Mapping) else turns or []:
-        if not isinstance(turn, Mapping):
-            out.append({"role": "user", "content": str(turn)})
+    out: list[Message] = []
+    if not fields.is_absent(turns) and not isinstance(turns, (list, tuple, Mapping)):
+        raise SetAside(f"messages that are a {type(turns).__name__}, which is not read")
+    for turn in [turns] if isinstance(turns, Mapping) else () if fields.is_absent(turns) else turns:
+        if isinstance(turn, str):
+            out.append({"role": "user", "content": turn})
             continue
+        if not isinstance(turn, Mapping):
+            raise SetAside(f"a turn that is a {type(turn).__name__}, which is not read")
         if media := [key for key in MEDIA if turn.get(key)]:
             raise SetAside(f"a turn with {media[0]}, which no text model reads")
         role = str(turn.get("role") or turn.get("from") or "user").lower()
         content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):
-            content = "".join(_text_of(part) for part in content)
-        message: Message = {"role": ROLES.get(role, role), "content": content if isinstance(content, str) else ""}
+        content = "" if fields.is_absent(content) else content
+        content = "".join(_text_of(part) for part in (content if isinstance(content, (list, tuple)) else [content]))
+        message: Message = {"role": ROLES.get(role, role), "content": content}
         message |= {key: turn[key] for key in PASSED if turn.get(key)}
         if turn.get("function_call") and not turn.get("tool_calls"):
             message["tool_calls"] = [{"type": "function", "function": turn["function_call"]}]
@@ -68,15 +74,19 @@ def _weight(turn: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _text_of(part: Any) -> str:
+    if part is None or isinstance(part, str):
+        return part or ""
     if not isinstance(part, Mapping):
-        return part if isinstance(part, str) else ""
+        raise SetAside(f"a turn with a part that is a {type(part).__name__}, which is not read")
     if media := [key for key in MEDIA if part.get(key)]:
         raise SetAside(f"a turn with {media[0]}, which no text model reads")
     kind = str(part.get("type")).lower()
     if kind not in TEXT_PARTS:
         raise SetAside(f"a turn with a part of the type {kind!r}, which is not read")
     text = part.get("text")
-    return text if isinstance(text, str) else ""
+    if not isinstance(text, (str, type(None))) or (text is None and "text" not in part and "type" not in part):
+        raise SetAside("a turn with a part that has no text, which is not read")
+    return text or ""
 
 
 def parsed(value: Any) -> Any:

@@ -120,6 +120,29 @@ def test_a_documents_other_texts_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"type": "text", "text": "x"}, "x"),
+        ({"text": "x"}, "x"),
+        (["x", {"text": "y"}], "xy"),
+        (float("nan"), ""),
+        (None, ""),
+    ],
+)
+def test_a_content_of_one_part_is_its_text(content, expected):
+    assert turns.messages_of([{"role": "user", "content": content}]) == [{"role": "user", "content": expected}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [3, True, [3], [None], [["user", "q"]], [{"role": "user", "content": 3}], [{"role": "user", "content": {"a": 1}}]],
+)
+def test_what_is_no_text_becomes_neither_a_blank_turn_nor_a_turn_of_its_own(messages):
+    with pytest.raises(turns.SetAside, match="which is not read"):
+        turns.messages_of(messages)
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         ([{"type": "text", "text": "Q"}, {"type": "image", "text": None}], "Q"),
