@@ -74,18 +74,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         activation="relu",  # which the others than learned fit
         radius=3.0,  # of least_squares: pre-activations from -radius to radius
         top_k=24,  # entries that stay in a row of a sketched convolution; None: all
-        sets=5,  # independent sketches, of which the read-out takes the median
-        readout="median",  # or mean
+        sets=5,  # independent sketches, of which the read-out takes the mean
+        readout="mean",  # or median
         hashes="order_distinct",  # order_distinct, all_distinct, layer_distinct or all_same
         buckets="lsh_fixed",  # random; lsh_fixed: like nodes in one bucket; lsh_learned: by directions that are trained
         residual=False,  # add a middle layer's input to its output
         memory_mib=4_096,  # of sketched convolutions, of `sizes` too; more is refused before anything is trained
     )
     c.optimizer = dict(  # of the polynomial and the sketched network
-        lr=0.03,
+        lr=0.01,
         weight_decay=5e-4,
         clip_norm=1.0,
-        dropout=0.5,  # of columns of each layer's input, which commutes with a sketch
+        dropout=0.7,  # of columns of each layer's input, which commutes with a sketch
     )
     c.full = dict(lr=0.01, weight_decay=5e-4, clip_norm=0.0, dropout=0.5)  # of the usual one
     c.lsh = dataclasses.asdict(refreshing.Hashing())  # of sketch.buckets=lsh_learned, which is ours
