@@ -37,7 +37,7 @@ from experiments.decoding import models
 from experiments.evaluation import services
 from experiments.launch import checks
 from experiments.pages import llm_watermark as page
-from experiments.text_watermarks import measuring, memorising, paraphrasing, texts, writing
+from experiments.text_watermarks import approximate, measuring, memorising, paraphrasing, speed, texts, writing
 from experiments.text_watermarks.memorising import Scorer
 from experiments.text_watermarks.writing import WRITTEN
 
@@ -47,6 +47,8 @@ BOTCHAN = "botchan.txt"
 LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
 LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
 LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
+LEAST |= {"approximate.num": (1, ""), "approximate.num_keys": (1, "")}
+LEAST |= {"speed.num": (1, ""), "speed.rounds": (1, "")}
 LEAST |= {"seed": (0, ""), "write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
 
 
@@ -56,6 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.data = dict(
         path="WikiMIA_length64.jsonl",
         limit=config_dict.placeholder(int),  # texts, drawn by the seed; None takes all
+        chapters=False,  # cuts texts at their headings; whole chapters are learned, and whole ones held out
         piece_chars=config_dict.placeholder(int),  # cuts long records into texts of so many characters
         max_len=256,  # tokens of a text that are read
         min_len=16,  # shorter texts are dropped and counted
@@ -81,8 +84,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_new_tokens=100,
         prompt_len=16,  # tokens of a text that an answer goes on from
         temperature=1.0,
-        synonyms="",  # file of `word`, `synonyms`, for swaps of words; "": not tried
+        synonyms="",  # file of `word`, `synonyms`, for swaps of words; "": 300 common English words
     )
+    c.speed = speed.settings()
+    c.approximate = approximate.settings()
     c.paraphrase = paraphrasing.settings()
     c.endpoint = services.settings()  # of a service that paraphrases
     if arg in ("tiny", "laptop"):
@@ -96,6 +101,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.write.max_new_tokens = 120
         c.write.deltas = (2.0, 4.0, 8.0)
         c.write.synonyms = texts.EMBEDDED
+        c.speed.num = 8
     if arg == "tiny":
         c.data.limit = 8
         c.data.max_len = 48
@@ -108,9 +114,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.write.num = 4
         c.write.num_others = 4
         c.write.max_new_tokens = 24
+        c.speed = dict(num=2, rounds=1)
+        c.approximate = dict(num=2, num_keys=1)
     elif arg == "smol":
         c.data.path = BOTCHAN
-        c.data.piece_chars = 400
+        c.data.piece_chars = 400  # of the whole book: with data.chapters=True members and others differ by chapter
         c.data.limit = 60
         c.data.max_len = 96
         c.memorise = dict(steps=60, batch_size=6, peak_lr=1e-4)
@@ -140,6 +148,11 @@ def check(c: ml_collections.ConfigDict) -> None:
             )
     else:
         records.check(c.data.path)
+    if c.data.chapters and not (c.memorise.steps and c.data.path != texts.EMBEDDED):
+        raise InputError(
+            f"data.chapters=True draws the chapters that the run learns; memorise.steps={c.memorise.steps} and "
+            f"data.path={c.data.path!r} must be a training and a file of a book"
+        )
     if c.init_from in models.TOYS:
         raise InputError(
             f"init_from={c.init_from!r} has read none of these texts; take {models.RANDOM!r} or a checkpoint"
@@ -157,6 +170,15 @@ def check(c: ml_collections.ConfigDict) -> None:
     for delta in (*c.mark.deltas, *c.write.deltas):
         for key in c.mark.keyring:
             Mark(text_marks.KGW, key, 1_000, gamma=c.mark.gamma, delta=delta)
+    if c.approximate.num_keys > len(c.mark.keyring):
+        raise InputError(
+            f"approximate.num_keys={c.approximate.num_keys} and mark.keyring has {len(c.mark.keyring)} keys; take fewer"
+        )
+    if c.data.max_len > c.engine.max_len:
+        raise InputError(
+            f"data.max_len={c.data.max_len} is more than engine.max_len={c.engine.max_len}, and texts are continued to "
+            "their own length; raise engine.max_len"
+        )
     if max(c.mark.prompt_lens) >= c.data.min_len:
         raise InputError(
             f"mark.prompt_lens={c.mark.prompt_lens} reach data.min_len={c.data.min_len}: the shortest text has no "
@@ -197,10 +219,13 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     elif model.params is None:
         learned = models.with_weights(model, c)
     results = score(c, learned, members, folder)
+    results["approximate"] = approximate.lines(c, learned, members, folder / "continued")
     # A model that began at random writes only what it learned; a checkpoint writes as it was before.
     writer = learned if c.init_from == models.RANDOM or not c.memorise.steps else models.with_weights(model, c)
     del learned
     results |= writing.write(c, writer, members, folder)
+    points = writing.points_of(c, writer.network.vocab_size, writer.name)
+    results["speed"] = speed.lines(c, writer, points, writing.prompts_of(c, members), folder)
     return page.write(folder, results)
 
 
@@ -215,7 +240,7 @@ def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
         other = ml_collections.ConfigDict(c.to_dict() | {"init_from": c.reference_from, "draft_from": ""})
         reference = Scorer(models.load(other, folder), c.data.max_len)
         references = [reference.logps(text.ids) for text in all_texts]
-    verbatim_lines, membership_lines = [], []
+    verbatim_lines, membership_lines, theory_lines = [], [], []
     for scheme in c.mark.schemes:
         marks = measuring.marks_of(c.mark, scheme, model.network.vocab_size, c.mark.deltas[-1], model.name)
         scored = [scorer.score(text.ids, marks, i) for i, text in enumerate(all_texts)]
@@ -224,6 +249,7 @@ def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
         own = [each for text, each in zip(all_texts, scored) if text.is_member]
         options = (scheme, c.mark.deltas, c.mark.prompt_lens, c.mark.gamma)
         verbatim_lines += measuring.verbatim_lines(own, *options)
+        theory_lines += measuring.theory_lines(own, scheme, c.mark.deltas, c.mark.gamma)
         lower_ids = [model.tok.encode(text.text.lower())[: c.data.max_len] for text in all_texts]
         lower = [scorer.score(ids, marks, i) for i, ids in enumerate(lower_ids)]
         for delta in c.mark.deltas:
@@ -232,7 +258,8 @@ def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
     is_member_N = np.array([text.is_member for text in all_texts])
     blind_N = membership.blind_scores([text.text for text in all_texts], is_member_N, seed=c.seed)
     blind = membership.auc(blind_N[is_member_N], blind_N[~is_member_N])
-    return {"verbatim": verbatim_lines, "membership": membership_lines, "blind_auc": blind}
+    tables = {"verbatim": verbatim_lines, "theory": theory_lines, "membership": membership_lines}
+    return {**tables, "blind_auc": blind}
 
 
 METRICS = page.METRICS

@@ -65,6 +65,11 @@ def randomised_p(detection: Detection, u: float) -> float:
     return detection.p_above + u * (detection.p_value - detection.p_above)
 
 
+def normal_p(z: float) -> float:
+    """The tail of a normal variable above z, which other tools report for a score; ours are tails of counts."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
 def binomial_p(score: int, num_scored: int, gamma: float) -> float:
     """The probability of at least `score` successes in `num_scored` trials."""
     return float(scipy.stats.binom.sf(score - 1, num_scored, gamma))

@@ -78,6 +78,18 @@ def adaptive(marked_T: np.ndarray, is_green_T: np.ndarray, delta: float) -> np.n
     return marked_T - delta * is_green_T
 
 
+def exact_debias(marked_T: np.ndarray, is_green_T: np.ndarray, marked_mass_T: np.ndarray, delta: float) -> np.ndarray:
+    """The clean log-probabilities, by an attacker who sees the whole distribution under the mark.
+
+    p(v) = p_w(v) e^(-delta g(v)) / (1 - (1 - e^-delta) G_w): `adaptive` with the factor that it takes for constant.
+
+    Args:
+        marked_mass_T: G_w, the probability of the whole green list under the mark.
+        delta: in nats.
+    """
+    return adaptive(marked_T, is_green_T, delta) - np.log1p(np.expm1(-delta) * marked_mass_T)
+
+
 # How well an attack does
 
 

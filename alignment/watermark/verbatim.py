@@ -29,6 +29,8 @@ class Scored:
         green_mass_T: G, the clean probability of the whole list.
         means_T2, squares_T2: sums of p log p and of p log^2 p under the clean model, over red tokens and over green
             ones. None where nobody needs them.
+        rivals_T2: logarithm of the least likely and of the likeliest other token's probability over the target's. None
+            where nobody needs them.
     """
 
     logps_T: np.ndarray
@@ -36,10 +38,15 @@ class Scored:
     green_mass_T: np.ndarray
     means_T2: np.ndarray | None = None
     squares_T2: np.ndarray | None = None
+    rivals_T2: np.ndarray | None = None
 
     def marked(self, delta: float) -> np.ndarray:
         """Log-probabilities [T] under the mark."""
         return self.logps_T + change(self.is_green_T, self.green_mass_T, delta)
+
+    def marked_mass(self, delta: float) -> np.ndarray:
+        """Probability [T] of the whole green list under the mark."""
+        return self.green_mass_T * np.exp(delta - np.log1p(np.expm1(delta) * self.green_mass_T))
 
 
 def check_logps(logps_T: np.ndarray, name: str) -> None:
@@ -123,6 +130,15 @@ def soft_delta(epsilon: float, mu: float) -> float:
     """The strength above which `soft_ratio` holds where the smallest rival has `mu` of the target's probability."""
     soft_ratio(epsilon)
     return math.log((1 - 2 * epsilon * (mu + 1)) / (2 * epsilon * mu))
+
+
+def soft_epsilon(log_ratio: float) -> float | None:
+    """The largest epsilon of `soft_ratio` for targets whose likeliest rival has e^log_ratio of their probability.
+
+    None where the rival is as likely as the target, of which the theory says nothing.
+    """
+    ratio = math.exp(min(log_ratio, 1.0))
+    return 0.999 * (1 - ratio) / (4 * (1 + ratio)) if ratio < 1 else None  # below: the bounds hold for a smaller ratio
 
 
 def soft_bound(num_texts: float, length: int, epsilon: float) -> float:

@@ -6,10 +6,18 @@ from typing import Any
 
 from alignment import files
 from experiments.decoding import answering
-from experiments.report import pictures
+from experiments.report import charts, pictures
 
-TABLES = ("verbatim", "membership", "detection", "robustness", "null")
+UNMARKED = "unmarked"
+TABLES = ("verbatim", "membership", "detection", "robustness", "null", "speed", "theory", "approximate")
 CSV = {"verbatim": "watermark_verbatim.csv", "membership": "mia_auc.csv", "detection": "detection.csv"}
+CSV |= {"speed": "speed.csv", "theory": "theory.csv", "approximate": "approximate.csv"}
+
+CURVES = (
+    ("detection", "cut", "tokens", "after cuts"),
+    ("mixes", "mix", "share of tokens replaced", "after mixing with unmarked text"),
+    ("swaps", "swap", "share of the words with synonyms that were swapped", "after swaps of words"),
+)
 
 
 def write(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, float | None]:
@@ -19,7 +27,7 @@ def write(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, float |
         files.write_rows(folder / f"tables/{name}.jsonl", lines)
         if name in CSV and lines:
             files.write_csv(folder / CSV[name], list(lines[0]), [list(line.values()) for line in lines])
-    adaptive = [line for line in results["membership"] if line["attack"].startswith("adaptive_")]
+    adaptive = [line for line in results["membership"] if line["attack"].startswith(("adaptive_", "exact_"))]
     files.write_csv(folder / "adaptive_auc.csv", list(adaptive[0]), [list(line.values()) for line in adaptive])
     _draw(folder / "figures", results)
     return summary(results)
@@ -37,19 +45,27 @@ def summary(results: Mapping[str, Any]) -> dict[str, float | None]:
     }
     own = [line for line in results["detection"] if line["point"].startswith(f"{first} ")] or results["detection"]
     best = own[-1]
+    speeds = {line["scheme"]: line for line in results["speed"]}
+    costs = {f"cost/{scheme}": line["cost"] for scheme, line in speeds.items() if scheme != UNMARKED}
+    near = results["approximate"]
     return {
         "delta_of_mean": strongest["delta_of_mean"],
         "mean_of_delta": strongest["mean_of_delta"],
         "auc/min_k/clean": aucs["min_k"]["clean"],
         "auc/min_k/watermarked": aucs["min_k"]["watermarked"],
         "auc/min_k/adaptive": aucs["adaptive_min_k"]["watermarked"],
+        "auc/min_k/exact": aucs["exact_min_k"]["watermarked"],
         "auc/loss/clean": aucs["loss"]["clean"],
         "auc/loss/watermarked": aucs["loss"]["watermarked"],
+        "edit_similarity/clean": near[0]["edit_tokens"],
+        "edit_similarity/watermarked": near[-1]["edit_tokens"],
         "blind_auc": results["blind_auc"],
         "detection/tpr_at_1_fpr": best["tpr_at_1_fpr"],
         "detection/z_median": best["z_median"],
         "perplexity/unmarked": results["perplexity"],
         "perplexity/marked": best["perplexity"],
+        "unmarked_tokens_per_second": speeds[UNMARKED]["tokens_per_second"],
+        **costs,
     }
 
 
@@ -69,7 +85,7 @@ def _draw(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
         y_label="relative increase of perplexity",
     )
     first = whole[0]["scheme"]
-    attacks = ("loss", "min_k", "adaptive_min_k", "min_k_plus_plus", "zlib")
+    attacks = ("loss", "min_k", "adaptive_min_k", "exact_min_k", "min_k_plus_plus", "zlib")
     lines = [line for line in results["membership"] if line["scheme"] == first and line["attack"] in attacks]
     pictures.curves(
         folder / "membership.png",
@@ -79,14 +95,32 @@ def _draw(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
         y_label="AUC",
         chance=0.5,
     )
-    cuts = [line for line in results["robustness"] if line["attack"] == "cut"]
-    pictures.curves(
-        folder / "detection.png",
-        by(cuts, "point", "strength", "tpr_at_1_fpr"),
-        caption="Share of marked answers that are detected at 1 % false alarms",
-        x_label="tokens",
-        y_label="share",
-    )
+    for name, attack, x_label, what in CURVES:
+        lines = [line for line in results["robustness"] if line["attack"] == attack]
+        if attack == "mix":  # from the whole answer on
+            lines = [{**line, "strength": 0.0} for line in results["detection"]] + lines
+        pictures.curves(
+            folder / f"{name}.png",
+            by(lines, "point", "strength", "tpr_at_1_fpr"),
+            caption=f"Share of marked answers that are detected at 1 % false alarms {what}",
+            x_label=x_label,
+            y_label="share",
+        )
+    _draw_cost(folder / "cost.png", results)
+
+
+def _draw_cost(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """What each scheme costs beside how well its strongest mark is found."""
+    found = {line["point"].split()[0]: line["tpr_at_1_fpr"] for line in results["detection"]}
+    x, y = "seconds a token, in times of unmarked writing", "share detected at 1 % false alarms"
+    figure, axes = pictures.canvas(4.8, 3.2, x=x, y=y)
+    marked = [line for line in results["speed"] if line["scheme"] in found]
+    for line, colour in zip(marked, charts.PALETTE):
+        axes.scatter(line["cost"], found[line["scheme"]], s=40, color=colour, label=line["scheme"])
+    axes.axvline(1, color="k", linewidth=0.8, linestyle="--")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    pictures.save(figure, path, "What a mark costs, and how well its strongest form is detected")
 
 
 METRICS = {
@@ -95,13 +129,24 @@ METRICS = {
     "auc/min_k/clean": ("AUC of Min-20% without a mark", ""),
     "auc/min_k/watermarked": ("AUC of Min-20% under the strongest mark, mean over keys", ""),
     "auc/min_k/adaptive": ("AUC of Min-20% for an attacker who knows keys and strength", ""),
+    "auc/min_k/exact": ("AUC of Min-20% for one who also sees whole distributions, which undoes the mark", ""),
     "auc/loss/clean": ("AUC of the loss without a mark", ""),
     "auc/loss/watermarked": ("AUC of the loss under the strongest mark, mean over keys", ""),
+    "edit_similarity/clean": (
+        "of unmarked continuations of members with the texts, by tokens; 1: equal",
+        "",
+    ),
+    "edit_similarity/watermarked": ("the same under the strongest mark", "lower"),
     "blind_auc": ("AUC of naive Bayes on the words alone, which reads no model; 0.5: the texts do not differ", ""),
     "detection/tpr_at_1_fpr": ("share of marked answers above 99 % of the unmarked texts", "higher"),
     "detection/z_median": ("median z of marked answers", "higher"),
     "perplexity/unmarked": ("of unmarked answers under the model that wrote them", ""),
     "perplexity/marked": ("of the same scheme's marked answers under the unmarked model", "lower"),
+    "unmarked_tokens_per_second": (
+        "written without a mark, several answers at once, as schemes are timed",
+        "higher",
+    ),
+    "cost/*": ("median time of a scheme's writing in times of unmarked writing in the same round", "lower"),
     **answering.METRICS,
 }
 

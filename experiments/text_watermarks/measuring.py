@@ -1,6 +1,7 @@
 """Tables of a run: verbatim protection, membership inference, detection of marked answers."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from alignment.watermark.verbatim import Scored
 from experiments.text_watermarks import memorising
 from experiments.text_watermarks.texts import Text
 
-SHARES = (0.25, 0.5)  # of tokens that an attack replaces
+SHARES = (0.25, 0.5, 0.75)  # of tokens that an attack replaces
+MOST_EXACT = 1_000  # negatives, from which on one in a thousand of them is a rate
 PIECES = (1, 3)  # that a marked text is cut into where it is pasted into another
 DILUTION = 3  # tokens of the other text for each marked one
 RESAMPLES = 199  # of windows; the smallest p-value is 1 / 200
@@ -49,12 +51,60 @@ def verbatim_lines(
     return out
 
 
+def theory_lines(
+    members: Sequence[Sequence[Scored]], scheme: str, deltas: Sequence[float], gamma: float
+) -> list[dict[str, Any]]:
+    """A line for each strength: the paper's bounds on emitting one of the members, and what was measured.
+
+    Probabilities are logarithms to base 10; 0 leaves None. The soft bound speaks of texts whose every target is
+    likelier than all rivals (`soft_texts`), with one epsilon for all of them, and holds above `soft_delta` alone.
+
+    Args:
+        members: for each text its scores under each key.
+    """
+    chances = [scored[0].logps_T.sum() for scored in members]
+    soft, is_first = [], []
+    for scored in members:
+        assert scored[0].rivals_T2 is not None
+        least, most = scored[0].rivals_T2[:, 0].min(), scored[0].rivals_T2[:, 1]
+        is_first += [most < 0]
+        if (epsilon := verbatim.soft_epsilon(float(most.max()))) is not None:
+            soft.append((epsilon, float(np.exp(max(least, -600.0))), len(most)))
+    shared: dict[str, Any] = {"texts": len(members), "tokens": min(len(scored[0].logps_T) for scored in members)}
+    shared |= {"likeliest_tokens": float(np.mean(np.concatenate(is_first))), "soft_texts": len(soft)}
+    bound = None
+    if soft:
+        epsilon, mu, length = (min(values) for values in zip(*soft))
+        shared |= {"soft_epsilon": epsilon, "soft_delta": verbatim.soft_delta(epsilon, mu)}
+        bound = _log10(verbatim.soft_bound(len(soft), length, epsilon))
+    else:
+        shared |= {"soft_epsilon": None, "soft_delta": None}
+    shared |= {"hard_bound": _log10(verbatim.hard_bound(shared["texts"], shared["tokens"], gamma))}
+    out = []
+    for delta in deltas:
+        marked = np.array([[each.marked(delta).sum() for each in scored] for scored in members])
+        num_keys = marked.shape[1]
+        out.append(
+            dict(scheme=scheme, delta=delta)
+            | shared
+            | {"soft_bound": bound if shared["soft_delta"] is not None and delta > shared["soft_delta"] else None}
+            | {"clean": float(np.logaddexp.reduce(chances)) / math.log(10)}
+            | {"marked": float(np.logaddexp.reduce(marked, axis=None) - math.log(num_keys)) / math.log(10)}
+        )
+    return out
+
+
+def _log10(value: float) -> float | None:
+    return math.log10(value) if value > 0 else None
+
+
 def attack_scores(
     scored: Scored, lower: Scored, delta: float, text: str, reference_T: np.ndarray | None
 ) -> dict[str, float]:
     """Every attack's score of one text under one key; at delta 0 without the mark."""
     marked_T, lower_T = scored.marked(delta), lower.marked(delta)
     corrected_T = membership.adaptive(marked_T, scored.is_green_T, delta)
+    exact_T = membership.exact_debias(marked_T, scored.is_green_T, scored.marked_mass(delta), delta)
     lower_corrected_T = membership.adaptive(lower_T, lower.is_green_T, delta)
     out = {
         "loss": membership.loss(marked_T),
@@ -64,6 +114,8 @@ def attack_scores(
         "adaptive_min_k": membership.min_k(corrected_T),
         "adaptive_zlib": membership.zlib_ratio(corrected_T, text),
         "adaptive_lowercase": membership.lowercase(corrected_T, lower_corrected_T),
+        "exact_min_k": membership.min_k(exact_T),
+        "exact_loss": membership.loss(exact_T),
         "min_k": membership.min_k(marked_T),
     }
     out |= {f"min_k_{k:g}": membership.min_k(marked_T, k) for k in membership.KS}
@@ -82,7 +134,10 @@ def membership_lines(
     scheme: str,
     delta: float,
 ) -> list[dict[str, Any]]:
-    """A line for each attack: AUC clean, mean and deviation over keys under the mark, the drop, TPR at 5 % FPR."""
+    """A line for each attack: AUC clean, mean and deviation over keys under the mark, the drop, TPR at 5 % FPR.
+
+    `short_texts`: texts in which the attack's share of tokens is below one, where it takes one.
+    """
     is_member_N = np.array([text.is_member for text in texts])
 
     def table(delta: float, key: int) -> dict[str, np.ndarray]:
@@ -113,13 +168,27 @@ def membership_lines(
                 "deviation": float(np.std(over_keys)),
                 "drop": auc(clean[name]) - float(np.mean(over_keys)),
                 "tpr_at_5_fpr": float(np.mean(tpr)),
+                "short_texts": _num_short(name, scored),
             }
         )
     return out
 
 
+def _num_short(attack: str, scored: Sequence[Sequence[Scored]]) -> int:
+    """Texts that are too short for an attack which averages a share of the tokens; 0 for other attacks."""
+    if "min_k" not in attack:
+        return 0
+    last = attack.rpartition("_")[2]
+    k = float(last) if last[0].isdigit() else membership.FIXED_K
+    return sum(membership.is_short(len(each[0].logps_T), k) for each in scored)
+
+
 def detection_line(mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """How well a mark is found in answers, and how often in texts without it; too short ones are counted."""
+    """How well a mark is found in answers, and how often in texts without it; too short ones are counted.
+
+    Rates at 0.1 % false alarms of the negatives themselves are None below 1,000 negatives, which cannot show them;
+    `p_below_0.001` is the rate at that level by exact p-values. `low_power`: answers of fewer than 16 scored tokens.
+    """
     usable, others = ([ids for ids in x if len(ids) > mark.num_context] for x in (answers, negatives))
     if not usable or not others:
         raise InputError(f"no text is longer than the {mark.num_context} tokens of a context; write longer answers")
@@ -129,10 +198,14 @@ def detection_line(mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequ
         "n": len(detections),
         "too_short": len(answers) - len(usable),
         "z_median": float(np.median(scores)),
+        "low_power": sum(x.has_low_power for x in detections),
         "p_below_0.01": float(np.mean([x.p_value < 0.01 for x in detections])),
+        "p_below_0.001": float(np.mean([x.p_value < 0.001 for x in detections])),
+        "negatives": len(null),
         "false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
+        "false_alarms_at_0.001": float(np.mean([x.p_value < 0.001 for x in null])),
         "tpr_at_1_fpr": membership.tpr_at(scores, null_z, 0.01),
-        "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001),
+        "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001) if len(null) >= MOST_EXACT else None,
     }
 
 

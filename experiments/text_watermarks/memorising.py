@@ -95,12 +95,14 @@ class Scorer:
         keys_K2 = np.stack([hashing.split_key(m.key) for m in marks])  # type: ignore[arg-type]
         limit = hashing.threshold(marks[0].of("gamma"))
         assert all(m.vocab_size == V for m in marks)
-        logps_T, out = self._fn(self._model.params, padded_S, keys_K2, masks_KV, limit, np.uint32(salt), scheme=scheme)
+        args = (self._model.params, padded_S, keys_K2, masks_KV, limit, np.uint32(salt))
+        logps_T, rivals_T2, out = self._fn(*args, scheme=scheme)
         n = len(ids) - 1
-        logps_T, out = np.asarray(logps_T, np.float64)[:n], [np.asarray(x)[:, :n] for x in out]
+        logps_T, rivals_T2 = (np.asarray(x, np.float64)[:n] for x in (logps_T, rivals_T2))
+        out = [np.asarray(x)[:, :n] for x in out]
         is_green_KT, mass_KT, means_KT2, squares_KT2 = out
         return [
-            Scored(logps_T, is_green_KT[k], mass_KT[k].astype(np.float64), means_KT2[k], squares_KT2[k])
+            Scored(logps_T, is_green_KT[k], mass_KT[k].astype(np.float64), means_KT2[k], squares_KT2[k], rivals_T2)
             for k in range(len(marks))
         ]
 
@@ -136,7 +138,11 @@ def _score(net, params, ids_S, keys_K2, masks_KV, limit, salt, *, scheme):
         return is_green_T, jnp.sum(green_TV, axis=1), *parts
 
     logps_T = jnp.take_along_axis(logp_TV, targets_T[:, None], axis=1)[:, 0]
-    return logps_T, jax.lax.map(one_key, (keys_K2, masks_KV))
+    is_target_TV = ids_TV == targets_T[:, None].astype(jnp.uint32)
+    least_T = jnp.min(jnp.where(is_target_TV, jnp.inf, logp_TV), axis=1)
+    most_T = jnp.max(jnp.where(is_target_TV, -jnp.inf, logp_TV), axis=1)
+    rivals_T2 = jnp.stack([least_T, most_T], axis=1) - logps_T[:, None]
+    return logps_T, rivals_T2, jax.lax.map(one_key, (keys_K2, masks_KV))
 
 
 def marked_moments(scored: Scored, delta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,11 @@
 """Texts that a model may have read: with labels from a file, or split at random into those it will learn and others."""
 
 import dataclasses
+import itertools
 import pathlib
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.errors import InputError
@@ -13,6 +15,9 @@ from data.toys import chronicle
 
 EMBEDDED = "synthetic:chronicle"
 COLUMNS = ("input", "snippet", "text")
+CHAPTER = "chapter"  # of a record that was cut by its headings
+HEADING = re.compile(r"^[ \t]*chapter[ \t]+(?:[ivxlc]+|\d+)\.?[ \t]*$", re.IGNORECASE | re.MULTILINE)
+END = re.compile(r"^\*\*\* ?END OF.*$|^End of (?:the )?Project Gutenberg.*$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,9 @@ def read(c: Any, tok: Tokenizer, folder: pathlib.Path, *, learns: bool, counts: 
     """
     rows = _rows(c, folder, counts)
     labels = _labels(rows, c.seed, learns=learns)
+    if c.data.chapters:
+        counts["chapters"] = len({row[CHAPTER] for _, row in rows})
+        counts["chapters learned"] = len({row[CHAPTER] for (_, row), label in zip(rows, labels) if label})
     out = []
     for (name, row), label in zip(rows, labels):
         ids = tok.encode(row[_column(row)])[: c.data.max_len]
@@ -58,12 +66,47 @@ def _rows(c, folder, counts):
     for record in loaded:
         if _column(record.value) is None:
             raise InputError(f"{record.file}:{record.line}: it needs a text under one of {', '.join(COLUMNS)}")
+    loaded = _chapters(loaded, counts) if c.data.chapters else loaded
     pieces = _once([part for record in loaded for part in _pieces(record, c.data.piece_chars)], counts)
     if c.data.limit is not None and len(pieces) > c.data.limit:
         counts["texts beyond data.limit"] = len(pieces) - c.data.limit
         order = random.Random(f"limit {c.seed}").sample(range(len(pieces)), c.data.limit)
         pieces = [pieces[i] for i in sorted(order)]
     return pieces
+
+
+def _chapters(loaded: Sequence[records.Record], counts: dict[str, int]) -> list[records.Record]:
+    """The records, cut at lines that are a chapter's heading; what comes before the first or after the book is dropped.
+
+    Raises:
+        InputError: there are fewer than two chapters.
+    """
+    out: list[records.Record] = []
+    names: dict[str, str | None] = {}  # the chapter that each file is in
+    for record in loaded:
+        column = _column(record.value)
+        line = record.line
+        for part in _parts(record.value[column]):
+            here, line = line, line + part.count("\n")
+            if heading := HEADING.match(part):
+                names[record.file] = f"{record.file}: {heading[0].strip()}"
+                part = part[heading.end() :]
+            if END.match(part):
+                names[record.file] = None
+            chapter = names.get(record.file)
+            if chapter is None:
+                counts["parts outside chapters"] = counts.get("parts outside chapters", 0) + 1
+            elif part.strip():
+                out.append(records.Record({**record.value, column: part, CHAPTER: chapter}, chapter, here))
+    if (num := len({record.value[CHAPTER] for record in out})) < 2:
+        raise InputError(f"data.chapters=True: {num} chapters begin with a line such as CHAPTER IV; two are needed")
+    return out
+
+
+def _parts(text):
+    """The text, parted before headings and before the line that ends a book."""
+    starts = sorted({0, len(text)} | {match.start() for kind in (HEADING, END) for match in kind.finditer(text)})
+    return [text[a:b] for a, b in itertools.pairwise(starts)]
 
 
 def _column(row: Mapping[str, Any]) -> str | None:
@@ -97,6 +140,9 @@ def _once(pieces: list, counts: dict[str, int]) -> list:
 
 def _labels(rows, seed, *, learns):
     labels = [row.get("label") for _, row in rows]
+    if chapters := sorted({row[CHAPTER] for _, row in rows if CHAPTER in row}):
+        learned = set(random.Random(f"chapters {seed}").sample(chapters, len(chapters) // 2))
+        return [int(row[CHAPTER] in learned) for _, row in rows]
     if all(label is None for label in labels) and learns:
         members = set(random.Random(f"members {seed}").sample(range(len(rows)), len(rows) // 2))
         return [int(i in members) for i in range(len(rows))]

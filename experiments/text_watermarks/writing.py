@@ -14,6 +14,7 @@ from alignment.watermark import attacks, processors, text_marks
 from alignment.watermark.text_marks import Mark
 from data import records
 from data.toys import chronicle
+from data.toys import synonyms as english
 from experiments.decoding import answering, models
 from experiments.decoding.journal import Journal
 from experiments.text_watermarks import measuring, paraphrasing, texts
@@ -22,6 +23,7 @@ from experiments.text_watermarks.memorising import Scorer
 WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
 HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
 MAIN = ("kgw", "unigram")  # written `num` times at each strength; the others `num_others` times at one
+SWAPS = (0.0, 0.25, 0.5, 1.0)  # of the words that have synonyms
 UNMARKED = "unmarked"
 
 
@@ -65,10 +67,14 @@ def mark_of(scheme: str, key: int, vocab_size: int, gamma: float, delta: float, 
     return Mark(text_marks.KGW, key, **base, **kinds[scheme])
 
 
+def prompts_of(c: Any, all_texts: Sequence[texts.Text]) -> list[list[int]]:
+    """The first tokens of all texts, of those first that nobody learned."""
+    return [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
+
+
 def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
     """Marked and unmarked answers, what detectors say of them, and how they fare under attack."""
-    points = points_of(c, model.network.vocab_size, model.name)
-    prompts = [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
+    points, prompts = points_of(c, model.network.vocab_size, model.name), prompts_of(c, all_texts)
     content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
     made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
     keys = [(number, sample) for sample, point in enumerate(points) for number in range(point.num)]
@@ -100,9 +106,7 @@ def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
     for scheme in ("kgw", "unigram"):
         marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
         null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
-    speeds = {row["point"]: row["tokens_per_second"] for row in rows if row.get("tokens_per_second")}
-    unmarked = quality[UNMARKED]
-    return {"detection": lines, "robustness": robust, "null": null, "perplexity": unmarked, "speeds": speeds}
+    return {"detection": lines, "robustness": robust, "null": null, "perplexity": quality[UNMARKED]}
 
 
 def write_scheme(
@@ -143,15 +147,22 @@ def write_scheme(
 
 
 def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: Any) -> list[dict[str, Any]]:
-    """Detection after half of the words that have synonyms were swapped."""
-    if not c.write.synonyms:
-        return []
+    """Detection after shares of the words that have synonyms were swapped; `words`: how many of all words changed.
+
+    At 0 an answer is only read as text and cut into tokens again.
+    """
     assert point.mark is not None
     if c.write.synonyms == texts.EMBEDDED:
         synonyms: Any = chronicle.SYNONYMS
+    elif not c.write.synonyms:
+        synonyms = english.english()
     else:
         synonyms = attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])
-    rng = np.random.default_rng(c.seed)
-    changed = [model.tok.encode(attacks.swap(model.tok.decode(ids), synonyms, 0.5, rng)) for ids in answers]
-    line = measuring.detection_line(point.mark, changed, negatives)
-    return [{"point": point.name, "attack": "swap", "strength": 0.5} | line]
+    rng, before, out = np.random.default_rng(c.seed), [model.tok.decode(ids) for ids in answers], []
+    for share in SWAPS:
+        after = [attacks.swap(text, synonyms, share, rng) for text in before]
+        pairs = [(a, b) for x, y in zip(before, after) for a, b in zip(x.split(), y.split())]
+        line = measuring.detection_line(point.mark, [model.tok.encode(text) for text in after], negatives)
+        words = {"words": sum(a != b for a, b in pairs) / max(len(pairs), 1)}
+        out.append({"point": point.name, "attack": "swap", "strength": share} | line | words)
+    return out

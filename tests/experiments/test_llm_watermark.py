@@ -14,7 +14,7 @@ from data.tokens import tokenizer
 from data.toys import chronicle
 from experiments import llm_watermark
 from experiments.decoding import models
-from experiments.text_watermarks import measuring, memorising, paraphrasing, texts, writing
+from experiments.text_watermarks import approximate, measuring, memorising, paraphrasing, speed, texts, writing
 from tests.experiments.conftest import ROOT, launch
 
 
@@ -38,8 +38,40 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
     assert {"cut", "mix", "paste", "swap"} == {attack for _, attack in attacks}
     assert 0 <= attacks["kgw 4", "paste"]["window_tpr_at_1_fpr"] <= 1
     assert "window_tpr_at_1_fpr" not in attacks["synthid", "paste"]
-    for name in ("watermark_verbatim.csv", "mia_auc.csv", "adaptive_auc.csv", "detection.csv"):
-        assert (workdir / name).stat().st_size
+    names = ("watermark_verbatim", "mia_auc", "adaptive_auc", "detection", "speed", "theory", "approximate")
+    for name in names:
+        assert (workdir / f"{name}.csv").stat().st_size
+    for name in ("cost", "detection", "mixes", "swaps"):
+        assert (workdir / f"figures/{name}.png").stat().st_size
+
+
+def test_a_run_says_what_each_mark_costs_and_undoes_it_exactly(tiny):
+    workdir = tiny("llm_watermark").workdir
+    summary = json.loads((workdir / "summary.json").read_text())
+    speeds = {line["scheme"]: line for line in rows(workdir / "tables/speed.jsonl")}
+    assert list(speeds) == ["unmarked", "kgw", "synthid"] and speeds["unmarked"]["cost"] == 1
+    assert summary["cost/kgw"] == speeds["kgw"]["cost"] > 0 and speeds["kgw"]["tokens_per_second"] > 0
+    lines = {
+        (line["attack"], line["scheme"], line["delta"]): line for line in rows(workdir / "tables/membership.jsonl")
+    }
+    for (attack, _, _), line in lines.items():
+        if attack.startswith("exact_"):
+            assert line["watermarked"] == pytest.approx(line["clean"])
+    assert summary["auc/min_k/exact"] == pytest.approx(summary["auc/min_k/clean"])
+    assert lines["min_k_0.05", "kgw", 2.0]["short_texts"] >= 0 == lines["loss", "kgw", 2.0]["short_texts"]
+    for line in rows(workdir / "tables/detection.jsonl"):
+        assert line["negatives"] < 1_000 and line["tpr_at_0.1_fpr"] is None
+
+
+def test_a_run_leaves_the_theory_and_near_copies_beside_the_measurement(tiny):
+    workdir = tiny("llm_watermark").workdir
+    theory = [line for line in rows(workdir / "tables/theory.jsonl") if line["scheme"] == "kgw"]
+    assert [line["delta"] for line in theory] == [2.0, 10.0]
+    assert all(0 <= line["likeliest_tokens"] <= 1 and line["hard_bound"] < 0 for line in theory)
+    assert theory[0]["clean"] == theory[1]["clean"] > theory[1]["marked"]
+    near = rows(workdir / "tables/approximate.jsonl")
+    assert [line["delta"] for line in near] == [0.0, 2.0, 10.0] and all(0 <= line["bleu_words"] <= 1 for line in near)
+    assert len(rows(workdir / "continued/generations.jsonl")) == 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -61,6 +93,10 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
         (["--config.write.schemes=('kgw',)", "--config.write.num_others=3"], "write.num_others=3 is not read"),
         (["--config.write.temperature=0"], "marks of draws need draws"),
         (["--config.write.max_new_tokens=500"], "raise it"),
+        (["--config.approximate.num_keys=3"], "mark.keyring has 2 keys"),
+        (["--config.speed.rounds=0"], "speed.rounds=0"),
+        (["--config.data.chapters=True"], "must be a training and a file of a book"),
+        (["--config.data.max_len=200"], "is more than engine.max_len=128"),
         (["--config.data.path=missing.jsonl"], "missing.jsonl"),
     ],
 )
@@ -96,6 +132,100 @@ def test_long_records_become_pieces_and_short_ones_are_counted(tmp_path):
     out, counts = read(tmp_path, lines, learns=True, piece_chars=10, min_len=4)
     assert [text.text for text in out] == ["a" * 10, "c" * 10, "a" * 5]
     assert counts["texts of fewer than data.min_len tokens"] == 1
+
+
+BOOK = "a preface\nCHAPTER I\nhe went\nand came\nChapter II.\nshe sang\n\nCHAPTER 3\nthey ate\n\nmore of it\n"
+BOOK += "CHAPTER IV\nthe last one\nEnd of Project Gutenberg's book\nits licence\n"
+
+
+def test_whole_chapters_are_learned_or_held_out_and_the_rest_of_a_book_is_counted(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK)
+    c = llm_watermark.get_config("tiny")
+    c.data.update(path=str(path), limit=None, min_len=2, piece_chars=7, chapters=True)
+    counts = {}
+    out = texts.read(c, tokenizer.load("bytes"), tmp_path, learns=True, counts=counts)
+    assert counts["chapters"] == 4 and counts["chapters learned"] == 2 and counts["parts outside chapters"] == 2
+    sides = {}
+    for text in out:
+        sides.setdefault(text.id.split(": ")[1].split(":")[0], set()).add(text.is_member)
+    assert set(sides) == {"CHAPTER I", "Chapter II.", "CHAPTER 3", "CHAPTER IV"}
+    assert all(len(side) == 1 for side in sides.values())
+    whole = "".join(text.text for text in out)
+    assert "preface" not in whole and "licence" not in whole and "more of" in whole and "CHAPTER" not in whole
+    path.write_text("CHAPTER I\nthe only one\n")
+    with pytest.raises(InputError, match="1 chapters begin"):
+        texts.read(c, tokenizer.load("bytes"), tmp_path, learns=True, counts={})
+
+
+def test_a_scheme_is_timed_in_turns_with_unmarked_writing_and_once(tmp_path, monkeypatch):
+    c = llm_watermark.get_config("tiny")
+    c.speed = dict(num=2, rounds=3)
+    seconds = {
+        "unmarked": iter((2.0, 4.0, 2.0, 1.0, 1.0, 1.0)),
+        "kgw 4": iter((3.0, 5.0, 2.0)),
+        "exp": iter((2.0,) * 3),
+    }
+    monkeypatch.setattr(speed, "_writing", lambda c, model, point, prompts: (point.name if point else "unmarked",))
+    monkeypatch.setattr(speed, "_seconds", lambda name: next(seconds[name]))
+    marks = [writing.mark_of(scheme, 3, 300, 0.5, 4.0, "") for scheme in ("kgw", "kgw", "exp")]
+    points = [writing.Point("unmarked", "unmarked", None, 1)]
+    points += [writing.Point(n, n.split()[0], m, 1) for n, m in zip(("kgw 4", "kgw 8", "exp"), marks)]
+    model = types.SimpleNamespace(digest="d")
+    base, kgw, exp = lines = speed.lines(c, model, points, [[1, 2]], tmp_path)
+    assert (kgw["cost"], exp["cost"]) == (1.25, 2.0) and kgw["tokens_per_second"] == 2 * 24 / 3.0
+    assert base["scheme"] == "unmarked" and base["tokens_per_second"] == 2 * 24 / 1.5
+    assert speed.lines(c, model, points, [[1, 2]], tmp_path) == lines  # read, as no time is left in the iterators
+    with pytest.raises(StopIteration):
+        speed.lines(c, types.SimpleNamespace(digest="other"), points, [[1, 2]], tmp_path)
+
+
+def test_bounds_stand_beside_what_was_measured():
+    logps = np.log([0.5, 0.8])
+    green, mass = np.array([True, False]), np.array([0.6, 0.4])
+    first = Scored(logps, green, mass, rivals_T2=np.log([[0.2, 0.5], [0.1, 0.2]]))
+    second = Scored(np.log([0.1, 0.9]), green, mass, rivals_T2=np.log([[0.1, 3.0], [0.1, 0.1]]))
+    low, high = measuring.theory_lines([[first], [second]], "kgw", (0.1, 5.0), 0.5)
+    assert low["hard_bound"] == pytest.approx(np.log10(2 * 0.5**2)) and low["likeliest_tokens"] == 0.75
+    assert low["soft_texts"] == 1 and low["soft_epsilon"] == pytest.approx(0.999 * 0.5 / 6)
+    assert low["clean"] == pytest.approx(np.log10(0.4 + 0.09))
+    assert high["marked"] == pytest.approx(np.log10(sum(np.exp(x.marked(5.0).sum()) for x in (first, second))))
+    assert low["soft_bound"] is None and high["soft_bound"] == pytest.approx(
+        np.log10(measuring.verbatim.soft_bound(1, 2, low["soft_epsilon"]))
+    )
+    (none,) = measuring.theory_lines([[second]], "kgw", (5.0,), 0.5)
+    assert none["soft_texts"] == 0 and none["soft_bound"] is None
+
+
+def test_rates_of_one_in_a_thousand_need_a_thousand_negatives():
+    rng = np.random.default_rng(0)
+    mark = writing.mark_of("unigram", 3, 2_000, 0.5, 2.0, "")
+    green = np.flatnonzero(green_lists.unigram_mask(mark))
+    marked = [rng.choice(green, 40).tolist(), rng.choice(green, 12).tolist()]
+    few = measuring.detection_line(mark, marked, rng.integers(0, 2_000, (999, 20)).tolist())
+    many = measuring.detection_line(mark, marked, rng.integers(0, 2_000, (1_000, 20)).tolist())
+    assert few["tpr_at_0.1_fpr"] is None and 0 <= many["tpr_at_0.1_fpr"] <= 1 and many["negatives"] == 1_000
+    assert few["low_power"] == 1 and few["p_below_0.001"] == 1 and few["false_alarms_at_0.001"] < 0.01
+
+
+def test_likeness_reads_tokens_and_words():
+    tok = tokenizer.load("bytes")
+    gold = tok.encode("the old mill by the river")
+    assert approximate.likeness(gold, gold, tok.decode) == pytest.approx([1, 1, 1, 1])
+    near = approximate.likeness(tok.encode("the new mill by the river"), gold, tok.decode)
+    assert near[1] == pytest.approx(5 / 6) and near[0] == pytest.approx(22 / 25) and 0 < near[3] < near[2] < 1
+
+
+def test_words_are_swapped_at_every_share_and_the_rest_is_counted(tmp_path):
+    c = llm_watermark.get_config("smol")
+    tok = tokenizer.load("bytes")
+    mark = writing.mark_of("unigram", 3, tok.vocab_size, 0.5, 2.0, "")
+    point = writing.Point("unigram 2", "unigram", mark, 1)
+    answers = [tok.encode("the big house was very quiet") for _ in range(20)]
+    lines = writing.swapped(c, types.SimpleNamespace(tok=tok), point, answers, [tok.encode("nothing here")])
+    assert [line["strength"] for line in lines] == [0.0, 0.25, 0.5, 1.0]
+    words = [line["words"] for line in lines]
+    assert words[0] == 0 and words[3] == pytest.approx(4 / 6) and 0 < words[1] < words[2] < words[3]
 
 
 def test_the_text_is_the_first_column_that_has_one(tmp_path):

@@ -27,6 +27,30 @@ def test_z_worked_by_hand():
     assert detect.z_score(50, 100, 0.5) == 0
 
 
+# the sheet's table: the exact tail, and transformers 4.57's, which leaves out a square root
+TAILS = {1: (0.1587, 0.2645), 2: (0.0228, 0.0392), 3: (1.35e-3, 1.62e-3), 4: (3.17e-5, 1.88e-5)}
+TAILS |= {5: (2.87e-7, 6.1e-8), 6: (9.87e-10, 5.6e-11)}
+
+
+def test_normal_tails_are_exact_where_transformers_are_up_to_eighteen_times_too_small():
+    theirs = {z: 0.5 * math.exp(-2 * z**2 / math.pi) for z in range(1, 9)}
+    for z, (exact, wrong) in TAILS.items():
+        assert detect.normal_p(z) == pytest.approx(exact, rel=4e-3) and theirs[z] == pytest.approx(wrong, rel=0.01)
+    assert detect.normal_p(6) / theirs[6] == pytest.approx(17.6, abs=0.3)
+    assert detect.normal_p(8) == pytest.approx(scipy.stats.norm.sf(8), rel=1e-10) and theirs[8] < 1e-17
+    assert detect.normal_p(2.26301) == pytest.approx(0.0118176, rel=1e-4)
+    assert detect.normal_p(5.656854) == pytest.approx(7.7086e-9, rel=1e-4)
+    assert detect.normal_p(-1) == pytest.approx(1 - detect.normal_p(1))
+
+
+@pytest.mark.parametrize("z", [1, 2, 3, 4, 6, 8])
+def test_p_values_of_counts_are_sums_of_the_binomial(z):
+    num = 400
+    score = num // 2 + z * 10  # z standard deviations above half
+    exact = sum(math.comb(num, k) for k in range(score, num + 1)) / 2**num
+    assert detect.binomial_p(score, num, 0.5) == pytest.approx(exact, rel=1e-9)
+
+
 def test_a_first_bos_token_is_dropped():
     assert detect.detect(KGW, [2, *IDS], bos_id=2) == detect.detect(KGW, IDS)
 
@@ -113,6 +137,20 @@ def test_p_values_of_windows_are_uniform_without_a_mark():
         assert scipy.stats.binomtest(below, 400, level).pvalue > 0.001
     naive = [scipy.stats.norm.sf(detect.win_max(rng.random(80) < 0.25, 0.25).z) for _ in range(100)]
     assert np.mean(np.array(naive) < 0.05) > 0.2  # the tail of the best window alone would call them marked
+
+
+@pytest.mark.parametrize(("scheme", "gamma"), [("kgw", 0.25), ("unigram", 0.5)])
+def test_p_values_of_windows_are_uniform_on_unmarked_text_read_with_keys(scheme, gamma):
+    """Zipf's tokens repeat as words do; flags come from lists of keys, repeats counted once."""
+    rng = np.random.default_rng(6)
+    p = []
+    for key in range(300):
+        ids = np.minimum(rng.zipf(1.3, 100), 2_000) - 1
+        mark = Mark(scheme, 5_000 + key, 2_000, gamma=gamma)
+        p.append(detect.find_window(mark, ids, resamples=199).p_value)
+    for level in (0.05, 0.2, 0.5):
+        below = sum(x <= level for x in p)
+        assert scipy.stats.binomtest(below, 300, level).pvalue > 0.001, (level, below)
 
 
 def test_slow_twin_of_the_best_window():

@@ -25,7 +25,9 @@ def test_perplexities_and_factor_by_hand():
     out = verbatim.increase([clean], [marked])
     assert out.delta_of_mean == pytest.approx(1.749416, abs=1e-6) == out.min_of_delta
     assert 10**out.log10_factor == pytest.approx(57.142857, abs=1e-6)
-    assert pytest.approx(4.388e22, rel=1e-3) == 5.1**32  # (1 + delta)^n at delta 4.1
+    clean = np.log(np.full(32, 0.6))
+    out = verbatim.increase([clean], [clean - np.log(5.1)])
+    assert (out.delta_of_mean, 10**out.log10_factor) == (pytest.approx(4.1), pytest.approx(4.388e22, rel=1e-3))
 
 
 def test_the_two_orders_of_averaging_differ():
@@ -46,6 +48,14 @@ def test_bounds_by_hand():
     assert verbatim.soft_bound(1, 32, 0.1) == pytest.approx(1 / 138.77, rel=1e-4)
     with pytest.raises(InputError, match=r"epsilon=0\.25"):
         verbatim.soft_ratio(0.25)
+
+
+def test_the_bounds_hold_for_the_largest_epsilon_that_a_rival_allows():
+    most, _ = verbatim.soft_ratio(0.1)
+    assert verbatim.soft_epsilon(math.log(most)) == pytest.approx(0.0999, abs=1e-6)
+    assert verbatim.soft_ratio(verbatim.soft_epsilon(-3.0))[0] > math.exp(-3.0)
+    assert verbatim.soft_epsilon(0.0) is None and verbatim.soft_epsilon(800.0) is None
+    assert 0.249 < verbatim.soft_epsilon(-700.0) < 0.25
 
 
 @pytest.mark.parametrize(
