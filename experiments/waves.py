@@ -37,9 +37,10 @@ LEAST |= {"seed": (0, ""), "user": (0, "")}
 LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
 MARK_STEPS = 600  # where the config leaves them open
 READERS = {  # of settings, among the attacks
-    "noise": (attacks.REGENERATE,),
-    "gradient_steps": (attacks.EMBED, attacks.CLASSIFY),
-    "training.steps": attacks.LEARNED,
+    "noise": tuple(attacks.TIMES),
+    "gradient_steps": attacks.GRADIENT,
+    "training.steps": attacks.SMALL,
+    "training.real": (attacks.CLASSIFY_REAL,),
     "strengths.single": tuple(distortions.SINGLE),
     "strengths.combined": tuple(distortions.COMBINED),
     "strengths.learned": attacks.LEARNED,
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.marks = (*marks.MARKS, given.TRAINED)
     c.given = given.settings()  # a user's own weights
     c.user = 0  # whose key is embedded
-    c.attacks = attacks.NAMES
+    c.attacks = attacks.DEFAULT
     c.strengths = dict(  # in [0, 1], of each attack's native range, from weak to strong
         single=(0.2, 0.4, 0.6, 0.8, 1.0),
         combined=(0.04, 0.08, 0.12, 0.16, 0.2),
@@ -69,6 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.training = dict(  # of the small networks, for the attacks that need them
         steps=600,
         init_from="",  # safetensors of the auto-encoder, as a run leaves it in prepared/; "" trains it
+        real="",  # photographs that nobody marked, a glob or a folder, for AdvCls-Real&WM-Small
         mark_steps=placeholder(int),  # of the mark encoder_decoder; None: 600
         mark_from="",  # its safetensors, as a run leaves them in prepared/; "" trains it
     )
@@ -104,10 +106,10 @@ def sweep() -> Iterator[dict[str, Any]]:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither pictures nor devices to be seen."""
-    given.check(c)
     attacks.check(c.attacks)
     for name in c.attacks:
         one_of("attacks", name, attacks.NAMES)
+    given.check(c)
     for what, names in (("marks", c.marks), ("attacks", c.attacks)):
         if not names or len(set(names)) < len(names):
             raise InputError(f"{what}={tuple(names)}: it names at least one, and none twice")
@@ -132,17 +134,18 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in c.marks:
         if name in marks.MARKS and marks.MARKS[name].is_bits:
             marks.check_size((c.size, c.size, 3), len(marks.MARKS[name].key_fn(c.user)))
-    if c.size % 8 and set(c.attacks) & set(attacks.LEARNED):
+    if c.size % 8 and set(c.attacks) & set(attacks.SMALL):
         raise InputError(f"size={c.size}: the small networks need a multiple of 8; take {c.size // 8 * 8}")
     if c.training.init_from:
-        if not {attacks.REGENERATE, attacks.EMBED} & set(c.attacks):
+        if not set(attacks.AUTO_ENCODED) & set(c.attacks):
             raise InputError(
-                f"training.init_from={c.training.init_from!r} is read by {attacks.REGENERATE} and {attacks.EMBED} "
-                "alone; leave it out"
+                f"training.init_from={c.training.init_from!r} is read by {', '.join(attacks.AUTO_ENCODED)} alone; "
+                "leave it out"
             )
         if not pathlib.Path(c.training.init_from).expanduser().is_file():
             raise InputError(f"training.init_from={c.training.init_from!r} is not there; give a safetensors file")
     check_training(c)
+    check_surrogates(c)
     if c.images != prepare.SYNTHETIC:
         prepare.files_of(c.images)
     if c.address and c.executor != "ray":
@@ -158,8 +161,10 @@ def check_unread(c: ml_collections.ConfigDict) -> None:
         value = checks.leaf(c, name)
         if not attacked & set(readers) and value not in [checks.leaf(setting, name) for setting in settings]:
             raise InputError(f"{name}={value} is read by {', '.join(readers)} alone; leave it out")
-    if not any(given.is_bits(name) for name in c.marks) and c.users not in [setting.users for setting in settings]:
-        raise InputError(f"users={c.users} are told apart by marks of bits alone, and marks={c.marks}; leave it out")
+    if all(given.is_informed(name) for name in c.marks) and c.users not in [setting.users for setting in settings]:
+        raise InputError(
+            f"users={c.users} are told apart by marks of bits or rings alone, and marks={c.marks}; leave it out"
+        )
     if c.executor == "local" and c.workers is not None:
         raise InputError(f"workers={c.workers} is not read by executor=local; leave it out, or take process or ray")
 
@@ -175,6 +180,38 @@ def check_training(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"training.mark_from={c.training.mark_from!r} is not there; give a safetensors file")
 
 
+def check_surrogates(c: ml_collections.ConfigDict) -> None:
+    """Refuse surrogates whose other side is not there: photographs, or a second user's marked pictures."""
+    if attacks.CLASSIFY_REAL in c.attacks:
+        if not c.training.real:
+            raise InputError(
+                f"attacks: {attacks.CLASSIFY_REAL} needs photographs that nobody marked; set training.real to a glob "
+                "or a folder, or leave the attack out"
+            )
+        prepare.files_of(c.training.real)
+    decoders = [name for name in c.marks if name in given.DECODERS]
+    if attacks.CLASSIFY_USERS in c.attacks and decoders:
+        raise InputError(
+            f"attacks: {attacks.CLASSIFY_USERS} needs a second user's pictures, and those of {', '.join(decoders)} are "
+            "marked elsewhere; leave the attack or the mark out"
+        )
+
+
+def check_networks(c: ml_collections.ConfigDict, own: dict[str, Any]) -> None:
+    """Refuse a user's networks that are not what the attacks need, once for all cells."""
+    chosen = set(c.attacks)
+    if chosen & set(attacks.REGENERATE_OWN):
+        is_noised = len(attacks.own_calls(own)) == 2 or chosen & set(attacks.AUTO_ENCODED)
+        if not is_noised and c.noise != get_config().noise:
+            raise InputError(
+                f"noise={c.noise} is not read, as given.network.calls has a function regenerate; leave it out"
+            )
+    for name in chosen & {attacks.EMBED_OWN, attacks.RN18}:
+        from alignment.watermark import learned  # imports JAX, which a grid of distortions does not need
+
+        learned.check_encoder(attacks.encoder(name, "", own), c.size, name)
+
+
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check(c)
     folder = pathlib.Path(workdir).absolute()  # a Ray worker may stand elsewhere
@@ -184,7 +221,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     given.measures(own)  # weights of another network are refused here, not by every cell
     for name in set(given.DECODERS) & set(c.marks):
         mark_fn(name)
-    images = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
+    check_networks(c, own)
+    images, names = prepare.pictures(c.images, size=c.size, num=c.num, seed=c.seed, workdir=folder)
     if given.TRAINED in c.marks:
         steps = MARK_STEPS if c.training.mark_steps is None else c.training.mark_steps
         prepare.train_mark(prepared, seed=c.seed, steps=steps, start=c.training.mark_from)
@@ -193,9 +231,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         for name in c.marks
         if name in given.DECODERS
     }
-    digests = prepare.marked(images, c.marks, user=c.user, folder=prepared, mark_fn=mark_fn, ready=ready)
+    who = dict(user=c.user, is_second_user=attacks.CLASSIFY_USERS in c.attacks)
+    digests = prepare.marked(images, c.marks, folder=prepared, mark_fn=mark_fn, ready=ready, **who)
     training = {name: c.training[name] for name in ("steps", "init_from")}
-    prepare.networks(c.attacks, c.marks, folder=prepared, seed=c.seed, training=training, made_from=digests)
+    more = dict(seed=c.seed, training=training, made_from=digests)
+    photographs = prepare.real(c.training.real, c.size) if attacks.CLASSIFY_REAL in c.attacks else None
+    prepare.networks(c.attacks, c.marks, folder=prepared, photographs=photographs, **more)
     strengths = {name: strengths_of(c, name) for name in c.attacks}
     plan = cells.cells_of(c.marks, strengths)
     options = {"steps": c.gradient_steps, "noise": c.noise}
@@ -205,7 +246,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     files.sweep(folder)
     pool = dict(executor=c.executor, workers=c.workers or 0, retries=c.retries, address=c.address)
     rows = cells.through(grid, plan, **pool)
-    return page.write(folder, rows, subset=c.quality, users=tuple(c.users), num_images=len(images), setup=c.setup)
+    return page.write(folder, rows, subset=c.quality, users=tuple(c.users), names=names, setup=c.setup)
 
 
 def strengths_of(c: ml_collections.ConfigDict, attack: str) -> tuple[float, ...]:

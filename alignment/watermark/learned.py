@@ -252,6 +252,22 @@ def attack_embedding(
     return to_bytes(np.concatenate(out))
 
 
+def check_encoder(encode_fn: ImagesFn, side: int, name: str) -> None:
+    """Refuse an encoder that JAX cannot trace, and so cannot differentiate.
+
+    Args:
+        side: pixels of the pictures.
+        name: of the attack, for people.
+    """
+    try:
+        out = jax.eval_shape(encode_fn, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    except Exception as e:  # any: the function is a user's
+        reason = str(e).strip().partition("\n")[0]
+        raise InputError(f"{name} differentiates its encoder, which JAX cannot trace: {reason}") from e
+    if not isinstance(out, jax.ShapeDtypeStruct) or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise InputError(f"{name}: the encoder returns {out}; one array of floats is needed")
+
+
 @functools.lru_cache(maxsize=8)
 def _embedding_mover(encode_fn: ImagesFn, steps: int) -> Callable[..., jax.Array]:
     """Compiled once for all epsilons of a grid."""

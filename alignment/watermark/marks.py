@@ -24,6 +24,24 @@ LEAST = 256  # pixels: the smallest side of a picture with the marks of this fil
 
 
 @dataclasses.dataclass(frozen=True)
+class Rings:
+    """How a mark in Fourier cells is read; the distance is the mean modulus of the difference over the cells.
+
+    Attributes:
+        cells_fn: pictures -> complex [B, W].
+        chances_fn: cells, key -> the probability that another user's key is as near, float64 [B].
+        unit: of the distance.
+    """
+
+    cells_fn: Callable[[np.ndarray], np.ndarray]
+    chances_fn: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    unit: float = 1.0
+
+    def distance(self, cells_BW: np.ndarray, key_W: np.ndarray) -> np.ndarray:
+        return np.abs(cells_BW - key_W).mean(axis=1) / self.unit
+
+
+@dataclasses.dataclass(frozen=True)
 class Mark:
     """A mark as the protocol uses it.
 
@@ -34,6 +52,7 @@ class Mark:
             before marking.
         is_bits: the key is a message of bits, and the distance a share of wrong bits.
         is_informed: detection needs the unmarked picture.
+        rings: of a mark in Fourier cells: how they are read, once for all that is said of a picture.
     """
 
     key_fn: Callable[[int], np.ndarray]
@@ -41,6 +60,7 @@ class Mark:
     distance_fn: Callable[..., np.ndarray]
     is_bits: bool = True
     is_informed: bool = False
+    rings: Rings | None = None
 
 
 def message(user: int, num_bits: int = 48) -> np.ndarray:
@@ -238,6 +258,11 @@ def cox_similarity(
     return np.where(norm_B > 0, read_BW @ key_W / np.maximum(norm_B, 1e-300), 0.0)
 
 
+def cox_p_value(similarity: np.ndarray) -> np.ndarray:
+    """The probability that an unmarked picture is so similar: 1e-3 at 3.090, 1e-6 at 4.753."""
+    return scipy.stats.norm.sf(similarity)
+
+
 MID = ((0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0), (1, 3), (2, 2), (3, 1))  # frequencies of 8 x 8 blocks
 CARRIER_SEED = 20_397
 
@@ -334,20 +359,69 @@ def ring_embed(images_BYX3: np.ndarray, key_W: np.ndarray) -> np.ndarray:
 
 def ring_distance(images_BYX3: np.ndarray, key_W: np.ndarray) -> np.ndarray:
     """The mean modulus of the difference over the cells, float64 [B], in units of a plane's deviation."""
-    return np.abs(ring_cells(planes(images_BYX3)) - key_W).mean(axis=1) / PLANE
+    return RING.distance(RING.cells_fn(images_BYX3), key_W)
+
+
+def ring_chances(cells_BW: np.ndarray, key_W: np.ndarray, strength: float = RING_STRENGTH) -> np.ndarray:
+    """The probability that another user's `ring_key` is as near as this one in squared distance, float64 [B].
+
+    A key has a normal number for each ring, so the squared distance is a constant plus
+    sum over rings of n (k - m)^2, with n cells and m their mean real part: non-central chi-squared variables of one
+    degree, weighted by n. Its distribution is taken by the saddlepoint of its cumulant function (Lugannani and Rice
+    1980), which holds in the far tail where keys cannot be drawn often enough.
+    """
+    rows, columns = disc()
+    ring = np.rint(np.hypot(rows - PLANE // 2, columns - PLANE // 2)).astype(int)
+    num_R = np.bincount(ring)
+    deviation = PLANE * strength
+    which_WR = (ring[:, None] == np.arange(len(num_R))) / num_R
+    mean_BR, key_R = cells_BW.real @ which_WR, key_W.real @ which_WR
+    reached_B = np.sum(num_R * ((key_R - mean_BR) / deviation) ** 2, axis=1)
+    return weighted_squares(reached_B, num_R.astype(float), (mean_BR / deviation) ** 2)
+
+
+def weighted_squares(x_B: np.ndarray, weights_R: np.ndarray, centres_BR: np.ndarray) -> np.ndarray:
+    """P(sum of weights times non-central chi-squared variables of one degree <= x) by its saddlepoint, float64 [B].
+
+    Args:
+        centres_BR: the non-centralities.
+    """
+    top = 0.5 / weights_R.max()  # cumulants are finite below it
+    x_B1 = np.maximum(x_B, 1e-12 * weights_R.sum())[:, None]
+    low, high = np.full(x_B1.shape, -40.0), np.full(x_B1.shape, 40.0)  # of log(top - s), in units of top
+    for _ in range(80):
+        middle = (low + high) / 2
+        part = 1 / (1 - 2 * weights_R * (top - top * np.exp(middle)))
+        slope = np.sum(weights_R * part + weights_R * centres_BR * part**2, axis=1, keepdims=True)
+        low, high = np.where(slope > x_B1, middle, low), np.where(slope > x_B1, high, middle)
+    s_B1 = top - top * np.exp(low)
+    part = 1 / (1 - 2 * weights_R * s_B1)
+    cumulant = np.sum(0.5 * np.log(part) + weights_R * centres_BR * s_B1 * part, axis=1)
+    curve = np.sum(2 * weights_R**2 * part**2 + 4 * weights_R**2 * centres_BR * part**3, axis=1)
+    s_B = s_B1[:, 0]
+    w = np.sign(s_B) * np.sqrt(np.maximum(2 * (s_B * x_B1[:, 0] - cumulant), 1e-300))
+    u = s_B * np.sqrt(curve)
+    # near the mean both go to 0, and so does the gap of their inverses to within rounding: leave it out there
+    gap = np.where(np.abs(w) > 1e-4, 1 / w - 1 / np.where(u == 0, 1, u), 0.0)
+    return np.clip(scipy.stats.norm.cdf(w) + scipy.stats.norm.pdf(w) * gap, 0.0, 1.0)
 
 
 def ring_p_value(cells_BW: np.ndarray, key_W: np.ndarray) -> np.ndarray:
     """Tree-Ring's p-value: how likely unmarked cells come so near the key, float64 [B].
 
     eta = sum ((v - k) / sigma)^2 is non-central chi-squared of 2W degrees with lambda = sum (k / sigma)^2, and sigma is
-    the deviation of the 2W real and imaginary parts.
+    the deviation of the 2W real and imaginary parts. Cells without any deviation say nothing: 1.
     """
     values = np.concatenate([cells_BW.real, cells_BW.imag], axis=1)
     key = np.concatenate([key_W.real, key_W.imag])
-    sigma = values.std(axis=1, ddof=1)
+    spread = values.std(axis=1, ddof=1)
+    sigma = np.where(spread > 0, spread, 1.0)
     eta = np.sum((values - key) ** 2, axis=1) / sigma**2
-    return scipy.stats.ncx2.cdf(eta, values.shape[1], np.sum(key**2) / sigma**2)
+    p_B = scipy.stats.ncx2.cdf(eta, values.shape[1], np.sum(key**2) / sigma**2)
+    return np.where(spread > 0, p_B, 1.0)
+
+
+RING = Rings(lambda images_BYX3: ring_cells(planes(images_BYX3)), ring_chances, PLANE)
 
 
 def _bits(embed_fn: Callable[..., np.ndarray], read_fn: Callable[..., np.ndarray]) -> Mark:
@@ -367,5 +441,5 @@ MARKS = {
     "dct": _bits(dct_embed, dct_read),
     "spread": _bits(spread_embed, spread_read),
     "cox": Mark(cox_key, cox_embed, _cox_distance, is_bits=False, is_informed=True),
-    "ring": Mark(ring_key, ring_embed, ring_distance, is_bits=False),
+    "ring": Mark(ring_key, ring_embed, ring_distance, is_bits=False, rings=RING),
 }

@@ -69,19 +69,34 @@ def identified(errors: np.ndarray, num_bits: int, users: int) -> float:
         users: all, with the true one.
     """
     wrong = np.rint(np.asarray(errors) * num_bits)
-    return float(np.mean(scipy.stats.binom.sf(wrong, num_bits, 0.5) ** (users - 1)))
+    return alone(scipy.stats.binom.cdf(wrong, num_bits, 0.5), users)
+
+
+def alone(chances: np.ndarray, users: int) -> float:
+    """The mean of (1 - F)^(users - 1).
+
+    Args:
+        chances: F of each picture, the probability that another user's key is as near as its own.
+        users: all, with the true one.
+    """
+    with np.errstate(divide="ignore"):  # of a chance of 1: exp(-inf) is 0, as it must be
+        return float(np.mean(np.exp((users - 1) * np.log1p(-np.asarray(chances, np.float64)))))
 
 
 def identified_ring(squared: np.ndarray, norm: np.ndarray, users: int) -> float:
-    """`identified` for keys of complex numbers, as the authors have it: non-central chi-squared, 634 degrees.
+    """`identified` for keys of complex numbers by the authors' approximation, see `ring_chances`."""
+    return alone(ring_chances(squared, norm), users)
+
+
+def ring_chances(squared: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """The probability that another Tree-Ring key is as near, as the authors have it: non-central chi-squared of 634.
 
     Args:
         squared: squared distance of each picture's cells to its own key, Tree-Ring's units.
         norm: squared norm of each picture's 634 numbers.
     """
     scale = 634 * math.pi
-    other = scipy.stats.ncx2.sf(np.asarray(squared) / scale, 634, np.asarray(norm) / scale)
-    return float(np.mean(other ** (users - 1)))
+    return scipy.stats.ncx2.cdf(np.asarray(squared) / scale, 634, np.asarray(norm) / scale)
 
 
 # Curves and ranks

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.watermark.marks import Mark, disc
+from alignment.watermark import protocol
+from alignment.watermark.marks import Mark, Rings, disc
 
 RADIUS, CHANNEL = 10, 3
 
@@ -78,7 +79,15 @@ def mark(encode_fn: Calls, decode_fn: Calls, *, channel: int = CHANNEL, radius: 
             raise InputError(f"the decode call returned {new.shape}; the pictures have {images_BYX3.shape}")
         return np.clip(np.rint(255 * new), 0, 255).astype(np.uint8)
 
-    def distance(images_BYX3: np.ndarray, key_W: np.ndarray) -> np.ndarray:
-        return np.abs(cells(latents(images_BYX3), channel, radius) - key_W).mean(axis=1)
+    rings = Rings(lambda images_BYX3: cells(latents(images_BYX3), channel, radius), chances)
 
-    return Mark(lambda user: key(user, side, radius), embed, distance, is_bits=False)
+    def distance(images_BYX3: np.ndarray, key_W: np.ndarray) -> np.ndarray:
+        return rings.distance(rings.cells_fn(images_BYX3), key_W)
+
+    return Mark(lambda user: key(user, side, radius), embed, distance, is_bits=False, rings=rings)
+
+
+def chances(cells_BW: np.ndarray, key_W: np.ndarray) -> np.ndarray:
+    """The probability that another key is as near, by the authors' approximation for 634 numbers, float64 [B]."""
+    norms = (np.sum(np.abs(values) ** 2, axis=1) for values in (cells_BW - key_W, cells_BW))
+    return protocol.ring_chances(*norms)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
-from alignment.watermark import protocol, quality
+from alignment.watermark import marks, protocol, quality
+from alignment.watermark.marks import Mark
 from data.corpus import executors, shards
 from experiments.image_watermarks import attacks, given
 from experiments.report import progress
@@ -58,12 +59,12 @@ class Grid:
         return np.load(pathlib.Path(self.folder, "prepared", f"{name}.npy"), mmap_mode="r", allow_pickle=False)
 
 
-def cells_of(marks: Iterable[str], strengths: Mapping[str, Sequence[float]]) -> list[Cell]:
+def cells_of(names: Iterable[str], strengths: Mapping[str, Sequence[float]]) -> list[Cell]:
     """Every mark without an attack, then under each attack at each of its strengths, from weak to strong."""
     return [
         cell
-        for mark in marks
-        for cell in [Cell(mark, NONE, 0.0), *(Cell(mark, name, r) for name, rs in strengths.items() for r in rs)]
+        for mark in names
+        for cell in [Cell(mark, NONE, 0.0), *(Cell(mark, attack, r) for attack, rs in strengths.items() for r in rs)]
     ]
 
 
@@ -72,7 +73,12 @@ def unmarked(mark: str) -> str:
 
     Informed detection of a picture equal to its original has nothing to read, so there it is that of another user.
     """
-    return f"{mark}-other" if given.is_informed(mark) else PICTURES
+    return of_second_user(mark) if given.is_informed(mark) else PICTURES
+
+
+def of_second_user(mark: str) -> str:
+    """The array of another user's marked pictures."""
+    return f"{mark}-other"
 
 
 def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
@@ -90,10 +96,10 @@ def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         before = np.asarray(grid.prepared(name))
         after = before
         if cell.attack != NONE:
-            more = dict(mark=cell.mark, weights=str(prepared), options=grid.options)
+            more = dict(mark=cell.mark, weights=str(prepared), options=grid.options, given=grid.given)
             after = attacks.apply(cell.attack, before, cell.strength, seed=grid.seed, **more)
         originals = [np.asarray(grid.prepared(PICTURES))] if mark.is_informed else []
-        out[side] = mark.distance_fn(after, key, *originals).tolist()
+        out |= readings(mark, side, after, key, *originals)
         if "psnr" not in out:
             if cell.attack == NONE and cell.mark in given.DECODERS:
                 continue  # the user's marked pictures have no unmarked twins
@@ -103,21 +109,59 @@ def row_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     return out
 
 
+def readings(mark: Mark, side: str, images: np.ndarray, key: np.ndarray, *originals: np.ndarray) -> dict[str, Any]:
+    """Distances of pictures and their p-values; of rings, too, the chances that another user's key is as near.
+
+    Args:
+        side: marked or unmarked.
+
+    Raises:
+        InputError: a distance that is not finite; names the picture.
+    """
+    if mark.rings:
+        cells = mark.rings.cells_fn(images)
+        distances = mark.rings.distance(cells, key)
+    else:
+        distances = mark.distance_fn(images, key, *originals)
+    bad = np.flatnonzero(~np.isfinite(distances))
+    if len(bad):
+        raise InputError(f"the distance of the {side} picture {bad[0]} is {distances[bad[0]]}")
+    out: dict[str, Any] = {side: distances.tolist()}
+    if mark.rings:
+        out[f"p_{side}"] = marks.ring_p_value(cells, key).tolist()
+        if side == "marked":
+            out["chances"] = mark.rings.chances_fn(cells, key).tolist()
+    elif mark.is_bits:
+        matches = np.rint((1 - distances) * len(key)).astype(int)
+        out[f"p_{side}"] = [protocol.p_value(number, len(key)) for number in matches.tolist()]
+    elif mark.is_informed:
+        out[f"p_{side}"] = marks.cox_p_value(-distances).tolist()
+    return out
+
+
 def qualities(
     before: np.ndarray, after: np.ndarray, more: Mapping[str, Callable[[np.ndarray, np.ndarray], Any]]
 ) -> dict[str, Any]:
-    """Means over the pictures that have a value, and the number of those without one for `nmi`.
+    """Means over the pictures; where one has a value that is not finite, the metric is blank and the picture named.
+
+    NMI is not defined for two constant pictures: they are left out of its mean and counted.
 
     Args:
         more: measures of a user's weights, a number a picture or one for all.
     """
-    measured = {name: metric_fn(before, after) for name, metric_fn in quality.METRICS.items()}
-    undefined = int(np.isnan(measured["nmi"]).sum())
-    means = {
-        name: float(np.nanmean(values)) if np.isfinite(values).any() else None for name, values in measured.items()
-    }
-    means |= {name: float(np.mean(metric_fn(before, after))) for name, metric_fn in more.items()}
-    return means | {"nmi_undefined": undefined}
+    measured = {name: metric_fn(before, after) for name, metric_fn in {**quality.METRICS, **more}.items()}
+    out: dict[str, Any] = {"not_finite": {}}
+    for name, values in measured.items():
+        bad = np.flatnonzero(~np.isfinite(np.atleast_1d(values))).tolist()
+        if name == "nmi":
+            out["nmi_undefined"] = len(bad)
+            out[name] = float(np.nanmean(values)) if len(bad) < len(values) else None
+        elif bad:
+            out["not_finite"][name] = bad if np.ndim(values) else ["all pictures"]
+            out[name] = None
+        else:
+            out[name] = float(np.mean(values))
+    return out
 
 
 def measure(grid: Grid, task: tuple[int, Cell]) -> int:

@@ -1,11 +1,11 @@
 """Marks and measures by name: those of any machine, the one that is trained here, and those over a user's own weights.
 
 Published decoders read pictures that were marked elsewhere, so their user gives the pictures and the message as well.
-Tree-Ring's user gives a Python file with two functions, `encode` and `decode`, of a diffusion model.
+Tree-Ring's user gives a Python file with two functions, `encode` and `decode`, of a diffusion model. In the same way
+the attacks that end in -Own take a user's auto-encoder or diffusion model.
 """
 
 import functools
-import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from alignment.errors import InputError, one_of
 from alignment.watermark import marks
 from alignment.watermark.marks import Mark
-from experiments.image_watermarks import attacks
+from experiments.image_watermarks import attacks, networks
 
 TRAINED = "encoder_decoder"  # the mark that a run trains
 TRAINED_FILE = f"{TRAINED}.safetensors"
@@ -23,6 +23,7 @@ DECODERS = ("stable_signature", "stegastamp")
 TREE_RING = "tree_ring"
 MARKS = (*marks.MARKS, TRAINED, *attacks.MISSING_MARKS)
 SCORES = ("rating", "artifacts")  # over one CLIP; the first is the measure `aesthetics`
+OTHERS = ("network.calls", "resnet18")  # that attacks read
 MEASURES = ("lpips", "fid", "clip_fid", "aesthetics", "artifacts")  # of a user's weights
 
 
@@ -36,6 +37,8 @@ def settings() -> dict[str, Any]:
         ),
         stegastamp=dict(weights="", pictures="", message=""),
         tree_ring=dict(calls=""),  # a Python file with `encode` and `decode`
+        network=dict(calls=""),  # the same, or `regenerate`: for the attacks that end in -Own
+        resnet18="",  # torchvision's, safetensors: for AdvEmbB-RN18
         lpips="",  # the lpips package's network over AlexNet, safetensors: a column, and what Q4 needs
         fid="",  # pytorch-fid's Inception, safetensors: a column
         clip_fid="",  # OpenAI's CLIP ViT-B/32 in transformers' layout, safetensors: a column
@@ -65,6 +68,12 @@ def check(c: Any) -> None:
             )
         if name not in c.marks and len(empty) < len(group):
             raise InputError(f"given.{name} is set and not read, as marks={tuple(c.marks)} lacks {name}")
+    for key, readers in (("network.calls", attacks.OWN), ("resnet18", (attacks.RN18,))):
+        reading = [name for name in c.attacks if name in readers]
+        if reading and not _leaf(c, key):
+            raise InputError(f"attacks: {', '.join(reading)} needs a network of yours; set given.{key}")
+        if _leaf(c, key) and not reading:
+            raise InputError(f"given.{key} is set and not read; add one of {', '.join(readers)} to attacks")
     heads = [name for name in SCORES if c.given.aesthetics[name]]
     if bool(heads) != bool(c.given.aesthetics.clip):
         missing = f"aesthetics.{' or .'.join(SCORES)}" if c.given.aesthetics.clip else "aesthetics.clip"
@@ -81,7 +90,7 @@ def check(c: Any) -> None:
 
 def _files() -> list[str]:
     more = (f"aesthetics.{name}" for name in ("clip", *SCORES))
-    return [*(f"{name}.weights" for name in DECODERS), f"{TREE_RING}.calls", "lpips", "fid", "clip_fid", *more]
+    return [*(f"{name}.weights" for name in DECODERS), f"{TREE_RING}.calls", *OTHERS, "lpips", "fid", "clip_fid", *more]
 
 
 def measured(given: Mapping[str, Any]) -> list[str]:
@@ -153,17 +162,9 @@ def _decoder(name: str, path: str, message: str) -> Mark:
 def _tree_ring(path: str) -> Mark:
     from alignment.watermark import tree_ring
 
-    spec = importlib.util.spec_from_file_location("tree_ring_calls", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"given.tree_ring.calls={path!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in ("encode", "decode"):
-        if not callable(getattr(module, name, None)):
-            raise InputError(
-                f"given.tree_ring.calls={path!r} has no function {name!r}; Tree-Ring needs encode and decode"
-            )
-    return tree_ring.mark(module.encode, module.decode)
+    need = "Tree-Ring needs encode and decode"
+    calls = [networks.function(path, name, "given.tree_ring.calls", need) for name in ("encode", "decode")]
+    return tree_ring.mark(*calls)
 
 
 def measures(given: Mapping[str, Any]) -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:

@@ -15,7 +15,7 @@ from data import loader, records
 from data.pictures import image_files
 from data.toys import scenes
 from experiments.image_watermarks import attacks, given
-from experiments.image_watermarks.cells import PICTURES, unmarked
+from experiments.image_watermarks.cells import PICTURES, of_second_user
 
 SYNTHETIC = "synthetic"
 
@@ -34,8 +34,10 @@ def files_of(images: str) -> list[str]:
     return names
 
 
-def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pathlib.Path) -> np.ndarray:
-    """Square cuts of pictures, uint8 [N, size, size, 3].
+def pictures(
+    images: str, *, size: int, num: int | None, seed: int, workdir: pathlib.Path
+) -> tuple[np.ndarray, list[str]]:
+    """Square cuts of pictures, uint8 [N, size, size, 3], and the name of each.
 
     Of each picture the middle, then, where `num` asks for more, places drawn from the seed. What is not a picture, or
     smaller than `size`, is set aside with its reason and counted.
@@ -44,8 +46,9 @@ def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pat
         InputError: no picture is left.
     """
     if images == SYNTHETIC:
-        return scenes.scenes(num or 16, size, seed=seed)
-    photos, bad = [], []
+        num = num or 16
+        return scenes.scenes(num, size, seed=seed), [f"{SYNTHETIC} {i}" for i in range(num)]
+    photos, used, bad = [], [], []
     for name in files_of(images):
         if num is not None and len(photos) == num:
             break
@@ -54,6 +57,7 @@ def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pat
             if min(photo.shape[:2]) < size:
                 raise InputError(f"{photo.shape[1]} x {photo.shape[0]} pixels, and size={size}")
             photos.append(photo)
+            used.append(name)
         except InputError as e:
             bad.append(records.BadRecord(name, 0, str(e)))
     records.write_bad(bad, workdir / "bad_records.jsonl")
@@ -61,14 +65,31 @@ def pictures(images: str, *, size: int, num: int | None, seed: int, workdir: pat
     if not photos:
         raise InputError(f"images={images!r}: none of {len(bad)} files can be used; the first: {bad[0].reason}")
     rng = np.random.default_rng(seed)
-    cuts = []
+    cuts, names = [], []
     for i in range(num or len(photos)):
         photo = photos[i % len(photos)]
         room = [length - size for length in photo.shape[:2]]
         top, left = (r // 2 for r in room) if i < len(photos) else (int(rng.integers(r + 1)) for r in room)
         cuts.append(photo[top : top + size, left : left + size])
+        names.append(f"{used[i % len(photos)]} from row {top}, column {left}")
     files.report_counts(workdir, counts | {"cuts": len(cuts)})
-    return np.stack(cuts)
+    return np.stack(cuts), names
+
+
+def real(pattern: str, size: int) -> np.ndarray:
+    """Photographs that nobody marked, the middle of each, uint8 [N, size, size, 3].
+
+    Raises:
+        InputError: a file that is not a picture, or a picture below the size.
+    """
+    out = []
+    for name in files_of(pattern):
+        photo = image_files.read(name)
+        top, left = ((length - size) // 2 for length in photo.shape[:2])
+        if min(top, left) < 0:
+            raise InputError(f"training.real: {name} has {photo.shape[1]} x {photo.shape[0]} pixels, and size={size}")
+        out.append(photo[top : top + size, left : left + size])
+    return np.stack(out)
 
 
 def own_pictures(pattern: str, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -121,10 +142,12 @@ def marked(
     folder: pathlib.Path,
     mark_fn: Callable[[str], Mark],
     ready: Mapping[str, np.ndarray] | None = None,
+    is_second_user: bool = False,
 ) -> list[str]:
     """Write the pictures and each mark's, and return the digest of each array in this order.
 
     Args:
+        is_second_user: write each mark's pictures of another user, too.
         mark_fn: a mark by its name.
         ready: pictures that were marked elsewhere, by their mark.
     """
@@ -135,8 +158,8 @@ def marked(
             continue
         mark = mark_fn(name)
         arrays[name] = mark.embed_fn(images, mark.key_fn(user))
-        if mark.is_informed:
-            arrays[unmarked(name)] = mark.embed_fn(images, mark.key_fn(user + 1))
+        if mark.is_informed or is_second_user:
+            arrays[of_second_user(name)] = mark.embed_fn(images, mark.key_fn(user + 1))
     for name, array in arrays.items():
         out = io.BytesIO()
         np.save(out, array)
@@ -152,43 +175,58 @@ def networks(
     seed: int,
     training: dict[str, Any],
     made_from: Sequence[str],
+    photographs: np.ndarray | None = None,
 ) -> None:
     """Train the small networks that the chosen attacks need, where a start before this one has not.
 
     The auto-encoder learns from other made-up pictures than those that are attacked, a surrogate from the marked and
-    unmarked pictures themselves, as the paper's.
+    unmarked pictures themselves, as the paper's, or with photographs or a second user's in place of the unmarked.
 
     Args:
         made_from: digests of the arrays; networks that were trained on others are trained again.
+        photographs: that nobody marked, uint8 [N, Y, X, 3].
     """
-    if not set(chosen) & set(attacks.LEARNED):
+    if not set(chosen) & set(attacks.SMALL):
         return
-    note, current = folder / "networks.json", {"arrays": list(made_from), "seed": seed, "training": training}
+    arrays = [*made_from, *([loader.digest(photographs)] if photographs is not None else [])]
+    note, current = folder / "networks.json", {"arrays": arrays, "seed": seed, "training": training}
     if not note.exists() or files.read_note(note) != current:
         for path in folder.glob("*.safetensors"):
             if path.name != given.TRAINED_FILE:
                 path.unlink()
         files.write_json(note, current)
+    if set(attacks.AUTO_ENCODED) & set(chosen):
+        _auto_encoder(folder / attacks.AUTO_ENCODER, seed=seed, training=training)
+    for attack in (name for name in attacks.SURROGATES if name in chosen):
+        for name in names:
+            path = folder / attacks.surrogate_file(name, attack)
+            beside = {attacks.CLASSIFY: PICTURES, attacks.CLASSIFY_USERS: of_second_user(name)}.get(attack)
+            bare = photographs if beside is None else _array(folder, beside)
+            if not path.exists() and bare is not None:
+                _surrogate(path, bare, _array(folder, name), steps=training["steps"], seed=seed)
+
+
+def _array(folder: pathlib.Path, name: str) -> np.ndarray:
+    return np.load(folder / f"{name}.npy", allow_pickle=False)
+
+
+def _auto_encoder(path: pathlib.Path, *, seed: int, training: Mapping[str, Any]) -> None:
     from alignment.watermark import learned  # imports JAX, which a grid of distortions does not need
 
-    bare = np.load(folder / f"{PICTURES}.npy", allow_pickle=False)
-    path = folder / attacks.AUTO_ENCODER
-    if {attacks.REGENERATE, attacks.EMBED} & set(chosen) and not path.exists():
-        own = training["init_from"]
-        if own:
-            params = learned.load(own, learned.AutoEncoder())
-        else:
-            others = scenes.scenes(32, 128, seed=seed + 1_000)
-            params, _ = learned.fit(
-                learned.reconstruction, learned.AutoEncoder(), others, steps=training["steps"], seed=seed
-            )
-        learned.save(path, params)
-    for name in names if attacks.CLASSIFY in chosen else ():
-        path = folder / attacks.surrogate_file(name)
-        if not path.exists():
-            both = np.concatenate([bare, np.load(folder / f"{name}.npy", allow_pickle=False)])
-            labels = np.arange(len(both)) >= len(bare)
-            params, _ = learned.fit(
-                learned.cross_entropy, learned.Surrogate(), both, labels, steps=training["steps"], seed=seed
-            )
-            learned.save(path, params)
+    if path.exists():
+        return
+    if training["init_from"]:
+        params = learned.load(training["init_from"], learned.AutoEncoder())
+    else:
+        others = scenes.scenes(32, 128, seed=seed + 1_000)
+        model, steps = learned.AutoEncoder(), training["steps"]
+        params, _ = learned.fit(learned.reconstruction, model, others, steps=steps, seed=seed)
+    learned.save(path, params)
+
+
+def _surrogate(path: pathlib.Path, bare: np.ndarray, marked: np.ndarray, *, steps: int, seed: int) -> None:
+    from alignment.watermark import learned
+
+    both, labels = np.concatenate([bare, marked]), np.arange(len(bare) + len(marked)) >= len(bare)
+    params, _ = learned.fit(learned.cross_entropy, learned.Surrogate(), both, labels, steps=steps, seed=seed)
+    learned.save(path, params)

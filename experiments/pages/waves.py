@@ -19,20 +19,22 @@ from experiments.report import charts, pictures
 
 LEVELS = (0.95, 0.7, 0.4)
 RANKED_BY = (0.7, 0.4)  # the rule that gives the published ranks: these, then the means of P and Q
+P_LEVELS = (1e-3, 1e-6)
 Row = Mapping[str, Any]
 
 
 def write(
-    folder: pathlib.Path, rows: Sequence[Row], *, subset: str, users: Sequence[int], num_images: int, setup: str
+    folder: pathlib.Path, rows: Sequence[Row], *, subset: str, users: Sequence[int], names: Sequence[str], setup: str
 ) -> dict[str, Any]:
     """All tables and pictures of a run; returns its summary.
 
     Args:
         subset: of the metrics that Q is made of.
         users: numbers among whom a user is identified.
+        names: of the pictures, in their order.
     """
     points = points_of(rows, subset)
-    ran = {row["mark"] for row in rows}
+    ran = {row["mark"] for row in rows} | {row["attack"] for row in rows}
     board = leaderboard(points)
     files.write_rows(folder / "tables/leaderboard.jsonl", [_printable(line) for line in board] + not_run(ran))
     files.write_csv(folder / "leaderboard.csv", list(board[0]), [list(_printable(line).values()) for line in board])
@@ -42,6 +44,11 @@ def write(
     if table:
         files.write_rows(folder / "tables/identification.jsonl", table)
         files.write_csv(folder / "identification.csv", list(table[0]), [list(line.values()) for line in table])
+    table = p_values(rows)
+    if table:
+        files.write_rows(folder / "tables/p_values.jsonl", table)
+        files.write_csv(folder / "p_values.csv", list(table[0]), [list(line.values()) for line in table])
+    files.write_rows(folder / "tables/not_finite.jsonl", not_finite(rows, names))
     by_category = categories(board)
     files.write_rows(folder / "tables/categories.jsonl", by_category)
     failed = [row for row in rows if "error" in row]
@@ -52,9 +59,9 @@ def write(
     draw_radar(folder / "figures/radar.png", by_category)
     draw_spread(folder / "figures/quality.png", points, subset)
     clean = {row["mark"]: row for row in rows if row["attack"] == cells.NONE}
-    lines = findings(rows, subset=subset, num_images=num_images, setup=setup)
+    lines = findings(rows, subset=subset, names=names, setup=setup)
     files.write_text(folder / "findings.txt", "".join(f"{line}\n" for line in lines))
-    return summary(points, board, clean, len(rows), len(failed), num_images)
+    return summary(points, board, clean, len(rows), len(failed), len(names))
 
 
 def points_of(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
@@ -104,24 +111,63 @@ def leaderboard(points: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def not_run(ran: Collection[str]) -> list[dict[str, Any]]:
-    """Lines of the paper's marks and attacks whose weights are not there."""
+    """Lines of the paper's marks and attacks whose weights are not there.
+
+    Args:
+        ran: marks and attacks of the run.
+    """
     missing = [mark for mark in attacks.MISSING_MARKS if mark not in ran]
     return [{"mark": mark, "attack": attacks.NOT_RUN, "rank": None} for mark in missing] + [
-        {"mark": attacks.NOT_RUN, "attack": attack, "rank": None} for attack in attacks.MISSING
+        {"mark": attacks.NOT_RUN, "attack": attack, "rank": None} for attack in attacks.MISSING if attack not in ran
     ]
 
 
 def identification(rows: Sequence[Row], users: Sequence[int]) -> list[dict[str, Any]]:
-    """For marks of bits, the share of marked pictures whose user is told apart from all others."""
+    """For marks of bits and of rings, the share of marked pictures whose user is told apart from all others.
+
+    Informed detection has no line: it reads one user's key after the other. `bits right` is blank for rings.
+    """
     out = []
     for row in rows:
-        num_bits = row.get("num_bits")
-        if "marked" not in row or not num_bits:
+        num_bits, chances = row.get("num_bits"), row.get("chances")
+        if "marked" not in row or not (num_bits or chances):
             continue
         line = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"]}
-        line["bits right"] = 1 - float(np.mean(row["marked"]))
-        out.append(line | {f"of {num:,}": protocol.identified(np.array(row["marked"]), num_bits, num) for num in users})
+        line["bits right"] = 1 - float(np.mean(row["marked"])) if num_bits else None
+        for num in users:
+            if num_bits:
+                line[f"of {num:,}"] = protocol.identified(np.array(row["marked"]), num_bits, num)
+            else:
+                line[f"of {num:,}"] = protocol.alone(np.array(chances), num)
+        out.append(line)
     return out
+
+
+def p_values(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each cell and each side that it measured, the median p-value and the shares below two levels.
+
+    A detector by p-value needs no unmarked pictures; where their share below a level exceeds it, its assumption fails.
+    """
+    out = []
+    for row in rows:
+        for side in ("marked", "unmarked"):
+            p = np.array(row.get(f"p_{side}", []))
+            if len(p):
+                line = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"], "pictures": side}
+                line["median p"] = float(np.median(p))
+                out.append(line | {f"p below {level:g}": float(np.mean(p < level)) for level in P_LEVELS})
+    return out
+
+
+def not_finite(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A line for each picture of a cell whose metric is not finite; a metric of all pictures names them so."""
+    return [
+        {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"], "metric": metric}
+        | {"picture": names[i] if isinstance(i, int) else i}
+        for row in rows
+        for metric, bad in row.get("not_finite", {}).items()
+        for i in bad
+    ]
 
 
 def categories(board: Sequence[Row]) -> list[dict[str, Any]]:
@@ -168,13 +214,13 @@ def constants(subset: str) -> dict[str, Any]:
     }
 
 
-def findings(rows: Sequence[Row], *, subset: str, num_images: int, setup: str) -> list[str]:
+def findings(rows: Sequence[Row], *, subset: str, names: Sequence[str], setup: str) -> list[str]:
     """What a reader must know of these numbers."""
     is_whole = "as the paper's" if subset == "Q8" else "it is not the paper's Q8"
     lines = [f"Set-up: {setup}. Q is {subset}: {', '.join(quality.SUBSETS[subset])}; {is_whole}."]
-    if num_images <= 1 / protocol.FPR:
+    if len(names) <= 1 / protocol.FPR:
         lines.append(
-            f"With {num_images} unmarked pictures a false positive rate below {100 * protocol.FPR:g} % means none at "
+            f"With {len(names)} unmarked pictures a false positive rate below {100 * protocol.FPR:g} % means none at "
             "all: P is the share of marked pictures that are nearer than every unmarked one."
         )
     failed = sum("error" in row for row in rows)
@@ -183,11 +229,19 @@ def findings(rows: Sequence[Row], *, subset: str, num_images: int, setup: str) -
     undefined = sum(row.get("nmi_undefined", 0) for row in rows)
     if undefined:
         lines.append(f"NMI is not defined for {undefined} pairs of constant pictures; means leave them out.")
-    number, ran = len(attacks.MISSING), {row["mark"] for row in rows}
+    bad = not_finite(rows, names)
+    if bad:
+        first = bad[0]
+        lines.append(
+            f"A metric is not finite, and blank, {len(bad)} times, first {first['metric']} of {first['picture']} under "
+            f"{first['attack']} ({first['mark']}); tables/not_finite.jsonl names every picture."
+        )
+    ran = {row["mark"] for row in rows} | {row["attack"] for row in rows}
+    number = len(set(attacks.MISSING) - ran)
     missing = [*(mark for mark in attacks.MISSING_MARKS if mark not in ran), f"{number} of the paper's attacks"]
     lines.append(
         f"{', '.join(missing)}: {attacks.NOT_RUN}. Attacks that end "
-        "in -Small use networks trained here, and compare with none of the paper's."
+        "in -Small use networks trained here, those in -Own a user's; they compare with none of the paper's."
     )
     return lines
 

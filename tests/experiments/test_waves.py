@@ -15,11 +15,22 @@ import safetensors.numpy
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.watermark import clip, decoders, inception, learned, lpips, marks, protocol, quality, tree_ring
+from alignment.watermark import (
+    clip,
+    decoders,
+    inception,
+    learned,
+    lpips,
+    marks,
+    protocol,
+    quality,
+    regenerating,
+    tree_ring,
+)
 from data.corpus import shards
 from data.toys import scenes
 from experiments import waves
-from experiments.image_watermarks import attacks, cells, given, prepare
+from experiments.image_watermarks import attacks, cells, given, networks, prepare
 from experiments.pages import waves as page
 from tests.experiments.conftest import ROOT, launch
 
@@ -103,7 +114,9 @@ def test_a_cells_failure_is_its_own(grid, tmp_path, monkeypatch):
     assert [p["P"] is None and p["Q"] is None for p in points if p["mark"] == "cox"] == [True, True, False, False]
     board = page.leaderboard(points)
     assert next(line for line in board if (line["mark"], line["attack"]) == ("cox", "Dist-JPEG"))["rank"] is None
-    assert any("2 of 10 cells failed" in line for line in page.findings(broken, subset="Q3", num_images=2, setup="r"))
+    assert any(
+        "2 of 10 cells failed" in line for line in page.findings(broken, subset="Q3", names=["a", "b"], setup="r")
+    )
 
 
 def test_cells_of_another_grid_are_refused(grid, tmp_path):
@@ -149,6 +162,8 @@ def test_tiny_leaves_points_a_leaderboard_and_the_attacks_that_were_not_run(tiny
 
 def test_all_26_attacks_of_the_paper_are_there_or_named_as_not_run():
     assert len(attacks.MISSING) + len(set(attacks.NAMES) - set(attacks.LEARNED)) == 26
+    assert set(attacks.NAMES) & set(attacks.MISSING) == {"AdvEmbB-RN18"} and set(attacks.DEFAULT) < set(attacks.NAMES)
+    assert "AdvEmbB-RN18" not in {line["attack"] for line in page.not_run({"AdvEmbB-RN18"})}
     assert {name for names in attacks.CATEGORIES.values() for name in names} == set(attacks.NAMES)
 
 
@@ -163,13 +178,14 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         PIL.Image.fromarray(picture).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.png").write_text("no picture")
     out = tmp_path / "out"
-    cuts = prepare.pictures(f"{tmp_path}/*.png", size=64, num=None, seed=0, workdir=out)
+    cuts, names = prepare.pictures(f"{tmp_path}/*.png", size=64, num=None, seed=0, workdir=out)
     assert cuts.shape == (2, 64, 64, 3)
+    assert names[1] == f"{tmp_path}/1.png from row 8, column 8"
     assert (cuts[1] == scenes.pink(1, 80, seed=1)[0][8:72, 8:72]).all()
     bad = [json.loads(line) for line in (out / "bad_records.jsonl").read_text().splitlines()]
     assert ["40 x 40 pixels, and size=64" in row["reason"] for row in bad] == [True, False]
     assert "is not a picture" in bad[1]["reason"]
-    more = prepare.pictures(str(tmp_path), size=64, num=5, seed=0, workdir=out)
+    more, _ = prepare.pictures(str(tmp_path), size=64, num=5, seed=0, workdir=out)
     assert len(more) == 5 and (more[:2] == cuts).all()
     with pytest.raises(InputError, match="none of 1 files can be used"):
         prepare.pictures(f"{tmp_path}/notes.png", size=64, num=None, seed=0, workdir=out)
@@ -191,6 +207,11 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.training.mark_steps=3"], "is read by the mark encoder_decoder alone"),
         (["--config.marks=('encoder_decoder',)", "--config.training.mark_from=no"], "mark_from='no' is not there"),
         (["--config.attacks=('Regen-Diff',)"], "Regen-Diff needs trained weights that are not there"),
+        (["--config.attacks=('Regen-Own',)"], "Regen-Own needs a network of yours; set given.network.calls"),
+        (["--config.attacks=('AdvEmbB-RN18',)"], "AdvEmbB-RN18 needs a network of yours; set given.resnet18"),
+        (["--config.given.resnet18=there"], "given.resnet18 is set and not read; add one of AdvEmbB-RN18"),
+        (["--config.attacks=('AdvCls-Real&WM-Small',)"], "needs photographs that nobody marked; set training.real"),
+        (["--config.training.real=photos"], "training.real=photos is read by AdvCls-Real&WM-Small alone"),
         (["--config.attacks=('Dist-Jpeg',)"], "attacks='Dist-Jpeg' is not one of"),
         (["--config.attacks=('Dist-JPEG','Dist-JPEG')"], "none twice"),
         (["--config.strengths.single=(0.5,1.5)"], "strengths.single=(0.5, 1.5): they rise and lie in (0, 1]"),
@@ -202,9 +223,9 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.size=128", "--config.marks=('dct',)"], "128 x 128 pixels are too small for 48 bits"),
         (["--config.size=70"], "size=70: the small networks need a multiple of 8; take 64"),
         (["--config.images=nowhere/*.png"], "no file is there"),
-        (["--config.attacks=('Dist-JPEG',)", "--config.noise=0.5"], "noise=0.5 is read by Regen-Small alone"),
+        (["--config.attacks=('Dist-JPEG',)", "--config.noise=0.5"], "noise=0.5 is read by Regen-Small, Rinse-2x-Small"),
         (["--config.strengths.combined=(0.3,)", "--config.attacks=('Dist-JPEG',)"], "is read by DistCom-Geo"),
-        (["--config.users=(7,)"], "are told apart by marks of bits alone"),
+        (["--config.users=(7,)", "--config.marks=('cox',)"], "are told apart by marks of bits or rings alone"),
         (["--config.workers=2"], "workers=2 is not read by executor=local"),
         (["--config.executor=cluster"], "executor='cluster' is not one of"),
         (["--config.address=auto"], "is read by executor=ray alone"),
@@ -221,6 +242,37 @@ def test_identification_falls_with_the_number_of_users():
     rows = [{"mark": "dct", "attack": "none", "strength": 0.0, "num_bits": 48, "marked": [12 / 48] * 3}]
     (line,) = page.identification(rows, (100, 1_000))
     assert line["of 100"] == pytest.approx(0.965112, abs=1e-5) and line["of 1,000"] == pytest.approx(0.698835, abs=1e-5)
+
+
+def test_rings_are_identified_and_every_mark_has_p_values(grid):
+    _, rows = grid
+    table = page.identification(rows, (100, 1_000_000))
+    assert {line["mark"] for line in table} == {"ring"}  # cox reads one key after the other
+    clean = table[0]
+    assert clean["attack"] == "none" and clean["of 100"] >= clean["of 1,000,000"] > 0.5 and clean["bits right"] is None
+    lines = {(line["mark"], line["attack"], line["pictures"]): line for line in page.p_values(rows)}
+    for mark in ("ring", "cox"):
+        own, other = (lines[mark, "none", side]["median p"] for side in ("marked", "unmarked"))
+        assert own < 1e-3 < other and lines[mark, "none", "marked"]["p below 0.001"] == 1
+    assert ("ring", "Dist-JPEG", "unmarked") not in lines  # removal spares them
+    bits = cells.readings(marks.MARKS["dct"], "marked", scenes.pink(2, 256), marks.message(0))
+    assert len(bits["p_marked"]) == 2 and min(bits["p_marked"]) > 1e-4 and "chances" not in bits
+
+
+def test_a_picture_whose_metric_is_not_finite_is_named_and_the_metric_is_blank():
+    pictures = scenes.pink(2, 64)
+    bad = {"lpips": lambda a, b: np.array([0.1, np.nan]), "fid": lambda a, b: np.inf}
+    row = cells.qualities(pictures, pictures, bad)
+    assert row["lpips"] is None and row["fid"] is None and row["psnr"] == 100
+    row |= {"mark": "ring", "attack": "Dist-JPEG", "strength": 1.0}
+    table = page.not_finite([row], ["a.png", "b.png"])
+    assert [(line["metric"], line["picture"]) for line in table] == [("lpips", "b.png"), ("fid", "all pictures")]
+    lines = page.findings([row], subset="Q3", names=["a.png", "b.png"], setup="removal")
+    assert any("first lpips of b.png under Dist-JPEG (ring)" in line for line in lines)
+    assert cells.qualities(np.zeros_like(pictures), np.zeros_like(pictures), {})["nmi_undefined"] == 2
+    mark = marks.Mark(marks.message, lambda x, key: x, lambda x, key: np.array([0.1, np.nan]))
+    with pytest.raises(InputError, match="the distance of the marked picture 1 is nan"):
+        cells.readings(mark, "marked", pictures, marks.message(0))
 
 
 @pytest.mark.slow  # test_cells_that_are_gone_are_measured_again_with_the_same_bytes has it in one process
@@ -335,6 +387,96 @@ def test_a_users_own_weights_make_marks_and_a_measure(grid, tmp_path):
     assert next(line["mark"] for line in page.not_run({"stable_signature", "tree_ring"})) == "stegastamp"
 
 
+OWN = """
+import jax.numpy as jnp
+
+def encode(images):
+    return images.reshape(len(images), 32, 2, 32, 2, 3).mean(axis=(2, 4))
+
+def decode(latents):
+    return jnp.repeat(jnp.repeat(latents, 2, axis=1), 2, axis=2)
+"""
+WHOLE = """
+seen = []
+
+def regenerate(images, strength, times, seed):
+    seen.append((strength, times, seed))
+    return images / 2
+"""
+
+
+def own_of(folder, text):
+    (folder / "own.py").write_text(text)
+    networks.user_file.cache_clear()
+    return {"network": {"calls": str(folder / "own.py")}}
+
+
+def test_a_users_encoder_and_decoder_regenerate_rinse_and_are_attacked(tmp_path):
+    pictures = scenes.pink(2, 64)
+    more = dict(mark="ring", weights="", seed=0, options={"noise": 0.5, "steps": 2}, given=own_of(tmp_path, OWN))
+    once, twice, far = (
+        attacks.apply(name, pictures, 1.0, **more) for name in ("Regen-Own", "Rinse-2x-Own", "AdvEmb-Own")
+    )
+    assert once.shape == twice.shape == pictures.shape and (once != twice).any()
+    assert (once[:, ::2, ::2] == once[:, 1::2, 1::2]).all()  # through the file's halves
+    assert 0 < np.abs(far.astype(int) - pictures).max() <= 8
+    again = regenerating.through(pictures, lambda x: x, lambda z: z, noise=0.0)
+    assert (again == pictures).all()
+    with pytest.raises(InputError, match=r"the regeneration returned \(2, 3\)"):
+        regenerating.by_call(pictures, lambda x, seed: np.zeros((2, 3)))
+
+
+def test_a_users_diffusion_model_is_one_function_that_hears_of_strength_and_passes(tmp_path):
+    pictures = scenes.pink(2, 64)
+    own = own_of(tmp_path, WHOLE)
+    more = dict(mark="ring", weights="", seed=3, options={"noise": 1.0, "steps": 2}, given=own)
+    four = attacks.apply("Rinse-4x-Own", pictures, 0.5, **more)
+    assert four.mean() == pytest.approx(pictures.mean() / 16, abs=1)
+    seen = networks.user_file(own["network"]["calls"], "given.network.calls").seen
+    assert [call[:2] for call in seen] == [(0.5, 4)] * 4 and len({call[2] for call in seen}) == 4
+    c = waves.get_config("tiny")
+    c.attacks, c.noise = ("Regen-Own",), 0.5
+    with pytest.raises(InputError, match=r"noise=0.5 is not read, as given.network.calls has a function regenerate"):
+        waves.check_networks(c, own)
+    c.attacks = ("AdvEmb-Own",)
+    with pytest.raises(InputError, match=r"has no function 'encode'; AdvEmb-Own needs encode, of jax.numpy"):
+        waves.check_networks(c, own)
+    with pytest.raises(InputError, match="AdvEmb-Own differentiates its encoder, which JAX cannot trace"):
+        waves.check_networks(c, own_of(tmp_path, CALLS.replace("images[..., :1]", "np.asarray(images)[..., :1]")))
+    c.attacks = ("Regen-Own",)
+    with pytest.raises(InputError, match="has no function 'decode'"):
+        waves.check_networks(c, own_of(tmp_path, "encode = print"))
+
+
+def test_surrogates_are_trained_beside_unmarked_real_and_a_second_users_pictures(tmp_path, monkeypatch):
+    """tests/watermark/test_learned.py trains; here what a surrogate would be trained on is looked at."""
+    learnt = []
+
+    def fit(loss_fn, model, images, labels, *, steps, seed):
+        learnt.append((images, labels))
+        return {"w": np.zeros(1, np.float32)}, [1.0]
+
+    monkeypatch.setattr(learned, "fit", fit)
+    pictures, photographs = scenes.pink(2, 64), scenes.pink(3, 64, seed=9)
+    mark_fn = marks.MARKS.__getitem__
+    prepare.marked(pictures, ["ring"], user=0, folder=tmp_path, mark_fn=mark_fn, is_second_user=True)
+    more = dict(seed=0, training={"steps": 1}, made_from=[], photographs=photographs)
+    for _ in range(2):  # trained once
+        prepare.networks(tuple(attacks.SURROGATES), ["ring"], folder=tmp_path, **more)
+    ring = marks.MARKS["ring"]
+    others = [pictures, photographs, ring.embed_fn(pictures, ring.key_fn(1))]
+    assert len(learnt) == 3
+    for bare, (images, labels) in zip(others, learnt):
+        assert (images[: len(bare)] == bare).all() and labels.tolist() == [False] * len(bare) + [True] * 2
+        assert (images[len(bare) :] == ring.embed_fn(pictures, ring.key_fn(0))).all()
+    names = {attacks.surrogate_file("ring", attack) for attack in attacks.SURROGATES}
+    assert len(names) == 3 and all((tmp_path / name).exists() for name in names)
+    c = waves.get_config("tiny")
+    c.attacks, c.marks = (attacks.CLASSIFY_USERS,), ("stegastamp",)
+    with pytest.raises(InputError, match="a second user's pictures, and those of stegastamp are marked elsewhere"):
+        waves.check_surrogates(c)
+
+
 def test_the_papers_quality_has_all_eight_measures_where_their_weights_are_given(tmp_path, monkeypatch):
     """Networks are read in tests/parity/test_image_weights.py; here they are numbers."""
     c = waves.get_config("tiny")
@@ -358,7 +500,7 @@ def test_the_papers_quality_has_all_eight_measures_where_their_weights_are_given
     pictures = scenes.pink(2, 64)
     row = cells.qualities(pictures, pictures, given.measures(own))
     assert quality.degradation(row | {"psnr": 25, "ssim": 0.8, "nmi": 1.3}, "Q8") == pytest.approx(0.363910, abs=1e-6)
-    lines = page.findings([row | {"mark": "ring"}], subset="Q8", num_images=2, setup="removal")
+    lines = page.findings([row | {"mark": "ring", "attack": "none"}], subset="Q8", names=["a", "b"], setup="removal")
     assert "as the paper's" in lines[0]
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 
 from alignment.errors import InputError
 from alignment.watermark import blocks, distortions, marks, quality
@@ -121,6 +122,29 @@ def test_coxs_similarity_is_standard_normal_without_the_mark_and_root_n_with_it(
     assert marks.cox_similarity(field, key, field).tolist() == [0, 0]
 
 
+def test_coxs_thresholds_are_those_of_a_standard_normal():
+    np.testing.assert_allclose(marks.cox_p_value(np.array([3.090, 4.753])), [1e-3, 1e-6], rtol=5e-3)
+
+
+def test_the_chance_that_another_ring_is_as_near_is_that_of_drawn_keys():
+    rng = np.random.default_rng(0)
+    rows, columns = marks.disc()
+    ring = np.rint(np.hypot(rows - 32, columns - 32)).astype(int)
+    key = marks.ring_key(0)
+    cells = 0.6 * key + 300 * (rng.standard_normal((3, 317)) + 1j * rng.standard_normal((3, 317)))
+    cells[2] *= 0.2  # a weak mark
+    chances = marks.ring_chances(cells, key)
+    keys = 64 * marks.RING_STRENGTH * rng.standard_normal((100_000, 11))
+    sums = np.stack([np.bincount(ring, weights=row.real) for row in cells], axis=1)
+    squared = (keys**2 @ np.bincount(ring))[:, None] - 2 * keys @ sums + np.sum(np.abs(cells) ** 2, axis=1)
+    drawn = np.mean(squared <= np.sum(np.abs(cells - key) ** 2, axis=1), axis=0)
+    assert drawn.max() > 1e-3
+    assert (np.abs(chances - drawn) < 4 * np.sqrt(chances / len(keys)) + 0.05 * chances).all()
+    assert 0 <= marks.ring_chances(key[None].astype(complex), key)[0] < 1e-12
+    near_mean = marks.weighted_squares(np.array([30.0, 40.0]), np.ones(40), np.zeros((2, 40)))
+    np.testing.assert_allclose(near_mean, scipy.stats.chi2.cdf([30, 40], 40), atol=0.04)
+
+
 def test_the_rings_cells_equal_the_key_exactly_before_rounding():
     assert len(marks.disc()[0]) == 317
     key = marks.ring_key(0)
@@ -204,10 +228,10 @@ def test_on_photographs_a_true_dct_and_a_blind_spectrum_survive_what_halves_the_
         marked = embed_fn(photographs, marks.message(0), **strength)
         assert quality.psnr(photographs, marked).mean() == pytest.approx(40.0, abs=0.3)
         assert rights(photographs, marked, read_fn, attacks)[0] > 0.95
-    marked = marks.dwt_dct_embed(photographs, marks.message(0), step=45.0)
-    assert quality.psnr(photographs, marked).mean() == pytest.approx(40.2, abs=0.5)
+    marked = marks.dwt_dct_embed(photographs, marks.message(0), step=46.0)
+    assert quality.psnr(photographs, marked).mean() == pytest.approx(40.2, abs=0.3)
     attacked = distortions.batch("Dist-JPEG", marked, 0.5)
-    error = marks.bit_errors(marks.dwt_dct_read(attacked, 48, step=45.0), marks.message(0)).mean()
+    error = marks.bit_errors(marks.dwt_dct_read(attacked, 48, step=46.0), marks.message(0)).mean()
     assert error == pytest.approx(0.5, abs=0.06)  # by chance, as invisible-watermark's 0.521
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.watermark import marks, tree_ring
+from alignment.watermark import marks, protocol, tree_ring
 
 
 def latents_of(num, seed=0):
@@ -53,3 +53,11 @@ def test_calls_of_another_shape_are_refused():
     small = tree_ring.mark(lambda images: np.zeros((1, 4, 64, 64)), lambda latents: np.zeros((1, 8, 8, 3)))
     with pytest.raises(InputError, match=r"the decode call returned \(1, 8, 8, 3\)"):
         small.embed_fn(pictures, tree_ring.key(0))
+
+
+def test_one_of_many_users_is_told_by_the_distance_to_the_others_keys():
+    fields, key = latents_of(5), tree_ring.key(1)  # the approximation takes keys of the expected norm, as this one's
+    own = tree_ring.chances(tree_ring.cells(tree_ring.injected(fields, key)), key)
+    bare = tree_ring.chances(tree_ring.cells(fields), key)
+    assert own.max() < 1e-6 and protocol.alone(own, 1_000) > 0.99 and protocol.alone(bare, 1_000) < 0.05
+    assert protocol.alone([0.5, 1.0], 2) == 0.25
