@@ -43,11 +43,11 @@ EXTRAS = {
         "mypy>=2.4",
         "pyarrow>=18",
         "pytest>=8.2",
-        "pytest-cov>=7.0",
         "pytest-randomly>=4.0",
         "pytest-xdist>=3.6",
         "ray>=2.57",
         "ruff>=0.12",
+        "slipcover>=1.1",
         "types-PyYAML",
     ],
     "parity": [
