@@ -145,7 +145,11 @@ def report(rows: list[dict], facts: dict) -> str:
     ]
     notes = {
         "Task": f"dpo:{facts['setting']}, {len(facts['betas'])} betas: {', '.join(map(str, facts['betas']))}",
-        "Numbers": "the same in all arms" if facts["numbers are the same"] else "**not the same in all arms**",
+        "Numbers": "of one arm"
+        if len(rows) == 1
+        else "the same in all arms"
+        if facts["numbers are the same"]
+        else "**not the same in all arms**",
         "Command": f"`{facts['command']}`",
         "Hardware": f"{facts['hardware']}; {machine.noise([row['others_busy_cores'] for row in rows])}",
         "When": f"{facts['date']}, commit {facts['commit']}",
