@@ -216,25 +216,26 @@ class Engine:
 
     def cancel(self, number: int) -> Answer | None:
         """Take a request out; what it has written so far, or None if it is not here."""
-        if number in self._waiting:
-            return self._waiting.pop(number).finish("cancelled")
-        for i, slot in enumerate(self._slots):
-            if slot.job is not None and slot.job.number == number:
-                job, slot.job = slot.job, None
-                self._prefilling.pop(i, None)
-                return job.finish("cancelled")
-        return None
+        job = self._waiting.pop(number, None) or self._released(number)
+        return None if job is None else job.finish("cancelled")
 
     def preempt(self, number: int) -> bool:
         """Put a running request back to the head of the queue; its answer so far is decoded again, to the same bits."""
+        job = self._released(number)
+        if job is None:
+            return False
+        job.num_replayed, job.scores = len(job.answer.tokens), []
+        self._enqueue(job, -math.inf)
+        return True
+
+    def _released(self, number):
+        """The job of a running request, whose slot is free then; None where it does not run."""
         for i, slot in enumerate(self._slots):
             if slot.job is not None and slot.job.number == number:
                 job, slot.job = slot.job, None
                 self._prefilling.pop(i, None)
-                job.num_replayed, job.scores = len(job.answer.tokens), []
-                self._enqueue(job, -math.inf)
-                return True
-        return False
+                return job
+        return None
 
     def advance(self) -> list[News]:
         """Admit, prefill and decode once; what is new.
