@@ -143,13 +143,12 @@ def report(rows: list[dict], facts: dict) -> str:
         ]
         for row in rows
     ]
+    agreement = "the same in all arms" if facts["numbers are the same"] else "**not the same in all arms**"
+    if len(rows) == 1:
+        agreement = "of one arm"
     notes = {
         "Task": f"dpo:{facts['setting']}, {len(facts['betas'])} betas: {', '.join(map(str, facts['betas']))}",
-        "Numbers": "of one arm"
-        if len(rows) == 1
-        else "the same in all arms"
-        if facts["numbers are the same"]
-        else "**not the same in all arms**",
+        "Numbers": agreement,
         "Command": f"`{facts['command']}`",
         "Hardware": f"{facts['hardware']}; {machine.noise([row['others_busy_cores'] for row in rows])}",
         "When": f"{facts['date']}, commit {facts['commit']}",
