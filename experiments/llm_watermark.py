@@ -48,7 +48,7 @@ LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "No
 LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
 LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
 LEAST |= {"approximate.num": (1, ""), "approximate.num_keys": (1, "")}
-LEAST |= {"speed.num": (1, ""), "speed.rounds": (1, "")}
+LEAST |= {"speed.num": (1, ""), "speed.max_new_tokens": (1, ""), "speed.rounds": (1, "")}
 LEAST |= {"seed": (0, ""), "write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
 
 
@@ -114,7 +114,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.write.num = 4
         c.write.num_others = 4
         c.write.max_new_tokens = 24
-        c.speed = dict(num=2, rounds=1)
+        c.speed = dict(num=2, max_new_tokens=8, rounds=1)
         c.approximate = dict(num=2, num_keys=1)
     elif arg == "smol":
         c.data.path = BOTCHAN
@@ -190,11 +190,12 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"write.num_others={c.write.num_others} is not read, as write.schemes={c.write.schemes} are all main ones; "
             "set write.num"
         )
-    if c.write.prompt_len + c.write.max_new_tokens > c.engine.max_len:
-        raise InputError(
-            f"write.prompt_len={c.write.prompt_len} and write.max_new_tokens={c.write.max_new_tokens} are more than "
-            f"engine.max_len={c.engine.max_len}; raise it"
-        )
+    for group in ("write", "speed"):
+        if c.write.prompt_len + c[group].max_new_tokens > c.engine.max_len:
+            raise InputError(
+                f"write.prompt_len={c.write.prompt_len} and {group}.max_new_tokens={c[group].max_new_tokens} are more "
+                f"than engine.max_len={c.engine.max_len}; raise it"
+            )
     if not c.write.temperature > 0:
         raise InputError(f"write.temperature={c.write.temperature} must be above 0: marks of draws need draws")
     if c.write.synonyms and c.write.synonyms != texts.EMBEDDED:

@@ -21,7 +21,8 @@ STORED = "speed.json"
 def settings() -> dict[str, Any]:
     """The group of a config that says how much is written to take the time."""
     return dict(
-        num=16,  # answers of a round, all of write.max_new_tokens; the first prompts are taken
+        num=16,  # answers of a round, to the first prompts
+        max_new_tokens=48,  # of each, whatever would end it
         rounds=3,  # of a scheme and of unmarked writing, in turns; medians count
     )
 
@@ -38,14 +39,14 @@ def lines(
     timed = list({point.scheme: point for point in reversed(points) if point.mark is not None}.values())[::-1]
     content = json.dumps([prompts[: c.speed.num], [point.mark.to_dict() for point in timed if point.mark]])
     made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
-    made_from |= {"settings": f"{c.speed.num} {c.speed.rounds} {c.write.max_new_tokens} {c.write.temperature}"}
+    made_from |= {"settings": f"{c.speed.num} {c.speed.rounds} {c.speed.max_new_tokens} {c.write.temperature}"}
     made_from |= {"engine": json.dumps(c.engine.to_dict(), sort_keys=True)}
     path = folder / STORED
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored.get("made_from") == made_from:
         return stored["lines"]
     plain = _writing(c, model, None, prompts)
-    tokens = c.speed.num * c.write.max_new_tokens
+    tokens = c.speed.num * c.speed.max_new_tokens
     unmarked: list[float] = []
     out = []
     for point in timed:
@@ -67,7 +68,7 @@ def _writing(
 ) -> tuple[Engine, list[Request]]:
     """An engine that has written once, and the requests of a round."""
     num_slots = min(c.engine.num_slots, c.speed.num)
-    options: dict[str, Any] = dict(max_new_tokens=c.write.max_new_tokens, temperature=c.write.temperature, seed=c.seed)
+    options: dict[str, Any] = dict(max_new_tokens=c.speed.max_new_tokens, temperature=c.write.temperature, seed=c.seed)
     state: dict[str, Any] = {}
     if point is not None and point.mark is not None:
         fn, row = processors.build(point.mark, temperature=c.write.temperature)

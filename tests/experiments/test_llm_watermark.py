@@ -94,6 +94,7 @@ def test_a_run_leaves_the_theory_and_near_copies_beside_the_measurement(tiny):
         (["--config.write.temperature=0"], "marks of draws need draws"),
         (["--config.write.max_new_tokens=500"], "raise it"),
         (["--config.approximate.num_keys=3"], "mark.keyring has 2 keys"),
+        (["--config.speed.max_new_tokens=500"], "speed.max_new_tokens=500 are more than engine.max_len=128"),
         (["--config.speed.rounds=0"], "speed.rounds=0"),
         (["--config.data.chapters=True"], "must be a training and a file of a book"),
         (["--config.data.max_len=200"], "is more than engine.max_len=128"),
@@ -160,7 +161,7 @@ def test_whole_chapters_are_learned_or_held_out_and_the_rest_of_a_book_is_counte
 
 def test_a_scheme_is_timed_in_turns_with_unmarked_writing_and_once(tmp_path, monkeypatch):
     c = llm_watermark.get_config("tiny")
-    c.speed = dict(num=2, rounds=3)
+    c.speed = dict(num=2, max_new_tokens=24, rounds=3)
     seconds = {
         "unmarked": iter((2.0, 4.0, 2.0, 1.0, 1.0, 1.0)),
         "kgw 4": iter((3.0, 5.0, 2.0)),

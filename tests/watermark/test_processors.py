@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alignment.decoding import engine
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
-from alignment.watermark import detect, green, hashing, processors, tournament
+from alignment.watermark import detect, green, hashing, markllm, processors, tournament
 from alignment.watermark.text_marks import Mark
 from tests.decoding.models import VOCAB, all_logits, random_lm
 
@@ -202,3 +202,18 @@ def test_marks_of_draws_need_a_temperature_and_lists_the_models_vocabulary():
     with pytest.raises(InputError, match="vocab_size=9 and this model has 17"):
         fn(np.zeros((1, VOCAB), np.float32), np.zeros((1, 4), np.int32), np.array([2]), {"delta": np.ones(1)})
     assert row["delta"] == 2
+
+
+def test_markllms_calls_write_under_the_mark_and_read_it():
+    def encode(text):
+        return [int(word) for word in text.split()]
+
+    def decode(ids):
+        return " ".join(map(str, ids))
+
+    mark, options = MARKS["unigram"], dict(max_new_tokens=40, seed=3)
+    written = markllm.generate_watermarked_text("5 6 7", mark, engine_of("unigram")[0], encode, decode, **options)
+    assert len(encode(written)) == 40
+    read = markllm.detect_watermark(written, mark, encode, z_threshold=1.0)
+    said = detect.detect(mark, encode(written))
+    assert read == {"is_watermarked": said.z > 1, "score": said.z, "p_value": said.p_value} and said.z > 1
