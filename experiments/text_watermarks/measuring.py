@@ -15,7 +15,7 @@ from experiments.text_watermarks import memorising
 from experiments.text_watermarks.texts import Text
 
 SHARES = (0.25, 0.5, 0.75)  # of tokens that an attack replaces
-MOST_EXACT = 1_000  # negatives, from which on one in a thousand of them is a rate
+LEAST_NEGATIVES = 1_000  # fewer cannot show a rate of one in a thousand
 PIECES = (1, 3)  # that a marked text is cut into where it is pasted into another
 DILUTION = 3  # tokens of the other text for each marked one
 RESAMPLES = 199  # of windows; the smallest p-value is 1 / 200
@@ -205,7 +205,7 @@ def detection_line(mark: Mark, answers: Sequence[Sequence[int]], negatives: Sequ
         "false_alarms_at_0.01": float(np.mean([x.p_value < 0.01 for x in null])),
         "false_alarms_at_0.001": float(np.mean([x.p_value < 0.001 for x in null])),
         "tpr_at_1_fpr": membership.tpr_at(scores, null_z, 0.01),
-        "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001) if len(null) >= MOST_EXACT else None,
+        "tpr_at_0.1_fpr": membership.tpr_at(scores, null_z, 0.001) if len(null) >= LEAST_NEGATIVES else None,
     }
 
 
