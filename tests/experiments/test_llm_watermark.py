@@ -80,7 +80,7 @@ def test_a_run_leaves_the_theory_and_near_copies_beside_the_measurement(tiny):
         (["--config.mark.gamma=1.5"], "gamma=1.5 must be between 0 and 1"),
         (["--config.mark.deltas=(-1.0,)"], "delta=-1.0 must be at least 0"),
         (["--config.mark.schemes=('kgv',)"], "the nearest is 'kgw'"),
-        (["--config.seed=-1"], "seed=-1: it must be at least 0"),
+        (["--config.seed=-1"], "seed=-1 must be at least 0"),
         (["--config.mark.keyring=()"], "mark.keyring is empty"),
         (["--config.memorise.steps=0"], "knows no text"),
         (["--config.memorise.steps=0", "--config.init_from=hf:models"], "memorise.batch_size=20 is not read"),
