@@ -7,6 +7,7 @@ Dimensions: N items, A aspects, R resamples, G groups of items that are drawn to
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -169,6 +170,13 @@ def fleiss_kappa(ratings: Sequence[Sequence[Hashable]]) -> float | None:
     whole = sum(counts, Counter())
     expected = sum((n / (num * len(counts))) ** 2 for n in whole.values())
     return (observed - expected) / (1 - expected) if expected < 1 else None
+
+
+def two_shares(right_a: int, n_a: int, right_b: int, n_b: int) -> float:
+    """z of the difference of two shares of different items, with the pooled variance; 0 where nothing varies."""
+    pooled = (right_a + right_b) / (n_a + n_b)
+    deviation = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
+    return (right_a / n_a - right_b / n_b) / deviation if deviation else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
