@@ -93,6 +93,7 @@ def test_a_process_that_connects_after_the_first_has_ended_hears_why_and_the_fir
     store, exits = {}, []
     client = types.SimpleNamespace(key_value_set=store.__setitem__, blocking_key_value_get=lambda key, _: store[key])
     first = peers.join(client, 0, 2, "127.0.0.1:1")
+    first._exit_fn = exits.append  # not os._exit, which would end the tests
     ending = threading.Thread(target=first.end, args=(2, "the folder holds another run"))
     ending.start()
     ending.join(0.1)
