@@ -89,7 +89,7 @@ def test_a_process_that_is_done_may_go_before_the_others(monkeypatch, code):
 
 
 def test_a_process_that_connects_after_the_first_has_ended_hears_why_and_the_first_waits_for_it(monkeypatch):
-    monkeypatch.setattr(peers.Watch, "_grace", lambda watch, ended: 0.1)
+    monkeypatch.setattr(peers.Watch, "_grace", lambda watch, ended: 60.0)  # until then no watch ends this process
     store, exits = {}, []
     client = types.SimpleNamespace(key_value_set=store.__setitem__, blocking_key_value_get=lambda key, _: store[key])
     first = peers.join(client, 0, 2, "127.0.0.1:1")
