@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import scipy.sparse
 from alignment.errors import InputError
 
 SPLITS = ("train", "val", "test")
+ROWS = 100_000  # nodes that get their features at a time
 # Published counts of nodes, and of edges as some file holds them: undirected, without loops and repeats, or as listed.
 KNOWN = {
     "cora": (2_708, (5_278, 5_429)),
@@ -81,11 +82,28 @@ def build(
             overlap, nobody to train on; each names the first offender.
     """
     y_N = labels(name, y_N)
+    return assemble(name, undirected(name, source_E, target_E, len(y_N)), x_ND, y_N, splits, num_classes=num_classes)
+
+
+def assemble(
+    name: str,
+    edges: tuple[Any, dict[str, int]],
+    x_ND: Any,
+    y_N: np.ndarray,
+    splits: Mapping[str, np.ndarray],
+    *,
+    num_classes: int | None = None,
+) -> Graph:
+    """`build` from edges that `undirected` or `streamed` has joined: the adjacency, and the counts of what it changed.
+
+    Raises:
+        InputError: as `build`, but for the ends of edges.
+    """
+    adjacency, counts = edges
     num_nodes = len(y_N)
     if x_ND.ndim != 2 or x_ND.shape[0] != num_nodes or not x_ND.shape[1]:
         raise InputError(f"{name}: features of shape {x_ND.shape} for {num_nodes:,} labels; a row a node is needed")
     x_ND = _features(name, x_ND)
-    adjacency, counts = undirected(name, source_E, target_E, num_nodes)
     masks = _masks(name, splits, num_nodes)
     classes = int(y_N.max()) + 1 if num_classes is None else num_classes
     if num_classes is None and classes < 2:
@@ -96,7 +114,10 @@ def build(
         bad = np.flatnonzero(mask_N & ((y_N < 0) | (y_N >= classes)))
         if len(bad):
             raise InputError(f"{name}: node {bad[0]} of {split} has label {y_N[bad[0]]}; labels are 0 to {classes - 1}")
-    counts |= {"isolated nodes": int(np.sum(np.diff(adjacency.indptr) == 0)), "nodes of no class": int(np.sum(y_N < 0))}
+    counts = counts | {
+        "isolated nodes": int(np.sum(np.diff(adjacency.indptr) == 0)),
+        "nodes of no class": int(np.sum(y_N < 0)),
+    }
     graph = Graph(name, adjacency, x_ND, y_N.astype(np.int32), masks, classes, counts)
     _compare_counts(graph)
     return graph
@@ -111,16 +132,45 @@ def undirected(name: str, source_E: Any, target_E: Any, num_nodes: int) -> tuple
             raise InputError(
                 f"{name}: edge {bad[0]} names node {ends[bad[0]]}, and there are nodes 0 to {num_nodes - 1}"
             )
-    is_loop_E = source_E == target_E
-    ones = np.ones(len(source_E) - int(is_loop_E.sum()), np.float32)
-    directed = scipy.sparse.csr_matrix((ones, (source_E[~is_loop_E], target_E[~is_loop_E])), shape=(num_nodes,) * 2)
-    repeats = len(ones) - directed.nnz  # the constructor has added repeats up
-    directed.data[:] = 1
+    return streamed([(source_E, target_E)], num_nodes)
+
+
+def streamed(pieces: Iterable[tuple[np.ndarray, np.ndarray]], num_nodes: int) -> tuple[Any, dict[str, int]]:
+    """What `undirected` returns, of edges that come as pieces (source, target), all between existing nodes.
+
+    No more than one piece is held as pairs of nodes: the peak of memory is that of the graph itself and a quarter.
+    """
+    num_loops = num_edges = 0
+    merged: list[Any] = []  # of pieces, each longer than the next, so that an edge is copied a logarithm of times
+    for source_E, target_E in pieces:
+        is_edge_E = source_E != target_E
+        num_loops += len(is_edge_E) - int(is_edge_E.sum())
+        num_edges += int(is_edge_E.sum())
+        piece = _ones((source_E[is_edge_E], target_E[is_edge_E]), num_nodes)
+        while merged and merged[-1].nnz <= 2 * piece.nnz:
+            piece = _flat(piece + merged.pop())
+        merged.append(piece)
+    directed = scipy.sparse.csr_matrix((num_nodes,) * 2, dtype=np.int8)
+    while merged:
+        directed = _flat(directed + merged.pop())
+    repeats = num_edges - directed.nnz
     both = directed + directed.T
+    del directed  # the numbers of both are widened only now
     one_way = int(np.sum(both.data == 1)) // 2
-    both.data[:] = 1
+    both.data = np.ones(both.nnz, np.float32)
     both.sort_indices()
-    return both, {"loops dropped": int(is_loop_E.sum()), "repeats dropped": repeats, "edges made two-way": one_way}
+    return both, {"loops dropped": num_loops, "repeats dropped": repeats, "edges made two-way": one_way}
+
+
+def _ones(ends: tuple[Any, Any], num_nodes: int) -> Any:
+    """CSR of the edges, repeats merged; bytes, since floats would be half of the memory while edges are joined."""
+    return _flat(scipy.sparse.csr_matrix((np.ones(len(ends[0]), np.int8), ends), shape=(num_nodes,) * 2))
+
+
+def _flat(matrix: Any) -> Any:
+    """The matrix with ones where it has sums of them."""
+    matrix.data[:] = 1
+    return matrix
 
 
 def labels(name: str, y_N: Any) -> np.ndarray:
@@ -222,7 +272,10 @@ def synthetic_features(y_N: np.ndarray, num_features: int, scale: float, seed: i
     rng = np.random.default_rng([seed, 1])
     centres = scale * rng.standard_normal((int(y_N.max()) + 1, num_features), dtype=np.float32)
     centres = np.concatenate([centres, np.zeros((1, num_features), np.float32)])  # label -1 takes the last
-    return centres[y_N] + rng.standard_normal((len(y_N), num_features), dtype=np.float32)
+    x_ND = rng.standard_normal((len(y_N), num_features), dtype=np.float32)
+    for first in range(0, len(y_N), ROWS):  # in place and a few at a time: a second array would double the memory
+        x_ND[first : first + ROWS] += centres[y_N[first : first + ROWS]]
+    return x_ND
 
 
 def counts(graph: Graph) -> dict[str, int]:

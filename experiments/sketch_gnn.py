@@ -296,7 +296,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             f"{size:,} nodes: {rows[-1]['MiB a step']:.1f} MiB and {rows[-1]['seconds a step']:.3f} s a step",
             flush=True,
         )
-    return page.write(folder, results, rows, first_ratio=next(iter(widths)))
+    return page.write(folder, results, rows, first_ratio=next(iter(widths)), note=ours(c))
+
+
+def ours(c: ml_collections.ConfigDict) -> str:
+    """Which parts of this run's sketched networks are our own design; "" where all are the paper's."""
+    parts_of_ours = {
+        "attention refreshed on the full graph": c.network.name == "gat",
+        "learned hashes": c.sketch.buckets == "lsh_learned",
+    }
+    names = [name for name, is_used in parts_of_ours.items() if is_used]
+    return f"{', '.join(names)}: ours, not the paper's" if names else ""
 
 
 def read(c: ml_collections.ConfigDict) -> graphs.Graph:

@@ -71,11 +71,9 @@ def graph(options: Options, seed: int) -> graphs.Graph:
     y_N = rng.integers(options.classes, size=options.nodes)
     y_N[: options.classes] = np.arange(options.classes)
     x_ND = graphs.synthetic_features(y_N, options.features, options.feature_scale, seed)
-    pieces = list(edges(options, y_N, rng))
-    source_E, target_E = (np.concatenate(ends) for ends in zip(*pieces))
+    joined = graphs.streamed(edges(options, y_N, rng), options.nodes)
     order_N = rng.permutation(options.nodes)
     bounds = np.cumsum([round(options.train * options.nodes), round(options.val * options.nodes)])
     splits = dict(zip(graphs.SPLITS, np.split(order_N, bounds)))
-    return graphs.build(
-        f"block model of {options.nodes:,} nodes", source_E, target_E, x_ND, y_N, splits, num_classes=options.classes
-    )
+    name = f"block model of {options.nodes:,} nodes"
+    return graphs.assemble(name, joined, x_ND, y_N, splits, num_classes=options.classes)

@@ -15,13 +15,20 @@ FULL, POLY, SKETCH = "full", "poly_full", "sketch"
 
 
 def write(
-    folder: pathlib.Path, results: Sequence[Result], sizes: Sequence[Mapping[str, Any]], *, first_ratio: float
+    folder: pathlib.Path,
+    results: Sequence[Result],
+    sizes: Sequence[Mapping[str, Any]],
+    *,
+    first_ratio: float,
+    note: str = "",
 ) -> dict[str, float]:
-    """Tables, pictures and metrics; returns the numbers of the summary."""
+    """Tables, pictures and metrics; returns the numbers of the summary. The note goes into the sketched arms' rows."""
     by_arm: dict[str, list[Result]] = {}
     for result in results:
         by_arm.setdefault(result.name, []).append(result)
     lines = [line_of(name, some) for name, some in by_arm.items()]
+    if note:
+        lines = [line | {"note": note if line["ratio"] is not None else ""} for line in lines]
     files.write_rows(folder / "tables/arms.jsonl", lines)
     names = (FULL, POLY, f"{SKETCH}@{first_ratio:g}")
     files.write_rows(folder / "metrics.jsonl", steps({name: by_arm[name] for name in names}))
@@ -185,12 +192,16 @@ def summary_of_sizes(sizes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "sizes/memory_growth": last["MiB a step"] / first["MiB a step"],
         "sizes/step_growth": last["seconds a step"] / first["seconds a step"],
         "sizes/accuracy/sketch": last["test accuracy"],
+        "sizes/accuracy/sketch/low": last["test accuracy, low"],
+        "sizes/accuracy/sketch/high": last["test accuracy, high"],
         "sizes/prepare_seconds": last["seconds to sketch it"],
         "sizes/inference_seconds": last["seconds of inference"],
     }
     if "full: test accuracy" in last:
         gain = last["full: test accuracy"] - last["chance"]
         out["sizes/accuracy/full"] = last["full: test accuracy"]
+        out["sizes/accuracy/full/low"] = last["full: test accuracy, low"]
+        out["sizes/accuracy/full/high"] = last["full: test accuracy, high"]
         out["sizes/gain_kept"] = (last["test accuracy"] - last["chance"]) / gain if gain else 0.0
     return out
 
@@ -199,7 +210,10 @@ METRICS = {
     "sizes/nodes": ("nodes of the largest block model", ""),
     "sizes/memory_growth": ("memory of a sketched step on the largest graph over that on the smallest", "lower"),
     "sizes/step_growth": ("time of a sketched step on the largest graph over that on the smallest", "lower"),
-    "sizes/accuracy/*": ("test accuracy on the largest graph, after the last step", "higher"),
+    "sizes/accuracy/*": (
+        "test accuracy on the largest graph after the last step; low and high: its 95 % interval over test nodes",
+        "higher",
+    ),
     "sizes/gain_kept": ("accuracy above chance, sketched over full, on the largest graph", "higher"),
     "sizes/prepare_seconds": ("spent on sketching the largest graph, once", "lower"),
     "sizes/inference_seconds": ("of one pass over the largest graph with the trained weights", "lower"),

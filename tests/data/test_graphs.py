@@ -1,6 +1,7 @@
 import gzip
 import json
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -335,6 +336,38 @@ def test_a_block_model_has_the_neighbours_that_it_was_asked_for():
     assert [int(graph.splits[s].sum()) for s in graphs.SPLITS] == [800, 800, 2_400]
     again = block_model.graph(block_model.Options(nodes=4_000, inside=8.0, outside=3.0), seed=1)
     assert (graph.adjacency != again.adjacency).nnz == 0 and np.array_equal(graph.x_ND, again.x_ND)
+
+
+def test_a_streamed_block_model_is_that_of_all_its_edges_at_once(monkeypatch):
+    monkeypatch.setattr(block_model, "PIECE", 50)
+    monkeypatch.setattr(graphs, "ROWS", 70)
+    options = block_model.Options(nodes=200, inside=9.0, outside=8.0)
+    graph = block_model.graph(options, 3)
+    rng = np.random.default_rng(3)
+    y_N = rng.integers(4, size=200)
+    y_N[:4] = np.arange(4)
+    source_E, target_E = (np.concatenate(ends) for ends in zip(*block_model.edges(options, y_N, rng)))
+    at_once = graphs.build("all", source_E, target_E, graph.x_ND, y_N, graph.splits)
+    assert graph.counts == at_once.counts and graph.counts["repeats dropped"] > 0 < graph.counts["loops dropped"]
+    assert graph.num_edges == len({(min(ends), max(ends)) for ends in zip(source_E, target_E) if ends[0] != ends[1]})
+    for name in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(graph.adjacency, name), getattr(at_once.adjacency, name))
+    assert graph.adjacency.data.dtype == np.float32
+    draws = np.random.default_rng([3, 1])
+    centres = np.float32(options.feature_scale) * draws.standard_normal((4, 16), dtype=np.float32)
+    np.testing.assert_array_equal(graph.x_ND, centres[y_N] + draws.standard_normal((200, 16), dtype=np.float32))
+
+
+def test_the_edges_of_a_block_model_are_never_held_beside_its_graph(monkeypatch):
+    monkeypatch.setattr(block_model, "PIECE", 4_000)
+    tracemalloc.start()
+    try:
+        graph = block_model.graph(block_model.Options(nodes=6_000, inside=60.0, outside=20.0), 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    arrays = [graph.adjacency.indptr, graph.adjacency.indices, graph.adjacency.data, graph.x_ND, graph.y_N]
+    assert peak < 1.6 * sum(array.nbytes for array in arrays)  # with all edges as pairs of nodes: 5 times
 
 
 @pytest.mark.parametrize(

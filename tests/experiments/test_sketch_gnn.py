@@ -16,6 +16,7 @@ from alignment.train import loop
 from data.toys import block_model
 from experiments import sketch_gnn
 from experiments.graphs import arms, parts, refreshing, scaling, sketched, training
+from experiments.pages import sketch_gnn as page
 from tests.experiments.conftest import launch
 
 
@@ -108,8 +109,27 @@ def test_a_run_leaves_accuracies_memory_and_time_of_every_arm_and_size(tiny):
     rows = [json.loads(line) for line in (ended.workdir / "tables/sizes.jsonl").read_text().splitlines()]
     assert [row["nodes"] for row in rows] == [700, 1_400]
     assert all(row["largest dimension"] < row["nodes"] for row in rows)
+    for name in ("test accuracy", "full: test accuracy"):
+        assert all(row[f"{name}, low"] <= row[name] <= row[f"{name}, high"] for row in rows)
+    assert {"sizes/accuracy/sketch/low", "sizes/accuracy/full/high"} <= summary.keys()
+    assert {"sizes/prepare_seconds", "sizes/inference_seconds"} <= summary.keys()
     names = {path.name for path in (ended.workdir / "figures").glob("*.png")}
     assert {"ratios.png", "mib_by_size.png", "seconds_by_size.png"} <= names
+
+
+def test_a_run_of_our_own_designs_says_so_beside_its_sketched_arms(tmp_path):
+    assert not sketch_gnn.ours(changed())
+    note = sketch_gnn.ours(changed(**{"network.name": "gat"}))
+    assert note == "attention refreshed on the full graph: ours, not the paper's"
+    assert sketch_gnn.ours(changed(**{"sketch.buckets": "lsh_learned"})).startswith("learned hashes: ours")
+    curve = [{"epoch": 1, "loss": 1.0, "val": 0.5}]
+    results = [
+        training.Result(name, 0, {"val": 0.5, "test": 0.5}, 1, {"test": 0.5}, 1.0, 1, curve, {})
+        for name in ("full", "poly_full", "sketch@0.5")
+    ]
+    page.write(tmp_path, results, [], first_ratio=0.5, note=note)
+    rows = [json.loads(line) for line in (tmp_path / "tables/arms.jsonl").read_text().splitlines()]
+    assert [row["note"] for row in rows] == ["", "", note]
 
 
 def test_a_finished_arm_is_read_again_and_one_of_other_data_is_refused(tiny, tmp_path):

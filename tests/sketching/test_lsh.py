@@ -45,6 +45,17 @@ def test_rows_of_a_normalised_hash_are_orthonormal_and_it_projects(cloud):
     np.testing.assert_allclose(lsh.sketched(z, table), r @ z, atol=1e-5)
 
 
+def test_without_the_root_a_hash_of_like_nodes_multiplies_a_bucket_s_mean_by_its_size(cloud):
+    """R^T R is then no projection: what comes back grows with the bucket, which is why no setting offers it."""
+    z, rng = cloud
+    table = lsh.table(z, lsh.direction(6, 20, rng))
+    size_N = np.bincount(table.bucket_N, minlength=table.width)[table.bucket_N]
+    r = dense(table)
+    plain = dense(hashes.Table(table.bucket_N, np.sign(table.value_N), table.width))
+    np.testing.assert_allclose(plain.T @ plain, size_N[:, None] * (r.T @ r), atol=1e-4)
+    assert size_N.max() > 3
+
+
 def test_like_nodes_share_buckets_so_that_less_is_lost_than_by_random_hashes(cloud):
     z, rng = cloud
     rows = np.arange(100)
