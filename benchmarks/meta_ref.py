@@ -27,6 +27,7 @@ SIZES = (MAIN, (8, 3), (32, 3), (64, 3), (16, 1), (16, 6), (16, 12))
 NUM_BATCHES, HIDDEN, AGREE_STEPS = 4, 16, 5
 TOLERANCE = 1e-3  # relative, of the losses
 LEAST, AIM = 3.0, 8.0  # times as fast
+MOST_POWER = 1.1  # of the number of tasks or of inner steps, where time is to be linear in it
 KEYS = ("support_x", "support_y", "query_x", "query_y", "query_weight", "place_weight")
 
 
@@ -91,6 +92,19 @@ def at_size(workers: dict[str, machine.Worker], tasks: int, inner: int, args: ar
     return rows
 
 
+def growth(rows: list[dict]) -> str:
+    """The powers of tasks and of inner steps that our time grows by, fitted to logarithms; 1 is linear."""
+    said = []
+    for name, fixed in (("tasks", "inner"), ("inner", "tasks")):
+        mine = [row for row in rows if row[fixed] == MAIN[("tasks", "inner").index(fixed)]]
+        if len({row[name] for row in mine}) > 1:
+            logs = np.log([[row[name], row["ours_cpu_seconds"]] for row in mine])
+            power = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+            verdict = "at most linear" if power <= MOST_POWER else f"more than linear ({MOST_POWER:g} is allowed)"
+            said.append(f"with {'inner steps' if name == 'inner' else name} to the power {power:.2f}, {verdict}")
+    return f"Our CPU time of a step grows {'; '.join(said)}." if said else ""
+
+
 def report(rows: list[dict], facts: dict) -> str:
     body = []
     for tasks, inner in dict.fromkeys((row["tasks"], row["inner"]) for row in rows):
@@ -108,6 +122,7 @@ def report(rows: list[dict], facts: dict) -> str:
     noise = machine.noise([row[f"{who}_others"] for row in rows for who in ("ours", "torch")])
     lines = ["# Second-order MAML steps over places", "", machine.table([*head, "times as fast"], body), ""]
     lines += [f"Asked for at {MAIN[0]} tasks and {MAIN[1]} inner steps: {LEAST:g} times as fast; the aim: {AIM:g}."]
+    lines += [said] if (said := growth(rows)) else []
     return "\n".join([*lines, f"While a side worked, {noise}.", "", machine.notes(facts)])
 
 

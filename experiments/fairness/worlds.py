@@ -15,6 +15,11 @@ from data import loader, place_arrays, place_batches, place_tables, place_tasks,
 from data.toys import regions as toy
 
 SYNTHETIC = "synthetic"
+LAYOUTS = (  # for the message that data are missing
+    "data.path takes a table with a row a sample (longitude, latitude, features and the target), a folder with "
+    "X_train.npy, y_train.npy and train_id.pickle, one with X.npy and Y.npy, or the tasks of an earlier run; "
+    f"{SYNTHETIC} needs no file, and nothing is fetched"
+)
 TINY_TASKS = 8  # synthetic ones for tests, and for validation, at the setting `tiny`
 MOST_QUERY = 256  # query samples of a place in tests, where test_query is None
 RINGS = 2  # of cells around a cell whose counts are features, where data.counts.rings is None
@@ -76,9 +81,12 @@ def is_folder_of_tasks(path: str) -> bool:
 
 
 def check_path(path: str) -> None:
-    """Refuse a path where nothing lies."""
+    """Refuse a path where nothing lies, and say what may lie there."""
     if is_table(path):
-        records.check(path)
+        try:
+            records.check(path)
+        except InputError as error:
+            raise InputError(f"{error}; {LAYOUTS}") from None
 
 
 def check_target(c: ml_collections.ConfigDict, world: World) -> None:

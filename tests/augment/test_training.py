@@ -66,6 +66,21 @@ def test_a_step_is_one_along_the_clean_mean_and_the_weighted_sum(mode):
         assert float(wrong.total) == float(jnp.sum((w_B > 0)[1::2])) and float(wrong.count) == 4
 
 
+def test_a_batch_of_which_nothing_is_kept_trains_on_its_clean_rows_alone_and_says_so():
+    state, batch = state_of(0), batch_of(0)
+    refine = training.refined(3, forward, labels="upstream")
+
+    def is_kept(label):
+        return np.asarray(refine(state, batch | {"aug/y0": np.eye(3)[np.full(8, label)]}, state.rng)[0]) > 0
+
+    hurts_most_B = np.argmin([is_kept(label) for label in range(3)], axis=0)
+    batch |= {"aug/y0": np.eye(3, dtype=np.float32)[hurts_most_B]}
+    new, metrics = jax.jit(build(refine))(state, batch)
+    clean, _ = jax.jit(build(mode="clean"))(state, batch)
+    np.testing.assert_allclose(new.params["head"], clean.params["head"], atol=1e-7)
+    assert float(step.value(metrics["saflex/kept"])) == 0 == float(step.value(metrics["augmented_loss"]))
+
+
 def test_steps_compile_once_whether_they_refine_or_not():
     state = jax.device_put(state_of(0), jax.devices()[0])  # as a state on a mesh is
     update = step.compile_update(build(training.refined(3, forward, every=2), check_every=2), state)

@@ -173,16 +173,25 @@ def test_a_prefix_on_chunk_borders_is_prefilled_once(lm):
 
 @pytest.mark.parametrize("num_draft", [0, 2])
 def test_draws_follow_the_model_s_distribution(lm, num_draft):
-    prompt = [3, 1, 4]
-    logits = all_logits(lm, prompt)[-1] / 3.0
-    p = np.exp(logits - logits.max())
-    num = 3_000
+    """Pairs of tokens: behind each first one the prompt has a guess of the second, the token after it."""
+    prompt, num = list(range(VOCAB)), 1_500
+
+    def shares(tokens):
+        logits = all_logits(lm, tokens)[-1] / 3.0
+        p_V = np.exp(logits - logits.max())
+        return p_V / p_V.sum()
+
+    expected = num * np.stack([p * shares([*prompt, first]) for first, p in enumerate(shares(prompt))]).ravel()
     server = make(lm, num_slots=8, num_draft=num_draft)
-    answers = server.answers(Request(prompt, 1, temperature=3.0, seed=5).samples(num))
-    counts = np.bincount([a.ids[0] for a in answers], minlength=VOCAB)
-    large = num * p / p.sum() >= 5
-    observed, expected = counts[large], (num * p / p.sum())[large]
-    assert scipy.stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+    pairs = np.array([a.ids[:2] for a in server.answers(Request(prompt, 2, temperature=3.0, seed=5).samples(num))])
+    assert 0.01 < np.mean(pairs[:, 1] == pairs[:, 0] + 1) < 0.5  # a guess is right, and wrong, often enough to show
+    counts = np.bincount(pairs @ [VOCAB, 1], minlength=VOCAB**2)
+    large = expected >= 5
+    observed, expected = (
+        np.append(counts[large], counts[~large].sum()),
+        np.append(expected[large], expected[~large].sum()),
+    )
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
 
 
 def test_stop_tokens_end_an_answer_and_stay_in_it(lm):

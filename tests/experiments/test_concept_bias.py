@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from alignment.decoding import engine
 from alignment.errors import InputError
 from data.texts import concept_sets
 from data.toys import concept_reviews
@@ -15,7 +16,9 @@ from experiments.concepts import asking, cells, decoders, in_context, sets
 from experiments.concepts.cells import Cell
 from experiments.decoding import models
 from experiments.pages import concept_bias as page
+from tests.decoding.models import LENGTH, VOCAB, random_lm, slow_greedy
 from tests.experiments.conftest import launch
+from tests.models import test_bert as tiny_bert
 
 
 def rows(path):
@@ -190,6 +193,39 @@ def test_an_answer_without_a_label_is_requested_again_and_then_wrong(task):
     places = in_context.drawn(np.array([0] * 50 + [1] * 3 + [2] * 50), 15, seed=0)
     assert [sum(places < 50), sum((places >= 50) & (places < 53)), sum(places >= 53)] == [6, 3, 6]
     assert in_context.drawn(np.zeros(4), None, seed=0).tolist() == [0, 1, 2, 3]
+
+
+def test_the_engine_answers_prompts_with_its_likeliest_tokens_and_too_long_ones_are_refused():
+    lm = random_lm()
+    pieces = [bytes([97 + i]) for i in range(VOCAB)]  # a, b, c, ...
+    server = engine.Engine(*lm, num_slots=2, max_len=LENGTH, chunk=8, block=4, pieces=pieces)
+    write = in_context.of_engine(server, lambda text: [ord(letter) - 97 for letter in text], LENGTH)
+    expected = ["".join(chr(97 + i) for i in slow_greedy(lm, prompt, 4)) for prompt in ([0, 1, 2], [0, 1, 3])]
+    assert write(["abc", "abd"], 4) == expected
+    with pytest.raises(InputError, match=r"a prompt has 46 tokens and decoder\.engine\.max_len=48"):
+        write(["a" * 46], 4)
+
+
+def test_a_bert_from_disk_is_trained_and_measured(task, tmp_path):
+    c = config()
+    c.models, c.bert_from, c.methods, c.max_len = ("bert",), str(tiny_bert.write(tmp_path / "bert")), ("original",), 16
+    concept_bias.check(c)
+    counts = {}
+    measurers = concept_bias.build(c, task, tmp_path, counts)
+    cell = Cell("bert", "music", "original", 0)
+    row = measurers["bert"].measure(cell, task, c)
+    assert len(row["right"]) == len(task.test) and set(row["right"]) == {"0", "1"}
+    assert list(counts) == ["texts that bert reads only 16 tokens of (max_len)"]
+    learner = measurers["bert"].once
+    assert learner.digest != concept_bias.build(config(), task, tmp_path, {})["encoder"].once.digest
+
+
+def test_figures_of_others_stand_beside_ours_for_the_concepts_of_cebab_alone(task):
+    cebab = dataclasses.replace(task, num_labels=5, concepts=("food", "ambiance"))
+    assert page.published(task) == []
+    food, ambiance = page.published(cebab)
+    assert "DistilBERT is published with Bias@C -0.71 original and 14.94 biased" in food
+    assert "a bag of words on the authors' file has 0.54 and 9.81" in ambiance
 
 
 def test_labels_may_have_names_of_their_own_as_many_as_there_are(task):

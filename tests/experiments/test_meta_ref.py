@@ -107,6 +107,22 @@ def test_a_table_of_numbers_is_learned_and_tested_on_tiles_in_the_east(table, tm
     assert next(again.batches_fn(places.TRAIN, seed=0, batch_size=2))["support_x"].shape[0] == 2
 
 
+HOUSING = ("spatial_california_housing/housing_a.csv", "--config.data.columns.target=median_house_value")
+HOUSING += ("--config.data.columns.ignore=('row',)", "--config.grid.tile=0.5", "--config.grid.cells=4")
+CRIMES = ("spatial_la_crime/crime_a.csv", "--config.data.kind=counts", "--config.data.counts.side=0.004")
+CRIMES += ("--config.grid.tile=0.06", "--config.grid.cells=3")
+
+
+@pytest.mark.parametrize("data", [HOUSING, CRIMES])
+def test_public_files_are_cut_into_places_and_learned_from(data, shared_data, tmp_path):
+    flags = [f"--config.data.path={shared_data}/{data[0]}", *data[1:], "--config.methods=('maml',)"]
+    flags += ["--config.steps=1", "--config.pace.eval_every=1", "--config.seeds=1", "--config.grid.least_places=4"]
+    ended = launch("meta_ref.py:tiny", tmp_path, *flags)
+    assert ended.code == 0, ended.err
+    assert read(tmp_path / "summary.json")["performance/maml"] < 0  # minus an error, in deviations of the target
+    assert len(list(csv.DictReader((tmp_path / "places.csv").read_text().splitlines()))) > 10
+
+
 def test_somebodys_outcomes_are_audited_without_training(table, tmp_path):
     flags = (f"--config.data.path={table}", "--config.data.columns.outcome=right", "--config.methods=()")
     flags += ("--config.audit.partitionings=((1,2),(2,2))", "--config.audit.least=20")
@@ -250,7 +266,7 @@ def test_a_gain_within_its_interval_is_called_that():
         (["--config.grid.tile=1.0"], "grid.tile=1.0 is read by data that are cut into tiles alone"),
         (["--config.data.columns.target=y"], "data.columns.target='y' is read by tables alone"),
         (["--config.data.kind=counts"], "data.kind=counts reads the positions of a table"),
-        (["--config.data.path=nowhere.csv"], "no such file"),
+        (["--config.data.path=nowhere.csv"], "or the tasks of an earlier run; synthetic needs no file"),
         (["--config.audit.least=5"], "audit is read where data.columns.outcome names a column"),
         (["--config.keep=best"], "keep='best' is not one of: fairest, last"),
         (["--config.batch_size=9"], "batch_size=9 does not split over 8 devices"),
