@@ -354,5 +354,14 @@ def test_the_synthetic_table_of_the_sheet():
     np.testing.assert_allclose(found, [[0.759, 0.083, 0.111, 0.585], [0.748, 0.064, 0.073, 0.614]], atol=0.015)
     assert refereed.lf <= 0.85 * plain.lf and refereed.accuracy >= plain.accuracy - 0.02
     assert refereed.worst > plain.worst and not refereed.why and not plain.why
+    others = [
+        trained("maml_regularised", 1_500, 1),
+        trained("meta_ref", 1_500, 1, is_normalised=False),
+        trained("meta_ref", 1_500, 1, lambda_p=0.0),
+        trained("meta_ref", 1_500, 1, lambda_p=0.0, fair_params="both"),
+    ]
+    wanted = [[0.757, 0.078, 0.087, 0.592], [0.738, 0.065, 0.059, 0.600], [0.733, 0.060, 0.061, 0.607]]
+    wanted += [[0.732, 0.060, 0.055, 0.606]]
+    np.testing.assert_allclose([[r.accuracy, r.lf, r.loss_lf, r.worst] for r in others], wanted, atol=0.015)
     bare = trained("meta_ref", 1_500, 1, is_normalised=False, lambda_p=0.0)
     assert bare.accuracy < 0.6 and bare.loss_lf < 0.03 and bare.worst < plain.worst and bare.why
