@@ -2,7 +2,8 @@
 #   make laptop              make a small model safe here, and open runs/laptop/report.html
 #   make test PYTHON=...     with a Python of your choice (3.11 or 3.12)
 # Variables: PYTHON, VENV, ARGS (appended to pytest, the benchmark or the run), JOBS (tests at once: a core each, four at
-# most; 0: in one process, as --pdb needs), SEED (of the tests' order and of hypothesis' examples), TORCH_INDEX (see parity).
+# most; 0: in one process, as --pdb needs), COVERAGE (1: `make test` counts the lines that run, in build/coverage.json),
+# SEED (of the tests' order and of hypothesis' examples), TORCH_INDEX (see parity).
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -12,8 +13,10 @@ INSTALL := $(PIP) install -c constraints.txt
 # --no-compile, below: most modules of large packages are never imported, and the others are compiled when they are.
 JOBS ?= auto --maxprocesses=4
 SEED ?= 0
+# slipcover changes the bytecode of our own files alone, where a tracer would slow down every call of every library.
+COUNTED := SEED=$(SEED) $(BIN)/python -m slipcover --source alignment,data,experiments --json --out build/coverage.json -m pytest
+PYTEST := $(if $(COVERAGE),$(COUNTED),SEED=$(SEED) $(BIN)/python -m pytest)
 # A file's tests stay in one process, because they share fixtures and compiled programs.
-PYTEST := SEED=$(SEED) $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Nothing needs an accelerator here; JAX_PLATFORMS=cuda make test (or tpu) asks for one.
 export JAX_PLATFORMS ?= cpu
@@ -43,18 +46,17 @@ laptop: $(VENV)/core
 
 test: $(VENV)/test
 	@echo "tests in the order of seed $(SEED)"
+	@mkdir -p build
 	$(PYTEST) --ignore=tests/parity $(PARALLEL) -m "not slow" $(ARGS)
 
 slow: $(VENV)/test
 	@echo "slow tests in the order of seed $(SEED)"
 	$(PYTEST) --ignore=tests/parity $(PARALLEL) -m slow $(ARGS)
 
-# slipcover changes the bytecode of our own files alone, where a tracer would slow down every call of every library.
 coverage: $(VENV)/test
 	@echo "all tests in the order of seed $(SEED)"
 	@mkdir -p build
-	SEED=$(SEED) $(BIN)/python -m slipcover --source alignment,data,experiments --json --out build/coverage.json \
-	  -m pytest --ignore=tests/parity $(PARALLEL) $(ARGS)
+	$(COUNTED) --ignore=tests/parity $(PARALLEL) $(ARGS)
 	$(BIN)/python .ci/share.py build/coverage.json 20
 
 parity: $(VENV)/parity
