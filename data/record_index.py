@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -44,7 +45,7 @@ def check(path: str | Sequence[str], way_out: str) -> None:
         InputError: names the file and what to do with it.
     """
     for one in path if not isinstance(path, str) else [path]:
-        if one.startswith(("synthetic", "tfds:")):
+        if one == "synthetic" or one.startswith(("synthetic:", "tfds:")):
             raise InputError(f"data.path={one!r} is not a set of files that can be read by number; {way_out}")
         if hub.PREFIX in one:
             records.check(one)
@@ -58,7 +59,7 @@ def arrays(path: str | Sequence[str]) -> list[str]:
         return [file for one in path for file in arrays(one)]
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
-        return sorted(file for file in records.below(folder) if _is_array(file))
+        return sorted(file for file in records.visible(folder) if _is_array(file))
     return [file for file in records.find(path) if _is_array(file)]
 
 
@@ -68,7 +69,7 @@ def find(path: str | Sequence[str], way_out: str) -> list[str]:
         return [file for one in path for file in find(one, way_out)]
     folder = pathlib.Path(path).expanduser()
     names = arrays(path) if folder.is_dir() else []
-    if names and (others := [file for file in records.below(folder) if file.endswith(LINES)]):
+    if names and (others := [file for file in records.visible(folder) if file.endswith(LINES)]):
         raise InputError(f"folder {path} holds ArrayRecord files and {others[0]}; give a glob that names one kind")
     names = names or records.find(path)
     for file in names:
@@ -236,7 +237,7 @@ class Index:
         else:
             # By position and without a cursor, so that threads may read the same file.
             raw = os.pread(opened.fileno(), size + (len(records.BOM) if start == 0 else 0), start)
-            raw = raw.removeprefix(records.BOM)[:size]
+            raw = raw.removeprefix(records.BOM)[:size] if start == 0 else raw
         value, reason = records.parse(raw)
         if value is None or len(raw) != size:
             raise InputError(f"{file}:{line} has changed since it was indexed ({reason}); start the run again")
@@ -265,7 +266,7 @@ class Index:
 
 def _is_array(file: str) -> bool:
     """Whether a name is an ArrayRecord file's; those of tensorflow-datasets go on with -00000-of-00001."""
-    return any(ending in os.path.basename(file) for ending in ARRAYS)
+    return re.search(r"\.array_?record(-\d+-of-\d+)?$", file) is not None
 
 
 def _array_reader(file: str, *, is_random: bool = False) -> Any:

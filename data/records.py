@@ -185,7 +185,7 @@ def find(path: str | Sequence[str]) -> list[str]:
     where = _where(path)
     if where.is_dir():
         endings = tuple(s + p for s in SUFFIXES[:4] for p in PACKED)
-        there = [file for file in below(where) if not _is_hidden(file, where)]
+        there = list(visible(where))
         names = sorted(file for file in there if file.endswith(endings) and os.path.basename(file) not in SIDE_FILES)
         if not names:
             arrow = next((file for file in there if file.endswith(".arrow")), None)
@@ -264,6 +264,11 @@ def _is_text(file: str) -> bool:
     return name.endswith(tuple(f".txt{p}" for p in PACKED)) and not name.startswith(("readme", "license"))
 
 
+def visible(folder: str | os.PathLike) -> Iterator[str]:
+    """`below` without hidden files."""
+    return (file for file in below(folder) if not _is_hidden(file, pathlib.Path(folder)))
+
+
 def _is_hidden(file: str, folder: pathlib.Path) -> bool:
     """Whether a name below the folder begins with a dot, as those of notebooks' checkpoints and macOS's doubles do."""
     return any(part.startswith(".") for part in pathlib.Path(file).relative_to(folder).parts)
@@ -298,7 +303,8 @@ def parts(path: str | Sequence[str], names: Sequence[str] = ()) -> tuple[str | S
 def _outer_words(name: str) -> tuple[str, str]:
     """The first and the last word of a file's or folder's name, without its endings and the numbers of shards."""
     endings = "|".join(re.escape(ending) for ending in (*SUFFIXES, *PACKED[1:]))
-    stem = re.sub(rf"({endings})+$", "", name.lower())
+    # ArrayRecord's ending has a word of its own, and the numbers of shards may come after it.
+    stem = re.sub(rf"({endings})+$", "", re.sub(r"\.array_?record", "", name.lower()))
     words = [word for word in re.split(r"[-_.]", stem) if word and not word.isdigit() and word != "of"] or [""]
     return words[0], words[-1]
 

@@ -170,7 +170,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     for delta in (*c.mark.deltas, *c.write.deltas):
         for key in c.mark.keyring:
             Mark(text_marks.KGW, key, 1_000, gamma=c.mark.gamma, delta=delta)
-    if c.approximate.num_keys > len(c.mark.keyring):
+    if c.approximate.num_keys > max(len(c.mark.keyring), approximate.NUM_KEYS):
         raise InputError(
             f"approximate.num_keys={c.approximate.num_keys} and mark.keyring has {len(c.mark.keyring)} keys; take fewer"
         )

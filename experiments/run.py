@@ -147,7 +147,8 @@ def launch_sweep(
     if options.emit:
         print(emit.render(options, points, experiment.label, folder, argv), end="")
         return OK
-    if len(points) > 1 and options.sweep_index is not None and options.distributed:
+    is_joined = host.is_joined(options.distributed)
+    if len(points) > 1 and options.sweep_index is not None and is_joined:
         raise InputError("--distributed: a process joins the others of one run only; give one --sweep_index")
     sweeps.check_index(every_point, folder, experiment.name)
     defaults = experiment.defaults()
@@ -158,7 +159,7 @@ def launch_sweep(
     rest = sweeps.without_flags(argv)
     sweeps.write_index(every_point, folder, experiment.name)  # first: by it a point knows the folder that it may share
     if options.sweep_index is None:
-        are_apart = options.sweep_apart or options.distributed
+        are_apart = options.sweep_apart or is_joined
         code = sweeps.run_all(points, folder, rest, say, are_apart=are_apart)
     elif len(points) > 1:
         parent = sweeps.open_report()

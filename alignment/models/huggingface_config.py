@@ -1,5 +1,6 @@
 """What config.json of a Hugging Face checkpoint says of the network; what we do not compute exactly is refused."""
 
+import math
 import numbers
 import pathlib
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ OF_ROPE: tuple[str, ...] = (
     "beta_slow",
 )
 OF_ROPE += ("attention_factor", "mscale", "mscale_all_dim")
-LARGEST = 1 << 31
+MAY_BE_OFF = ("mscale", "mscale_all_dim")  # which 0 turns off
+LARGEST = 1 << 31  # of whole numbers
 
 
 def check_types(config: Mapping[str, Any], where: pathlib.Path) -> None:
@@ -52,7 +54,7 @@ def check_types(config: Mapping[str, Any], where: pathlib.Path) -> None:
     for key, value in config.items():
         least = int(key != "max_window_layers")
         is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if value is None:
+        if value is None or (key == "sliding_window" and config.get("use_sliding_window") is False):
             continue
         if key in (*WHOLE, "max_window_layers") and not (is_whole and least <= value < LARGEST):
             refuse(key, value, "a positive whole number")
@@ -68,13 +70,14 @@ def check_types(config: Mapping[str, Any], where: pathlib.Path) -> None:
             for name, one in value.items():
                 if name in ("type", "rope_type") and not isinstance(one, (str, type(None))):
                     refuse(f"{key}.{name}", one, "a name")
-                if name in OF_ROPE and one is not None and not _is_positive(one):
+                is_off = name in MAY_BE_OFF and one == 0
+                if name in OF_ROPE and one is not None and not is_off and not _is_positive(one):
                     refuse(f"{key}.{name}", one, "a positive number")
 
 
 def _is_positive(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and 0 < value < LARGEST
+    return is_number and math.isfinite(value) and value > 0
 
 
 def _are_texts(value: Any) -> bool:

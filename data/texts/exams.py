@@ -98,8 +98,11 @@ def load(
     """
     rows = records.read_counted(path, counts=counts, bad_records_path=bad_records_path)
     rows = list(records.first(rows, limit, counts))
-    values = [fields.renamed(row, columns or {}) for row in rows]
-    values = [_overridden(value, overrides or {}) for value in values]
+    columns = _there(columns or {}, rows, path)
+    values = []
+    for row in rows:
+        with fields.reading(row, "an exam"):
+            values.append(_overridden(fields.renamed(row, columns), overrides or {}))
     shape = _shape_of(values, path)
     items, refused, ids = [], [], set()
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
@@ -241,8 +244,17 @@ def _paraphrases(value: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(text for one in stated if (text := fields.text(one, "paraphrases")).strip())
 
 
+def _there(columns: Mapping[str, str], rows: Sequence[records.Record], path: str) -> dict[str, str]:
+    """The columns that some row has: one run reads several sets, and not each has columns of other names."""
+    has = {name for row in rows for name in row.value}
+    for own, column in columns.items():
+        if column and column not in has:
+            print(f"data: {path} has no column {column!r}, which columns.{own} names", flush=True)
+    return {own: column for own, column in columns.items() if column in has}
+
+
 def _overridden(value: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    ids = [str(value[name]) for name in ("unique_id", "id") if value.get(name) not in (None, "")]
+    ids = [written for name in ("unique_id", "id") if (written := fields.name(value.get(name), name))]
     return value | dict(overrides.get(ids[0] if ids else "", {}))
 
 

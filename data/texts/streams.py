@@ -121,7 +121,7 @@ def split(index: record_index.Index, *, fraction: float, seed: int) -> tuple[Par
         fraction: held out, in [0, 1). Above 0 at least one text is held out, where there are two.
     """
     left_out, first = [np.zeros(0, np.int64)], 0
-    limit = _limit(index, fraction, seed) if fraction else -1
+    limit = _limit(index, fraction, seed) if fraction and len(index) else -1
     for keys in index.key_blocks() if limit >= 0 else ():
         left_out.append(first + np.flatnonzero(_turned(keys, seed) <= np.uint64(limit)))
         first += len(keys)

@@ -264,6 +264,8 @@ def topics_of(value: Any) -> tuple[str, ...]:
 def listed(value: Any) -> Any:
     """A list or a map as it is; of a text what it writes, else its parts between commas; () of nothing."""
     value = fields.parsed(value)
+    if fields.is_empty(value):
+        return ()
     if not isinstance(value, str):
         return value if isinstance(value, (list, tuple, Mapping)) else () if fields.is_absent(value) else (value,)
     if value.strip()[:1] in ("[", "{"):

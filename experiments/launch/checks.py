@@ -6,6 +6,7 @@ An experiment's `check(c)` raises InputError for what its `run` could not do; it
 import functools
 import inspect
 import math
+import numbers
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ LEAST |= dict.fromkeys(("prompt_tokens", "max_new_tokens", "num_cpus", "num_gpus
 DTYPES = ("float32", "bfloat16", "float16")  # of leaves called dtype
 BELOW_ONE = ("b1", "b2", "dropout")  # leaves so named are in [0, 1)
 WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
+VERBATIM = ("stop",)  # leaves of texts that are taken letter by letter, line breaks and spaces too
 ADDRESSES = ("url", "address")  # leaves that name a service, not data
 SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "patience": 1}  # of the group `loop`
 
@@ -97,14 +99,15 @@ def check_value(key: str, value: Any, kinds: Collection[type] = ()) -> None:
     """
     is_numbers, is_texts = bool(kinds) and set(kinds) <= {int, float}, set(kinds) == {str}
     for one in value if isinstance(value, (tuple, list)) else ():
-        is_number = isinstance(one, (int, float)) and not isinstance(one, bool)
+        is_number = isinstance(one, numbers.Real) and not isinstance(one, bool)  # NumPy's too
         if (is_numbers and not is_number) or (is_texts and not isinstance(one, str)):
             need = "numbers, such as (1,)" if is_numbers else "texts, such as ('a',)"
             raise InputError(f"{key}={value!r} has the entry {one!r} and must have {need}")
     for one in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(one, float) and not math.isfinite(one):
+        if isinstance(one, numbers.Real) and not math.isfinite(one):
             raise InputError(f"{key}={value!r} must be a finite number; leave it out for its default")
-        if isinstance(one, str) and one and not one.strip():
+        is_verbatim = key.rpartition(".")[2] in VERBATIM
+        if isinstance(one, str) and one and not one.strip() and not is_verbatim:
             raise InputError(f"{key}={value!r} is blank; leave it out, or give a text")
 
 

@@ -111,6 +111,11 @@ def python_command() -> list[str]:
     return [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "experiments.run"]
 
 
+def is_joined(is_requested: bool) -> bool:
+    """Whether this process joins others: by flag, or because the environment holds a coordinator's address."""
+    return is_requested or bool(os.environ.get("JAX_COORDINATOR_ADDRESS"))
+
+
 def start_distributed(is_requested: bool) -> None:
     """Join a multi-host run, by flag or because the environment holds a coordinator's address.
 
@@ -122,7 +127,7 @@ def start_distributed(is_requested: bool) -> None:
         Stopped: not all of them came in time.
     """
     global _watch, _is_joining
-    if not is_requested and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    if not is_joined(is_requested):
         return
     import jax
 

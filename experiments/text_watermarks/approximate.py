@@ -15,6 +15,7 @@ from experiments.decoding import answering, models
 from experiments.text_watermarks import measuring
 from experiments.text_watermarks.texts import Text
 
+NUM_KEYS = 2  # at most, of a smaller keyring all
 MEASURES = ("edit_tokens", "edit_words", "bleu_tokens", "bleu_words")
 
 
@@ -22,7 +23,7 @@ def settings() -> dict[str, Any]:
     """The group of a config that says how many texts are continued."""
     return dict(
         num=20,  # members, the first ones; each goes on from the first half of its tokens, always the likeliest token
-        num_keys=2,  # of mark.keyring, at each of mark.deltas and under the first of mark.schemes
+        num_keys=NUM_KEYS,  # of mark.keyring, at each of mark.deltas and under the first of mark.schemes
     )
 
 

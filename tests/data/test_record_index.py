@@ -51,6 +51,19 @@ def test_records_are_those_of_the_reader_of_whole_files_with_their_lines(tmp_pat
     assert len(short) == 2 and np.concatenate(list(short.key_blocks())).tolist() == [0, 1]
 
 
+def test_a_mark_of_bytes_in_the_middle_of_joined_files_is_part_of_its_line(tmp_path):
+    raw = b'\xef\xbb\xbf{"n": 0}\r\n'
+    joined = index([write(tmp_path / "a.jsonl", 2 * raw)], tmp_path / "index")
+    assert [joined[i].value["n"] for i in range(len(joined))] == [0, 0]
+
+
+def test_hidden_files_and_names_that_only_hold_the_ending_are_no_array_records(arrays):
+    before = record_index.find(str(arrays), WAY_OUT)
+    for name in ("._x.array_record", "x.array_record.sha256", ".x.jsonl"):
+        write(arrays / name, b"{}")
+    assert before and record_index.find(str(arrays), WAY_OUT) == before
+
+
 def test_an_index_is_built_once_and_a_changed_file_is_indexed_again_by_name(tmp_path, shards, capsys):
     folder = tmp_path / "index"
     first = index(shards, folder)

@@ -331,13 +331,16 @@ def test_an_empty_path_is_not_the_current_folder(path, tmp_path, monkeypatch):
         ("train_prefs.jsonl", "test_prefs.jsonl", ""),
         ("train/unit_test_notes.jsonl", "validation/0.jsonl", "test/0.jsonl"),
         ("latest.jsonl", "dev.jsonl", "test.jsonl"),
+        ("corpus.array_record", "corpus-validation.array_record", ""),
+        ("mnist-train.array_record-00000-of-00001", "mnist-test.array_record-00000-of-00001", ""),
     ],
 )
 def test_names_say_what_is_trained_on_and_what_is_held_out(tmp_path, capsys, train, heldout, unread):
     for name in filter(None, (train, heldout, unread)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "a"}\n')
-    assert records.parts(str(tmp_path)) == ([str(tmp_path / train)], [str(tmp_path / heldout)])
+    names = [str(tmp_path / name) for name in filter(None, (train, heldout, unread))]
+    assert records.parts(str(tmp_path), names) == ([str(tmp_path / train)], [str(tmp_path / heldout)])
     assert "1 files to train on, 1 files held out" in capsys.readouterr().out
 
 

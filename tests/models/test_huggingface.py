@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.models import decoder, huggingface, tensors
+from alignment.models import decoder, huggingface, huggingface_config, tensors
 
 TINY = {"vocab_size": 64, "num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48}
 LLAMA3 = {
@@ -179,6 +179,14 @@ def test_a_value_of_another_type_is_refused_by_its_key(saved_config, key, values
         (folder / "config.json").write_text(json.dumps(config | {key: value}))
         with pytest.raises(InputError, match=need):
             huggingface.config_of(folder)
+
+
+def test_values_that_are_large_or_turned_off_are_taken(saved_config):
+    folder, config = saved_config
+    yarn = {"rope_type": "linear", "factor": 2.0, "mscale_all_dim": 0.0}
+    for changes in ({"rope_theta": 3_580_165_449.0}, {"sliding_window": 0, "use_sliding_window": False}, yarn):
+        changes = {"rope_scaling": changes} if changes is yarn else changes
+        huggingface_config.check_types(config | changes, folder)
 
 
 @pytest.fixture(scope="module")

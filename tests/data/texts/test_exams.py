@@ -100,6 +100,8 @@ def test_every_item_has_an_id_of_its_own_whatever_the_files_say(tmp_path):
     counts = {}
     exam = load(tmp_path, rows, counts=counts, overrides={"0": {"category": "bells"}})
     assert [item.id for item in exam.items] == ["0", "0 (2)"] and exam.items[1].category == "bells"
+    rows = [ROWS["careqa"][0] | {"unique_id": 7.0}]  # as a table with a missing id has whole numbers
+    assert load(tmp_path, rows, overrides={"7": {"category": "bells"}}).items[0].category == "bells"
     assert counts["ids that occur twice, with the number of their row added"] == 1
 
 
@@ -127,9 +129,12 @@ def test_repeated_questions_are_listed(tmp_path):
     assert exam.repeated == (1, 2) and [item.id for item in exam.items] == ["1", "2", "3"]
 
 
-def test_a_column_under_another_name_and_an_unknown_shape(tmp_path):
+def test_a_column_under_another_name_and_an_unknown_shape(tmp_path, capsys):
     row = {"ask": "Q", "options": OPTIONS, "correct_answer": "A"}
     assert load(tmp_path, [row], columns={"question": "ask"}).shape == "lettered"
+    plain = {"question": "Q", "options": OPTIONS, "correct_answer": "A"}
+    assert load(tmp_path, [plain], columns={"question": "ask"}).items[0].question == "Q"
+    assert "has no column 'ask', which columns.question names" in capsys.readouterr().out
     with pytest.raises(InputError, match="has the columns ask, correct_answer, options"):
         load(tmp_path, [row])
 

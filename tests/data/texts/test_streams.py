@@ -218,6 +218,12 @@ def test_conversations_stream_too_and_count_what_is_cut(tmp_path):
     assert one.positions()[0, 2] == whole["conversations cut"] > 0
 
 
+def test_a_corpus_without_a_usable_record_has_two_empty_parts(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": " "}\n\n')
+    parts = streams.split(opened(tmp_path, streams.Reader(BYTES, max_len=8)), fraction=0.01, seed=0)
+    assert [len(part) for part in parts] == [0, 0]
+
+
 def test_a_corpus_of_which_no_row_is_left_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "long", "completion": "' + "x" * 50 + '"}\n')
     reader = streams.Reader(BYTES, max_len=8, kind="answers", truncation="drop")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from alignment.errors import InputError
@@ -161,6 +162,24 @@ def test_a_number_that_is_none_and_a_blank_text_are_refused_in_the_first_leaf_of
             functools.reduce(getattr, groups, c)[last] = odd
             with pytest.raises(InputError, match=rf"{re.escape(keys[kind])}="):
                 checks.check_config(experiment, c)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kinds"),
+    [
+        ("stop", ("\n", "\n\n", " "), {str}),
+        ("engine.stop", ("\n",), {str}),
+        ("mark.deltas", tuple(np.float32([0.5, 1])), {float}),
+        ("mark.keyring", tuple(np.arange(3)), {int}),
+        ("judge.template", "", ()),
+    ],
+)
+def test_texts_that_end_answers_and_numbers_of_numpy_are_taken_as_they_are(key, value, kinds):
+    checks.check_value(key, value, kinds)
+    with pytest.raises(InputError, match="is blank"):
+        checks.check_value("name", ("\n",), {str})
+    with pytest.raises(InputError, match="must be a finite number"):
+        checks.check_value("deltas", (np.float32("nan"),), {float})
 
 
 @pytest.mark.parametrize(
