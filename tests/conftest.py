@@ -60,11 +60,20 @@ def share_contexts() -> None:
 
     JAX makes a context for every program, which takes 4 ms: two fifths of what a small program costs that is in the
     cache. A context keeps every type and constant that it has met, so it is not used for ever; and each thread has its
-    own, so that two threads never write into one.
+    own, so that two threads never write into one. A program that is lowered in the middle of another, as a constant
+    may be, has one to itself: in a shared one it would become a part of the other.
     """
     make_context, own = mlir.make_ir_context, threading.local()
 
+    def is_lowering():
+        try:
+            return mlir.ir.InsertionPoint.current is not None
+        except ValueError:  # there is none
+            return False
+
     def make_or_share():
+        if is_lowering():
+            return make_context()
         number = getattr(own, "number", 0)
         if number % PROGRAMS_A_CONTEXT == 0:
             own.context = make_context()

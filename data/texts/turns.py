@@ -43,7 +43,7 @@ def messages_of(turns: Any) -> list[Message]:
         return [{"role": "user", "content": turns}]
     out: list[Message] = []
     if not fields.is_absent(turns) and not isinstance(turns, (list, tuple, Mapping)):
-        raise SetAside(f"messages that are a {type(turns).__name__}, which is not read")
+        raise SetAside(f"messages of the type {type(turns).__name__}, which is not read")
     for turn in [turns] if isinstance(turns, Mapping) else () if fields.is_absent(turns) else turns:
         if isinstance(turn, str):
             out.append({"role": "user", "content": turn})

@@ -185,7 +185,7 @@ def pairs(
         return math.ceil(batch_size / num_rows) * of_one
 
     def phases_of(model: decoder.DecoderLM, mesh: Any) -> tuple[Any, Any]:
-        return preference.phases(model, loss, mesh=mesh, **objective, **more)
+        return preference.phases(preference.loss_fn(model, loss, mesh=mesh, **objective, **more))
 
     return Training(
         name,

@@ -202,7 +202,7 @@ def test_draws_of_an_option_follow_the_model_and_leave_out_the_tail():
         ({"bleurt": "nowhere"}, r"no config\.json"),
         ({"radgraph": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"judge": "hf:nowhere/at/all"}, "neither a folder here nor a hub id"),
-        ({"data.overrides": "nowhere.json"}, "is not a file"),
+        ({"data.overrides": "nowhere.json"}, "nowhere.json cannot be read"),
         ({"max_new_tokens": 320}, "leaves no room"),
         ({"data.limit": 0}, r"data\.limit=0"),
     ],
