@@ -5,8 +5,8 @@ Run:     python -m experiments.run --config experiments/aloe.py --config.init_fr
          --config.data.questions=medmcqa.jsonl --config.data.chat=chat.jsonl --config.data.solved=medqa_val.jsonl
          --config.data.test=medqa_test.jsonl,careqa_en.jsonl
 Laptop:  python -m experiments.run --config experiments/aloe.py:laptop   (CPU, minutes; `tiny`: seconds)
-Expect:  laptop, 100 questions right: base 0.22, the better fine-tune 0.60, merged by TIES 0.90, aligned 0.92, few-shot
-         0.89, votes over chains of thought 0.97, Medprompt 0.97; attacks that succeed 1.00, then 0.00
+Expect:  laptop, 100 questions right: base 0.19, the better fine-tune 0.61, merged by TIES 0.93, aligned 0.92, few-shot
+         0.92, votes over chains of thought 1.00, Medprompt 0.99; attacks that succeed 1.00, then 0.00
 Smol:    make models, then the same with aloe.py:smol and the files that it names in this folder
 
 Fine-tunes of one base are merged; the merged model gets two stages of DPO, on general pairs and on pairs of a red team;
