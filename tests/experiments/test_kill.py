@@ -30,7 +30,7 @@ FLAGS = (
     "--config.data.max_len=128",
     "--config.sinks=()",
 )
-TIMING = ("step_seconds", "pairs_per_second", "rows_per_second")
+TIMING = ("step_seconds", "pairs_per_second", "rows_per_second", "flops_per_second")
 pytestmark = pytest.mark.slow
 
 
