@@ -303,8 +303,8 @@ def _read(note: pathlib.Path) -> dict[str, Any]:
         return {}
 
 
-def _write(note: pathlib.Path, file: str, status: os.stat_result, content: str, **found: Any) -> None:
-    value = dict(file=os.path.realpath(file), size=status.st_size, mtime_ns=status.st_mtime_ns, content=content) | found
+def _write(note: pathlib.Path, file: str, status: os.stat_result, content: str, **parts: Any) -> None:
+    value = dict(file=os.path.realpath(file), size=status.st_size, mtime_ns=status.st_mtime_ns, content=content) | parts
     with files.replacing(note) as f:
         f.write(json.dumps(value).encode())
 
@@ -318,8 +318,8 @@ def _is_fresh(file: str, path: pathlib.Path) -> bool:
         status = os.stat(file)
         if not _is_same(file, note):
             return False
-        found = {name: note[name] for name in ("records", "counts", "bad")}
-        _write(path, file, status, note["content"], **found)
+        parts = {name: note[name] for name in ("records", "counts", "bad")}
+        _write(path, file, status, note["content"], **parts)
     return True
 
 

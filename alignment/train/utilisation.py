@@ -53,10 +53,10 @@ def counter(model: decoder.DecoderLM, adapter: lora.Adapter | None = None, *, ha
 
     def flops(batch: Mapping[str, np.ndarray]) -> float:
         real = batch["ends" if "ends" in batch else "groups"] > 0
-        seen = batch["positions"][real].astype(np.int64) + 1
-        sights = sum(np.minimum(seen, window).sum() if window else seen.sum() for window in windows)
-        products = 2 * weights * seen.size + 2 * model.model_dim * model.vocab_size * np.count_nonzero(batch["mask"])
-        return float((passes + extra) * products + (3 + extra) * per_sight * sights + 3 * 2 * of_adapter * seen.size)
+        visible = batch["positions"][real].astype(np.int64) + 1
+        sights = sum(np.minimum(visible, window).sum() if window else visible.sum() for window in windows)
+        products = 2 * weights * visible.size + 2 * model.model_dim * model.vocab_size * np.count_nonzero(batch["mask"])
+        return float((passes + extra) * products + (3 + extra) * per_sight * sights + 3 * 2 * of_adapter * visible.size)
 
     return flops
 

@@ -68,9 +68,9 @@ class Reader:
             return None
         return targets.refusal(self.tokenizer, item, self.turns) or splits.key(_opening(item))
 
-    def texts(self, found: Sequence[records.Record], report: dict[str, int]) -> text.Texts:
+    def texts(self, of_window: Sequence[records.Record], report: dict[str, int]) -> text.Texts:
         """The records packed into rows; `report` counts what is cut and dropped."""
-        items = [item for item in (self._item(record, {}) for record in found) if item is not None]
+        items = [item for item in (self._item(record, {}) for record in of_window) if item is not None]
         options = dict(packed=self.packed, share_prefixes=self.share_prefixes, truncation=self.truncation)
         return text.tokenise(items, self.tokenizer, max_len=self.max_len, turns=self.turns, report=report, **options)
 
@@ -240,9 +240,9 @@ class Stream:
         first = (number * lanes + lane) * self._window
         # In the order of the files, which disks read faster; the window's rows are put in random order below.
         numbers = sorted(self._order[place] for place in range(first, first + self._window))
-        found = [self._part[number] for number in numbers]
+        of_window = [self._part[number] for number in numbers]
         report: dict[str, int] = {}
-        texts = self._reader.texts(found, report)
+        texts = self._reader.texts(of_window, report)
         # Behind each other the pieces of a long document would fill a whole batch.
         rows = np.random.default_rng([self._seed, first]).permutation(len(texts))
         return texts, rows, np.array([report.get(what, 0) for what in COUNTS], np.int64)

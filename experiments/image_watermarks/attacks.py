@@ -155,8 +155,8 @@ def encoder(name: str, weights: str, given: Mapping[str, Any]) -> Any:
 def own_calls(given: Mapping[str, Any]) -> tuple[Any, ...]:
     """A user's function `regenerate`, or, where there is none, `encode` and `decode`."""
     path, setting = given["network"]["calls"], "given.network.calls"
-    whole = getattr(networks.user_file(path, setting), "regenerate", None)
-    if callable(whole):
-        return (whole,)
+    regenerate_fn = getattr(networks.user_file(path, setting), "regenerate", None)
+    if callable(regenerate_fn):
+        return (regenerate_fn,)
     need = f"{', '.join(REGENERATE_OWN)} need encode and decode, or regenerate"
     return tuple(networks.function(path, name, setting, need) for name in ("encode", "decode"))

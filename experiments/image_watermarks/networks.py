@@ -36,10 +36,10 @@ def function(path: str, name: str, setting: str, need: str) -> Any:
     Raises:
         InputError: the file has none of that name.
     """
-    found = getattr(user_file(path, setting), name, None)
-    if not callable(found):
+    function = getattr(user_file(path, setting), name, None)
+    if not callable(function):
         raise InputError(f"{setting}={path!r} has no function {name!r}; {need}")
-    return found
+    return function
 
 
 @functools.lru_cache(maxsize=16)
