@@ -48,7 +48,7 @@ SETTINGS = ("", "laptop", "smol", "tiny")
 JUDGING = "yes_no"
 WORLD_ONLY = ("readings", "conversations", "times", "peak_lr")
 LEAST = {
-    "synthesis.tries": (1, ""),
+    "synthesis.tries": (0, "with 0 no chain of thought is written"),
     "synthesis.max_new_tokens": (1, ""),
     "asking.max_new_tokens": (1, ""),
     "asking.max_new_tokens_direct": (1, ""),
@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.data = gathering.settings()
     c.synthesis = dict(  # chains of thought to tune on
         teacher="",  # who writes them: hf:, run:, gguf:; "": the base itself
-        tries=3,  # replies to a question, until one ends at the right answer
+        tries=3,  # replies to a question, until one ends at the right answer; 0: none, the answers alone are learned
         temperature=0.7,
         max_new_tokens=512,
         direct_share=0.3,  # of the conversations, which ask for the answer alone
@@ -175,8 +175,8 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.data.chat = "dpo_en_demo.json"
     c.data.solved = "medmcqa_train_sample_first3000.jsonl"
     c.data.test = "medqa_4opt_val.jsonl,careqa_en_a.jsonl"
-    c.data.update(num_questions=60, num_chat=60, num_solved=12, num_test=30)
-    c.synthesis.update(tries=2, max_new_tokens=96)
+    c.data.update(num_questions=200, num_chat=60, num_solved=12, num_test=30)
+    c.synthesis.update(tries=0, direct_share=1.0)  # of 60 questions it reasoned on one to the right answer in two tries
     c.sft.update(epochs=1.0, batch_size=4, max_len=384, peak_lr=2e-5, warmup=0.1)
     c.compute.dtype = "float32"
     c.compute.remat = "none"
@@ -254,6 +254,9 @@ def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
     for group in ("general", "safety"):
         if not c[group].path:
             yield from ((f"{group}.{name}", f"{group}.path names no file") for name in c[group] if name != "path")
+    if not c.synthesis.tries:
+        for name in ("teacher", "temperature", "max_new_tokens"):
+            yield f"synthesis.{name}", "synthesis.tries=0 writes no chain of thought"
     if not (c.red_team.attacks or c.red_team.harmless):
         for name in ("red_team.limit", "red_team.max_new_tokens"):
             yield name, "neither red_team.attacks nor red_team.harmless names a file"
@@ -278,6 +281,11 @@ def _check_teacher(c: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
         )
     if not 0 <= c.synthesis.direct_share <= 1:
         raise InputError(f"synthesis.direct_share={c.synthesis.direct_share} must be in [0, 1]")
+    if not c.synthesis.tries and c.synthesis.direct_share < 1:
+        raise InputError(
+            f"synthesis.tries=0 writes no chain of thought, and synthesis.direct_share={c.synthesis.direct_share} "
+            "leaves turns that show one; set it to 1.0, or raise the tries"
+        )
 
 
 def _check_asking(c: ml_collections.ConfigDict) -> None:

@@ -11,7 +11,7 @@ import ml_collections
 from alignment import files
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
-from alignment.evaluation import rationales
+from alignment.evaluation import options, rationales
 from alignment.evaluation.examples import Example, Question
 from alignment.models import huggingface
 from alignment.train import language_model, sharding
@@ -75,8 +75,8 @@ def fine_tunes(
         chains = reasoned(c, own, start, questions, counts)
         if c.init_from == EMBEDDED:
             num = c.world.conversations
-            options = dict(direct_share=world.DIRECT_SHARE, most_turns=world.MOST_TURNS, seed=c.seed, by_text=True)
-            rows = rationales.conversations(chains, num, **options)
+            turns = dict(direct_share=world.DIRECT_SHARE, most_turns=world.MOST_TURNS, seed=c.seed, by_text=True)
+            rows = rationales.conversations(chains, num, **turns)
             # as many texts of the base's again, so that it forgets nothing else
             rows += world.readings(num, without=name, seed=c.seed + 1)
         else:
@@ -102,10 +102,13 @@ def reasoned(
     questions: Sequence[Question],
     counts: dict[str, int],
 ) -> list[Example]:
-    """Right chains of thought, written by the teacher and kept in the folder."""
+    """Right chains of thought, written by the teacher and kept in the folder; without tries the questions alone."""
     y = c.synthesis
-    options = dict(tries=y.tries, temperature=y.temperature, max_new_tokens=y.max_new_tokens, seed=c.seed)
-    options["by_text"] = c.asking.by_text
+    if not y.tries:
+        counts["questions learned without a chain of thought"] = len(questions)
+        return [Example(question, options.letters(len(question.options)), "") for question in questions]
+    how = dict(tries=y.tries, temperature=y.temperature, max_new_tokens=y.max_new_tokens, seed=c.seed)
+    how["by_text"] = c.asking.by_text
     asker_fn: Callable[[], Any]
     if y.teacher == SCRIPTED:
         asker_fn, who = (lambda: world.teacher(questions)), SCRIPTED
@@ -115,12 +118,12 @@ def reasoned(
         asker_fn = lambda: responder(c, init_from, folder)  # noqa: E731
 
     def write() -> dict[str, Any]:
-        written = rationales.write(questions, asker_fn(), **options)
+        written = rationales.write(questions, asker_fn(), **how)
         chains = [{"id": one.question.id, "order": one.order, "reply": one.reply} for one in written.examples]
         return {"chains": chains, "counts": written.counts}
 
     made_from = {"teacher": who, "questions": schemes.digest(questions)}
-    stored_answers = stored.answers(folder, made_from, folder.name)("chains of thought", write, **options)
+    stored_answers = stored.answers(folder, made_from, folder.name)("chains of thought", write, **how)
     for what, num in stored_answers["counts"].items():
         counts[what] = counts.get(what, 0) + num
     files.write_rows(folder / "rationales.jsonl", stored_answers["chains"])
