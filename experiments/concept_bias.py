@@ -73,6 +73,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         dropout=0.1,  # before the last layer
         pooling="mean",  # first: BERT's own head, a tanh layer over the first token
         eval_every=config_dict.placeholder(int),  # updates between two looks at the held-out loss; None: an epoch
+        group_by_length=False,  # texts of like length share a batch, which is faster and less evenly drawn
     )
     c.mask = dict(
         top=10,  # words with the largest PMI that are masked
@@ -111,11 +112,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.training.batch_size = 64
     elif arg == "smol":
         c.models = (BAG, BERT, IN_CONTEXT)
-        c.seeds = 1
         c.bert_from = MINILM
         c.in_context.limit = 100
         c.in_context.labels = ("terrible", "bad", "okay", "good", "great")  # digits it answers with one and the same
         c.training.epochs = 1
+        c.training.group_by_length = True
         c.max_len = 64
         c.training.peak_lr = 1e-4
     return c

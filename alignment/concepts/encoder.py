@@ -27,6 +27,8 @@ from alignment.models import bert, bert_classifier
 from alignment.train import sharding, step, train_state
 
 STEP = 32  # lengths are rounded up to multiples of this, so that few programs are compiled
+FINE_STEP = 16  # where texts of like length go together
+WINDOW = 8  # batches whose texts are sorted by length among themselves
 RATE = 0.01  # of group DRO, a batch
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 
@@ -44,6 +46,7 @@ class Options:
         dropout: of what the head reads.
         pooling: of `bert_classifier.POOLINGS`.
         eval_every: updates between two looks at the held-out loss; None: an epoch.
+        group_by_length: texts of like length share a batch: less filling, and batches that are not drawn evenly.
 
     Raises:
         InputError: a number out of range.
@@ -57,6 +60,7 @@ class Options:
     dropout: float = 0.1
     pooling: str = "mean"
     eval_every: int | None = None
+    group_by_length: bool = False
 
     def __post_init__(self) -> None:
         errors.one_of("training.pooling", self.pooling, bert_classifier.POOLINGS)
@@ -210,8 +214,10 @@ class Trainer:
         rng, num = np.random.default_rng(seed), self.options.batch_size
         for _ in range(self.options.epochs):
             order = rng.permutation(len(ids))
-            for at in range(0, len(order), num):
-                index = order[at : at + num]
+            batches = [order[at : at + num] for at in range(0, len(order), num)]
+            if self.options.group_by_length:
+                batches = _of_like_length(order, [len(one) for one in ids], num, rng)
+            for index in batches:
                 out = self._batch([ids[i] for i in index], num)
                 for name, values_N in (("labels", labels_N), ("groups", groups_N)):
                     out[name] = np.zeros(num, np.int32)
@@ -221,7 +227,8 @@ class Trainer:
     def _batch(self, ids: Sequence[Sequence[int]], num: int) -> dict[str, np.ndarray]:
         """Rows filled up on the right, and up to `num` rows; `rows` is 1 for a text."""
         longest = max(map(len, ids))
-        num_time = min(-(-longest // STEP) * STEP, self.encoder.max_len)
+        size = FINE_STEP if self.options.group_by_length else STEP
+        num_time = min(-(-longest // size) * size, self.encoder.max_len)
         tokens_BT, mask_BT = np.zeros((num, num_time), np.int32), np.zeros((num, num_time), bool)
         for row, one in enumerate(ids):
             tokens_BT[row, : len(one)], mask_BT[row, : len(one)] = one, True
@@ -246,6 +253,17 @@ class Trainer:
             update = dro_update(self.model, tx, rate) if num_groups else step.build(loss_fn(self.model), tx)
             self._updates[key] = jax.jit(update, donate_argnums=0)
         return self._updates[key]
+
+
+def _of_like_length(
+    order_N: np.ndarray, lengths: Sequence[int], num: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Batches of `num` texts, sorted by length within windows of an order, the batches then in any order."""
+    out = []
+    for at in range(0, len(order_N), WINDOW * num):
+        window = sorted(order_N[at : at + WINDOW * num], key=lambda i: lengths[i])
+        out += [np.asarray(window[i : i + num]) for i in range(0, len(window), num)]
+    return [out[i] for i in rng.permutation(len(out))]
 
 
 def row_losses(model: nn.Module, params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> jax.Array:

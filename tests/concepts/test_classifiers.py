@@ -1,5 +1,6 @@
 """Classifiers on made-up reviews with a known shortcut: bag of words, small encoder, and the heads of peers."""
 
+import dataclasses
 import itertools
 
 import flax.linen as nn
@@ -84,6 +85,27 @@ def test_an_encoder_learns_the_opinions_and_the_same_seed_gives_the_same_one(sma
     assert last < first
     assert fitted[0].vectors(["violin", "soup"]).shape == (2, 16)
     assert fitted[0].features(train[0][:5]).shape == (5, 16)
+
+
+def test_texts_of_like_length_share_a_batch_and_every_text_is_read_once(small):
+    trainer, _ = small
+    ids = [[1] * num for num in np.random.default_rng(0).integers(3, 32, 300)]  # a last batch of 12
+    labels_N = np.arange(len(ids))
+
+    def batches(group_by_length):
+        options = dataclasses.replace(trainer.options, epochs=1, group_by_length=group_by_length)
+        own = encoder.Trainer(trainer.encoder, 2, options, trainer.mesh)
+        return list(own._epochs(ids, labels_N, None, 0))
+
+    mixed, alike = batches(False), batches(True)
+    for batch in alike:
+        lengths_B = batch["mask"].sum(axis=1)
+        assert all(lengths_B[row] == len(ids[batch["labels"][row]]) for row in np.flatnonzero(batch["rows"]))
+    read = [batch["labels"][batch["rows"] > 0] for batch in alike]
+    assert sorted(np.concatenate(read)) == list(labels_N)
+    assert sum(batch["tokens"].size for batch in alike) < 0.9 * sum(batch["tokens"].size for batch in mixed)
+    mean_lengths = [batch["mask"].sum() for batch in alike]
+    assert mean_lengths != sorted(mean_lengths)  # short texts do not all come first
 
 
 def test_the_parameters_of_the_lowest_held_out_loss_are_taken(small, monkeypatch):
