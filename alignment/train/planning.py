@@ -121,18 +121,6 @@ class Plan:
     seconds: float = 0.0
 
 
-def check_mesh(choice: Choice, training: Training) -> None:
-    """Refuse a placing whose rows do not split evenly."""
-    rows = math.prod(choice.mesh[:2])
-    batch = training.batch_of(rows, choice.accumulate)
-    num = min(leaf.shape[0] for leaf in batch.values())
-    if num % (rows * choice.accumulate):
-        raise InputError(
-            f"{num} rows or pairs of a batch do not split over {rows} devices (data x fsdp) in {choice.accumulate} "
-            f"parts; a batch of {max(num // (rows * choice.accumulate), 1) * rows * choice.accumulate} would"
-        )
-
-
 def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None) -> tuple[Any, Shapes, Any, Any]:
     """State and batch of a step as shapes in their places (none for `mesh` None), its update, and its network."""
     model = training.traced(remat=choice.remat)

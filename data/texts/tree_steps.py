@@ -3,18 +3,14 @@
 Dimensions: B pairs of a step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data import loader
 from data.texts import strands, trees
-
-if TYPE_CHECKING:
-    from data.texts.preferences import Pairs
+from data.texts.pairs import Pairs
 
 
 def maker(

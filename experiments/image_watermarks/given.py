@@ -123,11 +123,6 @@ def is_informed(name: str) -> bool:
     return name in marks.MARKS and marks.MARKS[name].is_informed
 
 
-def is_bits(name: str) -> bool:
-    """Whether the key is a message of bits."""
-    return marks.MARKS[name].is_bits if name in marks.MARKS else name != TREE_RING
-
-
 def mark_of(name: str, prepared: pathlib.Path, given: Mapping[str, Any]) -> Mark:
     """A mark by its name; networks are read once in a process.
 

@@ -3,7 +3,6 @@
 Dimensions: M models, C columns (a set's metric each), N offsets.
 """
 
-import csv
 import itertools
 import math
 import pathlib
@@ -309,12 +308,6 @@ def draw_scatter(folder: pathlib.Path, closed: Sequence[Row], opened: Sequence[R
     axes.spines[["top", "right"]].set_visible(False)
     caption = "Accuracy with 95 % Wilson intervals against Relaxed Perplexity; the dashed line always names one letter."
     pictures.save(figure, folder / "figures/closed_and_open.png", caption)
-
-
-def read_scores(folder: pathlib.Path) -> list[Row]:
-    """The rows of scores.csv, with numbers as numbers."""
-    with open(folder / "scores.csv", encoding="utf-8", newline="") as f:
-        return [row | {"value": float(row["value"]) if row["value"] else None} for row in csv.DictReader(f)]
 
 
 ASKED = ("data.path", "data.limit", "data.style", "protocols", "chat", "max_new_tokens")

@@ -19,7 +19,6 @@ from experiments.evaluation import unaided
 from experiments.pages import medguard_figures
 
 MOST_UNREAD = 0.2  # share of refused or unparsed answers above which a run is flagged
-PAPER = 0.48  # the paper's mean index over eleven models, as a third party reports it
 Row = Mapping[str, Any]
 
 

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from experiments.serving.driving import Event
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-OUTCOMES = ("ok", "refused", "rejected", "cancelled", "timeout", "failed")
 
 
 class Metrics:
