@@ -38,6 +38,28 @@ def one_of(name: str, value: Any, known: Iterable[Any], *, hint: str = "") -> An
     raise InputError(f"{name}={value!r} is not one of: {listing}{nearest}{f'; {hint}' if hint else ''}")
 
 
+def within(bounds: str, *, hint: str = "", **values: float | None) -> None:
+    """Refuse a number outside of an interval; the project's one wording for that.
+
+    Args:
+        bounds: such as "[0, 1)"; "[1, inf)" is at least 1, and "(0, inf)" above 0.
+        hint: a way out beyond the need, with the punctuation before it.
+        values: the numbers by what the message calls them; None is unset and passes.
+
+    Raises:
+        InputError: with the value and the need.
+    """
+    low, high = bounds[1:-1].split(", ")
+    for name, value in values.items():
+        if value is None:
+            continue
+        is_above = value >= float(low) if bounds[0] == "[" else value > float(low)
+        is_below = high == "inf" or (value <= float(high) if bounds[-1] == "]" else value < float(high))
+        if not is_above or not is_below:
+            need = f"in {bounds}" if high != "inf" else f"at least {low}" if bounds[0] == "[" else f"above {low}"
+            raise InputError(f"{name}={value} must be {need}{hint}")
+
+
 _FILES_NEEDED = contextvars.ContextVar("files needed", default=True)
 
 

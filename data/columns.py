@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from data import fields, records
 from data.pictures import image_sources, image_tables
 
@@ -204,8 +204,7 @@ def classes(table: Table, train_rows: Sequence[int], bins: int | None) -> tuple[
             raise InputError(f"{table.file}: the target has one value, {names[0]!r}; at least two classes are needed")
         place = {name: i for i, name in enumerate(names)}
         return np.array([place[cell] for cell in table.target], np.int32), names
-    if bins < 2:
-        raise InputError(f"bins={bins} must be at least 2")
+    within("[2, inf)", bins=bins)
     values_N = np.array([number(cell) for cell in table.target])
     if np.isnan(values_N).any():
         row = int(np.argmax(np.isnan(values_N)))

@@ -213,8 +213,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"asking.by_text=False: models of {EMBEDDED!r} name options by their texts; leave it True")
     if is_embedded:
         checks.check_least(c, {f"world.{name}": (1, "") for name in ("readings", "conversations", "times")})
-        if not c.world.peak_lr > 0:
-            raise InputError(f"world.peak_lr={c.world.peak_lr} must be above 0")
+        checks.within(c, "(0, inf)", "world.peak_lr")
     else:
         models.check(stages.opened(c, c.init_from))
     gathering.check(c.data, is_embedded=is_embedded)
@@ -279,8 +278,7 @@ def _check_teacher(c: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
             f"synthesis.tries={c.synthesis.tries} with synthesis.temperature={c.synthesis.temperature} writes the same "
             "reply each time; set a temperature"
         )
-    if not 0 <= c.synthesis.direct_share <= 1:
-        raise InputError(f"synthesis.direct_share={c.synthesis.direct_share} must be in [0, 1]")
+    checks.within(c, "[0, 1]", "synthesis.direct_share")
     if not c.synthesis.tries and c.synthesis.direct_share < 1:
         raise InputError(
             f"synthesis.tries=0 writes no chain of thought, and synthesis.direct_share={c.synthesis.direct_share} "

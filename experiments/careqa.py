@@ -36,6 +36,7 @@ from data.texts import exams
 from data.texts.exam_shapes import CHOICES, OPEN, Item
 from data.texts.exams import Exam
 from data.toys import remedies
+from experiments.decoding import models
 from experiments.evaluation import asking, services, stored, subjects, voting
 from experiments.evaluation import rows as evaluation_rows
 from experiments.launch import checks
@@ -164,10 +165,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.radgraph:
         records.check(c.radgraph)
     exams.read_overrides(c.data.overrides)
-    if c.max_new_tokens >= c.engine.max_len:
-        raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a question in engine.max_len={c.engine.max_len}"
-        )
+    models.check_room(c)
 
 
 def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:

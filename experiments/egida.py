@@ -281,11 +281,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     checks.call(unseen.check, c.split)
     if c.split.topic_groups:
         gathering.read_groups(c.split.topic_groups)
-    if c.max_new_tokens >= c.engine.max_len:
-        raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
-            "which counts both; set a larger one"
-        )
+    models.check_room(c)
     kinds = tuple(part.strip() for part in c.judge.split(","))
     judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
 

@@ -24,7 +24,7 @@ from ml_collections import config_dict
 
 from alignment import files
 from alignment.decoding.requests import Answer
-from alignment.errors import InputError
+from alignment.errors import within
 from alignment.train import writers
 from data import records
 from experiments.decoding import answering, guides, models, options, prompts
@@ -64,13 +64,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     models.check(c)
     guides.parse(c)
     prompts.check(c.prompts)
-    if c.max_new_tokens >= c.engine.max_len:
-        raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
-            "which counts both; set a larger one"
-        )
-    if c.limit is not None and c.limit < 1:
-        raise InputError(f"limit={c.limit} must be at least 1, or None for all records")
+    models.check_room(c)
+    within("[1, inf)", limit=c.limit, hint=", or None for all records")
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

@@ -35,7 +35,7 @@ from alignment.models import layouts, pretrained, vision
 from alignment.train import classify, loop, optimizer, sharding
 from data import records
 from data.pictures import image_sources, images, mame, transforms
-from experiments.launch import groups
+from experiments.launch import checks, groups
 from experiments.pages import mame as mame_page
 
 SETTINGS = ("", "laptop", "tiny")
@@ -198,13 +198,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither pictures nor devices to be seen."""
-    if c.epochs < 1:
-        raise InputError(f"epochs={c.epochs} must be at least 1")
-    for name in ("eval_epochs", "save_epochs"):
-        if c.loop[name] < 1:
-            raise InputError(f"loop.{name}={c.loop[name]} must be at least 1, in epochs")
-    if min(c.floor.trees, c.floor.seeds) < 1:
-        raise InputError(f"floor={dict(c.floor)}: trees and seeds must be at least 1")
+    checks.within(c, "[1, inf)", "epochs", "loop.eval_epochs", "loop.save_epochs", "floor.trees", "floor.seeds")
     if any(c.data.columns.values()) and not c.data.source.startswith("csv:"):
         raise InputError(f"data.columns={dict(c.data.columns)} is of csv:<file.csv>, and data.source={c.data.source!r}")
     for name in ("toy", "allow_missing"):
@@ -226,8 +220,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         explaining.check_options(method, {})
         if method == "attention_rollout" and not c.network.name.startswith("vit"):
             raise InputError(f"explain.methods names {method}, which reads attention, and {c.network.name} has none")
-    if c.explain.errors < 0 or c.explain.pictures < 0:
-        raise InputError(f"explain={dict(c.explain)}: errors and pictures must not be negative")
+    checks.within(c, "[0, inf)", "explain.errors", "explain.pictures")
 
 
 def view_of(c: ml_collections.ConfigDict) -> transforms.View:

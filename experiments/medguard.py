@@ -112,10 +112,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         records.check(c.physicians)
     if c.accuracies and not (pathlib.Path(c.accuracies) / "summary.json").is_file():
         raise InputError(f"accuracies={c.accuracies!r} has no summary.json; name the workdir of a run of careqa.py")
-    if c.max_new_tokens >= c.engine.max_len and any(not s.startswith("scripted:") for s in c.models):
-        raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a question in engine.max_len={c.engine.max_len}"
-        )
+    if any(not s.startswith("scripted:") for s in c.models):
+        models.check_room(c)
 
 
 def _check_models(c: ml_collections.ConfigDict) -> None:

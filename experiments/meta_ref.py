@@ -152,8 +152,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     for rows, columns in (*c.partitionings, *c.audit.partitionings):
         if min(rows, columns) < 1 or rows * columns < 2:
             raise InputError(f"partitioning {(rows, columns)}: rows and columns, at least two cells, such as (2, 2)")
-    if c.inner.rate is not None and not c.inner.rate > 0:
-        raise InputError(f"inner.rate={c.inner.rate} must be above 0: alpha, the rate of the inner steps")
+    checks.within(c, "(0, inf)", "inner.rate")
     meta.optimizers(c.outer.lr, c.outer.referee_lr or c.outer.lr)
     check_predictor(c)
     if c.measure is not None:

@@ -35,7 +35,7 @@ from data.texts import preferences, text
 from data.tokens import tokenizer
 from experiments.evaluation import arms as exam_arms
 from experiments.filtering import corpora, probes, training
-from experiments.launch import groups, lm, planning
+from experiments.launch import checks, groups, lm, planning
 from experiments.pages import native_alignment as native_page
 from experiments.safety import compared, judges
 
@@ -208,20 +208,13 @@ def check(c: ml_collections.ConfigDict) -> None:
             errors.one_of(name, arm, corpora.ARMS)
     if not corpora.names(c.arms):
         raise InputError(f"arms={c.arms!r} names no arm; there are {', '.join(corpora.ARMS)}")
-    for name in ("seeds", "resamples"):
-        if c[name] < 1:
-            raise InputError(f"{name}={c[name]} must be at least 1")
-    if c.pretrain.steps < 1:
-        raise InputError(f"pretrain.steps={c.pretrain.steps}; an arm is what pretraining makes of it: at least 1")
+    checks.within(c, "[1, inf)", "seeds", "resamples", "pretrain.steps", "data.limit")
+    checks.within(c, "[2, inf)", "data.max_len")
     if c.samples.num:
         requests.check_options(requests.Request((), c.samples.max_new_tokens, c.samples.temperature))
     kind, _, size = c.tokenizer.partition(":")
     if kind == "learn" and not (size.isdigit() and int(size) > 300):
         raise InputError(f"tokenizer={c.tokenizer!r}: learn:<tokens> needs more than 300, such as learn:2000")
-    if c.data.limit is not None and c.data.limit < 1:
-        raise InputError(f"data.limit={c.data.limit} must be at least 1, or None for all texts")
-    if c.data.max_len < 2:
-        raise InputError(f"data.max_len={c.data.max_len}; a row needs at least 2 tokens")
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
     exam_arms.check(c.exams)

@@ -122,11 +122,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("data.dedup", c.data.dedup, suites.DEDUP)
     if c.data.is_drawn and c.data.limit is None:
         raise InputError("data.is_drawn=True draws data.limit prompts, and data.limit is None; set it, or leave it out")
-    if c.max_new_tokens >= c.engine.max_len:
-        raise InputError(
-            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
-            "which counts both; set a larger one"
-        )
+    models.check_room(c)
     kinds = judge_kinds(c.judge)
     judges.check("judging", kinds, c.judging, field="response_refusal", template=JUDGING)
     errors.one_of("defence.filter", c.defence.filter, ("", WORDS, judges.MODEL, judges.ENDPOINT))

@@ -145,8 +145,8 @@ def sweep():
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
     checks.check_least(c, LEAST)
-    if c.epochs <= 0 or not 0 <= c.warmup <= 1:
-        raise InputError(f"epochs={c.epochs} must be above 0, and warmup={c.warmup} a share of the steps from 0 to 1")
+    checks.within(c, "(0, inf)", "epochs")
+    checks.within(c, "[0, 1]", "warmup")
     worker.check_prompt(c.prompt)
     conduct.load(c.conduct)
     rewrite_pairs.check(heldout_fraction=c.data.heldout_fraction, identity_share=c.identity_share)

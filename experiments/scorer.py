@@ -187,8 +187,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     least |= {"embedding.hidden": (1, "None: there is no hidden layer")}
     checks.check_least(c, least)
     loop.Pace(**c.loop)
-    if c.unsafe.weight <= 0:
-        raise InputError(f"unsafe.weight={c.unsafe.weight} must be above 0")
+    checks.within(c, "(0, inf)", "unsafe.weight")
     if c.calibration != "none" and c.objective == "regression":
         raise InputError("a regression has no probabilities to calibrate; set calibration=none")
 

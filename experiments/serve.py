@@ -24,14 +24,13 @@ import ml_collections
 from ml_collections import config_dict
 
 from alignment.decoding.requests import Request
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from experiments.decoding import guides, models
-from experiments.launch import host
+from experiments.launch import checks, host
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 IS_SERVER = True
 PACKAGES = ("prometheus_client", "pydantic", "starlette", "uvicorn")
-LEAST = {"queue": 1, "max_bytes": 1_000, "connections": 1}
 SECONDS = ("body_seconds", "header_seconds", "seconds", "grace")
 
 
@@ -65,20 +64,10 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"serve needs packages that are not installed ({', '.join(missing)}): pip install 'plumbline[serve]'"
         )
-    if not 0 <= c.port <= 65_535:
-        raise InputError(f"port={c.port} must be from 0 to 65535; 0 takes a free one")
-    if c.engine.chunks_per_turn < 1:
-        raise InputError(f"engine.chunks_per_turn={c.engine.chunks_per_turn} must be at least 1")
-    for name, least in LEAST.items():
-        if c.limits[name] < least:
-            raise InputError(f"limits.{name}={c.limits[name]} must be at least {least}")
-    for name in SECONDS:
-        if not 0 < c.limits[name] < float("inf"):
-            raise InputError(f"limits.{name}={c.limits[name]} must be a number of seconds above 0")
-    if c.limits.max_tokens is not None and c.limits.max_tokens < 1:
-        raise InputError(
-            f"limits.max_tokens={c.limits.max_tokens} must be at least 1, or None for what there is room for"
-        )
+    within("[0, 65535]", port=c.port, hint="; 0 takes a free one")
+    checks.within(c, "[1, inf)", "engine.chunks_per_turn", "limits.queue", "limits.connections", "limits.max_tokens")
+    checks.within(c, "[1000, inf)", "limits.max_bytes")
+    checks.within(c, "(0, inf)", *(f"limits.{name}" for name in SECONDS))
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
 
-from alignment.errors import InputError, one_of
+from alignment.errors import one_of, within
 
 Rng = np.random.Generator
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -43,8 +43,7 @@ def apply(name: str, x: np.ndarray, labels: np.ndarray, rng: Rng, *, num_classes
 def check(name: str, strength: float, *, is_pictures: bool) -> None:
     """Refuse a policy that does not fit, and a strength that is none."""
     one_of("upstream", name, PICTURES if is_pictures else ROWS, hint=f"of {'pictures' if is_pictures else 'tables'}")
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength={strength} must be in [0, 1]")
+    within("[0, 1]", strength=strength)
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:

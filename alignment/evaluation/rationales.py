@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.evaluation import options, prompting
 from alignment.evaluation.examples import Example, Question
 from alignment.evaluation.prompting import Messages, RespondFn
@@ -62,8 +62,7 @@ def write(
         by_text: see `prompting.Scheme`.
         temperature: of the writer; above 0 where there are several tries, or each try would be the same.
     """
-    if tries < 1:
-        raise InputError(f"tries={tries} must be at least 1")
+    within("[1, inf)", tries=tries)
     if tries > 1 and not temperature > 0:
         raise InputError(f"tries={tries} with temperature={temperature} writes the same reply each time; raise it")
     right: dict[str, Example] = {}

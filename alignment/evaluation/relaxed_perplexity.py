@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from alignment import errors, intervals
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 MEAN, SUM, BEST = AGGREGATES = ("mean", "sum", "best")
 Ids = Sequence[int]
@@ -139,8 +139,7 @@ def curves(
     Raises:
         InputError: fewer than one continuation, or an item without a target's token.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples={num_samples} must be at least 1")
+    within("[1, inf)", num_samples=num_samples)
     where = offsets(n_max, stride)
     for number, item in enumerate(items):
         if not item.answers or not all(len(ids) for answer in item.answers for ids in answer):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment import memory
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from alignment.explain import (
     attention,
     composites,
@@ -370,8 +370,7 @@ def explain(
     x_NYXC, apply_fn = check_images(x), steps.hashable(apply_fn)
     num_images = len(x_NYXC)
     is_single = targets.ndim == 1
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1; leave it out for the backend's own")
+    within("[1, inf)", batch_size=batch_size, hint="; leave it out for the backend's own")
     # LRP walks back for all targets of an image at once, so K targets take the memory of K images
     together = max(targets.shape[1], 1) if targets.ndim == 2 and method == "lrp" else 1
     height, width = x_NYXC.shape[1:3]

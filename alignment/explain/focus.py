@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 
 EMPTY = ("nan", "zero")
 
@@ -276,8 +276,7 @@ class Focus:
                 f"custom_batch[{wrong}]={flags_N4[wrong].tolist()}; its four flags are 1 where a tile shows the class "
                 "explained and 0 elsewhere: top-left, top-right, bottom-left, bottom-right"
             )
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}; it must be at least 1")
+        within("[1, inf)", batch_size=batch_size)
         _check_flags(flags_N4.astype(bool), self.allow_any)
         return flags_N4.astype(bool)
 

@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 
 from alignment import errors
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import alexnet, cnn, convolution, densenet, efficientnet, resnet, vgg, vit
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -49,8 +49,7 @@ def network(name: str, *, num_classes: int, dtype: str = "float32", **fields: An
         fields: of the module, beside those that the name settles: width, stage sizes, image size (see its class).
     """
     errors.one_of("network", name, NETWORKS)
-    if num_classes < 1:
-        raise InputError(f"num_classes={num_classes} must be at least 1")
+    within("[1, inf)", num_classes=num_classes)
     known = [field.name for field in dataclasses.fields(_family(name)) if field.name not in ("parent", "name")]
     unknown = [field for field in fields if field not in known]
     if unknown:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignment import logprobs, programs
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import decoder, expanded_attention
 from alignment.preference import listwise, losses, metrics, scores, trees
 from alignment.train import sharding, step
@@ -72,8 +72,7 @@ def loss_fn(
         raise InputError(f"loss={loss!r} is on single answers: sft_weight and length_alpha need pairs")
     if loss in losses.LISTWISE and (sft_weight or length_alpha != 1):
         raise InputError(f"loss={loss!r} is on lists of answers: sft_weight and length_alpha need a loss on pairs")
-    if not 0 <= length_alpha <= 1:
-        raise InputError(f"length_alpha={length_alpha} must be in [0, 1]; 1 counts every token alike")
+    within("[0, 1]", length_alpha=length_alpha, hint="; 1 counts every token alike")
 
     words = {name: value for name, value in objective.items() if value is None or isinstance(value, str)}
     numbers = {name: _number(value) for name, value in objective.items() if name not in words}

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from alignment import errors, programs
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.train import best, checkpoint, optimizer, sharding, step, utilisation, writers
 from alignment.train.train_state import TrainState
 
@@ -74,8 +74,7 @@ class Pace:
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "save_every"):
             _check_interval(name, getattr(self, name), least=int(name == "log_every"))
-        if self.save_minutes is not None and not self.save_minutes > 0:
-            raise InputError(f"save_minutes={self.save_minutes} must be positive; None does not save by minutes")
+        within("(0, inf)", save_minutes=self.save_minutes, hint="; None does not save by minutes")
         if self.patience is not None and (self.patience < 1 or self.best is None):
             raise InputError(
                 f"patience={self.patience} counts evaluations, at least 1, without a better value of the metric "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from alignment import errors, programs
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 
 def constant(peak_lr: float, warmup_steps: int) -> optax.Schedule:
@@ -87,13 +87,10 @@ def adamw(
         A transformation whose state holds the learning rate in force, read back by `learning_rate`.
     """
     errors.one_of("schedule", schedule, SCHEDULES)
-    for name, value in {"peak_lr": peak_lr, "clip_norm": clip_norm, "weight_decay": weight_decay}.items():
-        if value < 0:
-            raise InputError(f"{name}={value} must not be negative")
+    within("[0, inf)", peak_lr=peak_lr, clip_norm=clip_norm, weight_decay=weight_decay)
     if total_steps and warmup_steps > total_steps:
         raise InputError(f"warmup_steps={warmup_steps} is longer than the run, total_steps={total_steps}")
-    if average is not None and not 0 < average < 1:
-        raise InputError(f"average={average} must be in (0, 1), such as 0.999; None averages nothing")
+    within("(0, 1)", average=average, hint=", such as 0.999; None averages nothing")
     fixed = dict(schedule=schedule, clips=bool(clip_norm), decays=bool(weight_decay), averages=average is not None)
     numbers = dict(peak_lr=peak_lr, final_lr=final_lr, b1=b1, b2=b2, eps=eps)
     numbers |= dict(weight_decay=weight_decay, clip_norm=clip_norm)
@@ -184,8 +181,7 @@ def amsgrad(lr: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8)
     No warm-up, decay or clipping. The maximum is taken of the bias-corrected second moment; torch takes it of the raw
     one and corrects after, which differs over the first thousand steps.
     """
-    if lr < 0:
-        raise InputError(f"lr={lr} must not be negative")
+    within("[0, inf)", lr=lr)
     return _shared(_amsgrad, dict(b1=b1, b2=b2, eps=eps), dict(lr=float(lr)))
 
 

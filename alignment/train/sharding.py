@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from alignment import placing, programs
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import on_mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -62,8 +62,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1)
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Refuse a batch whose rows do not split evenly over accumulated parts and the mesh axes that carry rows."""
     n = math.prod(mesh.shape[axis] for axis in ROWS[0])
-    if accumulate < 1:
-        raise InputError(f"accumulate={accumulate} must be at least 1: the parts that a batch is taken in")
+    within("[1, inf)", accumulate=accumulate, hint=": the parts that a batch is taken in")
     if batch_size < 1 or batch_size % n or -(-batch_size // accumulate) % n:
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise InputError(

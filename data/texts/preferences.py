@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from data import loader, records
 from data.texts import answers, orders, pair_formats, ranked, splits, tree_steps
 from data.texts.pair_formats import Comparison
@@ -50,9 +50,7 @@ def check(
     one_of("data.chat", chat, answers.CHAT)
     if max_len is not None and max_len < 2:
         raise InputError(f"data.max_len={max_len}; a prompt and an answer need at least 2 tokens")
-    for name, value in {"limit": limit, "max_prompt_len": max_prompt_len}.items():
-        if value is not None and value < 1:
-            raise InputError(f"data.{name}={value} must be at least 1; None sets no limit")
+    within("[1, inf)", hint="; None sets no limit", **{"data.limit": limit, "data.max_prompt_len": max_prompt_len})
     splits.check(path, heldout_path, split=split, heldout_split=heldout_split)
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import xxhash
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from data import records
 from data.texts import turns
 from data.toys import notes
@@ -85,10 +85,8 @@ def read(
 
 def check(*, heldout_fraction: float, identity_share: float) -> None:
     """Refuse shares that `split` and `with_identity` could not take."""
-    if not 0 < heldout_fraction < 1:
-        raise InputError(f"heldout_fraction={heldout_fraction} must lie between 0 and 1, such as 0.02")
-    if not 0 <= identity_share < 1:
-        raise InputError(f"identity_share={identity_share} must be at least 0 and below 1; the default is 0.3")
+    within("(0, 1)", heldout_fraction=heldout_fraction, hint=", such as 0.02")
+    within("[0, 1)", identity_share=identity_share, hint="; the default is 0.3")
 
 
 def split(pairs: Sequence[Pair], *, fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from data import loader, records
 from data.texts import mixtures, packing, shared_rows, splits, targets, text_formats
 from data.texts.pair_formats import Comparison
@@ -113,8 +113,7 @@ def check(
         )
     if max_len < 2:
         raise InputError(f"data.max_len={max_len}; a row needs at least 2 tokens")
-    if limit is not None and limit < 1:
-        raise InputError(f"data.limit={limit} must be at least 1; None takes all records")
+    within("[1, inf)", hint="; None takes all records", **{"data.limit": limit})
     splits.check(path, heldout_path, split=split, heldout_split=heldout_split)
     if not heldout_path and not heldout_split and not 0 <= heldout_fraction < 1:
         raise InputError(f"data.heldout_fraction={heldout_fraction}; it must be in [0, 1)")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import xxhash
 
 from alignment import errors
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from data.texts.suites import PLAIN, Case
 
 CELLS = ("seen_topic_seen_style", "seen_topic_unseen_style", "unseen_topic_seen_style", "unseen_topic_unseen_style")
@@ -46,12 +46,9 @@ class Split:
 
 def check(*, test_share: float, topic_share: float, num_unseen_styles: int) -> None:
     """Refuse settings of `split` that no set of cases could take."""
-    if not 0 < test_share < 1:
-        raise InputError(f"test_share={test_share} must be in (0, 1)")
-    if not 0 <= topic_share < 1:
-        raise InputError(f"topic_share={topic_share} must be in [0, 1)")
-    if num_unseen_styles < 0:
-        raise InputError(f"num_unseen_styles={num_unseen_styles} must be at least 0")
+    within("(0, 1)", test_share=test_share)
+    within("[0, 1)", topic_share=topic_share)
+    within("[0, inf)", num_unseen_styles=num_unseen_styles)
 
 
 def split(

@@ -19,6 +19,7 @@ from data.texts.concept_sets import ConceptSet, Row
 from experiments.concepts.sets import Task
 from experiments.decoding import models
 from experiments.evaluation import services
+from experiments.launch import checks
 
 NOBODY, ENDPOINT, MODEL, CACHE = BACKENDS = ("", "endpoint", "model", "cache")
 ANNOTATIONS, WRITTEN = "annotations.jsonl", "counterfactuals.jsonl"
@@ -52,8 +53,6 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("annotation", "writing"):
         group = c[name]
         errors.one_of(f"{name}.backend", group.backend, BACKENDS)
-        if group.retries < 0:
-            raise InputError(f"{name}.retries={group.retries} must be at least 0")
         if group.backend == CACHE and not pathlib.Path(group.cache).is_file():
             raise InputError(
                 f"{name}.backend=cache reads {name}.cache={group.cache!r}, which is not a file; write one with "
@@ -66,11 +65,8 @@ def check(c: ml_collections.ConfigDict) -> None:
             )
         if group.backend == ENDPOINT and not (c.endpoint.url and c.endpoint.model):
             raise InputError(f"{name}.backend=endpoint needs endpoint.url, up to /v1, and endpoint.model")
-    if c.annotation.batch_size < 1 or c.writing.examples < 0:
-        raise InputError(
-            f"annotation.batch_size={c.annotation.batch_size} must be at least 1, and "
-            f"writing.examples={c.writing.examples} at least 0"
-        )
+    checks.within(c, "[0, inf)", "annotation.retries", "writing.retries", "writing.examples")
+    checks.within(c, "[1, inf)", "annotation.batch_size")
     if c.annotation.examples:
         records.check(c.annotation.examples)
     used = {c.annotation.backend, c.writing.backend}

@@ -21,7 +21,7 @@ from experiments.concepts import in_context
 from experiments.concepts.sets import Training
 from experiments.decoding import models
 from experiments.decoding.models import Model
-from experiments.launch import text_training
+from experiments.launch import checks, text_training
 
 FORBIDDEN = (models.RANDOM, *models.TOYS)
 
@@ -44,11 +44,8 @@ def settings() -> dict[str, Any]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs no weights to be seen."""
     t = c.tuning
-    for name in ("rank", "epochs", "batch_size", "max_len"):
-        if t[name] < 1:
-            raise InputError(f"tuning.{name}={t[name]} must be at least 1")
-    if not 0 <= t.warmup < 1:
-        raise InputError(f"tuning.warmup={t.warmup} must be at least 0 and below 1")
+    checks.within(c, "[1, inf)", "tuning.rank", "tuning.epochs", "tuning.batch_size", "tuning.max_len")
+    checks.within(c, "[0, 1)", "tuning.warmup")
     adapters.Options(rank=t.rank, alpha=t.alpha)
     optimizer.adamw(peak_lr=t.peak_lr, clip_norm=t.clip_norm)
     if c.decoder.init_from in FORBIDDEN:

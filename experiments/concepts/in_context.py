@@ -20,6 +20,7 @@ from data.texts.concept_sets import Row
 from experiments.concepts import cells
 from experiments.concepts.cells import Cell
 from experiments.concepts.sets import Task
+from experiments.launch import checks
 
 BALANCED, BIASED = METHODS = ("balanced", "biased")
 ANSWER_TOKENS = 4  # a word of a label
@@ -42,8 +43,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     num = c.in_context.exemplars
     if num < 2 or num % 2:
         raise InputError(f"in_context.exemplars={num} must be even and at least 2: half of them have the concept")
-    if c.in_context.limit is not None and c.in_context.limit < 1:
-        raise InputError(f"in_context.limit={c.in_context.limit} must be at least 1; None asks all test texts")
+    checks.within(c, "[1, inf)", "in_context.limit")
     called = tuple(c.in_context.labels)
     if len({name.strip().lower() for name in called} - {""}) < len(called):
         raise InputError(f"in_context.labels={called}: each label has a name of its own")

@@ -19,6 +19,7 @@ from alignment.errors import InputError
 from data.texts import concept_sets
 from data.texts.concept_sets import ConceptSet, Row
 from data.toys import concept_reviews
+from experiments.launch import checks
 
 SYNTHETIC = "synthetic"
 ORIGINAL, BIASED, DOWN, UP, MASK, INVERTED = SETS = (
@@ -129,8 +130,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"data.{name}={value} must be a share from 0 to 1, or a whole number of texts")
     if sum(value for value in (d.test, d.validation) if value < 1) >= 1:
         raise InputError(f"data.test={d.test} and data.validation={d.validation} leave nothing to train on")
-    if d.num_labels is not None and d.num_labels < 2:
-        raise InputError(f"data.num_labels={d.num_labels} must be at least 2, or None")
+    checks.within(c, "[2, inf)", "data.num_labels")
     if d.path == SYNTHETIC:
         for name, usual in (("counterfactuals", ""), ("num_labels", None)):
             if d[name] != usual:

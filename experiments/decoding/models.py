@@ -107,6 +107,15 @@ def check_engine(c: ml_collections.ConfigDict) -> None:
     errors.one_of("engine.attention", c.engine.attention, rows.KERNELS)
 
 
+def check_room(c: ml_collections.ConfigDict) -> None:
+    """Refuse answers as long as all that the engine holds of one prompt."""
+    if c.max_new_tokens >= c.engine.max_len:
+        raise InputError(
+            f"max_new_tokens={c.max_new_tokens} leaves no room for a prompt in engine.max_len={c.engine.max_len}, "
+            "which counts both; set a larger one"
+        )
+
+
 def _check_init_from(name: str, value: str) -> None:
     if name == "init_from" and value in OWN:
         return

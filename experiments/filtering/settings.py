@@ -155,9 +155,7 @@ def _chosen(rule: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 def check_numbers(c: ml_collections.ConfigDict) -> None:
     """Refuse sizes and shares out of range."""
     checks.check_least(c, LEAST)
-    for name in SHARES:
-        if not 0 <= checks.leaf(c, name) <= 1:
-            raise InputError(f"{name}={checks.leaf(c, name)}: it must be a share from 0 to 1; set --config.{name}")
+    checks.within(c, "[0, 1]", *SHARES)
 
 
 def check_knobs(rule: str, chosen: Mapping[str, Any]) -> None:

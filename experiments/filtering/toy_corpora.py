@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import within
 from alignment.filtering import pipeline
 from alignment.filtering.duplicates import minhash
 from alignment.filtering.rules import language, locales
@@ -34,8 +34,7 @@ def prepare(
     Returns:
         Documents of each corpus.
     """
-    if not 0 <= missed <= 1:
-        raise InputError(f"toy.missed={missed} is a share of documents; it must be in [0, 1]")
+    within("[0, 1]", **{"toy.missed": missed})
     folder = pathlib.Path(folder)
     done = folder / "counts.json"
     if done.is_file():

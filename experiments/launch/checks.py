@@ -162,6 +162,11 @@ def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, s
             raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
 
 
+def within(c: ml_collections.ConfigDict, bounds: str, *names: str) -> None:
+    """`errors.within` of numbers of the config, by their dotted names."""
+    errors.within(bounds, **{name: leaf(c, name) for name in names})
+
+
 def check_unread(
     c: ml_collections.ConfigDict,
     defaults: Sequence[ml_collections.ConfigDict],

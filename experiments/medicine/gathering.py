@@ -10,7 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from alignment import errors
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.evaluation import options
 from alignment.evaluation.examples import Question
 from data import records
@@ -59,9 +59,7 @@ def check(d: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
         if (d[name] == EMBEDDED) != is_embedded:
             own = f"init_from={EMBEDDED!r} reads the clinic alone" if is_embedded else "it belongs to its own base"
             raise InputError(f"data.{name}={d[name]!r}: {own}; set all of init_from and data to {EMBEDDED!r}, or none")
-        num = d[f"num_{name}"]
-        if num is not None and num < 1:
-            raise InputError(f"data.num_{name}={num} must be at least 1, or None for all")
+        within("[1, inf)", **{f"data.num_{name}": d[f"num_{name}"]})
     if is_embedded:
         return
     for name in (QUESTIONS, "solved", "test"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.train import language_model, loop, optimizer, sharding
 from data.texts import text
 from data.tokens import tokenizer
@@ -41,9 +40,8 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def check(name: str, s: ml_collections.ConfigDict) -> None:
     """Refuse a group of `settings` that cannot be; `name`: of the group in the config."""
-    for key, end in (("epochs", math.inf), ("warmup", 1)):
-        if not 0 <= s[key] < end or (key == "epochs" and not s[key]):
-            raise InputError(f"{name}.{key}={s[key]} must be {'above 0' if key == 'epochs' else 'in [0, 1)'}")
+    within("(0, inf)", **{f"{name}.epochs": s.epochs})
+    within("[0, 1)", **{f"{name}.warmup": s.warmup})
     if s.max_len < 2:
         raise InputError(f"{name}.max_len={s.max_len}; a row needs at least 2 tokens")
     _adamw(s, 10)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from alignment.errors import InputError
+from alignment.errors import within
 from alignment.filtering.duplicates import bands, minhash
 
 
@@ -34,8 +34,7 @@ def removed(
         threshold: Jaccard similarity from which on a text goes, in (0, 1].
         num_buckets, hashes_per_bucket: bands and rows; 32 x 4 = 128 permutations.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold={threshold} must be in (0, 1]")
+    within("(0, 1]", threshold=threshold)
     settings = minhash.Settings(
         n_grams=n_grams, num_buckets=num_buckets, hashes_per_bucket=hashes_per_bucket, seed=seed
     )

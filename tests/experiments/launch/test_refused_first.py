@@ -25,7 +25,7 @@ REFUSED = {
     "rewriter": [
         ("steps=-1", "steps=-1 must be at least 0"),
         ("epochs=0.0", "epochs=0.0 must be above 0"),
-        ("warmup=1.5", "warmup=1.5 a share of the steps"),
+        ("warmup=1.5", "warmup=1.5 must be in [0, 1]"),
         ("prompt=ful", "the nearest is 'full'"),
         ("conduct=en-neutrl", "the nearest is 'en-neutral'"),
         ("data.heldout_fraction=1.0", "heldout_fraction=1.0"),
