@@ -7,6 +7,7 @@ decides as one that was not. The best state is a checkpoint under `best/checkpoi
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from alignment import errors
@@ -17,18 +18,18 @@ LOWER = ("loss", "perplexity", "error")  # ends of names of metrics of which the
 
 
 class Watch:
-    """Follows one held-out metric.
+    """Follows a held-out metric.
 
     Args:
-        metric: as it is logged, such as `heldout/loss`; of LOWER the lowest value is the best, of others the highest.
+        metrics: as they are logged, such as `heldout/loss`; of LOWER the lowest value is the best, of others the
+            highest. A second one decides between equal values of the first.
         patience: evaluations without a better value after which `is_over`; None never ends a run.
         restored: the step that the run goes on from; None for a fresh one.
     """
 
-    def __init__(self, workdir: pathlib.Path, metric: str, *, patience: int | None, restored: int | None):
-        self.metric, self.patience = metric, patience
-        self.sign = -1.0 if metric.endswith(LOWER) else 1.0
-        self.history = [] if restored is None else _logged(workdir, metric, restored)
+    def __init__(self, workdir: pathlib.Path, *metrics: str, patience: int | None, restored: int | None):
+        self.metrics, self.patience = metrics, patience
+        self.history = [] if restored is None else _logged(workdir, metrics, restored)
         # Two stay, because a run that was killed may have written one that it comes to again only later.
         self._manager = checkpoint.open_manager(workdir / "best/checkpoints", keep=2)
         for step in self._manager.all_steps():
@@ -41,17 +42,23 @@ class Watch:
         Raises:
             InputError: the run measures no such metric.
         """
-        errors.one_of("loop.best", self.metric, heldout)
+        for metric in self.metrics:
+            errors.one_of("loop.best", metric, heldout)
         before = self.best_step()
-        self.history.append((number, heldout[self.metric]))
+        self.history.append((number, tuple(heldout[metric] for metric in self.metrics)))
         if self.best_step() != before:
-            checkpoint.save(self._manager, state, {})
+            self.save(state)
+
+    def save(self, state: TrainState) -> None:
+        """Take this state for the best."""
+        checkpoint.save(self._manager, state, {})
 
     def best_step(self) -> int | None:
         """The first step with the best value, of which NaN is the worst; None before an evaluation."""
 
-        def worth(pair: tuple[int, float]) -> float:
-            return -math.inf if math.isnan(pair[1]) else self.sign * pair[1]
+        def worth(pair: tuple[int, tuple[float, ...]]) -> list[float]:
+            signed = [-value if name.endswith(LOWER) else value for name, value in zip(self.metrics, pair[1])]
+            return [-math.inf if math.isnan(value) else value for value in signed]
 
         return max(self.history, key=worth)[0] if self.history else None
 
@@ -72,8 +79,9 @@ class Watch:
         self._manager.close()
 
 
-def _logged(workdir: pathlib.Path, metric: str, restored: int) -> list[tuple[int, float]]:
+def _logged(workdir: pathlib.Path, metrics: Sequence[str], restored: int) -> list[tuple[int, tuple[float, ...]]]:
     """Steps and values that a run has logged up to the one that it goes on from."""
     path = workdir / "metrics.jsonl"
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    return [(row["step"], row[metric]) for row in rows if metric in row and row["step"] <= restored]
+    rows = [row for row in rows if row.keys() >= set(metrics) and row["step"] <= restored]
+    return [(row["step"], tuple(row[metric] for metric in metrics)) for row in rows]

@@ -7,12 +7,11 @@ of several shapes share a batch; each batch shape is one compiled program.
 Dimensions: N images, Y X rows and columns, C channels or classes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-import math
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,10 +26,10 @@ from jax.sharding import Mesh
 from alignment import files, programs
 from alignment.errors import InputError
 from alignment.models import vision
-from alignment.train import checkpoint, loop, optimizer, sharding, step, train_state
+from alignment.train import best, checkpoint, loop, optimizer, sharding, step, train_state
 
 MODEL_FILE = "image_model.json"
-BEST_FOLDER = "best"
+CHOSEN_BY = ("mean_class_accuracy", "loss")  # of equal accuracies the lower loss, then the earlier step
 
 Batch = dict[str, np.ndarray]
 
@@ -234,14 +233,12 @@ def fit(
     """
     sharding.check_batch(batch_size, mesh, accumulate)
     workdir = pathlib.Path(workdir)
-    is_fresh = loop.latest_step(workdir) is None
     state = create(model, tx, _example(train), seed=seed, mesh=mesh, variables=variables)
-    if is_fresh and jax.process_index() == 0:  # what an earlier run left here is not this one's
-        shutil.rmtree(workdir / BEST_FOLDER, ignore_errors=True)
-    with checkpoint.open_manager(workdir / BEST_FOLDER / "checkpoints", keep=1) as best_manager:
-        evaluators = {name: evaluator(model, batches) for name, batches in evals.items()}
+    names = [f"{select}/{name}" for name in CHOSEN_BY]
+    evaluators = {name: evaluator(model, batches) for name, batches in evals.items()}
+    with contextlib.closing(best.Watch(workdir, *names, patience=None, restored=loop.latest_step(workdir))) as watch:
         if select in evaluators:
-            evaluators[select] = _keeping_best(evaluators[select], best_manager)
+            evaluators[select] = _keeping_best(evaluators[select], select, watch)
         state, summary = loop.fit(
             build(model, tx, accumulate=accumulate),
             state,
@@ -253,13 +250,13 @@ def fit(
             pace=pace,
             logging=dataclasses.replace(logging, unit="images", units_per_step=batch_size),
         )
-        # Nothing chose: the last state is the one that the caller gets.
-        if select not in evaluators:
-            checkpoint.save(best_manager, dataclasses.replace(state, opt_state={}), {})
-        checkpoint.wait(best_manager)
-        like = dataclasses.replace(state, opt_state={})
-        best, score = checkpoint.restore(best_manager, like)
-    return best, {**summary, "best/step": float(best.step), **{f"best/{name}": x for name, x in score.items()}}
+        state = dataclasses.replace(state, opt_state={})
+        if select not in evaluators:  # nothing chose, so the caller gets the last state
+            watch.save(state)
+        state = watch.restore(state)
+        score = dict(watch.history).get(int(state.step), ())
+    best_of = {f"best/{name}": value for name, value in zip(CHOSEN_BY, score)}
+    return state, {**summary, "best/step": float(state.step), **best_of}
 
 
 def _example(train: loop.Loader) -> jax.Array:
@@ -271,40 +268,16 @@ def _example(train: loop.Loader) -> jax.Array:
     return jnp.zeros((1, *shape), jnp.float32)
 
 
-def _keeping_best(evaluate: loop.Evaluator, manager: ocp.CheckpointManager) -> loop.Evaluator:
-    """The evaluator, which leaves the best state so far in `manager`.
-
-    A run that goes on from an earlier checkpoint makes the later evaluations again and finds their equals here, which
-    a strict comparison leaves alone: it keeps what a run never interrupted keeps.
-    """
+def _keeping_best(evaluate: loop.Evaluator, name: str, watch: best.Watch) -> loop.Evaluator:
+    """The evaluator, which shows its numbers to `watch`, and the state without its optimizer."""
 
     def evaluate_and_keep(state: train_state.TrainState, mesh: Mesh) -> dict[str, float]:
         values = evaluate(state, mesh)
-        score = {name: values[name] for name in ("mean_class_accuracy", "loss")}
-        best = _score(manager)
-        # Strictly better, so that of equals the earliest stays, also when a resumed run meets it again.
-        is_better = best is None or _order(score) > _order(best)
-        if all(map(math.isfinite, score.values())) and is_better:
-            at = int(state.step)
-            for later in [number for number in manager.all_steps() if number > at]:
-                manager.delete(later)  # of a start on other hardware; Orbax would keep it for its number
-            checkpoint.save(manager, dataclasses.replace(state, opt_state={}), score)
-            # complete before the loop's own checkpoint, after which nobody evaluates this again
-            checkpoint.wait(manager)
+        heldout = {f"{name}/{key}": value for key, value in values.items()}
+        watch.note(int(state.step), heldout, dataclasses.replace(state, opt_state={}))
         return values
 
     return evaluate_and_keep
-
-
-def _order(score: Mapping[str, float]) -> tuple[float, float]:
-    return score["mean_class_accuracy"], -score["loss"]
-
-
-def _score(manager: ocp.CheckpointManager) -> dict[str, float] | None:
-    at = manager.latest_step()
-    if at is None:
-        return None
-    return manager.restore(at, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
 
 
 def remember(
@@ -364,7 +337,7 @@ def recall(workdir: str | pathlib.Path, mesh: Mesh | None = None, **fields: Any)
         InputError: a folder that is not that of a finished or running classifier.
     """
     stored = about(workdir)
-    folder = (pathlib.Path(workdir) / BEST_FOLDER / "checkpoints").resolve()
+    folder = (pathlib.Path(workdir) / "best/checkpoints").resolve()
     manager = checkpoint.open_manager(folder, read_only=True) if folder.is_dir() else None
     if manager is None or manager.latest_step() is None:
         raise InputError(f"{workdir} holds no network yet (looked in {folder}); let that run finish an evaluation")
