@@ -20,6 +20,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
 
 from data.texts import strands
 
@@ -344,24 +346,13 @@ def _spanned(bundles: Sequence[int]) -> list[bool]:
 
 def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The number of each answer's bundle: the first answer that it is connected with."""
-    parent = list(range(len(answers)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(i: int, j: int) -> None:
-        first, second = sorted((root(i), root(j)))
-        parent[second] = first
-
     of_prompt: dict[bytes, int] = {}
-    for number, answer in enumerate(answers):
-        join(of_prompt.setdefault(answer.prompt.tobytes(), number), number)
-    for chosen, rejected in pairs:
-        join(chosen, rejected)
-    return [root(i) for i in range(len(answers))]
+    same_prompt = [(of_prompt.setdefault(answer.prompt.tobytes(), i), i) for i, answer in enumerate(answers)]
+    ends = np.array([*same_prompt, *pairs], int).reshape(-1, 2).T
+    joined = scipy.sparse.coo_matrix((np.ones(ends.shape[1], bool), tuple(ends)), shape=(len(answers),) * 2)
+    _, bundle_N = scipy.sparse.csgraph.connected_components(joined, directed=False)
+    _, first_B = np.unique(bundle_N, return_index=True)
+    return first_B[bundle_N].tolist()
 
 
 def _spread(sizes: Mapping[int, int], num_rows: int) -> dict[int, int]:

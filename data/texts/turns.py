@@ -4,7 +4,6 @@ What the readers of pairs and of answers share: message lists of any spelling, s
 columns of their own, a prompt that the answers repeat, and what no text model can read.
 """
 
-import ast
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -95,13 +94,7 @@ def parsed(value: Any) -> Any:
         return value
     if not any(key in value for key in ("role", "from")):
         return value
-    try:
-        turns = json.loads(value)
-    except ValueError:
-        try:
-            turns = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
+    turns = fields.parsed(value)
     turns = [turns] if isinstance(turns, dict) else turns
     is_messages = bool(turns) and all(isinstance(turn, dict) and _is_message(turn) for turn in turns)
     return turns if is_messages else value
