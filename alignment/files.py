@@ -132,6 +132,19 @@ def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Se
     write_text(path, out.getvalue())
 
 
+def write_table(folder: pathlib.Path, name: str, rows: Sequence[Mapping[str, Any]], csv_name: str = "") -> None:
+    """Rows as a table of the report, `tables/NAME.jsonl`, and as a CSV beside it; nothing without rows.
+
+    Args:
+        folder: of the run.
+        csv_name: of the CSV, where it is not `NAME.csv`.
+    """
+    if rows:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_rows(folder / f"tables/{name}.jsonl", rows)
+        write_csv(folder / (csv_name or f"{name}.csv"), columns, [[row.get(key) for key in columns] for row in rows])
+
+
 def report_counts(workdir: str | os.PathLike, counts: Mapping[str, int]) -> None:
     """Print what was read, dropped and cut, and leave it as a table of the report."""
     if is_first_process():

@@ -91,10 +91,7 @@ def write(
     files.write_csv(folder / "scores.csv", columns, [[row.get(name) for name in columns] for row in scores])
     files.write_rows(folder / "tables/groups.jsonl", more["groups"])
     for name in ("resilience", "consistency", "voted"):
-        if more[name]:
-            keys = list(dict.fromkeys(key for row in more[name] for key in row))
-            files.write_rows(folder / f"tables/{name}.jsonl", more[name])
-            files.write_csv(folder / f"{name}.csv", keys, [[row.get(key) for key in keys] for row in more[name]])
+        files.write_table(folder, name, more[name])
     files.write_rows(
         folder / "tables/models.jsonl", [{"model": name, "source": spec} for name, spec in about["sources"].items()]
     )

@@ -42,9 +42,7 @@ def write(
 ) -> dict[str, float | None]:
     """Tables, pictures and the summary."""
     lines = cells.results(list(rows), task, c)
-    files.write_rows(folder / "tables/bias.jsonl", [_line(line) for line in lines])
-    flat = [_line(line) for line in lines]
-    files.write_csv(folder / "bias.csv", list(flat[0]), [list(line.values()) for line in flat])
+    files.write_table(folder, "bias", [_line(line) for line in lines])
     files.write_rows(folder / "tables/labels.jsonl", label_counts(task))
     files.write_rows(folder / "tables/training_sets.jsonl", [_set_line(line) for line in lines])
     for name in dict.fromkeys(flag for line in lines for flag in _flags(line)):

@@ -39,8 +39,7 @@ def write(
             }
         )
     for name, rows in (("levels", levels), ("keys", keys)):
-        files.write_rows(folder / f"tables/{name}.jsonl", rows)
-        files.write_csv(folder / f"{name}.csv", list(rows[0]), [list(row.values()) for row in rows])
+        files.write_table(folder, name, rows)
     files.write_rows(folder / "metrics.jsonl", _steps(results))
     pictures.curves(
         folder / "figures/false_alarms.png",

@@ -73,21 +73,16 @@ def write(
     """All tables and pictures; the summary. `num_shown`: prompts whose answers are in the table of rewards."""
     num = len(results.names)
     points = {m.name: scoring.point(results.outcomes_fn, m.name, REFERENCE, num) for m in results.compared}
-    write_table(folder, "models", model_lines(results))
-    write_table(folder, "frontier", frontier_lines(results, points))
+    files.write_table(folder, "models", model_lines(results))
+    files.write_table(folder, "frontier", frontier_lines(results, points))
     duels = duel_lines(results)
-    write_table(folder, "h2h", duels)
-    write_table(folder, "latency", latency)
+    files.write_table(folder, "h2h", duels)
+    files.write_table(folder, "latency", latency)
     if num_shown:
         files.write_rows(folder / "tables/rewards.jsonl", reward_lines(results, pieces, num_shown))
     if num > 1:
         draw_frontier(folder / "figures/frontier.png", results, points)
     return summary(results, points, duels, latency)
-
-
-def write_table(folder: pathlib.Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    files.write_rows(folder / f"tables/{name}.jsonl", lines)
-    files.write_csv(folder / f"{name}.csv", list(lines[0]), [list(line.values()) for line in lines])
 
 
 def model_lines(results: Results) -> list[dict[str, Any]]:

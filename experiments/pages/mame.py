@@ -282,9 +282,7 @@ def compare(folder: str | pathlib.Path) -> list[dict[str, Any]]:
             if a in runs and b in runs:
                 row = {"network": name, "seed": seed, "effect": effect, "A": a, "B": b}
                 rows.append(row | difference(runs[a], runs[b]))
-    if rows:
-        files.write_csv(folder / "versions.csv", list(rows[0]), [list(row.values()) for row in rows])
-        files.write_rows(folder / "tables/versions.jsonl", rows)
+    files.write_table(folder, "versions", rows)
     return rows
 
 

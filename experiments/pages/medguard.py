@@ -58,17 +58,19 @@ def write(
     indices = {key: index_of(rows, known) for key, rows in points.items()}
     band = physicians_band(known)
     table = [line for key, rows in points.items() for line in aspect_lines(key, rows, known, band)]
-    save(folder, "aspect_table", table)
+    files.write_table(folder, "aspect_table", table)
     whole = [index_line(key, points[key], indices[key], known, resamples, seed) for key in points]
-    save(folder, "indices", sorted(whole, key=lambda line: (-(line["index"] or 0), -(line["worst"] or 0))))
-    save(folder, "pairs", [line for key, rows in points.items() for line in pair_lines(key, rows, known.items)])
-    save(folder, "compare", comparisons(points, models, known))
+    files.write_table(folder, "indices", sorted(whole, key=lambda line: (-(line["index"] or 0), -(line["worst"] or 0))))
+    files.write_table(
+        folder, "pairs", [line for key, rows in points.items() for line in pair_lines(key, rows, known.items)]
+    )
+    files.write_table(folder, "compare", comparisons(points, models, known))
     first = [models[0], known.conditions[0]]
     by_model = {model: indices[model, known.conditions[0]] for model in models}
     medguard_figures.draw(folder / "figures", indices, known.aspects, known.conditions, band)
     related = accuracy_and_safety(folder, by_model, known, resamples=resamples, seed=seed)
     freely = [line for model in models for line in open_lines(model, points[model, known.conditions[0]], known)]
-    save(folder, "open_aspects", freely)
+    files.write_table(folder, "open_aspects", freely)
     numbers: dict[str, float | None] = {}
     for line in whole:
         is_first = [line["model"], line["condition"]] == first
@@ -83,14 +85,6 @@ def write(
     numbers |= related
     files.write_text(folder / "findings.txt", "\n".join(findings(whole, by_model, known, band)))
     return {name: float(value) for name, value in numbers.items() if value is not None}
-
-
-def save(folder: pathlib.Path, name: str, lines: Sequence[Row]) -> None:
-    """A table of the page and a csv beside it; nothing without lines."""
-    if lines:
-        keys = list(dict.fromkeys(key for line in lines for key in line))
-        files.write_rows(folder / f"tables/{name}.jsonl", lines)
-        files.write_csv(folder / f"{name}.csv", keys, [[line.get(key) for key in keys] for line in lines])
 
 
 def scores_of(rows: Sequence[Row], items: Sequence[Item]) -> dict[str, Score]:
@@ -321,7 +315,7 @@ def accuracy_and_safety(
         {"model": name, "accuracy": a, "index": s, "safer_than_accuracy_says": float(s - (base + slope * a))}
         for name, (a, s) in both.items()
     ]
-    save(folder, "accuracy_vs_safety", sorted(lines, key=lambda line: -line["safer_than_accuracy_says"]))
+    files.write_table(folder, "accuracy_vs_safety", sorted(lines, key=lambda line: -line["safer_than_accuracy_says"]))
     medguard_figures.draw_scatter(folder / "figures/accuracy_vs_safety.png", both)
     out: dict[str, float | None] = {}
     for kind in (correlation.PEARSON, correlation.SPEARMAN):

@@ -37,9 +37,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], judges: Sequence[str], *, i
     first = [line for line in table if line["judge"] == judges[0]]
     draw_bars(folder / "figures/refusals.png", first)
     changes = change_lines(rows, judges[0])
-    if changes:
-        files.write_rows(folder / "tables/defences.jsonl", changes)
-        files.write_csv(folder / "defense_delta.csv", list(changes[0]), [list(line.values()) for line in changes])
+    files.write_table(folder, "defences", changes, "defense_delta.csv")
     points = tradeoff(first)
     if points:
         best = frontier.front(points)
@@ -47,8 +45,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], judges: Sequence[str], *, i
             {"point": name, "answers_harmless": x, "refuses_harmful": y, "pareto": name in best, "judge": judges[0]}
             for name, (x, y) in points.items()
         ]
-        files.write_rows(folder / "tables/tradeoff.jsonl", lines)
-        files.write_csv(folder / "tradeoff.csv", list(lines[0]), [list(line.values()) for line in lines])
+        files.write_table(folder, "tradeoff", lines)
         draw_tradeoff(folder / "figures/tradeoff.png", points, judges[0])
     if len(judges) > 1:
         pairs = Counter((row["labels"][judges[0]], row["labels"][other], other) for row in rows for other in judges[1:])
@@ -56,8 +53,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], judges: Sequence[str], *, i
             {judges[0]: one, "other": other, "judge": judge, "answers": num}
             for (one, other, judge), num in sorted(pairs.items())
         ]
-        files.write_rows(folder / "tables/judge_confusion.jsonl", confusion)
-        files.write_csv(folder / "judge_confusion.csv", list(confusion[0]), [list(line.values()) for line in confusion])
+        files.write_table(folder, "judge_confusion", confusion)
         unread = {judge: sum(row["labels"][judge] == INVALID for row in rows) for judge in judges}
         words = [f"{judge} could not class {num} of {len(rows)} answers." for judge, num in unread.items() if num]
         files.write_text(folder / "findings.txt", "\n".join(words))

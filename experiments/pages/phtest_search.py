@@ -21,8 +21,7 @@ Row = Mapping[str, Any]
 def write(folder: pathlib.Path, rows: Sequence[Row]) -> dict[str, Any]:
     """The tables and the picture of a search; prints its yields and returns what the summary has of them."""
     lines = [line_of(method, [row for row in rows if row["method"] == method]) for method in (SEARCHED, SAMPLED)]
-    files.write_rows(folder / "tables/search.jsonl", lines)
-    files.write_csv(folder / "search.csv", list(lines[0]), [list(line.values()) for line in lines])
+    files.write_table(folder, "search", lines)
     draw_yields(folder / "figures/search.png", lines)
     for line in lines:
         print(

@@ -43,8 +43,7 @@ def write(
 ) -> dict[str, float]:
     """All tables and figures of a run; returns its summary, the first study's numbers without its name in front."""
     lines = [line for study in studies for line in lines_of(study)]
-    files.write_rows(folder / "tables/arms.jsonl", lines)
-    files.write_csv(folder / "arms.csv", list(lines[0]), [list(line.values()) for line in lines])
+    files.write_table(folder, "arms", lines)
     draw_arms(folder / "figures/arms.png", lines)
     summary: dict[str, float] = {}
     curves = {}

@@ -40,14 +40,8 @@ def write(
     files.write_csv(folder / "leaderboard.csv", list(board[0]), [list(_printable(line).values()) for line in board])
     files.write_csv(folder / "points.csv", list(points[0]), [list(point.values()) for point in points])
     files.write_json(folder / "normalisation.json", constants(subset))
-    table = identification(rows, users)
-    if table:
-        files.write_rows(folder / "tables/identification.jsonl", table)
-        files.write_csv(folder / "identification.csv", list(table[0]), [list(line.values()) for line in table])
-    table = p_values(rows)
-    if table:
-        files.write_rows(folder / "tables/p_values.jsonl", table)
-        files.write_csv(folder / "p_values.csv", list(table[0]), [list(line.values()) for line in table])
+    files.write_table(folder, "identification", identification(rows, users))
+    files.write_table(folder, "p_values", p_values(rows))
     files.write_rows(folder / "tables/not_finite.jsonl", not_finite(rows, names))
     by_category = categories(board)
     files.write_rows(folder / "tables/categories.jsonl", by_category)
