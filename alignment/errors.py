@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -36,6 +36,11 @@ def one_of(name: str, value: Any, known: Iterable[Any], *, hint: str = "") -> An
     listing = ", ".join(str(k) or "''" for k in known) or "nothing"
     nearest = f"; the nearest is {near[0]!r}" if near else ""
     raise InputError(f"{name}={value!r} is not one of: {listing}{nearest}{f'; {hint}' if hint else ''}")
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def within(bounds: str, *, hint: str = "", **values: float | None) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, few
 from data import lines
 
 PREFIX = "hub:"
@@ -101,14 +101,14 @@ def choose(
     Args:
         card: the text of its README.md, "" for none.
     """
-    readable = (*endings, *tables)
+    readable, some = (*endings, *tables), few(sorted(names), 8) or "none"
     if spec.glob:
         pattern = f"{spec.glob}*" if spec.glob.endswith("/") else spec.glob
         matching = sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
         if other := [name for name in matching if not name.endswith(readable)]:
             raise InputError(f"{spec}: {other[0]} is not of a kind that is read ({', '.join(readable)})")
         if not matching:
-            raise InputError(f"{spec}: none of the {len(names)} files has such a name; there are {_some(names)}")
+            raise InputError(f"{spec}: none of the {len(names)} files has such a name; there are {some}")
         return matching
     sets = configurations(card)
     if len(sets) > 1:
@@ -124,7 +124,7 @@ def choose(
         ways = " or ".join(f"{spec}:*{format}*" for format in formats)
         raise InputError(f"{spec} has files in several formats, which may be the same records twice; write {ways}")
     if not candidates:
-        raise InputError(f"{spec} has no file that is read ({', '.join(readable)}); it has {_some(names)}")
+        raise InputError(f"{spec} has no file that is read ({', '.join(readable)}); it has {some}")
     return candidates
 
 
@@ -154,10 +154,6 @@ def _patterns(value: Any) -> list[str]:
     if isinstance(value, dict):
         return _patterns(value.get("path") if "path" in value else list(value.values()))
     return [pattern for one in value for pattern in _patterns(one)] if isinstance(value, list) else []
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
 def _listing(spec: Spec, patterns: Sequence[str]) -> tuple[list[str], str]:

@@ -25,7 +25,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from alignment import errors, files
-from alignment.concepts import bag, encoder, robust
+from alignment.concepts import bag, encoder
 from alignment.decoding import cache
 from alignment.errors import InputError
 from alignment.models import bert
@@ -150,8 +150,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     encoder.Options(**c.training)
     if c.encoder.model_dim % c.encoder.num_heads:
         raise InputError(f"encoder.model_dim={c.encoder.model_dim} does not split into {c.encoder.num_heads} heads")
-    if c.group_dro.rate is not None:
-        robust.check_rate(c.group_dro.rate)
+    checks.within(c, "(0, inf)", "group_dro.rate")
     if BERT in c.models:
         if c.bert_from == MINILM and not pathlib.Path(MINILM).is_dir():
             raise InputError(f"bert_from={MINILM!r}: the model is not there; run: make models")

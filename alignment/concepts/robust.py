@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.errors import InputError
-
 
 def group_losses(loss_B: jax.Array, groups_B: jax.Array, rows_B: jax.Array, num_groups: int) -> tuple[Any, Any]:
     """Mean loss of each group in a batch, 0 for a group without a row, and whether it has one; [G] each.
@@ -30,11 +28,6 @@ def reweighted(q_G: Any, loss_G: Any, *, rate: float) -> Any:
     """q times exp(rate times loss), of sum 1: groups that lose more count more from now on."""
     raised_G = q_G * jnp.exp(rate * loss_G)
     return raised_G / raised_G.sum()
-
-
-def check_rate(rate: float) -> None:
-    if not rate > 0:
-        raise InputError(f"group_dro.rate={rate} must be above 0, since at 0 no group ever counts more; 0.01 is usual")
 
 
 def repeated(is_wrong_N: np.ndarray, factor: int) -> np.ndarray:

@@ -33,7 +33,8 @@ def overall(counts_CC: np.ndarray) -> float:
 
 def recalls(counts_CC: np.ndarray) -> np.ndarray:
     """Share of each class's images that are recognised, [C]; NaN for a class without images."""
-    return _ratios(np.diagonal(counts_CC), np.sum(counts_CC, axis=1))
+    all_C = np.sum(counts_CC, axis=1)
+    return np.where(all_C > 0, np.diagonal(counts_CC) / np.maximum(all_C, 1), np.nan)
 
 
 def mean_per_class(counts_CC: np.ndarray) -> float:
@@ -188,10 +189,6 @@ def _mean_recall(right_RC: np.ndarray, all_RC: np.ndarray) -> np.ndarray:
 
 def _ratio(part: int, total: int) -> float:
     return float(part / total) if total else float("nan")
-
-
-def _ratios(part_C: np.ndarray, whole_C: np.ndarray) -> np.ndarray:
-    return np.where(whole_C > 0, part_C / np.maximum(whole_C, 1), np.nan)
 
 
 def _number(part: int, total: int) -> float | None:

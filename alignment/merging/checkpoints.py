@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, few
 from alignment.merging import blocks, methods
 from alignment.merging.recipes import Recipe, Slice, Source
 from alignment.models import tensors
@@ -21,7 +21,6 @@ IGNORED = ("rotary_emb.inv_freq",)  # computed from the config, and stored by ol
 EMBEDDING, HEAD = "embed", "lm_head"  # parts of the names of the tensors whose rows are a vocabulary
 MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 MAY_DIFFER = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "tie_word_embeddings")
-MOST_NAMED = 5  # tensors in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _say_small(recipe: Recipe, jobs: Sequence[Job], say_fn: SayFn) -> None:
         if recipe.method.prune is methods.prune_by_size and (job.each["density"] * math.prod(job.shape) < 1).any()
     ]
     if small:
-        say_fn(f"note: density times size is below 1 for {_few(small)}; one entry of each model stays")
+        say_fn(f"note: density times size is below 1 for {few(small)}; one entry of each model stays")
 
 
 def _with_layers(recipe: Recipe, part: Slice, models: Mapping[str, Model]) -> Slice:
@@ -195,7 +194,7 @@ def check_names(part: Slice, models: Mapping[str, Model]) -> None:
         others = _names(source, models)
         lacks, has = [n for n in names if n not in others], [n for n in others if n not in names]
         if lacks or has:
-            words = [f"lacks {_few(lacks)}"] * bool(lacks) + [f"has {_few(has)} besides"] * bool(has)
+            words = [f"lacks {few(lacks)}"] * bool(lacks) + [f"has {few(has)} besides"] * bool(has)
             raise InputError(f"{source.model}, beside {first.model}, {' and '.join(words)}; their architectures differ")
 
 
@@ -210,11 +209,6 @@ def _names(source: Source, models: Mapping[str, Model]) -> dict[str, None]:
         elif start <= layer < stop:
             out[template.format(layer - start)] = None
     return out
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _job(

@@ -262,16 +262,12 @@ def param_shapes(model: decoder.DecoderLM) -> dict[tuple[str, ...], tuple[int, .
 def _check_names(folder, stored, table, model):
     missing = [name for name in table if name not in stored]
     if missing:
-        raise InputError(f"{folder} lacks {_few(missing)}; it has {_few(list(stored))}")
+        raise InputError(f"{folder} lacks {errors.few(missing)}; it has {errors.few(list(stored))}")
     ignored = ("rotary_emb.inv_freq",) + ((HEAD,) if model.tie_embeddings else ())
     extra = [name for name in stored if name not in table and not name.endswith(ignored)]
     if extra:
         file = stored[extra[0]].file
-        raise InputError(f"{file} has {_few(extra)}, which config.json gives no place; is it another architecture's?")
-
-
-def _few(items, limit=5):
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+        raise InputError(f"{file} has {errors.few(extra)}, which config.json gives no place; is it another architecture's?")
 
 
 def _at(tree, path):

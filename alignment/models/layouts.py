@@ -124,7 +124,7 @@ def _efficientnet(path, leaves):
         return _dotted("classifier.1", path[-1]), None
     part = {"conv": "0", "bn": "1", "squeeze": "fc1", "excite": "fc2"}[inner[-1]]
     if module in ("stem", "final"):
-        last = max(_stages(leaves)) + 1
+        last = 1 + max(int(at[1].removeprefix("stage").split("_")[0]) for at in leaves if at[1].startswith("stage"))
         return _dotted(f"features.{0 if module == 'stem' else last}.{part}", path[-1]), None
     stage, block = module.removeprefix("stage").split("_")
     parts = ["expand", "depthwise", "gate", "project"]
@@ -154,10 +154,6 @@ def _timm_efficientnet(path, leaves):
 def _gate_kind(path, leaves):
     is_kernel = path[-2] in ("squeeze", "excite") and path[-1] == "kernel"
     return windows(leaves[path].shape[0], is_conv=True) if is_kernel else None
-
-
-def _stages(leaves):
-    return {int(path[1].removeprefix("stage").split("_")[0]) for path in leaves if path[1].startswith("stage")}
 
 
 def _has(leaves, module, inner):

@@ -52,7 +52,7 @@ class Report:
     def __str__(self):
         lists = {name: getattr(self, name) for name in ("skipped", "missing", "unexpected")}
         return f"{len(self.loaded)} tensors loaded from {self.layout}'s layout" + "".join(
-            f"; {name}: {_few(entries)}" for name, entries in lists.items() if entries
+            f"; {name}: {errors.few(entries)}" for name, entries in lists.items() if entries
         )
 
 
@@ -158,7 +158,7 @@ def _layout_of(path, stored, choices, network):
     if not any(name in stored for name in table):
         raise InputError(
             f"{path} has no tensor of {_label(network)} in a layout of {' or '.join(choices)}: it has "
-            f"{_few(list(stored))}, and {_few(list(table))} were looked for"
+            f"{errors.few(list(stored))}, and {errors.few(list(table))} were looked for"
         )
     return layout, table
 
@@ -168,16 +168,16 @@ def _refuse(path, missing, wrong, unexpected, stored, table, leaves, allow_missi
     mismatched = [_mismatch(name, stored, table, leaves) for name in wrong if not _is_head(table[name])]
     if mismatched:
         raise InputError(
-            f"{path} does not fit the network: {_few(mismatched)}; is it another network's, or of another width or "
+            f"{path} does not fit the network: {errors.few(mismatched)}; is it another network's, or of another width or "
             "image size?"
         )
     absent = [name for name in missing if not _is_head(table[name])]
     if absent and not allow_missing:
-        raise InputError(f"{path} lacks {_few(absent)}; is it another network's? allow_missing=True leaves them")
+        raise InputError(f"{path} lacks {errors.few(absent)}; is it another network's? allow_missing=True leaves them")
     stages = {name.split(".")[0] for name in table}
     deeper = [name for name in unexpected if name.split(".")[0] in stages]
     if deeper:
-        raise InputError(f"{path} has {_few(deeper)}, which have no place in the network; is it a deeper one's?")
+        raise InputError(f"{path} has {errors.few(deeper)}, which have no place in the network; is it a deeper one's?")
 
 
 def _is_head(entry):
@@ -238,7 +238,3 @@ def _tables(network, leaves):
 
 def _label(network):
     return network if isinstance(network, str) else type(network).__name__
-
-
-def _few(items, limit=5):
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

@@ -130,7 +130,7 @@ def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None)
     if training.adapter.is_on():
         adapter = lora.lay_out(training.adapter.settings(), model)
         state = train_state.describe(adapter, training.tx, mesh)
-        frozen = train_state.Unsaved(_described(model, mesh))
+        frozen = train_state.Unsaved(train_state.describe(model, optax.identity(), mesh).params)
         loss_fn = lora.loss_fn(loss_fn, adapter)
         phases = phases and (lora.loss_fn(phases[0], adapter), phases[1])
     else:
@@ -142,10 +142,6 @@ def shapes(training: Training, choice: Choice, mesh: Mesh | AbstractMesh | None)
         rows = NamedSharding(mesh, sharding.ROWS)
         batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
     return state, batch, step.build(loss_fn, training.tx, accumulate=choice.accumulate, phases=phases), model
-
-
-def _described(model, mesh):
-    return train_state.describe(model, optax.identity(), mesh).params
 
 
 @functools.lru_cache(maxsize=64)  # a search asks for each of its four ways, and to trace one takes long

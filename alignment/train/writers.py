@@ -8,6 +8,7 @@ killed start logged past it is dropped, because those steps will be trained, and
 """
 
 import dataclasses
+import datetime
 import importlib
 import importlib.util
 import json
@@ -326,7 +327,7 @@ class console(_Base):
         seconds = self._clock() - since
         if self._step > first and seconds >= 1:  # the first steps are sent to the device faster than it computes
             rate = (self._step - first) / seconds
-            text += f"  {rate:.3g} steps/s  {_duration((self._total - self._step) / rate)} left"
+            text += f"  {rate:.3g} steps/s  {datetime.timedelta(seconds=round((self._total - self._step) / rate))} left"
         return text
 
     def _numbers(self, words: Mapping[str, str]) -> str:
@@ -356,12 +357,6 @@ def _speed(scalars: Mapping[str, Any]) -> dict[str, str]:
     if "flops_per_second" in scalars:
         return {"GFLOP/s": f"{float(scalars['flops_per_second']) / 1e9:.4g}"}
     return {}
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 SINKS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}  # and the package of each

@@ -52,10 +52,7 @@ def sentence(pack: Mapping, rng: random.Random, template: str | None = None) -> 
     for name in ("site", "worker", "span", "number", "day", "season"):
         slots[name] = rng.choice(pack[f"{name}s"])
     slots["workers"] = slots["worker"]
-    return _with_articles((template or rng.choice(pack["sentences"])).format(**slots))
-
-
-def _with_articles(sentence: str) -> str:
+    sentence = (template or rng.choice(pack["sentences"])).format(**slots)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
 
 

@@ -269,11 +269,9 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
 
 def able() -> str:
     """Which experiments have a training of a decoder, in words."""
-    return f"these have: {', '.join(name for name in configs.experiments_in(configs.HOME) if _has_plan(name))}"
-
-
-def _has_plan(name: str) -> bool:
-    return "\ndef plan(" in (configs.HOME / f"{name}.py").read_text(encoding="utf-8")
+    names = configs.experiments_in(configs.HOME)
+    have = [name for name in names if "\ndef plan(" in (configs.HOME / f"{name}.py").read_text(encoding="utf-8")]
+    return f"these have: {', '.join(have)}"
 
 
 def _start_jax(topology: hardware.Topology) -> None:

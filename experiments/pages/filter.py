@@ -56,7 +56,9 @@ def write(
     print("\n".join(line for line in lines if line.startswith("Warning")), flush=True)
     summary = {**summary_of(job, counts, steps, num, max_bad), **speed}
     if planted:
-        rows, shares, more = planted_documents.measure(files.read_rows(planted), decisions_of(job))
+        decisions = (row for i in range(job.num_slices) for row in shards.read(job.path("decisions", i)))
+        by_id = {row["id"]: row for row in decisions}
+        rows, shares, more = planted_documents.measure(files.read_rows(planted), by_id)
         files.write_rows(workdir / "tables/planted.jsonl", rows)
         summary |= shares
         lines += more
@@ -304,8 +306,3 @@ def heavy(counts: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
 def each(job: jobs.Job, stage: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(slice, note) of a stage."""
     return shards.each_finished(job.outputs, stage, job.hashes[stage])
-
-
-def decisions_of(job: jobs.Job) -> dict[str, dict]:
-    """{id: decision} of all documents; for small corpora."""
-    return {row["id"]: row for i in range(job.num_slices) for row in shards.read(job.path("decisions", i))}

@@ -1,5 +1,6 @@
 """Progress of work that is not training: a bar with rate and time left on a terminal, a line now and then otherwise."""
 
+import datetime
 import math
 import sys
 import time
@@ -60,16 +61,10 @@ class Progress:
             rate = self._items / seconds
             text += f"  {self._items:,.0f} {self._items_name}, {rate:{',.0f' if rate >= 1 else '.2g'}}/s"
         if 0 < share < 1:
-            text += f"  {_duration(seconds * (1 - share) / share)} left"
+            text += f"  {datetime.timedelta(seconds=round(seconds * (1 - share) / share))} left"
         text += f"  {said}" if said else ""
         if self._is_terminal:
             bar = "█" * int(24 * share) + "░" * (24 - int(24 * share))
             print(f"\r{bar} {text}\x1b[K", end="", file=self._stream, flush=True)
         else:
             print(text, file=self._stream, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
