@@ -50,7 +50,7 @@ def test_another_config_may_start_in_a_servers_folder_but_not_in_that_of_a_run(t
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("port=70000", "port=70000 must be from 0 to 65535"),
+        ("port=70000", "port=70000 must be in [0, 65535]"),
         ("limits.queue=0", "limits.queue=0 must be at least 1"),
         ("limits.seconds=0.0", "limits.seconds=0.0 must be above 0"),
         ("limits.max_tokens=0", "limits.max_tokens=0 must be at least 1"),

@@ -291,7 +291,7 @@ def away_from(number):
 
 def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
     watch = best.Watch(tmp_path, "heldout/loss", patience=2, restored=None)
-    watch.history = [(1, float("nan")), (2, 0.5), (3, float("nan"))]
+    watch.history = [(1, (float("nan"),)), (2, (0.5,)), (3, (float("nan"),))]
     assert watch.best_step() == 2 and not watch.is_over
     watch.close()
 
