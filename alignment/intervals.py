@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.special
 
 from alignment.errors import InputError
 
@@ -26,6 +27,18 @@ def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interv
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def of_mean(values_S: Sequence[float], *, confidence: float = 0.95) -> Interval | tuple[None, None]:
+    """Student's t interval of the mean of independent values, such as seeds' accuracies; none of a single value.
+
+    mean +- t(S - 1) sd / sqrt(S), with the deviation of S - 1 degrees of freedom.
+    """
+    if len(values_S) < 2:
+        return None, None
+    quantile = scipy.special.stdtrit(len(values_S) - 1, (1 + confidence) / 2)
+    half = quantile * np.std(values_S, ddof=1) / len(values_S) ** 0.5
+    return float(np.mean(values_S) - half), float(np.mean(values_S) + half)
 
 
 def percentiles(values_R: np.ndarray, confidence: float) -> Interval:

@@ -31,11 +31,13 @@ sys.path.append(str(HERE / "peers"))
 import saflex_task  # noqa: E402
 
 PACKAGES = [machine.TORCH, ("numpy safetensors packaging",)]
-VARIANTS = ("upstream", "full", "last", "every10", "replace-upstream", "replace-full")
+VARIANTS = ("upstream", "full", "last", "every10", "replace-upstream", "replace-full", "replace-every10")
 BARS = {"full": 2.2, "last": 1.4, "every10": 1.15}  # over the upstream's step, mode add
 FLOORS = {"full": 12 / 6, "last": 7 / 6, "every10": 1.1}
 LEAST_RATIO = 5.0  # of torch's scores over ours
 TOLERANCE = 2e-3  # of the largest score
+# Steps of a turn, a multiple of ten: with ten of the MLP, 40 ms, a turn would be over before its threads are all awake.
+TURN = {"resnet18": 10, "mlp": 200}
 ROWS = {"resnet18": 16, "mlp": 64}  # of ResNet-18 more would not end in minutes: torch.func takes samples one by one
 
 
@@ -81,7 +83,7 @@ class Contestant(machine.Worker):
     """A step of ours, or somebody's scores."""
 
     def __init__(self, name: str, network: str, script: str, folder: Path, args: argparse.Namespace, python: str):
-        self.seconds, self.others, self._folder = [], [], folder
+        self.seconds, self.cpu, self.others, self._folder = [], [], [], folder
         options = {"folder": folder, "network": network, "threads": args.threads}
         options |= {"variant": name} if script == "saflex_ours.py" and name in VARIANTS else {}
         command = [python, str(HERE / "peers" / script), *(f"--{key}={value}" for key, value in options.items())]
@@ -94,6 +96,7 @@ class Contestant(machine.Worker):
         others = machine.busy_cpu_seconds() - before - answer["cpu_seconds"]
         if is_counted:
             self.seconds.append(answer["seconds"] / number)
+            self.cpu.append(answer["cpu_seconds"] / number)
             self.others.append(max(others, 0.0) / answer["seconds"])
 
     def steps(self, count: int, *, is_counted: bool = True) -> None:
@@ -122,13 +125,13 @@ def steps_of(network: str, folder: Path, args: argparse.Namespace) -> list[dict]
     try:
         for variant in VARIANTS:
             contestants.append(Contestant(variant, network, "saflex_ours.py", folder, args, sys.executable))
-            # The first step compiles; of `every10` the turns of ten must begin at the same place.
-            contestants[-1].steps(10 if variant == "every10" else 2, is_counted=False)
+            # The first step compiles; of `every10` all turns must begin at the same place.
+            contestants[-1].steps(10 if variant.endswith("every10") else 2, is_counted=False)
             print(f"{network}: {variant} is ready", flush=True)
         for _ in rounds(args):
             for contestant in contestants:
                 machine.wait_until_quiet(args.patience)
-                contestant.steps(10)
+                contestant.steps(TURN[network])
             words = ", ".join(f"{c.name} {1e3 * c.seconds[-1]:.1f} ms" for c in contestants)
             print(f"{network}: {words} a step", flush=True)
     finally:
@@ -138,8 +141,7 @@ def steps_of(network: str, folder: Path, args: argparse.Namespace) -> list[dict]
     rows = []
     for c in contestants:
         base = by_name["replace-upstream" if c.name.startswith("replace-") else "upstream"]
-        ratios = [mine / theirs for mine, theirs in zip(c.seconds, base.seconds)]
-        rows.append(row_of(network, "step", c, ratios, BARS.get(c.name), FLOORS.get(c.name)))
+        rows.append(row_of(network, "step", c, base, BARS.get(c.name), FLOORS.get(c.name)))
     return rows
 
 
@@ -166,15 +168,17 @@ def scores_of(network: str, folder: Path, args: argparse.Namespace, python: str)
             side.close()
     rows = []
     for side in sides:
-        ratios = [mine / own for mine, own in zip(side.seconds, sides[0].seconds)]
         bar = LEAST_RATIO if side.name != "ours" else None
-        rows.append(row_of(network, "scores", side, ratios, bar, None) | {"difference": difference})
+        rows.append(row_of(network, "scores", side, sides[0], bar, None) | {"difference": difference})
     return rows
 
 
-def row_of(network: str, part: str, c: Contestant, ratios: list[float], bar, floor) -> dict:
+def row_of(network: str, part: str, c: Contestant, base: Contestant, bar, floor) -> dict:
+    """Times of one contestant, and over those of another in the same rounds."""
+    ratios = [mine / theirs for mine, theirs in zip(c.seconds, base.seconds)]
     row = {"network": network, "part": part, "contestant": c.name, "seconds": c.seconds, "ratios": ratios}
     row |= {"median": statistics.median(c.seconds), "ratio": statistics.median(ratios), "bar": bar, "floor": floor}
+    row["cpu_ratio"] = statistics.median(mine / theirs for mine, theirs in zip(c.cpu, base.cpu))
     return row | {"others_busy_cores": c.others, "versions": c.versions}
 
 
@@ -182,13 +186,14 @@ def row_of(network: str, part: str, c: Contestant, ratios: list[float], bar, flo
 
 
 def report(rows: list[dict], facts: dict) -> str:
-    head = ["network", "what", "contestant", "ms", "ratio (range)", "floor", "bar"]
+    head = ["network", "what", "contestant", "ms", "ratio (range)", "of CPU time", "floor", "bar"]
     lines = []
     for row in rows:
         sign = "at least" if row["part"] == "scores" else "at most"
         low, high = min(row["ratios"]), max(row["ratios"])
         cells = [row["network"], row["part"], row["contestant"], f"{1e3 * row['median']:.1f}"]
-        cells += [f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})", f"{row['floor']:.2f}" if row["floor"] else ""]
+        cells += [f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})", f"{row['cpu_ratio']:.2f}"]
+        cells.append(f"{row['floor']:.2f}" if row["floor"] else "")
         lines.append([*cells, f"{sign} {row['bar']:g}" if row["bar"] else ""])
     others = [x for row in rows for x in row["others_busy_cores"]]
     versions = {"peer" if row["contestant"] == "torch.func" else "ours": row["versions"] for row in rows}
@@ -198,7 +203,8 @@ def report(rows: list[dict], facts: dict) -> str:
         "the upstream's step of the same mode, the scores' over ours",
         "Hardware": f"{facts['hardware']}; {facts['threads']} threads each; {machine.noise(others)}",
         "Versions": machine.versions_of(versions),
-        "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds of ten steps at most",
+        "When": f"{facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds at most, "
+        "of " + ", ".join(f"{steps} steps of {name}" for name, steps in TURN.items()),
     }
     return machine.table(head, lines) + "\n\n" + machine.notes(notes)
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from alignment import intervals
+
 LEVELS = (0.05, 0.01, 0.001)
 
 
@@ -27,10 +29,7 @@ def at_level(p_KW: np.ndarray, level: float, *, confidence: float = 0.95) -> dic
     each_K = np.mean(p_KW < level, axis=1)
     share, number = float(each_K.mean()), keys * texts
     low, high = (float(x) / number for x in scipy.stats.binom.interval(confidence, number, level))
-    interval: tuple[float | None, float | None] = (None, None)
-    if keys > 1:
-        half = scipy.stats.t.ppf((1 + confidence) / 2, keys - 1) * each_K.std(ddof=1) / keys**0.5
-        interval = float(share - half), float(share + half)
+    interval = intervals.of_mean(each_K, confidence=confidence)
     return {
         "level": level,
         "share": share,

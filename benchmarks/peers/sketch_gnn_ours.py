@@ -1,8 +1,9 @@
-"""Our side of benchmarks/sketch_gnn.py: an epoch on the small graph, full and sketched steps on the large one."""
+"""Our side of benchmarks/sketch_gnn.py: an epoch on the small graph; training and steps on block models by size."""
 
 import functools
 import importlib.metadata
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -14,15 +15,14 @@ from benchmarks.peers import decode_task
 
 FOLDER = Path(sys.argv[1])
 DECAYED = dict(lr=0.01, weight_decay=5e-4, clip_norm=0.0)
-PLAIN = dict(lr=0.01, weight_decay=0.0, clip_norm=1.0)
 
 
 def versions():
     return {name: importlib.metadata.version(name) for name in ("jax", "flax", "scipy")}
 
 
-def timed(arm, size, *, evaluates):
-    """Median seconds of a step, with an evaluation where an epoch has one; the first two are not counted."""
+def epochs(arm, size):
+    """Median seconds of a step and an evaluation, the first two not counted, and the last test accuracy."""
     import jax
     import jax.numpy as jnp
 
@@ -31,54 +31,60 @@ def timed(arm, size, *, evaluates):
     for number in range(size + 2):
         start = time.perf_counter()
         key = jax.random.fold_in(jax.random.PRNGKey(0), number)
-        params, opt_state, loss = arm.step_fn(params, opt_state, arm.frozen, arm.batch_fn(1)[0], key)
-        jax.block_until_ready(loss)
-        if evaluates:
-            accuracy = arm.accuracies_fn(params, arm.frozen)["test"]
+        params, opt_state, _ = arm.step_fn(params, opt_state, arm.frozen, arm.batch_fn(1)[0], key)
+        jax.block_until_ready(params)
+        accuracy = arm.accuracies_fn(params, arm.frozen)["test"]
         spans.append(time.perf_counter() - start)
-    return sorted(spans[2:])[size // 2], accuracy
+    return statistics.median(spans[2:]), accuracy
 
 
-def jobs():
+def small_arm():
     import numpy as np
     import scipy.sparse
 
     from data import graphs
-    from experiments.graphs import arms, scaling, sketched
+    from experiments.graphs import arms
 
-    @functools.cache
-    def prepared(task):
-        with np.load(FOLDER / f"{task}.npz") as file:
-            shape = (len(file["y"]),) * 2
-            ones = np.ones(len(file["indices"]), np.float32)
-            adjacency = scipy.sparse.csr_matrix((ones, file["indices"], file["indptr"]), shape=shape).tocoo()
-            x = file["x"] if task == "large" else scipy.sparse.csr_matrix(file["x"])
-            splits = {split: file[split] for split in graphs.SPLITS}
-            graph = graphs.build(task, adjacency.row, adjacency.col, x, file["y"], splits)
-        hidden, features = (16, "rows") if task == "small" else (64, "columns")
-        return arms.prepare(graph, features=features, name="gcn", num_layers=2, hidden=hidden, heads=1)
+    with np.load(FOLDER / "small.npz") as file:
+        shape = (len(file["y"]),) * 2
+        ones = np.ones(len(file["indices"]), np.float32)
+        adjacency = scipy.sparse.csr_matrix((ones, file["indices"], file["indptr"]), shape=shape).tocoo()
+        splits = {split: file[split] for split in graphs.SPLITS}
+        x = scipy.sparse.csr_matrix(file["x"])
+        graph = graphs.build("small", adjacency.row, adjacency.col, x, file["y"], splits)
+    prepared = arms.prepare(graph, features="rows", name="gcn", num_layers=2, hidden=16, heads=1)
+    return arms.full("full", prepared, seed=0, dropout=0.5, **DECAYED)
 
-    @functools.cache
-    def arm(task, kind):
-        if kind == "full":
-            dropout = 0.5 if task == "small" else 0.0
-            options = DECAYED if task == "small" else PLAIN
-            return arms.full("full", prepared(task), seed=0, dropout=dropout, **options)
-        sketching = scaling.sketching(scaling.Options(width=1_024))
-        given = arms.Coefficients(2)
-        sizes = dict(seed=0, batch_size=1_024, one_batch=True)
-        return sketched.sketched("sketch", prepared(task), given, sketching, **sizes, **PLAIN, dropout=0.0)
 
-    def answer(task, kinds, size, *, evaluates):
-        out, start, cpu = {}, time.perf_counter(), time.process_time()
-        for kind in kinds:
-            out[kind], out["accuracy"] = timed(arm(task, kind), size, evaluates=evaluates)
-        return out | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+def jobs():
+    from data.toys import block_model
+    from experiments.graphs import scaling, training
 
-    return {
-        "small": lambda size: answer("small", ["full"], size, evaluates=True),
-        "large": lambda size: answer("large", ["full", "sketch"], size, evaluates=False),
-    }
+    small = functools.cache(small_arm)
+    made = {}  # by number of nodes
+
+    def train(size, **options):
+        options = scaling.Options(**options)
+        made[size] = scaling.make(options, block_model.Options(), size, 0)
+        return {"row": scaling.measure(options, made[size], FOLDER, 0)}
+
+    def epoch(size):
+        seconds, accuracy = epochs(small(), size)
+        return {"full": seconds, "accuracy": accuracy}
+
+    def steps(size):
+        sketched = {nodes: training.seconds_a_step(one.sketched, size) for nodes, one in made.items()}
+        return {"full": training.seconds_a_step(made[max(made)].full, size), "sketched": sketched}
+
+    def by_clock(job):
+        def answer(**request):
+            start, cpu = time.perf_counter(), time.process_time()
+            out = job(**request)
+            return out | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+
+        return answer
+
+    return {"train": by_clock(train), "small": by_clock(epoch), "large": by_clock(steps)}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from alignment import intervals
-from alignment.models import gnn
 from alignment.sketching import layers
+from data.graphs import Graph
 from data.toys import block_model
 from experiments.graphs import arms, sketched, training
 
@@ -40,6 +40,7 @@ class Options:
     lr: float = 0.01
 
 
+TIMED = 15  # steps
 NETWORK: dict[str, Any] = dict(name="gcn", num_layers=2, heads=1)
 
 
@@ -68,80 +69,91 @@ def check_budget(options: Options, memory_mib: int) -> None:
     )
 
 
-def point(
-    options: Options, block: block_model.Options, num_nodes: int, folder: pathlib.Path, seed: int
-) -> dict[str, Any]:
-    """One size: memory and time of a step, accuracy on the full graph, and what was done once, counted apart.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """A block model with the arms that are trained on it; `full` is None where the usual network is left out."""
 
-    Raises:
-        AssertionError: an array of the sketched step has a dimension of the graph's size.
-    """
+    graph: Graph
+    prepared: arms.Prepared
+    sketched: training.Arm
+    full: training.Arm | None
+    draw_seconds: float
+    sketch_seconds: float
+
+
+def make(options: Options, block: block_model.Options, num_nodes: int, seed: int) -> Made:
+    """Draw a graph and sketch it, each by the clock."""
     model = dataclasses.replace(block, nodes=num_nodes, inside=options.inside, outside=options.outside)
     clock = time.perf_counter()
     graph = block_model.graph(model, seed)
-    drawn = time.perf_counter() - clock
+    drawn = time.perf_counter()
     prepared = arms.prepare(graph, features="columns", hidden=options.hidden, **NETWORK)
-    clock = time.perf_counter()
-    optimizer = dict(lr=options.lr, weight_decay=0.0, clip_norm=1.0, dropout=0.0)
+    plain = dict(seed=seed, lr=options.lr, weight_decay=0.0, dropout=0.0)
     arm = sketched.sketched(
         f"scale@{num_nodes}",
         prepared,
         arms.Coefficients(options.order),
         sketching(options),
-        seed=seed,
         batch_size=options.batch_size,
         one_batch=True,
-        **optimizer,
+        clip_norm=1.0,
+        **plain,
     )
     jax.block_until_ready(arm.frozen)
-    prepare = time.perf_counter() - clock
+    ready = time.perf_counter()
+    full = arms.full(f"scale_full@{num_nodes}", prepared, clip_norm=0.0, **plain) if options.full_steps else None
+    return Made(graph, prepared, arm, full, drawn - clock, ready - drawn)
+
+
+def point(
+    options: Options, block: block_model.Options, num_nodes: int, folder: pathlib.Path, seed: int
+) -> dict[str, Any]:
+    """`measure` of one size."""
+    return measure(options, make(options, block, num_nodes, seed), folder, seed)
+
+
+def measure(options: Options, made: Made, folder: pathlib.Path, seed: int) -> dict[str, Any]:
+    """One size: memory and time of a step, accuracy on the full graph, and what was done once, counted apart.
+
+    Raises:
+        AssertionError: an array of the sketched step has a dimension of the graph's size.
+    """
+    arm, num_nodes = made.sketched, made.graph.num_nodes
     rng = jax.random.PRNGKey(seed)
     sizes = layers.dimensions(arm.step_fn, arm.params, arm.opt_state, arm.frozen, arm.batch_fn(1)[0], rng)
     assert max(sizes) < num_nodes, f"a step on sketches has an array of dimension {max(sizes)}, of {num_nodes} nodes"
-    pace = dict(seed=seed, folder=folder / "arms", digest=arms.digest(graph))
+    pace = dict(seed=seed, folder=folder / "arms", digest=arms.digest(made.graph))
     result = training.fit(arm, epochs=options.steps, eval_every=options.steps, **pace)
     clock = time.perf_counter()
-    params = jax.device_get(arm.params)
-    coefficients = np.pad(params["coefficients"], ((0, 0), (1, 0)))
-    gnn.infer(params["layers"], coefficients, prepared.x_ND, [prepared.matrices] * 2)
-    num_tested = int(graph.splits["test"].sum())
+    arm.accuracies_fn(arm.params, arm.frozen)
+    inference = time.perf_counter() - clock
+    num_tested = int(made.graph.splits["test"].sum())
     row = {
         "nodes": num_nodes,
-        "edges": graph.num_edges,
+        "edges": made.graph.num_edges,
         "rows of a sketch": options.width,
         "nodes tested": num_tested,
         **_accuracy("test accuracy", result.last["test"], num_tested),
-        "chance": float(np.bincount(graph.y_N).max() / num_nodes),
+        "chance": float(np.bincount(made.graph.y_N).max() / num_nodes),
         "MiB a step": result.step_bytes / 2**20,
-        "seconds a step": result.step_seconds,
+        # Timed one by one: training waits at its end alone, so that its time of a step is a mean, which outliers move.
+        "seconds a step": training.seconds_a_step(arm, TIMED),
         "largest dimension": max(sizes),
-        "seconds to draw the graph": drawn,
-        "seconds to sketch it": prepare,
-        "seconds of inference": time.perf_counter() - clock,
+        "seconds to draw the graph": made.draw_seconds,
+        "seconds to sketch it": made.sketch_seconds,
+        "seconds of inference": inference,
     }
-    return row | (_full(options, prepared, num_nodes, pace) if options.full_steps else {})
+    if made.full is None:
+        return row
+    result = training.fit(made.full, epochs=options.full_steps, eval_every=options.full_steps, **pace)
+    return row | {
+        **_accuracy("full: test accuracy", result.last["test"], num_tested),
+        "full: MiB a step": result.step_bytes / 2**20,
+        "full: seconds a step": result.step_seconds,
+    }
 
 
 def _accuracy(name: str, accuracy: float, num_nodes: int) -> dict[str, float]:
     """The accuracy with its 95 % interval over test nodes; that over seeds would need several trainings a size."""
     low, high = intervals.wilson(accuracy * num_nodes, num_nodes)
     return {name: accuracy, f"{name}, low": low, f"{name}, high": high}
-
-
-def _full(options: Options, prepared: arms.Prepared, num_nodes: int, pace: dict[str, Any]) -> dict[str, Any]:
-    """The usual network on the same graph, whose first convolution is made once."""
-    arm = arms.full(
-        f"scale_full@{num_nodes}",
-        prepared,
-        seed=pace["seed"],
-        dropout=0.0,
-        lr=options.lr,
-        weight_decay=0.0,
-        clip_norm=0.0,
-    )
-    result = training.fit(arm, epochs=options.full_steps, eval_every=options.full_steps, **pace)
-    return {
-        **_accuracy("full: test accuracy", result.last["test"], int(prepared.graph.splits["test"].sum())),
-        "full: MiB a step": result.step_bytes / 2**20,
-        "full: seconds a step": result.step_seconds,
-    }

@@ -121,6 +121,22 @@ def accuracies(logits_NC: np.ndarray, y_N: np.ndarray, splits: Mapping[str, np.n
     return {split: float(right_N[mask_N].mean()) for split, mask_N in splits.items()}
 
 
+def seconds_a_step(arm: Arm, number: int, *, seed: int = 0) -> float:
+    """Median wall-clock time of this many steps, each waited for, its batch made within; two before them do not count.
+
+    The arm's own parameters stay as they are.
+    """
+    params, opt_state = jax.tree.map(jnp.array, (arm.params, arm.opt_state))
+    spans = []
+    for epoch in range(1, number + 3):
+        started = time.perf_counter()
+        rng = jax.random.fold_in(jax.random.PRNGKey(seed), epoch)
+        params, opt_state, _ = arm.step_fn(params, opt_state, arm.frozen, arm.batch_fn(epoch)[0], rng)
+        jax.block_until_ready(params)
+        spans.append(time.perf_counter() - started)
+    return float(np.median(spans[2:]))
+
+
 def memory(step_fn: Callable[..., Any], *args: Any) -> int:
     """Bytes that the compiled step holds at its most: arguments, results and what lies between; 0 where unknown."""
     analysis = step_fn.lower(*args).compile().memory_analysis()

@@ -30,6 +30,12 @@ def test_a_class_without_images_is_left_out_of_the_mean():
     assert (rows[1]["low"], rows[1]["high"]) == (0, 1) and rows[1]["precision"] == 0
 
 
+def test_the_interval_of_a_mean_is_student_s_and_a_single_value_has_none():
+    # of 1, 2, 3 the mean is 2, the deviation 1, and t of two degrees of freedom 4.302653 at 95 %
+    assert intervals.of_mean([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert intervals.of_mean([0.7]) == (None, None)
+
+
 def test_wilson_intervals_have_their_closed_form():
     low, high = intervals.wilson(8, 10)
     np.testing.assert_allclose([low, high], [0.490162, 0.943318], atol=1e-5)

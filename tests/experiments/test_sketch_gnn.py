@@ -132,6 +132,18 @@ def test_a_run_of_our_own_designs_says_so_beside_its_sketched_arms(tmp_path):
     assert [row["note"] for row in rows] == ["", "", note]
 
 
+def test_an_arm_of_several_seeds_has_the_interval_of_its_mean_accuracy():
+    curve = [{"epoch": 1, "loss": 1.0, "val": 0.5}]
+    results = [
+        training.Result("sketch@0.1", seed, {"val": 0.5, "test": test}, 1, {"test": test}, 1.0, 1, curve, {})
+        for seed, test in enumerate((0.7, 0.8, 0.9))
+    ]
+    line = page.line_of("sketch@0.1", results)
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
+    assert (line["low"], line["high"]) == pytest.approx((0.8 - half, 0.8 + half))
+    assert page.line_of("sketch@0.1", results[:1])["low"] is None
+
+
 def test_a_finished_arm_is_read_again_and_one_of_other_data_is_refused(tiny, tmp_path):
     (path,) = (tiny("sketch_gnn").workdir / "arms").glob("full,seed=0.json")
     stored = json.loads(path.read_text())
@@ -369,6 +381,15 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_the_best_weights_stay(g
     with pytest.raises(InputError, match="Lower the learning rate"):
         fitted(arm, tmp_path)
     assert (tmp_path / "sketch,seed=0.npz").is_file() and not (tmp_path / "sketch,seed=0.json").exists()
+
+
+def test_the_time_of_a_step_leaves_the_arm_as_it_was(graph):
+    arm = sketched.sketched(
+        "sketch", prepared(graph), arms.Coefficients(2), sketching(), seed=0, batch_size=1_000, **OPTIONS
+    )
+    before = jax.device_get(arm.params)
+    assert 0 < training.seconds_a_step(arm, 2) < 60
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(arm.params))
 
 
 def test_memory_and_dimensions_of_a_step_do_not_grow_with_the_graph(tmp_path):
