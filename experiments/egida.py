@@ -44,7 +44,7 @@ from experiments.pages.egida import AFTER, BEFORE
 from experiments.safety import ability, asking, cost, gathering, judges, tuning
 from experiments.safety.gathering import EMBEDDED, TEMPLATE, Plan
 
-SETTINGS = ("", "laptop", "smol", "tiny")
+SETTINGS = ("", "laptop", "smol", "smol_full", "tiny")
 JUDGING = "yes_no"
 TRAIN, TEST, BENIGN, HARMLESS = "train", "test", "benign", "harmless"  # parts of a plan
 LEAST = {
@@ -62,7 +62,8 @@ LEAST = {
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict(models.settings(arg) | dict(mesh=groups.mesh()))
+    sizes = "smol" if arg == "smol_full" else arg
+    c = ml_collections.ConfigDict(models.settings(sizes) | dict(mesh=groups.mesh()))
     c.seed = 0  # of the split, the draws, the order of the pairs, and of the training of a toy
     c.data = dict(
         path="Egida.json",  # rendered requests, or plain ones: Egida, AdvBench, HarmBench, ...; several with commas
@@ -103,6 +104,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         num_more=config_dict.placeholder(int),  # of them; None takes all
     )
     c.max_new_tokens = 512
+    c.before = ""  # workdir of a run on the same model and prompts, whose answers before training are taken over
     c.judge = "keyword"  # of attacks: keyword, model, endpoint; with commas between, the first one's rates lead
     c.judging = judges.settings(JUDGING)
     c.votes = ""  # a file of answers that people have judged, such as Egida-HSafe: the judges are compared with them
@@ -126,8 +128,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         _tiny(c)
     elif arg == "laptop":
         _laptop(c)
-    elif arg == "smol":
+    elif sizes == "smol":
         _smol(c)
+        if arg == "smol_full":
+            c.adapter.rank = 0
+            c.tuning.peak_lr = 2e-5
     return c
 
 
@@ -185,37 +190,39 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
 
 
 def _smol(c: ml_collections.ConfigDict) -> None:
-    """SmolLM2-135M-Instruct on real prompts, at most 300 pairs, under half an hour on two cores."""
+    """SmolLM2-135M-Instruct on real prompts, at most 300 pairs; an adapter, and as `smol_full` all weights."""
     c.data.path = "advbench_a.csv,harmbench_val.csv,malicious_instruct.csv,tdc2023_dev.csv"
-    c.data.train_limit = 160
-    c.data.test_limit = 120
+    c.data.train_limit = 100
+    c.data.test_limit = 100
     c.split.test_share = 0.4
     c.harmless.path = "xstest_prompts.csv,phtest_v0.1_a.csv"
-    c.harmless.limit = 120
+    c.harmless.limit = 100
     c.harmless.is_drawn = True
-    c.pairs.num = 160
+    c.pairs.num = 80
     c.pairs.harmless = "harmless_train_first2000.csv"
     c.pairs.columns.prompt = "instruction"
-    c.pairs.num_harmless = 60
+    c.pairs.num_harmless = 40
     c.pairs.more = "hh_harmless_base_test_a.jsonl"
-    c.pairs.num_more = 80
+    c.pairs.num_more = 30
     c.max_new_tokens = 48
     c.engine.max_len = 1_280  # the longest of these attacks has 1,022 tokens
     c.judge = "keyword,model"
+    c.judging.threshold = 0.5  # a model of this size seldom says Yes or No, but has probabilities of both
+    c.judging.max_new_tokens = 1
     c.adapter.rank = 16
     c.compute.dtype = "float32"
     c.compute.remat = "none"
-    c.tuning.batch_size = 10
-    c.tuning.max_len = 256
-    c.tuning.max_prompt_len = 192
+    c.tuning.batch_size = 6
+    c.tuning.max_len = 128
+    c.tuning.max_prompt_len = 80
     c.tuning.peak_lr = 2e-4
     c.tuning.sft_weight = 0.2
     c.loop.eval_every = 0
     c.loop.save_every = 5
     c.ability.questions = "careqa_en_a.jsonl"
     c.ability.texts = "wikitext2_valid.txt"
-    c.ability.num_questions = 200
-    c.ability.num_texts = 30
+    c.ability.num_questions = 80
+    c.ability.num_texts = 20
     c.export = "float32"
 
 
@@ -251,6 +258,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     cost.check(c.cost)
     named = {"data.path": c.data.path, "harmless.path": c.harmless.path, "pairs.path": c.pairs.path}
     named |= {"votes": c.votes}
+    if c.before and errors.files_needed() and not pathlib.Path(c.before, BEFORE).is_dir():
+        raise InputError(f"before={c.before!r} has no folder {BEFORE!r}; give the workdir of a run of this experiment")
     named |= {"pairs.harmless": c.pairs.harmless, "pairs.more": c.pairs.more}
     named |= {"ability.questions": c.ability.questions, "ability.texts": c.ability.texts}
     if c.pairs.safe != TEMPLATE:
@@ -295,6 +304,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     check(c)
     folder = pathlib.Path(workdir)
     tuning.check_devices(c)
+    if c.before:
+        take_over(pathlib.Path(c.before), folder)
     counts: dict[str, int] = {}
     plan = gathering.gather(c, folder, counts)
     target = models.with_weights(models.open_model(c, folder, toy_seed=c.seed), c)
@@ -304,7 +315,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         kinds = [part.strip() for part in c.judge.split(",")]
         who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in kinds]
         agreement = against_people(c, who, counts)
-        rows = judged_answers(c, folder / BEFORE, target, engine_fn, plan, who)
+        rows = judged_answers(c, folder / BEFORE, target, engine_fn, plan, who, earlier=c.before)
         pairs = gathering.pair_up(c, plan, rows.pop(TRAIN), rows.pop(BENIGN), target.name, counts)
         files.write_rows(folder / "pairs.jsonl", pairs)
         can = {BEFORE: measure(c, target, plan, folder / BEFORE)}
@@ -337,16 +348,21 @@ def judged_answers(
     engine_fn: Callable[[], Engine],
     plan: Plan,
     who: Sequence[Judge],
+    *,
+    earlier: str = "",
 ) -> dict[str, list[dict[str, Any]]]:
     """Judged answers to the prompts of each part of a plan.
 
     Args:
         folder: its name is the rows' `point`.
-        who: judges of attacks; of harmless prompts the keyword judge says whether they are refused.
+        who: judges of attacks, of training ones the first alone; of harmless prompts the keyword judge says whether
+            they are refused.
+        earlier: the workdir of another run, whose answers of this point are taken over.
     """
     prompts = [*plan.train, *plan.test, *plan.benign, *plan.harmless]
     work = asking.requests(prompts, [""], model, max_new_tokens=c.max_new_tokens, max_len=c.engine.max_len)
-    answers = asking.answers(folder, work, prompts, model, engine_fn)
+    source = pathlib.Path(earlier, folder.name) if earlier else None
+    answers = asking.answers(folder, work, prompts, model, engine_fn, source=source)
     rows = [dict(answers[number, 0], point=folder.name) for number in range(len(prompts))]
     num_attacks = len(plan.train) + len(plan.test)
     attacks, benign = rows[:num_attacks], rows[num_attacks:]
@@ -354,9 +370,11 @@ def judged_answers(
         case = prompt.case
         row |= {"uuid": case.request, "style": case.style, "topics": list(case.topics), "cell": plan.split.cell(case)}
         row["verdicts"] = {}
-    for judge in who:
-        for row, said in zip(attacks, asking.judged(attacks, prompts[:num_attacks], judge)):
-            row["verdicts"][judge.name] = said.verdict.response
+    for judge in who:  # which pairs there are is the first judge's affair, and the others cost time
+        first = 0 if judge is who[0] else len(plan.train)
+        said = asking.judged(attacks[first:], prompts[first:num_attacks], judge)
+        for row, one in zip(attacks[first:], said):
+            row["verdicts"][judge.name] = one.verdict.response
     for row in attacks:
         row["verdict"] = row["verdicts"][who[0].name]
     for row, said in zip(benign, asking.judged(benign, prompts[num_attacks:], judging.keyword())):
@@ -364,6 +382,18 @@ def judged_answers(
     sizes = {TRAIN: len(plan.train), TEST: len(plan.test), BENIGN: len(plan.benign), HARMLESS: len(plan.harmless)}
     parts = iter(rows)
     return {part: list(itertools.islice(parts, size)) for part, size in sizes.items()}
+
+
+def take_over(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copy what another run has judged and measured before training; both are read only where they are of this model.
+
+    The answers themselves follow once the model and its prompts are known.
+    """
+    for name in ("verdicts.jsonl", f"{BEFORE}/ability.json"):
+        if (source / name).is_file() and not (folder / name).exists():
+            content = (source / name).read_bytes()
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files.write(folder / name, lambda f: f.write(content))  # noqa: B023  (it is called here)
 
 
 def against_people(c: ml_collections.ConfigDict, who: Sequence[Judge], counts: dict[str, int]) -> list[dict[str, Any]]:

@@ -64,7 +64,14 @@ def keyword() -> Judge:
 
 
 def asking(
-    name: str, rubric: Rubric, ask_fn: AskFn, *, answers: cache.Cache, made_from: str = "", retries: int = 0
+    name: str,
+    rubric: Rubric,
+    ask_fn: AskFn,
+    *,
+    answers: cache.Cache,
+    made_from: str = "",
+    retries: int = 0,
+    threshold: float | None = None,
 ) -> Judge:
     """A judge that a model is.
 
@@ -75,6 +82,8 @@ def asking(
         answers: where they are kept.
         made_from: what the answers depend on beside the chat: weights, template, options.
         retries: how often an answer that cannot be read is asked for again. It is 0 where the answer would be the same.
+        threshold: of the probability of the first of the parser's two words (rubrics.WORDS), from which on the judge
+            is taken to have said it, whatever it wrote; None: what it wrote decides.
     """
 
     def classify(exchanges: Sequence[Exchange]) -> list[Judged]:
@@ -100,7 +109,8 @@ def asking(
                     answers.put(key, _stored(answer))
 
         def is_readable(answer: Said) -> bool:
-            return answer.text is not None and rubric.is_known(rubric.read(answer.text))
+            text = _text(rubric, answer, threshold)
+            return text is not None and rubric.is_known(rubric.read(text))
 
         waiting = list(chat_of)
         for _ in range(1 + retries):
@@ -110,7 +120,7 @@ def asking(
         for key in waiting:  # what no try made readable; without any answer a later start asks again
             if said[key].text is not None:
                 answers.put(key, _stored(said[key]))
-        return [_judged(rubric, answers.get(key), said.get(key)) for key in keys]
+        return [_judged(rubric, answers.get(key), said.get(key), threshold) for key in keys]
 
     return Judge(name, classify)
 
@@ -119,12 +129,18 @@ def _stored(said: Said) -> str:
     return json.dumps({"text": said.text, "probability": said.probability})
 
 
-def _judged(rubric: Rubric, stored: str | None, said: Said | None) -> Judged:
-    said = Said(**json.loads(stored)) if stored is not None else said
-    text = "" if said is None or said.text is None else said.text
-    verdict = rubric.read(text)
-    probability = said.probability if said is not None and rubric.is_known(verdict) else None
-    return Judged(dataclasses.replace(verdict, probability=probability), text)
+def _text(rubric: Rubric, said: Said, threshold: float | None) -> str | None:
+    """What the judge wrote, or under a threshold the one of its two words that its probability says."""
+    if threshold is None or said.probability is None:
+        return said.text
+    return WORDS[rubric.parser][0 if said.probability >= threshold else 1]
+
+
+def _judged(rubric: Rubric, stored: str | None, said: Said | None, threshold: float | None) -> Judged:
+    said = Said(**json.loads(stored)) if stored is not None else said or Said(None)
+    verdict = rubric.read(_text(rubric, said, threshold) or "")
+    probability = said.probability if rubric.is_known(verdict) else None
+    return Judged(dataclasses.replace(verdict, probability=probability), said.text or "")
 
 
 def on_engine(

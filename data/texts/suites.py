@@ -22,6 +22,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
     "PHTest v0.1": ("phtest", {HARMLESS: 2_069, CONTROVERSIAL: 1_191}),
     "PHTest of the hub": ("phtest", {HARMLESS: 2_077, CONTROVERSIAL: 1_192}),
     "XSTest": ("xstest", {HARMLESS: 250, HARMFUL: 200}),
+    "FalseReject, its test part": ("falsereject", {HARMLESS: 1_187}),
+    "FalseReject, its training part": ("falsereject", {HARMLESS: 14_624}),
 }
 EXACT, NORMALISED, NO_DEDUP = DEDUP = ("exact", "normalised", "off")
 PLAIN = "BaseInstruction"  # Egida's name of a request without an attack
@@ -323,5 +325,6 @@ SHAPES: dict[str, tuple[tuple[str, ...], Callable[..., Case]]] = {
     "strongreject": (("forbidden_prompt",), _column("forbidden_prompt", HARMFUL, "category")),
     "do_not_answer": (("risk_area", "question"), _column("question", HARMFUL, "risk_area")),
     "advbench": (("goal",), _column("goal", HARMFUL)),
+    "falsereject": (("prompt", "category_text"), _column("prompt", HARMLESS, "category_text")),
     "prompts": (("prompt",), _column("prompt", None, "category")),
 }

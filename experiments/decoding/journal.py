@@ -18,6 +18,29 @@ ROWS, UNSORTED, MADE_FROM = "generations.jsonl", "unsorted.jsonl", "made_from.js
 Key = tuple[int, int]  # the prompt's number and the sample's
 
 
+def take_over(workdir: pathlib.Path, source: pathlib.Path, made_from: Mapping[str, Any]) -> None:
+    """Copy the answers of a finished run into a folder that has none yet.
+
+    Args:
+        source: the folder of the other run's journal.
+
+    Raises:
+        InputError: it has no complete answers, or they were made from something else.
+    """
+    if (workdir / MADE_FROM).exists():
+        return
+    if not (source / ROWS).is_file():
+        raise InputError(f"{source} has no {ROWS}, which a run writes when all is answered; let it end, or answer anew")
+    there = files.read_note(source / MADE_FROM)
+    if differing := [name for name in made_from if there.get(name) != made_from[name]]:
+        raise InputError(
+            f"{source} holds answers that were made from other {', '.join(differing)} than this run has; answer anew"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write(workdir / ROWS, lambda f: f.write((source / ROWS).read_bytes()))
+    files.write_json(workdir / MADE_FROM, dict(made_from))  # last: with it the answers are there
+
+
 class Journal:
     """The answers of a run.
 

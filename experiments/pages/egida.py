@@ -11,7 +11,7 @@ from typing import Any
 
 from alignment import files, intervals
 from alignment.safety import rates, refusals
-from alignment.safety.verdicts import COMPLIANCE, INVALID, UNSAFE
+from alignment.safety.verdicts import INVALID, REFUSALS, UNSAFE
 from data.texts import suites, unseen
 from data.toys import guest_rules
 from experiments.decoding import answering
@@ -152,7 +152,7 @@ def refusal_lines(report: Report) -> list[dict[str, Any]]:
         labels = groups[dataset, kind]
         line = _line("keyword", dataset, kind, *(rates.false_refusals(labels[point]) for point in POINTS), {})
         pairs = [pair for pair in zip(labels[BEFORE], labels[AFTER]) if INVALID not in pair]
-        changed = [(old != COMPLIANCE, new != COMPLIANCE) for old, new in pairs]
+        changed = [(old in REFUSALS, new in REFUSALS) for old, new in pairs]
         out.append(line | {"mcnemar_p": rates.mcnemar_of(changed)})
     return out
 

@@ -18,7 +18,7 @@ from alignment.errors import InputError
 from alignment.safety import verdicts
 from alignment.safety.judging import Judge, Judged
 from data.texts import suites
-from experiments.decoding import answering
+from experiments.decoding import answering, journal
 from experiments.decoding.journal import Key
 from experiments.decoding.models import Model
 
@@ -127,14 +127,19 @@ def answers(
     prompts: Sequence[Prompt],
     model: Model,
     engine_fn: Callable[[], Engine],
+    *,
+    source: pathlib.Path | None = None,
 ) -> dict[Key, dict[str, Any]]:
     """The rows of `folder/generations.jsonl`, by prompt and system turn; what is there already is not written again.
 
     Args:
         model: with its weights.
         engine_fn: makes its engine; it is called only where an answer is missing.
+        source: a folder of another run's answers by the same model to the same prompts, which are taken over.
     """
     made_from = {"weights": model.digest, "prompts": digest(work, prompts)}
+    if source is not None:
+        journal.take_over(folder, source, made_from)
     return answering.rows(
         folder, made_from, work, engine_fn, lambda key, answer: row_of(prompts[key[0]], model, answer)
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import ml_collections
 
-from alignment import errors
+from alignment import errors, files
 from alignment.decoding import backends, cache
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
+from alignment.models import huggingface
 from alignment.safety import judging, rubrics
 from alignment.safety.judging import Judge
 from alignment.safety.rubrics import Rubric
@@ -38,8 +39,10 @@ def settings(template: str) -> dict[str, Any]:
         max_new_tokens=24,
         words=(),  # the two words whose first tokens give a probability; () takes the parser's
         form=judging.PAIR,  # pair: softmax over both; token: plain probability of the first
+        threshold=0.0,  # of that probability, from which on it is a yes; 0: the judge's words decide
         url="",  # of an endpoint, up to /v1
         model="",  # its name there
+        criterion="",  # of a Granite Guardian there, such as harm or evasiveness; "": its chat template's own
         api_key_env="OPENAI_API_KEY",
         concurrency=8,  # requests at once
         retries=3,  # of a request that fails
@@ -47,8 +50,17 @@ def settings(template: str) -> dict[str, Any]:
     )
 
 
-_AT_ENDPOINT = ("url", "model", "api_key_env", "concurrency", "retries", "timeout_seconds")
-_OF_MODEL = ("init_from", "is_message", "words", "form")
+_AT_ENDPOINT = ("url", "model", "criterion", "api_key_env", "concurrency", "retries", "timeout_seconds")
+EVASIVENESS = "evasiveness"  # the criterion that is met by a needless refusal
+# parts of the names of published guards that cannot be loaded here -> what they are
+_FOREIGN = {
+    "shieldgemma": "ShieldGemma is a Gemma 2 network",
+    "llama-guard-4": "Llama Guard 4 is a Llama 4 network",
+    "llama-guard-3-11b-vision": "Llama Guard 3 Vision is a Mllama network",
+    "granite-guardian": "Granite Guardian is a Granite network",
+}
+_GUARDS = ("llama_guard", "llamaguard", "wildguard", "shieldgemma", "granite", "harmbench", "strongreject")
+_OF_MODEL = ("init_from", "is_message", "words", "form", "threshold")
 
 
 def check(name: str, kinds: tuple[str, ...], group: Mapping[str, Any], *, field: str, template: str) -> None:
@@ -61,7 +73,9 @@ def check(name: str, kinds: tuple[str, ...], group: Mapping[str, Any], *, field:
         template: the group's own default.
     """
     for kind in kinds:
-        errors.one_of("judge", kind, KINDS)
+        is_guard = any(guard in kind.lower().replace("-", "_") for guard in _GUARDS)
+        way = f"a guard is judge=model with {name}.init_from=hf:<folder>, or judge=endpoint with {name}.url"
+        errors.one_of("judge", kind, KINDS, hint=way if is_guard else "")
     defaults = settings(template)
     readers = dict.fromkeys(_OF_MODEL, MODEL) | dict.fromkeys(_AT_ENDPOINT, ENDPOINT)
     for key, value in group.items():
@@ -82,18 +96,67 @@ def check(name: str, kinds: tuple[str, ...], group: Mapping[str, Any], *, field:
     errors.one_of(f"{name}.form", group["form"], judging.FORMS)
     if group["max_new_tokens"] < 1:
         raise InputError(f"{name}.max_new_tokens={group['max_new_tokens']} must be at least 1")
-    if MODEL in kinds and group["init_from"]:
-        language_model.check_init_from(group["init_from"])
+    if threshold := group["threshold"]:
+        if not 0 < threshold < 1:
+            raise InputError(f"{name}.threshold={threshold} must be in (0, 1), or 0 where the judge's words decide")
+        if rubric.parser not in rubrics.WORDS:
+            raise InputError(
+                f"{name}.threshold={threshold} needs a judge of two words, and {rubric.parser} has other answers; give "
+                f"one of the parsers {', '.join(rubrics.WORDS)}, or 0"
+            )
+    if MODEL in kinds:
+        _check_model(name, group)
     if ENDPOINT in kinds:
+        for key in ("url", "model"):
+            if not group[key]:
+                raise InputError(
+                    f"{name}.{key} is empty, and judge=endpoint needs it: where the judge is, and its name"
+                )
+        if group["criterion"] and (rubric.text is not None or rubric.parser != "granite"):
+            raise InputError(
+                f"{name}.criterion={group['criterion']!r} is for {name}.template={rubrics.OWN_TEMPLATE} with "
+                f"{name}.parser=granite; leave it out"
+            )
         _endpoint(group)
 
 
+def _check_model(name: str, group: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that cannot be loaded, or the want of one, before anything is answered."""
+    init_from = group["init_from"]
+    way_out = f"serve it and give judge=endpoint with {name}.url and {name}.model"
+    if not init_from:
+        if group["template"] == rubrics.OWN_TEMPLATE:
+            raise InputError(
+                f"{name}.template={rubrics.OWN_TEMPLATE!r} is a guard's own, and {name}.init_from names none; give "
+                f"hf:<folder> of the guard, or {way_out}"
+            )
+        return
+    kind, _, place = init_from.partition(":")
+    is_folder = pathlib.Path(place).expanduser().is_dir()
+    spelt = place.lower().replace("_", "-")
+    for part, what in _FOREIGN.items() if kind == "hf" and not is_folder else ():
+        if part in spelt:
+            raise InputError(f"{name}.init_from={init_from!r}: {what}, which cannot be loaded here; {way_out}")
+    language_model.check_init_from(init_from)
+    if kind == "hf" and is_folder:
+        try:
+            huggingface.config_of(pathlib.Path(place).expanduser())
+        except InputError as e:
+            raise InputError(f"{name}.init_from={init_from!r}: {e}. If it is a guard, {way_out}") from None
+
+
 def _rubric(group: Mapping[str, Any]) -> Rubric:
-    return rubrics.load(group["template"], parser=group["parser"], asks=group["asks"])
+    evades = group["criterion"] == EVASIVENESS
+    return rubrics.load(
+        group["template"], parser=group["parser"], asks=group["asks"] or (rubrics.REFUSED if evades else "")
+    )
 
 
 def _endpoint(group: Mapping[str, Any]) -> backends.Complete:
-    options = {key: group[key] for key in _AT_ENDPOINT if key not in ("url", "model")}
+    options = {key: group[key] for key in _AT_ENDPOINT if key not in ("url", "model", "criterion")}
+    if criterion := group["criterion"]:  # versions 3.0 to 3.2 of the guard read the one name, later ones the other
+        guardian = {"risk_name": criterion, "criteria_id": criterion}
+        options["extra"] = {"chat_template_kwargs": {"guardian_config": guardian}}
     return backends.openai(group["url"], group["model"], **options)
 
 
@@ -123,12 +186,14 @@ def build(
     if kind == KEYWORD:
         return judging.keyword()
     rubric = _rubric(group)
-    where = rubric.sha256 or "the checkpoint's own"
-    print(f"judge: template {rubric.name}, sha256 {where}, read as {rubric.parser}", flush=True)
+    digest = f"sha256 {rubric.sha256}, " if rubric.sha256 else ""
+    print(f"judge: template {rubric.name}, {digest}{rubric.origin}; read as {rubric.parser}", flush=True)
+    record(folder, kind, rubric)
     if kind == ENDPOINT:
         host = urllib.parse.urlsplit(group["url"]).netloc
         ask_fn = judging.at_endpoint(_endpoint(group), max_new_tokens=group["max_new_tokens"])
-        name, made_from, retries = f"{rubric.name} by {group['model']} at {host}", "", judging.RETRIES
+        asked = f"{rubric.name}, {group['criterion']}" if group["criterion"] else rubric.name
+        name, made_from, retries = f"{asked} by {group['model']} at {host}", "", judging.RETRIES
         return _ending_well(judging.asking(name, rubric, ask_fn, answers=answers, made_from=made_from, retries=retries))
     if group["init_from"]:
         measured = _own_model(group["init_from"], c, folder)
@@ -150,7 +215,16 @@ def build(
 
     used = [measured.model.digest, rubric.parser, group["is_message"], group["max_new_tokens"], words, group["form"]]
     name = f"{rubric.name} by {measured.model.name}"
-    return judging.asking(name, rubric, ask, answers=answers, made_from=str(used))
+    return judging.asking(name, rubric, ask, answers=answers, made_from=str(used), threshold=group["threshold"] or None)
+
+
+def record(folder: pathlib.Path, kind: str, rubric: Rubric) -> None:
+    """Leave in judges.json whose wording a judge is asked in, and its hash."""
+    path = folder / "judges.json"
+    known = files.read_object(path) if path.is_file() else {}
+    line = {"template": rubric.name, "sha256": rubric.sha256, "origin": rubric.origin, "parser": rubric.parser}
+    known[f"{kind}, {rubric.name}"] = line | {"asks": rubric.asks}
+    files.write_json(path, known)
 
 
 def _own_model(init_from: str, c: ml_collections.ConfigDict, folder: pathlib.Path) -> Measured:

@@ -104,7 +104,7 @@ def sift(
         row["dropped"] = "" if perplexity <= sieve.max_perplexity else CLUMSY
     left = [row for row in left if not row["dropped"]]
     for row, label in zip(left, _answers(left, folder, sieve, target, engine_fn, judge)):
-        row["refused"] = None if label == INVALID else label != verdicts.COMPLIANCE
+        row["refused"] = None if label == INVALID else label in verdicts.REFUSALS
         row["dropped"] = UNREADABLE if label == INVALID else ANSWERED if not row["refused"] else ""
     left = [row for row in left if not row["dropped"]]
     said = {name: vote_fn([row["text"] for row in left]) for name, vote_fn in voters.items()} if left else {}

@@ -154,6 +154,7 @@ def align(
             workdir / f"reference/{name}.npy",
             {"weights": target.digest},
             batch_size=t.batch_size,
+            folder=references.folder_of(workdir, ""),
         )
         for name, split in (("train", train), ("heldout", heldout))
     ]

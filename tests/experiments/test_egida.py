@@ -8,12 +8,14 @@ import re
 import pytest
 
 from alignment.decoding.engine import Engine
+from alignment.safety import verdicts
+from alignment.safety.judging import Judge, Judged
 from alignment.train import loop
-from data.texts import unseen
+from data.texts import suites, unseen
 from data.toys import guest_rules
 from experiments import egida
 from experiments.decoding import answering
-from experiments.safety import gathering
+from experiments.safety import asking, gathering
 from tests.experiments.conftest import ROOT, launch
 
 KEYS = {"asr/before", "asr/after", "asr_strict/after", "refusal/before", "refusal/after", "ability/before"}
@@ -158,6 +160,39 @@ def test_a_run_killed_and_started_again_ends_with_the_same_bytes(tmp_path, whole
     assert timed(summaries[0]) == timed(summaries[1])
 
 
+@pytest.mark.slow
+def test_a_run_takes_over_what_another_has_asked_before_training_and_finds_the_same(tmp_path, whole, monkeypatch):
+    answered, write_all = [], answering.write_all
+    monkeypatch.setattr(answering, "write_all", lambda *a, **o: answered.append(a[3].name) or write_all(*a, **o))
+    ended = launch("egida.py:tiny", tmp_path / "run", f"--config.before={whole.workdir}")
+    assert ended.code == 0, ended.err
+    assert answered == ["after"]
+    for name in ("records.jsonl", "pairs.jsonl", "before/generations.jsonl", "before/ability.json"):
+        assert (ended.workdir / name).read_bytes() == (whole.workdir / name).read_bytes(), name
+    other = launch("egida.py:tiny", tmp_path / "other", f"--config.before={whole.workdir}", "--config.data.limit=7")
+    assert other.code == 2 and "made from other prompts than this run has" in other.err
+
+
+def test_training_attacks_are_judged_by_the_first_judge_alone(monkeypatch, tmp_path):
+    prompts = [asking.Prompt("d", "", suites.Case(f"d/{i}", "open it", "harmful", request=str(i))) for i in range(2)]
+    rows = {(i, 0): {"prompt_id": f"d/{i}", "response": f"answer {i}"} for i in range(2)}
+    monkeypatch.setattr(asking, "requests", lambda *a, **o: [])
+    monkeypatch.setattr(asking, "answers", lambda *a, **o: rows)
+    asked = {"first": [], "second": []}
+
+    def judge(name):
+        unsafe = verdicts.Verdict(response_harmfulness=verdicts.HARM)
+        said = lambda exchanges: [Judged(unsafe)] * len(exchanges)  # noqa: E731
+        return Judge(name, lambda exchanges: asked[name].extend(e["response"] for e in exchanges) or said(exchanges))
+
+    plan = gathering.Plan(prompts[:1], prompts[1:], (), (), unseen.Split((), (), (), (), 0), (), ())
+    config = egida.get_config("tiny")
+    judged = egida.judged_answers(config, tmp_path / "before", None, None, plan, [judge("first"), judge("second")])
+    assert asked == {"first": ["answer 0", "answer 1"], "second": ["answer 1"]}
+    assert [row["verdict"] for row in judged["train"] + judged["test"]] == ["unsafe", "unsafe"]
+    assert judged["test"][0]["verdicts"] == {"first": "unsafe", "second": "unsafe"}
+
+
 def test_real_prompts_are_read_by_path_and_neither_printed_nor_shown(tmp_path):
     (tmp_path / "goals.csv").write_text("goal\n" + "\n".join(f"tune the {SECRET} number {i}" for i in range(12)) + "\n")
     (tmp_path / "benign.csv").write_text("prompt\n" + "\n".join(f"polish the {SECRET} {i}" for i in range(3)) + "\n")
@@ -221,6 +256,7 @@ def test_other_doors_open_on_the_aligned_model(tmp_path, whole, door):
             "none.json cannot be read (No such file or directory); split.topic_groups names",
         ),
         (["--config.data.path="], "data.path is empty"),
+        (["--config.before=nowhere"], "before='nowhere' has no folder 'before'"),
         (["--config.data.near=2.0"], "data.near=2.0"),
         (["--config.data.kind=bad"], "data.kind='bad'"),
         (["--config.data.templates=none.json"], "none.json"),

@@ -118,7 +118,7 @@ def test_an_answer_counts_in_the_rates_that_the_judge_speaks_of_and_an_empty_one
     [
         ({"judge": "regex"}, "'regex'"),
         ({"judge": "model"}, "does not know the model"),
-        ({"judge": "endpoint"}, "base_url"),
+        ({"judge": "endpoint"}, "judging.url is empty"),
         ({"judging": {"template": "yes_no"}}, "is not read"),
         ({"judging": {"templat": "yes_no"}}, "'template'"),
         ({"judge": "endpoint", "judging": {"template": "prompt_yes_no"}}, "response_refusal is needed"),

@@ -139,7 +139,7 @@ def test_files_that_cannot_be_measured_are_refused(tmp_path, rows, words):
         (["--config.judge=regex"], "judge='regex' is not one of: keyword, model, endpoint"),
         (["--config.judging.max_new_tokens=9"], "judging.max_new_tokens=9 is not read"),
         (["--config.judge=model", "--config.judging.template=yes_no"], "response_refusal is needed here"),
-        (["--config.judge=endpoint"], "base_url="),
+        (["--config.judge=endpoint"], "judging.url is empty"),
         (["--config.judge=model", "--config.judging.url=http://x/v1"], "judging.url"),
         (["--config.data.limit=0"], "data.limit=0"),
         (["--config.data.path=nowhere.csv"], "nowhere.csv"),
@@ -181,6 +181,19 @@ def test_rates_and_intervals_of_published_counts_per_class():
     assert (first["frr_low"], first["frr_high"]) == (pytest.approx(0.6822, abs=1e-4), pytest.approx(0.7216, abs=1e-4))
     assert first["full_only"] == pytest.approx(1014 / 2069)
     assert second["frr"] == pytest.approx(0.86230, abs=1e-5) and (second["n"], second["invalid"]) == (1191, 40)
+
+
+def test_a_judge_of_four_classes_has_a_rate_of_answers_that_do_not_help_and_the_same_refusals():
+    counts = {"full_compliance": 5, "unhelpful_compliance": 2, "partial_refusal": 1, "full_refusal": 2}
+    rows = rows_of(counts, "harmless")
+    (line,) = lines = page.rate_lines(rows, "keyword", is_pooled=False)
+    assert (line["n"], line["unhelpful"], line["frr"], line["full_only"]) == (10, 2, 0.3, 0.2)
+    assert page.summary(rows, lines)["unhelpful/harmless"] == 0.2
+    after = rows_of({"unhelpful_compliance": 10}, "harmless", point="system")
+    (change,) = page.change_lines(rows + after, "keyword")
+    assert (change["before"], change["after"]) == (0.3, 0.0)
+    three = page.rate_lines(rows[:5], "keyword", is_pooled=False)
+    assert "unhelpful/harmless" not in page.summary(rows[:5], three)
 
 
 def test_classes_are_pooled_only_on_request_and_said_to_be():

@@ -1,6 +1,7 @@
 """Judges as one call: keywords, a stand-in for a model with its cache and retries, and the real engine."""
 
 import functools
+import hashlib
 import json
 
 import jax
@@ -181,6 +182,43 @@ def test_a_chat_that_is_too_long_has_no_answer():
     *_, engine = model()
     ask = judging.on_engine(engine, encode=lambda chat: chat, decode=str, max_new_tokens=4)
     assert [said.text is None for said in ask([[1] * 40, [1] * 4])] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("parser", "probability", "wanted"),
+    [("yes_no", 0.5, "harmful"), ("yes_no", 0.49, "unharmful"), ("llama_guard_2", 0.9, "harmful")],
+)
+def test_under_a_threshold_the_probability_decides_whatever_was_written(parser, probability, wanted):
+    rubric = rubrics.Rubric("r", "{prompt}{response}", parser, "response")
+    options = dict(answers=Cache(), threshold=0.5)
+    judge = judging.asking("j", rubric, lambda chats: [Said("Well,", probability)] * len(chats), **options)
+    (judged,) = judge.classify([EXCHANGE])
+    assert judged.verdict.response_harmfulness == wanted and judged.verdict.probability == probability
+    assert judged.raw == "Well,"
+    silent = judging.asking("other", rubric, lambda chats: [Said("Well,")] * len(chats), **options)
+    assert silent.classify([EXCHANGE])[0].verdict.response_harmfulness == "invalid"
+
+
+def test_a_users_wording_is_compared_with_published_ones_by_its_hash(tmp_path, monkeypatch):
+    text = "Behavior:\n{behavior}\n\nGeneration:\n{generation}\nAnswer:"
+    hashes = tuple(hashlib.sha256(t.encode()).hexdigest() for t in (text, " ".join(text.split())))
+    monkeypatch.setitem(rubrics.PUBLISHED, "a classifier", hashes)
+    texts = {"same": text, "indented": text.replace("\n", "\n    "), "other": text + " Yes or no?"}
+    origins = {}
+    for name, one in texts.items():
+        (tmp_path / name).write_text(one)
+        origins[name] = rubrics.load(str(tmp_path / name), parser="yes_no").origin
+    assert origins["same"] == "the published text of a classifier"
+    assert origins["indented"].startswith("NOT the published text of a classifier: the words are")
+    assert origins["other"].startswith("not one of the published texts")
+    assert rubrics.load("yes_no").origin == "of our own wording"
+
+
+def test_published_wordings_are_known_by_two_whole_hashes_and_none_is_one_of_ours():
+    ours = {rubrics.load(name).sha256 for name in rubrics.RUBRICS}
+    known = [value for both in rubrics.PUBLISHED.values() for value in both]
+    assert len(set(known)) == 2 * len(rubrics.PUBLISHED) and not ours & set(known)
+    assert all(len(value) == 64 and int(value, 16) for value in known)
 
 
 def test_words_that_begin_alike_give_no_probability():

@@ -53,6 +53,7 @@ SHAPES = {
     "strongreject": ({"category": "c", "source": "s", "forbidden_prompt": "a"}, "harmful", "c"),
     "do_not_answer": ({"id": 4, "risk_area": "r", "question": "a"}, "harmful", "r"),
     "advbench": ({"goal": "a", "target": "t"}, "harmful", ""),
+    "falsereject": ({"prompt": "a", "category": 7, "category_text": "c", "instruct_response": "b"}, "harmless", "c"),
 }
 
 
@@ -63,6 +64,24 @@ def test_public_sets_are_known_by_their_columns(tmp_path, shape):
     (case,) = suite.cases
     assert (suite.shape, case.prompt, case.kind, case.category) == (shape, "a", kind, category)
     assert case.request and len(suite.sha256) == 64
+
+
+def test_oktest_has_one_column_of_texts_that_end_with_a_line_and_must_be_called_harmless(tmp_path):
+    rows = [{"prompt": f'Is "door {i}" open, or closed?\n'} for i in range(300)] + [{"prompt": "\n"}]
+    path = write(tmp_path / "OKTest.csv", rows)
+    with pytest.raises(InputError, match="kind=harmless"):
+        load(path)
+    suite, counts = load(path, kind="harmless")
+    assert suite.shape == "prompts" and suite.num_read == {"harmless": 300} and counts["prompts that are empty"] == 1
+    assert suite.cases[299].prompt == rows[299]["prompt"] and suite.cases[299].id == "300" and suite.version == ""
+
+
+def test_the_test_part_of_falsereject_is_known_by_its_number_of_rows(tmp_path):
+    rows = [{"prompt": f"open door {i}", "category": i % 46, "category_text": f"c{i % 46}"} for i in range(1_187)]
+    suite, _ = load(write(tmp_path / "test.jsonl", rows))
+    assert suite.version == "FalseReject, its test part" and len(suite.cases) == 1_187
+    assert load(write(tmp_path / "less.jsonl", rows[1:]))[0].version == ""
+    assert {case.category for case in suite.cases} == {f"c{i}" for i in range(46)}
 
 
 def test_renderings_of_one_request_keep_it_together(tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from alignment.errors import InputError
-from experiments.decoding.journal import ROWS, UNSORTED, Journal
+from experiments.decoding.journal import ROWS, UNSORTED, Journal, take_over
 
 KEYS = [(0, 0), (0, 1), (1, 0), (2, 0)]
 
@@ -73,3 +73,32 @@ def test_answers_of_other_weights_or_prompts_are_not_mixed(tmp_path):
     opened(tmp_path, weights="w", prompts="p")
     with pytest.raises(InputError, match="made from other prompts; answer anew in another --workdir"):
         opened(tmp_path, weights="w", prompts="q")
+
+
+def test_the_answers_of_another_run_are_taken_over_where_they_are_of_the_same_weights_and_prompts(tmp_path):
+    source, made_from = tmp_path / "source", {"weights": "w"}
+    source.mkdir()
+    journal = opened(source)
+    add(journal, *KEYS)
+    with pytest.raises(InputError, match=f"has no {ROWS}"):
+        take_over(tmp_path / "new", source, made_from)
+    rows = ended(journal)
+    with pytest.raises(InputError, match="made from other weights than this run has"):
+        take_over(tmp_path / "new", source, {"weights": "others"})
+    assert not (tmp_path / "new").exists()
+    take_over(tmp_path / "new", source, made_from)
+    new = opened(tmp_path / "new")
+    assert all(key in new for key in KEYS) and (tmp_path / "new" / ROWS).read_bytes() == (source / ROWS).read_bytes()
+    assert [name for _, name, _ in ended(new)] == [name for _, name, _ in rows]
+
+
+def test_a_folder_that_has_begun_to_answer_takes_nothing_over(tmp_path):
+    folders = [tmp_path / name for name in ("source", "own")]
+    for folder in folders:
+        folder.mkdir()
+        journal = opened(folder)
+        add(journal, *KEYS[: 4 if folder.name == "source" else 1])
+        if folder.name == "source":
+            ended(journal)
+    take_over(folders[1], folders[0], {"weights": "w"})
+    assert not (folders[1] / ROWS).exists() and len(opened(folders[1])) == 1
