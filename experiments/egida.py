@@ -64,6 +64,7 @@ LEAST = {
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     sizes = "smol" if arg == "smol_full" else arg
     c = ml_collections.ConfigDict(models.settings(sizes) | dict(mesh=groups.mesh()))
+    c.models = ()  # of a sweep: hf:..., run:... of each target; () takes init_from alone
     c.seed = 0  # of the split, the draws, the order of the pairs, and of the training of a toy
     c.data = dict(
         path="Egida.json",  # rendered requests, or plain ones: Egida, AdvBench, HarmBench, ...; several with commas
@@ -245,14 +246,15 @@ def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
         yield "split.num_unseen_styles", "split.unseen_styles names the styles"
 
 
-def sweep() -> Iterator[dict[str, Any]]:
-    for num, beta, rank in itertools.product((50, 200, 1_000), (0.1, 0.3), (0, 8)):
-        yield {"pairs.num": num, "tuning.beta": beta, "adapter.rank": rank}
+def sweep(c: ml_collections.ConfigDict) -> Iterator[dict[str, Any]]:
+    for model, num, beta, rank in itertools.product(models.over_models(c), (50, 200, 1_000), (0.1, 0.3), (0, 8)):
+        yield {**model, "pairs.num": num, "tuning.beta": beta, "adapter.rank": rank}
 
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither prompts, weights nor devices to be seen."""
     models.check(c)
+    models.check_models(c)
     checks.check_least(c, LEAST)
     tuning.check(c)
     cost.check(c.cost)

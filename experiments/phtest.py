@@ -34,6 +34,7 @@ from alignment.decoding import cache
 from alignment.errors import InputError
 from alignment.safety import refusals, verdicts
 from alignment.safety.judging import Judge
+from alignment.train import language_model
 from data import records
 from data.texts import suites
 from data.toys import guest_rules, house_rules
@@ -43,12 +44,14 @@ from experiments.decoding.models import Model
 from experiments.launch import checks
 from experiments.pages import phtest as page
 from experiments.pages import phtest_search as search_page
-from experiments.pages.phtest import ADAPTER, BARE, FILTER, SYSTEM
+from experiments.pages import phtest_sweep
+from experiments.pages.phtest import ADAPTER, ALIGNED, BARE, FILTER, SYSTEM
 from experiments.safety import asking, judges, searching, strengths
 from experiments.safety.asking import Prompt
 
-SETTINGS = ("", "laptop", "smol", "tiny")
+SETTINGS = ("", "guests", "laptop", "smol", "tiny")
 HOUSE, GUESTS = "synthetic:house_rules", "synthetic:guest_rules"
+RETROFITTED = "run:runs/laptop"  # what `make laptop` leaves
 EMBEDDED = {HOUSE: house_rules.prompts, GUESTS: guest_rules.prompts}
 TOO_MANY_INVALID, MAX_INVALID = 3, 0.02  # exit code, and the share above which it is given
 CAUTIOUS = "cautious"
@@ -63,7 +66,8 @@ LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, ""),
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict(models.settings(arg))
+    c = ml_collections.ConfigDict(models.settings("laptop" if arg == "guests" else arg))
+    c.models = ()  # of a sweep: hf:..., run:... of each; () takes init_from alone
     c.seed = 0  # of the prompts that data.limit draws where data.is_drawn
     c.data = dict(
         path="PHTest.csv",  # a file, or several with commas between: PHTest, XSTest, OR-Bench, OKTest, HarmBench, ...
@@ -82,6 +86,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         filter="",  # what turns prompts away: words, model, endpoint; "": not tried
         words=(),  # of filter=words: a prompt that holds one, whatever its case, is turned away
         adapter="",  # beside the weights: peft:<folder>, or run:<workdir> of a run that trained it; "": not tried
+        aligned="",  # the model after it was trained against attacks, such as run:<workdir> of egida; "": not tried
         strengths=STRENGTHS,  # multiples of the adapter's own scale, each a point; 1 is the adapter as trained
     )
     c.filtering = judges.settings(FILTERING)
@@ -89,7 +94,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.searching = searching.settings(arg)
     c.voting = judges.settings(searching.VOTING)  # of judges that say whether a prompt that was found is harmless
     c.pooled = False  # a line more: the rate over harmless and controversial prompts together
-    if arg in ("tiny", "laptop"):
+    if arg == "guests":
+        c.data.path = GUESTS
+        c.init_from = models.OBEDIENT
+        c.defence.aligned = RETROFITTED
+        c.max_new_tokens = 48
+        c.engine.max_len = 192
+    elif arg in ("tiny", "laptop"):
         c.data.path = HOUSE
         c.defence.system = house_rules.CAUTION
         c.defence.filter = WORDS
@@ -110,9 +121,20 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return c
 
 
+def sweep(c: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+    return models.over_models(c)
+
+
+def compare(folder: str) -> None:
+    """What a sweep shows beside its numbers: the trade-off over models."""
+    phtest_sweep.write(pathlib.Path(folder))
+
+
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither prompts, weights nor devices to be seen."""
     models.check(c)
+    models.check_models(c)
+    check_aligned(c)
     checks.check_least(c, LEAST)
     for path in asking.paths(c.data.path):
         if path not in EMBEDDED:
@@ -137,6 +159,17 @@ def check(c: ml_collections.ConfigDict) -> None:
     searching.check(c, SETTINGS)
 
 
+def check_aligned(c: ml_collections.ConfigDict) -> None:
+    """Refuse an aligned model that is not there."""
+    source = c.defence.aligned
+    if source == RETROFITTED and errors.files_needed() and not pathlib.Path("runs/laptop/DONE").exists():
+        raise InputError(f"defence.aligned={source!r}: the aligned model is not there; run: make laptop")
+    if source and source.partition(":")[0] not in models.KINDS:
+        raise InputError(f"defence.aligned={source!r} must be '', hf:<folder or hub id>, run:<workdir> or gguf:<file>")
+    if source:
+        language_model.check_init_from(source)
+
+
 def judge_kinds(judge: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in judge.split(","))
 
@@ -152,19 +185,24 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     made_from = {"prompts": asking.digest(work, prompts)}
     if c.defence.adapter:
         made_from["adapter"] = f"{strengths.digest(c.defence.adapter, model)} at {tuple(c.defence.strengths)}"
+    aligned = None
+    if c.defence.aligned:
+        aligned = aligned_model(c, folder, work, prompts, model)
+        made_from["aligned"] = language_model.digest(c.defence.aligned)
     model = models.with_weights(model, c)
     frees_params = not c.defence.adapter and not c.search  # which read them beside the engine
     engine_fn = functools.cache(lambda: models.engine(model, c, frees_params=frees_params))  # made when asked, and once
     journal = Journal(folder, made_from | {"weights": model.digest}, [key for key, _ in work])
-    for strength in dict.fromkeys(point.strength for point in points):
-        missing = [item for item in work if points[item[0][1]].strength == strength and item[0] not in journal]
+    for weights in dict.fromkeys(point.weights for point in points):
+        missing = [item for item in work if points[item[0][1]].weights == weights and item[0] not in journal]
         if missing:
+            own = model if weights is None else adapted(model, aligned, c, weights)
             answering.write_all(
-                engine_fn() if strength is None else models.engine(adapted(model, c, strength), c),
+                engine_fn() if weights is None else models.engine(own, c),
                 missing,
                 journal,
                 folder,
-                row_fn=lambda key, answer: (asking.row_of(prompts[key[0]], model, answer), {}),
+                row_fn=lambda key, answer: (asking.row_of(prompts[key[0]], own, answer), {}),  # noqa: B023
             )
     answers = journal.end()
     with cache.Cache(folder / "verdicts.jsonl") as verdicts:
@@ -173,7 +211,8 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         rows = []
         for sample, point in enumerate(points):
             more = dict(point=point.name, system_prompt=point.system)
-            more |= {} if point.strength is None else dict(adapter=c.defence.adapter, strength=point.strength)
+            if isinstance(point.weights, float):
+                more |= dict(adapter=c.defence.adapter, strength=point.weights)
             own = [answers[number, sample] | more for number in range(len(prompts))]
             rows += judged(own, prompts, who)
         if c.defence.filter:
@@ -191,25 +230,60 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """The model as one of its users meets it: behind this system turn, and with an adapter of this strength, if any."""
+    """The model as one of its users meets it.
+
+    Attributes:
+        system: the turn that it stands behind.
+        weights: the strength of the adapter beside its weights, ALIGNED for those of another model; None: its own.
+    """
 
     name: str
     system: str
-    strength: float | None = None
+    weights: float | str | None = None
 
 
 def points_of(c: ml_collections.ConfigDict) -> list[Point]:
     """All points that the model itself answers at; the filter's are made from those of the bare model."""
     points = [Point(BARE, c.system)]
     points += [Point(SYSTEM, defensive(c))] if c.defence.system else []
+    points += [Point(ALIGNED, c.system, ALIGNED)] if c.defence.aligned else []
     if c.defence.adapter:
-        points += [Point(f"{ADAPTER}{strength:g}", c.system, strength) for strength in c.defence.strengths]
+        points += [Point(f"{ADAPTER}{strength:g}", c.system, float(strength)) for strength in c.defence.strengths]
     return points
 
 
-def adapted(model: Model, c: ml_collections.ConfigDict, strength: float) -> Model:
-    print(f"answering with {c.defence.adapter} at {strength:g} times its scale", flush=True)
-    return strengths.attached(model, c.defence.adapter, strength)
+def adapted(model: Model, aligned: Model | None, c: ml_collections.ConfigDict, weights: float | str) -> Model:
+    """The model that answers at a point with weights of its own."""
+    if isinstance(weights, str):
+        assert aligned is not None
+        print(f"answering with {c.defence.aligned}", flush=True)
+        return models.with_weights(aligned, other_config(c))
+    print(f"answering with {c.defence.adapter} at {weights:g} times its scale", flush=True)
+    return strengths.attached(model, c.defence.adapter, weights)
+
+
+def other_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config that opens the aligned model."""
+    own = ml_collections.ConfigDict(c.to_dict())
+    own.update(init_from=c.defence.aligned, tokenizer="", draft_from="")
+    own.engine.num_draft = 0
+    return own
+
+
+def aligned_model(
+    c: ml_collections.ConfigDict, folder: pathlib.Path, work: Sequence[Any], prompts: Sequence[Prompt], model: Model
+) -> Model:
+    """The aligned model without its weights; one that reads the prompts otherwise is refused."""
+    own = models.open_model(other_config(c), folder)
+    systems = [point.system for point in points_of(c)]
+    sizes = dict(max_new_tokens=c.max_new_tokens, max_len=c.engine.max_len)
+    theirs = asking.requests(prompts, systems, own, **sizes)
+    if asking.digest(theirs, prompts) != asking.digest(work, prompts):
+        raise InputError(
+            f"defence.aligned={c.defence.aligned!r} has another tokenizer or chat template than {model.name!r}, so it "
+            "would not answer the same prompts; give the model that was trained from this one"
+        )
+    return own
 
 
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Prompt]:

@@ -93,6 +93,17 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"init_from={c.init_from!r} is small and gains nothing from draft_from; leave it out")
 
 
+def over_models(c: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+    """What a sweep sets for each model that `c.models` lists; [{}] where it lists none."""
+    return [{"init_from": init_from, "models": ()} for init_from in c.models] or [{}]
+
+
+def check_models(c: ml_collections.ConfigDict) -> None:
+    """Refuse a list of models where one is measured."""
+    if c.models:
+        raise InputError(f"models={tuple(c.models)} is what --sweep goes over; give --sweep, or one model as init_from")
+
+
 def check_engine(c: ml_collections.ConfigDict) -> None:
     """Refuse sizes and types of an engine that cannot be, whatever model it reads."""
     if c.dtype is not None:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -93,7 +94,8 @@ class Experiment:
         """The points of its sweep; a value set on the command line and swept over as well is refused."""
         if not hasattr(self.module, "sweep"):
             raise InputError(f"{self.name} defines no sweep(); add one that yields dicts of dotted overrides")
-        points = sweeps.points(self.module.sweep())
+        sweep = self.module.sweep  # it may read the config, as where a setting lists what is swept over
+        points = sweeps.points(sweep(config) if inspect.signature(sweep).parameters else sweep())
         for key in sorted({key for point in points for key in point.overrides}):
             sweeps.require_key(config, key, "sweep()")
             if any(a.lstrip("-").split("=")[0] == f"config.{key}" for a in arguments):

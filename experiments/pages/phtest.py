@@ -17,6 +17,7 @@ from experiments.decoding import answering
 from experiments.report import charts, pictures
 
 BARE, SYSTEM, FILTER = "bare", "system", "filter"  # points: the model as it is, and behind a defence
+ALIGNED = "aligned"  # the point of the model after its alignment
 ADAPTER = "adapter_"  # a point with an adapter is called so, with its strength behind
 POOLED = "pooled"
 CLASSES = (HARMLESS, CONTROVERSIAL, HARMFUL)
@@ -212,7 +213,11 @@ def headline(numbers: Mapping[str, float]) -> str:
             parts.append(f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f}) of {n:,.0f} {name} prompts")
     if not parts:
         return "No prompt of this run is harmless or controversial, so it has no false refusals."
-    defences = {SYSTEM: "under the defensive system prompt", FILTER: "behind the input filter"}
+    defences = {
+        SYSTEM: "under the defensive system prompt",
+        FILTER: "behind the input filter",
+        ALIGNED: "after alignment",
+    }
     with_adapter = [name.partition("/")[0] for name in numbers if re.fullmatch(rf"{ADAPTER}[^/]+/frr/{HARMLESS}", name)]
     defences |= {point: f"with the adapter at strength {point.removeprefix(ADAPTER)}" for point in with_adapter}
     changed = [

@@ -234,6 +234,13 @@ def test_other_doors_open_on_the_aligned_model(tmp_path, whole, door):
     assert model.params is not None and (whole.workdir / "export/hf/config.json").is_file()
 
 
+@pytest.mark.slow  # it compiles a server's programs
+def test_the_aligned_model_is_served_from_its_workdir(tmp_path, whole):
+    ended = launch("serve.py:tiny", tmp_path / "served", f"--config.init_from=run:{whole.workdir}")
+    assert ended.code == 0, ended.err
+    assert f"serving {whole.workdir.name} at http://127.0.0.1:" in ended.out and "8 tokens came back" in ended.out
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -2,23 +2,28 @@
 
 import csv
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from alignment import files
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
 from alignment.models import lora, peft_adapters
 from alignment.safety import judging
 from data.texts import suites
 from data.toys import house_rules
-from experiments import phtest
+from experiments import egida, phtest
 from experiments.decoding import answering, models
+from experiments.launch import config as configs
+from experiments.launch import sweeps
 from experiments.pages import phtest as page
-from experiments.safety import judges, strengths
+from experiments.safety import asking, judges, strengths
 from tests.decoding.test_backends import said, server, unused_port
 from tests.experiments.conftest import launch
+from tests.safety.test_rates import POINTS
 
 ROWS = [
     {"ID": 7, "Request": 'open the "blue"\ndoor', "Harmfulness": "harmless"},
@@ -337,6 +342,82 @@ def test_an_adapter_of_other_weights_is_refused(monkeypatch, adapter):
     monkeypatch.setattr(strengths.language_model, "digest", lambda init_from: "these")
     with pytest.raises(InputError, match="hf:other"):
         strengths.digest("run:somewhere", model)
+
+
+def test_an_aligned_model_is_a_point_on_the_same_prompts_with_its_own_name(tmp_path, tiny, whole):
+    source = f"run:{tiny('dpo').workdir}"
+    ended = measured(tmp_path, ROWS, f"--config.defence.aligned={source}")
+    assert ended.code in (0, 3), ended.err
+    rows = records_of(ended)
+    assert [(row["point"], row["model_id"]) for row in rows] == [(p, m) for p, m in
+        (("bare", "random"), ("aligned", source)) for _ in ROWS]  # fmt: skip
+    before = [row for row in records_of(whole) if row["point"] == "bare"]
+    assert [row["response"] for row in rows[:3]] == [row["response"] for row in before]
+    assert [row["response"] for row in rows[3:]] != [row["response"] for row in before]
+    numbers = json.loads((ended.workdir / "summary.json").read_text())
+    assert "aligned/frr/harmless" in numbers and (ended.workdir / "defense_delta.csv").exists()
+
+
+def test_an_aligned_model_that_reads_the_prompts_otherwise_is_refused(monkeypatch, tmp_path):
+    def reader(shift):
+        encode = lambda text: [ord(letter) + shift for letter in text]  # noqa: E731
+        tok = types.SimpleNamespace(render=lambda messages, **_: messages[-1]["content"], encode=encode)
+        return types.SimpleNamespace(tok=tok, name="m")
+
+    config = phtest.get_config("tiny")
+    config.defence.aligned = "run:there"
+    prompts = [asking.Prompt("d", "", suites.Case("1", "open it", "harmless"))]
+    systems = [point.system for point in phtest.points_of(config)]
+    sizes = dict(max_new_tokens=config.max_new_tokens, max_len=config.engine.max_len)
+    work = asking.requests(prompts, systems, reader(0), **sizes)
+    monkeypatch.setattr(models, "open_model", lambda *_: reader(1))
+    with pytest.raises(InputError, match="another tokenizer or chat template"):
+        phtest.aligned_model(config, tmp_path, work, prompts, reader(0))
+    monkeypatch.setattr(models, "open_model", lambda *_: reader(0))
+    assert phtest.aligned_model(config, tmp_path, work, prompts, reader(0)).name == "m"
+
+
+def test_the_guests_need_the_model_that_make_laptop_leaves(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = phtest.get_config("guests")
+    with pytest.raises(InputError, match="run: make laptop"):
+        phtest.check(config)
+    assert (config.data.path, config.init_from) == ("synthetic:guest_rules", "obedient")
+    (tmp_path / "runs/laptop").mkdir(parents=True)
+    for name in ("DONE", "model.json"):
+        (tmp_path / "runs/laptop" / name).write_text("{}")
+    phtest.check(config)
+
+
+def test_a_sweep_goes_over_the_models_that_the_config_lists(tmp_path):
+    experiment = configs.load_experiment("experiments/phtest.py:tiny")
+    config = phtest.get_config("tiny")
+    assert [point.overrides for point in experiment.points(config, [])] == [{}]
+    config.models = ("run:a", "hf:b")
+    points = experiment.points(config, [])
+    assert [point.overrides for point in points] == [{"init_from": m, "models": ()} for m in ("run:a", "hf:b")]
+    with pytest.raises(InputError, match="what --sweep goes over"):
+        phtest.check(config)
+    assert sweeps.apply(config.lock(), points[1].overrides).init_from == "hf:b"
+    of_egida = egida.get_config("tiny")
+    of_egida.models = ("run:a", "hf:b")
+    assert len(list(egida.sweep(of_egida))) == 2 * len(list(egida.sweep(egida.get_config("tiny"))))
+
+
+def test_the_sweeps_page_has_the_published_trade_off_of_twenty_models(tmp_path):
+    points = []
+    for name, (usability, safety) in POINTS.items():
+        summary = {"frr/harmless": 1 - usability, "full/harmful": safety, "n": 9}
+        files.write_json(tmp_path / name / "summary.json", summary)
+        points.append({"id": name, "overrides": {"init_from": f"hf:{name}"}})
+    files.write_json(tmp_path / "sweep.json", {"experiment": "phtest", "points": points})
+    phtest.compare(str(tmp_path))
+    with open(tmp_path / "tradeoff.csv") as f:
+        best = {line["model"].rpartition("hf:")[2] for line in csv.DictReader(f) if line["pareto"] == "True"}
+    assert best == {"Claude-2.1", "Claude-3.5-sonnet", "Claude-3-opus", "Llama-2-70b", "Gemini-1.0-pro"} | {
+        "GPT-4", "GPT-4o-mini", "GPT-4o"}  # fmt: skip
+    assert "safety and usability: -0.741" in (tmp_path / "findings.txt").read_text()
+    assert (tmp_path / "figures/tradeoff.png").is_file()
 
 
 def test_points_stand_in_the_order_of_the_run_with_the_filter_last():

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from experiments.launch import config as configs
 from experiments.launch import sweeps
 from experiments.launch import workdir as workdirs
 from experiments.report import charts, markup, meanings, page
@@ -117,8 +118,10 @@ def test_every_point_of_the_sweep_sets_keys_that_the_config_has(name):
     if not hasattr(module, "sweep"):
         pytest.skip("it sweeps over nothing")
     for setting in ("", "laptop", "tiny"):
-        for point in sweeps.points(module.sweep()):
-            sweeps.apply(module.get_config(setting).lock(), point.overrides)
+        config = module.get_config(setting).lock()
+        experiment = configs.Experiment(module, name, setting)
+        for point in experiment.points(config, []):
+            sweeps.apply(config, point.overrides)
 
 
 def test_dpo_reports_what_its_users_look_for(tiny):
