@@ -15,7 +15,8 @@ from alignment.errors import InputError
 from alignment.safety import verdicts
 from alignment.safety.verdicts import COMPLIANCE, HARM, INVALID, NO_HARM, REFUSAL, Verdict
 
-Exchange = Mapping[str, str]  # prompt; response unless the prompt alone is judged; other, where two are compared
+# prompt, perhaps with a context; response unless the prompt alone is judged; other, where two are compared
+Exchange = Mapping[str, str]
 Messages = list[dict[str, str]]
 RESPONSE, REFUSED, PROMPT = ASKS = ("response", "refusal", "prompt")
 COMPARING = "two_scores"  # the parser of rubrics that get two responses
@@ -80,6 +81,7 @@ RUBRICS = {
 NAMES = dict.fromkeys(("prompt", "behavior", "forbidden_prompt", "question"), "prompt")
 NAMES |= dict.fromkeys(("response", "generation", "completion", "answer", "first"), "response")
 NAMES |= dict.fromkeys(("other", "second"), "other")
+NAMES |= dict.fromkeys(("context", "context_string"), "context")
 _PLACE = re.compile(r"\{(" + "|".join(NAMES) + r")\}")
 # the first token's two words by parser: what it says of harm, and of none
 WORDS = {"yes_no": ("Yes", "No"), "granite": ("Yes", "No")}
@@ -120,12 +122,15 @@ class Rubric:
         text: with `{prompt}` and perhaps `{response}`; None for the checkpoint's own chat template.
         parser: a key of `verdicts.PARSERS`.
         asks: what a parser of yes and no is asked about, one of ASKS.
+        contextual: the text for exchanges with a context, with `{context}` in it; "": the context stands above the
+            prompt, as the model has read it.
     """
 
     name: str
     text: str | None
     parser: str
     asks: str
+    contextual: str = ""
 
     @property
     def sha256(self) -> str:
@@ -137,15 +142,7 @@ class Rubric:
         """Whose wording it is: ours, the checkpoint's, that of a published text, or nobody's that is known here."""
         if self.text is None:
             return "the checkpoint's own"
-        if self.name in RUBRICS:
-            return "of our own wording"
-        words = hashlib.sha256(" ".join(self.text.split()).encode()).hexdigest()
-        for name, (exact, by_words) in PUBLISHED.items():
-            if self.sha256 == exact:
-                return f"the published text of {name}"
-            if words == by_words:
-                return f"NOT the published text of {name}: the words are, but the spaces and lines between them differ"
-        return "not one of the published texts whose hash is known here"
+        return "of our own wording" if self.name in RUBRICS else published(self.text)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -154,6 +151,10 @@ class Rubric:
 
     def messages(self, exchange: Exchange) -> Messages:
         """The chat that the judge gets."""
+        context = exchange.get("context", "")
+        if context and self.contextual:
+            return [{"role": "user", "content": filled(self.contextual, exchange)}]
+        exchange = {**exchange, "prompt": f"{context}\n\n{exchange['prompt']}"} if context else exchange
         if self.text is not None:
             return [{"role": "user", "content": filled(self.text, exchange)}]
         turns = [{"role": "user", "content": exchange["prompt"]}]
@@ -177,18 +178,30 @@ class Rubric:
         return INVALID not in (getattr(verdict, field) for field in self.fields)
 
 
+def published(text: str) -> str:
+    """Which published text this one is, by its hash."""
+    exact, words = (hashlib.sha256(one.encode()).hexdigest() for one in (text, " ".join(text.split())))
+    for name, known in PUBLISHED.items():
+        if exact == known[0]:
+            return f"the published text of {name}"
+        if words == known[1]:
+            return f"NOT the published text of {name}: the words are, but the spaces and lines between them differ"
+    return "not one of the published texts whose hash is known here"
+
+
 def filled(text: str, exchange: Exchange) -> str:
     """A template with its texts; braces in the texts themselves, and places of texts that are not there, stay."""
     return _PLACE.sub(lambda place: exchange.get(NAMES[place[1]], place[0]), text)
 
 
-def load(name: str, *, parser: str = "", asks: str = "") -> Rubric:
+def load(name: str, *, parser: str = "", asks: str = "", contextual: str = "") -> Rubric:
     """A rubric by its name, from a file, or the checkpoint's own.
 
     Args:
         name: a key of RUBRICS, OWN_TEMPLATE, or a file.
         parser: a key of `verdicts.PARSERS`; "" takes that of a rubric here.
         asks: one of ASKS; "" takes that of a rubric here, else RESPONSE.
+        contextual: a file for exchanges with a context, as HarmBench's classifier has a second text for them; "": none.
 
     Raises:
         InputError: an unknown name, a file without a place for the prompt, a parser that is missing or not known.
@@ -216,4 +229,16 @@ def load(name: str, *, parser: str = "", asks: str = "") -> Rubric:
             raise InputError(
                 f"template={name!r} has no place for the {missing[0]}; write {{{missing[0]}}} where it goes"
             )
-    return Rubric(name if name in RUBRICS or text is None else pathlib.Path(name).name, text, parser, asks)
+    other = _contextual(contextual) if contextual else ""
+    return Rubric(name if name in RUBRICS or text is None else pathlib.Path(name).name, text, parser, asks, other)
+
+
+def _contextual(path: str) -> str:
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"context_template={path!r} is not a file; give one with {{context}} in it")
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    if missing := sorted({"prompt", "response", "context"} - {NAMES[place] for place in _PLACE.findall(text)}):
+        raise InputError(
+            f"context_template={path!r} has no place for the {missing[0]}; write {{{missing[0]}}} where it goes"
+        )
+    return text

@@ -174,7 +174,9 @@ def row_of(prompt: Prompt, model: Model, answer: Answer) -> dict[str, Any]:
 def judged(rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], judge: Judge) -> list[Judged]:
     """What a judge says of each row's answer; an empty answer is invalid, whoever judges."""
     exchanges = [
-        {"prompt": prompt.case.prompt, "response": row["response"]} for row, prompt in zip(rows, prompts, strict=True)
+        {"prompt": prompt.case.prompt, "response": row["response"]}
+        | ({"context": prompt.case.context} if prompt.case.context else {})
+        for row, prompt in zip(rows, prompts, strict=True)
     ]
     invalid = verdicts.Verdict(response_refusal=verdicts.INVALID, response_harmfulness=verdicts.INVALID)
     out = [Judged(invalid)] * len(rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ def settings(template: str) -> dict[str, Any]:
     return dict(
         init_from="",  # of a model: hf:<folder or hub id>, run:<workdir>, gguf:<file>; "" is the one that is measured
         template=template,  # a rubric of alignment/safety/rubrics.py, a file, or chat_template: the checkpoint's own
+        context_template="",  # a file for prompts with a context, as HarmBench has a second text; "": the same template
         parser="",  # a key of verdicts.PARSERS; "" takes that of the rubric
         asks="",  # what its yes is about: response (harm), refusal or prompt (harm); "" takes the rubric's
         is_message=True,  # the template's text is a user's message; False: a text to go on with
@@ -147,9 +149,8 @@ def _check_model(name: str, group: Mapping[str, Any]) -> None:
 
 def _rubric(group: Mapping[str, Any]) -> Rubric:
     evades = group["criterion"] == EVASIVENESS
-    return rubrics.load(
-        group["template"], parser=group["parser"], asks=group["asks"] or (rubrics.REFUSED if evades else "")
-    )
+    asks = group["asks"] or (rubrics.REFUSED if evades else "")
+    return rubrics.load(group["template"], parser=group["parser"], asks=asks, contextual=group["context_template"])
 
 
 def _endpoint(group: Mapping[str, Any]) -> backends.Complete:
@@ -188,6 +189,8 @@ def build(
     rubric = _rubric(group)
     digest = f"sha256 {rubric.sha256}, " if rubric.sha256 else ""
     print(f"judge: template {rubric.name}, {digest}{rubric.origin}; read as {rubric.parser}", flush=True)
+    if rubric.contextual:
+        print(f"judge: of prompts with a context, {rubrics.published(rubric.contextual)}", flush=True)
     record(folder, kind, rubric)
     if kind == ENDPOINT:
         host = urllib.parse.urlsplit(group["url"]).netloc
@@ -223,7 +226,11 @@ def record(folder: pathlib.Path, kind: str, rubric: Rubric) -> None:
     path = folder / "judges.json"
     known = files.read_object(path) if path.is_file() else {}
     line = {"template": rubric.name, "sha256": rubric.sha256, "origin": rubric.origin, "parser": rubric.parser}
-    known[f"{kind}, {rubric.name}"] = line | {"asks": rubric.asks}
+    line |= {"asks": rubric.asks}
+    if rubric.contextual:
+        digest = hashlib.sha256(rubric.contextual.encode()).hexdigest()
+        line |= {"context_sha256": digest, "context_origin": rubrics.published(rubric.contextual)}
+    known[f"{kind}, {rubric.name}"] = line
     files.write_json(path, known)
 
 

@@ -214,6 +214,25 @@ def test_a_users_wording_is_compared_with_published_ones_by_its_hash(tmp_path, m
     assert rubrics.load("yes_no").origin == "of our own wording"
 
 
+def test_a_prompt_with_a_context_gets_the_second_text_or_has_it_above_the_prompt(tmp_path):
+    for name, text in (("plain", "{behavior}|{generation}"), ("both", "{context}|{behavior}|{generation}")):
+        (tmp_path / name).write_text(text)
+    alone = rubrics.load(str(tmp_path / "plain"), parser="yes_no")
+    both = rubrics.load(str(tmp_path / "plain"), parser="yes_no", contextual=str(tmp_path / "both"))
+    exchange = {"prompt": "open it", "response": "done"}
+    said = lambda rubric, e: rubric.messages(e)[0]["content"]  # noqa: E731
+    assert said(both, exchange) == said(alone, exchange) == "open it|done"
+    in_context = exchange | {"context": "the blue door"}
+    assert said(both, in_context) == "the blue door|open it|done"
+    assert said(alone, in_context) == "the blue door\n\nopen it|done"
+    own = rubrics.load("chat_template", parser="llama_guard")
+    assert own.messages(in_context)[0]["content"] == "the blue door\n\nopen it"
+    with pytest.raises(InputError, match="no place for the context"):
+        rubrics.load("yes_no", contextual=str(tmp_path / "plain"))
+    with pytest.raises(InputError, match="is not a file"):
+        rubrics.load("yes_no", contextual=str(tmp_path / "nowhere"))
+
+
 def test_published_wordings_are_known_by_two_whole_hashes_and_none_is_one_of_ours():
     ours = {rubrics.load(name).sha256 for name in rubrics.RUBRICS}
     known = [value for both in rubrics.PUBLISHED.values() for value in both]
