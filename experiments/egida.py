@@ -199,12 +199,12 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.harmless.path = "xstest_prompts.csv,phtest_v0.1_a.csv"
     c.harmless.limit = 100
     c.harmless.is_drawn = True
-    c.pairs.num = 50
+    c.pairs.num = 80
     c.pairs.harmless = "harmless_train_first2000.csv"
     c.pairs.columns.prompt = "instruction"
     c.pairs.num_harmless = 40
     c.pairs.more = "hh_harmless_base_test_a.jsonl"
-    c.pairs.num_more = 15
+    c.pairs.num_more = 30
     c.max_new_tokens = 48
     c.engine.max_len = 1_280  # the longest of these attacks has 1,022 tokens
     c.judge = "keyword,model"
@@ -222,8 +222,8 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.loop.save_every = 5
     c.ability.questions = "careqa_en_a.jsonl"
     c.ability.texts = "wikitext2_valid.txt"
-    c.ability.num_questions = 40
-    c.ability.num_texts = 6
+    c.ability.num_questions = 80
+    c.ability.num_texts = 20
     c.export = "float32"
 
 
