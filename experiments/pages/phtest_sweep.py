@@ -30,8 +30,7 @@ def write(folder: pathlib.Path) -> None:
         {"model": name} | {key: group.mean(key) for key in shown} | {"pareto": name in best}
         for name, group in done.items()
     ]
-    files.write_rows(folder / "tables/models.jsonl", lines)
-    files.write_csv(folder / "tradeoff.csv", list(lines[0]), [list(line.values()) for line in lines])
+    files.write_table(folder, "tradeoff", lines)
     if not places:
         return
     words = f"{len(places)} models; {', '.join(sorted(best))}: no other is better in both."
