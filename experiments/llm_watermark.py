@@ -38,6 +38,7 @@ from experiments.evaluation import services
 from experiments.launch import checks
 from experiments.pages import llm_watermark as page
 from experiments.text_watermarks import approximate, measuring, memorising, paraphrasing, speed, texts, writing
+from experiments.text_watermarks.kept import kept
 from experiments.text_watermarks.memorising import Scorer
 from experiments.text_watermarks.writing import WRITTEN
 
@@ -79,7 +80,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.write = dict(
         schemes=WRITTEN,
         deltas=(1.0, 2.0, 4.0),  # of kgw and unigram; the others take the middle one
-        num=200,  # answers of kgw, unigram and without a mark, each at each strength
+        num=200,  # answers of kgw, unigram, synthid and without a mark, of the first two at each strength
         num_others=50,
         max_new_tokens=100,
         prompt_len=16,  # tokens of a text that an answer goes on from
@@ -118,10 +119,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.approximate = dict(num=2, num_keys=1)
     elif arg == "smol":
         c.data.path = BOTCHAN
-        c.data.piece_chars = 400  # of the whole book: with data.chapters=True members and others differ by chapter
+        c.data.chapters = True
+        c.data.piece_chars = 400
         c.data.limit = 60
         c.data.max_len = 96
         c.memorise = dict(steps=60, batch_size=6, peak_lr=1e-4)
+        c.engine.update(num_slots=32, max_len=128)  # more slots write more a second; nothing is longer
     return c
 
 
@@ -234,25 +237,35 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
 
 
 def score(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
-    """Verbatim protection and membership inference, by scheme and strength."""
-    scorer = Scorer(model, c.data.max_len)
+    """Verbatim protection and membership inference, by scheme and strength; measured once, see `kept`."""
+    reference = language_model.digest(c.reference_from) if c.reference_from else ""
+    settings = {"mark": c.mark.to_dict(), "max_len": c.data.max_len, "seed": c.seed}
+    made_from = {"weights": model.digest, "reference": reference, "settings": settings}
+    made_from |= {"texts": [[text.id, text.text, text.ids, text.is_member] for text in all_texts]}
+    return kept(folder / "scores.json", made_from, lambda: scores(c, model, all_texts, folder))
+
+
+def scores(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
+    """The tables of `score`. The model reads each text once, and once in small letters."""
+    scorer, V = Scorer(model, c.data.max_len), model.network.vocab_size
     references = None
     if c.reference_from:
         other = ml_collections.ConfigDict(c.to_dict() | {"init_from": c.reference_from, "draft_from": ""})
-        reference = Scorer(models.load(other, folder), c.data.max_len)
-        references = [reference.logps(text.ids) for text in all_texts]
+        references = Scorer(models.load(other, folder), c.data.max_len).logps([text.ids for text in all_texts])
+    schemes, num_keys = list(dict.fromkeys(c.mark.schemes)), len(c.mark.keyring)
+    marks = [m for name in schemes for m in measuring.marks_of(c.mark, name, V, c.mark.deltas[-1], model.name)]
+    of_all = scorer.score([text.ids for text in all_texts], marks)
+    of_lower = scorer.score([model.tok.encode(text.text.lower()) for text in all_texts], marks)
     verbatim_lines, membership_lines, theory_lines = [], [], []
-    for scheme in c.mark.schemes:
-        marks = measuring.marks_of(c.mark, scheme, model.network.vocab_size, c.mark.deltas[-1], model.name)
-        scored = [scorer.score(text.ids, marks, i) for i, text in enumerate(all_texts)]
+    for number, scheme in enumerate(schemes):
+        own_keys = slice(number * num_keys, (number + 1) * num_keys)
+        scored, lower = ([each[own_keys] for each in x] for x in (of_all, of_lower))
         for text, each in zip(all_texts, scored):
             measuring.verbatim.check_logps(each[0].logps_T, text.id)
         own = [each for text, each in zip(all_texts, scored) if text.is_member]
         options = (scheme, c.mark.deltas, c.mark.prompt_lens, c.mark.gamma)
         verbatim_lines += measuring.verbatim_lines(own, *options)
         theory_lines += measuring.theory_lines(own, scheme, c.mark.deltas, c.mark.gamma)
-        lower_ids = [model.tok.encode(text.text.lower())[: c.data.max_len] for text in all_texts]
-        lower = [scorer.score(ids, marks, i) for i, ids in enumerate(lower_ids)]
         for delta in c.mark.deltas:
             options = dict(scheme=scheme, delta=delta)
             membership_lines += measuring.membership_lines(all_texts, scored, lower, references, **options)

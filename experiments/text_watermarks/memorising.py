@@ -22,6 +22,7 @@ from experiments.launch import text_training
 from experiments.text_watermarks.texts import Text
 
 BATCH_SIZE, PEAK_LR = 16, 2e-5  # where the config leaves them open
+ROWS = 8  # texts that the model reads in a call: more are no faster on a CPU
 
 
 def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
@@ -68,81 +69,97 @@ def learn(c: Any, texts: Sequence[Text], folder: pathlib.Path) -> str:
 
 
 class Scorer:
-    """Texts under a model and the lists of several keys, all from one pass for each text.
+    """Texts under a model and the lists of any keys and schemes: the model reads each text once.
 
-    Rows are padded to one length, so one program serves all texts.
+    Rows are padded to one length and calls to one number of rows, so one program serves all texts.
     """
 
     def __init__(self, model: models.Model, max_len: int) -> None:
         self._model, self._max_len = model, max_len
-        self._fn = jax.jit(functools.partial(_score, model.network), static_argnames="scheme")
+        self._fn = jax.jit(functools.partial(_score, model.network))
 
-    def score(self, ids: Sequence[int], marks: Sequence[Mark], salt: int = 0) -> list[Scored]:
-        """The tokens from the second on under each mark; all marks are of one scheme.
+    def score(self, texts: Sequence[Sequence[int]], marks: Sequence[Mark]) -> list[list[Scored]]:
+        """For each text its tokens from the second on under each mark.
 
-        Args:
-            salt: of the random baseline, whose masks differ from text to text.
+        The random baseline's masks differ from place to place in `texts`.
         """
-        ids = list(ids)[: self._max_len]
-        padded_S = np.zeros(self._max_len, np.int32)
-        padded_S[: len(ids)] = ids
-        scheme, V = marks[0].scheme, self._model.network.vocab_size
-        masks_KV = (
-            np.stack([green.unigram_mask(m) for m in marks])
-            if scheme == text_marks.UNIGRAM
-            else np.zeros((len(marks), 1), bool)
-        )
-        keys_K2 = np.stack([hashing.split_key(m.key) for m in marks])  # type: ignore[arg-type]
+        lists, places = self._lists(marks)
         limit = hashing.threshold(marks[0].of("gamma"))
-        assert all(m.vocab_size == V for m in marks)
-        args = (self._model.params, padded_S, keys_K2, masks_KV, limit, np.uint32(salt))
-        logps_T, rivals_T2, out = self._fn(*args, scheme=scheme)
-        n = len(ids) - 1
-        logps_T, rivals_T2 = (np.asarray(x, np.float64)[:n] for x in (logps_T, rivals_T2))
-        out = [np.asarray(x)[:, :n] for x in out]
-        is_green_KT, mass_KT, means_KT2, squares_KT2 = out
-        return [
-            Scored(logps_T, is_green_KT[k], mass_KT[k].astype(np.float64), means_KT2[k], squares_KT2[k], rivals_T2)
-            for k in range(len(marks))
-        ]
+        out = []
+        for at in range(0, len(texts), ROWS):
+            rows = [list(ids)[: self._max_len] for ids in texts[at : at + ROWS]]
+            padded_BS = np.zeros((ROWS, self._max_len), np.int32)
+            for row_S, ids in zip(padded_BS, rows):
+                row_S[: len(ids)] = ids
+            salts_B = np.arange(at, at + ROWS, dtype=np.uint32)
+            *shared, of_scheme = jax.device_get(self._fn(self._model.params, padded_BS, salts_B, lists, limit))
+            for b, ids in enumerate(rows):
+                n = len(ids) - 1
+                logps_T, rivals_T2 = (x[b, :n].astype(np.float64) for x in shared)
+                own = [[x[b, k, :n] for x in of_scheme[scheme]] for scheme, k in places]
+                out.append([Scored(logps_T, green, mass.astype(float), *sums, rivals_T2) for green, mass, *sums in own])
+        return out
 
-    def logps(self, ids: Sequence[int]) -> np.ndarray:
-        """Clean log-probabilities of the tokens from the second on."""
+    def _lists(self, marks: Sequence[Mark]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+        """What the program needs of each scheme, its keys and masks, and where in it each mark is."""
+        by_scheme: dict[str, list[Mark]] = {}
+        places = []
+        for mark in marks:
+            assert mark.vocab_size == self._model.network.vocab_size
+            assert mark.of("gamma") == marks[0].of("gamma")
+            by_scheme.setdefault(mark.scheme, []).append(mark)
+            places.append((mark.scheme, len(by_scheme[mark.scheme]) - 1))
+        lists = {}
+        for scheme, own in by_scheme.items():
+            masks = [green.unigram_mask(mark) if scheme == text_marks.UNIGRAM else np.zeros(1, bool) for mark in own]
+            lists[scheme] = np.stack([hashing.split_key(m.key) for m in own]), np.stack(masks)  # type: ignore[arg-type]
+        return lists, places
+
+    def logps(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Clean log-probabilities of each text's tokens from the second on."""
         mark = Mark(text_marks.RANDOM, 0, self._model.network.vocab_size)
-        return self.score(ids, [mark])[0].logps_T
+        return [scored.logps_T for (scored,) in self.score(texts, [mark])]
 
 
-def _score(net, params, ids_S, keys_K2, masks_KV, limit, salt, *, scheme):
-    hidden_1SD = net.apply(decoder.variables(params), ids_S[None])
-    logp_TV = jax.nn.log_softmax(decoder.logits(net, params, hidden_1SD)[0, :-1])
-    targets_T = ids_S[1:]
+def _score(net, params, ids_BS, salts_B, lists, limit):
+    hidden_BSD = net.apply(decoder.variables(params), ids_BS)
+
+    def one_text(text):
+        hidden_SD, ids_S, salt = text
+        logp_TV = jax.nn.log_softmax(decoder.logits(net, params, hidden_SD[None])[0, :-1])
+        p_TV = jnp.exp(logp_TV)
+        # each sum below would otherwise make the softmax anew
+        logp_TV, p_TV = jax.lax.optimization_barrier((logp_TV, p_TV))
+        of_scheme = {
+            scheme: jax.lax.map(functools.partial(_of_key, scheme, logp_TV, p_TV, ids_S, salt, limit), own)
+            for scheme, own in lists.items()
+        }
+        targets_T1 = ids_S[1:, None]
+        logps_T = jnp.take_along_axis(logp_TV, targets_T1, axis=1)[:, 0]
+        is_target_TV = jnp.arange(logp_TV.shape[1], dtype=ids_S.dtype)[None] == targets_T1
+        least_T = jnp.min(jnp.where(is_target_TV, jnp.inf, logp_TV), axis=1)
+        most_T = jnp.max(jnp.where(is_target_TV, -jnp.inf, logp_TV), axis=1)
+        return logps_T, jnp.stack([least_T, most_T], axis=1) - logps_T[:, None], of_scheme
+
+    return jax.lax.map(one_text, (hidden_BSD, ids_BS, salts_B))  # one at a time: probabilities of all would be large
+
+
+def _of_key(scheme, logp_TV, p_TV, ids_S, salt, limit, key_and_mask):
+    """Whether each target is green, the list's mass, and the sums of `Scored` over red and green tokens."""
+    key_2, mask_X = key_and_mask
     T, V = logp_TV.shape
-    p_TV = jnp.exp(logp_TV)
-    ids_TV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.uint32)[None], (T, V))
     context_T1 = ids_S[:-1, None]
     if scheme == text_marks.RANDOM:  # a mask for every position of every text
         context_T1 = (jnp.arange(T, dtype=jnp.uint32) + salt * np.uint32(65_537))[:, None]
-
-    def one_key(key_and_mask):
-        key_2, mask_X = key_and_mask
-        if scheme == text_marks.UNIGRAM:
-            mask_TV = jnp.broadcast_to(mask_X[None], (T, V))
-        else:
-            key_T2 = jnp.broadcast_to(key_2[None], (T, 2))
-            mask_TV = hashing.values(hashing.LEFT, key_T2, context_T1, ids_TV) < limit
-        is_green_T = jnp.take_along_axis(mask_TV, targets_T[:, None], axis=1)[:, 0]
-        green_TV = jnp.where(mask_TV, p_TV, 0.0)
-        parts = [
-            jnp.stack([jnp.sum((p_TV - green_TV) * x, 1), jnp.sum(green_TV * x, 1)], 1) for x in (logp_TV, logp_TV**2)
-        ]
-        return is_green_T, jnp.sum(green_TV, axis=1), *parts
-
-    logps_T = jnp.take_along_axis(logp_TV, targets_T[:, None], axis=1)[:, 0]
-    is_target_TV = ids_TV == targets_T[:, None].astype(jnp.uint32)
-    least_T = jnp.min(jnp.where(is_target_TV, jnp.inf, logp_TV), axis=1)
-    most_T = jnp.max(jnp.where(is_target_TV, -jnp.inf, logp_TV), axis=1)
-    rivals_T2 = jnp.stack([least_T, most_T], axis=1) - logps_T[:, None]
-    return logps_T, rivals_T2, jax.lax.map(one_key, (keys_K2, masks_KV))
+    if scheme == text_marks.UNIGRAM:
+        mask_TV = jnp.broadcast_to(mask_X[None], (T, V))
+    else:
+        ids_TV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.uint32)[None], (T, V))
+        mask_TV = hashing.values(hashing.LEFT, jnp.broadcast_to(key_2[None], (T, 2)), context_T1, ids_TV) < limit
+    is_green_T = jnp.take_along_axis(mask_TV, ids_S[1:, None], axis=1)[:, 0]
+    green_TV = jax.lax.optimization_barrier(jnp.where(mask_TV, p_TV, 0.0))  # the hash is taken once, not for each sum
+    parts = [jnp.stack([jnp.sum((p_TV - green_TV) * x, 1), jnp.sum(green_TV * x, 1)], 1) for x in (logp_TV, logp_TV**2)]
+    return is_green_T, jnp.sum(green_TV, axis=1), *parts
 
 
 def marked_moments(scored: Scored, delta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,16 @@
 """What a mark costs while text is written: tokens a second of each scheme, in turns with the same writing unmarked."""
 
-import hashlib
-import json
 import pathlib
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from alignment import files
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Request
 from alignment.watermark import processors
 from experiments.decoding import answering, models
+from experiments.text_watermarks.kept import kept
 from experiments.text_watermarks.writing import UNMARKED, Point
 
 STORED = "speed.json"
@@ -34,17 +32,19 @@ def lines(
 
     All strengths of a scheme run one program, so the first stands for them. Every engine writes once uncounted. Nothing
     ends an answer early: all rounds are of equal length. What was measured lies in speed.json and is read again by a
-    later start of the same model and settings.
+    later start of the same model and settings; with that file and DONE removed, a start takes the time anew.
     """
     timed = list({point.scheme: point for point in reversed(points) if point.mark is not None}.values())[::-1]
-    content = json.dumps([prompts[: c.speed.num], [point.mark.to_dict() for point in timed if point.mark]])
-    made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
-    made_from |= {"settings": f"{c.speed.num} {c.speed.rounds} {c.speed.max_new_tokens} {c.write.temperature}"}
-    made_from |= {"engine": json.dumps(c.engine.to_dict(), sort_keys=True)}
-    path = folder / STORED
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    if stored.get("made_from") == made_from:
-        return stored["lines"]
+    made_from = {"weights": model.digest, "prompts": prompts[: c.speed.num], "temperature": c.write.temperature}
+    made_from |= {"marks": [point.mark.to_dict() for point in timed if point.mark]}
+    made_from |= {"speed": c.speed.to_dict(), "engine": c.engine.to_dict()}
+    return kept(folder / STORED, made_from, lambda: _measured(c, model, timed, prompts))
+
+
+def _measured(
+    c: Any, model: models.Model, timed: Sequence[Point], prompts: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """The lines of `lines`, of one point a scheme."""
     plain = _writing(c, model, None, prompts)
     tokens = c.speed.num * c.speed.max_new_tokens
     unmarked: list[float] = []
@@ -58,9 +58,7 @@ def lines(
         out.append(line | {"cost": statistics.median(own / before for before, own in rounds)})
     base = {"scheme": UNMARKED, "tokens_per_second": tokens / statistics.median(unmarked), "cost": 1.0}
     shared = {"rounds": c.speed.rounds, "tokens": tokens}
-    out = [line | shared for line in [base, *out]]
-    files.write_json(path, {"made_from": made_from, "lines": out})
-    return out
+    return [line | shared for line in [base, *out]]
 
 
 def _writing(

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from data.toys import synonyms as english
 from experiments.decoding import answering, models
 from experiments.decoding.journal import Journal
 from experiments.text_watermarks import measuring, paraphrasing, texts
-from experiments.text_watermarks.memorising import Scorer
+from experiments.text_watermarks.kept import kept
 
 WRITTEN = ("kgw", "kgw_min", "kgw_self", "unigram", "synthid", "exp")
 HAS_STRENGTH = ("kgw", "kgw_min", "kgw_self", "unigram")
-MAIN = ("kgw", "unigram")  # written `num` times at each strength; the others `num_others` times at one
+MAIN = ("kgw", "unigram", "synthid")  # written `num` times at each strength they have; the others `num_others` times
 SWAPS = (0.0, 0.25, 0.5, 1.0)  # of the words that have synonyms
 UNMARKED = "unmarked"
+READ = "read.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ def points_of(c: Any, vocab_size: int, tokenizer: str) -> list[Point]:
     out = [Point(UNMARKED, UNMARKED, None, c.write.num)]
     for scheme in c.write.schemes:
         is_main = scheme in MAIN
-        deltas = c.write.deltas if is_main else (c.write.deltas[len(c.write.deltas) // 2],)
+        has_several = is_main and scheme in HAS_STRENGTH
+        deltas = c.write.deltas if has_several else (c.write.deltas[len(c.write.deltas) // 2],)
         for delta in deltas:
             num = c.write.num if is_main else c.write.num_others
             mark = mark_of(scheme, key, vocab_size, c.mark.gamma, float(delta), tokenizer)
@@ -77,20 +80,29 @@ def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
     points, prompts = points_of(c, model.network.vocab_size, model.name), prompts_of(c, all_texts)
     content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
     made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    made_from |= {"columns": "nats"}  # answers of earlier versions lack it
     keys = [(number, sample) for sample, point in enumerate(points) for number in range(point.num)]
     journal = Journal(folder, made_from, keys)
     for scheme in dict.fromkeys(point.scheme for point in points):
         write_scheme(c, model, scheme, points, prompts, journal, folder)
-    rows = journal.end().values()
-    scorer = Scorer(model, c.write.prompt_len + c.write.max_new_tokens)
+    rows = list(journal.end().values())
+    settings = {"write": c.write.to_dict(), "paraphrase": c.paraphrase.to_dict(), "gamma": c.mark.gamma, "seed": c.seed}
+    texts_read = [[text.ids, text.is_member] for text in all_texts]
+    made_from |= {"settings": settings, "texts": texts_read, "synonyms": _synonyms(c)}
+    return kept(folder / READ, made_from, lambda: measured(c, model, all_texts, points, rows, folder))
+
+
+def measured(
+    c: Any,
+    model: models.Model,
+    all_texts: Sequence[texts.Text],
+    points: Sequence[Point],
+    rows: Sequence[Mapping[str, Any]],
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """What detectors say of the answers `rows` at `points`, and how they fare under attack."""
     by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
-    quality = {}
-    for point in points:
-        losses = []
-        for number, ids in enumerate(by_point[point.name]):
-            prompt = prompts[number % len(prompts)]
-            losses.append(-scorer.logps([*prompt, *ids])[len(prompt) - 1 :])
-        quality[point.name] = float(np.exp(np.concatenate(losses).mean()))
+    quality = {point.name: perplexity([row for row in rows if row["point"] == point.name]) for point in points}
     negatives = by_point[UNMARKED] + [text.ids for text in all_texts if not text.is_member]
     lines, robust, null = [], [], []
     for point in points[1:]:
@@ -107,6 +119,11 @@ def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
         marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
         null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
     return {"detection": lines, "robustness": robust, "null": null, "perplexity": quality[UNMARKED]}
+
+
+def perplexity(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Of answers under the unmarked model that wrote them: every token counts once. The engine gave the `nats`."""
+    return math.exp(-sum(row["nats"] for row in rows) / max(sum(len(row["ids"]) for row in rows), 1))
 
 
 def write_scheme(
@@ -141,7 +158,11 @@ def write_scheme(
         point = points[key[1]]
         text = model.text(answer.text, is_alone=False)
         record = point.mark.to_dict() if point.mark is not None else None
-        return {"point": point.name, "prompt": key[0], "text": text, "ids": answer.answer_ids, "watermark": record}, {}
+        ids = answer.answer_ids
+        # the engine's log-probabilities are the model's own, before marks and temperature: nothing is read again
+        nats = sum(token.logprob for token in answer.tokens[: len(ids)])
+        row = {"point": point.name, "prompt": key[0], "text": text, "ids": ids, "nats": nats, "watermark": record}
+        return row, {}
 
     answering.write_all(models.engine(model, c, **state), work, journal, folder, row_fn=row_of)
 
@@ -152,12 +173,7 @@ def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: 
     At 0 an answer is only read as text and cut into tokens again.
     """
     assert point.mark is not None
-    if c.write.synonyms == texts.EMBEDDED:
-        synonyms: Any = chronicle.SYNONYMS
-    elif not c.write.synonyms:
-        synonyms = english.english()
-    else:
-        synonyms = attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])
+    synonyms = _synonyms(c)
     rng, before, out = np.random.default_rng(c.seed), [model.tok.decode(ids) for ids in answers], []
     for share in SWAPS:
         after = [attacks.swap(text, synonyms, share, rng) for text in before]
@@ -166,3 +182,11 @@ def swapped(c: Any, model: models.Model, point: Point, answers: Any, negatives: 
         words = {"words": sum(a != b for a, b in pairs) / max(len(pairs), 1)}
         out.append({"point": point.name, "attack": "swap", "strength": share} | line | words)
     return out
+
+
+def _synonyms(c: Any) -> dict[str, list[str]]:
+    if c.write.synonyms == texts.EMBEDDED:
+        return chronicle.SYNONYMS
+    if not c.write.synonyms:
+        return english.english()
+    return attacks.read_synonyms([record.value for record in records.read(c.write.synonyms)[0]])

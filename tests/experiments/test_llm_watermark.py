@@ -3,10 +3,12 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from alignment.models import decoder
 from alignment.watermark import green as green_lists
 from alignment.watermark import membership, text_marks
 from alignment.watermark.verbatim import Scored
@@ -249,6 +251,51 @@ def test_empty_texts_and_one_class_are_refused(tmp_path):
         read(tmp_path, [{"input": " ", "label": 1}])
     with pytest.raises(InputError, match="all of one class"):
         read(tmp_path, [{"input": "one", "label": 1}])
+
+
+def test_scores_of_many_texts_are_those_of_each_ones_whole_distribution(tmp_path):
+    c = llm_watermark.get_config("tiny")
+    model = models.load(c, tmp_path)
+    V, rng = model.network.vocab_size, np.random.default_rng(0)
+    all_ids = [rng.integers(0, V, size).tolist() for size in (20, 48, 33)] * 3  # more than one call
+    scorer = memorising.Scorer(model, 40)
+    marks = [m for name in llm_watermark.SCORED for m in measuring.marks_of(c.mark, name, V, 10.0, model.name)]
+    out = scorer.score(all_ids, marks)
+    assert [[len(each.logps_T) for each in text] for text in out] == [[19] * 6, [39] * 6, [32] * 6] * 3
+    for number in (0, 7):
+        ids_S = np.array(all_ids[number][:40])
+        hidden_1SD = model.network.apply(decoder.variables(model.params), ids_S[None])
+        logp_TV = np.asarray(jax.nn.log_softmax(decoder.logits(model.network, model.params, hidden_1SD)[0, :-1]))
+        places_T = np.arange(len(ids_S) - 1)
+        for mark, scored in zip(marks[:4], out[number]):
+            mask_TV = green_lists.masks(mark, ids_S[:-1, None])
+            np.testing.assert_array_equal(scored.is_green_T, mask_TV[places_T, ids_S[1:]])
+            np.testing.assert_allclose(scored.logps_T, logp_TV[places_T, ids_S[1:]], atol=1e-5)
+            p_TV = np.where(mask_TV, np.exp(logp_TV), 0)
+            np.testing.assert_allclose(scored.green_mass_T, p_TV.sum(1), atol=1e-5)
+            np.testing.assert_allclose(scored.means_T2[:, 1], (p_TV * logp_TV).sum(1), atol=1e-4)
+    random = [text[4].is_green_T for text in out[::3]]  # of one text in three places
+    assert (random[0] != random[1]).any() and (random[1] != random[2]).any()
+    np.testing.assert_allclose(scorer.logps(all_ids)[7], out[7][0].logps_T, atol=1e-6)
+
+
+def test_an_answers_nats_are_those_of_the_unmarked_model_that_reads_it_again(tiny):
+    workdir = tiny("llm_watermark").workdir
+    c = llm_watermark.get_config("tiny")
+    c.init_from = f"run:{workdir}/learned"
+    model = models.load(c, workdir)
+    all_texts = texts.read(c, model.tok, workdir, learns=True, counts={})
+    prompts = writing.prompts_of(c, all_texts)
+    answers = [row for row in rows(workdir / "generations.jsonl") if row["prompt"] == 0]
+    assert {row["point"] for row in answers} == {"unmarked", "kgw 4", "synthid"}
+    whole = [[*prompts[0], *row["ids"]] for row in answers]
+    again = memorising.Scorer(model, c.write.prompt_len + c.write.max_new_tokens).logps(whole)
+    for row, logps_T in zip(answers, again):
+        assert row["nats"] == pytest.approx(logps_T[len(prompts[0]) - 1 :].sum(), abs=1e-3)
+    assert writing.perplexity([{"ids": [1, 2], "nats": -3.0}, {"ids": [5], "nats": 0.0}]) == pytest.approx(np.e)
+    lines = {line["point"]: line["perplexity"] for line in rows(workdir / "tables/detection.jsonl")}
+    marked = [row for row in rows(workdir / "generations.jsonl") if row["point"] == "kgw 4"]
+    assert lines["kgw 4"] == pytest.approx(writing.perplexity(marked))
 
 
 def test_moments_under_a_mark_are_those_of_the_whole_distribution():
