@@ -3,6 +3,7 @@
 Distances: smaller means likelier marked. P is a performance in [0, 1], Q a degradation of quality, larger is worse.
 """
 
+import functools
 import itertools
 import math
 import warnings
@@ -54,6 +55,13 @@ def auroc(marked: np.ndarray, unmarked: np.ndarray) -> float:
     return float(above / (len(marked) * len(unmarked)))
 
 
+def balanced_accuracy(marked: np.ndarray, unmarked: np.ndarray) -> float:
+    """The mean of the shares of marked and of unmarked pictures that are told right, at the threshold that is best."""
+    distances = np.unique(np.concatenate([marked, unmarked]))
+    hits, alarms = (np.searchsorted(np.sort(x), distances, "right") / len(x) for x in (marked, unmarked))
+    return float(max(0.5, np.max(1 + hits - alarms) / 2))
+
+
 def p_value(matches: int, num_bits: int) -> float:
     """The probability that a random message agrees in at least so many bits."""
     return float(scipy.stats.binom.sf(matches - 1, num_bits, 0.5))
@@ -70,6 +78,28 @@ def identified(errors: np.ndarray, num_bits: int, users: int) -> float:
     """
     wrong = np.rint(np.asarray(errors) * num_bits)
     return alone(scipy.stats.binom.cdf(wrong, num_bits, 0.5), users)
+
+
+def identified_among_drawn(errors: np.ndarray, num_bits: int, users: int, *, repeats: int = 5, seed: int = 0) -> float:
+    """`identified` by simulation: the other users' messages are drawn, anew for each repeat, and a tie is a failure.
+
+    A random message differs from whatever a picture reads in random bits, so only these are drawn, and one draw of all
+    other users serves all pictures.
+    """
+    wrong_N1 = np.rint(np.asarray(errors) * num_bits)[:, None]
+    return float(np.mean(wrong_N1 < _nearest_drawn(num_bits, users - 1, repeats, seed)[None]))
+
+
+@functools.lru_cache(maxsize=64)  # every cell of a grid asks for the same
+def _nearest_drawn(num_bits: int, num: int, repeats: int, seed: int) -> np.ndarray:
+    """Of `num` random messages the fewest bits that one has wrong, for each repeat."""
+    rng, out = np.random.default_rng([seed, num_bits, num]), []
+    lengths = [64] * (num_bits // 64) + ([num_bits % 64] if num_bits % 64 else [])
+    for _ in range(repeats):
+        words = [rng.integers((1 << n) - 1, size=num, dtype=np.uint64, endpoint=True) for n in lengths]
+        wrong = sum(np.bitwise_count(word).astype(np.int64) for word in words)
+        out.append(int(np.min(wrong)))
+    return np.array(out)
 
 
 def alone(chances: np.ndarray, users: int) -> float:

@@ -23,6 +23,7 @@ from experiments.report import progress
 NONE = "none"  # the attack that does nothing: its cell has the distances of clean pictures
 STAGE = "cells"
 PICTURES = "pictures"
+PERFORMANCES = ("P", "tpr_at_1_fpr", "auroc", "balanced_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +201,13 @@ def through(grid: Grid, cells: Sequence[Cell], **options: Any) -> list[dict[str,
     return rows
 
 
-def performance(row: Mapping[str, Any], clean: Mapping[str, Any]) -> float | None:
-    """The rate of detection at 0.1 % false positives; None where the cell or that of clean pictures failed."""
+def performance(row: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, float | None]:
+    """P, the rate of detection at 0.1 % false positives, that at 1 %, the area under the curve, and the best accuracy.
+
+    None where the cell or that of clean pictures failed.
+    """
     if "error" in row or "error" in clean:
-        return None
-    marked, bare = (row.get(side, clean[side]) for side in ("marked", "unmarked"))
-    return protocol.true_positive_rate(np.array(marked), np.array(bare))
+        return dict.fromkeys(PERFORMANCES)
+    marked, bare = (np.array(row.get(side, clean[side])) for side in ("marked", "unmarked"))
+    rates = [protocol.true_positive_rate(marked, bare, fpr=fpr) for fpr in (protocol.FPR, 0.01)]
+    return dict(zip(PERFORMANCES, (*rates, protocol.auroc(marked, bare), protocol.balanced_accuracy(marked, bare))))

@@ -68,13 +68,11 @@ def points_of(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the findings say once what few pictures mean
-            p = cells.performance(row, clean[row["mark"]])
+            performance = cells.performance(row, clean[row["mark"]])
         metrics = {name: row.get(name) for name in (*quality.METRICS, *more)}
         values = {name: metrics.get(name) for name in quality.SUBSETS[subset]}
         q = None if None in values.values() else quality.degradation(values, subset)
-        distances = {side: row.get(side, clean[row["mark"]].get(side)) for side in ("marked", "unmarked")}
-        area = protocol.auroc(*map(np.array, distances.values())) if p is not None else None
-        point = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"], "P": p, "auroc": area}
+        point = {"mark": row["mark"], "attack": row["attack"], "strength": row["strength"]} | performance
         out.append(point | metrics | {subset: q, "Q": q, "nmi_undefined": row.get("nmi_undefined")})
     return out
 
@@ -119,7 +117,8 @@ def not_run(ran: Collection[str]) -> list[dict[str, Any]]:
 def identification(rows: Sequence[Row], users: Sequence[int]) -> list[dict[str, Any]]:
     """For marks of bits and of rings, the share of marked pictures whose user is told apart from all others.
 
-    Informed detection has no line: it reads one user's key after the other. `bits right` is blank for rings.
+    Informed detection has no line: it reads one user's key after the other. `drawn, of` is by simulation, five times.
+    It is blank for rings, as `bits right` is.
     """
     out = []
     for row in rows:
@@ -133,6 +132,9 @@ def identification(rows: Sequence[Row], users: Sequence[int]) -> list[dict[str, 
                 line[f"of {num:,}"] = protocol.identified(np.array(row["marked"]), num_bits, num)
             else:
                 line[f"of {num:,}"] = protocol.alone(np.array(chances), num)
+        for num in users:
+            drawn = protocol.identified_among_drawn(np.array(row["marked"]), num_bits, num) if num_bits else None
+            line[f"drawn, of {num:,}"] = drawn
         out.append(line)
     return out
 

@@ -139,6 +139,14 @@ def test_the_set_up_says_which_pictures_are_attacked(setup, grid, tmp_path):
     assert row["psnr"] < 40
 
 
+def test_a_rate_at_one_percent_and_the_best_accuracy_stand_beside_the_rate_at_a_thousandth():
+    clean = {"mark": "dct", "attack": "none", "strength": 0.0, "marked": [0.0], "unmarked": [*range(200)]}
+    row = {"mark": "dct", "attack": "Dist-JPEG", "strength": 1.0, "marked": [*([0.5] * 100), *([300.0] * 100)]}
+    measured = cells.performance(row, clean)
+    assert measured == {"P": 0, "tpr_at_1_fpr": 0.5, "auroc": 0.4975, "balanced_accuracy": 0.7475}
+    assert cells.performance(row | {"error": "no room"}, clean)["tpr_at_1_fpr"] is None
+
+
 def test_tiny_leaves_points_a_leaderboard_and_the_attacks_that_were_not_run(tiny):
     workdir = tiny("waves").workdir
     summary = json.loads((workdir / "summary.json").read_text())
@@ -240,6 +248,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(flags, said, tmp_path):
 def test_identification_falls_with_the_number_of_users():
     rows = [{"mark": "dct", "attack": "none", "strength": 0.0, "num_bits": 48, "marked": [12 / 48] * 3}]
     (line,) = page.identification(rows, (100, 1_000))
+    assert 0 <= line["drawn, of 1,000"] <= line["drawn, of 100"] <= 1
     assert line["of 100"] == pytest.approx(0.965112, abs=1e-5) and line["of 1,000"] == pytest.approx(0.698835, abs=1e-5)
 
 

@@ -122,6 +122,27 @@ def test_drawing_the_other_users_agrees_with_the_expectation():
     assert alone_nearest == pytest.approx(protocol.identified([13 / 48], 48, 100), abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("errors", "num_bits", "users"), [(13, 48, 100), (12, 48, 1_000), (36, 100, 100), (20, 64, 100)]
+)
+def test_simulated_identification_agrees_with_the_expectation(errors, num_bits, users):
+    share = protocol.identified_among_drawn([errors / num_bits], num_bits, users, repeats=400)
+    assert share == pytest.approx(protocol.identified([errors / num_bits], num_bits, users), abs=0.07)
+    assert 0.2 < share < 0.98
+
+
+def test_of_a_million_drawn_users_one_may_be_as_near_and_a_tie_is_a_failure():
+    assert protocol.identified_among_drawn([0, 5 / 48, 12 / 48], 48, 1_000_000) == pytest.approx(2 / 3, abs=0.07)
+    tied = protocol._nearest_drawn(48, 99, 5, 0)
+    shares = [protocol.identified_among_drawn([n / 48], 48, 100) for n in (tied.min() - 1, tied.min())]
+    assert shares[0] == 1 and shares[1] == np.mean(tied > tied.min()) < 1
+
+
+def test_the_best_balanced_accuracy_by_hand():
+    assert protocol.balanced_accuracy([0.1, 0.2, 0.5], [0.4, 0.6, 0.7]) == pytest.approx(5 / 6)
+    assert protocol.balanced_accuracy([0.9], [0.4]) == 0.5 and protocol.balanced_accuracy([0.1], [0.4]) == 1
+
+
 def test_ring_keys_are_told_apart_by_the_authors_approximation():
     near, far = protocol.identified_ring([0.0], [634 * 2_048.0], 100), protocol.identified_ring([9e6], [1e6], 100)
     assert near == pytest.approx(1) and far == pytest.approx(0, abs=1e-6)
