@@ -26,7 +26,6 @@ from alignment.watermark import detect
 from alignment.watermark.text_marks import Mark
 from data import records
 from data.tokens import tokenizer
-from data.toys import chronicle
 from experiments.launch import checks
 from experiments.pages import false_alarms as page
 from experiments.text_watermarks import texts, writing
@@ -93,40 +92,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def windows(c: Any, tok: tokenizer.Tokenizer, folder: pathlib.Path) -> np.ndarray:
-    """Windows of consecutive tokens, int64 [W, T]; the texts of a file follow one another, the rest is counted.
-
-    Raises:
-        InputError: there are fewer windows than `data.num`, or a record has no text.
-    """
+    """`texts.windows` of the config's files, counted in the report."""
     counts: dict[str, int] = {}
-    by_file: dict[str, list[str]] = {}
-    if c.data.path == texts.EMBEDDED:
-        by_file[c.data.path] = chronicle.entries(2 * c.data.num, c.seed)
-        counts["records"] = 2 * c.data.num
-    else:
-        bad = str(folder / "bad_records.jsonl")
-        for record in records.read_counted(c.data.path, counts=counts, bad_records_path=bad):
-            text = next((record.value[name] for name in texts.COLUMNS if record.value.get(name)), None)
-            if not isinstance(text, str):
-                counts["records without text"] = counts.get("records without text", 0) + 1
-                continue
-            by_file.setdefault(record.file, []).append(text)
-    out = []
-    for content in by_file.values():
-        ids = np.array([i for ids, _ in tok.encode_batch(content) for i in ids], np.int64)
-        whole = len(ids) // c.data.length * c.data.length
-        out += list(ids[:whole].reshape(-1, c.data.length))
-        counts["tokens at the ends of files"] = counts.get("tokens at the ends of files", 0) + len(ids) - whole
-    num = len(out) if c.data.num is None else c.data.num
-    if len(out) < max(num, 2):
-        raise InputError(
-            f"data.path={c.data.path!r} has {len(out)} windows of {c.data.length} tokens, and data.num={c.data.num}; "
-            "give more text, or take fewer or shorter windows"
-        )
-    counts |= {"windows": num, "windows beyond data.num": len(out) - num}
+    options = dict(length=c.data.length, num=c.data.num, seed=c.seed, counts=counts)
+    out = texts.windows(c.data.path, tok, bad_records_path=folder / "bad_records.jsonl", **options)
     files.report_counts(folder, counts)
-    chosen = np.sort(np.random.default_rng(c.seed).permutation(len(out))[:num])
-    return np.stack([out[i] for i in chosen])
+    return out
 
 
 def read(marks: list[Mark], windows_WT: np.ndarray, seed: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ Expect:  laptop, 40 entries of a chronicle, half learned, and 40 others: KGW of 
          perplexity 6.0, 12, 24 (unmarked: 4.4); 58, 77, 80 % of them are detected at 1 % false alarms, without the
          5 to 7 of 40 that are too short to score. One seed; 90 updates were chosen because 400 learn every member
          by heart, where all AUCs are 1
-Smol:    make models, then llm_watermark.py:smol with botchan.txt in this folder
+Smol:    make models, then llm_watermark.py:smol with botchan.txt, wikitext2_valid.txt and c4_demo.jsonl in this folder
 
 A record has a text as `input`, `snippet` or `text`, and `label` 1 where the model was trained on it. Where the run
 trains on the members itself (memorise.steps > 0), labels may be missing: half of the texts are drawn. Every token is
@@ -45,12 +45,19 @@ from experiments.text_watermarks.writing import WRITTEN
 SETTINGS = ("", "laptop", "smol", "tiny")
 SCORED = (text_marks.KGW, text_marks.UNIGRAM, text_marks.RANDOM)
 BOTCHAN = "botchan.txt"
+NUM_NEGATIVES = 2_000  # two are above a threshold of one in a thousand
 LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
 LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
 LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
 LEAST |= {"approximate.num": (1, ""), "approximate.num_keys": (1, "")}
 LEAST |= {"speed.num": (1, ""), "speed.max_new_tokens": (1, ""), "speed.rounds": (1, "")}
-LEAST |= {"seed": (0, ""), "write.prompt_len": (1, ""), "paraphrase.num": (1, ""), "paraphrase.max_new_tokens": (1, "")}
+LEAST |= {
+    "seed": (0, ""),
+    "write.prompt_len": (1, ""),
+    "write.num_negatives": (2, ""),
+    "paraphrase.num": (1, ""),
+    "paraphrase.max_new_tokens": (1, ""),
+}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -85,6 +92,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         max_new_tokens=100,
         prompt_len=16,  # tokens of a text that an answer goes on from
         temperature=1.0,
+        negatives="",  # files of text that nobody marked; its windows join the unmarked answers and texts
+        num_negatives=NUM_NEGATIVES,  # windows of max_new_tokens tokens
         synonyms="",  # file of `word`, `synonyms`, for swaps of words; "": 300 common English words
     )
     c.speed = speed.settings()
@@ -124,6 +133,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         c.data.limit = 60
         c.data.max_len = 96
         c.memorise = dict(steps=60, batch_size=6, peak_lr=1e-4)
+        c.write.negatives = "wikitext2_valid.txt,c4_demo.jsonl"
         c.engine.update(num_slots=32, max_len=128)  # more slots write more a second; nothing is longer
     return c
 
@@ -199,6 +209,12 @@ def check(c: ml_collections.ConfigDict) -> None:
                 f"write.prompt_len={c.write.prompt_len} and {group}.max_new_tokens={c[group].max_new_tokens} are more "
                 f"than engine.max_len={c.engine.max_len}; raise it"
             )
+    if c.write.negatives:
+        records.check(c.write.negatives)
+    elif c.write.num_negatives != NUM_NEGATIVES:
+        raise InputError(
+            f"write.num_negatives={c.write.num_negatives} is not read, as write.negatives is empty; set it"
+        )
     if not c.write.temperature > 0:
         raise InputError(f"write.temperature={c.write.temperature} must be above 0: marks of draws need draws")
     if c.write.synonyms and c.write.synonyms != texts.EMBEDDED:
@@ -213,6 +229,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     members = texts.read(c, model.tok, folder, learns=c.memorise.steps > 0, counts=counts)
     counts["members"] = sum(text.is_member for text in members)
     counts["other texts"] = len(members) - counts["members"]
+    negatives = negatives_of(c, model, folder, counts)
     files.report_counts(folder, counts)
     learned = model
     if c.memorise.steps:
@@ -227,10 +244,24 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     # A model that began at random writes only what it learned; a checkpoint writes as it was before.
     writer = learned if c.init_from == models.RANDOM or not c.memorise.steps else models.with_weights(model, c)
     del learned
-    results |= writing.write(c, writer, members, folder)
+    results |= writing.write(c, writer, members, negatives, folder)
     points = writing.points_of(c, writer.network.vocab_size, writer.name)
     results["speed"] = speed.lines(c, writer, points, writing.prompts_of(c, members), folder)
     return page.write(folder, results)
+
+
+def negatives_of(
+    c: ml_collections.ConfigDict, model: models.Model, folder: pathlib.Path, counts: dict[str, int]
+) -> list[list[int]]:
+    """Windows of `write.negatives`, as long as an answer; [] where it is empty."""
+    if not c.write.negatives:
+        return []
+    own: dict[str, int] = {}
+    options = dict(length=c.write.max_new_tokens, num=c.write.num_negatives, seed=c.seed, counts=own)
+    bad = folder / "bad_negatives.jsonl"
+    out = texts.windows(c.write.negatives, model.tok, bad_records_path=bad, **options)
+    counts |= {f"negatives: {name}": number for name, number in own.items()}
+    return out.tolist()
 
 
 # Scores

@@ -18,6 +18,7 @@ SHARES = (0.25, 0.5, 0.75)  # of tokens that an attack replaces
 LEAST_NEGATIVES = 1_000  # fewer cannot show a rate of one in a thousand
 PIECES = (1, 3)  # that a marked text is cut into where it is pasted into another
 DILUTION = 3  # tokens of the other text for each marked one
+MOST_PASTED = 500  # unmarked texts beside pasted ones, each read by all windows and their resamples
 RESAMPLES = 199  # of windows; the smallest p-value is 1 / 200
 
 
@@ -229,7 +230,7 @@ def robustness_lines(
     other = [x for ids in negatives for x in ids]
     for share in SHARES:
         add("mix", share, functools.partial(attacks.mix, unmarked=other, share=share, rng=rng), list)
-    return out + pasted_lines(mark, answers, other, rng, num_others=len(negatives))
+    return out + pasted_lines(mark, answers, other, rng, num_others=min(len(negatives), MOST_PASTED))
 
 
 def pasted_lines(

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from alignment.errors import InputError
 from data import records
 from data.tokens.tokenizer import Tokenizer
@@ -150,3 +152,52 @@ def _labels(rows, seed, *, learns):
         if label not in (0, 1, "0", "1"):
             raise InputError(f"{name}: label={label!r} must be 1 for texts that the model has read and 0 for others")
     return [int(label) for label in labels]
+
+
+def windows(
+    path: str,
+    tok: Tokenizer,
+    *,
+    length: int,
+    num: int | None,
+    seed: int,
+    counts: dict[str, int],
+    bad_records_path: pathlib.Path,
+) -> np.ndarray:
+    """Windows of consecutive tokens of files' texts, int64 [W, T]; the texts of a file follow one another.
+
+    Args:
+        path: files of texts, with commas between, or `EMBEDDED`.
+        num: windows, drawn by the seed; None takes all.
+        counts: gains what was read and what was left over.
+
+    Raises:
+        InputError: there are fewer windows than `num`, or fewer than two.
+    """
+    by_file: dict[str, list[str]] = {}
+    if path == EMBEDDED:
+        entries = chronicle.entries(2 * (num or 100), seed)
+        by_file[path] = entries
+        counts["records"] = len(entries)
+    else:
+        for record in records.read_counted(path, counts=counts, bad_records_path=str(bad_records_path)):
+            text = next((record.value[name] for name in COLUMNS if record.value.get(name)), None)
+            if not isinstance(text, str):
+                counts["records without text"] = counts.get("records without text", 0) + 1
+                continue
+            by_file.setdefault(record.file, []).append(text)
+    out = []
+    for content in by_file.values():
+        ids = np.array([i for ids, _ in tok.encode_batch(content) for i in ids], np.int64)
+        whole = len(ids) // length * length
+        out += list(ids[:whole].reshape(-1, length))
+        counts["tokens at the ends of files"] = counts.get("tokens at the ends of files", 0) + len(ids) - whole
+    wanted = len(out) if num is None else num
+    if len(out) < max(wanted, 2):
+        raise InputError(
+            f"{path!r} has {len(out)} windows of {length} tokens, and {max(wanted, 2)} are wanted; give more text, or "
+            "take fewer or shorter windows"
+        )
+    counts |= {"windows": wanted, "windows beyond those wanted": len(out) - wanted}
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(out))[:wanted])
+    return np.stack([out[i] for i in chosen])

@@ -75,8 +75,18 @@ def prompts_of(c: Any, all_texts: Sequence[texts.Text]) -> list[list[int]]:
     return [text.ids[: c.write.prompt_len] for text in sorted(all_texts, key=lambda text: text.is_member)]
 
 
-def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: pathlib.Path) -> dict[str, Any]:
-    """Marked and unmarked answers, what detectors say of them, and how they fare under attack."""
+def write(
+    c: Any,
+    model: models.Model,
+    all_texts: Sequence[texts.Text],
+    negatives: Sequence[Sequence[int]],
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """Marked and unmarked answers, what detectors say of them, and how they fare under attack.
+
+    Args:
+        negatives: ids of unmarked texts that join the unmarked answers and the texts that nobody learned.
+    """
     points, prompts = points_of(c, model.network.vocab_size, model.name), prompts_of(c, all_texts)
     content = json.dumps([prompts, [p.mark.to_dict() if p.mark else None for p in points]])
     made_from = {"weights": model.digest, "prompts": hashlib.sha256(content.encode()).hexdigest()[:16]}
@@ -87,23 +97,28 @@ def write(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder: 
         write_scheme(c, model, scheme, points, prompts, journal, folder)
     rows = list(journal.end().values())
     settings = {"write": c.write.to_dict(), "paraphrase": c.paraphrase.to_dict(), "gamma": c.mark.gamma, "seed": c.seed}
-    texts_read = [[text.ids, text.is_member] for text in all_texts]
-    made_from |= {"settings": settings, "texts": texts_read, "synonyms": _synonyms(c)}
-    return kept(folder / READ, made_from, lambda: measured(c, model, all_texts, points, rows, folder))
+    others = [text.ids for text in all_texts if not text.is_member]
+    made_from |= {"settings": settings, "others": others, "negatives": negatives, "synonyms": _synonyms(c)}
+    return kept(folder / READ, made_from, lambda: measured(c, model, others, negatives, points, rows, folder))
 
 
 def measured(
     c: Any,
     model: models.Model,
-    all_texts: Sequence[texts.Text],
+    others: Sequence[Sequence[int]],
+    negatives: Sequence[Sequence[int]],
     points: Sequence[Point],
     rows: Sequence[Mapping[str, Any]],
     folder: pathlib.Path,
 ) -> dict[str, Any]:
-    """What detectors say of the answers `rows` at `points`, and how they fare under attack."""
+    """What detectors say of the answers `rows` at `points`, and how they fare under attack.
+
+    Args:
+        others, negatives: unmarked texts; the shares of small p-values over keys are of the `others` alone.
+    """
     by_point = {point.name: [row["ids"] for row in rows if row["point"] == point.name] for point in points}
     quality = {point.name: perplexity([row for row in rows if row["point"] == point.name]) for point in points}
-    negatives = by_point[UNMARKED] + [text.ids for text in all_texts if not text.is_member]
+    negatives = [*by_point[UNMARKED], *others, *negatives]
     lines, robust, null = [], [], []
     for point in points[1:]:
         assert point.mark is not None
@@ -117,7 +132,7 @@ def measured(
     robust += paraphrasing.lines(c, model, {p.name: (p.mark, by_point[p.name]) for p in points}, negatives, folder)
     for scheme in ("kgw", "unigram"):
         marks = [mark_of(scheme, int(k), model.network.vocab_size, c.mark.gamma, 2.0, "") for k in range(1, 21)]
-        null += measuring.null_lines([text.ids for text in all_texts if not text.is_member], marks)
+        null += measuring.null_lines(others, marks)
     return {"detection": lines, "robustness": robust, "null": null, "perplexity": quality[UNMARKED]}
 
 

@@ -93,6 +93,8 @@ def test_a_run_leaves_the_theory_and_near_copies_beside_the_measurement(tiny):
         (["--config.endpoint.url=http://127.0.0.1:1/v1"], "is not read, as paraphrase.by"),
         (["--config.mark.prompt_lens=(40,)"], "the shortest text has no"),
         (["--config.write.schemes=('kgw',)", "--config.write.num_others=3"], "write.num_others=3 is not read"),
+        (["--config.write.num_negatives=9"], "write.num_negatives=9 is not read, as write.negatives is empty"),
+        (["--config.write.negatives=missing.txt"], "missing.txt"),
         (["--config.write.temperature=0"], "marks of draws need draws"),
         (["--config.write.max_new_tokens=500"], "raise it"),
         (["--config.approximate.num_keys=3"], "mark.keyring has 2 keys"),
@@ -209,6 +211,26 @@ def test_rates_of_one_in_a_thousand_need_a_thousand_negatives():
     many = measuring.detection_line(mark, marked, rng.integers(0, 2_000, (1_000, 20)).tolist())
     assert few["tpr_at_0.1_fpr"] is None and 0 <= many["tpr_at_0.1_fpr"] <= 1 and many["negatives"] == 1_000
     assert few["low_power"] == 1 and few["p_below_0.001"] == 1 and few["false_alarms_at_0.001"] < 0.01
+
+
+def test_windows_of_other_files_are_negatives_beside_the_unmarked_answers(tmp_path):
+    (tmp_path / "other.txt").write_text("no mark is in these words\n" * 40)
+    c = llm_watermark.get_config("tiny")
+    c.write.update(negatives=str(tmp_path / "other.txt"), num_negatives=9, max_new_tokens=20)
+    tok, counts = tokenizer.load("bytes"), {}
+    model = types.SimpleNamespace(tok=tok, network=tok)  # both have a vocab_size
+    negatives = llm_watermark.negatives_of(c, model, tmp_path, counts)
+    assert len(negatives) == 9 and {len(ids) for ids in negatives} == {20} and counts["negatives: windows"] == 9
+    mark = writing.mark_of("kgw", 3, tok.vocab_size, 0.5, 2.0, "")
+    points = [writing.Point("unmarked", "unmarked", None, 1), writing.Point("kgw 2", "kgw", mark, 1)]
+    answers = [{"point": point.name, "ids": tok.encode("an answer of some words"), "nats": -9.0} for point in points]
+    results = writing.measured(
+        c, model, [tok.encode("a text that nobody learned")], negatives, points, answers, tmp_path
+    )
+    assert [line["negatives"] for line in results["detection"]] == [11]
+    c.write.num_negatives = 90
+    with pytest.raises(InputError, match="windows of 20 tokens, and 90 are wanted"):
+        llm_watermark.negatives_of(c, model, tmp_path, counts)
 
 
 def test_likeness_reads_tokens_and_words():
