@@ -303,6 +303,7 @@ def scores(c: Any, model: models.Model, all_texts: Sequence[texts.Text], folder:
     is_member_N = np.array([text.is_member for text in all_texts])
     blind_N = membership.blind_scores([text.text for text in all_texts], is_member_N, seed=c.seed)
     blind = membership.auc(blind_N[is_member_N], blind_N[~is_member_N])
+    membership_lines = [line | {"blind": blind} for line in membership_lines]
     tables = {"verbatim": verbatim_lines, "theory": theory_lines, "membership": membership_lines}
     return {**tables, "blind_auc": blind}
 

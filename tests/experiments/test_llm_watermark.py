@@ -56,6 +56,7 @@ def test_a_run_says_what_each_mark_costs_and_undoes_it_exactly(tiny):
     lines = {
         (line["attack"], line["scheme"], line["delta"]): line for line in rows(workdir / "tables/membership.jsonl")
     }
+    assert {line["blind"] for line in lines.values()} == {summary["blind_auc"]}
     for (attack, _, _), line in lines.items():
         if attack.startswith("exact_"):
             assert line["watermarked"] == pytest.approx(line["clean"])
