@@ -106,7 +106,23 @@ def _draw(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
             x_label=x_label,
             y_label="share",
         )
+    _draw_quality(folder / "quality.png", results)
     _draw_cost(folder / "cost.png", results)
+
+
+def _draw_quality(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """What each scheme's strengths cost in quality, and how far they raise z; a line a scheme, from weak to strong."""
+    x, y = "perplexity of the answers under the unmarked model", "median z"
+    figure, axes = pictures.canvas(4.8, 3.2, x=x, y=y)
+    schemes = dict.fromkeys(line["point"].split()[0] for line in results["detection"])
+    for scheme, colour in zip(schemes, charts.PALETTE):
+        own = [line for line in results["detection"] if line["point"].split()[0] == scheme]
+        points = [(line["perplexity"], line["z_median"]) for line in own]
+        axes.plot(*zip(*points), color=colour, marker="o", ms=4, label=scheme)
+    axes.axvline(results["perplexity"], color="k", linewidth=0.8, linestyle="--")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    pictures.save(figure, path, "How far a mark stands out, and its price in quality; dashed: unmarked answers.")
 
 
 def _draw_cost(path: pathlib.Path, results: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def test_a_run_leaves_tables_and_the_record_beside_every_answer(tiny):
     names = ("watermark_verbatim", "mia_auc", "adaptive_auc", "detection", "speed", "theory", "approximate")
     for name in names:
         assert (workdir / f"{name}.csv").stat().st_size
-    for name in ("cost", "detection", "mixes", "swaps"):
+    for name in ("cost", "detection", "mixes", "quality", "swaps"):
         assert (workdir / f"figures/{name}.png").stat().st_size
 
 
