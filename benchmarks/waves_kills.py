@@ -4,8 +4,8 @@
 
 Two marks under nine attacks at 111 strengths, and each mark bare, on two pictures of 64 pixels. One attack is a user's
 function that raises an error at one strength: two cells fail, the same two in every run, and no other. Kills are those
-of filter_kills.py: mostly SIGKILL to the whole process group, one in six SIGTERM to the launcher, one in six SIGKILL to
-a worker, which the run must survive. They fall while cells are measured, some tens to some hundreds after the start.
+of filter_kills.py: of six, four are SIGKILL to the whole process group, one SIGTERM to the launcher, one SIGKILL to a
+worker, which the run must survive. They fall while cells are measured, some tens to some hundreds after a start.
 """
 
 import argparse
@@ -60,6 +60,8 @@ def try_executor(executor: str, args: argparse.Namespace, whole: dict[str, bytes
     """Kill one run on one executor until all kills are used up, let it end, and compare."""
     moments, num, starts = random.Random(executor), dict.fromkeys(("group", "term", "worker"), 0), 0
     workdir, most = args.folder / executor, NUM_CELLS // (args.kills + 1)
+    rounds = -(-args.kills // len(KINDS))
+    kinds = [kind for _ in range(rounds) for kind in moments.sample(KINDS, len(KINDS))]
     began = time.monotonic()
     with open(args.folder / f"{executor}.log", "ab") as log:
         while not (workdir / "DONE").exists():
@@ -67,7 +69,7 @@ def try_executor(executor: str, args: argparse.Namespace, whole: dict[str, bytes
             run = subprocess.Popen(command(args, workdir, executor), **options)
             starts += 1
             while sum(num.values()) < args.kills and run.poll() is None:
-                kind = moments.choice(KINDS)
+                kind = kinds[sum(num.values())]
                 kind = "group" if kind == "worker" and executor == "local" else kind
                 until = num_done(workdir) + moments.randint(1, most)
                 while run.poll() is None and num_done(workdir) < until:
@@ -83,9 +85,9 @@ def try_executor(executor: str, args: argparse.Namespace, whole: dict[str, bytes
     temporary = [str(p) for p in workdir.rglob("*") if p.name.endswith((".tmp", ".unfinished"))]
     if differ or temporary or sum(num.values()) < args.kills:
         raise SystemExit(f"{executor}: {num} kills; differs in {differ[:20]}, temporary files {temporary}")
-    kinds = ", ".join(f"{number} {kind}" for kind, number in num.items())
+    said = ", ".join(f"{number} {kind}" for kind, number in num.items())
     print(
-        f"{executor}: {sum(num.values())} kills ({kinds}) over {starts} starts, {time.monotonic() - began:.0f} s; "
+        f"{executor}: {sum(num.values())} kills ({said}) over {starts} starts, {time.monotonic() - began:.0f} s; "
         f"{len(own)} files identical",
         flush=True,
     )
