@@ -15,6 +15,7 @@ from data.corpus import worker_processes
 
 WAIT = 1.0  # seconds in Ray's compiled code at a time; Python handles signals only between such calls
 OBJECTS_BYTES = 128 << 20  # shared memory of a cluster that we start; Ray would take about 30 % of the machine's
+TOO_SLOW = "timed out during startup"  # Ray raises a bare Exception with these words, and its limit cannot be set
 
 
 class Pool:
@@ -185,6 +186,10 @@ def _start(ray: Any, address: str, workers: int, needs: Mapping[str, Any]) -> No
         raise InputError(
             f"{where}: {_first_line(e)}. Start one with `ray start --head`, or leave the address out"
         ) from e
+    except Exception as e:
+        if TOO_SLOW not in str(e):
+            raise
+        raise Stopped("Ray did not start within its 30 s, for which this machine may be too busy") from e
     except SystemExit as e:  # Ray turns a SIGTERM during its start into this
         raise Stopped("stopped while Ray was starting") from e
     finally:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
-from alignment.errors import InputError
-from data.corpus import executors
+from alignment.errors import InputError, Stopped
+from data.corpus import executors, on_ray
 from tests.data.corpus import toy_tasks
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -109,6 +110,19 @@ def test_workers_end_with_their_parent_however_it_ends(number):
     while any(map(is_alive, workers)):
         assert time.monotonic() - started < 5
         time.sleep(0.02)
+
+
+def test_a_ray_that_is_too_slow_to_start_is_to_be_started_again():
+    def ray(words):
+        def init(**options):
+            raise Exception(words)
+
+        return types.SimpleNamespace(init=init)
+
+    with pytest.raises(Stopped, match="Ray did not start within its 30 s"):
+        on_ray._start(ray("The current node timed out during startup. This could happen"), "", 2, {"num_cpus": 1})
+    with pytest.raises(Exception, match="another fault"):
+        on_ray._start(ray("another fault"), "", 2, {"num_cpus": 1})
 
 
 def test_shares_of_an_array_are_every_nth_task():
