@@ -108,8 +108,6 @@ def assemble(
     classes = int(y_N.max()) + 1 if num_classes is None else num_classes
     if num_classes is None and classes < 2:
         raise InputError(f"{name}: all nodes have one class; two are needed to tell apart")
-    if num_classes is None and classes > num_nodes:
-        raise InputError(f"{name}: label {y_N.max()} is beyond the {num_nodes:,} nodes; classes are numbered from 0")
     for split, mask_N in masks.items():
         bad = np.flatnonzero(mask_N & ((y_N < 0) | (y_N >= classes)))
         if len(bad):
@@ -177,14 +175,18 @@ def labels(name: str, y_N: Any) -> np.ndarray:
     """One class a node, int64 [N]; -1 where a node has none, which files may write as NaN.
 
     Raises:
-        InputError: several columns, no node, labels that are not whole numbers.
+        InputError: several columns, no node, labels that are not whole numbers, a label that is not below the number
+            of nodes, for which features and weights of as many classes would be made.
     """
     y_N = np.asarray(y_N)
     if y_N.ndim == 0 or y_N.size == 0 or y_N.size != len(y_N):
         raise InputError(f"{name}: labels of shape {y_N.shape}; one class a node is needed, as a whole number from 0")
     if y_N.dtype.kind == "f":
         y_N = np.where(np.isnan(y_N), -1, y_N)
-    return whole(f"{name}: labels", y_N)
+    y_N = whole(f"{name}: labels", y_N)
+    if y_N.max() >= len(y_N):
+        raise InputError(f"{name}: label {y_N.max()} is beyond the {len(y_N):,} nodes; classes are numbered from 0")
+    return y_N
 
 
 def whole(what: str, numbers: Any) -> np.ndarray:

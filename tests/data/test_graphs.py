@@ -278,6 +278,9 @@ def test_splits_and_features_are_drawn_where_a_file_has_none_and_never_silently(
     assert graph.x_ND.shape == (120, 4)
     assert [int(graph.splits[s].sum()) for s in graphs.SPLITS] == [60, 30, 30]
     assert np.bincount(labels[graph.splits["train"]]).tolist() == [20, 20, 20]
+    np.savez(tmp_path / "far.npz", edges=edges, labels=np.where(labels == 2, 1 << 40, labels))
+    with pytest.raises(InputError, match="label 1099511627776 is beyond the 120 nodes"):  # and not out of memory
+        graph_files.read(str(tmp_path / "far.npz"), num_features=4)
     np.savez(tmp_path / "toy.npz", **LAYOUTS["edges"])
     with pytest.raises(InputError, match="for graphs without features"):
         graph_files.read(str(tmp_path / "toy.npz"), num_features=4)
