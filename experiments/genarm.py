@@ -107,7 +107,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # rules, heldout, model, endpoint; None: rules of the embedded pairs, heldout
     c.judging = judges.settings(judging.TEMPLATE)  # of a model or an endpoint, which reads two answers in both orders
     c.judge_templates = ()  # one for each objective, in the files' order, instead of judging.template for all
-    c.fit_pairs = 4_000  # at most, of each objective, that rewards of whole answers are fitted to
+    c.fit_pairs = 4_000  # at most, of each objective, that a reward of whole answers is fitted to
+    c.measuring_fraction = 0.5  # of the training prompts, which the rewards that measure alone read (judge=heldout)
     c.decoding = dict(
         prompts=300,  # held-out ones, at most
         max_new_tokens=128,
@@ -182,15 +183,15 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.init_from = models.SMOL
     c.compute.update(dict(dtype="float32", remat="none"))
     c.data.path = "harmless=hh_harmless.jsonl,preferred=alpaca_eval.jsonl"
-    c.data.limit = 300
+    c.data.limit = 600
     c.data.max_len = 160
     for stage, steps in ((c.reward, 16), (c.dpo, 8)):
         stage.update(dict(steps=steps, batch_size=4, warmup_steps=3))
         stage.adapter.rank = 16
     c.points = 3
     c.baselines = "base_greedy,soups"
-    c.fit_pairs = 60
-    c.decoding.update(dict(prompts=12, max_new_tokens=32, num_slots=4))
+    c.fit_pairs = 120
+    c.decoding.update(dict(prompts=24, max_new_tokens=32, num_slots=8))
     c.latency_tokens = 32
     c.shown = 0  # texts of a safety set
 
@@ -218,6 +219,8 @@ def check(c: ml_collections.ConfigDict) -> None:
                 f"baselines has {kind!r}, which takes off what a small model says, and the reward models begin as the "
                 "base itself; set reward.init_from, or leave it out"
             )
+    if not 0 < c.measuring_fraction < 1:
+        raise InputError(f"measuring_fraction={c.measuring_fraction} must be above 0 and below 1")
     if c.judge is not None:
         errors.one_of("judge", c.judge, scoring.JUDGES)
     if c.judge == scoring.RULES and places != {objectives.EMBEDDED}:
@@ -279,17 +282,17 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     tok = training.load_tokenizer(c, read, folder)
     if c.reward.init_from:
         training.check_same_tokens(tok, tokenizer.load(language_model.tokenizer_of(c.reward.init_from)))
-    own = training.load_objectives(c, read, tok, folder, counts)
+    fraction = c.measuring_fraction if judge_of(c) == scoring.HELDOUT else 0.0
+    own = training.load_objectives(c, read, tok, folder, counts, measuring_fraction=fraction)
     files.report_counts(folder, counts)
-    members, rewards = train(c, own, betas, tok, sharding.make_mesh(**c.mesh), folder)
+    members, measuring = train(c, own, betas, tok, sharding.make_mesh(**c.mesh), folder)
     own = own[: len(names)]
     beside = methods.baselines(names, baselines(c), points=c.points, temperature=temperature)
     prompts = writing.prompts_of(own, c.decoding.prompts)
     writer = Writer(c, tok, members, prompts, names, [*beside, *grid], folder)
     answers = write(c, writer, folder)
     for method in (method for method in beside if method.kind == methods.BEST):
-        chooses = [each.own for each in rewards]
-        answers[method.name] = writing.best_of_n(answers, method, chooses, members.base, prompts)
+        answers[method.name] = writing.best_of_n(answers, method, members.rewards, members.base, prompts)
     answers = {name: rows for name, rows in answers.items() if not name.startswith(writing.SAMPLE)}
     judge = judge_of(c)
     seconds = latency.measure(writer, num_tokens=c.latency_tokens)
@@ -297,12 +300,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         if judge == scoring.RULES:
             outcomes_fn = scoring.by_scores(scoring.by_rules(names, answers))
         elif judge == scoring.HELDOUT:
-            outcomes_fn = scoring.by_scores(scoring.by_rewards(answers, members.base, rewards, prompts))
+            outcomes_fn = scoring.by_scores(scoring.by_rewards(answers, members.base, measuring, prompts))
         else:
             judges = judging.judges_of(c, names, folder, verdicts)
             judge = ", ".join(dict.fromkeys(one.name for one in judges))
             outcomes_fn = scoring.by_judges(judges, answers)
-        results = page.Results(names, [*beside, *grid], answers, outcomes_fn, members, own, rewards, judge)
+        results = page.Results(names, [*beside, *grid], answers, outcomes_fn, members, own, measuring, judge)
         return page.write(folder, results, seconds, writer.pieces, num_shown=c.shown)
 
 
@@ -336,8 +339,11 @@ def train(
     tok: tokenizer.Tokenizer,
     mesh: Mesh,
     folder: pathlib.Path,
-) -> tuple[Models, list[scoring.Rewards]]:
-    """Every model of the run; `own` ends with all pairs together where there are several objectives."""
+) -> tuple[Models, list[scoring.Measuring]]:
+    """Every model of the run, and with judge=heldout what measures each objective.
+
+    `own` ends with all pairs together where there are several objectives.
+    """
     single, every = own[: len(betas)], own[-1]
     base = start_of(c, tok, [o.base for o in single], mesh, folder / BASE)
     start = base
@@ -355,8 +361,10 @@ def train(
         each = [tune(o) for o in single]
         dpo = tune(every) if methods.DPO in wanted and every.name == ALL else None
     rewards = []
-    if {methods.BEST, methods.ARGS} & set(wanted) or judge_of(c) == scoring.HELDOUT:
-        rewards = [scoring.fit_rewards(base, o, seed=c.seed, limit=c.fit_pairs) for o in single]
+    chooses = bool({methods.BEST, methods.ARGS} & set(wanted))
+    measuring = []
+    if judge_of(c) == scoring.HELDOUT:
+        measuring = [scoring.fit_measuring(base, o, seed=c.seed + 1, limit=c.fit_pairs) for o in single]
     here = functools.partial(writing.on_one_device, mesh=mesh)
     base_here = here(base)
     members = Models(
@@ -365,9 +373,9 @@ def train(
         plain_guide=base_here if start is base else here(start),
         dpo=None if dpo is None else here(dpo),
         dpo_each=[here(one) for one in each],
-        rewards=[reward.own for reward in rewards],
+        rewards=[scoring.fit(base, o.base[0], seed=c.seed, limit=c.fit_pairs) for o in single] if chooses else (),
     )
-    return members, rewards
+    return members, measuring
 
 
 def start_of(

@@ -55,6 +55,20 @@ class Pairs:
         """Token ids of the prompt of pair i, from which generation starts."""
         return self.sequence(i, 0)[: self.prompt_len_NP[i, 0]]
 
+    def subset(self, places: Sequence[int]) -> "Pairs":
+        """The pairs at these places, in their order; rows stay as long as those of all."""
+        ends = [slice(self.starts[2 * i + p], self.starts[2 * i + p + 1]) for i in places for p in (0, 1)]
+        index = np.asarray(places, int)
+        return dataclasses.replace(
+            self,
+            tokens=np.concatenate([self.tokens[:0], *(self.tokens[end] for end in ends)]),
+            starts=np.cumsum([0, *(end.stop - end.start for end in ends)]),
+            prompt_len_NP=self.prompt_len_NP[index],
+            trunk_len_N=self.trunk_len_N[index],
+            label_N=None if self.label_N is None else self.label_N[index],
+            items=tuple(self.items[i] for i in places),
+        )
+
     @functools.cached_property
     def prompt_N(self) -> np.ndarray:
         """[n] a number for each pair's prompt, equal for equal ones."""

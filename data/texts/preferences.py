@@ -140,6 +140,28 @@ def load(
     return train, heldout, report
 
 
+def set_aside(pairs: Pairs, fraction: float, *, seed: int) -> tuple[Pairs | None, Pairs]:
+    """Pairs that are set aside, None for a fraction of 0, and the others; those of a group, or a prompt, stay together.
+
+    The side is a hash, so that it is the same in every file and template. Give another seed than that of the held-out
+    pairs, which are taken by the same hash.
+
+    Raises:
+        InputError: one of the sides has no pair.
+    """
+    if not fraction:
+        return None, pairs
+    limit = fraction * 2**64
+    is_aside = [splits.key(item.group or item.prompt_text(), seed) < limit for item in pairs.items]
+    if len(set(is_aside)) < 2:
+        raise InputError(
+            f"{len(pairs)} pairs do not part into some to set aside and others at a fraction of {fraction}; give more "
+            "pairs, or another fraction"
+        )
+    aside, others = ([i for i, own in enumerate(is_aside) if own == side] for side in (True, False))
+    return pairs.subset(aside), pairs.subset(others)
+
+
 def batches(
     pairs: Pairs,
     *,

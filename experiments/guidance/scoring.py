@@ -1,8 +1,8 @@
 """Scores of written answers that do not come from what guided them, and what they say of two methods.
 
 `rules`: those of the embedded objectives. `heldout`: for each objective a reward of whole answers (linear in the base's
-hidden states), fitted to the half of the training pairs that the run's own rewards have not read. `model` and
-`endpoint`: a language model that reads each pair of answers in both orders.
+hidden states), fitted to pairs whose prompts no other model of the run has read, parted off and drawn by another seed.
+`model` and `endpoint`: a language model that reads each pair of answers in both orders.
 """
 
 import dataclasses
@@ -35,29 +35,32 @@ OutcomesFn = Callable[[str, str, int], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rewards:
-    """Rewards of whole answers to one objective: one for the methods that need it, one to measure with.
+class Measuring:
+    """The reward of whole answers by which one objective is measured.
 
     Attributes:
-        accuracy: share of held-out pairs that the measuring one ranks as they are labelled.
+        num_pairs: that it was fitted to.
+        accuracy: share of held-out pairs that it ranks as they are labelled.
     """
 
-    own: linear_reward.LinearReward
-    measuring: linear_reward.LinearReward
+    reward: linear_reward.LinearReward
+    num_pairs: int
     accuracy: float
 
 
-def fit_rewards(base: Trained, objective: Objective, *, seed: int, limit: int) -> Rewards:
-    """Two rewards, each fitted to one half of at most `limit` training pairs."""
-    train, heldout = objective.base
-    order = random.Random(f"halves {seed}").sample(range(len(train)), min(limit, len(train)))
-    sides_PE = [_features(base, train, order, side) for side in (0, 1)]
-    half = max(len(order) // 2, 1)
-    own = linear_reward.fit(*(x_BE[:half] for x_BE in sides_PE))
-    measuring = linear_reward.fit(*(x_BE[-half:] for x_BE in sides_PE))
+def fit(base: Trained, pairs: preferences.Pairs, *, seed: int, limit: int) -> linear_reward.LinearReward:
+    """A reward of whole answers, fitted to at most `limit` of the pairs."""
+    drawn = random.Random(f"pairs of a reward {seed}").sample(range(len(pairs)), min(limit, len(pairs)))
+    return linear_reward.fit(*(_features(base, pairs, drawn, side) for side in (0, 1)))
+
+
+def fit_measuring(base: Trained, objective: Objective, *, seed: int, limit: int) -> Measuring:
+    """What measures an objective, fitted to the pairs that were set aside for it."""
+    assert objective.measuring is not None  # judge=heldout sets some aside
+    reward, (_, heldout) = fit(base, objective.measuring, seed=seed, limit=limit), objective.base
     places = range(min(limit, len(heldout)))
-    chosen_B, rejected_B = (measuring.of(_features(base, heldout, places, side)) for side in (0, 1))
-    return Rewards(own, measuring, float(np.mean(chosen_B > rejected_B)))
+    chosen_B, rejected_B = (reward.of(_features(base, heldout, places, side)) for side in (0, 1))
+    return Measuring(reward, min(limit, len(objective.measuring)), float(np.mean(chosen_B > rejected_B)))
 
 
 def _features(base: Trained, split: preferences.Pairs, places: Sequence[int], side: int) -> np.ndarray:
@@ -75,13 +78,13 @@ def by_rules(names: Sequence[str], answers: Mapping[str, Rows]) -> Scores:
 
 
 def by_rewards(
-    answers: Mapping[str, Rows], base: Trained, rewards: Sequence[Rewards], prompts: Sequence[Prompt]
+    answers: Mapping[str, Rows], base: Trained, measuring: Sequence[Measuring], prompts: Sequence[Prompt]
 ) -> Scores:
     """What rewards say that guided nobody."""
-    measuring = [each.measuring for each in rewards]
+    rewards = [each.reward for each in measuring]
     out: dict[str, dict[int, Sequence[float]]] = {}
     for method, rows in answers.items():
-        scores_NR = writing.score_rows(base.network, base.params, list(rows.values()), measuring, prompts)
+        scores_NR = writing.score_rows(base.network, base.params, list(rows.values()), rewards, prompts)
         out[method] = {n: scores_R.tolist() for n, scores_R in zip(rows, scores_NR)}
     return out
 

@@ -39,11 +39,13 @@ class Objective:
 
     Attributes:
         base, reward: training and held-out pairs in the template of the base and of the reward models.
+        measuring: pairs in the base's template whose prompts are in none of these; None where nothing is set aside.
     """
 
     name: str
     base: Splits
     reward: Splits
+    measuring: preferences.Pairs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +130,15 @@ def load_objectives(
     tok: tokenizer.Tokenizer,
     workdir: pathlib.Path,
     counts: dict[str, int],
+    *,
+    measuring_fraction: float = 0.0,
 ) -> list[Objective]:
     """Each objective's pairs, tokenised in both templates, and behind several all of them together as `ALL`.
 
-    The side of a prompt, trained on or held out, is the same in all of them.
+    The side of a prompt, trained on, held out or set aside to measure, is the same in all of them.
+
+    Args:
+        measuring_fraction: share of the training prompts that is set aside.
     """
     options = dict(
         tokenizer=tok,
@@ -146,18 +153,23 @@ def load_objectives(
     out = []
     for name, items in {**read, **every}.items():
         loaded: dict[str, Splits] = {}
+        asides: dict[str, preferences.Pairs | None] = {}
         for template in dict.fromkeys((c.templates.base, c.templates.reward)):
             own: dict[str, int] = {}
             path = workdir / f"pairs/{name}{'' if template == c.templates.base else '-reward'}.jsonl"
             objectives.prepare(path, items, template, own)
             train, heldout, more = preferences.load(path=str(path), **options)
+            asides[template], train = preferences.set_aside(train, measuring_fraction, seed=c.seed + 1)
             loaded[template] = train, heldout
             for what, number in (own | more).items():
                 if what != "records" and number and name != ALL:
                     counts[f"{name}: {what}"] = number
             if not len(heldout):
                 raise InputError(f"no pair of {name!r} is held out; set a larger data.heldout_fraction")
-        out.append(Objective(name, loaded[c.templates.base], loaded[c.templates.reward]))
+        aside = asides[c.templates.base]
+        if aside is not None and name != ALL:
+            counts[f"{name}: of the training pairs, set aside to measure"] = len(aside)
+        out.append(Objective(name, loaded[c.templates.base], loaded[c.templates.reward], aside))
     return out
 
 

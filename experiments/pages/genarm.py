@@ -40,7 +40,7 @@ class Results:
         compared: the methods.
         answers: by a method's name and a prompt's number.
         outcomes_fn: who of two methods answered better.
-        rewards: of whole answers, for each objective; [] where none were fitted.
+        measuring: what measures each objective; [] where rules or judges do.
         judge: whose outcomes these are.
     """
 
@@ -50,7 +50,7 @@ class Results:
     outcomes_fn: scoring.OutcomesFn
     models: Models
     objectives: Sequence[Objective]
-    rewards: Sequence[scoring.Rewards]
+    measuring: Sequence[scoring.Measuring]
     judge: str
 
     def of_kind(self, *kinds: str) -> list[Method]:
@@ -100,7 +100,9 @@ def model_lines(results: Results) -> list[dict[str, Any]]:
                 "length correlation": summary.get("heldout/length/correlation"),
                 "logp chosen": summary.get("heldout/logps/chosen"),
                 "logp rejected": summary.get("heldout/logps/rejected"),
-                "measuring reward": results.rewards[k].accuracy if results.rewards else None,
+                "pairs trained on": len(results.objectives[k].reward[0]),
+                "measuring reward": results.measuring[k].accuracy if results.measuring else None,
+                "pairs it was fitted to": results.measuring[k].num_pairs if results.measuring else None,
             }
         )
     return out
@@ -187,7 +189,7 @@ def summary(
     out: dict[str, float | None] = {"heldout/rewards/accuracies": sum(accuracies.values()) / len(accuracies)}
     out |= {f"heldout/rewards/accuracies/{name}": value for name, value in accuracies.items()}
     out |= {f"heldout/longer_is_better/{name}": line["longer is better"] for name, line in each.items()}
-    if results.rewards:
+    if results.measuring:
         out |= {f"heldout/measuring/{name}": line["measuring reward"] for name, line in each.items()}
     kinds = (methods.BASE, methods.GREEDY, methods.DPO, methods.BEST, methods.ARGS, methods.PROXY)
     for kind in kinds:

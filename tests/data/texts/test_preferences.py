@@ -211,3 +211,24 @@ def test_rows_shorter_than_the_data_and_unknown_layouts_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"batch\.order='sorted'"):
         preferences.batches(train, batch_size=2, order="sorted")
     assert next(preferences.batches(train, batch_size=2, max_len=77))["tokens"].shape == (4, 77)
+
+
+def test_pairs_set_aside_share_no_prompt_with_the_others_and_are_the_same_in_every_file(tmp_path):
+    write(tmp_path / "pairs.jsonl", [row | {"prompt": f"Question {i // 2}?"} for i, row in enumerate(rows(60))])
+    train, _, _ = preferences.load(path=str(tmp_path / "pairs.jsonl"), tokenizer=BYTES, heldout_fraction=0.2)
+    aside, others = preferences.set_aside(train, 0.5, seed=1)
+    prompts = [{item.prompt for item in part.items} for part in (aside, others, train)]
+    assert not prompts[0] & prompts[1] and prompts[0] | prompts[1] == prompts[2] and min(map(len, prompts)) > 4
+    by_answer = {item.answers[0]: i for i, item in enumerate(train.items)}
+    for part in (aside, others):
+        for i, item in enumerate(part.items):
+            j = by_answer[item.answers[0]]
+            assert all((part.sequence(i, p) == train.sequence(j, p)).all() for p in (0, 1))
+            assert (part.prompt_len_NP[i] == train.prompt_len_NP[j]).all()
+            assert part.trunk_len_N[i] == train.trunk_len_N[j]
+        assert part.starts[-1] == len(part.tokens) and part.limits == train.limits
+    fewer, _ = preferences.set_aside(train.subset(range(0, len(train), 2)), 0.5, seed=1)
+    assert {item.prompt for item in fewer.items} == prompts[0]
+    assert preferences.set_aside(train, 0.0, seed=1) == (None, train)
+    with pytest.raises(InputError, match="do not part"):
+        preferences.set_aside(train.subset([0]), 0.5, seed=1)
