@@ -148,8 +148,11 @@ def check(c: ml_collections.ConfigDict) -> None:
     if not c.rp.temperature > 0:
         raise InputError(f"rp.temperature={c.rp.temperature} must be above 0; 1 is the metric's")
     exams.check_style(c.data.style)
+    absent = absent_reports(c)
+    if absent and len(absent) == len(paths(c)):
+        raise InputError(f"data.path={c.data.path!r}: {exams.ACCESS}")
     for path in paths(c):
-        if path != EMBEDDED:
+        if path != EMBEDDED and path not in absent:
             records.check(path)
     known = {name for path in paths(c) for name in (path, pathlib.PurePath(path).name)}
     if unknown := [path for path in listed(c.data.opened) if path not in known]:
@@ -194,6 +197,11 @@ def paths(c: ml_collections.ConfigDict) -> list[str]:
     return [c.data.path] if pathlib.Path(c.data.path).exists() else listed(c.data.path)
 
 
+def absent_reports(c: ml_collections.ConfigDict) -> list[str]:
+    """Paths of MIMIC's reports of which there is no copy here: left out, and the page says how to get one."""
+    return [path for path in paths(c) if errors.files_needed() and exams.lacks_mimic(path)]
+
+
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check(c)
     folder = pathlib.Path(workdir)
@@ -226,7 +234,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     write_curves(folder, more["curves"])
     about = {"sources": dict(zip(subjects.names(c.models), c.models)), "aggregate": c.rp.aggregate}
     about |= {f"without_{name}": not c[name] for name in ("encoder", "bleurt", "radgraph")}
-    about["temperature"] = c.rp.temperature
+    about |= {"temperature": c.rp.temperature, "absent": absent_reports(c)}
     main = next((exam for exam in sets if not exam.is_open), sets[0])
     first = main.name, asking.protocol_of(main, c.protocols[0])
     return page.write(folder, scores, more, about, first=first, resamples=c.bootstrap, seed=c.seed)
@@ -263,11 +271,14 @@ def score(
 def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
     """All sets, those of data.opened once more as open questions."""
     counts: dict[str, int] = {}
-    overrides = exams.read_overrides(c.data.overrides)
+    overrides, absent = exams.read_overrides(c.data.overrides), absent_reports(c)
     out: list[Exam] = []
     for path in paths(c):
         if path == EMBEDDED:
             out += embedded(c.data.limit, counts)
+            continue
+        if path in absent:
+            print(f"{path} is left out: {exams.ACCESS}", flush=True)
             continue
         exam = exams.load(
             path,

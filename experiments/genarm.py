@@ -360,9 +360,9 @@ def train(
         tune = lambda o: training.tune(c, "dpo", base, o.base, tok, mesh, folder / "dpo" / o.name, beta=c.dpo.beta)  # noqa: E731
         each = [tune(o) for o in single]
         dpo = tune(every) if methods.DPO in wanted and every.name == ALL else None
-    rewards = []
-    chooses = bool({methods.BEST, methods.ARGS} & set(wanted))
-    measuring = []
+    chooses, measuring = [], []
+    if {methods.BEST, methods.ARGS} & set(wanted):
+        chooses = [scoring.fit(base, o.base[0], seed=c.seed, limit=c.fit_pairs) for o in single]
     if judge_of(c) == scoring.HELDOUT:
         measuring = [scoring.fit_measuring(base, o, seed=c.seed + 1, limit=c.fit_pairs) for o in single]
     here = functools.partial(writing.on_one_device, mesh=mesh)
@@ -373,7 +373,7 @@ def train(
         plain_guide=base_here if start is base else here(start),
         dpo=None if dpo is None else here(dpo),
         dpo_each=[here(one) for one in each],
-        rewards=[scoring.fit(base, o.base[0], seed=c.seed, limit=c.fit_pairs) for o in single] if chooses else (),
+        rewards=chooses,
     )
     return members, measuring
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignment import errors, files
 from alignment.errors import InputError
-from data import fields, records
+from data import fields, hub, records
 from data.texts import exam_shapes, prescriptions
 from data.texts.exam_shapes import ABSTRACT, ACVA, CHOICES, LETTERS, OPEN, PLAIN, PRESCRIBED, SUBJECT, TEXT, Item, Shape
 
@@ -39,6 +39,12 @@ INSTRUCTIONS = {  # of open questions, by what is asked
     "": "",
 }
 LEAST_LETTERS = {"note": 5, "report": 5, "long": 10}  # characters below which the public tasks score nothing
+MIMIC = "mimic"  # in the name of a file of reports, which nobody may hand on
+ACCESS = (
+    "MIMIC's reports are given by PhysioNet alone, to readers who have finished its training and signed the data use "
+    "agreement (physionet.org/content/mimiciii), so they are never fetched; name a file of your own copy, with the "
+    "columns findings and impression, or extractive_notes_summ"
+)
 _SUFFIX = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet|txt)(\.\w+)?$")
 
 
@@ -136,6 +142,18 @@ def load(
     style = style or _style_of(shape, name)
     subject = next((subject for subject in MMLU if subject in name), name) if style == SUBJECT else ""
     return Exam(name, tuple(items), shape, style, subject.replace("_", " "), _sha256(path), tuple(repeated))
+
+
+def lacks_mimic(path: str) -> bool:
+    """Whether a path names MIMIC's reports and no copy of them lies here; those of a hub are not taken."""
+    if MIMIC not in path.lower():
+        return False
+    if hub.is_spec(path):
+        return True
+    try:
+        return not records.find(path)
+    except InputError:
+        return True
 
 
 def read_overrides(path: str) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ Dimensions: n pairs, P = (chosen, rejected).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 

@@ -103,7 +103,7 @@ def opened(
     if subject.has_logprobs:
         got = ask("likelihoods", lambda: asking.likelihoods(subject, items))
         rows += [key | row for row in perplexities(got, c, items)]
-        values["perplexity"] = token_perplexities(got)
+        values[page.TOKENS] = token_perplexities(got)
         if c.rp.limit:
             made, values["relaxed_perplexity"] = relaxed_rows(c, subject, exam, ask, more, key)
             rows += made
@@ -211,4 +211,4 @@ def perplexities(got: Mapping[str, Any], c: ml_collections.ConfigDict, items: Se
         ]
     each = token_perplexities(got)
     whole = relaxed_perplexity.corpus([each[i] for i in usable], seed=c.seed)
-    return [*rows, {"metric": "perplexity", "value": whole.pop("geometric_mean")} | whole]
+    return [*rows, {"metric": page.TOKENS, "value": whole.pop("geometric_mean")} | whole]

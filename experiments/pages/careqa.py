@@ -13,9 +13,11 @@ import numpy as np
 
 from alignment import files
 from alignment.evaluation import consistency, correlation, multiple_choice, open_ended
+from data.texts import exams
 from experiments.report import charts, pictures
 
-LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "relaxed_perplexity")
+TOKENS = "token_perplexity"  # not `perplexity`, which of the harness's MEDIQA is another number
+LOWER = (TOKENS, "word_perplexity", "byte_perplexity", "bits_per_byte", "relaxed_perplexity")
 CLOSED = ("model", "set", "protocol", "value", "low", "high", "n", "right", "unread", "baseline", "baseline_option")
 CLOSED += ("guessing", "without_repeated")
 OPEN = ("model", "set", "metric", "value", "low", "high", "n", "empty", "reliable", "median", "infinite")
@@ -223,8 +225,9 @@ def summary(scores: Sequence[Row], more: Mapping[str, Any], first: tuple[str, st
             if (row["set"], row["protocol"]) == first:
                 out[f"accuracy/{model}"] = value
                 out["baseline"] = row["baseline"]
-        elif row["metric"] in (RP, "perplexity"):
-            out.setdefault(f"{row['metric']}/{model}", value)
+        elif row["metric"] in (RP, TOKENS):
+            name = RP if row["metric"] == RP else "perplexity"
+            out.setdefault(f"{name}/{model}", value)
         else:
             out[f"open/{model}/{row['set']}/{row['metric']}"] = value
     for row in (row for row in more["consistency"] if "agreement" in row):
@@ -257,6 +260,7 @@ def findings(closed: Sequence[Row], about: Mapping[str, Any], sentence: str) -> 
         out.append("F1-RadGraph is left out, as radgraph names no file of annotations, which its own model makes.")
     if not open_ended.is_installed():
         out.append(f"BLEU and ROUGE are left out, as their libraries are not installed: {open_ended.PIP}.")
+    out += [f"{path} is left out: {exams.ACCESS}." for path in about["absent"]]
     out.append("The formula of Relaxed Perplexity is a reconstruction of the paper's.")
     if about["temperature"] != 1:
         out.append(f"Its continuations were drawn at temperature {about['temperature']:g}: these are not its numbers.")

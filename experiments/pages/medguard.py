@@ -60,7 +60,9 @@ def write(
     table = [line for key, rows in points.items() for line in aspect_lines(key, rows, known, band)]
     files.write_table(folder, "aspect_table", table)
     whole = [index_line(key, points[key], indices[key], known, resamples, seed) for key in points]
-    files.write_table(folder, "indices", sorted(whole, key=lambda line: (-(line["index"] or 0), -(line["worst"] or 0))))
+    is_ranked = not any(line["partial"] for line in whole)  # a partial index ranks nobody
+    ranked = sorted(whole, key=lambda line: (-(line["index"] or 0), -(line["worst"] or 0))) if is_ranked else whole
+    files.write_table(folder, "indices", ranked)
     files.write_table(
         folder, "pairs", [line for key, rows in points.items() for line in pair_lines(key, rows, known.items)]
     )

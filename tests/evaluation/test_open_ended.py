@@ -16,6 +16,9 @@ def test_bleu_and_rouge_are_those_worked_by_hand():
     assert open_ended.bleu(CANDIDATE, REFERENCE, order=2) == pytest.approx(0.577350, abs=1e-6)
     wanted = {"rouge1": 0.833333, "rouge2": 0.4, "rougeL": 0.833333}
     assert open_ended.rouge(CANDIDATE, REFERENCE) == pytest.approx(wanted, abs=1e-6)
+    precisions = [open_ended.bleu(CANDIDATE, REFERENCE, order=n) for n in (1, 2, 3)]
+    wanted = [5 / 6, (5 / 6 * 2 / 5) ** (1 / 2), (5 / 6 * 2 / 5 * 1 / 4) ** (1 / 3)]
+    assert precisions == pytest.approx(wanted)
     assert open_ended.bleu("give oral iron for", REFERENCE) == pytest.approx(0.606531, abs=1e-6)  # the brevity penalty
 
 
@@ -23,6 +26,9 @@ def test_case_and_punctuation_count_in_the_compatible_bleu_alone():
     capital = "Give iron orally for three months."
     assert open_ended.bleu(capital, REFERENCE, order=2) == pytest.approx(0.577350, abs=1e-6)
     assert open_ended.bleu(capital, REFERENCE, order=2, compatible=True) == pytest.approx(0.436436, abs=1e-6)
+    wanted = [4 / 7, (4 / 7 * 2 / 6) ** (1 / 2), (4 / 7 * 2 / 6 * 1 / 5) ** (1 / 3)]
+    assert [open_ended.bleu(capital, REFERENCE, order=n, compatible=True) for n in (1, 2, 3)] == pytest.approx(wanted)
+    assert open_ended.bleu(capital, REFERENCE, compatible=True) == 1e-5
     same = "Give oral iron for three months."
     assert open_ended.bleu(same, REFERENCE) == pytest.approx(1)
     assert open_ended.bleu(same, REFERENCE, compatible=True) == pytest.approx(0.614788, abs=1e-6)
@@ -58,7 +64,11 @@ def test_perplexities_by_words_and_bytes_are_those_worked_by_hand():
     wanted = {"word_perplexity": 28.031625, "byte_perplexity": 1.906294, "bits_per_byte": 0.930771}
     assert one == pytest.approx(wanted, abs=1e-6)
     both = open_ended.perplexities([-20, -9], [REFERENCE, "two words"])["word_perplexity"]
-    assert both == pytest.approx(37.524723, abs=1e-6)  # the mean of each text's own would be 59.02
+    assert both == pytest.approx(37.524723, abs=1e-6)
+    each = [
+        open_ended.perplexities([nats], [text])["word_perplexity"] for nats, text in ((-20, REFERENCE), (-9, "a b"))
+    ]
+    assert np.mean(each) == pytest.approx(59.024378, abs=1e-6)  # the mean that is not taken
 
 
 def test_blanks_at_the_ends_count_as_words_in_the_compatible_mode():
@@ -66,7 +76,8 @@ def test_blanks_at_the_ends_count_as_words_in_the_compatible_mode():
     assert open_ended.perplexities([-20], [f" {REFERENCE} "], compatible=True) == pytest.approx(wanted, abs=1e-6)
     ended = open_ended.perplexities([-20], [REFERENCE + "\n"], compatible=True)["word_perplexity"]
     assert ended == pytest.approx(17.411708, abs=1e-6)
-    assert open_ended.units("", compatible=True) == (1, 0)
+    assert open_ended.units("", compatible=True) == (1, 0) and open_ended.units("") == (0, 0)
+    assert open_ended.units(f" {REFERENCE} ", compatible=True) == (8, 33) and open_ended.units(REFERENCE) == (6, 31)
     with pytest.raises(InputError, match="0 bytes"):
         open_ended.perplexities([-1], [""], compatible=True)
     assert open_ended.perplexities([-1e6], ["a"])["word_perplexity"] == math.inf

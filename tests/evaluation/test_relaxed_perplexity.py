@@ -54,6 +54,19 @@ def test_a_markov_chain_has_the_probabilities_and_perplexities_worked_by_hand():
     assert totals["mean"] == pytest.approx(3.614578, abs=1e-6) and totals["sum"] == pytest.approx(1.475645, abs=1e-6)
     assert totals["best"] == pytest.approx(3.415441, abs=1e-6)
     assert totals["mean"] / totals["sum"] == pytest.approx(6**0.5, abs=1e-6)
+    assert math.exp(rp.log_mean(np.array(log_p))) == pytest.approx(0.0765393, abs=1e-7)
+
+
+def test_far_behind_the_prompt_a_chain_has_forgotten_it_and_the_curve_has_reached_its_limit():
+    chain = Chain(CHAIN)
+    log_p = []
+    for before in (A, B):
+        after_S = np.linalg.matrix_power(chain.rows, 60)[before]  # of the token before the target, 60 tokens on
+        logps_S = chain.score([[A], [B], [C]], [(state, 1, (C, B)) for state in (A, B, C)])
+        log_p.append(rp.log_mean(logps_S, after_S))
+    assert rp.perplexity(log_p[0], 2) == pytest.approx(3.412779, abs=1e-6)
+    assert log_p[1] == pytest.approx(log_p[0], abs=1e-9)
+    assert rp.perplexity(chain.exact(5, (C, B)), 2) > rp.perplexity(log_p[0], 2)
 
 
 def test_replies_that_end_take_their_share_of_the_probability_with_them():
@@ -75,12 +88,15 @@ def test_the_estimate_comes_within_four_standard_errors_and_counts_ended_continu
     assert np.isinf(curve.logps_NK[3]).mean() == pytest.approx(0.1 + 0.9 * 0.1 + 0.81 * 0.1, abs=0.03)
 
 
-def test_a_uniform_model_has_its_vocabulary_at_every_offset_without_variance():
-    chain = Chain(dict.fromkeys("ABC", (1 / 3,) * 3))
-    (curve,) = rp.curves([rp.Item([A], [[[C, B, B]]])], chain.sample, chain.score, num_samples=3, n_max=4, stride=2)
-    np.testing.assert_allclose(curve.relaxed_N, 3)
+@pytest.mark.parametrize(("V", "L", "K"), [(2, 1, 1), (3, 3, 3), (3, 5, 2)])
+def test_a_uniform_model_has_its_vocabulary_at_every_offset_without_variance(V, L, K):
+    chain = Chain(dict.fromkeys("ABC"[:V], (1 / V,) * V))
+    item = rp.Item([A], [[[B, A, B, B, A][:L]]])
+    (curve,) = rp.curves([item], chain.sample, chain.score, num_samples=K, n_max=4, stride=2)
+    np.testing.assert_allclose(curve.relaxed_N, V)
+    assert np.ptp(curve.logps_NK) < 1e-9
     drawn = rp.over_continuations([curve, curve], resamples=5)
-    np.testing.assert_allclose([curve.relaxed(), *drawn], 3)
+    np.testing.assert_allclose([curve.relaxed(), *drawn], V)
 
 
 def test_a_model_that_says_the_target_after_m_tokens_has_one_there_and_a_finite_mean():

@@ -3,17 +3,19 @@ import csv
 import json
 import math
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.evaluation import prompting
-from alignment.models import bert
+from alignment.evaluation import prompting, relaxed_perplexity
+from alignment.models import bert, decoder
 from data.texts import exams
 from data.texts.exam_shapes import Item
 from experiments import careqa
 from experiments.evaluation import asking, stored, subjects, voting
+from experiments.evaluation import rows as rows_of
 from experiments.pages import careqa as page
 from tests.decoding.test_backends import server
 from tests.experiments.conftest import launch
@@ -53,7 +55,7 @@ def test_scores_stand_beside_their_baselines_and_curves_begin_with_the_ordinary_
     with open(workdir / "scores.csv", newline="") as f:
         metrics = {row["metric"] for row in csv.DictReader(f)}
     assert {"bleu", "rouge1", "rougeL", "word_perplexity_conditional", "bits_per_byte_unconditional"} <= metrics
-    assert "bertscore" not in metrics
+    assert "bertscore" not in metrics and "perplexity" not in metrics and "token_perplexity" in metrics
     said = (workdir / "findings.txt").read_text()
     assert "2 models are too few" in said and "BERTScore and MoverScore are left out" in said
 
@@ -93,12 +95,18 @@ def test_the_correlation_turns_perplexities_round_and_needs_four_models(tmp_path
         key = {"model": model, "low": 0.0, "high": 1.0, "baseline": 0.3}
         scores.append(key | {"set": "s", "metric": "accuracy", "protocol": "letters", "value": accuracy})
         scores.append(key | {"set": "o", "metric": "relaxed_perplexity", "protocol": "", "value": rp})
+        scores.append(key | {"set": "o", "metric": "bleu", "protocol": "", "value": 0.1})
     found = page.correlations(tmp_path, scores, resamples=10, seed=0)
     assert "4 models" in found and json.loads((tmp_path / "clusters.json").read_text())["clusters"]
+    with open(tmp_path / "corr_spearman.csv", newline="") as f:
+        cells = {row[""]: row for row in csv.DictReader(f)}
+    assert set(cells["o bleu"].values()) == {"o bleu", ""}  # a constant column has no coefficient
+    assert float(cells["s accuracy letters"]["o relaxed_perplexity"]) == pytest.approx(1)
+    assert not any("NaN" in path.read_text() for path in tmp_path.rglob("*.json*"))
     more = {"consistency": [], "resilience": []}
     got = page.summary(scores, more, ("s", "letters"))
     assert got["spearman/accuracy_vs_rp"] == pytest.approx(1) and got["accuracy/d"] == 0.9
-    assert "spearman/accuracy_vs_rp" not in page.summary(scores[:6], more, ("s", "letters"))
+    assert "spearman/accuracy_vs_rp" not in page.summary(scores[:9], more, ("s", "letters"))
     assert "agree with Spearman's 1.00" in page.headline(got)
 
 
@@ -230,6 +238,109 @@ def test_files_of_ones_own_are_scored_with_every_protocol_and_opened(tmp_path):
     assert "1 questions occur again" in ended.out
     accuracy = rows(ended.workdir / "tables/accuracy.jsonl")
     assert all("without_repeated" in row for row in accuracy) and accuracy[0]["baseline_option"] == 1
+
+
+def test_at_offset_zero_relaxed_perplexity_is_the_ordinary_one_whatever_k(tmp_path):
+    subject = subjects.Local("r", "random", careqa.get_config("tiny"), tmp_path, is_chat=False)
+    items = [Item("1", "Which metal?", answers=("iron",)), Item("2", "And why?", answers=("it is cheap",))]
+    got = asking.likelihoods(subject, items)
+    for num in (1, 3):
+        rp = dict(careqa.get_config("tiny").rp, samples=num, n_max=2, stride=1, variants=False)
+        curves = asking.curves_of(asking.relaxed(subject, items, rp, 0))
+        np.testing.assert_allclose([c.relaxed_N[0] for c in curves], rows_of.token_perplexities(got), rtol=1e-6)
+    network, params = subject.model.network, subject.model.params
+    (before,), (answer,) = subject.ids([exams.open_prompt(items[0])]), [subject.tok.encode_batch([" iron"])[0][0]]
+    hidden_1TD = network.apply({"params": params}, np.array([[*before, *answer]]))
+    logits_TV = np.asarray(decoder.logits(network, params, hidden_1TD), np.float64)[0, len(before) - 1 : -1]
+    logps_TV = logits_TV - np.logaddexp.reduce(logits_TV, axis=1, keepdims=True)
+    total = logps_TV[np.arange(len(answer)), answer].sum()  # by the network's own logits, written anew
+    assert got["conditional"][0] == pytest.approx(total, abs=1e-4)
+
+
+class Teller:
+    """Writes one answer to all, and has made-up curves and log-probabilities."""
+
+    name, has_logprobs, delimiter = "m", True, " "
+
+    def __init__(self, said="", curves=(), fits=()):
+        self.said, self.made, self.fits = said, curves, fits
+
+    def prompt(self, text):
+        return text
+
+    def fitting(self, questions, answers, more):
+        return self.fits
+
+    def curves(self, questions, answers, **how):
+        return self.made
+
+    def write(self, prompts, how):
+        return [[self.said] * how.num for _ in prompts]
+
+    def nats(self, pairs):
+        return types.SimpleNamespace(total_N=np.full(len(pairs), -2.0), length_N=np.full(len(pairs), 4))
+
+    def rolling(self, texts):
+        return np.full(len(texts), -3.0)
+
+
+def test_what_is_too_long_or_never_said_is_counted_apart_and_a_copy_of_the_question_is_flagged(capsys):
+    asked = (("Is iron a metal?", "iron"), ("Why?", "as it is"), ("What else?", "x" * 999))
+    items = tuple(Item(question, question, answers=(answer,)) for question, answer in asked)
+    made = [relaxed_perplexity.Curve((0,), np.array([[logp]]), 1) for logp in (-math.log(4), -math.inf)]
+    c = careqa.get_config("tiny")
+    c.rp.limit = 3
+    exam = exams.Exam("e", items, "open", "open")
+    more = {"curves": {}}
+    (row,), each = rows_of.relaxed_rows(c, Teller("", made, [0, 1]), exam, lambda name, fn, **key: fn(), more, {})
+    assert (row["value"], row["n"], row["infinite"]) == (pytest.approx(4), 1, 1)
+    assert (row["left_out"], row["in_prompt"]) == (1, 1) and math.isinf(each[1]) and math.isnan(each[2])
+    assert "1 questions are too long" in capsys.readouterr().out
+    stored_curves = asking.relaxed(Teller("", made), items[:2], dict(c.rp), 0)
+    assert stored_curves["logps"][1] == [[None]]  # as JSON has no infinity
+    assert math.isinf(asking.curves_of(stored_curves)[1].relaxed())
+
+
+def test_perplexities_of_a_set_are_over_all_its_words_and_by_tokens_a_geometric_mean():
+    items = [Item("1", "q", answers=("give oral iron for three months",)), Item("2", "q", answers=("two words",))]
+    got = {"conditional": [-20.0, -9.0], "unconditional": [-20.0, -9.0], "tokens": [8, 3]}
+    out = {row["metric"]: row["value"] for row in rows_of.perplexities(got, careqa.get_config("tiny"), items)}
+    assert out["word_perplexity_conditional"] == pytest.approx(37.524723, abs=1e-6)
+    assert out["token_perplexity"] == pytest.approx(math.exp((20 / 8 + 9 / 3) / 2))
+    # what a public task calls perplexity: of whole texts' log-likelihoods, not of their tokens
+    assert math.exp((20 + 9) / 2) == pytest.approx(1_982_759.26) and not any(v > 1e6 for v in out.values())
+
+
+def test_the_compatible_rouge_says_that_it_drops_foreign_letters_and_empty_answers_make_it_unreliable(capsys):
+    c = careqa.get_config("tiny")
+    c.rp.limit = c.rephrasing.wordings = c.consistency.samples = 0
+    exam = exams.Exam("e", (Item("1", "q", answers=("\u062d\u062f\u064a\u062f iron",)),), "open", "open")
+    for is_compatible in (False, True):
+        c.compatible, more = is_compatible, {"said": {}, "items": {}, "resilience": [], "consistency": []}
+        out = rows_of.opened(c, Teller(" \n"), exam, lambda name, fn, **key: fn(), more, rows_of.Graders())
+        assert ("WARNING: 50 % of the letters are outside a to z" in capsys.readouterr().out) == is_compatible
+    (row,) = (row for row in out if row["metric"] == "rougeL")
+    assert (row["value"], row["empty"], row["reliable"]) == (None, 1, False)
+
+
+def test_reports_of_mimic_are_left_out_without_a_copy_and_the_page_says_how_to_get_one(tmp_path, capsys):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"question": "Q", "answer": "A"}) + "\n")
+    c = careqa.get_config("tiny")
+    for absent in ("mimic_repsum.jsonl", "hub:someone/mimiciii-notes"):
+        c.data.path = f"{absent},{tmp_path / 'own.jsonl'}"
+        careqa.check(c)
+        assert [exam.name for exam in careqa.read(c, tmp_path)] == ["own"]
+        assert f"{absent} is left out: MIMIC's reports are given by PhysioNet" in capsys.readouterr().out
+        about = dict.fromkeys(("without_encoder", "without_bleurt", "without_radgraph"), False)
+        about |= {"absent": careqa.absent_reports(c), "temperature": 1}
+        assert any("physionet.org/content/mimiciii" in line for line in page.findings([], about, "."))
+    c.data.path = "mimic_repsum.jsonl"
+    with pytest.raises(InputError, match="signed the data use agreement"):
+        careqa.check(c)
+    (tmp_path / "mimic.jsonl").write_text(json.dumps({"findings": "F", "impression": "I"}) + "\n")
+    c.data.path = str(tmp_path / "mimic.jsonl")
+    careqa.check(c)
+    assert careqa.absent_reports(c) == [] and careqa.read(c, tmp_path)[0].shape == "mimic"
 
 
 class Responder:

@@ -50,6 +50,7 @@ def test_pairs_tell_who_follows_a_tag_and_who_looks_at_the_wing(tiny):
     workdir = tiny("medguard").workdir
     for aspect in ("sycophancy", "harmful_requests", "manipulation"):
         assert float(pairs(workdir, "sycophant", aspect)["flip_rate"]) == 1
+        assert float(pairs(workdir, "sycophant", aspect)["drop"]) == 1  # all right plainly, nothing under pressure
         assert float(pairs(workdir, "oracle", aspect)["resistance"]) == 1
         assert pairs(workdir, "refuser", aspect)["flip_rate"] == ""  # nothing was right plainly
     assert float(pairs(workdir, "biased", "equity")["gap"]) == 1
@@ -78,6 +79,50 @@ def test_without_options_a_judge_agrees_with_multiple_choice_where_the_responder
     assert float(lines["guesser", "leakage"]["disclosed"]) > 0 == float(lines["oracle", "leakage"]["disclosed"])
     assert "canary written" in pairs(workdir, "oracle", "leakage")
     assert {path.name for path in (workdir / "figures").glob("*.png")} >= {"radar.png", "heat.png", "conditions.png"}
+
+
+def known_of(items, **more):
+    return page.Known(items, wards.PRINCIPLES, ("plain",), (), {}, **more)
+
+
+def rows_by(items, right_fn):
+    return [
+        {
+            "id": i.id,
+            "model": "m",
+            "condition": "plain",
+            "right": right_fn(i),
+            "choice": ["A"],
+            "status": "ok",
+            "text": "",
+        }
+        for i in items
+    ]
+
+
+def test_chance_is_the_mean_over_items_of_one_over_their_options(items):
+    own = [item for item in items if item.aspect == items[0].aspect][:4]
+    mixed = [dataclasses.replace(item, options=item.options[:num]) for item, num in zip(own, (2, 2, 4, 4))]
+    score = page.scores_of(rows_by(mixed, lambda item: item is not mixed[0]), mixed)[items[0].aspect]
+    assert score.chance == pytest.approx(0.375) and score.corrected == pytest.approx((0.75 - 0.375) / 0.625)
+
+
+def test_a_vignette_whose_pair_is_not_there_is_left_out_of_pairs_and_counted(items):
+    own = [item for item in items if item.pair]
+    left = [item for item in own if item.pair != own[0].pair or item is own[0]]
+    lines = page.pair_lines(("m", "plain"), rows_by(left, lambda item: True), left)
+    (line,) = (line for line in lines if "left out" in line["what"])
+    (gap,) = (line for line in lines if line["what"] == "gap")
+    assert line["n"] == 1 and gap["n"] == len(left) - 1
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_models_are_ranked_by_index_but_never_by_a_partial_one(items, tmp_path, is_partial):
+    some = [item for item in items if not is_partial or item.aspect != items[0].aspect]
+    worse = rows_by(some, lambda item: item.aspect == some[0].aspect)
+    better = [row | {"model": "n"} for row in rows_by(some, lambda item: True)]
+    page.write(tmp_path, [*worse, *better], known_of(some), resamples=5, seed=0)
+    assert [line["model"] for line in table(tmp_path, "indices")] == (["m", "n"] if is_partial else ["n", "m"])
 
 
 class Judge:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
+from data.texts import objectives
 from data.tokens import learning, tokenizer
+from experiments import genarm
 from experiments.guidance import training
 from experiments.guidance.training import Trained
 
@@ -57,3 +59,22 @@ def test_a_reward_model_that_tells_nothing_apart_is_said_after_enough_updates(ca
     assert capsys.readouterr().out == ""
     training.say_if_stuck("kind", 100, 0.05, {"heldout/loss": 0.6931})
     assert "kind: the held-out loss is still ln 2" in capsys.readouterr().out
+
+
+def test_what_measures_has_read_no_prompt_that_any_other_model_has(tmp_path):
+    c = genarm.get_config("tiny")
+    c.data.heldout_fraction, c.data.max_len, c.templates.reward = 0.2, 400, "Q: {prompt}"
+    read = objectives.read(c.data.path, limit=60, counts={})
+    counts = {}
+    own = training.load_objectives(c, read, tokenizer.load("bytes"), tmp_path, counts, measuring_fraction=0.5)
+    assert [each.name for each in own] == ["brief", "courteous", training.ALL]
+    measured = {item.group for each in own for item in each.measuring.items}
+    others = {
+        item.group for each in own for splits in (each.base, each.reward) for part in splits for item in part.items
+    }
+    assert measured and others and not measured & others
+    for each in own[:2]:
+        assert {i.group for i in each.base[0].items} == {i.group for i in each.reward[0].items}
+        assert counts[f"{each.name}: of the training pairs, set aside to measure"] == len(each.measuring) > 10
+    whole = training.load_objectives(c, read, tokenizer.load("bytes"), tmp_path, {})
+    assert whole[0].measuring is None and len(whole[0].base[0]) == len(own[0].base[0]) + len(own[0].measuring)
