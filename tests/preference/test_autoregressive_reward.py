@@ -11,11 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from alignment import logprobs
 from alignment.decoding import guided
 from alignment.models import decoder
 from alignment.preference import losses, pairs
 
 LN2 = np.log(2)
+SHARPNESS: dict[tuple[float, float], float] = {}
 PROMPT, ANSWER, VOCAB = 4, 8, 64
 
 
@@ -32,13 +34,25 @@ def test_a_lead_of_one_nat_costs_and_pulls_as_worked_out(beta, loss, slope):
     np.testing.assert_allclose(loss_fn(jnp.zeros((1, 2))), LN2, atol=1e-6)
 
 
+def selected(logits_TV, ids, num_prompt, num_padding):
+    """Log-probabilities of an answer behind a prompt of other logits, as losses select them; the head is the unit."""
+    before_TV, behind_TV = np.full((num_prompt - 1, 3), 5.0), np.full((num_padding, 3), -4.0)
+    hidden_1TV = jnp.float32(np.concatenate([before_TV, logits_TV, behind_TV]))[None]
+    sources_R = np.r_[num_prompt - 1 + np.arange(len(ids)), np.zeros(num_padding, int)]
+    targets_R = np.r_[ids, np.full(num_padding, 2)]
+    mask_R = np.r_[np.ones(len(ids)), np.zeros(num_padding)]
+    sources, targets, mask = (jnp.array(x[None]) for x in (sources_R, targets_R, mask_R))
+    return logprobs.selected(hidden_1TV, jnp.eye(3), sources, targets, mask_NM=mask > 0)[0]
+
+
 def test_answers_of_two_and_three_tokens_are_summed_and_not_averaged():
-    chosen = jax.nn.log_softmax(jnp.float32([[2, 0, -1], [0, 1, 0]]))[np.arange(2), [0, 1]]
-    rejected = jax.nn.log_softmax(jnp.float32([[2, 0, -1], [1, 0, 1], [0, 0, 0]]))[np.arange(3), [1, 2, 0]]
-    np.testing.assert_allclose(chosen, [-0.169846, -0.551445], atol=1e-6)
-    np.testing.assert_allclose(rejected, [-2.169846, -0.861995, -1.098612], atol=1e-6)
-    sums_BP = jnp.stack([chosen.sum(), rejected.sum()])[None]
-    np.testing.assert_allclose(sums_BP[0], [-0.7212907, -4.1304531], atol=1e-6)
+    rows = {False: ([[2, 0, -1], [0, 1, 0]], [0, 1]), True: ([[2, 0, -1], [1, 0, 1], [0, 0, 0]], [1, 2, 0])}
+    for num_prompt, num_padding in ((1, 0), (4, 0), (3, 5)):  # what is asked and how far a row is filled change nothing
+        chosen, rejected = (selected(*rows[side], num_prompt, num_padding) for side in (False, True))
+        np.testing.assert_allclose(chosen[:2], [-0.169846, -0.551445], atol=1e-6)
+        np.testing.assert_allclose(rejected[:3], [-2.169846, -0.861995, -1.098612], atol=1e-6)
+        sums_BP = jnp.stack([chosen.sum(), rejected.sum()])[None]
+        np.testing.assert_allclose(sums_BP[0], [-0.7212907, -4.1304531], atol=1e-6)
     for beta, loss in ((0.05, 0.6115457), (0.5, 0.1670798)):
         np.testing.assert_allclose(losses.reference_free(sums_BP, beta=beta)[0], loss, atol=1e-6)
 
@@ -98,12 +112,13 @@ def test_two_equal_answers_teach_nothing():
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6
 
 
-@pytest.mark.slow  # 200 updates; the tests above hold the loss, tests/experiments/test_genarm.py a run of it
-def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_of_it():
+@pytest.mark.slow  # 200 updates each; the tests above hold the loss, tests/experiments/test_genarm.py a run of it
+@pytest.mark.parametrize(("beta", "rate"), [(0.05, 3e-3), (0.5, 3e-3), (0.5, 1e-3)])
+def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_of_it(beta, rate):
     model, params = network()
     base = jax.tree.map(jnp.copy, params)
     train, heldout = planted(256, 1), planted(64, 2)
-    loss_fn, tx = pairs.loss_fn(model, "reference_free", beta=0.05), optax.adamw(3e-3)
+    loss_fn, tx = pairs.loss_fn(model, "reference_free", beta=beta), optax.adamw(rate)
 
     @jax.jit
     def update(params, state, batch):
@@ -132,3 +147,6 @@ def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_
     plain, steered = first_token(0.0), first_token(1.0)
     np.testing.assert_allclose(plain, jax.nn.softmax(logits[0])[:, 0], atol=3e-8)
     assert steered[:, 7].mean() >= 10 * plain[:, 7].mean() and steered[:, 9].mean() <= 0.01 * plain[:, 9].mean()
+    SHARPNESS[beta, rate] = steered[:, 7].mean()
+    if len(SHARPNESS) == 3:  # a smaller beta saturates later, so that the same updates leave a sharper model
+        assert SHARPNESS[0.05, 3e-3] > SHARPNESS[0.5, 3e-3]
