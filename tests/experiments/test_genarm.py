@@ -4,8 +4,10 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from alignment import frontier
 from data.toys import manners
 from experiments import genarm
 from experiments.launch import groups
@@ -154,3 +156,37 @@ def test_adapters_guide_the_base_and_fitted_rewards_measure_where_there_are_no_r
     assert (
         json.loads((tmp_path / "run/rewards/kind/adapter.json").read_text())["base"] == f"run:{tmp_path}/run/{folder}"
     )
+
+
+@pytest.mark.slow  # the gate of the whole, several minutes
+def test_on_the_laptop_guides_reach_the_soups_frontier_and_rules_judge_it(tmp_path):
+    line = [(1 - i / 4, i / 4) for i in range(5)]
+    ended = launch("genarm.py:laptop", tmp_path / "run", f"--config.alphas={(*line, (0.0, 0.0))}")
+    assert ended.code == 0, ended.err
+    summary = json.loads((ended.workdir / "summary.json").read_text())
+    assert summary["heldout/rewards/accuracies"] >= 0.8
+    rows: dict[str, dict[int, dict]] = {}
+    for row in rows_of(ended.workdir / "generations.jsonl"):
+        rows.setdefault(row["method"], {})[row["uid"]] = row
+    assert len(rows["base"]) == 100
+    assert all(rows["genarm 0,0"][n]["ids"] == row["ids"] for n, row in rows["base"].items())
+
+    def wins(method, other, name):
+        score = {m: [manners.RULES[name](r["prompt"], r["response"]) for _, r in sorted(rows[m].items())] for m in rows}
+        return np.mean([(a > b) + (a == b) / 2 for a, b in zip(score[method], score[other])])
+
+    names = ("brief", "courteous")
+    corners = {"brief": "genarm 1,0", "courteous": "genarm 0,1"}
+    assert summary["win_half_tie/genarm_vs_base"] == pytest.approx(
+        np.mean([wins(corners[name], "base", name) for name in names])
+    )
+    volumes = {
+        kind: frontier.hypervolume(
+            [tuple(wins(f"{kind} {a:.3g},{b:.3g}", "base", name) for name in names) for a, b in line], (0.0, 0.0)
+        )
+        for kind in ("genarm", "soups")
+    }
+    assert volumes["soups"] == pytest.approx(summary["hypervolume/soups"])
+    assert volumes["genarm"] >= 0.95 * volumes["soups"]
+    with (ended.workdir / "h2h.csv").open() as f:
+        assert {line["judge"] for line in csv.DictReader(f)} == {"rules"}
