@@ -169,9 +169,9 @@ def test_a_paraphrase_that_gives_the_answer_away_is_dropped_and_counted():
 
 
 def test_metrics_are_correlated_over_the_questions_of_one_model_with_perplexities_turned_round():
-    values = {"rougeL": [0.1, 0.2, 0.3, 0.4, math.nan], "perplexity": [9.0, 7.0, 5.0, 3.0, 1.0]}
+    values = {"rougeL": [0.1, 0.2, 0.3, 0.4, math.nan], "token_perplexity": [9.0, 7.0, 5.0, 3.0, 1.0]}
     (row,) = page.item_rows("m", "s", values | {"bleu": [0.0] * 5})
-    assert (row["first"], row["second"], row["questions"]) == ("rougeL", "perplexity", 4)
+    assert (row["first"], row["second"], row["questions"]) == ("rougeL", "token_perplexity", 4)
     assert row["spearman"] == pytest.approx(1)
 
 
