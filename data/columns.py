@@ -120,7 +120,7 @@ class Column:
             return known_NK, sum(not row.any() and not is_missing(cell) for row, cell in zip(known_NK, cells))
         values_N = np.array([number(cell) for cell in cells])
         absent_N = np.isnan(values_N)
-        new = sum(gone and not is_missing(cell) for gone, cell in zip(absent_N, cells))
+        new = sum(bool(gone) and not is_missing(cell) for gone, cell in zip(absent_N, cells))
         scaled_N = (np.where(absent_N, self.median, values_N) - self.mean) / self.deviation
         parts = [scaled_N, absent_N] if self.has_flag else [scaled_N]
         return np.stack(parts, axis=1).astype(np.float32), new

@@ -181,8 +181,14 @@ def pictures(
         group: a column of the source, or `folder`: the folder between a class and its pictures.
         test_groups: groups that are for testing alone; all other rows are then for training and validation.
         options: of the source.
+
+    Raises:
+        InputError: pictures of one class alone, among what reading and splitting refuse.
     """
     opened = {split: images.open(source, split=split, **options) for split in image_sources.SPLITS}
+    if len(opened["train"].class_names) < 2:
+        names = ", ".join(opened["train"].class_names)
+        raise InputError(f"{source} has one class, {names}; at least two are needed to tell apart")
     arrays, bad = {}, [b for part in opened.values() for b in part.bad]
     for split, part in opened.items():
         arrays[split], more = _read_all(part, side)

@@ -131,6 +131,14 @@ def test_an_npz_of_splits_keeps_them_and_few_shots_are_drawn_anew_for_each_seed(
         pictures(files, few=tasks.Few(3, 9))
 
 
+def test_pictures_of_one_class_are_refused(files, tmp_path):
+    with np.load(files / "med.npz") as stored:
+        arrays = {name: stored[name] * ("images" in name) for name in stored.files}
+    np.savez(tmp_path / "one.npz", **arrays)
+    with pytest.raises(InputError, match=r"one\.npz has one class, 0; at least two are needed"):
+        pictures(tmp_path, f"npz:{tmp_path}/one.npz")
+
+
 def test_groups_come_from_folders_and_can_be_left_to_the_test(files):
     task = pictures(files, "folder:{}/trees", group="folder", test_groups=("sun",))
     assert task.group_names == ("shade", "sun")
