@@ -41,7 +41,8 @@ def _compile(plan, params, weights_dtype, place):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     try:
-        weights = jax.eval_shape(lambda p: network.prepare(plan.models[0], p, dtype=weights_dtype), params)
+        options: dict[str, Any] = dict(dtype=weights_dtype, num_rows=plan.num_read(0))
+        weights = jax.eval_shape(lambda p: network.prepare(plan.models[0], p, **options), params)
         state = jax.eval_shape(lambda: programs.init_state(plan, ()))
         rows = jax.ShapeDtypeStruct((plan.num_slots,), np.bool_), jax.ShapeDtypeStruct((), np.bool_)
         programs.decode.lower(plan, *jax.tree.map(placed, ((weights,), state)), *rows).compile()

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from alignment import errors
-from alignment.decoding import rows, stacks
+from alignment.decoding import rows, stacks, tiles
 from alignment.errors import InputError
 from alignment.models import decoder, lora, rope
 from alignment.models.attention import HIDDEN
@@ -49,10 +49,12 @@ def prepare(
     *,
     dtype: str = "",
     frees_params: bool = False,
+    num_rows: int = 1,
 ) -> dict[str, Any]:
     """A decoder's parameters as decoding reads them: one array a layer, matrices with two sides, in the model's dtype.
 
-    A tied head is a transposed copy, because a product with the embedding's own layout is a third slower.
+    A tied head is a transposed copy, because a product with the embedding's own layout is a third slower. On one CPU
+    matrices are cut into `tiles`.
 
     Args:
         params: as the training module holds them, boxed or not, with or without an adapter (`lora.attach`), which is
@@ -62,8 +64,10 @@ def prepare(
             the model's dtype.
         frees_params: delete the arrays of the layers, one kind after the other, as soon as they are copied: a second
             copy of the model never lies in memory. With an adapter, which needs all of them, the caller frees them.
+        num_rows: hidden states of which a step reads logits; the head's layout suits so many.
     """
-    whole, ends, layers_of = _separate(model, mesh if mesh is not None and mesh.size > 1 else None, dtype)
+    has_mesh, cuts_head = mesh is not None and mesh.size > 1, num_rows in tiles.HEAD_ROWS
+    whole, ends, layers_of = _separate(model, mesh if has_mesh else None, dtype, cuts_head)
     params = nn.meta.unbox(params)
     if not frees_params or "adapter" in params:
         return whole(params)
@@ -77,9 +81,14 @@ def prepare(
 
 
 @functools.lru_cache(maxsize=8)  # an engine made again for the same model, as in every evaluation, compiles nothing
-def _separate(model, mesh, dtype):
+def _separate(model, mesh, dtype, cuts_head):
     """The compiled functions from parameters to weights: to all of them, to those outside the layers, to the layers."""
     is_int8, D = dtype == "int8", model.model_dim
+
+    def stored(kernel_XY):
+        if is_int8:
+            return quantise(kernel_XY)
+        return tiles.cut(kernel_XY) if mesh is None else kernel_XY
 
     def two_sided(name, kernel):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
@@ -88,7 +97,7 @@ def _separate(model, mesh, dtype):
         head_DV = jnp.array(decoder.head(model, params), model.dtype, copy=True)
         weights = {
             "embedding": params["embedding"].astype(model.dtype),
-            "head": quantise(head_DV) if is_int8 else head_DV,
+            "head": stored(head_DV) if is_int8 or cuts_head else head_DV,
             "final_norm": params["final_norm"],
         }
         return placed(weights)
@@ -99,7 +108,7 @@ def _separate(model, mesh, dtype):
             layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
             layer |= {name: two_sided(name, layer[name]) for name in _MATRICES if name in layer}
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
-            layers.append({name: quantise(x) if is_int8 and name in _MATRICES else x for name, x in layer.items()})
+            layers.append({name: stored(x) if name in _MATRICES else x for name, x in layer.items()})
         return placed({"layers": layers})["layers"]
 
     def whole(params):
@@ -278,7 +287,7 @@ def logits(weights: Mapping[str, Any], hidden_XD: jax.Array, adapter_X: jax.Arra
         logits_XV = jnp.matmul(hidden_XD, head["int8"].astype(hidden_XD.dtype), preferred_element_type=jnp.float32)
         logits_XV *= head["scale"][None]
     else:
-        logits_XV = jnp.matmul(hidden_XD, head, preferred_element_type=jnp.float32)
+        logits_XV = tiles.times(hidden_XD, head, jnp.float32)
     if adapter_X is None or not weights["adapters"]["head"]["b"]:
         return logits_XV
     adapters = weights["adapters"]["head"]
@@ -371,7 +380,7 @@ def _times(x_RTX, kernel_XY):
     if isinstance(kernel_XY, dict):
         out_NY = (x_NX @ kernel_XY["int8"].astype(x_NX.dtype)) * kernel_XY["scale"].astype(x_NX.dtype)[None]
     else:
-        out_NY = x_NX @ kernel_XY
+        out_NY = tiles.times(x_NX, kernel_XY)
     return out_NY.reshape(*x_RTX.shape[:-1], -1)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.decoding import engine, programs
+from alignment.decoding import engine, programs, sampling
 from alignment.decoding.requests import Request
 from alignment.models import decoder, huggingface, lora
 from benchmarks.peers import decode_task as task
@@ -72,11 +73,39 @@ class Ours:
             served.submit(Request(prompt, max_len - live, **more, **options))
         served.advance()  # prefill, compile and the first dispatch
         jax.block_until_ready(served.state)
+        before = served.counts["steps"]
+        ms = self.dispatched(served, dispatches)
+        return {"ms": ms, "live": live + (before + served.counts["steps"]) / 2}
+
+    def dispatched(self, served, dispatches):
+        """Milliseconds of a step in some dispatches."""
         start, before = time.perf_counter(), served.counts["steps"]
         for _ in range(dispatches):
             if served.num_busy:
                 served.advance()
-        return {"ms": 1e3 * (time.perf_counter() - start) / max(served.counts["steps"] - before, 1)}
+        return 1e3 * (time.perf_counter() - start) / max(served.counts["steps"] - before, 1)
+
+    def silent(self, num, live=200, turns=6):
+        """Milliseconds of a step as it is, and in a program that has no log-probabilities, in turns; medians."""
+
+        def nothing(logits_BV, chosen_B, wants_top):
+            zeros_BE = jnp.zeros((len(chosen_B), sampling.NUM_TOP))
+            return jnp.zeros(len(chosen_B)), (zeros_BE.astype(jnp.int32), zeros_BE)
+
+        # that no id is ruled out makes a plan of its own, which compiles anew, and changes nothing else
+        kept, served = sampling.logprobs, {}
+        for name, fn in {"with": kept, "without": nothing}.items():
+            sampling.logprobs = fn
+            served[name] = self.made(num, **({"num_ids": self.vocab_size} if name == "without" else {}))
+            for prompt in np.random.default_rng(0).integers(1, self.vocab_size, size=(num, live)).tolist():
+                served[name].submit(Request(prompt, 800))
+            served[name].advance()
+        sampling.logprobs = kept
+        ms = {name: [] for name in served}
+        for _ in range(turns):
+            for name in served:
+                ms[name].append(self.dispatched(served[name], 2))
+        return {name: statistics.median(values) for name, values in ms.items()}
 
     def speculate(self, ids, new, num_draft, stop):
         served = self.made(1, num_draft=num_draft, stop_ids=stop)
@@ -148,7 +177,7 @@ def floors():
 
 def jobs():
     ours = Ours()
-    names = ("equal", "queue", "step", "speculate", "best_of", "programs", "first")
+    names = ("equal", "queue", "step", "silent", "speculate", "best_of", "programs", "first")
     return {name: getattr(ours, name) for name in names} | {"floors": floors}
 
 

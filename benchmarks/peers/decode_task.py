@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from channel import answering, limit_threads, peak_rss_mb
+from channel import answering, forget_peak, limit_threads, peak_rss_mb
 
 PROMPT, NEW = 64, 128  # tokens, where all are alike
 
@@ -39,5 +39,6 @@ def serve(start_fn: Callable[[], dict[str, str]], jobs_fn: Callable[[], Mapping[
     jobs = jobs_fn()
     for line in sys.stdin:
         request = json.loads(line)
+        forget_peak()
         answer = jobs[request.pop("job")](**request)
         send(**{"event": "done", "peak_rss_mb": peak_rss_mb(), **answer})
