@@ -361,7 +361,7 @@ def steps_table(rows: list[dict]) -> list[str]:
     base = median(rows, "steps", "guided", min(first["guided"]), "ms")
     body = [line(f"{n} positions allocated, 200 live", "lengths", n) for n in first["lengths"]]
     body += [line("greedy", "plain"), line("drawn", "noisy")]
-    more = f" (+{100 * (filtered / plain - 1):.0f} %)"
+    more = f" ({100 * (filtered / plain - 1):+.0f} %)"
     body += [line("top-k, top-p and min-p on every row", "filtered", note=more)]
     for k in (k for k in first["guided"] if int(k)):
         times = median(rows, "steps", "guided", k, "ms") / (base * (int(k) + 1))
@@ -379,7 +379,12 @@ def adapters_table(rows: list[dict]) -> list[str]:
     body = [
         ["the model alone", f"{alone:.2f}", floor["alone"], "1"],
         [f"{1 + NUM_ADAPTERS} rows of it", f"{all_rows:.2f}", floor["rows"], f"{all_rows / alone:.2f}"],
-        [f"guided by {NUM_ADAPTERS} adapters of rank {RANK}", f"{guided:.2f}", floor["guided"], f"{guided / alone:.2f}"],
+        [
+            f"guided by {NUM_ADAPTERS} adapters of rank {RANK}",
+            f"{guided:.2f}",
+            floor["guided"],
+            f"{guided / alone:.2f}",
+        ],
     ]
     return [
         "",

@@ -3,7 +3,9 @@
     python benchmarks/harness.py --output benchmarks/results/harness.md
 
 The model of decode.py. Questions have contexts of 60 to 140 tokens and four choices, of one token or of 4 to 12; both
-sides read texts, so that encoding them counts. `hf` runs at each batch size of --batches, and its best one counts.
+sides read texts, so that encoding them counts. `hf` runs at each batch size of --batches, and its best one counts. The
+floor is the FLOP of every token read once and of logits where they are needed, over the rate of a large product that
+was measured in the same round.
 """
 
 import argparse
@@ -60,6 +62,15 @@ def pairs(num: int, kind: str, seed: int) -> list[tuple[str, str]]:
     return out
 
 
+def floor_seconds(asked: list[tuple[str, str]], floors: dict) -> float:
+    """The least seconds for pairs whose contexts are read once, with logits once for each state that needs them."""
+    layer_weights, head_weights = decode.num_weights()
+    contexts = {context: len(context.split()) for context, _ in asked}
+    inner = sum(len(rest.split()) - 1 for _, rest in asked)  # the last token of a continuation is never read
+    flop = 2 * layer_weights * (sum(contexts.values()) + inner) + 2 * head_weights * (len(contexts) + inner)
+    return flop / floors["gflops"] / 1e9
+
+
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     weights = folder / "weights"
     weights.mkdir()
@@ -90,7 +101,7 @@ def one_round(workers: dict[str, machine.Worker], number: int, args: argparse.Na
         workers[who].ask(json.dumps({"job": "score", **job}))
         return workers[who].read("done")
 
-    out = []
+    out, floors = [], ask("flax", job="floors")
     for kind in KINDS:
         asked = pairs(args.questions, kind, number)
         ask("flax", pairs=asked)  # compiles
@@ -113,6 +124,7 @@ def one_round(workers: dict[str, machine.Worker], number: int, args: argparse.Na
                 "flax": len(asked) / ours["seconds"],
                 "hf": len(asked) / theirs[best]["seconds"],
                 "batch": best,
+                "floor": len(asked) / floor_seconds(asked, floors),
                 "gap": gap,
                 "rss": [ours["peak_rss_mb"], theirs[best]["peak_rss_mb"]],
                 "others": others,
@@ -132,11 +144,22 @@ def report(rows: list[dict], facts: dict) -> str:
                 f"{statistics.median(row['flax'] for row in mine):,.0f}",
                 f"{statistics.median(row['hf'] for row in mine):,.1f} (batch {mine[0]['batch']})",
                 f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})",
+                f"{statistics.median(row['floor'] for row in mine):,.0f}",
+                f"{100 * statistics.median(row['flax'] / row['floor'] for row in mine):.0f} %",
                 f"{max(row['gap'] for row in mine):.0e}",
                 f"{mine[0]['rss'][0]:,.0f}, {mine[0]['rss'][1]:,.0f}",
             ]
         )
-    head = ["choices of", "flax, requests/s", "hf, its best", "ratio", "largest difference, nats", "peak MiB"]
+    head = [
+        "choices of",
+        "flax, requests/s",
+        "hf, its best",
+        "ratio",
+        "floor",
+        "share of it",
+        "largest difference, nats",
+        "peak MiB",
+    ]
     noise = f"While flax worked, {machine.noise([row['others'] for row in rows])}."
     title = "# Scoring choices in lm-evaluation-harness"
     return "\n".join([title, "", machine.table(head, body), "", noise, "", machine.notes(facts)])

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignment.decoding import network, programs
+from alignment.decoding import layout, programs
 
 _asked: set[int] = set()  # plans whose program some thread has compiled, or was not able to
 
@@ -41,8 +41,7 @@ def _compile(plan, params, weights_dtype, place):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     try:
-        options: dict[str, Any] = dict(dtype=weights_dtype, num_rows=plan.num_read(0))
-        weights = jax.eval_shape(lambda p: network.prepare(plan.models[0], p, **options), params)
+        weights = layout.form(plan.models[0], params, dtype=weights_dtype, num_rows=plan.num_read(0))
         state = jax.eval_shape(lambda: programs.init_state(plan, ()))
         rows = jax.ShapeDtypeStruct((plan.num_slots,), np.bool_), jax.ShapeDtypeStruct((), np.bool_)
         programs.decode.lower(plan, *jax.tree.map(placed, ((weights,), state)), *rows).compile()

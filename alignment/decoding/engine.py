@@ -27,6 +27,7 @@ from alignment import errors
 from alignment.decoding import (
     ahead,
     guided,
+    layout,
     network,
     prefixes,
     programs,
@@ -78,7 +79,7 @@ class Engine:
         seed: for requests without one.
         weights_dtype, cache_dtype: "int8" for eight bits, "" for the model's dtype; see `network`. They save memory and
             its reading on accelerators, and are refused on CPUs, where XLA's products of them are many times slower.
-        frees_params: the engine copies the layers' parameters and deletes the originals; see `network.prepare`.
+        frees_params: the engine copies the layers' parameters and deletes the originals; see `layout.prepare`.
         attention: the kernel; see `rows.choose`.
         order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
 
@@ -149,7 +150,7 @@ class Engine:
         self._compiling = ahead.start(self.plan, nn.meta.unbox(params), weights_dtype, place)
         options: dict[str, Any] = dict(dtype=weights_dtype, frees_params=frees_params)
         self.weights = tuple(
-            network.prepare(m, p, self.plan.mesh, num_rows=self.plan.num_read(i), **options)
+            layout.prepare(m, p, self.plan.mesh, num_rows=self.plan.num_read(i), **options)
             for i, (m, p) in enumerate(networks)
         )
         if adapters:

@@ -93,10 +93,17 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
     Args:
         processor_states: one tree of arrays [B,...] for each processor.
     """
+    state = _empty(plan) | {"processors": jax.tree.map(jnp.array, processor_states)}
+    return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _empty(plan):
+    """The state without processors; one program, because a call for each array would compile one for each shape."""
     B, S, W, V = plan.num_slots, plan.max_len, len(plan.places), plan.models[0].vocab_size
     sizes: dict[str, Any] = dict(block=plan.block, chunk=plan.chunk, mesh=plan.mesh, dtype=plan.cache_dtype)
     sizes["attention"] = plan.attention
-    state = {
+    return {
         "caches": [network.init_cache(m, B * plan.num_parts(i), S, **sizes) for i, m in enumerate(plan.all_models)],
         "tokens": jnp.zeros((B, S), jnp.int32),  # prompt and answer
         "pending": jnp.zeros((W, B), jnp.int32),  # the token that each model reads next
@@ -105,7 +112,6 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
         "limit": jnp.zeros(B, jnp.int32),  # tokens of the row, at most
         "num_written": jnp.zeros((B, V), jnp.int32),
         "is_in_prompt": jnp.zeros((B, V), bool),
-        "processors": jax.tree.map(jnp.array, processor_states),
         "options": {
             **{name: jnp.zeros(B, jnp.float32) for name in FLOATS},
             "top_k": jnp.zeros(B, jnp.int32),
@@ -118,7 +124,6 @@ def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
             "model_weights": jnp.zeros((1 + len(plan.guides), B), jnp.float32),
         },
     }
-    return state if plan.mesh is None else jax.device_put(state, _places(plan, state))
 
 
 def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_draft: int) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment.decoding import network
+from alignment.decoding import layout, network
 from alignment.models import decoder
 
 
@@ -59,7 +59,7 @@ def write(
     """
     longest = max(map(len, prompts)) + max_new_tokens + 1
     plan = Plan(model, num_candidates, -(-longest // block) * block, block, num_ids)
-    weights = network.prepare(model, params)
+    weights = layout.prepare(model, params)
     reward_E = jnp.asarray(reward_weights_E, jnp.float32)
     out = []
     for prompt in prompts:

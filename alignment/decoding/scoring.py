@@ -26,7 +26,7 @@ Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of its 
 
 SHORTEST_ROW = 64
 USUAL_ROWS = (256, 384, 512)  # long rows are filled better by several groups, short ones have cheaper attention
-TOKENS_PER_CALL = {"cpu": 2_048}  # where a CPU's matrix products are at their best; accelerators want more
+TOKENS_PER_CALL = {"cpu": 3_072}  # where a CPU's matrix products are at their best; accelerators want more
 NAMES = ("tokens", "positions", "groups", "branches", "sources", "targets")
 Path = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of a context, of a path behind it, and of a target
 Target = tuple[int, int, Sequence[int]]  # the number of a row of tokens, how many of them come before, the target's ids
@@ -377,11 +377,21 @@ def _calls(groups, width, tokens_per_call):
     for length, row in _pack(groups):
         by_length[length].append(row)
     for length, rows in by_length.items():  # the longest come first, so memory runs out at once or never
-        most = max(1, tokens_per_call // (length * width)) * width
-        num_calls = -(-len(rows) // most)
-        num_rows = -(-len(rows) // (num_calls * width)) * width  # all calls alike, so that one program serves them
+        num_rows = _rows_per_call(len(rows), max(1, tokens_per_call // (length * width)), width)
         for at in range(0, len(rows), num_rows):
             yield _lay_out(rows[at : at + num_rows], num_rows, length)
+
+
+def _rows_per_call(num, most, width):
+    """Rows of every call: all are alike, so that one program serves them, and few rows are filling.
+
+    Args:
+        num: of rows in all.
+        most: widths of a call.
+    """
+    least = -(-num // (most * width))
+    sizes = [-(-num // (num_calls * width)) * width for num_calls in range(least, least + 3)]
+    return min(sizes, key=lambda size: -(-num // size) * size)  # of equals the first, which has the fewest calls
 
 
 def _lay_out(rows, num_rows, length):

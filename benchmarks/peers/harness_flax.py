@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.peers import decode_task, harness_task
+from benchmarks.peers import decode_ours, decode_task, harness_task
 
 WEIGHTS = Path(sys.argv[1])
 
@@ -25,7 +25,7 @@ def jobs():
     model = decoder.DecoderLM(**huggingface.config_of(WEIGHTS))
     params = huggingface.load(WEIGHTS, model)
     lm = harness.flax_lm(model, params, tokenizer.load(str(WEIGHTS)), digest="benchmark")
-    return {"score": lambda pairs: harness_task.score(lm, pairs)}
+    return {"score": lambda pairs: harness_task.score(lm, pairs), "floors": decode_ours.floors}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.decoding import network, tiles
+from alignment.decoding import layout, network, tiles
 from alignment.errors import InputError
 from tests.decoding.models import VOCAB, all_logits, random_lm
 
@@ -47,7 +47,7 @@ def step(model, weights, cache, token, position, num_slots, slot):
 def stepwise_logits(lm, tokens, num_prefilled, *, block, chunk, slot=1, num_slots=3, max_len=48, dtype=""):
     """Logits behind each token from `num_prefilled` on, one step at a time, in one slot of several."""
     model, params = lm
-    weights = network.prepare(model, params, dtype=dtype)
+    weights = layout.prepare(model, params, dtype=dtype)
     cache = network.init_cache(model, num_slots, max_len, block=block, chunk=chunk, dtype=dtype)
     # left-over keys of another request lie in the slot: they must not matter
     cache = jax.tree.map(lambda x: x + jnp.asarray(3, x.dtype), cache)
@@ -81,7 +81,7 @@ def test_a_window_needs_a_ring_of_fixed_length_only():
 
 def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
     model, params = random_lm(tie_embeddings=True)
-    weights = network.prepare(model, params)
+    weights = layout.prepare(model, params)
     assert len(weights["layers"]) == model.num_layers
     np.testing.assert_array_equal(weights["head"], np.asarray(params["embedding"]).T)
     np.testing.assert_array_equal(
@@ -93,7 +93,7 @@ def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
 @pytest.mark.parametrize("num_rows", [1, 2, 16, 17])
 def test_on_a_cpu_matrices_are_cut_into_tiles_and_the_head_for_some_rows(num_rows):
     model, params = random_lm(model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=128, vocab_size=192)
-    weights = network.prepare(model, params, num_rows=num_rows)
+    weights = layout.prepare(model, params, num_rows=num_rows)
     layer, stacked = weights["layers"][1], params["layers"]
     assert layer["gate"].shape == (2, 64, 64) and layer["down"].shape == (1, 128, 64)
     assert layer["key"].shape == (64, 32)  # half a tile stays as it is
@@ -107,18 +107,18 @@ def test_on_a_cpu_matrices_are_cut_into_tiles_and_the_head_for_some_rows(num_row
 
 def test_parameters_that_are_freed_leave_the_same_weights():
     model, params = random_lm()
-    wanted = network.prepare(model, params)
+    wanted = layout.prepare(model, params)
     params = jax.tree.map(jnp.array, params)
-    weights = network.prepare(model, params, frees_params=True)
+    weights = layout.prepare(model, params, frees_params=True)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), weights, wanted))
     assert all(x.is_deleted() for x in params["layers"].values()) and not params["embedding"].is_deleted()
 
 
 def test_preparing_again_compiles_nothing(compilations):
     model, params = random_lm()
-    network.prepare(model, params)
+    layout.prepare(model, params)
     compilations.clear()
-    network.prepare(model, params)
+    layout.prepare(model, params)
     assert compilations == []
 
 
@@ -158,6 +158,6 @@ def test_eight_bits_cost_little_perplexity():
 def test_eight_bits_are_off_by_at_most_half_a_step():
     kernel = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     kernel[:, 3] = 0
-    rounded = network.quantise(jnp.asarray(kernel))
+    rounded = layout.quantise(jnp.asarray(kernel))
     back = np.asarray(rounded["int8"], np.float32) * np.asarray(rounded["scale"])
     assert (np.abs(back - kernel) <= np.asarray(rounded["scale"]) / 2 + 1e-7).all() and not back[:, 3].any()

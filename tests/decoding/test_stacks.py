@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import engine, network, stacks
+from alignment.decoding import engine, layout, network, stacks
 from alignment.decoding.requests import Request
 from alignment.errors import InputError
 from alignment.models import lora
@@ -124,7 +124,7 @@ def test_a_stack_guesses_tokens_as_well(lm, adapters, stack):
 
 def test_one_pass_multiplies_by_each_base_matrix_once(lm, adapters):
     model, params = lm
-    weights = network.prepare(model, params) | {"adapters": stacks.prepare(model, adapters)}
+    weights = layout.prepare(model, params) | {"adapters": stacks.prepare(model, adapters)}
     cache = network.init_cache(model, 4, LENGTH, block=4, chunk=8)
 
     def step(weights):
