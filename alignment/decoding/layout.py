@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import tiles
+from alignment.decoding import stacks, tiles
 from alignment.models import decoder, lora
 from alignment.train import sharding
 
@@ -63,11 +63,14 @@ def prepare(
     if not frees_params:
         return {**ends(params), "layers": layers_of(params["layers"])}
     layers: list[dict[str, Any]] = [{} for _ in range(model.num_layers)]
-    for name, stacked in params["layers"].items():
-        parts = jax.block_until_ready(layers_of({name: stacked}))
+    left = dict(params["layers"])
+    for names in [*stacks.READERS.values(), *((name,) for name in left if name not in _MATRICES)]:
+        stacked = {name: left.pop(name) for name in names}
+        parts = jax.block_until_ready(layers_of(stacked))
         layers = [layer | part for layer, part in zip(layers, parts)]
-        if isinstance(stacked, jax.Array):
-            stacked.delete()
+        for x in stacked.values():
+            if isinstance(x, jax.Array):
+                x.delete()
     return {**ends(params), "layers": layers}
 
 
@@ -142,7 +145,7 @@ def _separate(model, mesh, dtype, cuts_head):
             layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
             layer |= {name: two_sided(name, layer[name]) for name in _MATRICES if name in layer}
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
-            layers.append({name: stored(x) if name in _MATRICES else x for name, x in layer.items()})
+            layers.append(_merged({name: stored(x) if name in _MATRICES else x for name, x in layer.items()}))
         return placed({"layers": layers})["layers"]
 
     def whole(params):
@@ -164,6 +167,22 @@ def _separate(model, mesh, dtype, cuts_head):
         return jax.lax.with_sharding_constraint(weights, {name: places(name, x) for name, x in weights.items()})
 
     return whole, ends, layers_of
+
+
+def together(first: str) -> str:
+    """The name of one matrix in place of those of a group of `stacks.READERS`; of a single one, its own."""
+    return "+".join(stacks.READERS[first])
+
+
+def _merged(layer):
+    """Matrices in tiles that read one input as one: fewer products, which divide better among threads."""
+    layer = dict(layer)
+    for first, names in stacks.READERS.items():
+        if len(names) > 1 and all(getattr(layer.get(name), "ndim", 2) == 3 for name in names):
+            parts = [layer.pop(name) for name in names]
+            join = np.concatenate if isinstance(parts[0], np.ndarray) else jnp.concatenate
+            layer[together(first)] = join(parts)
+    return layer
 
 
 def quantise(kernel_XY: jax.Array) -> dict[str, jax.Array]:

@@ -95,12 +95,11 @@ def test_on_a_cpu_matrices_are_cut_into_tiles_and_the_head_for_some_rows(num_row
     model, params = random_lm(model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=128, vocab_size=192)
     weights = layout.prepare(model, params, num_rows=num_rows)
     layer, stacked = weights["layers"][1], params["layers"]
-    assert layer["gate"].shape == (2, 64, 64) and layer["down"].shape == (1, 128, 64)
-    assert layer["key"].shape == (64, 32)  # half a tile stays as it is
+    assert layer["gate+up"].shape == (4, 64, 64) and layer["down"].shape == (1, 128, 64)
+    assert layer["query"].shape == (1, 64, 64) and layer["key"].shape == (64, 32)  # half a tile stays as it is
     x_NX = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
-    for name in ("query", "key", "gate"):
-        wanted_NY = x_NX @ np.asarray(stacked[name][1]).reshape(64, -1)
-        np.testing.assert_allclose(tiles.times(jnp.asarray(x_NX), layer[name]), wanted_NY, rtol=1e-5, atol=1e-5)
+    wanted_NY = np.concatenate([x_NX @ np.asarray(stacked[name][1]) for name in ("gate", "up")], axis=1)
+    np.testing.assert_allclose(tiles.times(jnp.asarray(x_NX), layer["gate+up"]), wanted_NY, rtol=1e-5, atol=1e-5)
     assert weights["head"].shape == ((3, 64, 64) if num_rows in (2, 16) else (64, 192))
     np.testing.assert_allclose(network.logits(weights, jnp.asarray(x_NX)), x_NX @ np.asarray(params["head"]), rtol=1e-5)
 
