@@ -7,7 +7,8 @@ Laptop:  python -m experiments.run --config experiments/egida.py:laptop   (CPU, 
 Expect:  laptop, 240 attacks and 80 harmless prompts of an embedded house: attacks that succeed 1.000, then
          0.004 (seeds 1 and 2: 0.000, 0.000); harmless prompts refused 0.000, then 0.013; questions answered right
          1.000, then 1.000
-Smol:    make models, then the same with egida.py:smol and the files that it names in this folder
+Smol:    make models, then the same with egida.py:smol and the files that it names in this folder; smol_full trains all
+         weights, and with --config.before=WORKDIR takes over what the first has asked
 
 The target answers training requests; a judge says which answers are unsafe; each is paired with a safe answer to the
 same request, and DPO trains the target on a sample of the pairs. Before and after, with identical greedy decoding: how

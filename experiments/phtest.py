@@ -11,6 +11,7 @@ Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 
          0.087 of the harmful ones of XSTest, 0.181 of PHTest's harmless and 0.071 of its controversial ones; under
          a defensive system prompt 0 and 0.043, 0.085 and 0.036: the prompt makes this small model refuse less
 Smol:    make models, then the same with phtest.py:smol, and xstest_prompts.csv and PHTest.csv in this folder
+Guests:  make laptop, then the same with phtest.py:guests: the model of Egida's world before and after its alignment
 Search:  the same with --config.search: new harmless prompts that the model refuses, in search/ of the workdir
 
 Answers are greedy. A judge says of each whether it refuses in full, in part or not; an answer that is empty or that the
