@@ -334,10 +334,10 @@ def filtered(
     """What the input filter says of each prompt: harmful, unharmful or invalid; and the filter's name."""
     if c.defence.filter == WORDS:
         words = [refusals.normalise(word) for word in c.defence.words]
-        texts = [refusals.normalise(prompt.case.prompt) for prompt in prompts]
+        texts = [refusals.normalise(prompt.text) for prompt in prompts]
         return [(verdicts.HARM if any(w in text for w in words) else verdicts.NO_HARM, WORDS) for text in texts]
     judge = judges.build(c.defence.filter, c.filtering, c, folder, measured, answers_cache)
-    said = judge.classify([{"prompt": prompt.case.prompt} for prompt in prompts])
+    said = judge.classify([{"prompt": prompt.text} for prompt in prompts])
     return [(one.verdict.prompt_harmfulness or verdicts.INVALID, judge.name) for one in said]
 
 

@@ -244,6 +244,15 @@ def test_the_input_filter_refuses_what_it_calls_harmful_and_leaves_other_answers
     assert phtest.behind_filter(row, "invalid", "f")["label"] == "invalid" and row["label"] == "full_compliance"
 
 
+def test_the_input_filter_reads_what_the_model_reads_a_context_too(tmp_path):
+    config = phtest.get_config("tiny")
+    config.defence.filter, config.defence.words = "words", ("Cellar",)
+    cases = [suites.Case(str(i), "open it", "harmful", context=text) for i, text in enumerate(("the cellar door", ""))]
+    prompts = [asking.Prompt("d", "", case) for case in cases]
+    said = phtest.filtered(config, prompts, tmp_path, None, None)
+    assert said == [("harmful", "words"), ("unharmful", "words")]
+
+
 def test_an_empty_answer_is_invalid_and_no_judge_is_asked():
     rows = [{"response": text} for text in (" ", "fine")]
     prompts = [phtest.Prompt("d", "", suites.Case("a", "a", "harmless"))] * 2
