@@ -183,7 +183,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.init_from = models.SMOL
     c.compute.update(dict(dtype="float32", remat="none"))
     c.data.path = "harmless=hh_harmless.jsonl,preferred=alpaca_eval.jsonl"
-    c.data.limit = 600
+    c.data.limit = 330
     c.data.max_len = 160
     for stage, steps in ((c.reward, 16), (c.dpo, 8)):
         stage.update(dict(steps=steps, batch_size=4, warmup_steps=3))

@@ -136,8 +136,14 @@ def _medqa_hub(row: Row) -> Item:
 def _lettered(row: Row) -> Item:
     """Options by letter, as prompt_engine and MedQA's own files have them."""
     options = fields.parsed(row["options"])
-    if isinstance(options, list):
+    if isinstance(options, list) and all(
+        isinstance(entry, Mapping) and {"key", "value"} <= set(entry) for entry in options
+    ):
         options = {str(entry["key"]): entry["value"] for entry in options}
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f"options={str(row['options'])[:40]} must be an object of texts by letter, {{'A': ..., 'B': ...}}"
+        )
     letters = sorted(options)
     if letters != list(LETTERS[: len(letters)]) or len(letters) < 2:
         raise InputError(f"options are called {', '.join(map(str, letters))}; they must be A, B, ... without a gap")
@@ -181,6 +187,8 @@ def _pubmedqa(row: Row) -> Item:
     gold = words.index(row["final_decision"])
     contexts = fields.parsed(row["CONTEXTS"])
     context = "\n".join(fields.text(c, "CONTEXTS") for c in (contexts if isinstance(contexts, list) else [contexts]))
+    if not context.strip():
+        raise Unusable("CONTEXTS is empty")
     more = dict(context=context, year=_named(row, "YEAR"), answers=answers)
     return _closed(row, _text(row, "QUESTION"), words, gold, **more)
 

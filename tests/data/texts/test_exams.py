@@ -76,6 +76,9 @@ def test_the_first_option_is_a_in_a_set_that_counts_from_one_and_others_stop_the
     assert load(tmp_path, [row]).items[0].gold == 0
     with pytest.raises(InputError, match=r"exam\.jsonl:1.*cop=0 is not from 1 to 4"):
         load(tmp_path, [row | {"cop": 0}])
+    for options in (7, None, ["zinc", "iron"]):
+        with pytest.raises(InputError, match=r"options=.* must be an object of texts by letter"):
+            load(tmp_path, [ROWS["lettered"][0] | {"options": options}])
     with pytest.raises(InputError, match="correct_answer='E'"):
         load(tmp_path, [ROWS["lettered"][0] | {"correct_answer": "E"}])
 
@@ -115,6 +118,9 @@ def test_overrides_are_a_file_of_ids_and_columns(tmp_path):
 
 
 def test_a_null_question_is_left_out_and_named_or_patched_by_an_override(tmp_path, capsys):
+    pairs = [ROWS["pubmedqa"][0] | {"CONTEXTS": contexts} for contexts in (None, [], ["x"])]
+    assert [item.context for item in load(tmp_path, pairs).items] == ["x"]
+    assert "CONTEXTS is empty" in capsys.readouterr().out
     rows = [ROWS["careqa"][0] | {"unique_id": "x1", "question": None}, ROWS["careqa"][0] | {"unique_id": "x2"}]
     counts = {}
     exam = load(tmp_path, rows, counts=counts)
