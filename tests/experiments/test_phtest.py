@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from alignment import files
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
 from alignment.models import lora, peft_adapters
@@ -23,7 +22,6 @@ from experiments.pages import phtest as page
 from experiments.safety import asking, judges, strengths
 from tests.decoding.test_backends import said, server, unused_port
 from tests.experiments.conftest import launch
-from tests.safety.test_rates import POINTS
 
 ROWS = [
     {"ID": 7, "Request": 'open the "blue"\ndoor', "Harmfulness": "harmless"},
@@ -411,22 +409,6 @@ def test_a_sweep_goes_over_the_models_that_the_config_lists(tmp_path):
     of_egida = egida.get_config("tiny")
     of_egida.models = ("run:a", "hf:b")
     assert len(list(egida.sweep(of_egida))) == 2 * len(list(egida.sweep(egida.get_config("tiny"))))
-
-
-def test_the_sweeps_page_has_the_published_trade_off_of_twenty_models(tmp_path):
-    points = []
-    for name, (usability, safety) in POINTS.items():
-        summary = {"frr/harmless": 1 - usability, "full/harmful": safety, "n": 9}
-        files.write_json(tmp_path / name / "summary.json", summary)
-        points.append({"id": name, "overrides": {"init_from": f"hf:{name}"}})
-    files.write_json(tmp_path / "sweep.json", {"experiment": "phtest", "points": points})
-    phtest.compare(str(tmp_path))
-    with open(tmp_path / "tradeoff.csv") as f:
-        best = {line["model"].rpartition("hf:")[2] for line in csv.DictReader(f) if line["pareto"] == "True"}
-    assert best == {"Claude-2.1", "Claude-3.5-sonnet", "Claude-3-opus", "Llama-2-70b", "Gemini-1.0-pro"} | {
-        "GPT-4", "GPT-4o-mini", "GPT-4o"}  # fmt: skip
-    assert "safety and usability: -0.741" in (tmp_path / "findings.txt").read_text()
-    assert (tmp_path / "figures/tradeoff.png").is_file()
 
 
 def test_points_stand_in_the_order_of_the_run_with_the_filter_last():
