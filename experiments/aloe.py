@@ -47,25 +47,10 @@ from experiments.safety import tuning as dpo
 SETTINGS = ("", "laptop", "smol", "tiny")
 JUDGING = "yes_no"
 WORLD_ONLY = ("readings", "conversations", "times", "peak_lr")
-LEAST = {
-    "synthesis.tries": (0, "with 0 no chain of thought is written"),
-    "synthesis.max_new_tokens": (1, ""),
-    "asking.max_new_tokens": (1, ""),
-    "asking.max_new_tokens_direct": (1, ""),
-    "asking.solving_draws": (1, ""),
-    "asking.num_examples": (1, "None takes the scheme's own"),
-    "asking.num_draws": (1, "None takes the scheme's own"),
-    "asking.retries": (0, ""),
-    "red_team.limit": (1, "None takes all prompts"),
-    "red_team.max_new_tokens": (1, ""),
-    "bias.limit": (1, "None takes all rows"),
-    "toxicity.limit": (1, "None takes all prompts"),
-    "toxicity.num_draws": (1, "None: as in the paper"),
-    "toxicity.max_new_tokens": (1, "None: as in the paper"),
-    "general.limit": (1, "None takes all pairs"),
-    "safety.limit": (1, "None takes all pairs"),
-    "save_every": (0, ""),
-}
+LEAST = dict.fromkeys(("synthesis.max_new_tokens", "asking.max_new_tokens", "asking.max_new_tokens_direct"), 1)
+LEAST |= dict.fromkeys(("asking.solving_draws", "asking.num_examples", "asking.num_draws"), 1)
+LEAST |= dict.fromkeys(("red_team.max_new_tokens", "toxicity.num_draws", "toxicity.max_new_tokens"), 1)
+LEAST |= {"synthesis.tries": 0}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -212,7 +197,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if is_embedded and not c.asking.by_text:
         raise InputError(f"asking.by_text=False: models of {EMBEDDED!r} name options by their texts; leave it True")
     if is_embedded:
-        checks.check_least(c, {f"world.{name}": (1, "") for name in ("readings", "conversations", "times")})
+        checks.within(c, "[1, inf)", "world.readings", "world.conversations", "world.times")
         checks.within(c, "(0, inf)", "world.peak_lr")
     else:
         models.check(stages.opened(c, c.init_from))

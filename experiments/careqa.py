@@ -44,19 +44,8 @@ from experiments.pages import careqa as page
 
 SETTINGS = ("", "laptop", "smol", "tiny")
 EMBEDDED = "synthetic:remedies"
-LEAST = {
-    "data.limit": (1, "None takes all questions"),
-    "max_new_tokens": (1, ""),
-    "rp.samples": (1, ""),
-    "rp.n_max": (0, ""),
-    "rp.stride": (1, ""),
-    "rp.limit": (0, "0 leaves Relaxed Perplexity out"),
-    "rephrasing.wordings": (0, "0 leaves it out"),
-    "consistency.samples": (0, "0 leaves it out"),
-    "consistency.limit": (0, "0 leaves open questions out"),
-    "voted.limit": (1, "None takes all questions"),
-    "bootstrap": (1, ""),
-}
+LEAST = dict.fromkeys(("max_new_tokens", "rp.samples", "rp.stride", "bootstrap"), 1)
+LEAST |= dict.fromkeys(("rp.n_max", "rp.limit", "rephrasing.wordings", "rephrasing.limit", "consistency.limit"), 0)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

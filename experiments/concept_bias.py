@@ -47,9 +47,8 @@ READS = {  # group of the config -> kinds of classifiers that read it
     "in_context": (IN_CONTEXT,),
 }
 OF_METHODS = {"mask": (sets.MASK,), "jtt": (cells.JTT,), "group_dro": (cells.GROUP_DRO,)}
-LEAST = {"seeds": (1, ""), "max_len": (4, ""), "resamples": (0, ""), "mask.top": (1, ""), "mask.min_count": (1, "")}
-LEAST |= {"jtt.factor": (1, ""), "data.limit": (4, "None takes all")}
-LEAST |= {f"encoder.{name}": (1, "") for name in ("num_words", "num_layers", "model_dim", "num_heads", "ffn_dim")}
+LEAST = dict.fromkeys(("seeds", "mask.top", "mask.min_count", "jtt.factor", "encoder.num_words"), 1)
+LEAST |= {"max_len": 4, "data.limit": 4, "resamples": 0}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -48,18 +48,8 @@ from experiments.safety.gathering import EMBEDDED, TEMPLATE, Plan
 SETTINGS = ("", "laptop", "smol", "smol_full", "tiny")
 JUDGING = "yes_no"
 TRAIN, TEST, BENIGN, HARMLESS = "train", "test", "benign", "harmless"  # parts of a plan
-LEAST = {
-    "data.limit": (1, "None takes all prompts"),
-    "data.train_limit": (1, "None asks all of them"),
-    "data.test_limit": (1, "None asks all of them"),
-    "harmless.limit": (1, "None takes all prompts"),
-    "ability.num_questions": (1, "None takes all"),
-    "ability.num_texts": (1, "None takes all"),
-    "pairs.num": (1, ""),
-    "pairs.num_harmless": (1, "None takes all"),
-    "pairs.num_more": (1, "None takes all"),
-    "max_new_tokens": (1, ""),
-}
+LEAST = dict.fromkeys(("data.train_limit", "data.test_limit", "ability.num_questions", "ability.num_texts"), 1)
+LEAST |= dict.fromkeys(("pairs.num", "pairs.num_harmless", "pairs.num_more", "max_new_tokens"), 1)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -42,10 +42,8 @@ from experiments.pages import focus as focus_page
 from experiments.pages import focus_bias
 
 SETTINGS = ("", "laptop", "tiny", "mnist")
-UNSET = "None takes all, or that of the run"
-LEAST = dict.fromkeys(("random.limit", "tile.resize", "tile.crop"), (1, UNSET))  # the smallest value of a number
-LEAST |= dict.fromkeys(("per_class", "cascade.limit", "cascade.points", "bias.num_samples"), (1, ""))
-LEAST |= dict.fromkeys(("baseline.eval_every", "fallback.resize", "fallback.crop"), (1, "")) | {"pictures": (0, "")}
+LEAST = dict.fromkeys(("tile.resize", "tile.crop", "fallback.resize", "fallback.crop", "baseline.eval_every"), 1)
+LEAST |= {"per_class": 1, "cascade.points": 1, "bias.num_samples": 1, "pictures": 0}
 SPLITS = ("train", "val", "test")
 PAPER = ("lrp", "gradcam", "gradcam++", "lime", "smoothgrad", "integrated_gradients")
 
@@ -285,7 +283,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     one_of("data.split", c.data.split, SPLITS)
     one_of("options.lime.segmenter", c.options.lime.segmenter, ("", *lime.SEGMENTERS))
     optimizer.adamw(c.baseline.lr)
-    checks.check_least(c, LEAST | {f"limit.{method}": (1, UNSET) for method in c.limit})
+    checks.check_least(c, LEAST | {f"limit.{method}": 1 for method in c.limit})
 
 
 def check_mosaics(c: ml_collections.ConfigDict, kind: str) -> None:

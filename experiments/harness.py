@@ -33,12 +33,7 @@ from experiments.launch import checks
 from experiments.pages import harness as harness_page
 
 SETTINGS = ("", "laptop", "smol", "tiny")
-LEAST = {
-    "num_fewshot": (0, "None takes what each task says"),
-    "limit": (1, "None takes all questions"),
-    "bootstrap": (0, ""),
-    "samples": (0, ""),
-}
+LEAST = {"num_fewshot": 0, "bootstrap": 0}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

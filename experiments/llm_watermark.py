@@ -46,18 +46,10 @@ SETTINGS = ("", "laptop", "smol", "tiny")
 SCORED = (text_marks.KGW, text_marks.UNIGRAM, text_marks.RANDOM)
 BOTCHAN = "botchan.txt"
 NUM_NEGATIVES = 2_000  # two are above a threshold of one in a thousand
-LEAST = {"data.max_len": (4, ""), "data.min_len": (2, ""), "data.limit": (2, "None takes all texts")}
-LEAST |= {"data.piece_chars": (1, "None leaves records in one piece"), "memorise.steps": (0, ""), "write.num": (1, "")}
-LEAST |= {"memorise.batch_size": (1, ""), "write.num_others": (0, ""), "write.max_new_tokens": (1, "")}
-LEAST |= {"approximate.num": (1, ""), "approximate.num_keys": (1, "")}
-LEAST |= {"speed.num": (1, ""), "speed.max_new_tokens": (1, ""), "speed.rounds": (1, "")}
-LEAST |= {
-    "seed": (0, ""),
-    "write.prompt_len": (1, ""),
-    "write.num_negatives": (2, ""),
-    "paraphrase.num": (1, ""),
-    "paraphrase.max_new_tokens": (1, ""),
-}
+LEAST = dict.fromkeys(("data.piece_chars", "write.num", "write.max_new_tokens", "approximate.num"), 1)
+LEAST |= dict.fromkeys(("approximate.num_keys", "speed.num", "speed.max_new_tokens", "speed.rounds"), 1)
+LEAST |= dict.fromkeys(("write.prompt_len", "paraphrase.num", "paraphrase.max_new_tokens"), 1)
+LEAST |= {"data.max_len": 4, "data.min_len": 2, "data.limit": 2, "write.num_others": 0, "write.num_negatives": 2}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -48,12 +48,7 @@ STEPS = "Think step by step."
 REVIEW = "Review your answer for mistakes, and give it again."
 JUDGE = "scripted:judge"  # it finds the options' texts in an answer
 SHOTS = 3  # items of an aspect that are shown before a question, and never scored
-LEAST = {
-    "data.limit": (1, "None takes all items"),
-    "data.num": (20, ""),
-    "max_new_tokens": (1, ""),
-    "bootstrap": (1, ""),
-}
+LEAST = {"data.num": 20, "max_new_tokens": 1, "bootstrap": 1}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

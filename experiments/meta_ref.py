@@ -32,12 +32,11 @@ from experiments.pages import meta_ref as page
 
 SETTINGS = ("", "laptop", "tiny")  # the embedded regions take a laptop minutes, so that "" and laptop are the same
 COMPARED = ("maml", "maml_regularised", "hand_made", "meta_ref")
-LEAST = {"seeds": (1, ""), "support": (1, ""), "query": (1, ""), "test_query": (1, "None takes up to 256")}
-LEAST |= {"inner.steps": (1, ""), "inner.test_steps": (1, ""), "referee_width": (1, ""), "within": (0, "")}
-LEAST |= {"pace.log_every": (1, ""), "pace.eval_every": (1, ""), "pace.save_every": (1, ""), "pace.keep": (1, "")}
-LEAST |= {f"synthetic.{name}": (1, "None takes a default") for name in ("test_tasks", "val_tasks")}
-LEAST |= {"objective.warmup_steps": (0, "None takes 0"), "audit.least": (2, "None takes 30")}
-LEAST |= {"objective.lambda_p": (0, "None takes 1"), "objective.lambda_f": (0, "None takes 0.5")}
+LEAST = dict.fromkeys(("seeds", "support", "query", "test_query", "inner.steps", "inner.test_steps"), 1)
+LEAST |= dict.fromkeys(("referee_width", "pace.log_every", "pace.eval_every", "pace.save_every", "pace.keep"), 1)
+LEAST |= dict.fromkeys(("synthetic.test_tasks", "synthetic.val_tasks"), 1)
+LEAST |= dict.fromkeys(("within", "objective.lambda_p", "objective.lambda_f"), 0)
+LEAST |= {"audit.least": 2}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -63,7 +63,7 @@ DEFENSIVE = (
 WORDS = "words"
 STRENGTHS = (0.5, 1.0)
 JUDGING, FILTERING = "refusal_three_way", "prompt_yes_no"
-LEAST = {"data.limit": (1, "None takes all prompts"), "max_new_tokens": (1, ""), **searching.LEAST}
+LEAST = {"max_new_tokens": 1, **searching.LEAST}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -32,14 +32,8 @@ from experiments.launch import checks, groups, lm, planning
 from experiments.report import pictures
 
 SETTINGS = ("", "laptop", "tiny")
-LEAST = {  # the smallest value of a number in the config, and what None does
-    "steps": (1, "None takes as many as epochs need"),
-    "data.limit": (1, "None takes all"),
-    "num_words": (1, ""),
-    "max_origin": (1, ""),
-    "rows.max_len": (2, ""),
-    "heldout.num": (1, ""),
-}
+LEAST = dict.fromkeys(("steps", "num_words", "max_origin", "heldout.num"), 1)
+LEAST |= {"rows.max_len": 2}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

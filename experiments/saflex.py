@@ -32,11 +32,9 @@ SETTINGS = ("", "laptop", "tiny")
 KINDS = (*tasks.EMBEDDED, "npz", "csv", "folder", "tfds", "mame", "museum", "pairs")
 OF_TABLES = ("target", "bins", "subset", "leave_out")
 OF_CLASSES = ("shots", "val_shots", "group", "test_groups")  # of pictures and tables
-LEAST = {"seeds": (1, ""), "steps": (1, ""), "also_seeds": (1, ""), "also_steps": (1, "None takes each toy's own")}
-LEAST |= {"batch_size": (1, "None takes all rows"), "aug_batch": (1, "None takes all rows"), "gallery": (0, "")}
-LEAST |= {"val_batch": (1, "None takes all rows"), "data.shots": (1, "None takes all rows")}
-LEAST |= {"data.val_shots": (1, "None takes all rows"), "refine.every": (1, ""), "refine.warmup": (0, "")}
-LEAST |= {"bilevel_steps": (1, "")}
+LEAST = dict.fromkeys(("seeds", "steps", "also_seeds", "also_steps", "aug_batch", "val_batch", "data.shots"), 1)
+LEAST |= dict.fromkeys(("data.val_shots", "refine.every", "bilevel_steps"), 1)
+LEAST |= {"gallery": 0}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -183,9 +183,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     else:
         embedding.check(c.embedding.model)
     optimizer.adamw(**c.optimizer)
-    least = {"samples": (0, ""), "data.limit": (1, "None takes all")}
-    least |= {"embedding.hidden": (1, "None: there is no hidden layer")}
-    checks.check_least(c, least)
+    checks.check_least(c, {"embedding.hidden": 1})
     loop.Pace(**c.loop)
     checks.within(c, "(0, inf)", "unsafe.weight")
     if c.calibration != "none" and c.objective == "regression":

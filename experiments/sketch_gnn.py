@@ -34,21 +34,9 @@ from experiments.pages import sketch_gnn as page
 
 SETTINGS = ("", "laptop", "tiny")
 EMBEDDED = "synthetic:block_model"
-LEAST = {
-    "epochs": (1, ""),
-    "eval_every": (1, ""),
-    "seeds": (1, ""),
-    "batch_size": (1, ""),
-    "network.layers": (1, ""),
-    "network.hidden": (1, ""),
-    "network.heads": (1, ""),
-    "sketch.order": (1, ""),
-    "sketch.sets": (1, ""),
-    "sketch.width": (2, "None takes data's nodes times a ratio"),
-    "sketch.top_k": (1, "None keeps all entries"),
-    "sketch.memory_mib": (1, ""),
-    "data.num_features": (1, "None: the graph has features"),
-}
+LEAST = dict.fromkeys(("epochs", "eval_every", "seeds", "network.layers", "network.hidden", "network.heads"), 1)
+LEAST |= dict.fromkeys(("sketch.order", "sketch.sets", "sketch.top_k", "sketch.memory_mib", "data.num_features"), 1)
+LEAST |= {"sketch.width": 2}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

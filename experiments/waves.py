@@ -32,9 +32,8 @@ from experiments.launch import checks
 from experiments.pages import waves as page
 
 SETTINGS = ("", "laptop", "tiny")
-LEAST = {"num": (1, "None takes the middle of each picture"), "size": (64, ""), "training.steps": (1, "")}
-LEAST |= {"seed": (0, ""), "user": (0, "")}
-LEAST |= {"gradient_steps": (1, ""), "noise": (0, ""), "training.mark_steps": (1, "")}
+LEAST = dict.fromkeys(("num", "training.steps", "gradient_steps", "training.mark_steps"), 1)
+LEAST |= {"size": 64, "user": 0, "noise": 0}
 MARK_STEPS = 600  # where the config leaves them open
 READERS = {  # of settings, among the attacks
     "noise": tuple(attacks.TIMES),

@@ -28,16 +28,8 @@ GIVES = {  # kinds of scorers that do not give both
     "perplexity": ("score",),
 }
 OFF = "off"  # switches a rule's check off; the rule itself takes None for that, and None is an unset knob
-LEAST = {  # the smallest value of a number in the config, and what None does where it may be None
-    "samples": (0, ""),
-    "slice_mb": (2**-20, ""),
-    "workers": (1, "None takes a core each"),
-    "read.max_document_mb": (1e-6, ""),
-    "paragraphs.capacity": (1, "None leaves repeated lines in"),
-    "rewriter.concurrency": (1, ""),
-    "rewriter.max_tokens": (1, ""),
-    "rewriter.retries": (0, ""),
-}
+LEAST = dict.fromkeys(("workers", "paragraphs.capacity", "rewriter.max_tokens"), 1)
+LEAST |= {"slice_mb": 2**-20, "read.max_document_mb": 1e-6}
 SHARES = ("max_bad", "router.tag_probability")
 
 

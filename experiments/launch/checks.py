@@ -20,10 +20,12 @@ from experiments.launch import host
 
 LEAST = {"batch_size": 1, "accumulate": 1, "steps": 0, "num_workers": 0}  # of leaves so named, in any group
 LEAST |= dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads", "ffn_dim", "unroll"), 1)
-LEAST |= dict.fromkeys(("max_len", "max_prompt_len", "chunk", "block", "num_slots", "num_steps", "concurrency"), 1)
+LEAST |= dict.fromkeys(
+    ("limit", "max_len", "max_prompt_len", "chunk", "block", "num_slots", "num_steps", "concurrency"), 1
+)
 LEAST |= dict.fromkeys(("peak_lr", "lr", "warmup", "warmup_steps", "weight_decay", "clip_norm", "sft_weight"), 0)
 LEAST |= dict.fromkeys(("num_draft", "retries", "temperature", "timeout_seconds", "seed", "split_seed"), 0)
-LEAST |= dict.fromkeys(("limit", "full_steps", "feature_scale", "init_std", "save_every", "eval_every"), 0)
+LEAST |= dict.fromkeys(("full_steps", "feature_scale", "init_std", "save_every", "eval_every"), 0)
 LEAST |= dict.fromkeys(("num", "num_train", "per_class", "min_count", "min_share", "num_samples", "samples"), 0)
 LEAST |= dict.fromkeys(("pairs", "tiles", "min_words", "rotate", "planted_share", "probes", "heldout", "missed"), 0)
 LEAST |= dict.fromkeys(("prompt_tokens", "max_new_tokens", "num_cpus", "num_gpus", "save_minutes", "error"), 0)
@@ -47,6 +49,7 @@ def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> 
 
 def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> None:
     """`check` without a look at this machine's accelerator."""
+    check_least(config, getattr(experiment.module, "LEAST", {}))
     kinds = entry_kinds(experiment)
     for key, value in leaves(config):
         *groups, name = key.split(".")
@@ -55,8 +58,6 @@ def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDi
             check_sinks(key, value)
         elif name == "mesh":
             check_mesh(key, value)
-        elif name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]:
-            raise InputError(f"{key}={value} must be at least {LEAST[name]}{WHY.get(name, '')}")
         elif name in BELOW_ONE and isinstance(value, (int, float)) and not 0 <= value < 1:
             raise InputError(f"{key}={value} must be at least 0 and below 1")
         elif name == "dtype" and isinstance(value, str) and value:
@@ -149,17 +150,17 @@ def call(check_fn: Callable[..., None], group: Mapping[str, Any], **more: Any) -
     check_fn(**{name: value for name, value in group.items() if name in names}, **more)
 
 
-def check_least(c: ml_collections.ConfigDict, least: Mapping[str, tuple[float, str]]) -> None:
+def check_least(c: ml_collections.ConfigDict, own: Mapping[str, float]) -> None:
     """Refuse numbers that are too small; values that are None are unset.
 
     Args:
-        least: {name of a number in the config: (its smallest value, what None does where it may be None)}.
+        own: the smallest values of an experiment's numbers by their dotted names; others are in LEAST.
     """
-    for name, (smallest, unset) in least.items():
-        value = leaf(c, name)
-        if value is not None and not value >= smallest:
-            more = f"; {unset}" if unset else ""
-            raise InputError(f"{name}={value}: it must be at least {smallest:g}{more}; set --config.{name}")
+    for key, value in leaves(c):
+        name = key.rpartition(".")[2]
+        least = own.get(key, LEAST.get(name))
+        if least is not None and isinstance(value, (int, float)) and value < least:
+            raise InputError(f"{key}={value} must be at least {least:g}{WHY.get(name, '')}")
 
 
 def within(c: ml_collections.ConfigDict, bounds: str, *names: str) -> None:

@@ -36,12 +36,8 @@ RULES = "rules"  # the embedded house's own readers
 VOTERS = (RULES, judges.MODEL, judges.ENDPOINT)
 VOTING = "prompt_three_way"
 LEAST_R, NUM_PROBED = -30.0, 20  # nats of an opening, mean over so many seeds, below which no model would say it
-LEAST = {
-    "searching.num": (1, ""),
-    "searching.num_openings": (1, ""),
-    "searching.opening_tokens": (1, ""),
-    "searching.at_once": (1, ""),
-}
+LEAST = dict.fromkeys(("searching.num", "searching.num_openings", "searching.opening_tokens"), 1)
+LEAST |= dict.fromkeys(("searching.at_once",), 1)
 
 
 def settings(arg: str = "") -> dict[str, Any]:

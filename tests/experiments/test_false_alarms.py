@@ -82,7 +82,7 @@ def test_windows_follow_one_another_and_what_is_left_out_is_counted(tmp_path):
         (["--config.gamma=1.0"], "gamma=1.0 must be between 0 and 1"),
         (["--config.data.num=None"], "needs data.num"),
         (["--config.seed=-1"], "seed=-1 must be at least 0"),
-        (["--config.num_keys=1"], "num_keys=1: it must be at least 2"),
+        (["--config.num_keys=1"], "num_keys=1 must be at least 2"),
         (["--config.data.path=missing.txt"], "missing.txt"),
     ],
 )

@@ -51,8 +51,8 @@ def test_a_run_that_starts_again_computes_no_answer_twice(tiny, tmp_path, monkey
     ("flag", "message"),
     [
         ("tasks=()", "tasks=() must be a tuple of names"),
-        ("limit=0", "limit=0: it must be at least 1; None takes all questions"),
-        ("num_fewshot=-1", "num_fewshot=-1: it must be at least 0"),
+        ("limit=0", "limit=0 must be at least 1"),
+        ("num_fewshot=-1", "num_fewshot=-1 must be at least 0"),
         ("task_folder=nowhere", "task_folder='nowhere' is not a folder"),
         ("init_from=hf:nowhere", "nowhere is neither a folder here nor a hub id"),
     ],

@@ -254,7 +254,7 @@ def test_a_gain_within_its_interval_is_called_that():
         (["--config.methods=('maml',)", "--config.objective.lambda_p=1.0"], "read by none of methods=('maml',)"),
         (["--config.dro_rate=1.0"], "dro_rate=1.0 is read by none of methods"),
         (["--config.inner.rate=0.0"], "inner.rate=0.0 must be above 0"),
-        (["--config.inner.steps=0"], "inner.steps=0: it must be at least 1"),
+        (["--config.inner.steps=0"], "inner.steps=0 must be at least 1"),
         (["--config.outer.lr=0.0"], "lr=0.0 must be above 0"),
         (["--config.predictor.name=cnn"], "predictor='cnn' is not one of: mlp, lstm"),
         (["--config.predictor.name=lstm", "--config.predictor.init_std=0.5"], "read by mlp alone"),
@@ -270,7 +270,7 @@ def test_a_gain_within_its_interval_is_called_that():
         (["--config.audit.least=5"], "audit is read where data.columns.outcome names a column"),
         (["--config.keep=best"], "keep='best' is not one of: fairest, last"),
         (["--config.batch_size=9"], "batch_size=9 does not split over 8 devices"),
-        (["--config.synthetic.val_tasks=0"], "synthetic.val_tasks=0: it must be at least 1"),
+        (["--config.synthetic.val_tasks=0"], "synthetic.val_tasks=0 must be at least 1"),
         (["--config.test_query=5"], "test_query=5 is read by data of your own alone"),
     ],
 )

@@ -279,7 +279,7 @@ def test_every_toy_has_a_setting_and_the_laptops_own_is_that_of_its_toy():
         (["refine.penalty=kl", "refine.beta=0.5"], "refine.beta=0.5 is not read with"),
         (["refine.precondition=True"], "needs optimizer.name=adamw"),
         (["refine.warmup=300"], "leaves no step of 300"),
-        (["refine.every=0"], "refine.every=0: it must be at least 1"),
+        (["refine.every=0"], "refine.every=0 must be at least 1"),
         (["arms=('none','saflex')"], "none, upstream, saflex, train_val are part of every comparison"),
         (["arms=('none','upstream','saflex','train_val','agree')"], "the nearest is 'agreement'"),
         (["optimizer.name=adamw"], "arms names bilevel"),
@@ -289,7 +289,7 @@ def test_every_toy_has_a_setting_and_the_laptops_own_is_that_of_its_toy():
         (["network.widths=(0,)"], "widths"),
         (["also=('toy',)"], "also='toy' is not one of: toy_few"),
         (["strengths=(0.5,0.2)"], "they rise and lie in"),
-        (["steps=0"], "steps=0: it must be at least 1"),
+        (["steps=0"], "steps=0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused_before_anything_is_read(flags, message):

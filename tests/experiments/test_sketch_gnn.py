@@ -34,8 +34,8 @@ def changed(**changes):
         ({"sketch.ratios": (-0.5,)}, "a ratio must be above 0"),
         ({"sketch.ratios": ()}, "set one"),
         ({"sketch.width": 8}, "set one"),
-        ({"sketch.ratios": (), "sketch.width": 1}, "sketch.width=1: it must be at least 2"),
-        ({"sketch.order": 0}, "sketch.order=0: it must be at least 1"),
+        ({"sketch.ratios": (), "sketch.width": 1}, "sketch.width=1 must be at least 2"),
+        ({"sketch.order": 0}, "sketch.order=0 must be at least 1"),
         ({"sketch.top_k": 0}, "sketch.top_k=0"),
         ({"sketch.hashes": "order_distinc"}, "the nearest is 'order_distinct'"),
         ({"sketch.buckets": "lsh"}, "sketch.buckets='lsh' is not one of"),
@@ -68,7 +68,7 @@ def changed(**changes):
         ({"block.classes": 1}, "2 classes of 4 nodes"),
         ({"optimizer.lr": 0.0}, "lr must be above 0"),
         ({"optimizer.dropout": 1.0}, "dropout=1.0 must be from 0 to below 1"),
-        ({"epochs": 0}, "epochs=0: it must be at least 1"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_read(changes, message):

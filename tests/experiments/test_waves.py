@@ -222,7 +222,7 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.attacks=('Dist-Jpeg',)"], "attacks='Dist-Jpeg' is not one of"),
         (["--config.attacks=('Dist-JPEG','Dist-JPEG')"], "none twice"),
         (["--config.strengths.single=(0.5,1.5)"], "strengths.single=(0.5, 1.5): they rise and lie in (0, 1]"),
-        (["--config.user=-1"], "user=-1: it must be at least 0"),
+        (["--config.user=-1"], "user=-1 must be at least 0"),
         (["--config.seed=-1"], "seed=-1 must be at least 0"),
         (["--config.setup=removing"], "the nearest is 'removal'"),
         (["--config.quality=Q8"], "quality=Q8 needs fid, clip_fid, lpips"),
