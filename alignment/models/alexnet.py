@@ -30,10 +30,6 @@ class AlexNet(nn.Module):
     dropout_rate: float = 0.5
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.widths = tuple(self.widths)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

@@ -24,10 +24,6 @@ class CNN(nn.Module):
     widths: tuple[int, ...] = (16, 32, 64)
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.widths = tuple(self.widths)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

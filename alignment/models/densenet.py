@@ -29,10 +29,6 @@ class DenseNet(nn.Module):
     stem_width: int = 64
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.block_sizes = tuple(self.block_sizes)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

@@ -50,10 +50,6 @@ class EfficientNet(nn.Module):
     norm_eps: float = 1e-5
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.stages = tuple(tuple(stage) for stage in self.stages)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

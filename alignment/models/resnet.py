@@ -28,10 +28,6 @@ class ResNet(nn.Module):
     is_small_stem: bool = False
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.stage_sizes = tuple(self.stage_sizes)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

@@ -35,10 +35,6 @@ class VGG(nn.Module):
     dropout_rate: float = 0.5
     dtype: str = "float32"
 
-    def __post_init__(self):
-        self.stages = tuple(tuple(stage) for stage in self.stages)
-        super().__post_init__()
-
     @property
     def min_size(self) -> int:
         """The fewest rows and columns of an image."""

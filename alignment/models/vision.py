@@ -54,7 +54,13 @@ def network(name: str, *, num_classes: int, dtype: str = "float32", **fields: An
     unknown = [field for field in fields if field not in known]
     if unknown:
         raise InputError(f"{name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+    fields = {field: _frozen(value) for field, value in fields.items()}
     return NETWORKS[name](num_classes=num_classes, dtype=dtype, **fields)
+
+
+def _frozen(value: Any) -> Any:
+    """Tuples for the lists of a JSON file, so that a network can be hashed: a static argument of jit."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _family(name):
