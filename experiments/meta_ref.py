@@ -33,7 +33,7 @@ from experiments.pages import meta_ref as page
 SETTINGS = ("", "laptop", "tiny")  # the embedded regions take a laptop minutes, so that "" and laptop are the same
 COMPARED = ("maml", "maml_regularised", "hand_made", "meta_ref")
 LEAST = dict.fromkeys(("seeds", "support", "query", "test_query", "inner.steps", "inner.test_steps"), 1)
-LEAST |= dict.fromkeys(("referee_width", "pace.log_every", "pace.eval_every", "pace.save_every", "pace.keep"), 1)
+LEAST |= dict.fromkeys(("referee_width", "pace.eval_every", "pace.save_every"), 1)
 LEAST |= dict.fromkeys(("synthetic.test_tasks", "synthetic.val_tasks"), 1)
 LEAST |= dict.fromkeys(("within", "objective.lambda_p", "objective.lambda_f"), 0)
 LEAST |= {"audit.least": 2}

@@ -4,13 +4,11 @@ What counts is the held-out values in `metrics.jsonl` up to the step that a run 
 decides as one that was not. The best state is a checkpoint under `best/checkpoints` of the workdir.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
-from alignment import errors
+from alignment import errors, files
 from alignment.train import checkpoint
 from alignment.train.train_state import TrainState
 
@@ -82,6 +80,6 @@ class Watch:
 def _logged(workdir: pathlib.Path, metrics: Sequence[str], restored: int) -> list[tuple[int, tuple[float, ...]]]:
     """Steps and values that a run has logged up to the one that it goes on from."""
     path = workdir / "metrics.jsonl"
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    rows = files.read_rows(path) if path.is_file() else []
     rows = [row for row in rows if row.keys() >= set(metrics) and row["step"] <= restored]
     return [(row["step"], tuple(row[metric] for metric in metrics)) for row in rows]

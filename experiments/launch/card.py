@@ -1,12 +1,13 @@
 """The model card of an export: README.md, as the Hugging Face hub shows it, from a run's config and metrics."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 import yaml
+
+from alignment import files
 
 SHOWN = ("loss", "steps", "batch_size", "accumulate", "reference", "seed")
 GROUPS = ("objective", "batch", "optimizer", "adapter", "compute")
@@ -61,9 +62,7 @@ def _has_adapter(c: ml_collections.ConfigDict) -> bool:
 def heldout(workdir: pathlib.Path, step: int) -> list[tuple[str, str]]:
     """The held-out values that were logged at this step."""
     path = workdir / "metrics.jsonl"
-    logged: list[Mapping[str, Any]] = (
-        [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    )
+    logged = files.read_rows(path) if path.is_file() else []
     row: Mapping[str, Any] = next((row for row in reversed(logged) if row["step"] == step), {})
     return [(name, f"{value:.4g}") for name, value in sorted(row.items()) if name.startswith("heldout/")]
 

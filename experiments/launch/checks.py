@@ -18,7 +18,8 @@ from alignment.errors import InputError
 from experiments.launch import config as configs
 from experiments.launch import host
 
-LEAST = {"batch_size": 1, "accumulate": 1, "steps": 0, "num_workers": 0}  # of leaves so named, in any group
+LEAST = {"steps": 0, "num_workers": 0}  # of leaves so named, in any group
+LEAST |= dict.fromkeys(("batch_size", "accumulate", "log_every", "keep", "patience"), 1)
 LEAST |= dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads", "ffn_dim", "unroll"), 1)
 LEAST |= dict.fromkeys(
     ("limit", "max_len", "max_prompt_len", "chunk", "block", "num_slots", "num_steps", "concurrency"), 1
@@ -34,7 +35,6 @@ BELOW_ONE = ("b1", "b2", "dropout")  # leaves so named are in [0, 1)
 WHY = {"accumulate": ": the parts that a batch is taken in", "steps": ": the updates to make, 0 only evaluates"}
 VERBATIM = ("stop",)  # leaves of texts that are taken letter by letter, line breaks and spaces too
 ADDRESSES = ("url", "address")  # leaves that name a service, not data
-SMALLEST = {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "patience": 1}  # of the group `loop`
 
 
 def check(experiment: configs.Experiment, config: ml_collections.ConfigDict) -> None:
@@ -52,19 +52,16 @@ def check_config(experiment: configs.Experiment, config: ml_collections.ConfigDi
     check_least(config, getattr(experiment.module, "LEAST", {}))
     kinds = entry_kinds(experiment)
     for key, value in leaves(config):
-        *groups, name = key.split(".")
+        name = key.rpartition(".")[2]
         check_value(key, value, kinds.get(key, set()))
         if name == "sinks":
             check_sinks(key, value)
         elif name == "mesh":
             check_mesh(key, value)
-        elif name in BELOW_ONE and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise InputError(f"{key}={value} must be at least 0 and below 1")
+        elif name in BELOW_ONE and isinstance(value, (int, float)):
+            errors.within("[0, 1)", **{key: value})
         elif name == "dtype" and isinstance(value, str) and value:
             errors.one_of(key, value, DTYPES)
-        elif groups == ["loop"] and name in SMALLEST and isinstance(value, int) and value < SMALLEST[name]:
-            need = "positive" if SMALLEST[name] else "at least 0"
-            raise InputError(f"{key}: {name}={value} must be {need}")
         elif name not in ADDRESSES:
             check_paths(key, value)
     if hasattr(experiment.module, "check"):
