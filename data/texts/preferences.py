@@ -162,6 +162,21 @@ def set_aside(pairs: Pairs, fraction: float, *, seed: int) -> tuple[Pairs | None
     return pairs.subset(aside), pairs.subset(others)
 
 
+def of_tokens(triples: Sequence[Sequence[np.ndarray]], labels: Sequence[bool] | None = None) -> Pairs:
+    """Pairs of token ids that are there already, such as drawn ones.
+
+    Args:
+        triples: the ids of a prompt, of the chosen and of the rejected answer.
+        labels: of unpaired data, see `Pairs`.
+    """
+    sequences = [
+        tuple(answers.Answered(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), False) for ids in both)
+        for prompt, *both in triples
+    ]
+    items = [Comparison("", ("", ""), label=label) for label in labels or [None] * len(triples)]
+    return _pack(items, sequences, _limits([sequences]), pad_id=0)
+
+
 def batches(
     pairs: Pairs,
     *,

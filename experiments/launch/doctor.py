@@ -263,28 +263,9 @@ def _unboxed(tree: Any) -> Any:
 
 def _pairs(rng: np.random.Generator, num: int, vocab_size: int, has_label: bool) -> preferences.Pairs:
     """Made-up pairs, every second one after the prompt of the one before it."""
-    sequences, prompt_lens = [], []
-    prompt = np.zeros(0, np.int32)
+    triples, prompt = [], np.zeros(0, np.int32)
     for i in range(num):
         if i % 2 == 0:
-            prompt = rng.integers(0, vocab_size, rng.integers(3, 9)).astype(np.int32)
-        for size in rng.integers(2, 10, 2):
-            sequences.append(np.concatenate([prompt, rng.integers(0, vocab_size, size).astype(np.int32)]))
-        prompt_lens.append(len(prompt))
-    lens = np.array(prompt_lens, np.int32)
-    sizes = np.array([len(ids) for ids in sequences]).reshape(num, 2)
-    limits = dict(
-        sequence=int(sizes.max()),
-        row=int((sizes.sum(axis=1) - lens).max()),
-        answer=int((sizes - lens[:, None]).max()),
-    )
-    return preferences.Pairs(
-        tokens=np.concatenate(sequences),
-        starts=np.cumsum([0, *sizes.ravel()]),
-        prompt_len_NP=np.stack([lens, lens], axis=1),
-        trunk_len_N=lens,
-        label_N=rng.integers(0, 2, num).astype(np.float32) if has_label else None,
-        items=(None,) * num,  # type: ignore[arg-type]  # read for their number alone
-        limits=limits,
-        pad_id=0,
-    )
+            prompt = rng.integers(0, vocab_size, rng.integers(3, 9))
+        triples.append((prompt, *(rng.integers(0, vocab_size, size) for size in rng.integers(2, 10, 2))))
+    return preferences.of_tokens(triples, rng.integers(0, 2, num).astype(bool).tolist() if has_label else None)

@@ -210,10 +210,7 @@ def pairs(
 
 def _one_pair(has_label: bool) -> preferences.Pairs:
     """Two sequences of two tokens, which give a batch its arrays; their lengths do not count."""
-    limits = dict(sequence=2, row=3, answer=1)
-    label = np.zeros(1, np.float32) if has_label else None
-    ones = np.ones((1, 2), np.int32)
-    return preferences.Pairs(np.zeros(4, np.int32), np.array([0, 2, 4]), ones, ones[0, :1], label, (None,), limits, 0)  # type: ignore[arg-type]
+    return preferences.of_tokens([[np.zeros(1, np.int32)] * 3], [False] if has_label else None)
 
 
 def _repeated(batch: Mapping[str, np.ndarray], times: int) -> planning.Shapes:
