@@ -143,18 +143,20 @@ def align(documents: Sequence[dict], scores: Sequence[Scores], tools: Aligning) 
     waiting: dict[str, list[int]] = {action: [] for action in KINDS}  # places of the documents for the rewriter
     for place, (document, row) in enumerate(zip(documents, scores, strict=True)):
         if out_of_bounds := _outside(row, tools.bounds):  # such a document is never routed, whatever its deciding score
-            outcomes[place] = _dropped(document, "scores", *out_of_bounds)
+            outcomes[place] = _outcome(document, "drop", None, "scores", *out_of_bounds)
             continue
         evidence = {tools.score: row.get(tools.score)}
         action = _action(row, tools)
         if action in waiting:
             waiting[action].append(place)
         elif action == "not_scored":
-            outcomes[place] = _kept(document, "router", "not_scored", {})
+            outcomes[place] = _outcome(document, "keep", document["text"], "router", "not_scored", {})
         elif action == "keep":
-            outcomes[place] = _kept(document, "router", "", evidence)
+            outcomes[place] = _outcome(document, "keep", document["text"], "router", "", evidence)
         else:
-            outcomes[place] = _dropped(document, "router", "unsafe" if action == "drop" else action, evidence)
+            outcomes[place] = _outcome(
+                document, "drop", None, "router", "unsafe" if action == "drop" else action, evidence
+            )
     for action, places in waiting.items():
         # All documents of one kind go to the rewriter together, so that it can fill its batches.
         rewritten = _rewritten([documents[i] for i in places], [scores[i] for i in places], action, tools)
@@ -217,27 +219,19 @@ def _outside(scores: Scores, bounds: Bounds) -> tuple[str, dict[str, float]] | N
     return None
 
 
-def _kept(
+def _outcome(
     document: dict,
+    action: str,
+    text: str | None,
     rule: str,
     reason: str,
     evidence: Mapping[str, Any],
     gate: gates.Gate | None = None,
     **more: Any,
 ) -> Outcome:
-    row = decision(document, "keep", rule, reason, evidence, text_sha256_out=sha256(document["text"]), **more)
-    return Outcome(row, document["text"], gate)
-
-
-def _dropped(
-    document: dict,
-    rule: str,
-    reason: str,
-    evidence: Mapping[str, Any],
-    gate: gates.Gate | None = None,
-    **more: Any,
-) -> Outcome:
-    return Outcome(decision(document, "drop", rule, reason, evidence, text_sha256_out="", **more), None, gate)
+    """What becomes of a document: `text` goes to training, or nothing where it is None."""
+    digest = "" if text is None else sha256(text)
+    return Outcome(decision(document, action, rule, reason, evidence, text_sha256_out=digest, **more), text, gate)
 
 
 def _gated(
@@ -254,14 +248,14 @@ def _gated(
     if gate.not_measured:
         evidence["not_measured"] = gate.not_measured
     if gate.accepted and gate.action == "keep":  # the rewriter saw no need for an edit
-        return _kept(document, "rewriter", "unchanged", evidence, gate, **more)
+        return _outcome(document, "keep", document["text"], "rewriter", "unchanged", evidence, gate, **more)
     if gate.accepted and text is not None:  # the gates accept no missing text
-        row = decision(document, action, "rewriter", "", evidence, text_sha256_out=sha256(text), **more)
-        return Outcome(row, text, gate)
+        return _outcome(document, action, text, "rewriter", "", evidence, gate, **more)
     # What the gates refuse falls back to the original, or to nothing if the original is too unsafe.
     reason = "no_rewriter" if tools.rewrite is None else gate.failed[0]
-    make = _kept if gate.action == "keep" else _dropped
-    return make(document, "gate", reason, evidence | {"failed": gate.failed}, gate, **more)
+    text = document["text"] if gate.action == "keep" else None
+    action = "drop" if text is None else "keep"
+    return _outcome(document, action, text, "gate", reason, evidence | {"failed": gate.failed}, gate, **more)
 
 
 def _tagged(outcome: Outcome, value: float | None, tools: Aligning) -> Outcome:
