@@ -168,6 +168,11 @@ def check(path: str | Sequence[str]) -> None:
         find(path)
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a text with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def find(path: str | Sequence[str]) -> list[str]:
     """The data files behind a file name, a folder, a glob, or several of these (a list, or one string with commas).
 
@@ -246,7 +251,7 @@ def left_out(path: str | Sequence[str]) -> list[str]:
     else:
         files = glob.glob(str(where), recursive=True)
         if not files and "," in str(path):
-            return [line for one in str(path).split(",") if one.strip() for line in left_out(one.strip())]
+            return [line for one in listed(str(path)) for line in left_out(one)]
     said = [
         f"{file} (a link that leads nowhere)" for file in files if os.path.islink(file) and not os.path.exists(file)
     ]

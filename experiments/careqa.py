@@ -144,7 +144,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         if path != EMBEDDED and path not in absent:
             records.check(path)
     known = {name for path in paths(c) for name in (path, pathlib.PurePath(path).name)}
-    if unknown := [path for path in listed(c.data.opened) if path not in known]:
+    if unknown := [path for path in records.listed(c.data.opened) if path not in known]:
         raise InputError(f"data.opened has {unknown[0]!r}, which data.path has not; name files of it")
     if c.rephrasing.wordings == 1 or c.rephrasing.wordings > len(asking.FRAMES):
         raise InputError(f"rephrasing.wordings={c.rephrasing.wordings} must be 0, or 2 to {len(asking.FRAMES)}")
@@ -178,12 +178,8 @@ def judge_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return own
 
 
-def listed(path: str) -> list[str]:
-    return [part.strip() for part in path.split(",") if part.strip()]
-
-
 def paths(c: ml_collections.ConfigDict) -> list[str]:
-    return [c.data.path] if pathlib.Path(c.data.path).exists() else listed(c.data.path)
+    return [c.data.path] if pathlib.Path(c.data.path).exists() else records.listed(c.data.path)
 
 
 def absent_reports(c: ml_collections.ConfigDict) -> list[str]:
@@ -281,7 +277,7 @@ def read(c: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Exam]:
         print(f"{exam.name}: {len(exam.items)} questions of the shape {exam.shape}, asked as {exam.style}", flush=True)
         if exam.repeated:
             print(f"{exam.name}: WARNING: {len(exam.repeated)} questions occur again; scores stand with and without")
-        is_opened = bool({path, pathlib.PurePath(path).name} & set(listed(c.data.opened)))
+        is_opened = bool({path, pathlib.PurePath(path).name} & set(records.listed(c.data.opened)))
         out += [exam, exams.opened(exam)] if is_opened else [exam]
     for number, exam in enumerate(out):
         out[number], unfair = asking.with_fair_paraphrases(exam)

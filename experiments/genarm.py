@@ -33,6 +33,7 @@ from alignment.decoding import cache, requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import adapters, language_model, sharding
+from data import records
 from data.texts import objectives, preferences
 from data.tokens import tokenizer
 from experiments.decoding import models
@@ -238,7 +239,7 @@ def _check_starts(c: ml_collections.ConfigDict) -> None:
 def baselines(c: ml_collections.ConfigDict) -> list[str]:
     """The methods that stand beside guided decoding; some need reward models that are small."""
     if c.baselines is not None:
-        return [name.strip() for name in c.baselines.split(",") if name.strip()]
+        return records.listed(c.baselines)
     return [name for name in methods.BASELINES if name not in methods.SMALL or c.reward.init_from is not None]
 
 

@@ -215,6 +215,4 @@ METRICS = {
 }
 
 
-def headline(summary: dict[str, float]) -> str:
-    """The page's first sentence."""
-    return harness_page.headline(summary)
+headline = harness_page.headline

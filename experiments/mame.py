@@ -305,9 +305,7 @@ def export(c: ml_collections.ConfigDict, workdir: pathlib.Path, model: nn.Module
         pretrained.save(workdir / "export/model.safetensors", variables, network=model)
 
 
-def compare(folder: str) -> None:
-    """The launcher's hook for a sweep's folder: versions.csv and a table of its page."""
-    mame_page.compare(folder)
+compare = mame_page.compare  # the launcher's hook for a sweep's folder
 
 
 METRICS = {

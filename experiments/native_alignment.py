@@ -31,6 +31,7 @@ from alignment.decoding import requests
 from alignment.errors import InputError
 from alignment.preference import losses
 from alignment.train import language_model, sharding
+from data import records
 from data.texts import preferences, text
 from data.tokens import tokenizer
 from experiments.evaluation import arms as exam_arms
@@ -171,7 +172,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(**c.mesh)
     tok = corpora.tokenizer_of(c, folder, workdir)
     model = lm.build(c, tok, workdir, rows_are_plain=False)
-    arms, seeds = corpora.names(c.arms), range(c.seed, c.seed + c.seeds)
+    arms, seeds = records.listed(c.arms), range(c.seed, c.seed + c.seeds)
     stages = {name: c[name].to_dict() for name in training.STAGES}
     trainer = training.Trainer(model, mesh, stages)
     rows = probes.read(folder / "probes")
@@ -204,9 +205,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither data nor devices to be seen."""
     for name in ("arms", "post_arms"):
-        for arm in corpora.names(c[name]):
+        for arm in records.listed(c[name]):
             errors.one_of(name, arm, corpora.ARMS)
-    if not corpora.names(c.arms):
+    if not records.listed(c.arms):
         raise InputError(f"arms={c.arms!r} names no arm; there are {', '.join(corpora.ARMS)}")
     checks.within(c, "[1, inf)", "seeds", "resamples", "pretrain.steps", "data.limit")
     checks.within(c, "[2, inf)", "data.max_len")
@@ -218,7 +219,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if kind == "learn" and c.init_from:
         raise InputError(f"tokenizer={c.tokenizer!r} is learned for a model from nothing, and init_from has its own")
     exam_arms.check(c.exams)
-    compared.check(c.judged, c.judging, corpora.names(c.arms), c.samples.num)
+    compared.check(c.judged, c.judging, records.listed(c.arms), c.samples.num)
     lm.check_model(c, made_here=kind == "learn")
     losses.check_options("dpo", {"beta": c.dpo.beta})
     for name in training.STAGES:
@@ -240,7 +241,7 @@ def tuning_batches(
         share: of each batch's rows, see `sharding.row_share`.
         reading: keyword arguments of `text.load`.
     """
-    has_post = c.post and bool(set(corpora.names(c.arms)) & set(corpora.names(c.post_arms)))
+    has_post = c.post and bool(set(records.listed(c.arms)) & set(records.listed(c.post_arms)))
     stages = ("sft", "dpo", "benign") if has_post else ("benign",)
     batches_fns = {}
     for stage in (stage for stage in stages if c[stage].steps):
@@ -291,7 +292,7 @@ def member(
 
     measure_after_benign("base", params, folder)
     stages = [stage for stage in ("sft", "dpo") if stage in tuning]
-    if c.post and arm in corpora.names(c.post_arms) and stages:
+    if c.post and arm in records.listed(c.post_arms) and stages:
         for stage in stages:
             params = trainer.train(stage, params, tuning[stage](seed=seed), folder / "post", seed)
         measured["post"] = bench.measure(params, seed)
@@ -313,14 +314,7 @@ def exams_fn(
     sets = exam_arms.load(c.exams, counts)
     files.report_counts(workdir, counts)
     digests = {exam.name: exam.sha256 for exam in sets}
-    path = workdir / "exams_made_from.json"
-    earlier = files.read_note(path) if path.is_file() else digests
-    if changed := [name for name in digests if earlier.get(name) != digests[name]]:
-        raise InputError(
-            f"exams.path: {', '.join(changed)} changed since this run began; start over in a new --workdir"
-        )
-    if files.is_first_process():
-        files.write_json(path, digests)
+    corpora.check_unchanged(workdir / "exams_made_from.json", digests, made="exam answers")
 
     def measure(params: Any) -> dict[str, Any]:
         arm = exam_arms.Arm(model, params, tok, mesh, c.data.max_len)

@@ -32,7 +32,7 @@ def sources(path: str) -> dict[str, str]:
         InputError: two files of one name, or one that is not there.
     """
     out: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in path.split(","))):
+    for part in records.listed(path):
         name, has_name, place = part.partition("=")
         if not has_name:
             name, place = pathlib.Path(part).name.partition(".")[0], part

@@ -42,7 +42,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.limit is not None and (c.limit < 1 or not c.path):
         need = "at least 1, or None for all" if c.path else "None where exams.path names no file"
         raise InputError(f"exams.limit={c.limit} must be {need}")
-    for path in _listed(c.path):
+    for path in records.listed(c.path):
         records.check(path)
 
 
@@ -52,17 +52,13 @@ def load(c: ml_collections.ConfigDict, counts: dict[str, int]) -> list[Exam]:
     Raises:
         InputError: open questions, or two files of one name.
     """
-    out = [exams.load(path, limit=c.limit, counts=counts) for path in _listed(c.path)]
+    out = [exams.load(path, limit=c.limit, counts=counts) for path in records.listed(c.path)]
     for number, exam in enumerate(out):
         if exam.is_open:
             raise InputError(f"exams.path: {exam.name} has open questions; arms are compared on closed ones")
         if exam.name in {other.name for other in out[:number]}:
             raise InputError(f"exams.path has two files called {exam.name!r}; rename one")
     return out
-
-
-def _listed(path: str) -> list[str]:
-    return [part.strip() for part in path.split(",") if part.strip()]
 
 
 @dataclasses.dataclass

@@ -26,10 +26,6 @@ ARMS = {  # arm -> (the corpora it reads, share of the documents that were align
 }
 
 
-def names(listing: str) -> list[str]:
-    return [name.strip() for name in listing.split(",") if name.strip()]
-
-
 def prepared(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """The folder of corpora, held-out text and probes; the toy's is made first.
 
@@ -42,27 +38,32 @@ def prepared(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Pat
         return workdir / "toyweb"
     check_folders(c)
     folder = pathlib.Path(c.data.path)
-    check_unchanged(workdir / "made_from.json", [folder / name for name in needed_folders(c)])
+    digests = digests_of([folder / name for name in needed_folders(c)])
+    check_unchanged(workdir / "made_from.json", digests, made="tokenizer, mixtures and members")
     return folder
 
 
 def needed_folders(c: ml_collections.ConfigDict) -> list[str]:
     """The folders of data.path that the arms read."""
-    return sorted({name for arm in names(c.arms) for name in ARMS[arm][0]} | {"heldout", "probes"})
+    return sorted({name for arm in records.listed(c.arms) for name in ARMS[arm][0]} | {"heldout", "probes"})
 
 
-def check_unchanged(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
-    """Refuse folders that are not as they were when this run began: all that lies in the workdir was made from them.
+def digests_of(folders: Sequence[pathlib.Path]) -> dict[str, str]:
+    return {folder.name: loader.digest_files(records.find(str(folder))) for folder in folders}
+
+
+def check_unchanged(path: pathlib.Path, digests: Mapping[str, str], *, made: str) -> None:
+    """Refuse inputs that are not as they were when this run began: what lies in the workdir was made from them.
 
     Args:
         path: of the digests, which the first start of a run leaves there.
+        made: what was made from the inputs.
     """
-    digests = {folder.name: loader.digest_files(records.find(str(folder))) for folder in folders}
     earlier = files.read_note(path) if path.is_file() else digests
-    if changed := [str(folder) for folder in folders if earlier.get(folder.name) != digests[folder.name]]:
+    if changed := [name for name in digests if earlier.get(name) != digests[name]]:
         raise InputError(
-            f"{', '.join(changed)} changed since this run began, and its tokenizer, mixtures and members are of what "
-            "it held then. Put it back as it was, or start over in another --workdir"
+            f"{', '.join(changed)} changed since this run began, and its {made} are of what it held then. Put it back "
+            "as it was, or start over in another --workdir"
         )
     if files.is_first_process():
         files.write_json(path, digests)

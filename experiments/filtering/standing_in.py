@@ -8,7 +8,6 @@ instead. Exact copies have the scores of the one that stays, and fall with it.
     stand_in    all groups -> which documents go in the end, and how many near copies stand behind each that stays
 """
 
-import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -89,16 +88,12 @@ def stood_in(job: Job, index: int) -> set[int]:
     return set(duplicates.gone_of(job, index)) - set(duplicates.gone_of(job, index, in_the_end=True))
 
 
-def _path(job: Job, name: str, index: int) -> pathlib.Path:
-    return pathlib.Path(job.outputs, f"stages/{name}/{index:05d}.rows")
-
-
 def _read(job: Job, name: str, index: int) -> np.ndarray:
-    return np.fromfile(_path(job, name, index), "<i8")
+    return np.fromfile(duplicates.gone_path(job, index, name), "<i8")
 
 
 def _write(job: Job, name: str, index: int, rows: np.ndarray) -> dict[str, Any]:
-    path = _path(job, name, index)
+    path = duplicates.gone_path(job, index, name)
     with shards.whole_file(path) as sink:
         sink.write(rows.tobytes())
     return {str(path.relative_to(job.outputs)): sink.summary(len(rows))}

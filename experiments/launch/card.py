@@ -8,6 +8,7 @@ import ml_collections
 import yaml
 
 from alignment import files
+from data import records
 
 SHOWN = ("loss", "steps", "batch_size", "accumulate", "reference", "seed")
 GROUPS = ("objective", "batch", "optimizer", "adapter", "compute")
@@ -51,7 +52,7 @@ def settings(c: ml_collections.ConfigDict) -> list[tuple[str, str]]:
             continue
         rows += [(f"{group}.{name}", str(value)) for name, value in sorted(c[group].items()) if value not in (None, "")]
     paths = c.get("data", {}).get("path", "") if isinstance(c.get("data"), ml_collections.ConfigDict) else ""
-    names = [pathlib.PurePath(part.strip()).name for part in str(paths).split(",") if part.strip()]
+    names = [pathlib.PurePath(part).name for part in records.listed(str(paths))]
     return [*rows, *([("data", ", ".join(names))] if names else [])]
 
 

@@ -63,18 +63,14 @@ def check(d: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
     if is_embedded:
         return
     for name in (QUESTIONS, "solved", "test"):
-        if not listed(d[name]):
+        if not records.listed(d[name]):
             raise InputError(f"data.{name} is empty; give a file of questions with options")
-        for path in listed(d[name]):
+        for path in records.listed(d[name]):
             records.check(path)
     if d.chat:
         text.check(path=d.chat, max_len=2, kind="answers", limit=d.num_chat)
     elif d.num_chat is not None:
         raise InputError(f"data.num_chat={d.num_chat} is not read without data.chat; give a file, or leave it out")
-
-
-def listed(path: str) -> list[str]:
-    return [part.strip() for part in path.split(",") if part.strip()]
 
 
 def read(d: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str, int], *, times: int, seed: int) -> Plan:
@@ -94,7 +90,7 @@ def read(d: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str, i
     def of(name: str) -> list[Question]:
         return [
             one
-            for path in listed(d[name])
+            for path in records.listed(d[name])
             for one in questions(path, d[f"num_{name}"], counts, str(folder / f"bad_{name}.jsonl"))
         ]
 
