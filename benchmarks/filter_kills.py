@@ -93,7 +93,7 @@ def workers_of(pid: int) -> list[int]:
         except OSError:
             continue
         is_rays = words.startswith(b"ray::") and b"Agent" not in words  # a node ends with its agents
-        if b"workers.serve" in words or is_rays:
+        if b"worker_processes.serve" in words or is_rays:
             workers.append(child)
     return workers
 
