@@ -127,9 +127,7 @@ class Engine:
         networks = [(model, params), *others, *([draft] if draft is not None else [])]
         speculation.check(model, draft, num_draft, num_ids)
         mesh = network.mesh_of(params)
-        limits: dict[str, Any] = dict(
-            num_draft=num_draft, cache_dtype=cache_dtype, num_devices=mesh.size if mesh else 1
-        )
+        limits: dict[str, Any] = dict(num_draft=num_draft, cache_dtype=cache_dtype)
         self.plan = programs.Plan(
             models=tuple(m for m, _ in networks[: 1 + len(others)]),
             num_slots=num_slots,
@@ -143,7 +141,7 @@ class Engine:
             processors=tuple(processors),
             mesh=mesh,
             cache_dtype=cache_dtype,
-            attention=rows.choose(attention, [m for m, _ in networks], **limits),
+            attention=rows.choose(attention, [m for m, _ in networks], num_devices=mesh.size if mesh else 1, **limits),
             guides=places,
         )
         place = network.place_of(params)
