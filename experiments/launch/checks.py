@@ -157,7 +157,8 @@ def check_least(c: ml_collections.ConfigDict, own: Mapping[str, float]) -> None:
         name = key.rpartition(".")[2]
         least = own.get(key, LEAST.get(name))
         if least is not None and isinstance(value, (int, float)) and value < least:
-            raise InputError(f"{key}={value} must be at least {least:g}{WHY.get(name, '')}")
+            why = WHY.get(name, "") if least == LEAST.get(name) else ""
+            raise InputError(f"{key}={value} must be at least {least:g}{why}")
 
 
 def within(c: ml_collections.ConfigDict, bounds: str, *names: str) -> None:

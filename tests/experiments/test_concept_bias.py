@@ -361,7 +361,7 @@ def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_na
         (["--config.training.pooling=last"], "first, mean"),
         (["--config.encoder.num_heads=3"], "does not split into 3 heads"),
         (["--config.mask.top=0"], "mask.top=0"),
-        (["--config.methods=('group_dro',)", "--config.group_dro.rate=0.0"], "no group ever counts more"),
+        (["--config.methods=('group_dro',)", "--config.group_dro.rate=0.0"], "group_dro.rate=0.0 must be above 0"),
         (["--config.annotation.backend=cache"], "is not a file"),
         (["--config.annotation.backend=endpoint"], "needs endpoint.url"),
         (["--config.endpoint.model=m"], "alone"),

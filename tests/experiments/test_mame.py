@@ -107,7 +107,7 @@ def test_a_killed_run_ends_like_one_never_killed(tiny, tmp_path):
         ("--config.explain.methods=('gradcan',)", "gradcam"),
         ("--config.explain.methods=('attention_rollout',)", "cnn has none"),
         ("--config.data.columns.label=texture", "is of csv:"),
-        ("--config.floor.trees=0", "trees and seeds"),
+        ("--config.floor.trees=0", "floor.trees=0 must be at least 1"),
         ("--config.data.toy=True", "data.toy=True is of mame:<folder>"),
         ("--config.data.allow_missing=True", "is of mame:<folder>"),
         ("--config.replicate_release_bug=True", "is of version=R360k-VS"),

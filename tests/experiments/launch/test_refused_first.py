@@ -23,7 +23,7 @@ OF_TEXT = ("dpo", "native_alignment", "pretrain", "rewriter", "sft")  # those th
 
 REFUSED = {
     "rewriter": [
-        ("steps=-1", "steps=-1 must be at least 0"),
+        ("steps=-1", "steps=-1 must be at least 1"),
         ("epochs=0.0", "epochs=0.0 must be above 0"),
         ("warmup=1.5", "warmup=1.5 must be in [0, 1]"),
         ("prompt=ful", "the nearest is 'full'"),
