@@ -24,6 +24,7 @@ import orjson
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from data.corpus import worker_processes  # noqa: E402
 from data.toys import toyweb  # noqa: E402
 
 DONE, TOO_MANY_BAD = 0, 3
@@ -93,7 +94,7 @@ def workers_of(pid: int) -> list[int]:
         except OSError:
             continue
         is_rays = words.startswith(b"ray::") and b"Agent" not in words  # a node ends with its agents
-        if b"worker_processes.serve" in words or is_rays:
+        if worker_processes.START.encode() in words or is_rays:
             workers.append(child)
     return workers
 
