@@ -267,7 +267,9 @@ def _check_names(folder, stored, table, model):
     extra = [name for name in stored if name not in table and not name.endswith(ignored)]
     if extra:
         file = stored[extra[0]].file
-        raise InputError(f"{file} has {errors.few(extra)}, which config.json gives no place; is it another architecture's?")
+        raise InputError(
+            f"{file} has {errors.few(extra)}, which config.json gives no place; is it another architecture's?"
+        )
 
 
 def _at(tree, path):

@@ -168,8 +168,8 @@ def _refuse(path, missing, wrong, unexpected, stored, table, leaves, allow_missi
     mismatched = [_mismatch(name, stored, table, leaves) for name in wrong if not _is_head(table[name])]
     if mismatched:
         raise InputError(
-            f"{path} does not fit the network: {errors.few(mismatched)}; is it another network's, or of another width or "
-            "image size?"
+            f"{path} does not fit the network: {errors.few(mismatched)}; is it another network's, or of another width "
+            "or image size?"
         )
     absent = [name for name in missing if not _is_head(table[name])]
     if absent and not allow_missing:
