@@ -17,7 +17,6 @@ from alignment.models import decoder
 from alignment.preference import losses, pairs
 
 LN2 = np.log(2)
-SHARPNESS: dict[tuple[float, float], float] = {}
 PROMPT, ANSWER, VOCAB = 4, 8, 64
 
 
@@ -117,7 +116,7 @@ def test_two_equal_answers_teach_nothing():
 def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_of_it(beta, rate):
     model, params = network()
     base = jax.tree.map(jnp.copy, params)
-    train, heldout = planted(256, 1), planted(64, 2)
+    train, heldout = planted(256, 1), planted(256, 2)
     loss_fn, tx = pairs.loss_fn(model, "reference_free", beta=beta), optax.adamw(rate)
 
     @jax.jit
@@ -147,6 +146,3 @@ def test_a_planted_preference_is_learned_and_steers_a_base_that_has_never_heard_
     plain, steered = first_token(0.0), first_token(1.0)
     np.testing.assert_allclose(plain, jax.nn.softmax(logits[0])[:, 0], atol=3e-8)
     assert steered[:, 7].mean() >= 10 * plain[:, 7].mean() and steered[:, 9].mean() <= 0.01 * plain[:, 9].mean()
-    SHARPNESS[beta, rate] = steered[:, 7].mean()
-    if len(SHARPNESS) == 3:  # a smaller beta saturates later, so that the same updates leave a sharper model
-        assert SHARPNESS[0.05, 3e-3] > SHARPNESS[0.5, 3e-3]
