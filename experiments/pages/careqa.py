@@ -317,7 +317,10 @@ METRICS = {
     "baseline": ("accuracy on the first set of naming the option that is right most often", "", ASKED),
     "relaxed_perplexity/*": ("Relaxed Perplexity of the references, geometric mean over questions", "lower", ASKED),
     "relaxed_perplexity_tau_prefix/*": ("the same behind continuations of another temperature", "lower", ASKED),
-    "perplexity/*": ("perplexity per token of the references behind their questions, geometric mean", "lower", ASKED),
+    **{
+        f"{name}/*": ("perplexity per token of the references behind their questions, geometric mean", "lower", ASKED)
+        for name in ("perplexity", TOKENS)
+    },
     "spearman/accuracy_vs_rp": ("rank correlation over models of accuracy and (low) Relaxed Perplexity", "higher"),
     "consistency/*": ("share of pairs of draws for one closed question that are equal", "higher", ASKED),
     "rephrasing/*": ("share of pairs of wordings of one closed question with equal choices", "higher", ASKED),

@@ -122,7 +122,7 @@ def test_schedules_warm_up_and_fall(name, wanted):
     ("settings", "message"),
     [
         ({"schedule": "step"}, "is not one of: constant, linear"),
-        ({"clip_norm": -1.0}, "must not be negative"),
+        ({"clip_norm": -1.0}, "must be at least 0"),
         ({"warmup_steps": 9, "total_steps": 5}, "longer than the run"),
     ],
 )
