@@ -1,9 +1,9 @@
 """Matrices in tiles of 64 columns, each one piece of memory, as a CPU's products of a few rows like to read them.
 
 XLA's library of products walks the columns in strips of 64. In an ordinary matrix every row of a strip lies on a page
-of its own, and for 2 to 16 rows the product waits for memory: 8 rows reach 35 GFLOP/s on one core of an AMD EPYC, and
-54 where each strip is a tile; 4 rows 19 and 45, 32 rows 63 and 74; 64 rows are equal. The tiles are the axis of a
-batch, so the input has to be repeated for each of them; a head's hundreds of tiles are worth that for few rows only.
+of its own, and for 2 to 16 rows the product waits for memory, which it does less where each strip is a tile. The tiles
+are the axis of a batch, so the input has to be repeated for each of them; a head's hundreds of tiles are worth that for
+few rows only. It saves CPU time; that it saves time on two cores is not shown (benchmarks/RESULTS.md).
 
 Dimensions: N rows, X inputs and Y outputs of a matrix, C = Y / WIDTH tiles, W = WIDTH.
 """

@@ -56,7 +56,7 @@ def auroc(marked: np.ndarray, unmarked: np.ndarray) -> float:
 
 
 def balanced_accuracy(marked: np.ndarray, unmarked: np.ndarray) -> float:
-    """The mean of the shares of marked and of unmarked pictures that are told right, at the threshold that is best."""
+    """The mean of the shares of marked and of unmarked pictures that are classed right, at the best threshold."""
     distances = np.unique(np.concatenate([marked, unmarked]))
     hits, alarms = (np.searchsorted(np.sort(x), distances, "right") / len(x) for x in (marked, unmarked))
     return float(max(0.5, np.max(1 + hits - alarms) / 2))
