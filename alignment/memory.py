@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,20 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def available(device: jax.Device) -> int | None:
+    """Bytes that are free on a device, of a CPU those of the machine; None where nobody says."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def compile_first(fn: jax.stages.Wrapped, seen: set, *args: Any, static: tuple = ()) -> None:

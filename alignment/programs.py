@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from alignment import placing
@@ -83,6 +84,36 @@ def shapes(computation: Any, *args: Any) -> Any:
     """Shapes and dtypes of what the computation returns; computations of one form are traced once."""
     numbers, form = jax.tree.flatten(of(computation))
     return _program(form, (), (), jax.tree.structure(None), _context()).eval_shape(numbers, *args)
+
+
+def abreast(computations: Sequence[Any], *, in_axes: tuple[int | None, ...], in_turn: bool = False) -> Computation:
+    """Computations of one form as one, which maps over their numbers and over a leading axis of its arguments.
+
+    Args:
+        in_axes: of each argument, as for `jax.vmap`, 0 or None.
+        in_turn: one after the other inside the program, which then holds the intermediate arrays of one.
+    """
+    fixed = dict(in_axes=in_axes, in_turn=in_turn)
+    return Computation(_abreast, fixed, dict(computations=tuple(of(computation) for computation in computations)))
+
+
+def _abreast(*args, computations, in_axes, in_turn):
+    form = jax.tree.structure(computations[0])
+    # Stacked inside the program: Python's numbers arrive with weak types, which `jnp.stack` keeps.
+    numbers = [jnp.stack(values) for values in zip(*map(jax.tree.leaves, computations))]
+
+    def one(numbers, *args):
+        return jax.tree.unflatten(form, numbers)(*args)
+
+    if not in_turn:
+        return jax.vmap(one, (0, *in_axes))(numbers, *args)
+    own = [arg for arg, axis in zip(args, in_axes) if axis == 0]
+
+    def next_one(numbers_and_own):
+        numbers, own = numbers_and_own[0], iter(numbers_and_own[1])
+        return one(numbers, *(arg if axis is None else next(own) for arg, axis in zip(args, in_axes)))
+
+    return jax.lax.map(next_one, (numbers, own))
 
 
 def clear() -> None:

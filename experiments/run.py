@@ -127,6 +127,11 @@ def refuse_unread(options: flags.FlagValues) -> None:
             raise InputError(f"--{name} is read with --plan=TOPOLOGY only; leave it out")
     if options.sweep_apart and (not options.sweep or options.emit):
         raise InputError("--sweep_apart is of a --sweep that runs here; leave it out")
+    if options.sweep_batched:
+        if not (options.sweep or options.sweep_index) or options.emit:
+            raise InputError("--sweep_batched is of a --sweep or a --sweep_index that runs here; leave it out")
+        if options.sweep_apart or host.is_joined(options.distributed):
+            raise InputError("--sweep_batched has points in one process: leave --sweep_apart, --distributed out")
 
 
 def launch_sweep(
@@ -151,6 +156,8 @@ def launch_sweep(
     if len(points) > 1 and options.sweep_index is not None and is_joined:
         raise InputError("--distributed: a process joins the others of one run only; give one --sweep_index")
     sweeps.check_index(every_point, folder, experiment.name)
+    if options.sweep_batched:
+        sweeps.check_batched(points, [changed[point.index] for point in points])
     defaults = experiment.defaults()
     for point in points:
         if not is_finished(experiment, changed[point.index], point.workdir(folder)):
@@ -159,13 +166,14 @@ def launch_sweep(
     rest = sweeps.without_flags(argv)
     sweeps.write_index(every_point, folder, experiment.name)  # first: by it a point knows the folder that it may share
     if options.sweep_index is None:
-        are_apart = options.sweep_apart or is_joined
-        code = sweeps.run_all(points, folder, rest, say, are_apart=are_apart)
+        at_once = 1 if options.sweep_apart or is_joined else options.sweep_batched
+        are_batched = bool(options.sweep_batched)
+        code = sweeps.run_all(points, folder, rest, say, at_once=at_once, are_batched=are_batched)
     elif len(points) > 1:
         parent = sweeps.open_report()
         theirs = [(point, changed[point.index]) for point in points]
         with once.shared():
-            code = run_points(experiment, theirs, len(every_point), folder, rest, parent)
+            code = run_points(experiment, theirs, len(every_point), folder, rest, parent, options.sweep_batched or 1)
         if parent is not None:  # which writes the sweep's page
             return code
     else:
@@ -186,6 +194,7 @@ def run_points(
     folder: str,
     argv: list[str],
     parent: int | None,
+    at_once: int,
 ) -> int:
     """Several points of a sweep in this process, which share what it has compiled; one that fails stops no other.
 
@@ -193,22 +202,48 @@ def run_points(
         points: with their configs; `num` points has the whole sweep.
         argv: the launcher's arguments; with a point's `--sweep_index` they repeat that point.
         parent: see `sweeps.report`.
+        at_once: how many take their training steps in one program.
     """
-    codes = []
-    for point, config in points:
+
+    def run_one(point: sweeps.Point, config: ml_collections.ConfigDict) -> int:
         say(f"{sweeps.place(point, num)}: starting")
         own = [*argv, f"--sweep_index={point.index}"]
         workdir = point.workdir(folder)
         code, why = coded(functools.partial(run_once, experiment, config, workdir, is_distributed=False, argv=own))
         if why:
             print(why, file=sys.stderr, flush=True)
-        if code in (STOPPED, INTERRUPTED):
-            return code
-        say(f"{sweeps.place(point, num)}: {sweeps.outcome(code)}")
-        sweeps.report(parent, point, code)
-        codes.append(code)
+        if code not in (STOPPED, INTERRUPTED):
+            say(f"{sweeps.place(point, num)}: {sweeps.outcome(code)}")
+            sweeps.report(parent, point, code)
         gc.collect()  # the next point needs the memory of this one's cycles, which Python would free some time later
+        return code
+
+    codes = []
+    for start in range(0, len(points), at_once):
+        chosen = points[start : start + at_once]
+        run_fns = [functools.partial(run_one, *point) for point in chosen]
+        if len(chosen) == 1:
+            codes.append(run_fns[0]())
+        else:
+            codes += run_together(run_fns, chosen, folder)
+        if ended := {STOPPED, INTERRUPTED} & set(codes):
+            return ended.pop()
     return sweeps.overall(codes)
+
+
+def run_together(
+    run_fns: list[Callable[[], int]], points: list[tuple[sweeps.Point, ml_collections.ConfigDict]], folder: str
+) -> list[int]:
+    """Points of which each runs in a thread, and all take their training steps in one program."""
+    from alignment.train import batched  # with JAX, which an experiment that trains nothing may not need
+
+    configs = {point.id: workdirs.flatten(workdirs.plain(config)) for point, config in points}
+    group = batched.Group(configs, [point.workdir(folder) for point, _ in points])
+    try:
+        return group.run(run_fns)
+    except (host.Terminated, KeyboardInterrupt):
+        host.abandon_threads()  # one may be computing, and Python cannot end it
+        raise
 
 
 def is_finished(experiment: configs.Experiment, config: ml_collections.ConfigDict, workdir: str) -> bool:

@@ -5,12 +5,13 @@ checkpoint holds state and data position, a step's random key is folded from its
 back to the checkpoint's step before new lines are added.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -21,11 +22,12 @@ from jax.sharding import Mesh
 
 from alignment import errors, programs
 from alignment.errors import InputError, within
-from alignment.train import best, checkpoint, optimizer, sharding, step, utilisation, writers
+from alignment.train import batched, best, checkpoint, optimizer, sharding, step, utilisation, writers
 from alignment.train.train_state import TrainState
 
 STOP = threading.Event()  # set it (from a signal handler, say) and the running loop saves and raises Stopped
 ACTIVE = threading.Event()  # set while a loop runs, which is while somebody acts on STOP
+_num_active = 0
 PROFILED = 0  # steps of the next run of `fit` that are traced; the launcher sets it for `--profile`
 
 
@@ -108,7 +110,7 @@ def evaluator(loss_fn: step.LossFn, batches: Iterable[dict[str, np.ndarray]]) ->
     sums_of = programs.Computation(_sums, numbers=dict(loss_fn=programs.of(loss_fn)))
 
     def evaluate(state: TrainState, mesh: Mesh) -> dict[str, float]:
-        sums, total = programs.compiled(sums_of, place=programs.replicated(mesh)), None
+        sums, total = batched.compiled_sums(sums_of, mesh), None
         for batch in batches:
             # Dispatched and not waited for: the host reads once, after the last batch.
             batch_sums = sums(state.params, state.frozen, sharding.to_devices(batch, mesh))
@@ -170,51 +172,65 @@ def fit(
     """
     _check_interval("steps", steps, least=0)
     workdir = pathlib.Path(workdir)
+    with (
+        _active(),
+        batched.training(workdir),
+        # Leaving the block waits for the checkpoint that is being written.
+        checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager,
+        sharding.activations(mesh),
+    ):
+        state, is_resumed = _restore(manager, state, batches)
+        restored = int(state.step) if is_resumed else None
+        watch = None
+        if pace.best is not None and steps:
+            watch = best.Watch(workdir, pace.best, patience=pace.patience, restored=restored)
+        label = logging.label or batched.label(workdir)
+        writer = writers.open_run(str(workdir), logging.sinks, restored=restored, total_steps=steps, label=label)
+        run = _Run(
+            update=batched.compiled_update(update, state, workdir),
+            state=state,
+            batches=batches,
+            evals=evals,
+            mesh=mesh,
+            manager=manager,
+            finish_fn=logging.finish_fn,
+            log=_Log(writer, manager, logging, utilisation.Meter(mesh, logging.flops_fn)),
+            folder=workdir,
+            watch=watch,
+        )
+        try:
+            heldout = {} if is_resumed else _begin(run, saves=steps > 0)
+            first_fn = None if is_resumed else on_first_fn
+            heldout |= _train(run, first_fn, steps, pace)
+            number = int(run.own().step)
+            reached = {"steps": float(number if steps else 0)}
+            if watch is not None:
+                reached["best_step"] = float(watch.best_step() or 0)
+                if watch.best_step() != number:
+                    run.state, heldout = watch.restore(run.own()), {}
+            summary = {**(heldout or run.evaluate()), **reached, **run.log.rate(workdir)}
+        finally:
+            writer.close()
+            if watch is not None:
+                watch.close()
+        checkpoint.wait(manager)
+        if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
+            raise Stopped(f"stopped after step {number} of {steps}")
+        return averaged(run.own()), summary
+
+
+@contextlib.contextmanager
+def _active() -> Iterator[None]:
+    """Within the block ACTIVE is set; of loops in several threads until the last one ends."""
+    global _num_active
+    _num_active += 1
     ACTIVE.set()
     try:
-        # Leaving the block waits for the checkpoint that is being written.
-        with checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager, sharding.activations(mesh):
-            state, is_resumed = _restore(manager, state, batches)
-            restored = int(state.step) if is_resumed else None
-            watch = None
-            if pace.best is not None and steps:
-                watch = best.Watch(workdir, pace.best, patience=pace.patience, restored=restored)
-            writer = writers.open_run(
-                str(workdir), logging.sinks, restored=restored, total_steps=steps, label=logging.label
-            )
-            run = _Run(
-                update=step.compile_update(update, state),
-                state=state,
-                batches=batches,
-                evals=evals,
-                mesh=mesh,
-                manager=manager,
-                finish_fn=logging.finish_fn,
-                log=_Log(writer, manager, logging, utilisation.Meter(mesh, logging.flops_fn)),
-                folder=workdir,
-                watch=watch,
-            )
-            try:
-                heldout = {} if is_resumed else _begin(run, saves=steps > 0)
-                first_fn = None if is_resumed else on_first_fn
-                heldout |= _train(run, first_fn, steps, pace)
-                number = int(run.state.step)
-                reached = {"steps": float(number if steps else 0)}
-                if watch is not None:
-                    reached["best_step"] = float(watch.best_step() or 0)
-                    if watch.best_step() != number:
-                        run.state, heldout = watch.restore(run.state), {}
-                summary = {**(heldout or run.evaluate()), **reached, **run.log.rate(workdir)}
-            finally:
-                writer.close()
-                if watch is not None:
-                    watch.close()
-            checkpoint.wait(manager)
-            if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
-                raise Stopped(f"stopped after step {number} of {steps}")
-            return averaged(run.state), summary
+        yield
     finally:
-        ACTIVE.clear()
+        _num_active -= 1
+        if not _num_active:
+            ACTIVE.clear()
 
 
 def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader) -> tuple[TrainState, bool]:
@@ -228,10 +244,10 @@ def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader)
 
 @dataclasses.dataclass
 class _Run:
-    """What the steps of one call of `fit` share; `state` is replaced by every step."""
+    """What the steps of one call of `fit` share; `state` is replaced by every step, and may be a `batched.Share`."""
 
     update: step.UpdateFn
-    state: TrainState
+    state: Any
     batches: Loader
     evals: dict[str, Evaluator]
     mesh: Mesh
@@ -241,23 +257,28 @@ class _Run:
     folder: pathlib.Path
     watch: best.Watch | None = None
 
+    def own(self) -> TrainState:
+        return batched.own(self.state)
+
+    @batched.off_clock()
     def evaluate(self) -> dict[str, float]:
         heldout = {}
-        state = averaged(self.state)
+        state = averaged(self.own())
         for name, evaluate in self.evals.items():
             values = self.finish_fn(evaluate(state, self.mesh))
             bad = [key for key, number in values.items() if not math.isfinite(number)]
             if bad:
                 raise InputError(
                     f"{name}/{bad[0]} is {values[bad[0]]}, not a finite number, at the evaluation of step "
-                    f"{int(self.state.step)}; lower the learning rate, or look at the held-out records"
+                    f"{int(state.step)}; lower the learning rate, or look at the held-out records"
                 )
             heldout.update({f"{name}/{key}": number for key, number in values.items()})
         self.log.restart_clock()
         return heldout
 
+    @batched.off_clock()
     def save(self) -> None:
-        checkpoint.save(self.manager, self.state, self.batches.get_state())
+        checkpoint.save(self.manager, self.own(), self.batches.get_state())
         self.log.restart_clock()
 
 
@@ -266,7 +287,7 @@ def _begin(run: _Run, *, saves: bool) -> dict[str, float]:
     heldout = run.evaluate()
     run.log.writer.write_scalars(0, heldout)
     if run.watch is not None and saves:
-        run.watch.note(0, heldout, run.state)
+        run.watch.note(0, heldout, run.own())
     if saves:
         run.save()
     if _stop_requested(agrees=True):
@@ -292,7 +313,7 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
         if number == start + 1:
             if on_first_fn is not None:
                 on_first_fn(run.finish_fn(_fetch(metrics)), batch)
-            jax.block_until_ready(run.state.step)  # the first step compiles; the clock counts from its end
+            jax.block_until_ready(metrics)  # the first step compiles; the clock counts from its end
             run.log.start_clock()
         run.log.writer.tick(number)
         trace.after(number, metrics)
@@ -308,7 +329,7 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
             heldout = run.evaluate()
             run.log.writer.write_scalars(number, values | heldout)
             if run.watch is not None:
-                run.watch.note(number, heldout, run.state)
+                run.watch.note(number, heldout, run.own())
                 is_last |= run.watch.is_over
         # At a logged step only: a line is the mean since the line before, also in a run that goes on from here.
         saves |= is_last or minutes.are_over(agrees=logs)
@@ -411,7 +432,7 @@ class _Log:
         assert self._due is not None
         (number, sums, steps, flops), self._due = self._due, None
         values = self._logging.finish_fn(_fetch(sums))
-        now = time.perf_counter()
+        now = batched.clock()
         if values.pop("nonfinite") > 0:
             self._refuse(number, steps)
         if flops:
@@ -424,7 +445,7 @@ class _Log:
         return values
 
     def start_clock(self) -> None:
-        self._clock = time.perf_counter()
+        self._clock = batched.clock()
 
     def restart_clock(self) -> None:
         """Leave an evaluation or a save out of the next line's time."""

@@ -265,6 +265,7 @@ def parse_flags(config: ml_collections.ConfigDict, arguments: list[str]) -> flag
     flags.DEFINE_bool("sweep", False, "", **own)
     flags.DEFINE_list("sweep_index", None, "", **own)
     flags.DEFINE_bool("sweep_apart", False, "", **own)
+    flags.DEFINE_integer("sweep_batched", None, "", lower_bound=2, **own)
     flags.DEFINE_bool("sweep_list", False, "", **own)
     flags.DEFINE_enum("emit", None, ["slurm", "jobset"], "", **own)
     flags.DEFINE_integer("profile", None, "", lower_bound=1, **own)

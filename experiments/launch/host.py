@@ -32,6 +32,7 @@ JOIN_TIMEOUT = 300  # seconds in which all processes of a run must have started
 
 _watch: peers.Watch | None = None
 _is_joining = False
+_has_threads = False
 _stop_asked_at = 0.0
 _stop_number = int(signal.SIGTERM)
 
@@ -202,9 +203,15 @@ def leave(code: int, why: str) -> None:
         _watch.end(code, why)
 
 
+def abandon_threads() -> None:
+    """Let the process end without its threads, one of which may be in the middle of a computation."""
+    global _has_threads
+    _has_threads = True
+
+
 def exit_process(code: int) -> NoReturn:
     """End the process. In a run of several an end before its time is at once, without JAX's wait for the others."""
-    if _is_joining or (_watch is not None and code not in peers.FINISHED):
+    if _has_threads or _is_joining or (_watch is not None and code not in peers.FINISHED):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -21,6 +21,7 @@ from alignment.errors import InputError
 from experiments.launch import host
 from experiments.launch import workdir as workdirs
 
+SHAPING = ("model", "adapter", "compute", "mesh", "batch", "accumulate")  # parts of a config that shape its programs
 CODES = "PLUMBLINE_SWEEP_CODES"  # the end of a pipe into which points of one process write their exit codes
 
 
@@ -157,13 +158,42 @@ def write_index(points: list[Point], folder: str, experiment: str) -> None:
     files.write_json(os.path.join(folder, "sweep.json"), workdirs.plain({"experiment": experiment, "points": rows}))
 
 
+def check_batched(points: list[Point], configs: list[ml_collections.ConfigDict]) -> None:
+    """Refuse points that cannot be steps of one program, as far as their configs show it.
+
+    Args:
+        configs: of the points, in their order.
+
+    Raises:
+        InputError: with a point, the key in which it differs from the first, and both values.
+    """
+    flat = [workdirs.flatten(workdirs.plain(config)) for config in configs]
+    for point, own in zip(points[1:], flat[1:]):
+        for key in own.keys() | flat[0].keys():
+            first, value = flat[0].get(key), own.get(key)
+            is_number = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (first, value))
+            if first != value and (not is_number or key.split(".")[0] in SHAPING):
+                raise InputError(
+                    f"--sweep_batched: point {point.id} has {key}={value!r} and point {points[0].id} {first!r}, which "
+                    "makes them different programs; points of one program differ in numbers that it takes as "
+                    "arguments, such as seed, optimizer.peak_lr or objective.beta. Leave --sweep_batched out, or let "
+                    "sweep() yield such points only"
+                )
+
+
 def run_all(
-    points: list[Point], folder: str, argv: list[str], say: Callable[[str], None], *, are_apart: bool = False
+    points: list[Point],
+    folder: str,
+    argv: list[str],
+    say: Callable[[str], None],
+    *,
+    at_once: int | None = None,
+    are_batched: bool = False,
 ) -> int:
-    """Run every unfinished point, one after the other, in one process for all or, `are_apart`, in one for each.
+    """Run every unfinished point, in one process for all or in one for every `at_once` points.
 
     A point that ends the process which it shares, by a signal or for want of memory, has failed; those behind it go on
-    in a new one.
+    in a new one. Of points that `are_batched` all have failed that had not ended by then.
 
     Args:
         argv: the launcher's arguments without `--sweep`; each process adds the `--sweep_index` of its points.
@@ -181,16 +211,16 @@ def run_all(
         else:
             waiting.append(point)
     while waiting:
-        here = waiting[:1] if are_apart else waiting
+        here = waiting[:at_once]
         if len(here) == 1:
             say(f"{place(here[0], len(points))}: starting")
         ended, code = _run_together(here, argv, stopped)
         if stopped or code == host.STOPPED:
             return host.STOPPED
-        if len(ended) < len(here):
-            last = here[len(ended)]
-            ended[last.index] = code
-            say(f"{place(last, len(points))}: {outcome(code)}")
+        lost = [point for point in here if point.index not in ended]
+        for point in lost if are_batched else lost[:1]:
+            ended[point.index] = code
+            say(f"{place(point, len(points))}: {outcome(code)}")
         codes |= {point.id: ended[point.index] for point in here if point.index in ended}
         waiting = [point for point in waiting if point.id not in codes]
     failed = {name: code for name, code in codes.items() if code}

@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -148,8 +150,61 @@ def test_points_run_apart_in_a_process_each(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(sweeps, "_run", lambda command, stopped: commands.append(command[-1]) or 0)
     points = sweeps.points([{"seed": 0}, {"seed": 1}])
-    assert sweeps.run_all(points, str(tmp_path), [], print, are_apart=True) == 0
+    assert sweeps.run_all(points, str(tmp_path), [], print, at_once=1) == 0
     assert commands == ["--sweep_index=0", "--sweep_index=1"]
+
+
+def test_batched_points_run_by_so_many_in_a_process_and_fail_together_with_it(tmp_path, monkeypatch):
+    points = sweeps.points({"seed": seed} for seed in range(5))
+    ends = iter([("1 0\n", -9), ("2 0\n3 0\n", 0), ("", 0)])
+    commands, said = [], []
+
+    def run_(command, stopped, env=None, **options):
+        commands.append(command[-2:])
+        lines, code = next(ends)
+        if env is not None:
+            os.write(int(env[sweeps.CODES]), lines.encode())
+        return code
+
+    monkeypatch.setattr(sweeps, "_run", run_)
+    flags = ["--sweep_batched=2"]
+    assert sweeps.run_all(points, str(tmp_path), flags, said.append, at_once=2, are_batched=True) == 1
+    assert [command[1] for command in commands] == ["--sweep_index=0,1", "--sweep_index=2,3", "--sweep_index=4"]
+    assert all(command[0] == flags[0] for command in commands)
+    assert said[-2:] == ["failed with exit code -9: seed=0", "4 of 5 points are done"]
+
+
+def test_batched_points_that_train_nothing_leave_what_each_leaves_alone(tmp_path, capsys):
+    assert launch(tmp_path / "batched", "--sweep_index=0,1", "--sweep_batched=2") == 0
+    assert launch(tmp_path / "alone", "--sweep_index=0,1") == 0
+    for point in ("objective.beta=0.05,seed=1", "objective.beta=0.5,seed=1"):
+        for name in ("config.json", "metrics.jsonl", "summary.json", "DONE"):
+            texts = [(tmp_path / folder / point / name).read_text() for folder in ("batched", "alone")]
+            assert name == "DONE" or texts[0] == texts[1]
+    behaviour = "--config.behaviour=crash_at_large_beta"
+    assert launch(tmp_path / "crashed", "--sweep_index=0,1", "--sweep_batched=2", behaviour) == 1
+    assert (tmp_path / "crashed/objective.beta=0.05,seed=1/DONE").exists()
+    assert (tmp_path / "crashed/objective.beta=0.5,seed=1/error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective.window": 3}, r"point objective.window=3 has objective.window=3 and point .* None"),
+        ({"behaviour": "crash"}, r"has behaviour='crash' and point .* 'finish', which makes them different programs"),
+        ({"batch": {"size": 2}}, r"has batch.size=2 and point .* 1"),
+        ({"objective.beta": 2.0, "seed": 5}, None),
+    ],
+)
+def test_points_that_differ_in_what_shapes_a_program_are_not_batched(changes, said):
+    first = stub.get_config()
+    first.batch = {"size": 1}
+    second = copy.deepcopy(first)
+    for key, value in changes.items():
+        second.update({key: value}) if "." not in key else second.update_from_flattened_dict({key: value})
+    points = sweeps.points([{}, {key: str(value) for key, value in changes.items()}])
+    with contextlib.nullcontext() if said is None else pytest.raises(InputError, match=said):
+        sweeps.check_batched(points, [first, second])
 
 
 def test_a_point_that_kills_its_process_does_not_stop_the_sweep(tmp_path, capfd):
@@ -161,7 +216,8 @@ def test_a_point_that_kills_its_process_does_not_stop_the_sweep(tmp_path, capfd)
 
 def test_arguments_of_a_sweep_are_told_from_those_of_its_points():
     argv = ["--config=a", "--sweep", "--sweep_index", "0,1", "--workdir", "w", "--sweep_apart", "--sweep_index=2"]
-    assert sweeps.without_flags(argv) == ["--config=a", "--workdir", "w"]
+    argv.append("--sweep_batched=2")  # which the process of the points reads
+    assert sweeps.without_flags(argv) == ["--config=a", "--workdir", "w", "--sweep_batched=2"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +228,10 @@ def test_arguments_of_a_sweep_are_told_from_those_of_its_points():
         (["--sweep_index="], "--sweep_index=: the sweep has points 0 to 1"),
         (["--sweep_index=0,1", "--distributed"], "a process joins the others of one run only"),
         (["--sweep_apart"], "--sweep_apart is of a --sweep that runs here"),
+        (["--sweep_batched=2"], "--sweep_batched is of a --sweep"),
+        (["--sweep", "--sweep_batched=2", "--emit=slurm"], "--sweep_batched is of a --sweep"),
+        (["--sweep", "--sweep_batched=2", "--sweep_apart"], "leave --sweep_apart, --distributed out"),
+        (["--sweep", "--sweep_batched=1"], "sweep_batched"),
         (["--sweep", "--sweep_apart", "--emit=slurm"], "--sweep_apart is of a --sweep that runs here"),
     ],
 )
