@@ -6,7 +6,7 @@ A loss takes those of these arrays that it reads, then its numbers, and returns 
     num_tokens_BP             answer lengths in tokens
     labels_B                  1 for a desirable answer, 0 for an undesirable one; only losses on single answers read it
     weights_B                 1 for a real row, 0 for filling; losses that compare rows with each other read it
-    chosen_B                  which pairs have the same chosen answer; losses on whole lists of answers read it
+    answers_BP, lists_B       a number for each answer and each list of answers; losses on whole lists read them
 
 A new loss is one function and one row of LOSSES; what it reads follows from its signature. `beta` is always the pull
 towards the reference, > 0. Every number may be a traced scalar. No gradient reaches the reference.
@@ -251,7 +251,7 @@ def sft_anchor(policy_BP: jax.Array, num_tokens_BP: jax.Array) -> jax.Array:
 
 
 LN2 = math.log(2.0)
-ARRAYS = ("policy_BP", "reference_BP", "num_tokens_BP", "labels_B", "weights_B", "chosen_B")
+ARRAYS = ("policy_BP", "reference_BP", "num_tokens_BP", "labels_B", "weights_B", "answers_BP", "lists_B")
 STATISTICS = ("kl_P", "kl")  # of a larger batch, for a caller who has them; a config cannot set them
 
 
@@ -316,6 +316,7 @@ LOSSES = {
     "nca": Loss(nca, lambda o: 2 * LN2),
     "discopop": Loss(discopop, lambda o: (LN2 + 1) / 2),
     "plackett_luce": Loss(listwise.plackett_luce),
+    "lipo": Loss(listwise.lipo),
     "kto": Loss(batchwise.kto, lambda o: (o["desirable_weight"] + o["undesirable_weight"]) / 4),
     "bco": Loss(batchwise.bco, lambda o: math.log(2 + 2 * math.cosh(o["delta"] or 0.0))),
     "aot": Loss(batchwise.aot, lambda o: LN2),
@@ -332,7 +333,7 @@ OPTIONS = {name: loss.options for name, loss in LOSSES.items()}
 UNPAIRED = tuple(name for name, loss in LOSSES.items() if "labels_B" in loss.reads)
 PAIRWISE = tuple(name for name in LOSSES if name not in UNPAIRED)
 REFERENCE_FREE = frozenset(name for name, loss in LOSSES.items() if "reference_BP" not in loss.reads)
-LISTWISE = frozenset(name for name, loss in LOSSES.items() if "chosen_B" in loss.reads)
+LISTWISE = frozenset(name for name, loss in LOSSES.items() if "answers_BP" in loss.reads)
 PER_TOKEN = frozenset(name for name, loss in LOSSES.items() if "num_tokens_BP" in loss.reads)
 NON_SEPARABLE = frozenset(name for name, loss in LOSSES.items() if "weights_B" in loss.reads)
 
@@ -352,7 +353,7 @@ RANGES = {
 def check_options(name: str, options: Mapping[str, object]) -> None:
     """Raise InputError unless the loss exists, reads each of these options and each number is in range.
 
-    A traced number is that of one of several runs in one program (`train.stack`), whose caller checks it.
+    A traced number is that of one of several runs in one program (`programs.abreast`), whose caller checks it.
     """
     errors.one_of("loss", name, LOSSES)
     known = ", ".join(OPTIONS[name])
@@ -398,7 +399,8 @@ def compute(
     num_tokens_BP: jax.Array | None = None,
     labels_B: jax.Array | None = None,
     weights_B: jax.Array | None = None,
-    chosen_B: jax.Array | None = None,
+    answers_BP: jax.Array | None = None,
+    lists_B: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """[B] loss of each pair or labelled answer by the loss called `name`, which gets the arrays that it reads.
@@ -412,7 +414,8 @@ def compute(
         "num_tokens_BP": num_tokens_BP,
         "labels_B": labels_B,
         "weights_B": weights_B,
-        "chosen_B": chosen_B,
+        "answers_BP": answers_BP,
+        "lists_B": lists_B,
     }
     loss = LOSSES[name]
     if missing := sorted(array for array in loss.needs if arrays[array] is None):

@@ -113,7 +113,8 @@ def _scores(params, batch, *, model, mesh, loss, length_alpha, rng, frozen):
     lists = {}
     if trees.is_tree(batch):
         if loss in losses.LISTWISE:
-            lists = {"chosen": listwise.numbers(batch), "num_lists": listwise.lists(batch)}
+            answers_BP, lists_B = listwise.numbers(batch)
+            lists = {"answers": answers_BP, "lists": lists_B, "num_lists": listwise.lists(batch)}
         policy_BP, num_tokens_BP = trees.sums(logps_BPA, batch, length_alpha=length_alpha)
         reference_BP, _ = trees.sums(reference_BPA, batch, length_alpha=length_alpha)
         batch = batch | {name: batch[name].reshape(-1) for name in ("weights", "labels") if name in batch}
@@ -140,7 +141,8 @@ def _compare(scored, *, loss, words, objective, sft_weight):
         num_tokens_BP=num_tokens_BP,
         labels_B=scored.get("labels"),
         weights_B=weights_B,
-        chosen_B=scored.get("chosen"),
+        answers_BP=scored.get("answers"),
+        lists_B=scored.get("lists"),
         **objective,
         **dict(words),
     )

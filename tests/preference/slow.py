@@ -139,6 +139,30 @@ def plackett_luce(policy, reference, num_tokens, beta):
     return [plackett_luce_list([beta * (s - r) for s, r in zip(*pair)]) for pair in zip(policy, reference)]
 
 
+def lipo_list(rewards, levels=None):
+    """One list of answers, the best first, or with a level each, higher better and equal ones tied."""
+    n = len(rewards)
+    levels = list(range(n, 0, -1)) if levels is None else levels
+    order = sorted(range(n), key=lambda i: (-rewards[i], i))
+    rank = {i: place + 1 for place, i in enumerate(order)}
+    share = [
+        sum((levels[i] > x) + (levels[i] == x) / 2 for j, x in enumerate(levels) if j != i) / (n - 1) for i in range(n)
+    ]
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if levels[i] > levels[j]:
+                gains = abs((2 ** share[i] - 1) - (2 ** share[j] - 1))
+                discounts = abs(1 / math.log(1 + rank[i]) - 1 / math.log(1 + rank[j]))
+                total += gains * discounts * math.log(1 + math.exp(-(rewards[i] - rewards[j])))
+    return total
+
+
+def lipo(policy, reference, num_tokens, beta):
+    """Pairs as lists of two."""
+    return [lipo_list([beta * (s - r) for s, r in zip(*pair)]) for pair in zip(policy, reference)]
+
+
 def mean(values):
     return sum(values) / len(values)
 

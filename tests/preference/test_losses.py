@@ -1,3 +1,4 @@
+import functools
 import inspect
 import math
 
@@ -36,6 +37,7 @@ CASES = [
     ("nca", {"beta": 0.2}),
     ("discopop", {"beta": 0.2, "tau": 0.1}),
     ("plackett_luce", {"beta": 0.2}),
+    ("lipo", {"beta": 0.2}),
     ("kto", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}),
     ("bco", {"beta": 0.2}),
     ("bco", {"beta": 0.2, "delta": -0.4}),
@@ -75,7 +77,8 @@ def run(name, policy, reference, num_tokens, weights=None, **options):
         num_tokens_BP=jnp.asarray(num_tokens),
         labels_B=jnp.asarray(labels_of(num_tokens)),
         weights_B=None if weights is None else jnp.asarray(weights),
-        chosen_B=jnp.arange(len(num_tokens)),  # each pair is a list of its own
+        answers_BP=jnp.arange(2 * len(num_tokens)).reshape(-1, 2),
+        lists_B=jnp.arange(len(num_tokens)),  # each pair is a list of its own
         **options,
     )
 
@@ -106,25 +109,59 @@ def test_agrees_with_slow_twin(name, options):
     np.testing.assert_allclose(rough, expected, rtol=2e-6, atol=2e-6)
 
 
-def of_lists(policy, reference, lists, beta):
-    """The loss of each pair of ranked lists of answers, best first, and the pairs' chosen answers."""
-    order = [(w, l) for one in lists for i, w in enumerate(one) for l in one[i + 1 :]]
-    arrays = [jnp.asarray([[x[w], x[l]] for w, l in order]) for x in (policy, reference)]
-    chosen = jnp.asarray([w for w, _ in order])
-    return losses.compute("plackett_luce", policy_BP=arrays[0], reference_BP=arrays[1], chosen_B=chosen, beta=beta)
+def of_lists(policy, reference, lists, beta, loss="plackett_luce"):
+    """The loss of each pair of ranked lists of answers, best first; answers in a tuple are tied."""
+    levels = [[one if isinstance(one, tuple) else (one,) for one in answers] for answers in lists]
+    order = [
+        (w, l, number)
+        for number, one in enumerate(levels)
+        for i, above in enumerate(one)
+        for w in above
+        for below in one[i + 1 :]
+        for l in below
+    ]
+    arrays = [jnp.asarray([[x[w], x[l]] for w, l, _ in order]) for x in (policy, reference)]
+    answers, numbers = jnp.asarray([(w, l) for w, l, _ in order]), jnp.asarray([n for *_, n in order])
+    given = dict(policy_BP=arrays[0], reference_BP=arrays[1], answers_BP=answers, lists_B=numbers)
+    return losses.compute(loss, **given, beta=beta)
 
 
-def test_a_ranked_list_has_the_probability_of_choosing_its_answers_one_by_one():
-    lists, rng = [[3, 0, 4, 1], [2, 5]], np.random.default_rng(0)
+LISTS = [[3, 0, 4, 1], [2, 5]]
+
+
+@pytest.mark.parametrize(("loss", "slow_fn"), [("plackett_luce", slow.plackett_luce_list), ("lipo", slow.lipo_list)])
+def test_a_ranked_list_has_the_loss_of_its_slow_twin(loss, slow_fn):
+    rng = np.random.default_rng(0)
     policy, reference = -rng.uniform(1, 9, 6), -rng.uniform(1, 9, 6)
     with jax.enable_x64(True):
-        total, gradient = jax.value_and_grad(lambda p: of_lists(p, reference, lists, 0.4).sum())(jnp.asarray(policy))
-        wanted = [slow.plackett_luce_list([0.4 * (policy[i] - reference[i]) for i in one]) for one in lists]
+        of = functools.partial(of_lists, reference=reference, lists=LISTS, beta=0.4, loss=loss)
+        total, gradient = jax.value_and_grad(lambda p: of(p).sum())(jnp.asarray(policy))
+        wanted = [slow_fn([0.4 * (policy[i] - reference[i]) for i in one]) for one in LISTS]
         assert float(total) == pytest.approx(sum(wanted), rel=1e-12)
-        for i in range(6):
+        for i in range(6):  # steps that change no rank
             step = np.eye(6)[i] * 1e-5
-            ends = [float(of_lists(policy + sign * step, reference, lists, 0.4).sum()) for sign in (1, -1)]
+            ends = [float(of(policy + sign * step).sum()) for sign in (1, -1)]
             assert float(gradient[i]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+def test_lipo_counts_a_tie_as_half_and_ranks_tied_answers_too():
+    rng = np.random.default_rng(1)
+    policy, reference = -rng.uniform(1, 9, 5), -rng.uniform(1, 9, 5)
+    found = of_lists(policy, reference, [[(0, 1), 2, (3, 4)]], 0.4, "lipo")
+    wanted = slow.lipo_list([0.4 * (s - r) for s, r in zip(policy, reference)], levels=[3, 3, 2, 1, 1])
+    assert float(found.sum()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_lipo_learns_from_a_policy_that_is_its_reference():
+    start = jnp.full(4, -3.0)
+    gradient = jax.grad(lambda policy: of_lists(policy, start, [[2, 0, 3, 1]], 0.1, "lipo").sum())(start)
+    assert gradient[2] < 0 < gradient[1] and float(jnp.abs(gradient).min()) > 1e-4
+
+
+def test_worked_lipo_list_of_three():
+    # Gains 1, sqrt 2 - 1 and 0; ranks 1, 2, 3; losses of the pairs ln 1.5, ln 1.25 and ln 1.5.
+    found = of_lists(np.log([4.0, 2.0, 1.0]), np.zeros(3), [[0, 1, 2]], 1.0, "lipo")
+    assert found.tolist() == pytest.approx([0.126467, 0.160964, 0.031724], abs=2e-6)
 
 
 def test_worked_list_of_three():
@@ -421,7 +458,7 @@ def test_bad_options_are_named(name, options, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("dpo", "reference_BP"), ("kto_unpaired", "labels_B"), ("plackett_luce", "chosen_B")]
+    ("name", "missing"), [("dpo", "reference_BP"), ("kto_unpaired", "labels_B"), ("plackett_luce", "answers_BP")]
 )
 def test_an_array_that_a_loss_reads_and_did_not_get_is_named(name, missing):
     arrays = {array: jnp.ones((2, 2) if array.endswith("BP") else 2) for array in losses.ARRAYS if array != missing}

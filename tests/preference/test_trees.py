@@ -233,16 +233,17 @@ def test_six_pairs_of_four_answers_have_the_loss_of_six_pairs_apart():
     test_pairs.assert_close(test_pairs.compiled()(packed), wanted, 1e-5)
 
 
-def test_lists_of_ranked_answers_count_once_each_however_many_pairs_they_make():
+@pytest.mark.parametrize(("name", "slow_fn"), [("plackett_luce", slow.plackett_luce_list), ("lipo", slow.lipo_list)])
+def test_lists_of_ranked_answers_count_once_each_however_many_pairs_they_make(name, slow_fn):
     lists = [answers_of(4, 0)[0], answers_of(3, 1)[0], answers_of(2, 2)[0]]
     step_of = [(one[i], one[j]) for one in lists for i in range(len(one)) for j in range(i + 1, len(one))]
     rows = trees.plan(step_of, 2)
     batch = trees.fill(rows, num_time=64, num_pairs=12, pad_id=0, of_pairs={"index": np.arange(len(step_of))})
-    loss, _, metrics = test_pairs.compiled(loss="plackett_luce", with_gradient=False)(batch)
+    loss, _, metrics = test_pairs.compiled(loss=name, with_gradient=False)(batch)
     policy, reference = test_pairs.policy_and_reference()
     logps_fn = jax.jit(lambda params: jnp.stack([x.sum() for one in lists for x in alone_in(params, one)]))
     rewards = test_pairs.BETA * (np.asarray(logps_fn(policy), float) - np.asarray(logps_fn(reference), float))
-    wanted = np.mean([slow.plackett_luce_list(part) for part in np.split(rewards, [4, 7])])
+    wanted = np.mean([slow_fn(part) for part in np.split(rewards, [4, 7])])
     assert abs(loss - wanted) < 1e-5 and metrics["rewards/margins"] != 0
 
 
