@@ -41,7 +41,7 @@ def _compile(plan, params, weights_dtype, place):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     try:
-        weights = layout.form(plan.models[0], params, dtype=weights_dtype, num_rows=plan.num_read(0))
+        weights = layout.form(plan.models[0], params, dtype=weights_dtype)
         state = jax.eval_shape(lambda: programs.init_state(plan, ()))
         rows = jax.ShapeDtypeStruct((plan.num_slots,), np.bool_), jax.ShapeDtypeStruct((), np.bool_)
         programs.decode.lower(plan, *jax.tree.map(placed, ((weights,), state)), *rows).compile()

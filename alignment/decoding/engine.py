@@ -147,10 +147,7 @@ class Engine:
         place = network.place_of(params)
         self._compiling = ahead.start(self.plan, nn.meta.unbox(params), weights_dtype, place)
         options: dict[str, Any] = dict(dtype=weights_dtype, frees_params=frees_params)
-        self.weights = tuple(
-            layout.prepare(m, p, self.plan.mesh, num_rows=self.plan.num_read(i), **options)
-            for i, (m, p) in enumerate(networks)
-        )
+        self.weights = tuple(layout.prepare(m, p, self.plan.mesh, **options) for m, p in networks)
         if adapters:
             self.weights[0]["adapters"] = stacks.prepare(model, adapters, self.plan.mesh)
         states = tuple(() for _ in processors) if processor_states is None else tuple(processor_states)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alignment.decoding import stacks, tiles
+from alignment.decoding import stacks
 from alignment.models import decoder, lora
 from alignment.train import sharding
 
@@ -36,12 +36,10 @@ def prepare(
     *,
     dtype: str = "",
     frees_params: bool = False,
-    num_rows: int = 1,
 ) -> dict[str, Any]:
     """A decoder's parameters as decoding reads them: one array a layer, matrices with two sides, in the model's dtype.
 
-    A tied head is a transposed copy, because a product with the embedding's own layout is a third slower. On one CPU
-    matrices are cut into `tiles`.
+    A tied head is a transposed copy, because a product with the embedding's own layout is a third slower.
 
     Args:
         params: as the training module holds them, boxed or not, with or without an adapter (`lora.attach`), which is
@@ -51,13 +49,12 @@ def prepare(
             the model's dtype.
         frees_params: delete the arrays of the layers, one kind after the other, as soon as they are copied: a second
             copy of the model never lies in memory. With an adapter, which needs all of them, the caller frees them.
-        num_rows: hidden states of which a step reads logits; the head's layout suits so many.
     """
     params = nn.meta.unbox(params)
     if _is_for_host(params, mesh, dtype):
-        ends, layers_of = _by_host(model, num_rows in tiles.HEAD_ROWS)
+        ends, layers_of = _by_host(model)
     else:
-        whole, ends, layers_of = _compiled(model, *_settings(mesh, dtype, num_rows))
+        whole, ends, layers_of = _compiled(model, mesh if mesh is not None and mesh.size > 1 else None, dtype)
         if not frees_params or "adapter" in params:
             return whole(params)
     if not frees_params:
@@ -74,9 +71,9 @@ def prepare(
     return {**ends(params), "layers": layers}
 
 
-def form(model: decoder.DecoderLM, params: Mapping[str, Any], *, dtype: str = "", num_rows: int = 1) -> dict[str, Any]:
+def form(model: decoder.DecoderLM, params: Mapping[str, Any], *, dtype: str = "") -> dict[str, Any]:
     """Shapes of what `prepare` returns for one device; of the parameters, only shapes are read."""
-    return jax.eval_shape(_compiled(model, *_settings(None, dtype, num_rows))[0], nn.meta.unbox(params))
+    return jax.eval_shape(_compiled(model, None, dtype)[0], nn.meta.unbox(params))
 
 
 def _is_for_host(params, mesh, dtype):
@@ -88,18 +85,14 @@ def _is_for_host(params, mesh, dtype):
     return jax.default_backend() == "cpu" and not has_mesh and not dtype and "adapter" not in params
 
 
-def _settings(mesh, dtype, num_rows):
-    return mesh if mesh is not None and mesh.size > 1 else None, dtype, num_rows in tiles.HEAD_ROWS
-
-
 @functools.lru_cache(maxsize=8)  # an engine made again for the same model, as in every evaluation, compiles nothing
-def _compiled(model, mesh, dtype, cuts_head):
-    return tuple(map(jax.jit, _separate(model, mesh, dtype, cuts_head)))
+def _compiled(model, mesh, dtype):
+    return tuple(map(jax.jit, _separate(model, mesh, dtype)))
 
 
-def _by_host(model, cuts_head):
+def _by_host(model):
     """`ends` and `layers_of` of `_separate`, by numpy."""
-    _, head_of, layers_of = _separate(model, None, "", cuts_head)
+    _, head_of, layers_of = _separate(model, None, "")
 
     def own(x):
         return jax.device_put(np.array(x, order="C"))  # a view of the parameters would change with them
@@ -115,14 +108,12 @@ def _by_host(model, cuts_head):
     return ends, all_layers
 
 
-def _separate(model, mesh, dtype, cuts_head):
+def _separate(model, mesh, dtype):
     """The functions from parameters to weights: to all of them, to those outside the layers, to the layers."""
     is_int8, D = dtype == "int8", model.model_dim
 
     def stored(kernel_XY):
-        if is_int8:
-            return quantise(kernel_XY)
-        return tiles.cut(kernel_XY) if mesh is None else kernel_XY
+        return quantise(kernel_XY) if is_int8 else kernel_XY
 
     def two_sided(name, kernel):
         return kernel.reshape((-1, D) if name in ("out", "down") else (D, -1))
@@ -134,7 +125,7 @@ def _separate(model, mesh, dtype, cuts_head):
         head_DV = head_DV.astype(model.dtype)
         weights = {
             "embedding": params["embedding"].astype(model.dtype),
-            "head": stored(head_DV) if is_int8 or cuts_head else head_DV,
+            "head": stored(head_DV),
             "final_norm": params["final_norm"],
         }
         return placed(weights)
@@ -145,7 +136,7 @@ def _separate(model, mesh, dtype, cuts_head):
             layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
             layer |= {name: two_sided(name, layer[name]) for name in _MATRICES if name in layer}
             layer |= {name: layer[name].reshape(-1) for name in _BIASES if name in layer}
-            layers.append(_merged({name: stored(x) if name in _MATRICES else x for name, x in layer.items()}))
+            layers.append({name: stored(x) if name in _MATRICES else x for name, x in layer.items()})
         return placed({"layers": layers})["layers"]
 
     def whole(params):
@@ -167,22 +158,6 @@ def _separate(model, mesh, dtype, cuts_head):
         return jax.lax.with_sharding_constraint(weights, {name: places(name, x) for name, x in weights.items()})
 
     return whole, ends, layers_of
-
-
-def together(first: str) -> str:
-    """The name of one matrix in place of those of a group of `stacks.READERS`; of a single one, its own."""
-    return "+".join(stacks.READERS[first])
-
-
-def _merged(layer):
-    """Matrices in tiles that read one input as one: fewer products, which divide better among threads."""
-    layer = dict(layer)
-    for first, names in stacks.READERS.items():
-        if len(names) > 1 and all(getattr(layer.get(name), "ndim", 2) == 3 for name in names):
-            parts = [layer.pop(name) for name in names]
-            join = np.concatenate if isinstance(parts[0], np.ndarray) else jnp.concatenate
-            layer[together(first)] = join(parts)
-    return layer
 
 
 def quantise(kernel_XY: jax.Array) -> dict[str, jax.Array]:

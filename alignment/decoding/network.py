@@ -14,7 +14,6 @@ Dimensions: N blocks of C positions, B slots, R rows of one call, T tokens of a 
 M = H/G*T queries of one key/value head, K head width, J = K/2, D model width, F feed-forward, V vocabulary.
 """
 
-import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from alignment import errors
-from alignment.decoding import layout, rows, stacks, tiles
+from alignment.decoding import rows, stacks
 from alignment.errors import InputError
 from alignment.models import decoder, rope
 from alignment.models.attention import HIDDEN
@@ -136,7 +135,7 @@ def forward(
 
     new_cache = []
     for i, (layer, layer_cache, window) in enumerate(zip(weights["layers"], cache, windows(model))):
-        linear = _linear(model, layer, None if adapter_R is None else weights["adapters"]["layers"][i], adapter_R)
+        linear = _linear(layer, None if adapter_R is None else weights["adapters"]["layers"][i], adapter_R)
         x_RTD = decoder.rms_norm(hidden_RTD, layer["attention_norm"], model.norm_eps)
         q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, linear(x_RTD, "query"), tables)
         if attention == rows.BLOCKS:
@@ -162,7 +161,7 @@ def logits(weights: Mapping[str, Any], hidden_XD: jax.Array, adapter_X: jax.Arra
         logits_XV = jnp.matmul(hidden_XD, head["int8"].astype(hidden_XD.dtype), preferred_element_type=jnp.float32)
         logits_XV *= head["scale"][None]
     else:
-        logits_XV = tiles.times(hidden_XD, head, jnp.float32)
+        logits_XV = jnp.matmul(hidden_XD, head, preferred_element_type=jnp.float32)
     if adapter_X is None or not weights["adapters"]["head"]["b"]:
         return logits_XV
     adapters = weights["adapters"]["head"]
@@ -222,18 +221,11 @@ def check_dtypes(weights_dtype: str, cache_dtype: str) -> None:
             )
 
 
-def _linear(model, layer, adapters, adapter_R):
+def _linear(layer, adapters, adapter_R):
     """A function from an input and a key of `stacks.READERS` to the products of the matrices that read it, by name."""
-    heads = {"query": model.num_heads, **dict.fromkeys(("key", "value"), model.num_kv_heads or model.num_heads)}
 
     def products(x_RTX, first):
-        names = stacks.READERS[first]
-        if layout.together(first) in layer:
-            all_RTY, shares = _times(x_RTX, layer[layout.together(first)]), [heads.get(name, 1) for name in names]
-            ends = [all_RTY.shape[-1] * end // sum(shares) for end in itertools.accumulate(shares)]
-            out = dict(zip(names, jnp.split(all_RTY, ends[:-1], axis=-1)))
-        else:
-            out = {name: _times(x_RTX, layer[name]) for name in names}
+        out = {name: _times(x_RTX, layer[name]) for name in stacks.READERS[first]}
         if adapters is None:
             return out
         lows = stacks.lows(adapters, first, x_RTX, adapter_R)
@@ -264,7 +256,7 @@ def _times(x_RTX, kernel_XY):
     if isinstance(kernel_XY, dict):
         out_NY = (x_NX @ kernel_XY["int8"].astype(x_NX.dtype)) * kernel_XY["scale"].astype(x_NX.dtype)[None]
     else:
-        out_NY = tiles.times(x_NX, kernel_XY)
+        out_NY = x_NX @ kernel_XY
     return out_NY.reshape(*x_RTX.shape[:-1], -1)
 
 

@@ -81,11 +81,6 @@ class Plan:
         """Rows of a network's cache for each slot."""
         return sum(place.model == model for place in self.places)
 
-    def num_read(self, model: int) -> int:
-        """Hidden states of which a step reads logits."""
-        is_draft = self.draft is not None and model == len(self.models)
-        return self.num_slots * self.num_parts(model) * (1 if is_draft else self.num_draft + 1)
-
 
 def init_state(plan: Plan, processor_states: tuple[Any, ...]) -> State:
     """The state of slots without requests.

@@ -85,7 +85,6 @@ def test_prompts_are_scored_where_wanted(lm):
 KINDS = {
     "full": {},
     "window": dict(sliding_window=6, layer_types=("full_attention", "sliding_attention")),
-    "tiles": dict(model_dim=64, num_heads=4, num_kv_heads=4, ffn_dim=128, vocab_size=64, num_layers=1),
 }
 
 
@@ -116,7 +115,6 @@ def test_a_request_s_bits_do_not_depend_on_what_else_is_served(kind):
 
 
 def test_over_slot_counts_tokens_are_the_same_up_to_near_ties():
-    """Matrices are cut into tiles, but for the keys' and values'; the head too, for 2 slots and more."""
     lm = random_lm(num_layers=1, model_dim=64, num_heads=4, head_dim=16, ffn_dim=64, vocab_size=64)
     # prompts of one token need no prefill, whose program would be compiled for each count; answers cross blocks
     requests = [Request([token], 9, temperature=t, seed=3) for token in range(5) for t in (0.0, 1.0)]

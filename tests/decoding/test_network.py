@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.decoding import layout, network, tiles
+from alignment.decoding import layout, network
 from alignment.errors import InputError
 from tests.decoding.models import VOCAB, all_logits, random_lm
 
@@ -88,20 +88,6 @@ def test_preparing_leaves_the_parameters_alone_and_splits_the_layers():
         weights["layers"][1]["query"], np.asarray(params["layers"]["query"][1]).reshape(model.model_dim, -1)
     )
     assert not params["embedding"].is_deleted()
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 16, 17])
-def test_on_a_cpu_matrices_are_cut_into_tiles_and_the_head_for_some_rows(num_rows):
-    model, params = random_lm(model_dim=64, num_heads=4, num_kv_heads=2, ffn_dim=128, vocab_size=192)
-    weights = layout.prepare(model, params, num_rows=num_rows)
-    layer, stacked = weights["layers"][1], params["layers"]
-    assert layer["gate+up"].shape == (4, 64, 64) and layer["down"].shape == (1, 128, 64)
-    assert layer["query"].shape == (1, 64, 64) and layer["key"].shape == (64, 32)  # half a tile stays as it is
-    x_NX = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
-    wanted_NY = np.concatenate([x_NX @ np.asarray(stacked[name][1]) for name in ("gate", "up")], axis=1)
-    np.testing.assert_allclose(tiles.times(jnp.asarray(x_NX), layer["gate+up"]), wanted_NY, rtol=1e-5, atol=1e-5)
-    assert weights["head"].shape == ((3, 64, 64) if num_rows in (2, 16) else (64, 192))
-    np.testing.assert_allclose(network.logits(weights, jnp.asarray(x_NX)), x_NX @ np.asarray(params["head"]), rtol=1e-5)
 
 
 def test_parameters_that_are_freed_leave_the_same_weights():
