@@ -380,7 +380,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of each contestant in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="a toy model")
+    parser.add_argument("--quick", action="store_true", help="a toy model; of --growth three sizes")
     parser.add_argument("--growth", action="store_true", help="our step alone, over pairs, lengths, words and layers")
     parser.add_argument(
         "--pythons", default="", help="environments that are there: trl=PATH,tunix=PATH to their python"
@@ -392,7 +392,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
     if args.growth:
-        return growth.measure(args.rounds, args.threads, args.patience)
+        return growth.measure(args.rounds, args.threads, args.patience, is_quick=args.quick)
     names = contestants_of(args.peers)
     check_profiles(args.profiles)
     shape = QUICK_SHAPE if args.quick else SHAPE

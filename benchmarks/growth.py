@@ -35,12 +35,12 @@ PROMPT = 64
 WARMUP = 2  # uncounted steps: the first compiles
 
 
-def measure(steps: int, threads: int, patience: float) -> tuple[list[dict], dict]:
-    """A row for every size: what grows, its size, and the times of the steps."""
+def measure(steps: int, threads: int, patience: float, *, is_quick: bool = False) -> tuple[list[dict], dict]:
+    """A row for every size: what grows, its size, and the times of the steps; `is_quick`, of the first three sizes."""
     channel.limit_threads(threads)
     rows = []
     for name, sizes in SIZES.items():
-        for size in sizes:
+        for size in sizes[: 3 if is_quick else None]:
             machine.wait_until_quiet(patience)
             before, own, start = machine.busy_cpu_seconds(), time.process_time(), time.perf_counter()
             times = seconds_of(BASE | {name: size}, steps)
