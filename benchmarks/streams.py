@@ -4,16 +4,21 @@ python benchmarks/streams.py --output benchmarks/results/streams.md
 
 Shards of short documents are made on the spot, 10^3 records and 10^7, in the page cache, with the byte tokenizer.
 `index` reads every shard once. `open` is what each start does before training: compare the shards with their notes, and
-find the held-out records by their keys. `go on` sets a position near the end of an epoch and makes the first batch; it
-should not grow with the corpus. `memory` is what the process has at its end beyond its start.
+find the held-out records by their keys. `go on` sets a position near the end of an epoch and makes the batch there,
+behind a first batch, which starts what batches need; it should not grow with the corpus. Beside both stands the CPU
+time of the process, which other work on the machine lengthens less. `memory` is what the process has at its end beyond
+its start.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,23 +56,29 @@ def start(folder: Path) -> dict[str, float]:
     from data.texts import streams
     from data.tokens import tokenizer
 
-    before, seconds = peak_bytes(), {}
+    before, taken = peak_bytes(), {}
     reader = streams.Reader(tokenizer.load("bytes"), max_len=512)
-    begin = time.perf_counter()
-    names = record_index.find(str(folder), "")
-    record_index.build(names, folder / "index", describe_fn=reader.describe, made_by=reader.made_by)
-    seconds["index"], begin = time.perf_counter() - begin, time.perf_counter()
-    index = record_index.Index(names, folder / "index", made_by=reader.made_by)
-    train, _ = streams.split(index, fraction=0.001, seed=0)
-    stream = streams.Stream(train, reader, batch_size=BATCH, seed=0)
-    seconds["open"] = time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def timed(what: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        taken[what], taken[f"{what}, CPU"] = time.perf_counter() - wall, time.process_time() - cpu
+
+    with timed("index"):
+        names = record_index.find(str(folder), "")
+        record_index.build(names, folder / "index", describe_fn=reader.describe, made_by=reader.made_by)
+    with timed("open"):
+        index = record_index.Index(names, folder / "index", made_by=reader.made_by)
+        train, _ = streams.split(index, fraction=0.001, seed=0)
+        stream = streams.Stream(train, reader, batch_size=BATCH, seed=0)
+    next(stream)  # the first batch also imports and starts what batches need, at any position
     state = stream.get_state()
     window = max(len(train) // PER_LANE - 1, 0)
-    begin = time.perf_counter()
-    stream.set_state(state | {"lanes": [[window, 1, *lane[2:]] for lane in state["lanes"]]})
-    next(stream)
-    seconds["go on"] = time.perf_counter() - begin
-    return seconds | {"records": len(index), "memory": peak_bytes() - before}
+    with timed("go on"):
+        stream.set_state(state | {"lanes": [[window, 1, *lane[2:]] for lane in state["lanes"]]})
+        next(stream)
+    return taken | {"records": len(index), "memory": peak_bytes() - before}
 
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
@@ -77,32 +88,41 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
         num_bytes = write_corpus(corpus, size)
         for number in range(args.rounds):
             machine.wait_until_quiet(args.patience)
+            busy, wall, cpu = machine.busy_cpu_seconds(), time.perf_counter(), os.times()
             done = subprocess.run(
                 [sys.executable, __file__, "--child", str(corpus)], capture_output=True, text=True, check=True
             )
+            used = sum(now - then for now, then in zip(os.times()[2:4], cpu[2:4]))
+            others = max(machine.busy_cpu_seconds() - busy - used, 0.0) / (time.perf_counter() - wall)
             row = json.loads(done.stdout.splitlines()[-1]) | {"round": number, "bytes": num_bytes}
-            rows.append(row)
+            rows.append(row | {"others_busy_cores": others})
             print(f"{size} records, start {number + 1}: {row}", flush=True)
     return rows, {"batch": f"{BATCH} rows of 512 bytes", "shards": str(SHARDS)}
 
 
 def report(rows: list[dict], facts: dict) -> str:
-    head = ["records", "MB", "index, once, s", "open, s", "go on, s", "memory, MB"]
+    head = ["records", "MB", "index, once, s", "open, s", "CPU, s", "go on, s", "CPU, s", "memory, MB"]
     body = []
     for size in dict.fromkeys(row["records"] for row in rows):
         mine = [row for row in rows if row["records"] == size]
-        middle = {key: statistics.median(row[key] for row in mine) for key in ("open", "go on")}
+        middle = {
+            key: statistics.median(row[key] for row in mine) for key in mine[0] if key.startswith(("open", "go on"))
+        }
         body.append(
             [
                 f"{size:,}",
                 f"{mine[0]['bytes'] / 1e6:,.1f}",
                 f"{mine[0]['index']:.2f}",
                 f"{middle['open']:.3f}",
+                f"{middle['open, CPU']:.3f}",
                 f"{middle['go on']:.3f}",
+                f"{middle['go on, CPU']:.3f}",
                 f"{max(row['memory'] for row in mine[1:] or mine) / 1e6:,.0f}",
             ]
         )
-    return "\n".join(["# A corpus read by number", "", machine.table(head, body), "", machine.notes(facts)])
+    quiet = machine.noise([row["others_busy_cores"] for row in rows])
+    facts = facts | {"hardware": f"{facts['hardware']}; {quiet}"}
+    return f"{machine.table(head, body)}\n\n{machine.notes(facts)}"
 
 
 if __name__ == "__main__":
