@@ -18,6 +18,7 @@ import optax
 
 from alignment.augment import saflex
 from alignment.errors import one_of
+from alignment.models import branches
 from alignment.train import step
 from alignment.train.train_state import TrainState
 
@@ -123,7 +124,7 @@ def refined(
             w_B, y_BK, new, metrics = refine(state, batch, key)
         else:
             is_due = (state.step >= warmup) & ((state.step - warmup) % every == 0)
-            w_B, y_BK, new, metrics = jax.lax.cond(is_due, refine, leave, state, batch, key)
+            w_B, y_BK, new, metrics = jax.lax.cond(is_due, branches.fast(refine), leave, state, batch, key)
         return w_B, y_BK, {"saflex": new}, {f"saflex/{name}": mean for name, mean in metrics.items()}
 
     return assign
@@ -224,7 +225,7 @@ def _checked(forward, losses_fn, state, new, batch, every) -> step.Metrics:
         return predicted, val_loss(new.params) - before, jnp.ones(())
 
     nothing = lambda: (jnp.zeros(()),) * 3  # noqa: E731  a mean of count 0 is not logged
-    predicted, realised, count = jax.lax.cond(state.step % every == 0, measure, nothing)
+    predicted, realised, count = jax.lax.cond(state.step % every == 0, branches.fast(measure), nothing)
     return {"val_change/predicted": step.Mean(predicted, count), "val_change/realised": step.Mean(realised, count)}
 
 
@@ -247,7 +248,7 @@ def over_seeds(update: step.UpdateFn, *, at_once: bool) -> step.UpdateFn:
 
         states = {name: getattr(state, name) for name in STACKED}
         seeds_first = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), batch)
-        run_fn = jax.vmap(one) if at_once else lambda arrays: jax.lax.map(one, arrays)
+        run_fn = jax.vmap(one) if at_once else lambda arrays: jax.lax.map(branches.fast(one), arrays)
         new, metrics = run_fn((states, seeds_first))
         totals = jax.tree.map(lambda array: jnp.sum(array, axis=0), metrics)
         return dataclasses.replace(state, step=state.step + 1, **new), totals

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alignment import files
 from alignment.augment import bilevel, saflex, training
 from alignment.errors import InputError, one_of
+from alignment.models import branches
 from alignment.train import loop, optimizer, sharding, step
 from alignment.train.train_state import TrainState
 from experiments.augmentation import batches, networks
@@ -301,7 +302,7 @@ def predictor(compared: Comparison) -> Callable[[TrainState], np.ndarray]:
     @jax.jit
     def all_seeds(params, statistics, batch):
         first = {name: jnp.moveaxis(array, 1, 0) for name, array in batch.items()}
-        run_fn = jax.vmap(one) if task.kind != PICTURES else lambda arrays: jax.lax.map(one, arrays)
+        run_fn = jax.vmap(one) if task.kind != PICTURES else lambda arrays: jax.lax.map(branches.fast(one), arrays)
         return run_fn((params, statistics, first))
 
     def predict(state):
@@ -345,7 +346,9 @@ def look(compared: Comparison, state: TrainState, batch: dict[str, np.ndarray]) 
     @jax.jit
     def all_seeds(states, batch):
         first = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), batch)
-        run_fn = jax.vmap(one) if compared.task.kind != PICTURES else lambda arrays: jax.lax.map(one, arrays)
+        run_fn = (
+            jax.vmap(one) if compared.task.kind != PICTURES else lambda arrays: jax.lax.map(branches.fast(one), arrays)
+        )
         return run_fn((states, first))
 
     states = {name: getattr(state, name) for name in training.STACKED}
