@@ -119,7 +119,8 @@ def of_experts(places: Mapping[str, pathlib.Path], folder: pathlib.Path) -> dict
     out = {"accuracy/base": mean[toy.BASE], "accuracy/merged": mean["merged"]}
     for subject in right[toy.BASE]:
         out[f"accuracy/expert/{subject}"] = right[subject][subject]
-        out[f"kept/{subject}"] = right["merged"][subject] / max(right[subject][subject], 1e-9)
+        if right[subject][subject]:  # of nothing, nothing can be kept
+            out[f"kept/{subject}"] = right["merged"][subject] / right[subject][subject]
     return out
 
 

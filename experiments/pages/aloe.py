@@ -137,7 +137,8 @@ def retention(report: Report) -> dict[str, float]:
             accuracy(report.answers[name]["rows"], subject, report.subjects) for name in (stage.name, report.merged)
         )
         out[f"accuracy/expert/{stage.name}"] = own
-        out[f"kept/{stage.name}"] = merged / max(own, 1e-9)
+        if own:  # of nothing, nothing can be kept
+            out[f"kept/{stage.name}"] = merged / own
     return out
 
 
@@ -228,6 +229,8 @@ def findings(report: Report, steps: Sequence[Row]) -> list[str]:
                 f"{line['step']} against {line['compared with']}: {points[0]:+.1f} points ({points[1]:+.1f} to "
                 f"{points[2]:+.1f}), {line['it is']}."
             )
+    none = [f"{line['unparsed']} of {line['draws']} of {line['step']}" for line in steps if line["unparsed"]]
+    out += [f"Answers that name no option, which count as wrong: {', '.join(none)}."] if none else []
     num_options = Counter(row["original_answer"] for row in report.answers[BASE]["rows"])
     most = max(num_options.values()) / sum(num_options.values())
     out.append(f"Who names {num_options.most_common(1)[0][0]} always is right in {100 * most:.1f} %.")

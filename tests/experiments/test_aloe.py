@@ -14,7 +14,7 @@ from experiments.pages import aloe as page
 from tests.experiments.conftest import launch
 
 KEYS = {f"accuracy/{name}" for name in ("base", "sft", "merged", "dpo", "few_shot", "sc_cot", "medprompt")}
-KEYS |= {f"{name}/{ward}" for name in ("kept", "accuracy/expert") for ward in ("skin", "sleep")}
+KEYS |= {f"accuracy/expert/{ward}" for ward in ("skin", "sleep")}
 STAGES = ("base", "experts/skin", "experts/sleep", "merged/ties", "merged/linear", "dpo_general", "dpo_safety")
 
 
@@ -36,6 +36,9 @@ def whole(tiny):
 def test_every_step_is_measured_and_every_stage_leaves_a_model(whole):
     numbers = read(whole / "summary.json")
     assert numbers.keys() >= KEYS and numbers["n/questions"] == 8
+    for ward in ("skin", "sleep"):
+        # of nothing, nothing can be kept
+        assert (f"kept/{ward}" in numbers) == (numbers[f"accuracy/expert/{ward}"] > 0)
     assert {f"bias/{point}/vignettes/{name}" for point in ("before", "after") for name in ("gap", "flips")} <= set(
         numbers
     )
