@@ -117,7 +117,7 @@ class DecoderLM(nn.Module):
         places |= strands or {}
         masks = self._masks(places)
         frequencies_J, factor = rope.frequencies(self._head_dim(), self.rope_theta, self.rope_scaling)
-        rope_tables = rope.tables(places["positions"], frequencies_J, factor)
+        rope_tables = rope.tables_apart(places["positions"], frequencies_J, factor)
 
         embedding_VD = self.param(
             "embedding", _init(("vocab", "embed"), None), (self.vocab_size, self.model_dim), self.param_dtype

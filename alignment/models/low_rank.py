@@ -64,8 +64,10 @@ def _backward(residuals, gradients):
     # One product for all A: those of a few columns each run at a fraction of the speed.
     low_NR = x_NX @ jnp.concatenate([a[name] for name in names], axis=1)
     back_NR = jnp.concatenate([g[name] @ b[name].T for name in names], axis=1)
-    # On a CPU a product whose result has few columns takes six times as long as its transpose, whose result has few
-    # rows; without the barrier the compiler turns the one into the other.
+    # On a CPU a product over a side of the activations is fast where its result has few columns, and one over their
+    # rows where it has few rows; transposed each takes several times as long. The compiler, which transposes products
+    # to spare a transpose of what comes after, does not look through a barrier.
+    low_NR, back_NR = jax.lax.optimization_barrier((low_NR, back_NR))
     a_gradient_RX = jax.lax.optimization_barrier(back_NR.T @ x_NX)
     a_gradients, b_gradients, end = {}, {}, 0
     for name in names:

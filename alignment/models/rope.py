@@ -5,12 +5,14 @@ Conventions are those of Hugging Face checkpoints: dimension i of a head turns t
 Dimensions: B batch, T time, H heads, K head width, J = K/2 frequencies.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from alignment.errors import InputError
 
@@ -95,6 +97,23 @@ def tables(positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1
     # bfloat16 has 8 bits: positions beyond 256 would share their angles.
     angles_BTJ = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies_J)[None, None]
     return jnp.cos(angles_BTJ)[:, :, None] * factor, jnp.sin(angles_BTJ)[:, :, None] * factor
+
+
+def tables_apart(
+    positions_BT: jax.Array, frequencies_J: np.ndarray, factor: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """`tables` for a network whose layers stand in one program: on a CPU, arrays that are made once.
+
+    There the compiler would move sines and cosines into each loop that turns queries or keys, of every layer and of its
+    backward pass, and compute them anew for each head.
+    """
+    plain_fn = functools.partial(tables, frequencies_J=frequencies_J, factor=factor)
+
+    def apart_fn(positions_BT):
+        with set_xla_metadata(inlineable="false"):  # the result of a call that stays one is not moved elsewhere
+            return jax.jit(plain_fn)(positions_BT)
+
+    return jax.lax.platform_dependent(positions_BT, cpu=apart_fn, default=plain_fn)
 
 
 def rotate(x_BTHK: jax.Array, cos_BT1J: jax.Array, sin_BT1J: jax.Array) -> jax.Array:

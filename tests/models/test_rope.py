@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,3 +57,23 @@ def test_rotation_turns_pairs_and_depends_on_distance_only():
     pairs = (x[0, 0, 0, :3] + 1j * x[0, 0, 0, 3:]) * np.exp(1j * 5 * frequencies)
     np.testing.assert_allclose(turned(5), np.concatenate([pairs.real, pairs.imag]), atol=1e-6)
     assert turned(9) @ turned(7) == pytest.approx(turned(3) @ turned(1), rel=1e-5)
+
+
+def test_layers_of_one_program_share_their_sines_and_cosines():
+    frequencies_J, _ = rope.frequencies(16, 10_000.0)
+    positions_BT = jnp.arange(64)[None]
+    x_BTHK, kernels = jnp.ones((1, 64, 4, 16)), jnp.ones((2, 16, 16))
+
+    def turned(tables_fn, x_BTHK):
+        tables = tables_fn(positions_BT, frequencies_J)
+        for kernel_KK in kernels:
+            x_BTHK = x_BTHK + rope.rotate(x_BTHK @ kernel_KK, *tables)
+        return jnp.sum(x_BTHK)
+
+    compiled = [
+        jax.jit(jax.value_and_grad(lambda x, fn=fn: turned(fn, x))).lower(x_BTHK).compile()
+        for fn in (rope.tables_apart, rope.tables)
+    ]
+    assert compiled[0].as_text().count(" cosine(") == 1 < compiled[1].as_text().count(" cosine(")
+    for ours, plain in zip(*(jax.tree.leaves(one(x_BTHK)) for one in compiled)):
+        np.testing.assert_allclose(ours, plain, rtol=1e-6)
