@@ -48,6 +48,18 @@ def test_an_adapter_that_is_zero_leaves_every_bit(arrays):
         np.testing.assert_array_equal(y, x @ kernels[name])
 
 
+def test_no_thin_product_of_the_backward_pass_is_transposed():
+    """A CPU takes several times as long for [R,N] = A^T x^T as for [N,R] = x A."""
+    N, X, Y, R = 256, 192, 128, 4
+    x, kernel, a, b = (jnp.ones(shape) for shape in ((N, X), (X, Y), (X, R), (R, Y)))
+
+    def total(x, a, b):
+        return jnp.sum(jnp.sin(low_rank.products(x, {"out": kernel}, {"out": a}, {"out": b})["out"]))
+
+    text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, a, b).compile().as_text()
+    assert f"f32[{N},{R}]" in text and f"f32[{R},{N}]" not in text
+
+
 def test_an_adapter_s_step_makes_two_products_with_each_matrix_and_four_thin_ones():
     """The shapes of benchmarks/dpo_step.py: forward and backward pass through the layers, without the head."""
     sizes = dict(vocab_size=64, num_layers=8, model_dim=512, num_heads=8, num_kv_heads=4, ffn_dim=1_408)
