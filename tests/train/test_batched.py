@@ -9,8 +9,9 @@ import pytest
 
 from alignment import memory
 from alignment.errors import InputError
+from alignment.models import lora
 from alignment.preference import pairs
-from alignment.train import batched, loop, optimizer, step, train_state
+from alignment.train import adapters, batched, loop, optimizer, step, train_state
 from tests.train import helpers
 
 POINTS = {
@@ -62,6 +63,42 @@ def together(folder, points=POINTS, *, in_turn, common=(), **changes):
     group = batched.Group(options, [folder / name for name in points], in_turn=in_turn)
     results = group.run([functools.partial(one, name, options[name]) for name in points])
     return dict(zip(points, results))
+
+
+def fit_adapter(workdir, *, rate):
+    """An adapter of a base that every run has read for itself."""
+    model, mesh = helpers.model(), helpers.make_mesh()
+    adapter = lora.lay_out(lora.Settings(rank=2, targets=("q_proj", "up_proj")), model)
+    base = jax.tree.map(jnp.array, helpers.start_params())
+    tx = optimizer.adamw(rate, schedule="constant", eps=1e-4)
+    loss_fn = lora.loss_fn(pairs.loss_fn(model, "dpo", mesh=mesh, beta=0.1), adapter)
+    state, _ = loop.fit(
+        step.build(loss_fn, tx),
+        adapters.create(adapter, tx, base, seed=0, mesh=mesh),
+        helpers.Loader(helpers.pair_batch),
+        {},
+        mesh,
+        workdir,
+        steps=3,
+        pace=loop.Pace(),
+        logging=loop.Logging("pairs", 4, sinks=()),
+    )
+    return state
+
+
+def test_adapters_of_one_base_are_trained_together_and_the_base_lies_there_once(tmp_path):
+    rates = {"slow": 1e-2, "fast": 1e-1}
+    group = batched.Group({name: {"rate": rate} for name, rate in rates.items()}, [tmp_path / n for n in rates])
+    run_fns = [functools.partial(fit_adapter, tmp_path / name, rate=rate) for name, rate in rates.items()]
+    found = dict(zip(rates, group.run(run_fns)))
+    bases = [jax.tree.leaves(state.frozen) for state in found.values()]
+    assert all(a is b for a, b in zip(*bases, strict=True)) and len(bases[0]) > 3
+    for name, rate in rates.items():
+        alone = fit_adapter(tmp_path / f"{name} alone", rate=rate)
+        close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+        jax.tree.map(close, jax.device_get(found[name]), jax.device_get(alone))
+    ends = [jax.tree.leaves(jax.device_get(state.params)) for state in found.values()]
+    assert max(np.abs(a - b).max() for a, b in zip(*ends)) > 1e-2
 
 
 def rows(workdir):
