@@ -18,11 +18,14 @@ on the same batch again and again, so the losses must agree step by step; the ta
 profiles are those of `peers/dpo_task.py`: `even` has answers and prompts of one length, the others a natural spread
 around the means of real sets. With --answers 4 each prompt has four answers, all of one length, and the batch all six
 pairs of them; the limit of what sharing between them can give is then the count of tokens, 6 (P + 2 R) / (P + 4 R).
+With --keep-freed every contestant's process keeps the memory that it frees, which glibc's allocator otherwise gives
+back after each step, so that the system fills it with zeros again in the next one; docs/runs.md has the settings.
 Contestants whose name ends in -adapter train an adapter of rank 16; all of them start with the same one.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -66,6 +69,11 @@ PEERS = "ours-tree,ours-shared,trl-precomputed,tunix"  # which fit into 16 GB to
 SHAPE = {"model_dim": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_dim": 1408, "vocab_size": 32_000}
 WARMUP = {"": 2, "trl": 1, "tunix": 2}  # uncounted steps; Tunix compiles again in its second
 RANK = 16  # of adapters
+KEEP_FREED = {  # of glibc's allocator: all of a process's memory in one heap, of which nothing goes back
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+}
 EPOCH = 64 * 32  # pairs of the epoch whose packing is counted, 64 to a step
 QUICK_SHAPE = {"model_dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 160, "vocab_size": 512}
 QUICK = 8  # times shorter
@@ -385,12 +393,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pythons", default="", help="environments that are there: trl=PATH,tunix=PATH to their python"
     )
+    parser.add_argument("--keep-freed", action="store_true", help="contestants keep the memory that they free (Linux)")
     parser.add_argument(
         "--one-by-one", action="store_true", help="one contestant after the other, where memory is too short for all"
     )
 
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
+    if args.keep_freed:
+        os.environ.update(KEEP_FREED)  # which the contestants inherit
     if args.growth:
         return growth.measure(args.rounds, args.threads, args.patience, is_quick=args.quick)
     names = contestants_of(args.peers)
