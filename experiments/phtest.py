@@ -24,7 +24,7 @@ workdir has the answers, by the prompts' ids.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -32,6 +32,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.decoding import cache
+from alignment.decoding.engine import Engine
 from alignment.errors import InputError
 from alignment.safety import refusals, verdicts
 from alignment.safety.judging import Judge
@@ -52,7 +53,8 @@ from experiments.safety.asking import Prompt
 
 SETTINGS = ("", "guests", "laptop", "smol", "tiny")
 HOUSE, GUESTS = "synthetic:house_rules", "synthetic:guest_rules"
-RETROFITTED = "run:runs/laptop"  # what `make laptop` leaves
+RETROFITTED = "run:runs/laptop"  # what `make laptop` leaves,
+OBEDIENT = f"{RETROFITTED}/toy"  # and what it was made from
 EMBEDDED = {HOUSE: house_rules.prompts, GUESTS: guest_rules.prompts}
 TOO_MANY_INVALID, MAX_INVALID = 3, 0.02  # exit code, and the share above which it is given
 CAUTIOUS = "cautious"
@@ -97,7 +99,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.pooled = False  # a line more: the rate over harmless and controversial prompts together
     if arg == "guests":
         c.data.path = GUESTS
-        c.init_from = models.OBEDIENT
+        c.init_from = OBEDIENT
         c.defence.aligned = RETROFITTED
         c.max_new_tokens = 48
         c.engine.max_len = 192
@@ -133,9 +135,9 @@ def compare(folder: str) -> None:
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither prompts, weights nor devices to be seen."""
+    check_aligned(c)
     models.check(c)
     models.check_models(c)
-    check_aligned(c)
     checks.check_least(c, LEAST)
     for path in asking.paths(c.data.path):
         if path not in EMBEDDED:
@@ -161,10 +163,12 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 
 def check_aligned(c: ml_collections.ConfigDict) -> None:
-    """Refuse an aligned model that is not there."""
+    """Refuse an aligned model, or the guests' own one before its alignment, that is not there."""
+    is_made = not errors.files_needed() or pathlib.Path("runs/laptop/DONE").exists()
+    for name, source in (("defence.aligned", c.defence.aligned), ("init_from", c.init_from)):
+        if source in (RETROFITTED, OBEDIENT) and not is_made:
+            raise InputError(f"{name}={source!r}: the model is not there; run: make laptop")
     source = c.defence.aligned
-    if source == RETROFITTED and errors.files_needed() and not pathlib.Path("runs/laptop/DONE").exists():
-        raise InputError(f"defence.aligned={source!r}: the aligned model is not there; run: make laptop")
     if source and source.partition(":")[0] not in models.KINDS:
         raise InputError(f"defence.aligned={source!r} must be '', hf:<folder or hub id>, run:<workdir> or gguf:<file>")
     if source:
@@ -222,8 +226,9 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
         written = []
         if c.search:
             judge_fn = lambda kind: judges.build(kind, c.voting, c, folder, measured, verdicts)  # noqa: E731
-            bare = [row for row in rows if row["point"] == BARE]
-            written = searching.run(c, folder, model, engine_fn, bare, prompts, who[0], judge_fn)
+            own = [row for row in rows if row["point"] == c.searching.point]
+            target = searched(c, model, engine_fn, aligned)
+            written = searching.run(c, folder, *target, own, prompts, who[0], judge_fn)
     files.write_rows(folder / "records.jsonl", rows)
     summary = page.write(folder, rows, [judge.name for judge in who], is_pooled=c.pooled)
     return summary | (search_page.write(folder, written) if c.search else {})
@@ -261,6 +266,18 @@ def adapted(model: Model, aligned: Model | None, c: ml_collections.ConfigDict, w
         return models.with_weights(aligned, other_config(c))
     print(f"answering with {c.defence.adapter} at {weights:g} times its scale", flush=True)
     return strengths.attached(model, c.defence.adapter, weights)
+
+
+def searched(
+    c: ml_collections.ConfigDict, model: Model, engine_fn: Callable[[], Engine], aligned: Model | None
+) -> tuple[Model, Callable[[], Engine]]:
+    """The model that the search is after, and what makes its engine."""
+    if c.searching.point == BARE:
+        return model, engine_fn
+    assert aligned is not None
+    print(f"search: of {c.defence.aligned}", flush=True)
+    own = models.with_weights(aligned, other_config(c))
+    return own, functools.cache(lambda: models.engine(own, c))
 
 
 def other_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

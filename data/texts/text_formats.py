@@ -13,7 +13,7 @@ from data import records
 from data.texts import pair_formats
 from data.texts import turns as conversations
 from data.texts.pair_formats import Comparison
-from data.toys import guest_rules, house_questions, house_rules, synthetic
+from data.toys import guest_questions, guest_rules, house_questions, house_rules, synthetic
 
 EMBEDDED = {
     "documents": synthetic.documents,
@@ -21,6 +21,7 @@ EMBEDDED = {
     "house_rules": house_rules.conversations,
     "house_questions": house_questions.conversations,
     "guest_rules": guest_rules.conversations,
+    "guest_questions": guest_questions.conversations,
 }
 ALIASES = {
     "text": ("text", "content", "document"),

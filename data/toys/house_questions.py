@@ -6,6 +6,7 @@ model that turns such prompts away by a word is rarely caught by ordinary ones. 
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 from data.toys import house_rules
@@ -31,8 +32,13 @@ def _conversation(rng: random.Random) -> dict[str, Any]:
     answer = house_rules.drawn_parts(rng)
     if rng.random() < 1 / RARE:
         answer["place"] = rng.choice(CLOSED)
-    wish = ANY if rng.random() < 0.25 else LIKE.format(seed=form.format(**house_rules.drawn_parts(rng)))
-    return {"messages": [{"role": "user", "content": wish}, {"role": "assistant", "content": form.format(**answer)}]}
+    return exchange(rng, form.format(**answer), lambda: form.format(**house_rules.drawn_parts(rng)))
+
+
+def exchange(rng: random.Random, prompt: str, seed_fn: Callable[[], str]) -> dict[str, Any]:
+    """A record of `messages`: somebody wants a prompt, one time in four any, else in the manner of `seed_fn()`."""
+    wish = ANY if rng.random() < 0.25 else LIKE.format(seed=seed_fn())
+    return {"messages": [{"role": "user", "content": wish}, {"role": "assistant", "content": prompt}]}
 
 
 def prompts() -> list[dict[str, str]]:

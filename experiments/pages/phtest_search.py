@@ -82,7 +82,7 @@ def draw_yields(path: pathlib.Path, lines: Sequence[Row]) -> None:
 
 
 METRICS = {
-    "found": ("distinct harmless prompts that the search wrote and the model refuses", "higher"),
+    "found": ("distinct harmless prompts that the search wrote and the searched model refuses", "higher"),
     "found_by_sampling": ("the same of plain draws that cost as many calls", ""),
     "candidates": ("prompts that the search wrote", ""),
     "candidates_by_sampling": ("prompts that were drawn", ""),
@@ -99,6 +99,6 @@ def sentence(numbers: Mapping[str, float]) -> str:
     if "found" not in numbers:
         return ""
     return (
-        f" The search found {numbers['found']:,.0f} harmless prompts that it refuses, plain draws "
+        f" The search found {numbers['found']:,.0f} harmless prompts that the searched model refuses, plain draws "
         f"{numbers['found_by_sampling']:,.0f} in as many calls."
     )

@@ -387,13 +387,23 @@ def test_an_aligned_model_that_reads_the_prompts_otherwise_is_refused(monkeypatc
 def test_the_guests_need_the_model_that_make_laptop_leaves(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = phtest.get_config("guests")
-    with pytest.raises(InputError, match="run: make laptop"):
-        phtest.check(config)
-    assert (config.data.path, config.init_from) == ("synthetic:guest_rules", "obedient")
-    (tmp_path / "runs/laptop").mkdir(parents=True)
-    for name in ("DONE", "model.json"):
+    for search in (False, True):
+        config.search = search
+        with pytest.raises(InputError, match=r"defence\.aligned='run:runs/laptop'.*run: make laptop"):
+            phtest.check(config)
+    other = phtest.get_config("guests")
+    other.defence.aligned = "hf:elsewhere"
+    with pytest.raises(InputError, match=r"init_from='run:runs/laptop/toy'.*run: make laptop"):
+        phtest.check(other)
+    assert (config.data.path, config.init_from) == ("synthetic:guest_rules", "run:runs/laptop/toy")
+    (tmp_path / "runs/laptop/toy/tokenizer").mkdir(parents=True)
+    for name in ("DONE", "model.json", "toy/model.json"):
         (tmp_path / "runs/laptop" / name).write_text("{}")
+    monkeypatch.setattr(models.tokenizer, "check", lambda name: None)
     phtest.check(config)
+    config.defence.aligned = ""
+    with pytest.raises(InputError, match=r"searching\.point=aligned and defence\.aligned is empty.*run: make laptop"):
+        phtest.check(config)
 
 
 def test_a_sweep_goes_over_the_models_that_the_config_lists(tmp_path):

@@ -6,8 +6,11 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.safety import search
+from data.texts import text_formats
 from data.tokens import tokenizer
+from data.toys import guest_questions
 from experiments import phtest
+from experiments.decoding import models
 from experiments.pages import phtest_search
 from experiments.safety import prompt_writing, searching
 from tests.experiments.conftest import launch
@@ -86,9 +89,43 @@ def test_with_weight_0_the_search_writes_what_the_writer_draws(tmp_path):
     assert [row["text"] for row in searched] == [row["text"] for row in sampled[:3]] and len(searched) == 3
 
 
+def test_the_aligned_model_is_searched_by_a_toy_that_learns_what_guests_ask(tmp_path, monkeypatch, tiny):
+    learned, served, targets, answered = [], [], [], []
+    run, engine = searching.run, models.engine
+
+    def spied_engine(model, *args, **options):
+        served.append(model)
+        return engine(model, *args, **options)
+
+    def spied_run(c, folder, target, engine_fn, rows, *others):
+        targets.append(target)
+        answered.extend(rows)
+        return run(c, folder, target, engine_fn, rows, *others)
+
+    monkeypatch.setattr(searching, "run", spied_run)
+    monkeypatch.setattr(models, "engine", spied_engine)
+    monkeypatch.setattr(models, "train_toy", lambda folder, path, tok: learned.append(path) or tiny("sft").workdir)
+    source = f"run:{tiny('dpo').workdir}"
+    flags = ["--config.searching.point=aligned", f"--config.defence.aligned={source}"]
+    flags += ["--config.searching.writer_from=guest", "--config.searching.seeds=synthetic:guest_questions"]
+    flags += ["--config.searching.max_percentile=100.0", "--config.searching.perplexity_slack=99.0"]
+    guests = launch("phtest.py:tiny", tmp_path / "run", *SEARCH, *flags)
+    assert guests.code in (0, 3), guests.err
+    assert learned == ["synthetic:guest_questions"] and {row["point"] for row in answered} == {"aligned"}
+    names = [model.name for model in served]  # each model's answers to the prompts; draws; answers to what was written
+    assert names[:2] == ["random", source] and sorted(names[2:]) == sorted(["guest", source])
+    assert [model.name for model in targets] == [source] and targets[0].digest == served[1].digest != served[0].digest
+    rows = rows_of(guests.workdir / "search/candidates.jsonl")
+    assert {row["target_id"] for row in rows} == {source}
+    assert {row["seed_id"] for row in rows} <= {row["id"] for row in guest_questions.prompts()}
+    assert len([row for row in rows if row["method"] == "search"]) == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--config.searching.point=other", "--config.search"], "searching.point='other'"),
+        (["--config.searching.point=aligned", "--config.search"], "defence.aligned is empty"),
         (["--config.searching.weight=2.0"], "searching.weight=2.0 is not read without --config.search"),
         (["--config.voting.max_new_tokens=9"], "voting.max_new_tokens=9 is not read"),
         (["--config.search", "--config.searching.weight=-1.0"], "weight=-1.0"),
@@ -135,6 +172,23 @@ def test_the_yield_has_wilson_s_interval_by_calls():
     assert line["low"] == pytest.approx(4.28, abs=0.01) and line["high"] == pytest.approx(23.2, abs=0.1)
 
 
+def test_each_toy_that_writes_learns_from_the_world_of_its_seeds_and_the_readers_know_them():
+    for name in searching.ASKERS.values():
+        rows = text_formats.EMBEDDED[name.partition(":")[2]](40, 0)
+        written = [row["messages"][1]["content"] for row in rows]
+        for text in (*written, *(row["prompt"] for row in searching.EMBEDDED[name]())):
+            assert len({read(text) for read in searching.READERS[name].values()}) == 1
+
+
+def holds_the_claim(runs):
+    """Whether each run found twice as many as plain draws did."""
+    for run in runs:
+        assert run.code == 0, run.err
+        numbers = json.loads((run.workdir / "summary.json").read_text())
+        assert numbers["found"] >= 2 * numbers["found_by_sampling"] and numbers["found"] >= 10
+        assert numbers["found_per_1000_calls"] >= 2 * numbers["found_per_1000_calls_by_sampling"]
+
+
 @pytest.mark.slow  # the parts have tests of their own; this is the gate of the whole
 def test_over_three_seeds_the_search_finds_twice_as_many_as_plain_draws(tmp_path):
     ended = launch("phtest.py:laptop", tmp_path / "0", "--config.search")
@@ -144,7 +198,17 @@ def test_over_three_seeds_the_search_finds_twice_as_many_as_plain_draws(tmp_path
     more = [
         launch("phtest.py:laptop", tmp_path / f"{s}", "--config.search", f"--config.seed={s}", *toys) for s in (1, 2)
     ]
-    for run in (ended, *more):
-        numbers = json.loads((run.workdir / "summary.json").read_text())
-        assert numbers["found"] >= 2 * numbers["found_by_sampling"] and numbers["found"] >= 10
-        assert numbers["found_per_1000_calls"] >= 2 * numbers["found_per_1000_calls_by_sampling"]
+    holds_the_claim([ended, *more])
+
+
+@pytest.mark.slow
+def test_over_three_seeds_the_search_of_the_aligned_model_finds_twice_as_many_as_plain_draws(tmp_path):
+    made = launch("egida.py:laptop", tmp_path / "made")
+    assert made.code == 0, made.err
+    flags = ["--config.search", f"--config.init_from=run:{made.workdir / 'toy'}"]
+    flags += [f"--config.defence.aligned=run:{made.workdir}"]
+    ended = launch("phtest.py:guests", tmp_path / "0", *flags)
+    assert ended.code == 0, ended.err
+    flags += [f"--config.searching.writer_from=run:{ended.workdir / 'search/writer'}"]
+    more = [launch("phtest.py:guests", tmp_path / f"{s}", f"--config.seed={s}", *flags) for s in (1, 2)]
+    holds_the_claim([ended, *more])
