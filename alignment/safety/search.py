@@ -8,8 +8,7 @@ prompt grows from left to right. A candidate v for its next token has the score
 with R a refusal's opening, and the chat closed behind v. r of all tokens would take as many passes of the target, so
 one backward pass gives r's slope by the one-hot token first, and only the best of f + w1 slope are scored exactly. A
 token is drawn from softmax(s / temperature), and the search goes on from it until the best candidate repeats. We depart
-in one thing: r is at most 0, so that f bounds s, and a token that could not be drawn whatever its r is never scored; nor
-is a token inside a sentence beside which `min_p` leaves no other.
+in one thing: r is at most 0, so that f bounds s, and a token that could not be drawn whatever its r is never scored.
 
 Prompts are written several at a time. The candidates of one prompt are branches of a prefix tree (`scoring`): what
 stands before them is read once for all of them, which is why no cache of its keys is kept from token to token.
@@ -207,21 +206,6 @@ class _Prompt:
         self.bests: set[int] = set()
         self.turn = 0
 
-    def takes_sure(self, vocabulary: Vocabulary) -> bool:
-        """Take the writer's own choice unscored where no other token is a candidate and the prompt goes on behind it."""
-        assert self.logps_V is not None
-        if not self.settings.min_p or self.current in vocabulary.stop_ids:
-            return False
-        if np.count_nonzero(self.logps_V >= self.logps_V.max() + math.log(self.settings.min_p)) > 1:
-            return False
-        ids = [*self.ids, self.current]
-        if len(ids) >= self.settings.max_new_tokens or vocabulary.ends_sentence(ids):
-            return False  # r of a prompt that may end here is asked for
-        self.turns += 1
-        self.f += float(self.logps_V[self.current])
-        self.ids, self.logps_V = ids, None
-        return True
-
     def scores(self) -> tuple[list[int], np.ndarray]:
         """The explored tokens and s of each."""
         tokens = sorted(self.explored)
@@ -272,8 +256,6 @@ def write(
         fresh = [prompt for prompt in active if prompt.logps_V is None]
         for prompt, logps_V in zip(fresh, _fluency(writer, fresh, len(tasks), vocabulary)):
             prompt.begin_token(logps_V)
-        sure = [prompt for prompt in fresh if prompt.takes_sure(vocabulary)]
-        fresh, active = ([prompt for prompt in some if prompt not in sure] for some in (fresh, active))
         # the writer's own choice goes first: what it scores rules most other tokens out before any slope is computed
         _score(target, fresh, [[prompt.current] for prompt in fresh], vocabulary)
         chosen = _candidates(target, active, len(tasks), vocabulary)

@@ -1,7 +1,9 @@
 """Prompts written by search and by plain draws, in journals that a killed run goes on from."""
 
+import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +12,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from alignment.decoding import scoring
 from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Answer, Request
 from alignment.errors import InputError
+from alignment.filtering.duplicates import near
 from alignment.safety import search
 from experiments.decoding import answering
 from experiments.decoding.journal import Journal
@@ -23,6 +27,7 @@ from experiments.safety.asking import Prompt
 SEED = "{seed}"  # where an instruction has a place for a seed prompt
 SEARCHED, SAMPLED = "search", "sampling"
 PROBE = "plumbline-probe"
+TOKENS, REDRAWS = METHODS = ("tokens", "redraws")  # of the search
 OF_SEARCH = ("weight", "preselect", "preselect_weight", "num_candidates", "is_normalised", "temperature")
 OF_SEARCH += ("max_turns", "max_new_tokens", "negligible", "min_p")
 
@@ -84,6 +89,13 @@ class Plan:
         seed = self.c.seed * 1_000_003 + number
         return Request(self.context(number), own.max_new_tokens, own.temperature, min_p=own.min_p, seed=seed)
 
+    def rest(self, number: int, kept: Sequence[int], turn: int) -> Request:
+        """A draw of what follows a prompt's first tokens."""
+        own = self.c.searching
+        seed = int(np.random.default_rng([self.c.seed, number, turn, 1]).integers(2**31))
+        num = own.max_new_tokens - len(kept)
+        return Request([*self.context(number), *kept], num, own.temperature, min_p=own.min_p, seed=seed)
+
     def row(self, number: int, ids: Sequence[int], **more: Any) -> dict[str, Any]:
         return {"number": number, "seed_id": self.seed(number).case.id, "text": self.text(ids), **more}
 
@@ -136,6 +148,90 @@ def _row_of(plan: Plan, number: int, one: search.Written) -> dict[str, Any]:
     more = {name: getattr(one, name) for name in ("turns", "calls", "dropped_scores", "why")}
     r = one.r if np.isfinite(one.r) else None
     return plan.row(number, one.ids, opening_id=number % len(plan.openings), f=one.f, r=r, **more)
+
+
+@dataclasses.dataclass
+class _Draft:
+    """A whole prompt that redraws change: its tokens with log-probabilities, r and what it has cost."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    logps: list[float] = dataclasses.field(default_factory=list)
+    r: float = -math.inf
+    turns: int = 0
+    calls: int = 0
+    dropped: int = 0
+    opening: int = 0
+    why: str = ""
+
+
+def redrawn(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:
+    """Prompts of the same score s = f + w r, by selection among whole texts; no gradient is needed.
+
+    A small model that has only read whole prompts makes nothing of one that ends inside a word, so that r of each
+    next token says little. Here the writer draws whole prompts first. Then each one that is not refused is written
+    anew: a parent is drawn among all prompts with a probability in proportion to exp(w r), and the writer draws the
+    rest of it from a random place on, so that f is what texts are drawn from. The new text is kept where its r is
+    higher. A prompt is done when the target's likeliest answer begins with an opening, or after `max_turns` turns.
+    Each turn has a folder, and what lies there is not drawn again.
+    """
+    own = plan.c.searching
+    drafts = [_Draft() for _ in range(own.num)]
+    for turn in range(own.max_turns + 1):
+        active = [i for i, draft in enumerate(drafts) if not draft.why]
+        if not active:
+            break
+        starts = {i: _start(plan, drafts, i, turn) for i in active}
+        work = [((i, 0), plan.rest(i, starts[i].ids, turn)) for i in active]
+        place = folder / f"{turn}"
+        place.mkdir(parents=True, exist_ok=True)
+        rows = answering.rows(place, plan.made_from(f"{REDRAWS} {turn}"), work, engine_fn, _rest_row)
+        texts = [[*starts[i].ids, *rows[i, 0]["ids"]] for i in active]
+        paths = [(plan.before, [*ids, *plan.after], opening) for ids in texts for opening in plan.openings]
+        scores = scoring.score_behind(plan.target.network, plan.target.params, paths)
+        shape = len(active), len(plan.openings)
+        r_NO, is_greedy_NO = scores.total_N.reshape(shape), scores.is_greedy_N.reshape(shape)
+        refused = [n for n in range(len(active)) if is_greedy_NO[n].any()]
+        # what is nearly a prompt that was found before is no find, so that the search goes on from it elsewhere
+        found = [plan.text(draft.ids) for draft in drafts if draft.why]
+        repeated = near.removed([*found, *(plan.text(texts[n]) for n in refused)], threshold=own.near)
+        known = {refused[place - len(found)] for place in repeated if place >= len(found)}
+        for n, i in enumerate(active):
+            draft, row, r_O = drafts[i], rows[i, 0], np.nan_to_num(r_NO[n], nan=-np.inf)
+            draft.turns += 1
+            draft.calls += row["calls"] + len(plan.openings)
+            draft.dropped += int(np.isnan(r_NO[n]).any())
+            if texts[n] and n not in known and r_O.max() > draft.r:
+                draft.ids, draft.logps, draft.r = texts[n], [*starts[i].logps, *row["logps"]], float(r_O.max())
+                draft.opening, draft.why = int(r_O.argmax()), search.REFUSED if n in refused else ""
+        num = sum(bool(draft.why) for draft in drafts)
+        print(f"search: turn {turn} of {own.max_turns}: {num} of {own.num} prompts are refused", flush=True)
+    return [_drafted_row(plan, i, draft) for i, draft in enumerate(drafts)]
+
+
+def _start(plan: Plan, drafts: Sequence[_Draft], number: int, turn: int) -> _Draft:
+    """What a prompt keeps at a turn: the first tokens of its parent."""
+    own = plan.c.searching
+    if not turn:
+        return _Draft()
+    rng = np.random.default_rng([plan.c.seed, number, turn])
+    per_token = np.mean([len(opening) for opening in plan.openings]) if own.is_normalised else 1
+    s_N = np.array([own.weight * draft.r / per_token for draft in drafts])
+    chance_N = np.exp(s_N - s_N.max())
+    parent = drafts[int(rng.choice(len(drafts), p=chance_N / chance_N.sum()))]
+    at = int(rng.integers(max(1, len(parent.ids))))
+    return _Draft(parent.ids[:at], parent.logps[:at])
+
+
+def _rest_row(key: tuple[int, int], answer: Answer) -> dict[str, Any]:
+    logps = [token.logprob for token in answer.tokens]
+    return {"ids": list(answer.answer_ids), "logps": logps[: len(answer.answer_ids)], "calls": len(logps)}
+
+
+def _drafted_row(plan: Plan, number: int, draft: _Draft) -> dict[str, Any]:
+    more = {"turns": draft.turns, "calls": draft.calls, "dropped_scores": draft.dropped}
+    r = draft.r if np.isfinite(draft.r) else None
+    why = draft.why or search.STUCK
+    return plan.row(number, draft.ids, opening_id=draft.opening, f=sum(draft.logps), r=r, why=why, **more)
 
 
 def sampled(plan: Plan, budget: int, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from experiments.decoding.models import Model
 from experiments.pages.phtest import ALIGNED, BARE
 from experiments.safety import asking, judges, prompt_writing, sifting
 from experiments.safety.asking import Prompt
-from experiments.safety.prompt_writing import OF_SEARCH, SAMPLED, SEARCHED, SEED, Plan
+from experiments.safety.prompt_writing import METHODS, OF_SEARCH, REDRAWS, SAMPLED, SEARCHED, SEED, TOKENS, Plan
 
 HOUSE, GUESTS = models.WRITER, "synthetic:guest_questions"
 ASKERS = {"asker": HOUSE, "guest": GUESTS}  # toys that write what people ask in an embedded house
@@ -55,13 +55,14 @@ def settings(arg: str = "") -> dict[str, Any]:
         openings=(),  # first words of refusals; (): those of the model's own refusals of data.path's harmful prompts
         num_openings=3,  # the commonest ones, which prompts take in turn
         opening_tokens=8,
+        method=TOKENS,  # token by token; or redraws: whole prompts, whose rest is drawn anew, without gradients
         weight=1.0,  # of the refusal beside fluency; 0 only draws from the writer
         preselect=search.GRADIENT,  # or fluency, for a model without gradients
         preselect_weight=1.0,
         num_candidates=256,  # tokens that are scored exactly at each turn
         is_normalised=True,  # a refusal's log-probability is divided by its tokens
         temperature=1.0,
-        max_turns=8,  # for one token
+        max_turns=8,  # for one token, or redraws of one prompt
         max_new_tokens=64,  # of a prompt
         negligible=1e-3,  # tokens that cannot become likelier than this beside the best one are not scored
         min_p=0.0,  # tokens with less than this share of the likeliest one's probability are never taken
@@ -82,6 +83,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6, min_p=5e-3)
         if arg == "guests":  # its tokens are bytes
             out |= dict(point=ALIGNED, writer_from="guest", opening_tokens=8, max_new_tokens=80)
+            out |= dict(method=REDRAWS, max_turns=8, weight=8.0, near=0.65)
     elif arg == "smol":
         out |= dict(num=12, at_once=4, num_candidates=12, max_turns=2, max_new_tokens=40)
     return out
@@ -109,6 +111,7 @@ def check(c: ml_collections.ConfigDict, all_settings: Sequence[str]) -> None:
         known = " or ".join(READERS)
         raise InputError(f"searching.voters={RULES} knows prompts of searching.seeds={known} alone; name judges")
     errors.one_of("searching.point", own.point, POINTS)
+    errors.one_of("searching.method", own.method, METHODS)
     if own.point == ALIGNED and not c.defence.aligned:
         raise InputError(
             f"searching.point={ALIGNED} and defence.aligned is empty, so there is no such model; give "
@@ -182,7 +185,9 @@ def run(
         max_len=c.engine.max_len,
         human=human,
     )
-    if own.weight:
+    if own.weight and own.method == REDRAWS:
+        searched = prompt_writing.redrawn(plan, place / SEARCHED, writer_engine_fn)
+    elif own.weight:
         searched = prompt_writing.searched(plan, place / SEARCHED)
     else:
         searched = prompt_writing.first(plan, own.num, place, writer_engine_fn)
