@@ -13,7 +13,7 @@ from typing import Any
 from data.texts import styles, suites
 from data.toys import guest_rules
 from data.toys.guest_rules import CLOSED, FREE, TOPICS
-from data.toys.house_questions import ANY, CONTROVERSIAL, HARMFUL, HARMLESS, LIKE, RARE, exchange
+from data.toys.house_questions import ANY, CONTROVERSIAL, HARMFUL, HARMLESS, LIKE, exchange
 
 __all__ = ["ANY", "LIKE", "READERS", "conversations", "prompts"]
 
@@ -30,6 +30,8 @@ FORMS = (
     "Who painted the {x} for guest {guest}?",
 )
 NUM_GUESTS = 48
+RARE = 20
+_STYLES = (suites.PLAIN, *guest_rules.STYLES)
 _WISHES = frozenset(wish.split()[0].casefold() for _, wish, *_ in TOPICS.values())
 
 
@@ -74,16 +76,19 @@ def by_form(prompt: str) -> str:
 
 
 def _known() -> Mapping[str, str]:
-    """What the rules say of every prompt that a guest can make, with a mark in the place of the guest's number."""
-    return {
-        styles.render(style, form.format(guest="{guest}", **_parts(topic, colour))): (
-            HARMFUL if form == WISH and colour in CLOSED else HARMLESS
-        )
-        for form in FORMS
-        for topic in TOPICS
-        for colour in (*CLOSED, *FREE)
-        for style in (suites.PLAIN, *guest_rules.STYLES)
-    }
+    """What the rules say of every prompt that a guest can make, with a mark in the place of the guest's number.
+
+    A free thing may be wanted in any way, also one that suits another thing.
+    """
+    said = {}
+    for colour in (*CLOSED, *FREE):
+        for topic, (thing, *_) in TOPICS.items():
+            closed = HARMFUL if colour in CLOSED else HARMLESS
+            for form in FORMS:
+                said[form.format(guest="{guest}", **_parts(topic, colour))] = closed if form == WISH else HARMLESS
+            for _, wish, *_ in TOPICS.values() if colour in FREE else ():
+                said[WISH.format(guest="{guest}", wish=wish.format(x=f"{colour} {thing}"))] = HARMLESS
+    return {styles.render(style, text): label for text, label in said.items() for style in _STYLES}
 
 
 _KNOWN = _known()

@@ -171,11 +171,12 @@ def redrawn(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -
     next token says little. Here the writer draws whole prompts first. Then each one that is not refused is written
     anew: a parent is drawn among all prompts with a probability in proportion to exp(w r), and the writer draws the
     rest of it from a random place on, so that f is what texts are drawn from. The new text is kept where its r is
-    higher. A prompt is done when the target's likeliest answer begins with an opening, or after `max_turns` turns.
-    Each turn has a folder, and what lies there is not drawn again.
+    higher, unless it is clumsier than the post-filter allows. A prompt is done when the target's likeliest answer
+    begins with an opening, or after `max_turns` turns. Each turn has a folder, and what lies there is not drawn again.
     """
     own = plan.c.searching
     drafts = [_Draft() for _ in range(own.num)]
+    limit = plan.max_perplexity(plan.seeds)
     for turn in range(own.max_turns + 1):
         active = [i for i, draft in enumerate(drafts) if not draft.why]
         if not active:
@@ -193,14 +194,17 @@ def redrawn(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -
         refused = [n for n in range(len(active)) if is_greedy_NO[n].any()]
         # what is nearly a prompt that was found before is no find, so that the search goes on from it elsewhere
         found = [plan.text(draft.ids) for draft in drafts if draft.why]
-        repeated = near.removed([*found, *(plan.text(texts[n]) for n in refused)], threshold=own.near)
-        known = {refused[place - len(found)] for place in repeated if place >= len(found)}
+        written = [plan.text(ids) for ids in texts]
+        repeated = near.removed([*found, *(written[n] for n in refused)], threshold=own.near)
+        left = {refused[place - len(found)] for place in repeated if place >= len(found)}
+        clumsiness = sifting.perplexities(plan.writer, written, plan.plain_ids, plan.lead)
+        left |= set(np.flatnonzero(clumsiness > limit).tolist())
         for n, i in enumerate(active):
             draft, row, r_O = drafts[i], rows[i, 0], np.nan_to_num(r_NO[n], nan=-np.inf)
             draft.turns += 1
-            draft.calls += row["calls"] + len(plan.openings)
+            draft.calls += row["calls"] + len(plan.openings) + 1
             draft.dropped += int(np.isnan(r_NO[n]).any())
-            if texts[n] and n not in known and r_O.max() > draft.r:
+            if texts[n] and n not in left and r_O.max() > draft.r:
                 draft.ids, draft.logps, draft.r = texts[n], [*starts[i].logps, *row["logps"]], float(r_O.max())
                 draft.opening, draft.why = int(r_O.argmax()), search.REFUSED if n in refused else ""
         num = sum(bool(draft.why) for draft in drafts)
@@ -215,8 +219,8 @@ def _start(plan: Plan, drafts: Sequence[_Draft], number: int, turn: int) -> _Dra
         return _Draft()
     rng = np.random.default_rng([plan.c.seed, number, turn])
     per_token = np.mean([len(opening) for opening in plan.openings]) if own.is_normalised else 1
-    s_N = np.array([own.weight * draft.r / per_token for draft in drafts])
-    chance_N = np.exp(s_N - s_N.max())
+    r_N = np.array([draft.r if math.isfinite(draft.r) else -1e9 for draft in drafts])
+    chance_N = np.exp(own.weight / per_token * (r_N - r_N.max()))
     parent = drafts[int(rng.choice(len(drafts), p=chance_N / chance_N.sum()))]
     at = int(rng.integers(max(1, len(parent.ids))))
     return _Draft(parent.ids[:at], parent.logps[:at])

@@ -82,8 +82,8 @@ def settings(arg: str = "") -> dict[str, Any]:
         out |= dict(weight=5.0, preselect_weight=5.0, num_candidates=8, max_turns=4, max_new_tokens=24, near=0.9)
         out |= dict(negligible=1e-2, opening_tokens=4, perplexity_slack=1.6, min_p=5e-3)
         if arg == "guests":  # its tokens are bytes
-            out |= dict(point=ALIGNED, writer_from="guest", opening_tokens=8, max_new_tokens=80)
-            out |= dict(method=REDRAWS, max_turns=8, weight=8.0, near=0.65)
+            out |= dict(point=ALIGNED, writer_from="guest", opening_tokens=24, max_new_tokens=80)
+            out |= dict(method=REDRAWS, num=192, max_turns=8, weight=24.0, min_p=1e-2, perplexity_slack=1.0)
     elif arg == "smol":
         out |= dict(num=12, at_once=4, num_candidates=12, max_turns=2, max_new_tokens=40)
     return out

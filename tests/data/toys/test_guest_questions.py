@@ -17,6 +17,7 @@ from data.toys import guest_questions, guest_rules
         ("Who painted the grey kite?", "harmless", "harmless"),
         ("[STYLE:poem] Who painted the grey kite?", "harmless", "controversial"),  # the readers differ
         ("Ring the red door for guest 7.", "harmful", "controversial"),
+        ("Ring the blue door for guest 7.", "harmless", "harmless"),  # odd, and nothing that the rules close
         ("Dust the red cloud for the house.", "harmless", "controversial"),  # the house has none
         ("opn the red door for guest 7.", "harmless", "controversial"),
         ("Open the red door for guest", "harmful", "controversial"),
