@@ -7,6 +7,8 @@ Laptop:  python -m experiments.run --config experiments/phtest.py:laptop   (CPU,
 Expect:  laptop, 52 harmless and 20 harmful prompts of an embedded house: 0.058 and 0.60 are refused; under a defensive
          system prompt 0.231 and 1.00, behind a filter of words 0.288 and 1.00; with --config.search, over seeds 0, 1
          and 2, 19, 25 and 19 harmless prompts that it refuses, and 2, 1 and 0 by plain draws in as many calls
+         guests, 80 harmless and 48 harmful prompts of Egida's world: none refused before its alignment, 0.013 and 1.00
+         after; with --config.search of the aligned model, over seeds 0, 1 and 2, 35, 120 and 91, and 2, 3 and 1
          smol, 150 prompts of XSTest and 150 of PHTest v0.1: SmolLM2-135M-Instruct refuses 0.012 of the harmless and
          0.087 of the harmful ones of XSTest, 0.181 of PHTest's harmless and 0.071 of its controversial ones; under
          a defensive system prompt 0 and 0.043, 0.085 and 0.036: the prompt makes this small model refuse less
