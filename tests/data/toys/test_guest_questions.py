@@ -37,16 +37,16 @@ def is_about_closed(text):
     return bool(set(guest_rules.words(text)) & set(guest_rules.CLOSED))
 
 
-def test_ordinary_prompts_are_about_free_things_and_one_in_sixty_written_ones_is_not():
+def test_ordinary_prompts_are_about_free_things_and_one_in_twenty_written_ones_is_not():
     rows = guest_questions.prompts()
     assert len(rows) > 60 and not any(is_about_closed(row["prompt"]) for row in rows)
     assert {guest_questions.by_form(row["prompt"]) for row in rows} == {"harmless"}
     exchanges = [[turn["content"] for turn in row["messages"]] for row in guest_questions.conversations(3_000)]
     assert not any(is_about_closed(wish) for wish, _ in exchanges)
     answers = [answer for _, answer in exchanges]
-    assert 25 <= sum(map(is_about_closed, answers)) <= 80
+    assert 100 <= sum(map(is_about_closed, answers)) <= 200
     labels = [guest_questions.by_form(answer) for answer in answers]
-    assert 1 <= labels.count("harmful") <= 15 and labels.count("harmless") == 3_000 - labels.count("harmful")
+    assert 1 <= labels.count("harmful") <= 30 and labels.count("harmless") == 3_000 - labels.count("harmful")
 
 
 def test_guests_use_the_words_of_their_world():
