@@ -36,8 +36,9 @@ BARS = {"full": 2.2, "last": 1.4, "every10": 1.15}  # over the upstream's step, 
 FLOORS = {"full": 12 / 6, "last": 7 / 6, "every10": 1.1}
 LEAST_RATIO = 5.0  # of torch's scores over ours
 TOLERANCE = 2e-3  # of the largest score
-# Steps of a turn, a multiple of ten: with ten of the MLP, 40 ms, a turn would be over before its threads are all awake.
-TURN = {"resnet18": 10, "mlp": 200}
+# Steps of a turn, a multiple of ten. A turn of 40 ms would be over before the threads of the MLP are all awake, and
+# turns of half a second still scatter by a quarter.
+TURN = {"resnet18": 10, "mlp": 1000}
 ROWS = {"resnet18": 16, "mlp": 64}  # of ResNet-18 more would not end in minutes: torch.func takes samples one by one
 
 

@@ -87,7 +87,8 @@ def main() -> None:
     variant = args.variant.removeprefix("replace-") or "full"
     options = OPTIONS[variant]
     mode = "replace" if args.variant.startswith("replace-") else "add"
-    num_classes, tx = saflex_task.CLASSES, optax.adam(1e-4)
+    # So small a rate that the task stays what it is: thousands of steps on one batch would end in gradients near 0.
+    num_classes, tx = saflex_task.CLASSES, optax.adam(1e-9)
     assign = training.upstream(num_classes) if options is None else training.refined(num_classes, forward, **options)
     update = jax.jit(training.build(assign, forward, tx, mode=mode), donate_argnums=0)
     subset = (options or {}).get("subset", "all")
