@@ -108,7 +108,8 @@ def test_every_loss_takes_its_numbers_as_arguments(name):
     rng = np.random.default_rng(0)
     policy_BP, reference_BP = rng.normal(-5, 1, (2, 4, 2)).astype(np.float32)
     arrays = dict(policy_BP=policy_BP, reference_BP=reference_BP, num_tokens_BP=np.full((4, 2), 5))
-    arrays |= dict(labels_B=np.array([1, 0, 1, 0]), weights_B=np.ones(4, np.float32), chosen_B=np.array([0, 0, 1, 2]))
+    arrays |= dict(labels_B=np.array([1, 0, 1, 0]), weights_B=np.ones(4, np.float32))
+    arrays |= dict(answers_BP=np.array([[0, 1], [0, 2], [3, 4], [5, 6]]), lists_B=np.array([0, 0, 1, 2]))
     compute = functools.partial(losses.compute, name, **arrays, **words)
     np.testing.assert_allclose(jax.jit(lambda o: compute(**o))(options), compute(**options), rtol=1e-5, atol=1e-6)
 
