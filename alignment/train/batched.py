@@ -390,12 +390,12 @@ def _sums(calls: Sequence[_Sums]) -> list[Any]:
         chosen = [calls[i] for i in indices]
         place = programs.replicated(chosen[0].mesh)
         if len(chosen) == 1:
-            found = [programs.compiled(chosen[0].computation, place=place)(*chosen[0].args)]
+            computed = [programs.compiled(chosen[0].computation, place=place)(*chosen[0].args)]
         else:
             parts = programs.abreast([call.computation for call in chosen], in_axes=(0,) * len(chosen[0].args))
             program = programs.Computation(_stacked_sums, dict(num=len(chosen)), dict(parts=parts))
-            found = programs.compiled(program, place=place)(tuple(call.args for call in chosen))
-        for i, result in zip(indices, found):
+            computed = programs.compiled(program, place=place)(tuple(call.args for call in chosen))
+        for i, result in zip(indices, computed):
             results[i] = result
     return results
 

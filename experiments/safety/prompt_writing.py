@@ -192,11 +192,11 @@ def redrawn(plan: Plan, folder: pathlib.Path, engine_fn: Callable[[], Engine]) -
         shape = len(active), len(plan.openings)
         r_NO, is_greedy_NO = scores.total_N.reshape(shape), scores.is_greedy_N.reshape(shape)
         refused = [n for n in range(len(active)) if is_greedy_NO[n].any()]
-        # what is nearly a prompt that was found before is no find, so that the search goes on from it elsewhere
-        found = [plan.text(draft.ids) for draft in drafts if draft.why]
+        # what is nearly an earlier refused prompt does not count, and its place is searched on
+        earlier = [plan.text(draft.ids) for draft in drafts if draft.why]
         written = [plan.text(ids) for ids in texts]
-        repeated = near.removed([*found, *(written[n] for n in refused)], threshold=own.near)
-        left = {refused[place - len(found)] for place in repeated if place >= len(found)}
+        repeated = near.removed([*earlier, *(written[n] for n in refused)], threshold=own.near)
+        left = {refused[place - len(earlier)] for place in repeated if place >= len(earlier)}
         clumsiness = sifting.perplexities(plan.writer, written, plan.plain_ids, plan.lead)
         left |= set(np.flatnonzero(clumsiness > limit).tolist())
         for n, i in enumerate(active):
