@@ -37,13 +37,17 @@ def plackett_luce(policy_BP: jax.Array, reference_BP: jax.Array, answers_BP: jax
 def lipo(
     policy_BP: jax.Array, reference_BP: jax.Array, answers_BP: jax.Array, lists_B: jax.Array, *, beta: float
 ) -> jax.Array:
-    """LiPO-lambda, DPO's pairs weighed by the ranks of their answers (Liu et al. 2024, arXiv:2402.01878, Section 4).
+    """LiPO-lambda, DPO's pairs weighed by the ranks of their answers: Eq. 8 of Liu et al. 2024 (arXiv:2402.01878).
 
     With s = beta h, a pair (i, j) of which i was preferred adds d_ij log(1 + exp(s_j - s_i)), where
     d_ij = |G_i - G_j| |1 / D_i - 1 / D_j|, gains G = 2^psi - 1, discounts D = ln(1 + t), and t is the answer's rank in
-    its list sorted by s, from 1. The paper's psi is any score of an answer; here, where a list comes as its pairs, it
-    is the share of the list's other answers that this one is preferred to, a tie counting as half. No gradient passes
-    through the ranks. A pair by itself is `dpo` times 1 / ln 2 - 1 / ln 3.
+    its list sorted by s, from 1. The label psi in (0, 1) is the paper's for answers that are only ranked (Sections 5
+    and 5.4): the share of the list's K answers that this one is preferred to, itself and a tie counting as half. No
+    gradient passes through the ranks. A pair by itself is `dpo` times (2^0.75 - 2^0.25) (1 / ln 2 - 1 / ln 3), about
+    0.262.
+
+    The paper's own runs took RAX (`pairwise_logistic_loss` with `dcg_lambdaweight`), whose discounts have base 2 and
+    whose weights are times the list's size: K ln 2 times those of the equation, which is what is computed here.
 
     Args:
         answers_BP: a number for each answer, the same in all its pairs; of answers with equal s the lower number is
@@ -70,10 +74,10 @@ def lipo(
     is_tied_MM = compared(jnp.equal, scores_M) & compared(jnp.greater, answers_M)
     is_before_MM = ~is_same_MM & (compared(jnp.less, scores_M) | is_tied_MM)
     ranks_M = 1 + jnp.round(jnp.sum(shares_MM * is_before_MM, axis=1))
-    num_others_M = jnp.round(jnp.sum(shares_MM, axis=1)) - 1
+    sizes_M = jnp.round(jnp.sum(shares_MM, axis=1))
     side_M = jnp.tile(jnp.array([1, -1]), len(lists_B))
     lead_M = jnp.sum(is_same_MM * side_M[None, :], axis=1)  # answers below this one, less those above
-    gains_M = 2 ** (0.5 + lead_M / (2 * num_others_M)) - 1
+    gains_M = 2 ** (0.5 + lead_M / (2 * sizes_M)) - 1
 
     def apart(values_M: jax.Array) -> jax.Array:
         return jnp.abs(scores.margins(values_M.reshape(-1, 2)))

@@ -145,9 +145,7 @@ def lipo_list(rewards, levels=None):
     levels = list(range(n, 0, -1)) if levels is None else levels
     order = sorted(range(n), key=lambda i: (-rewards[i], i))
     rank = {i: place + 1 for place, i in enumerate(order)}
-    share = [
-        sum((levels[i] > x) + (levels[i] == x) / 2 for j, x in enumerate(levels) if j != i) / (n - 1) for i in range(n)
-    ]
+    share = [sum((level > x) + (level == x) / 2 for x in levels) / n for level in levels]
     total = 0.0
     for i in range(n):
         for j in range(n):

@@ -159,9 +159,25 @@ def test_lipo_learns_from_a_policy_that_is_its_reference():
 
 
 def test_worked_lipo_list_of_three():
-    # Gains 1, sqrt 2 - 1 and 0; ranks 1, 2, 3; losses of the pairs ln 1.5, ln 1.25 and ln 1.5.
-    found = of_lists(np.log([4.0, 2.0, 1.0]), np.zeros(3), [[0, 1, 2]], 1.0, "lipo")
-    assert found.tolist() == pytest.approx([0.126467, 0.160964, 0.031724], abs=2e-6)
+    # By hand: s = ln 2, ln 4 and 0, so ranks 2, 1 and 3, and 1 / ln(1 + t) = 0.910239, 1.442695 and 0.721348. Labels
+    # 2.5 / 3, 1.5 / 3 and 0.5 / 3, gains 0.781797, 0.414214 and 0.122462. Losses of the pairs ln 3, ln 1.5 and ln 1.25.
+    found = of_lists(np.log([2.0, 4.0, 1.0]), np.zeros(3), [[0, 1, 2]], 1.0, "lipo")
+    by_hand = [0.367584 * 0.532456 * 1.098612, 0.659335 * 0.188892 * 0.405465, 0.291752 * 0.721348 * 0.223144]
+    assert found.tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_lipo_is_what_the_papers_library_gives_but_for_its_scale():
+    """RAX: gains 2^label - 1, discounts 1 / log2(1 + rank), times the size of the list, without a gradient."""
+    rng = np.random.default_rng(2)
+    policy, reference = -rng.uniform(1, 9, 4), -rng.uniform(1, 9, 4)
+    s, labels = 0.05 * (policy - reference), np.array([3.5, 2.5, 1.5, 0.5]) / 4  # as of the paper's winning matrix
+    ranks = 1 + np.argsort(np.argsort(-s))
+    weights = 4 * np.abs(np.subtract.outer(2**labels, 2**labels))
+    weights *= np.abs(np.subtract.outer(1 / np.log2(1 + ranks), 1 / np.log2(1 + ranks)))
+    logistic = np.log1p(np.exp(-np.subtract.outer(s, s)))
+    wanted = (weights * logistic)[np.triu_indices(4, 1)] / (4 * np.log(2))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(of_lists(policy, reference, [[0, 1, 2, 3]], 0.05, "lipo"), wanted, rtol=1e-10)
 
 
 def test_worked_list_of_three():
