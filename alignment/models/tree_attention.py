@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from alignment.models import on_mesh
 
-BLOCK = 128  # places
+BLOCK = 64  # places; larger ones cover more that nobody sees, smaller ones make the products slow
 HIDDEN = jnp.finfo(jnp.float32).min  # finite, so that a query that sees nothing (padding) gives no NaN
 
 

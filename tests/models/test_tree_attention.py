@@ -57,7 +57,7 @@ def test_a_window_goes_back_along_the_branch_and_not_along_the_row():
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("block", [4, 128])
+@pytest.mark.parametrize("block", [4, tree_attention.BLOCK])
 def test_blocks_give_what_the_dense_kernel_gives_in_float64(monkeypatch, block, window):
     monkeypatch.setattr(tree_attention, "BLOCK", block)
     with jax.enable_x64(True):
