@@ -168,6 +168,8 @@ def test_rows_of_natural_lengths_are_full(name):
     assert share < 0.08 and num_lengths <= 3
     share, num_lengths = empty_share(pairs, batch_size=64, order="balanced")
     assert share < 0.03 and num_lengths == 1
+    share, num_lengths = empty_share(pairs, batch_size=64, order="balanced", num_rows=8)  # eight pairs a device
+    assert share < 0.05 and num_lengths <= 2
 
 
 @pytest.mark.parametrize("expand", trees.EXPANDS)
@@ -241,12 +243,16 @@ def test_a_loader_goes_on_where_another_stopped(order):
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_the_pairs_of_a_step_are_those_of_the_other_layouts():
+@pytest.mark.parametrize("order", preferences.ORDERS)
+def test_a_step_has_the_pairs_of_the_other_layouts_and_each_row_keeps_their_order(order):
     pairs = profile("short", 10)
-    for tree in (batches_of(pairs, seed=3), batches_of(pairs, seed=3, num_rows=2)):
-        plain = preferences.batches(pairs, batch_size=4, seed=3, max_len=1024)
-        for batch in tree:
-            assert sorted(batch["index"][batch["index"] >= 0]) == sorted(next(plain)["index"])
+    for num_rows in (1, 3):
+        plain = preferences.batches(pairs, batch_size=4, seed=3, order=order, max_len=1024)
+        for batch in batches_of(pairs, seed=3, order=order, num_rows=num_rows):
+            step = next(plain)["index"].tolist()
+            placed = [[step.index(i) for i in row[row >= 0]] for row in batch["index"]]
+            assert sorted(itertools.chain(*placed)) == [0, 1, 2, 3]
+            assert all(places == sorted(places) for places in placed)
 
 
 def test_processes_make_the_rows_that_one_process_would():
