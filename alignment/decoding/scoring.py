@@ -199,6 +199,7 @@ def _totals(model, params, groups, num, mesh, tokens_per_call):
     total_U, is_greedy_U = np.zeros(num), np.ones(num, bool)
     waiting: collections.deque = collections.deque()
     model = _for_branches(model)
+    head_DV = decoder.head(model, params)  # once: a call's program would transpose a tied one anew
 
     def finish() -> None:
         owners, out = waiting.popleft()
@@ -208,7 +209,7 @@ def _totals(model, params, groups, num, mesh, tokens_per_call):
         np.logical_and.at(is_greedy_U, owners_Q, greedy_Q)
 
     for rows, owners in _calls(groups, _width(mesh), tokens_per_call or _tokens_per_call()):
-        waiting.append((owners, _run(model, params, rows, mesh)))
+        waiting.append((owners, _run(model, params, head_DV, rows, mesh)))
         if len(waiting) > 1:  # the device computes one call while the host lays out the next
             finish()
     while waiting:
@@ -454,24 +455,23 @@ def _for_branches(model):
     return model if model.attention in ("blocked", "dense") else model.clone(attention="blocked")
 
 
-def _run(model, params, rows, mesh):
+def _run(model, params, head_DV, rows, mesh):
     if mesh is None:
-        return _scored(model, params, rows, None)
+        return _scored(model, params, head_DV, rows, None)
     share = sharding.row_share(mesh)
     num_mine = len(rows["tokens"]) // share["process_count"]
     mine = slice(share["process_index"] * num_mine, (share["process_index"] + 1) * num_mine)
     with sharding.activations(mesh):
-        return _scored(model, params, sharding.to_devices({k: v[mine] for k, v in rows.items()}, mesh), mesh)
+        return _scored(model, params, head_DV, sharding.to_devices({k: v[mine] for k, v in rows.items()}, mesh), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
 def _scored(
-    model: decoder.DecoderLM, params: Any, rows: dict[str, jax.Array], mesh: Mesh | None
+    model: decoder.DecoderLM, params: Any, head_DV: jax.Array, rows: dict[str, jax.Array], mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and whether it is the likeliest token, [R,M]."""
     places = (rows["positions"], rows["groups"], rows["branches"], rows.get("forks"))
     hidden_RTD: Any = model.apply(decoder.variables(params), rows["tokens"], *places)
-    head_DV = decoder.head(model, params)
     return logprobs.selected_and_greedy(
         hidden_RTD, head_DV, rows["sources"], rows["targets"], mask_NM=rows["wanted"], mesh=mesh
     )
