@@ -28,6 +28,7 @@ records are counted) why the record cannot be compared. The columns decide which
 """
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -152,7 +153,7 @@ def read(
             counts[item] = counts.get(item, 0) + 1
             continue
         used = {*columns.values(), group_column, *_READS[name]}
-        count_unread(value, item, used, counts, aliases=ALIASES)
+        count_unread(value, item, used, counts, aliases=ALIASES, known=KNOWN)
         source = value.get("source") or value.get("dataset") or ""
         group = str(value.get(group_column) or "") if group_column else ""
         source = source if isinstance(source, str) else ""
@@ -177,6 +178,7 @@ def count_unread(
     counts: dict[str, int],
     *,
     aliases: Mapping[str, Sequence[str]],
+    known: Collection[str],
 ) -> None:
     """Count a record under each of its columns with texts that are not read, and under each such key of its messages.
 
@@ -187,10 +189,10 @@ def count_unread(
         value: the record, by our names.
         item: what it became.
         used: columns that are read without standing in there as they are; of those with aliases the first not null.
+        known: names of columns that some reader knows.
     """
     used = {next((alias for alias in aliases.get(name, ()) if value.get(alias) is not None), name) for name in used}
     full_text = "\n".join((item.prompt_text(), *(item.prefill + answer for answer in item.answers)))
-    known = {*COLUMNS, *(alias for some in aliases.values() for alias in some)}
     for name, content in value.items():
         if name in used or name in NOT_SHOWN:
             continue
@@ -373,6 +375,7 @@ _KEYS = frozenset(
 )  # the columns that the config may rename
 NOT_SHOWN = ("label", "preference", "tools", "source", "dataset")  # columns that are read and are not texts of a turn
 COLUMNS = (*_KEYS, "instruction", "output", *turns.SYSTEM, *turns.HISTORY)  # names that some reader knows
+KNOWN = frozenset((*COLUMNS, *itertools.chain(*ALIASES.values())))
 _READS = {
     "trl": ("chosen", "rejected"),
     "hh": ("chosen", "rejected"),

@@ -5,6 +5,7 @@ Alpaca's `instruction` and `output`, with the columns of pair_formats.CONTEXT.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ ALIASES = {
     "prompt": ("prompt", "question"),
     "completion": ("completion", "response"),
 }
+KNOWN = frozenset((*pair_formats.COLUMNS, *itertools.chain(*ALIASES.values())))
 
 
 def read(
@@ -70,7 +72,7 @@ def item_of(row: records.Record, *, kind: str, columns: Mapping[str, str], repor
     if isinstance(item, str):
         report[item] = report.get(item, 0) + 1
         return None
-    pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES)
+    pair_formats.count_unread(value, item, columns.values(), report, aliases=ALIASES, known=KNOWN)
     return dataclasses.replace(item, file=row.file, line=row.line)
 
 
