@@ -240,10 +240,16 @@ def run_together(
     configs = {point.id: workdirs.flatten(workdirs.plain(config)) for point, config in points}
     group = batched.Group(configs, [point.workdir(folder) for point, _ in points])
     try:
-        return group.run(run_fns)
+        codes: list[int] = group.run(run_fns)
     except (host.Terminated, KeyboardInterrupt):
         host.abandon_threads()  # one may be computing, and Python cannot end it
         raise
+    if not any(codes) and not group.has_stepped:
+        say(
+            "--sweep_batched: these points took no step together, because they train nothing, or nothing in their own "
+            "folders but in those of their phases; they ran one after the other. Leave it out"
+        )
+    return codes
 
 
 def is_finished(experiment: configs.Experiment, config: ml_collections.ConfigDict, workdir: str) -> bool:

@@ -88,9 +88,11 @@ def compiled_sums(computation: programs.Computation, mesh: Mesh) -> Callable[...
 
 
 def clock() -> float:
-    """Seconds; in a run of a group without those in which any of its runs did something else than train."""
+    """Seconds; in the shared training of a run without those in which any run of the group did something else."""
     member = getattr(_local, "member", None)
-    return time.perf_counter() - (0.0 if member is None else member.group.seconds_off(member.is_off))
+    if member is None or not member.is_training:  # in a phase of its own no other run goes on meanwhile
+        return time.perf_counter()
+    return time.perf_counter() - member.group.seconds_off(member.is_off)
 
 
 @contextlib.contextmanager
@@ -190,7 +192,7 @@ class Group:
                 pass
             finally:
                 self._live.discard(number)
-                clock()
+                self.seconds_off(is_off=True)
                 self._pass_on()
 
         threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(len(run_fns))]
@@ -208,6 +210,11 @@ class Group:
                 thread.join(1.0)
             raise
         return results
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether any step was computed for all runs; none is where they train in folders of their phases alone."""
+        return self._stack is not None
 
     def admit(self, number: int, state: TrainState) -> None:
         """Refuse a group whose states alone need more than there is, when the first of them is there."""

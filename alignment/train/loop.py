@@ -174,9 +174,9 @@ def fit(
     workdir = pathlib.Path(workdir)
     with (
         _active(),
-        batched.training(workdir),
-        # Leaving the block waits for the checkpoint that is being written.
+        # Leaving the block waits for the checkpoint that is being written, which is no time of training.
         checkpoint.open_manager(workdir / "checkpoints", keep=pace.keep) as manager,
+        batched.training(workdir),
         sharding.activations(mesh),
     ):
         state, is_resumed = _restore(manager, state, batches)
@@ -213,7 +213,8 @@ def fit(
             writer.close()
             if watch is not None:
                 watch.close()
-        checkpoint.wait(manager)
+        with batched.off_clock():
+            checkpoint.wait(manager)
         if _stop_requested(agrees=True):  # it came with the last step, or while its checkpoint was written
             raise Stopped(f"stopped after step {number} of {steps}")
         return averaged(run.own()), summary

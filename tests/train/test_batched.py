@@ -11,7 +11,7 @@ from alignment import memory
 from alignment.errors import InputError
 from alignment.models import lora
 from alignment.preference import pairs
-from alignment.train import adapters, batched, loop, optimizer, step, train_state
+from alignment.train import adapters, batched, loop, next_token, optimizer, step, train_state
 from tests.train import helpers
 
 POINTS = {
@@ -20,7 +20,7 @@ POINTS = {
     "fast": dict(seed=0, beta=0.1, rate=3e-2),
 }
 STEPS = 6
-TIMING = ("step_seconds", "pairs_per_second")
+TIMING = ("step_seconds", "_per_second")
 
 
 def fit(workdir, *, seed, beta, rate, mesh_shape=(1, 1, 1), steps=STEPS, loss="dpo", has_reference=True, make_fn=None):
@@ -101,9 +101,41 @@ def test_adapters_of_one_base_are_trained_together_and_the_base_lies_there_once(
     assert max(np.abs(a - b).max() for a, b in zip(*ends)) > 1e-2
 
 
+def fit_text(workdir, *, seed, rate):
+    """Supervised tuning: rows of tokens, of which each batch counts others."""
+    model, mesh = helpers.model(), helpers.make_mesh()
+    batches = functools.partial(helpers.lm_batch, seed=seed)
+    return next_token.fit(
+        model,
+        jax.tree.map(jnp.array, helpers.start_params()),
+        helpers.Loader(batches),
+        [batches(90)],
+        mesh,
+        workdir,
+        tx=optimizer.adamw(rate, schedule="constant", eps=1e-4),
+        seed=seed,
+        steps=3,
+        batch_size=8,
+        pace=loop.Pace(log_every=1),
+        logging=loop.Logging(sinks=()),
+    )
+
+
+def test_language_models_are_tuned_together_on_rows_that_count_differently(tmp_path):
+    points = {"slow": dict(seed=0, rate=1e-3), "fast": dict(seed=1, rate=1e-2)}
+    group = batched.Group(points, [tmp_path / name for name in points], in_turn=False)
+    found = group.run([functools.partial(fit_text, tmp_path / name, **point) for name, point in points.items()])
+    for name, result in zip(points, found):
+        state, summary = fit_text(tmp_path / f"{name} alone", **points[name])
+        own = {name: (jax.device_get(state), rows(tmp_path / f"{name} alone"))}
+        assert_as_alone(tmp_path, name, result, own)
+        assert result[1]["heldout/perplexity"] == pytest.approx(summary["heldout/perplexity"], rel=1e-5)
+    assert group.has_stepped and found[0][1]["heldout/perplexity"] != found[1][1]["heldout/perplexity"]
+
+
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMING} for row in found]
+    return [{name: value for name, value in row.items() if not name.endswith(TIMING)} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +266,12 @@ def test_a_group_that_memory_does_not_hold_is_refused_with_the_bytes(room, said,
 
 
 def test_what_a_run_does_beside_training_is_left_out_of_the_others_times():
-    seconds = {}
+    seconds, of_phases = {}, []
 
     def one(name, pause):
+        begin = batched.clock()
+        threading.Event().wait(0.05)
+        of_phases.append(batched.clock() - begin)  # as of a phase before it, whose times are its own
         with batched.training(name):
             begin = batched.clock()
             group.meet(names.index(name), batched._Sums(None, (), None))
@@ -250,6 +285,7 @@ def test_what_a_run_does_beside_training_is_left_out_of_the_others_times():
     group._serve = lambda: [group._results.update({k: None}) or group._calls.pop(k) for k in list(group._calls)]
     group.run([functools.partial(one, "a", 0.3), functools.partial(one, "b", 0.2)])
     assert all(0 <= taken < 0.1 for taken in seconds.values())
+    assert len(of_phases) == 2 and min(of_phases) >= 0.05 and not group.has_stepped
 
 
 def test_a_signal_ends_the_runs_that_wait_and_no_other_begins():
