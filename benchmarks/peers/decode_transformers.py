@@ -5,10 +5,26 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+import transformers
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import decode_task as task
 
 WEIGHTS = Path(sys.argv[1])
+
+
+class SecondModel(transformers.LogitsProcessor):
+    """The same model once more with a cache of its own, as a reward model beside the base."""
+
+    def __init__(self, model):
+        self.model, self.cache = model, None
+
+    @torch.no_grad()
+    def __call__(self, ids, scores):
+        out = self.model(ids if self.cache is None else ids[:, -1:], past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        return torch.log_softmax(scores, -1) + 0.5 * torch.log_softmax(out.logits[:, -1].float(), -1)
 
 
 def versions():
@@ -16,9 +32,6 @@ def versions():
 
 
 def jobs():
-    import torch
-    import transformers
-
     transformers.logging.set_verbosity_error()
     model = transformers.AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
     vocab = model.config.vocab_size
@@ -74,23 +87,11 @@ def jobs():
                     done[result.request_id] = list(result.generated_tokens)
         return {"seconds": time.perf_counter() - start, "ids": [done[str(i)] for i in range(num)]}
 
-    class SecondModel(transformers.LogitsProcessor):
-        """The same model once more with a cache of its own, as a reward model beside the base."""
-
-        def __init__(self):
-            self.cache = None
-
-        @torch.no_grad()
-        def __call__(self, ids, scores):
-            out = model(ids if self.cache is None else ids[:, -1:], past_key_values=self.cache, use_cache=True)
-            self.cache = out.past_key_values
-            return torch.log_softmax(scores, -1) + 0.5 * torch.log_softmax(out.logits[:, -1].float(), -1)
-
     @torch.no_grad()
     def guided(seed):
         """Seconds of one answer, alone and guided by a second model through a logits processor."""
         (prompt,), seconds = task.equal_prompts(1, vocab, seed), {}
-        for name, processors in {"plain": [], "guided": [SecondModel()]}.items():
+        for name, processors in {"plain": [], "guided": [SecondModel(model)]}.items():
             ids = torch.tensor([prompt])
             options = dict(max_new_tokens=task.NEW, do_sample=False, pad_token_id=0, logits_processor=processors)
             start = time.perf_counter()
