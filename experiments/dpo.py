@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.loop = groups.loop()
     c.sinks = groups.SINKS
     c.mesh = groups.mesh() | {"sequence": 1}  # devices that share the places of a row of prefix trees
-    c.pretrain = dict(  # on the pairs' own text, before DPO
+    c.pretrain = dict(  # of a policy from nothing, on the pairs' own text, before DPO
         steps=0,
         batch_size=64,
         max_len=1_024,
@@ -223,10 +223,15 @@ def check(c: ml_collections.ConfigDict) -> None:
     verdicts.of(c.data.verdicts)
     lm.check(c)
     lengths = {"the unit of the rows' lengths": trees.UNIT}
-    if c.pretrain.steps:
+    if is_from_nothing(c):
         lengths["pretrain.max_len"] = c.pretrain.max_len
     lm.check_sequence(c, trees="" if c.batch.layout == "tree" else "batch.layout=tree", lengths=lengths)
     checks.call(preferences.check, c.data)
+
+
+def is_from_nothing(c: ml_collections.ConfigDict) -> bool:
+    """Whether DPO begins with a pretraining; what `init_from` names can write already, and would forget how."""
+    return c.pretrain.steps > 0 and not c.init_from
 
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
@@ -250,7 +255,7 @@ def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning
         sft_weight=c.sft_weight,
         length_alpha=c.length_alpha,
     )
-    if not c.pretrain.steps:
+    if not is_from_nothing(c):
         return [training]
     options = dict(c.pretrain)
     steps, batch_size, max_len = (options.pop(name) for name in ("steps", "batch_size", "max_len"))
@@ -358,13 +363,15 @@ def begin(
     # computed, need the first ones
     is_needed = is_fresh or has_adapter or (is_stored and not all(path.is_file() for path in paths))
     params = language_model.params(c.init_from if is_needed else "", model, mesh)
-    if c.pretrain.steps and is_needed:  # a finished pretraining trains no further and returns its last parameters
-        params = phases.pretrain(c, model, params, tok, splits, mesh, workdir / "pretrain")
+    if is_from_nothing(c) and is_needed:  # a finished pretraining trains no further and returns its last parameters
+        params = phases.pretrain(c, model, tok, splits, mesh, workdir / "pretrain")
+    elif c.pretrain.steps and is_fresh:
+        print(f"pretrain.steps={c.pretrain.steps} is left out: {c.init_from!r} is trained already", flush=True)
     adapter = None
     if has_adapter:
         if params is None:
             params = language_model.base_params("", model, mesh, seed=c.seed)
-        base_from = "run:pretrain" if c.pretrain.steps else c.init_from
+        base_from = "run:pretrain" if is_from_nothing(c) else c.init_from
         adapter, state = lm.begin_adapter(c, model, tx, params, base_from, mesh, workdir)
     else:
         state = train_state.create(model, tx, jnp.zeros((1, 4), jnp.int32), seed=c.seed, mesh=mesh, params=params)

@@ -35,16 +35,14 @@ TRAINING = (loop, next_token, optimizer, programs, sharding, step, train_state, 
 def pretrain(
     c: ml_collections.ConfigDict,
     model: decoder.DecoderLM,
-    params: Any,
     tok: tokenizer.Tokenizer,
     splits: tuple[preferences.Pairs, preferences.Pairs],
     mesh: Mesh,
     workdir: pathlib.Path,
 ) -> Any:
-    """Language modelling on the texts of the pairs, both answers alike, so that DPO has a policy to start from.
+    """Language modelling from nothing on the texts of the pairs, both answers alike, so that DPO has a policy.
 
     Args:
-        params: first weights; None draws them from the seed.
         splits: pairs to train on, and held-out ones.
         workdir: of the phase, in that of the run.
 
@@ -55,7 +53,6 @@ def pretrain(
         model = model.clone(attention="blocked")
     options = dict(c.pretrain)
     made_from = {
-        "first weights": language_model.digest(c.init_from),
         "pairs": [split.digest for split in splits],
         "options": {**options, "pad_id": tok.pad_id, "save_every": c.loop.save_every},
         "seed": c.seed,
@@ -67,7 +64,7 @@ def pretrain(
         language_model.leave(workdir, model, tok)
     state, _ = text_training.fit(
         model,
-        params,
+        None,
         [text_training.both_answers([split], max_len=max_len, pad_id=tok.pad_id) for split in splits],
         mesh,
         workdir,

@@ -145,9 +145,10 @@ def test_dpo_reports_what_its_users_look_for(tiny):
 )
 def test_a_run_goes_on_from_what_another_left_behind(source, tiny, tmp_path):
     earlier = tiny("dpo").workdir
-    flags = ("--config.pretrain.steps=0", "--config.steps=1", "--config.samples.num=1", "--config.sinks=()")
+    flags = ("--config.steps=1", "--config.samples.num=1", "--config.sinks=()")
     ended = launch("dpo.py:tiny", tmp_path, f"--config.init_from={source.format(earlier)}", *flags)
     assert ended.code == 0, ended.err
+    assert "pretrain.steps=2 is left out" in ended.out and not (tmp_path / "pretrain").exists()
     first, second, *_ = metrics(tmp_path)
     np.testing.assert_allclose([first["heldout/loss"], second["loss"]], LN2, atol=1e-5)
     summary = read(earlier / "summary.json")  # the same held-out pairs, under the policy where that run ended
