@@ -111,7 +111,7 @@ def build(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> Any:
         model.tok,
         model.pieces,
         name=name_of(c),
-        fingerprint=fingerprint(c, model.digest, led_by.digest),
+        fingerprint=fingerprint(c, model.digest, led_by.digest, attention=engine.plan.attention),
         num_slots=c.engine.num_slots,
         max_len=engine.max_len,
         limits=Limits(**known),
@@ -125,11 +125,15 @@ def name_of(c: ml_collections.ConfigDict) -> str:
     return c.name or pathlib.PurePath(c.init_from.rpartition(":")[2]).name
 
 
-def fingerprint(c: ml_collections.ConfigDict, digest: str, guides_digest: str = "") -> str:
-    """Of what the bits of an answer depend on: weights, numerics, slots; see alignment/decoding/engine.py."""
+def fingerprint(c: ml_collections.ConfigDict, digest: str, guides_digest: str = "", *, attention: str) -> str:
+    """Of what the bits of an answer depend on: weights, numerics, slots; see alignment/decoding/engine.py.
+
+    Args:
+        attention: the kernel that the engine chose, which the config's "auto" does not say.
+    """
     device = jax.devices()[0]
     content = {"weights": digest, "jax": jax.__version__, "device": f"{device.platform} {device.device_kind}"}
-    content |= {"engine": dict(c.engine), "draft": c.draft_from, "tensor": c.mesh.tensor}
+    content |= {"engine": {**c.engine, "attention": attention}, "draft": c.draft_from, "tensor": c.mesh.tensor}
     content |= {"guides": guides_digest} if guides_digest else {}
     return "fp_" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

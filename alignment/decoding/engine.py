@@ -8,7 +8,9 @@ A request's tokens and log-probabilities are the same bits whatever else is serv
 it was pre-empted or its prompt was cached, on one device, with one number of slots, without speculation. Chunks begin
 at multiples of one length, and the prompt's own length decides their shapes (all of that length, but for a rest of at
 most half of it); a cached prefix ends where a chunk does, attention walks fixed blocks, and tokens of an answer are
-only ever written by decode steps, even where an evicted answer is computed again.
+only ever written by decode steps, even where an evicted answer is computed again. Another kernel of attention
+(`kernels`) gives other bits; the promise holds for each by itself where the kernel computes a row from that row alone,
+as the walk over blocks and the paged kernel do. cuDNN's is a closed library, and nobody has tested it for that.
 
 Other models or adapters of the base may guide the choice of each token: see `guided`.
 """
@@ -27,12 +29,12 @@ from alignment import errors
 from alignment.decoding import (
     ahead,
     guided,
+    kernels,
     layout,
     network,
     prefixes,
     programs,
     requests,
-    rows,
     sampling,
     speculation,
     stacks,
@@ -80,7 +82,7 @@ class Engine:
         weights_dtype, cache_dtype: "int8" for eight bits, "" for the model's dtype; see `network`. They save memory and
             its reading on accelerators, and are refused on CPUs, where XLA's products of them are many times slower.
         frees_params: the engine copies the layers' parameters and deletes the originals; see `layout.prepare`.
-        attention: the kernel; see `rows.choose`.
+        attention: the kernel; see `kernels.choose`. `plan.attention` is what was chosen.
         order: "longest" serves long answers first, which leaves fewer slots idle at the end; "arrival" as they come.
 
     Parameters that lie on a mesh are split over its axis `tensor` by heads, features and vocabulary.
@@ -127,7 +129,10 @@ class Engine:
         networks = [(model, params), *others, *([draft] if draft is not None else [])]
         speculation.check(model, draft, num_draft, num_ids)
         mesh = network.mesh_of(params)
-        limits: dict[str, Any] = dict(num_draft=num_draft, cache_dtype=cache_dtype)
+        limits: dict[str, Any] = dict(max_len=max_len, block=block, chunk=chunk, cache_dtype=cache_dtype)
+        limits |= dict(
+            num_draft=num_draft, num_rows=num_slots * (1 + len(adapters)), num_devices=mesh.size if mesh else 1
+        )
         self.plan = programs.Plan(
             models=tuple(m for m, _ in networks[: 1 + len(others)]),
             num_slots=num_slots,
@@ -141,7 +146,7 @@ class Engine:
             processors=tuple(processors),
             mesh=mesh,
             cache_dtype=cache_dtype,
-            attention=rows.choose(attention, [m for m, _ in networks], num_devices=mesh.size if mesh else 1, **limits),
+            attention=kernels.choose(attention, [m for m, _ in networks], **limits),
             guides=places,
         )
         place = network.place_of(params)

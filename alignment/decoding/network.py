@@ -8,7 +8,8 @@ Every row has its own position. A row starts at 0, so nothing is padded on the l
 write follow from the position alone. The cache of a layer is `keys [N,B,G,K,C]` and `values [N,B,G,C,K]`: the block
 index comes first, so that one block of all rows is one piece of memory, and attention walks the blocks that hold live
 positions with a running softmax. A block that is masked as a whole multiplies every sum by exactly 1 and adds exactly
-0, so how far the walk goes for the sake of other rows changes no bit of a row.
+0, so how far the walk goes for the sake of other rows changes no bit of a row. Kernels of accelerators have caches of
+their own kind: see `kernels`, `rows` and `paged`.
 
 Dimensions: N blocks of C positions, B slots, R rows of one call, T tokens of a row, G key/value heads, H query heads,
 M = H/G*T queries of one key/value head, K head width, J = K/2, D model width, F feed-forward, V vocabulary.
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from alignment import errors
-from alignment.decoding import rows, stacks
+from alignment.decoding import paged, rows, stacks
 from alignment.errors import InputError
 from alignment.models import decoder, rope
 from alignment.models.attention import HIDDEN
@@ -67,10 +68,10 @@ def init_cache(
         block: positions of a block, C.
         chunk: tokens that one call writes to a row at most, a multiple of `block`.
         dtype: "int8" keeps a key or value in eight bits, with one scale for each; "" in the model's dtype.
-        attention: a kernel of `rows`, which has a cache of its own kind.
+        attention: a kernel of `kernels`, which may have a cache of its own kind.
     """
     G, K = model.num_kv_heads or model.num_heads, model._head_dim()
-    if attention != rows.BLOCKS:
+    if attention in rows.WHOLE:
         return rows.init(model, num_slots, max_len)
     place = None if mesh is None else cache_place(model, mesh)
     cache = []
@@ -79,6 +80,8 @@ def init_cache(
         if window is not None:
             num_blocks = min(num_blocks, -(-(window + chunk) // block) + 1)
         shapes = {"keys": (num_blocks, num_slots, G, K, block), "values": (num_blocks, num_slots, G, block, K)}
+        if attention == rows.PAGED:
+            shapes["keys"] = shapes["values"]
         layer = {name: jnp.zeros(shape, dtype or model.dtype, device=place) for name, shape in shapes.items()}
         if dtype == "int8":
             scale = (num_blocks, num_slots, G, block)
@@ -120,11 +123,11 @@ def forward(
         first_row: the first of those rows.
         is_live_R: rows whose result is read; attention walks no further than they need. None: all.
         is_chunk: R is 1 and the first position a multiple of the cache's block: the tokens are written as blocks.
-        attention: a kernel of `rows`, whose cache this is then.
+        attention: a kernel of `kernels`, whose cache this is then.
         adapter_R: the adapter of each row, an index into those of `weights["adapters"]` (`stacks.prepare`), or
             `stacks.NONE`. None: the weights have none.
     """
-    C = cache[0]["keys"].shape[-1]
+    C = cache[0]["values"].shape[3]
     R = tokens_RT.shape[0]
     frequencies_J, factor = rope.frequencies(model._head_dim(), model.rope_theta, model.rope_scaling)
     tables = rope.tables(positions_RT, frequencies_J, factor)
@@ -138,20 +141,37 @@ def forward(
         linear = _linear(layer, None if adapter_R is None else weights["adapters"]["layers"][i], adapter_R)
         x_RTD = decoder.rms_norm(hidden_RTD, layer["attention_norm"], model.norm_eps)
         q_RTHK, k_RTGK, v_RTGK = _heads(model, layer, linear(x_RTD, "query"), tables)
-        if attention == rows.BLOCKS:
-            write = _write_blocks if is_chunk else _write_positions
-            layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
-            begin = 0 if window is None else jnp.maximum(earliest - window + 1, 0) // C
-            mixed_RTM = _attend(q_RTHK, layer_cache, positions_RT, first_row, begin, end, window)
-        else:
-            layer_cache = rows.write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row)
+        layer_cache = write(layer_cache, k_RTGK, v_RTGK, positions_RT, first_row, attention, is_chunk=is_chunk)
+        if attention in rows.WHOLE:
             mixed_RTM = rows.attend(q_RTHK, layer_cache, positions_RT, first_row, attention)
+        elif attention == rows.PAGED and not is_chunk and tokens_RT.shape[1] == 1 and window is None:
+            mixed_RTM = paged.attend(q_RTHK, layer_cache, jnp.where(is_live_R, positions_RT[:, 0] + 1, 1))
+        else:
+            begin = 0 if window is None else jnp.maximum(earliest - window + 1, 0) // C
+            mixed_RTM = walk(q_RTHK, layer_cache, positions_RT, first_row, begin, end, window, attention)
         hidden_RTD += linear(mixed_RTM, "out")["out"]
         x_RTD = decoder.rms_norm(hidden_RTD, layer["mlp_norm"], model.norm_eps)
         wide = linear(x_RTD, "gate")
         hidden_RTD += linear(nn.silu(wide["gate"]) * wide["up"], "down")["down"]
         new_cache.append(layer_cache)
     return decoder.rms_norm(hidden_RTD, weights["final_norm"], model.norm_eps), new_cache
+
+
+def write(
+    cache: dict[str, jax.Array],
+    k_RTGK: jax.Array,
+    v_RTGK: jax.Array,
+    positions_RT: jax.Array,
+    first_row: jax.Array | int,
+    attention: str,
+    *,
+    is_chunk: bool = False,
+) -> dict[str, jax.Array]:
+    """The cache of a layer with these tokens in it; arguments as in `forward`."""
+    if attention in rows.WHOLE:
+        return rows.write(cache, k_RTGK, v_RTGK, positions_RT, first_row)
+    write_fn = _write_blocks if is_chunk else _write_positions
+    return write_fn(cache, k_RTGK, v_RTGK, positions_RT, first_row, attention == rows.PAGED)
 
 
 def logits(weights: Mapping[str, Any], hidden_XD: jax.Array, adapter_X: jax.Array | None = None) -> jax.Array:
@@ -273,24 +293,25 @@ def _entries(cache, k_RTGK, v_RTGK):
     return out
 
 
-def _write_positions(cache, k_RTGK, v_RTGK, positions_RT, first_row):
+def _write_positions(cache, k_RTGK, v_RTGK, positions_RT, first_row, is_paged):
     """Scatter: one program for any rows, and in place. Writing row by row compiles three times as long."""
-    N, C = cache["keys"].shape[0], cache["keys"].shape[-1]
+    N, C = cache["values"].shape[0], cache["values"].shape[3]
     rows_R1 = first_row + jnp.arange(k_RTGK.shape[0])[:, None]
     block_RT, place_RT = positions_RT // C % N, positions_RT % C
     options: dict[str, Any] = dict(mode="promise_in_bounds", unique_indices=True)
     out = {}
     for name, new in _entries(cache, k_RTGK, v_RTGK).items():
-        before = (slice(None), slice(None)) if name == "keys" else (slice(None),)  # the axes G and K, or G
+        is_across = name == "keys" and not is_paged
+        before = (slice(None), slice(None)) if is_across else (slice(None),)  # the axes G and K, or G
         out[name] = cache[name].at[(block_RT, rows_R1, *before, place_RT)].set(new, **options)
     return out
 
 
-def _write_blocks(cache, k_1TGK, v_1TGK, positions_1T, row):
-    N, C = cache["keys"].shape[0], cache["keys"].shape[-1]
+def _write_blocks(cache, k_1TGK, v_1TGK, positions_1T, row, is_paged):
+    N, C = cache["values"].shape[0], cache["values"].shape[3]
     cache = dict(cache)
     for name, new in _entries(cache, k_1TGK, v_1TGK).items():
-        order = (1, 2, 0) if name == "keys" else (1, 0, *range(2, new.ndim - 1))
+        order = (1, 2, 0) if name == "keys" and not is_paged else (1, 0, *range(2, new.ndim - 1))
         for i in range(0, k_1TGK.shape[1], C):
             block = new[0, i : i + C].transpose(order)[None, None]
             at = (positions_1T[0, i] // C % N, row, *[0] * (block.ndim - 2))
@@ -298,10 +319,20 @@ def _write_blocks(cache, k_1TGK, v_1TGK, positions_1T, row):
     return cache
 
 
-def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
-    """Softmax attention over blocks begin..end, one after the other; [R,T,H*K]."""
+def walk(
+    q_RTHK: jax.Array,
+    cache: dict[str, jax.Array],
+    positions_RT: jax.Array,
+    first_row: jax.Array | int,
+    begin: jax.Array | int,
+    end: jax.Array | int,
+    window: int | None,
+    attention: str = rows.BLOCKS,
+) -> jax.Array:
+    """Softmax attention over blocks begin..end, one after the other, [R,T,H*K]; `rows.BLOCKS` and `rows.PAGED`."""
     R, T, H, K = q_RTHK.shape
-    N, _, G, _, C = cache["keys"].shape
+    N, _, G, C, _ = cache["values"].shape
+    scores = "RGMK,RGCK->RGMC" if attention == rows.PAGED else "RGMK,RGKC->RGMC"
     q_RGMK = q_RTHK.reshape(R, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(R, G, -1, K)
     M = q_RGMK.shape[2]
     last_RM = jnp.tile(positions_RT, (1, H // G))  # where each query stands
@@ -315,8 +346,8 @@ def _attend(q_RTHK, cache, positions_RT, first_row, begin, end, window):
             at = (i % N, first_row, *[0] * (x.ndim - 2))
             return jax.lax.dynamic_slice(x, at, (1, R, *x.shape[2:]))[0]
 
-        key_RGKC, value_RGCK = block_of("keys").astype(q_RTHK.dtype), block_of("values").astype(q_RTHK.dtype)
-        scores_RGMC = jnp.einsum("RGMK,RGKC->RGMC", q_RGMK, key_RGKC, preferred_element_type=jnp.float32) * K**-0.5
+        key_block, value_RGCK = block_of("keys").astype(q_RTHK.dtype), block_of("values").astype(q_RTHK.dtype)
+        scores_RGMC = jnp.einsum(scores, q_RGMK, key_block, preferred_element_type=jnp.float32) * K**-0.5
         if is_int8:
             scores_RGMC *= block_of("keys_scale")[:, :, None]
         place_11C = i * C + jnp.arange(C)[None, None]

@@ -2,8 +2,8 @@
 
 Walking blocks in a loop suits a CPU, where a step then costs what its longest live row needs. A GPU would rather run
 one kernel for each layer, and NVIDIA's (cuDNN, through `jax.nn.dot_product_attention`) reads keys and values as
-`[B,S,G,K]` and stops at each row's own length. It takes half precision and one query a row, and no window. Everything
-else keeps the blocks, and so does a machine where the kernel is missing or wrong.
+`[B,S,G,K]` and stops at each row's own length. It takes half precision and one query a row, and no window; `kernels`
+says where it is chosen.
 
 A layer's cache is `keys` and `values` [1,B,S,G,K]: the leading axis makes it one block of all positions, so that what
 copies and cleans blocks serves it as well.
@@ -12,91 +12,16 @@ Dimensions: B slots, R rows of one call, T tokens of a row, S positions of a row
 head width.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from alignment import errors
-from alignment.errors import InputError
 from alignment.models import decoder
 
-BLOCKS, CUDNN, XLA = "blocks", "cudnn", "xla"
-KERNELS = ("auto", BLOCKS, CUDNN, XLA)
-HALF = (jnp.bfloat16, jnp.float16)
-
-
-def choose(
-    wanted: str, models: Sequence[decoder.DecoderLM], *, num_draft: int, cache_dtype: str, num_devices: int
-) -> str:
-    """The kernel that decoding uses, compared with plain attention on this machine.
-
-    Args:
-        wanted: "blocks"; "cudnn"; "xla" for the same layout without a fused kernel, which is the test's twin of it; or
-            "auto": cuDNN's on a GPU where it fits and is right, else blocks, and the reason is printed where a kernel
-            was there and was not taken.
-        models: all that decode together; one kernel serves them.
-
-    Raises:
-        InputError: `wanted` is not a kernel, or does not do what the engine needs here.
-    """
-    errors.one_of("attention", wanted, KERNELS)
-    if wanted == BLOCKS or (wanted == "auto" and jax.default_backend() != "gpu"):
-        return BLOCKS
-    kernel = CUDNN if wanted == "auto" else wanted
-    try:
-        for model in models:
-            _check(kernel, model, num_draft=num_draft, cache_dtype=cache_dtype, num_devices=num_devices)
-            self_test(kernel, model)
-    except InputError as e:
-        if wanted != "auto":
-            raise
-        print(f"{e}, as this run now does", flush=True)
-        return BLOCKS
-    return kernel
-
-
-def _check(kernel, model, *, num_draft, cache_dtype, num_devices):
-    is_half = jnp.dtype(model.dtype) in map(jnp.dtype, HALF)
-    reasons = {
-        f"no guesses, not num_draft={num_draft}": bool(num_draft),
-        f"a cache in the model's dtype, not {cache_dtype}": bool(cache_dtype),
-        f"no sliding window, not sliding_window={model.sliding_window}": model.sliding_window is not None,
-        f"one device, not {num_devices}": num_devices > 1,
-        f"bfloat16 or float16, not dtype={model.dtype}": kernel == CUDNN and not is_half,
-    }
-    for need, is_amiss in reasons.items():
-        if is_amiss:
-            raise InputError(f"attention={kernel!r} takes {need}; use 'blocks'")
-
-
-def self_test(kernel: str, model: decoder.DecoderLM) -> None:
-    """Compare a step with plain attention on this machine, for the model's heads and rows of several lengths.
-
-    Raises:
-        InputError: the kernel does not run on this machine, or is off by more than half precision explains.
-    """
-    B, S, G = 4, 128, model.num_kv_heads or model.num_heads
-    heads, K, dtype = model.num_heads, model._head_dim(), jnp.dtype(model.dtype)
-    shapes = [(B, 1, heads, K), (1, B, S, G, K), (1, B, S, G, K)]
-    q, keys, values = (jax.random.normal(jax.random.key(i), s).astype(dtype) for i, s in enumerate(shapes))
-    positions_B1 = jnp.array([[0], [1], [63], [S - 1]], jnp.int32)
-
-    def step(name):
-        return jax.jit(lambda *x: attend(*x, positions_B1, 0, name))(q, {"keys": keys, "values": values})
-
-    try:
-        ours, plain = step(kernel).astype(jnp.float32), step(XLA).astype(jnp.float32)
-    except Exception as e:  # whatever the backend raises where the kernel does not exist
-        reason = next(iter(str(e).splitlines()), "")
-        raise InputError(
-            f"attention={kernel!r} does not run here ({type(e).__name__}: {reason}); use 'blocks'"
-        ) from None
-    error = float(jnp.linalg.norm(ours - plain) / jnp.linalg.norm(plain))
-    if not error < 2e-2:  # bfloat16 keeps 8 bits; NaN fails too
-        raise InputError(f"attention={kernel!r} is wrong here: it is off by {error:.1%}; use 'blocks'")
+BLOCKS, PAGED, CUDNN, XLA = "blocks", "paged", "cudnn", "xla"
+WHOLE = (CUDNN, XLA)  # those over the cache of this file
 
 
 def init(

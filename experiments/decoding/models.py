@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.decoding import engine as engines
-from alignment.decoding import network, programs, rows
+from alignment.decoding import kernels, network, programs
 from alignment.errors import InputError
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, optimizer, sharding, train_state
@@ -57,7 +57,7 @@ def settings(arg: str = "") -> dict[str, Any]:
         num_draft=0,  # tokens guessed ahead
         weights_dtype="",  # "int8": eight bits on accelerators; "": that of the model
         cache_dtype="",
-        attention="auto",  # a GPU's fused kernel where it fits and is right, else "blocks"
+        attention="auto",  # the accelerator's own kernel where it fits and is right, else "blocks"
     )
     out = dict(
         init_from="hf:Qwen/Qwen2.5-1.5B-Instruct",  # hf:<folder or id>, run:<workdir>, gguf:<file>; or one of OWN
@@ -115,7 +115,7 @@ def check_engine(c: ml_collections.ConfigDict) -> None:
     programs.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))
-    errors.one_of("engine.attention", c.engine.attention, rows.KERNELS)
+    errors.one_of("engine.attention", c.engine.attention, kernels.KERNELS)
 
 
 def check_room(c: ml_collections.ConfigDict) -> None:
@@ -196,8 +196,10 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path, *, toy
         init_from = f"run:{train_toy(pathlib.Path(workdir) / 'toy', TOYS[init_from], seed=toy_seed)}"
     tok = tokenizer.load(c.tokenizer or ("bytes" if init_from == RANDOM else language_model.tokenizer_of(init_from)))
     table = pieces.pieces(tok)
+    net = network_of(init_from, tok, dtype)
+    _check_attention(c, [net, *([network_of(c.draft_from, tok, dtype)] if c.draft_from else [])], mesh)
     return Model(
-        network=network_of(init_from, tok, dtype),
+        network=net,
         tok=tok,
         init_from=init_from,
         name=c.init_from,
@@ -205,6 +207,16 @@ def open_model(c: ml_collections.ConfigDict, workdir: str | pathlib.Path, *, toy
         drops_first_space=pieces.drops_first_space(tok, table),
         mesh=mesh,
     )
+
+
+def _check_attention(c, networks, mesh):
+    """Refuse a kernel that is asked for by name where it cannot run or is wrong."""
+    if c.engine.attention == "auto":
+        return  # the engine chooses, and takes another where it has to
+    needs = {name: c.engine[name] for name in ("block", "chunk", "num_draft", "cache_dtype")}
+    max_len = -(-(c.engine.max_len + c.engine.num_draft) // c.engine.chunk) * c.engine.chunk
+    needs |= dict(num_rows=c.engine.num_slots, max_len=max_len, num_devices=mesh.size)
+    kernels.refuse(c.engine.attention, networks, **needs)
 
 
 def with_weights(model: Model, c: ml_collections.ConfigDict) -> Model:

@@ -96,13 +96,15 @@ def test_the_name_of_a_model_says_nothing_about_folders():
 
 def test_a_fingerprint_changes_with_weights_numerics_and_slots_alone():
     c = serve.get_config("tiny")
-    first = serve.fingerprint(c, "weights")
-    assert first.startswith("fp_") and first == serve.fingerprint(serve.get_config("tiny"), "weights")
-    assert serve.fingerprint(c, "others") != first
-    c.port, c.seed = 9, 3
-    assert serve.fingerprint(c, "weights") == first
+    first = serve.fingerprint(c, "weights", attention="blocks")
+    assert first.startswith("fp_")
+    assert first == serve.fingerprint(serve.get_config("tiny"), "weights", attention="blocks")
+    assert serve.fingerprint(c, "others", attention="blocks") != first
+    assert serve.fingerprint(c, "weights", attention="paged") != first
+    c.port, c.seed, c.engine.attention = 9, 3, "blocks"  # what "auto" chose has the same bits by its name
+    assert serve.fingerprint(c, "weights", attention="blocks") == first
     c.engine.num_slots = 3
-    assert serve.fingerprint(c, "weights") != first
+    assert serve.fingerprint(c, "weights", attention="blocks") != first
 
 
 def test_only_a_server_that_others_reach_without_a_key_is_warned_of(capsys, monkeypatch):

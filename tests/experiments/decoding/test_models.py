@@ -81,6 +81,13 @@ def test_eight_bits_on_a_cpu_are_refused_before_weights_are_read(tmp_path):
         models.open_model(config(engine__cache_dtype="int8"), tmp_path)
 
 
+@pytest.mark.parametrize("attention", ["paged", "cudnn"])
+def test_a_kernel_that_is_not_here_is_refused_before_weights_are_read(attention, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "params_of", lambda *args: 1 / 0)
+    with pytest.raises(InputError, match=f"attention='{attention}' takes b.*float32; use 'blocks'"):
+        models.load(config(engine__attention=attention), tmp_path)
+
+
 def test_more_devices_than_there_are_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"mesh.tensor=99 and there are 8 devices; -1 takes all"):
         models.load(config(mesh__tensor=99), tmp_path)
