@@ -176,6 +176,7 @@ def test_batched_points_run_by_so_many_in_a_process_and_fail_together_with_it(tm
 
 def test_batched_points_that_train_nothing_leave_what_each_leaves_alone(tmp_path, capsys):
     assert launch(tmp_path / "batched", "--sweep_index=0,1", "--sweep_batched=2") == 0
+    assert "these points took no step together" in capsys.readouterr().out
     assert launch(tmp_path / "alone", "--sweep_index=0,1") == 0
     for point in ("objective.beta=0.05,seed=1", "objective.beta=0.5,seed=1"):
         for name in ("config.json", "metrics.jsonl", "summary.json", "DONE"):
