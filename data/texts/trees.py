@@ -3,7 +3,7 @@
 A step's pairs become rows in three stages, all on the host and all functions of the pairs alone:
 
 1. equal answers become one, and answers that are compared, or that follow the same prompt, become a bundle;
-2. bundles go to rows, the largest first, each into the row that has the fewest tokens so far;
+2. bundles go to rows, such that these have nearly equally many tokens;
 3. a row's sequences are sorted by their tokens, so that common beginnings stand next to each other, and laid out as a
    forest: each sequence adds what it does not share with the one before it.
 
@@ -15,6 +15,7 @@ Dimensions: B pairs of a step, N rows, T places, M targets of a row, S pairs of 
 """
 
 import dataclasses
+import heapq
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -356,10 +357,18 @@ def _bundles(answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def _spread(sizes: Mapping[int, int], num_rows: int) -> dict[int, int]:
-    """The row of each bundle: the largest bundle first, into the row with the fewest tokens so far."""
-    loads, row_of = [0] * num_rows, {}
-    for bundle in sorted(sizes, key=lambda one: (-sizes[one], one)):
-        row = loads.index(min(loads))
-        row_of[bundle] = row
-        loads[row] += sizes[bundle]
-    return row_of
+    """The row of each bundle, such that rows have nearly equally many tokens.
+
+    Karmarkar and Karp 1982, "The differencing method of set partitioning": each bundle begins as a plan of its own, and
+    the two plans whose rows differ most become one, the fullest row of one with the emptiest of the other, until one is
+    left.
+    """
+    number = itertools.count()  # of plans that differ as much the earlier one goes first
+    plans = [(-size, next(number), [(size, [bundle]), *[(0, [])] * (num_rows - 1)]) for bundle, size in sizes.items()]
+    heapq.heapify(plans)
+    while len(plans) > 1:
+        one, other = (heapq.heappop(plans)[-1] for _ in range(2))  # rows, the fullest first
+        rows = [(a + b, [*own, *more]) for (a, own), (b, more) in zip(one, reversed(other))]
+        rows.sort(key=lambda row: -row[0])
+        heapq.heappush(plans, (rows[-1][0] - rows[0][0], next(number), rows))
+    return {bundle: r for *_, rows in plans for r, (_, own) in enumerate(rows) for bundle in own}

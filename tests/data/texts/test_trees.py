@@ -168,8 +168,10 @@ def test_rows_of_natural_lengths_are_full(name):
     assert share < 0.08 and num_lengths <= 3
     share, num_lengths = empty_share(pairs, batch_size=64, order="balanced")
     assert share < 0.03 and num_lengths == 1
-    share, num_lengths = empty_share(pairs, batch_size=64, order="balanced", num_rows=8)  # eight pairs a device
-    assert share < 0.05 and num_lengths <= 2
+    share, num_lengths = empty_share(pairs, batch_size=64, order="balanced", num_rows=4)  # a row a device
+    assert share < 0.01 and num_lengths == 1
+    share, num_lengths = empty_share(pairs, batch_size=64, order="balanced", num_rows=8)
+    assert share < 0.04 and num_lengths <= 2
 
 
 @pytest.mark.parametrize("expand", trees.EXPANDS)
