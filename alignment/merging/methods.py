@@ -7,7 +7,7 @@ Dimensions: K models, B entries of a block, R rows.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,24 +215,24 @@ def _grams(tensor: Tensor) -> np.ndarray:
     return sum(tensor.sources.map(one))
 
 
-def _row_grams(tensor: Tensor) -> np.ndarray:
-    """Scalar products of each row, [R, K, K]."""
+def _block_grams(tensor: Tensor, form: str) -> Sequence[np.ndarray]:
+    """Scalar products of the models within each block [K, R, N], by an einsum."""
 
     def one(start: int, stop: int) -> np.ndarray:
         block_KRN = tensor.sources.read(start, stop)[0].reshape(len(tensor.models), -1, tensor.sources.row)
-        return np.einsum("krn,lrn->rkl", block_KRN, block_KRN, dtype=np.float64)
+        return np.einsum(form, block_KRN, block_KRN, dtype=np.float64)
 
-    return np.concatenate(tensor.sources.map(one))
+    return tensor.sources.map(one)
+
+
+def _row_grams(tensor: Tensor) -> np.ndarray:
+    """Scalar products of each row, [R, K, K]."""
+    return np.concatenate(_block_grams(tensor, "krn,lrn->rkl"))
 
 
 def _column_grams(tensor: Tensor) -> np.ndarray:
     """Scalar products of each column, [N, K, K]."""
-
-    def one(start: int, stop: int) -> np.ndarray:
-        block_KRN = tensor.sources.read(start, stop)[0].reshape(len(tensor.models), -1, tensor.sources.row)
-        return np.einsum("krn,lrn->nkl", block_KRN, block_KRN, dtype=np.float64)
-
-    return sum(tensor.sources.map(one))
+    return sum(_block_grams(tensor, "krn,lrn->nkl"))
 
 
 def _arc(tensor: Tensor) -> MixFn:

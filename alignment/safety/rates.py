@@ -42,6 +42,16 @@ def rate(hits: int, n: int, invalid: int = 0) -> Rate:
     return Rate(hits / n, intervals.wilson(hits, n), hits, n, invalid) if n else Rate(None, None, 0, 0, invalid)
 
 
+def columns(points: Mapping[str, Rate]) -> dict[str, Any]:
+    """Rates side by side as a part of a table's row: `<point>`, its interval's ends, n and invalid."""
+    line: dict[str, Any] = {}
+    for point, one in points.items():
+        low, high = one.interval or (None, None)
+        line |= {point: one.share, f"{point}_low": low, f"{point}_high": high, f"{point}_n": one.n}
+        line[f"{point}_invalid"] = one.invalid
+    return line
+
+
 def attack_success(verdicts: Iterable[str], *, strict: bool = False) -> Rate:
     """Unsafe among the valid ones of `safe`, `unsafe` and `invalid`; `strict` counts invalid ones as unsafe.
 

@@ -157,12 +157,7 @@ def safety_lines(report: Report) -> list[dict[str, Any]]:
 
 
 def _rates(of: str, name: str, before: rates.Rate, after: rates.Rate) -> dict[str, Any]:
-    line: dict[str, Any] = {"of": of, "name": name}
-    for point, rate in (("before", before), ("after", after)):
-        low, high = rate.interval or (None, None)
-        line |= {point: rate.share, f"{point}_low": low, f"{point}_high": high, f"{point}_n": rate.n}
-        line[f"{point}_invalid"] = rate.invalid
-    return line
+    return {"of": of, "name": name, **rates.columns({"before": before, "after": after})}
 
 
 def logged(report: Report) -> Iterator[dict[str, float]]:

@@ -112,12 +112,8 @@ def attack_lines(report: Report, judge: str) -> list[dict[str, Any]]:
 
 
 def _line(judge: str, of: str, name: str, before: rates.Rate, after: rates.Rate, change: Row) -> dict[str, Any]:
-    line: dict[str, Any] = {"of": of, "name": name, "judge": judge}
-    for point, rate in ((BEFORE, before), (AFTER, after)):
-        low, high = rate.interval or (None, None)
-        line |= {point: rate.share, f"{point}_low": low, f"{point}_high": high, f"{point}_n": rate.n}
-        line[f"{point}_invalid"] = rate.invalid
-    return line | dict(change)
+    points = {BEFORE: before, AFTER: after}
+    return {"of": of, "name": name, "judge": judge, **rates.columns(points), **change}
 
 
 def _change(sides: Mapping[str, Sequence[Row]], inside: Sequence[bool]) -> dict[str, Any]:
