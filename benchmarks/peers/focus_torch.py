@@ -21,6 +21,7 @@ import warnings  # noqa: E402
 
 import channel  # noqa: E402
 import numpy as np  # noqa: E402
+import resnet_torch  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
@@ -40,50 +41,9 @@ warnings.filterwarnings("ignore")  # Captum says at every call that the input ne
 IS_TUNED, EPS = args.variant == "tuned", 1e-6
 
 
-class Block(nn.Module):
-    """Two convolutions beside a shortcut; each ReLU and the sum are modules, as Captum's LRP needs."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-        self.relu1, self.relu2, self.add, self.downsample = nn.ReLU(), nn.ReLU(), Addition_Module(), None
-        if stride > 1 or channels_in != channels:
-            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
-
-    def forward(self, x):
-        inner = self.relu1(normed(self.bn1, self.conv1(x)))
-        inner = normed(self.bn2, self.conv2(inner))
-        return self.relu2(self.add(inner, x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet18(nn.Module):
-    """With torchvision's names."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.relu, self.maxpool, self.avgpool = nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
-        for i, (before, channels) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
-            blocks = Block(before, channels, 1 if i == 1 else 2), Block(channels, channels, 1)
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(512, num_classes)
-
-    def forward(self, x):
-        x = self.maxpool(self.relu(normed(self.bn1, self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
-def normed(norm, x):
-    return x if norm is None else norm(x)
-
-
 def fold(net: nn.Module) -> None:
     """Fold every batch norm into the convolution before it, and remove the norm."""
-    blocks = [module for module in net.modules() if isinstance(module, Block)]
+    blocks = [module for module in net.modules() if isinstance(module, resnet_torch.Block)]
     for module, conv, norm in [(net, "conv1", "bn1")] + [(b, f"conv{i}", f"bn{i}") for b in blocks for i in (1, 2)]:
         setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
         setattr(module, norm, None)
@@ -161,7 +121,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_tf32
     torch.backends.cudnn.benchmark = True
     task = focus_task.Task(args.folder, args.targets)
-    net = ResNet18(task.num_classes)
+    net = resnet_torch.ResNet18(task.num_classes, Addition_Module)
     net.load_state_dict(load_file(args.folder / "model.safetensors"), strict=False)
     net = net.to("cuda" if args.device == "gpu" else "cpu").eval()
     maps_fn = METHODS[args.method](net)

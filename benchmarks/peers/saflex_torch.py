@@ -11,43 +11,11 @@ import importlib.metadata  # noqa: E402
 import itertools  # noqa: E402
 
 import numpy as np  # noqa: E402
+import resnet_torch  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.func import functional_call, grad, jacrev, vmap  # noqa: E402
-
-
-class Block(nn.Module):
-    """Two convolutions beside a shortcut, with torchvision's names."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn1, self.bn2, self.downsample = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels), None
-        if stride > 1 or channels_in != channels:
-            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
-
-    def forward(self, x):
-        inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(inner + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet18(nn.Module):
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.maxpool, self.avgpool = nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
-        for i, (before, channels) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
-            blocks = Block(before, channels, 1 if i == 1 else 2), Block(channels, channels, 1)
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(512, num_classes)
-
-    def forward(self, x):
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
 
 
 class Mlp(nn.Module):
@@ -66,7 +34,7 @@ class Mlp(nn.Module):
 
 def main() -> None:
     torch.set_num_threads(args.threads)
-    model = {"resnet18": ResNet18, "mlp": Mlp}[args.network](saflex_task.CLASSES).eval()
+    model = {"resnet18": resnet_torch.ResNet18, "mlp": Mlp}[args.network](saflex_task.CLASSES).eval()
     model.load_state_dict(load_file(args.folder / f"{args.network}.safetensors"), strict=False)
     params = {name: value.detach() for name, value in model.named_parameters()}
     rows = saflex_task.batch(args.folder, args.network)
