@@ -106,9 +106,9 @@ def phases(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def summary(numbers: Mapping[str, Any], own: Own) -> str:
-    """The run's own numbers, each with what it means; what people look for first comes first."""
+    """The run's own numbers, each with what it means; what people look for first comes first, a part's loss last."""
     items, before = [], ""
-    for name, value in sorted(numbers.items(), key=lambda item: charts.rank(item[0])):
+    for name, value in sorted(numbers.items(), key=lambda item: (item[0].startswith("train/"), charts.rank(item[0]))):
         why = meanings.clause(name, own)
         small = f"<small>{escape(why)}</small>" if why and why != before else ""  # said once for a row of alike numbers
         before = why

@@ -14,7 +14,7 @@ import subprocess
 
 import pytest
 
-from experiments.report import comparison, page
+from experiments.report import comparison, markup, page
 from tests.experiments.report.test_comparison import finished, sweep
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,7 +37,9 @@ function measure(frame) {
       lines, words, alt: svg.getAttribute("aria-label"), title: card.querySelector("h3")?.textContent ?? "",
     });
   }
-  measured.push({width: window_.innerWidth, scroll: page.documentElement.scrollWidth, curves});
+  const broken = [...page.querySelectorAll("td:not(.long) div")].filter(cell => /^\\w+$/.test(cell.textContent)
+    && cell.scrollHeight > 1.5 * parseFloat(window_.getComputedStyle(cell).lineHeight)).map(cell => cell.textContent);
+  measured.push({width: window_.innerWidth, scroll: page.documentElement.scrollWidth, broken, curves});
 }
 window.onload = () => {
   document.querySelectorAll("iframe").forEach(measure);
@@ -69,6 +71,7 @@ def assert_readable(path, tmp_path):
     assert console == [] and [at["width"] for at in measured] == list(WIDTHS)
     for at in measured:
         assert at["scroll"] <= at["width"], f"{path} is {at['scroll']} pixels wide in a window of {at['width']}"
+        assert at["broken"] == [], "words of a table that stand on several lines"
     for curve in measured[0]["curves"]:
         assert curve["alt"] and curve["title"] and curve["lines"]
         named = {line.removeprefix("curve:") for line in curve["lines"] if line.startswith("curve:")}
@@ -95,6 +98,12 @@ def test_a_page_of_a_hundred_points_is_readable_at_both_widths(tmp_path):
     ]
     (tmp_path / "sweep").mkdir()
     assert_readable(comparison.compare_sweep(sweep(tmp_path / "sweep", points)), tmp_path)
+
+
+def test_a_table_wider_than_the_page_breaks_no_word(tmp_path):
+    rows = [{"name": "unseen_topic_unseen_style", "of": "cell", **{f"number_{i}": i / 7 for i in range(14)}}]
+    (tmp_path / "page.html").write_text(markup.page("wide", "", [markup.table("rows", rows)]))
+    assert_readable(tmp_path / "page.html", tmp_path)
 
 
 def test_the_check_itself_sees_overflow_a_console_error_and_an_unlabelled_curve(tmp_path):

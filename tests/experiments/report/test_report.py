@@ -112,6 +112,12 @@ def test_every_curve_and_number_says_what_it_means_where_it_stands(folder):
     assert meaning in card and f"<dt>heldout/<wbr>loss<small>{meaning}" in text
 
 
+def test_numbers_of_a_training_within_stand_behind_the_runs_own():
+    text = page.summary({"train/heldout/loss": 0.5, "asr/after": 0.1, "heldout/loss": 0.2}, {})
+    names = [part.split("<", 1)[0] for part in text.replace("<wbr>", "").split("<dt>")[1:]]
+    assert names == ["heldout/loss", "asr/after", "train/heldout/loss"]
+
+
 def test_findings_stand_between_the_numbers_and_the_curves(folder):
     assert "Findings" not in pathlib.Path(page.build(folder)).read_text()
     (folder / "findings.txt").write_text("The model reads <b>charts</b>.\n\n  Twice as often as chance.\n")
