@@ -7,7 +7,7 @@ Dimensions: K models, B entries of a block, R rows.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ def _grams(tensor: Tensor) -> np.ndarray:
     return sum(tensor.sources.map(one))
 
 
-def _block_grams(tensor: Tensor, form: str) -> Sequence[np.ndarray]:
+def _block_grams(tensor: Tensor, form: str) -> list[Any]:
     """Scalar products of the models within each block [K, R, N], by an einsum."""
 
     def one(start: int, stop: int) -> np.ndarray:
