@@ -72,7 +72,8 @@ def headline(folder: pathlib.Path, numbers: Mapping[str, Any], own: Own) -> str:
 
 def links(folder: pathlib.Path) -> str:
     """Where to go from here: the parts of this page, and the files and folders beside it."""
-    here = [(f"#{anchor(path.stem)}", path.stem.replace("_", " ")) for path in sorted(folder.glob("tables/*.jsonl"))]
+    tables = [path.stem for path in sorted(folder.glob("tables/*.jsonl")) if any(rows(path))]
+    here = [(f"#{anchor(name)}", name.replace("_", " ")) for name in tables]
     there = []
     steps = sorted(int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit())
     if steps:

@@ -97,8 +97,9 @@ def test_the_page_opens_with_the_experiments_sentence_and_without_one_with_the_l
 
 
 def test_the_page_links_to_samples_checkpoints_and_exports_that_are_there(folder):
+    (folder / "tables/gates.jsonl").touch()
     text = pathlib.Path(page.build(folder)).read_text()
-    assert 'href="#table-samples"' in text and 'href="checkpoints"' not in text
+    assert 'href="#table-samples"' in text and 'href="checkpoints"' not in text and "gates" not in text
     for place in ("checkpoints/20", "checkpoints/100", "export/hf"):
         (folder / place).mkdir(parents=True)
     text = pathlib.Path(page.build(folder)).read_text()
