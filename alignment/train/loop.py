@@ -74,8 +74,8 @@ class Pace:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "eval_every", "save_every"):
-            _check_interval(name, getattr(self, name), least=int(name == "log_every"))
+        within("[1, inf)", log_every=self.log_every)
+        within("[0, inf)", eval_every=self.eval_every, save_every=self.save_every)
         within("(0, inf)", save_minutes=self.save_minutes, hint="; None does not save by minutes")
         if self.patience is not None and (self.patience < 1 or self.best is None):
             raise InputError(
@@ -170,7 +170,7 @@ def fit(
         Stopped: when STOP is set, after saving.
         InputError: a loss that is not a finite number, with the step and the batch; a full disk, with what is left.
     """
-    _check_interval("steps", steps, least=0)
+    within("[0, inf)", steps=steps)
     workdir = pathlib.Path(workdir)
     with (
         _active(),
@@ -494,8 +494,3 @@ def _fetch(metrics: step.Metrics) -> dict[str, float]:
     """The means, on the host; metrics with a count of 0 are left out."""
     fetched = jax.device_get(metrics)
     return {name: float(mean.total) / float(mean.count) for name, mean in fetched.items() if mean.count}
-
-
-def _check_interval(name: str, number: int, *, least: int) -> None:
-    if number < least:
-        raise InputError(f"{name}={number} must be {'positive' if least else 'at least 0'}")
