@@ -26,7 +26,9 @@ def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interv
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # At the ends of the scale the two terms cancel, up to rounding.
+    low = 0.0 if successes == 0 else max(0.0, float(centre - half))
+    return low, 1.0 if successes == trials else min(1.0, float(centre + half))
 
 
 def of_mean(values_S: Sequence[float], *, confidence: float = 0.95) -> Interval | tuple[None, None]:

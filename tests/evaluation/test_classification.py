@@ -43,6 +43,7 @@ def test_wilson_intervals_have_their_closed_form():
     z2 = 1.959964**2
     np.testing.assert_allclose([low, high], [0, z2 / (20 + z2)], atol=1e-6)
     assert intervals.wilson(0, 0) == (0, 1)
+    assert all(intervals.wilson(0, n)[0] == 0 and intervals.wilson(n, n)[1] == 1 for n in range(1, 200))
 
 
 def test_the_bootstrap_agrees_with_drawing_images_one_by_one_and_covers_the_truth():
