@@ -179,7 +179,7 @@ def _backward(residuals, gradient_NBGMK):
     wide = jnp.promote_types(q_NBGMK.dtype, jnp.float32)
     logits_fn = functools.partial(_logits, q_NBGMK, k_NBGCK, _in_rows(seen, k_NBGCK.shape[3]), wide)
     # The softmax's own gradient takes the mean of a query's gradients by weight, which is this product.
-    mean_NBGM = jnp.sum(gradient_NBGMK.astype(wide) * out_NBGMK.astype(wide), axis=-1)
+    mean_NBGM = jnp.einsum("NBGMK,NBGMK->NBGM", gradient_NBGMK.astype(wide), out_NBGMK.astype(wide))
     scale = q_NBGMK.shape[-1] ** -0.5
 
     def body(e, carry):
