@@ -54,6 +54,7 @@ CONTESTANTS = {  # name: (environment, "" being the one that runs this script; w
     "ours-separate": ("", "ours_step.py", "separate", "prompt once per answer, reference kept"),
     "ours-adapter": ("", "ours_step.py", "adapter", "rank 16 on all linear layers; rows as shared, reference kept"),
     "ours-tree-adapter": ("", "ours_step.py", "tree-adapter", "rank 16, rows as tree, reference kept"),
+    "ours-devices-adapter": ("", "ours_step.py", "devices-adapter", "the same, a row on each of two simulated devices"),
     "trl-online": ("trl", "trl_step.py", "", "reference model in every step"),
     "trl-precomputed": ("trl", "trl_step.py", "precomputed", "reference kept"),
     "trl-checkpointing": (
@@ -305,14 +306,16 @@ def measures(rows: list[dict], profile: dict, answers: int, floors: dict[str, fl
     def over(a: str, b: str) -> float:
         return statistics.median(of[a]["ratios"][b])
 
-    for base, peers in {"ours-tree": ("trl-precomputed", "tunix"), "ours-tree-adapter": ("trl-adapter",)}.items():
+    adapters = ("ours-tree-adapter", "ours-devices-adapter")
+    for base, peers in {"ours-tree": ("trl-precomputed", "tunix"), **dict.fromkeys(adapters, ("trl-adapter",))}.items():
         for peer in peers:
             if {base, peer} <= of.keys():
                 out[f"pairs/s of {base} over {peer}"] = f"{over(peer, base):.2f}"
                 memory = of[base]["peak_rss_mb"] / of[peer]["peak_rss_mb"]
                 out[f"peak memory of {base} over {peer}"] = f"{memory:.2f}"
-    if {"ours-tree", "ours-tree-adapter"} <= of.keys():
-        out["pairs/s of ours-tree-adapter over ours-tree"] = f"{over('ours-tree', 'ours-tree-adapter'):.2f}"
+    for base in adapters:
+        if {"ours-tree", base} <= of.keys():
+            out[f"pairs/s of {base} over ours-tree"] = f"{over('ours-tree', base):.2f}"
     for layout in ("tree", "shared", "separate"):
         if row := of.get(f"ours-{layout}"):
             share = floors[layout] / row["median"] / floors["peak_gflops"]

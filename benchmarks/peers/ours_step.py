@@ -2,7 +2,8 @@
 
 Variants: "tree" packs all pairs into one row in which every token stands once; "shared" keeps a pair in one row, prompt
 once and both answers as branches; "separate" gives each answer a row with its own copy of the prompt; "adapter" trains
-an adapter of rank 16 on all linear layers, on the rows of "shared", "tree-adapter" on those of "tree".
+an adapter of rank 16 on all linear layers, on the rows of "shared"; "tree-adapter" does so on those of "tree", and
+"devices-adapter" on two such rows, one on each of two simulated devices, which share the cores.
 In each the reference is scored once, before the first step, and kept.
 """
 
@@ -14,6 +15,8 @@ from channel import Channel, arguments, best_gflops
 
 args = arguments()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if args.variant.startswith("devices"):
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import importlib.metadata  # noqa: E402
@@ -42,7 +45,8 @@ def load_pairs(path: Path, layout: str):
     num_pairs = len(tokenised)
     if layout == "tree":
         # One pass over the pairs again and again: the loader's own lengths, here of the only batch.
-        loader = preferences.batches(tokenised, batch_size=num_pairs, layout="tree", endless=False, num_threads=0)
+        options = dict(layout="tree", num_rows=jax.device_count(), endless=False, num_threads=0)
+        loader = preferences.batches(tokenised, batch_size=num_pairs, **options)
         return lambda: next(iter(loader))
     num_time, num_answer = preferences.shape(tokenised, layout=layout)
     shape = dict(layout=layout, num_time=num_time, num_answer=num_answer)
@@ -55,6 +59,7 @@ LAYOUTS = {  # of a variant: the rows, and whether an adapter is trained
     "separate": ("separate", False),
     "adapter": ("shared", True),
     "tree-adapter": ("tree", True),
+    "devices-adapter": ("tree", True),
 }
 
 
@@ -67,8 +72,8 @@ def main() -> None:
     layout, is_adapter = LAYOUTS[args.variant]
     batch_fn = load_pairs(args.ids, layout)
     batch = batch_fn()
-    reference = jax.jit(lambda params, batch: pairs.token_logps(model, params, batch, mesh))(params, batch)
-    stored = np.asarray(reference)
+    reference = jax.jit(lambda params, batch: pairs.token_logps(model, params, batch, mesh))
+    stored = np.asarray(reference(params, sharding.to_devices(batch, mesh)))
 
     tx = optimizer.adamw(args.lr, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     loss_fn = pairs.loss_fn(model, "dpo", mesh=mesh, beta=args.beta)
