@@ -158,6 +158,19 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         return [json.loads(line) for line in f]
 
 
+def whole_rows(path: str | os.PathLike) -> Iterator[tuple[dict[str, Any], int]]:
+    """The objects of a log of JSON lines, and the bytes of each line, up to a line that a kill has torn."""
+    with open(path, "rb") as f:
+        for line in f:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                return
+            yield row, len(line)
+
+
 def read_object(path: str | os.PathLike, way_out: str = "fetch it again") -> dict[str, Any]:
     """The object of a JSON file, with a byte order mark or without.
 

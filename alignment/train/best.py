@@ -28,11 +28,12 @@ class Watch:
     def __init__(self, workdir: pathlib.Path, *metrics: str, patience: int | None, restored: int | None):
         self.metrics, self.patience = metrics, patience
         self.history = [] if restored is None else _logged(workdir, metrics, restored)
-        # Two stay, because a run that was killed may have written one that it comes to again only later.
-        self._manager = checkpoint.open_manager(workdir / "best/checkpoints", keep=2)
+        self._saved = [] if restored is None else [restored]  # the run's own last checkpoints, two at most
+        self._manager = checkpoint.open_manager(workdir / "best/checkpoints", keep=None)
         for step in self._manager.all_steps():
             if restored is None or step > restored:
                 self._manager.delete(step)
+        checkpoint.wait(self._manager)  # removes the hashes of what is gone, which the same steps may write anew
 
     def note(self, number: int, heldout: dict[str, float], state: TrainState) -> None:
         """Take the values of an evaluation, and save the state if it is the best so far.
@@ -49,7 +50,19 @@ class Watch:
 
     def save(self, state: TrainState) -> None:
         """Take this state for the best."""
+        checkpoint.wait(self._manager, hashes=False)
+        # The last of the run's own checkpoints may be half written, so a killed run goes on from it or from the one
+        # before, and needs what was the best there; what it came to later it comes to again.
+        steps = self._manager.all_steps()
+        needed = {max((step for step in steps if step <= end), default=None) for end in (*self._saved, math.inf)}
+        for step in set(steps) - needed:
+            self._manager.delete(step)
         checkpoint.save(self._manager, state, {})
+
+    def prepare(self, step: int) -> None:
+        """Be complete on disk before the run writes its own checkpoint of this step, which a restart goes on from."""
+        checkpoint.wait(self._manager, hashes=False)
+        self._saved = [*self._saved[-1:], step]
 
     def best_step(self) -> int | None:
         """The first step with the best value, of which NaN is the worst; None before an evaluation."""
@@ -68,10 +81,22 @@ class Watch:
             return False
         return sum(number > best for number, _ in self.history) >= self.patience
 
+    def explain(self, number: int, steps: int) -> None:
+        """Say why a run that `is_over` stays at this step."""
+        if number < steps and files.is_first_process():
+            print(
+                f"this run ended at step {number} of {steps}, because patience={self.patience} evaluations brought no "
+                f"better {self.metrics[0]}; to train further, give a larger patience in another --workdir",
+                flush=True,
+            )
+
     def restore(self, state: TrainState) -> TrainState:
-        """The best state; the arrays of the one that is given are freed, because memory may not hold both."""
+        """The best state; the arrays of the one that is given are freed, because memory may not hold both.
+
+        It is the last that was saved where no evaluation chose one.
+        """
         checkpoint.wait(self._manager)
-        return checkpoint.restore(self._manager, checkpoint.give_up(state))[0]
+        return checkpoint.restore(self._manager, checkpoint.give_up(state), step=self.best_step())[0]
 
     def close(self) -> None:
         self._manager.close()
@@ -80,6 +105,7 @@ class Watch:
 def _logged(workdir: pathlib.Path, metrics: Sequence[str], restored: int) -> list[tuple[int, tuple[float, ...]]]:
     """Steps and values that a run has logged up to the one that it goes on from."""
     path = workdir / "metrics.jsonl"
-    rows = files.read_rows(path) if path.is_file() else []
+    # The writer, which cuts a torn line off, may not have opened the file yet, and is another process's of several.
+    rows = [row for row, _ in files.whole_rows(path)] if path.is_file() else []
     rows = [row for row in rows if row.keys() >= set(metrics) and row["step"] <= restored]
     return [(row["step"], tuple(row[metric] for metric in metrics)) for row in rows]

@@ -29,10 +29,11 @@ DISK_TROUBLE = (
 )
 
 
-def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(folder: str | pathlib.Path, *, keep: int | None = 2, read_only: bool = False) -> ocp.CheckpointManager:
     """A manager of the newest `keep` checkpoints of a folder; half-written ones from a killed run are removed.
 
     Args:
+        keep: None keeps all.
         read_only: for a folder that another run may be writing to at this moment; changes nothing there.
     """
     if read_only:
@@ -46,6 +47,16 @@ def open_manager(folder: str | pathlib.Path, *, keep: int = 2, read_only: bool =
     handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
     handlers["position"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options, item_handlers=handlers)
+
+
+def latest_step(workdir: str | pathlib.Path) -> int | None:
+    """Step of the newest checkpoint of a workdir; None for a fresh one."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    # Only looked at: two managers that clear away half-written checkpoints at once would stumble over each other.
+    with open_manager(folder, read_only=True) as manager:
+        return manager.latest_step()
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, Any]) -> None:
@@ -63,21 +74,29 @@ def save(manager: ocp.CheckpointManager, state: TrainState, position: dict[str, 
     digests.follow(pathlib.Path(manager.directory), step)
 
 
-def wait(manager: ocp.CheckpointManager) -> None:
-    """Until the last checkpoint is complete on disk."""
+def wait(manager: ocp.CheckpointManager, *, hashes: bool = True) -> None:
+    """Until the last checkpoint is complete on disk, and its hashes are beside it unless these go on in the background.
+
+    Args:
+        hashes: False does not wait for them.
+    """
     _guard(manager, None, lambda: (manager.wait_until_finished(), manager.check_for_errors()))
-    digests.finish(pathlib.Path(manager.directory))
+    if hashes:
+        digests.finish(pathlib.Path(manager.directory))
 
 
-def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint in the shapes and places of `state`, with the data's position.
+def restore(
+    manager: ocp.CheckpointManager, state: TrainState, *, step: int | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """The checkpoint of a step in the shapes and places of `state`, with the data's position; None: the newest.
 
     Raises:
-        InputError: the folder holds no checkpoint, or a damaged one.
+        InputError: the folder holds no such checkpoint, or a damaged one.
     """
-    step = manager.latest_step()
-    if step is None:
-        raise InputError(f"{manager.directory} holds no checkpoint to restore")
+    step = manager.latest_step() if step is None else step
+    if step is None or step not in manager.all_steps():
+        what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise InputError(f"{manager.directory} holds {what} to restore; copy it back, or start over in another folder")
     items = ocp.args.Composite(
         params=ocp.args.StandardRestore(jax.tree.map(_like, state.params)),
         rest=ocp.args.StandardRestore(jax.tree.map(_like, _rest(state))),
@@ -103,14 +122,22 @@ def give_up(state: TrainState) -> TrainState:
     return jax.tree.map(one, state, is_leaf=lambda leaf: isinstance(leaf, Unsaved))
 
 
+def result_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Where the checkpoint of a run's result is the newest: its best state (`best.Watch`) where it keeps one."""
+    best = pathlib.Path(workdir).resolve() / "best/checkpoints"
+    if best.is_dir() and any(path.name.isdigit() for path in best.iterdir()):
+        return best
+    return best.parents[1] / "checkpoints"
+
+
 def load_params(workdir: str | pathlib.Path, like: Any) -> Any:
-    """Parameters of another run's newest checkpoint.
+    """Parameters of another run's newest checkpoint, the best one where it keeps that.
 
     Args:
         workdir: that run's folder.
         like: a tree of arrays or ShapeDtypeStructs with the shapes wanted, and shardings to put them in.
     """
-    folder = pathlib.Path(workdir).resolve() / "checkpoints"
+    folder = result_folder(workdir)
     manager = open_manager(folder, read_only=True) if folder.is_dir() else None
     if manager is None or manager.latest_step() is None:
         raise InputError(f"{workdir} holds no checkpoint (looked in {folder}); name a run that has saved one")

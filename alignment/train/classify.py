@@ -249,6 +249,7 @@ def fit(
             steps=steps,
             pace=pace,
             logging=dataclasses.replace(logging, unit="images", units_per_step=batch_size),
+            before_save_fn=watch.prepare,
         )
         state = dataclasses.replace(state, opt_state={})
         if select not in evaluators:  # nothing chose, so the caller gets the last state

@@ -267,7 +267,7 @@ def digest(init_from: str) -> str:
         return ""
     if kind == "run":
         # Other names are of checkpoints that are still being written, and of their hashes.
-        steps = [path for path in pathlib.Path(name, "checkpoints").glob("*") if path.name.isdigit()]
+        steps = [path for path in checkpoint.result_folder(name).glob("*") if path.name.isdigit()]
         if not steps:
             raise InputError(f"init_from={init_from!r}: {name} has no checkpoint; name the workdir of an earlier run")
         places = sorted(path for path in max(steps, key=lambda path: int(path.name)).rglob("*") if path.is_file())

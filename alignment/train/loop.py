@@ -47,6 +47,7 @@ class Loader(Protocol):
 
 Evaluator = Callable[[TrainState, Mesh], dict[str, float]]
 FinishFn = Callable[[dict[str, float]], dict[str, float]]
+latest_step = checkpoint.latest_step  # of a workdir, for who begins a run
 OnFirstFn = Callable[[dict[str, float], dict[str, np.ndarray]], None]
 
 
@@ -77,6 +78,8 @@ class Pace:
         within("[1, inf)", log_every=self.log_every)
         within("[0, inf)", eval_every=self.eval_every, save_every=self.save_every)
         within("(0, inf)", save_minutes=self.save_minutes, hint="; None does not save by minutes")
+        if self.best is not None and "/" not in self.best:
+            raise InputError(f"best={self.best!r} must be a held-out metric as it is logged, such as heldout/loss")
         if self.patience is not None and (self.patience < 1 or self.best is None):
             raise InputError(
                 f"patience={self.patience} counts evaluations, at least 1, without a better value of the metric "
@@ -131,16 +134,6 @@ def averaged(state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=optimizer.averaged(state.opt_state, state.params))
 
 
-def latest_step(workdir: str | pathlib.Path) -> int | None:
-    """Step of the newest checkpoint of a workdir; None for a fresh one."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        return None
-    # Only looked at: two managers that clear away half-written checkpoints at once would stumble over each other.
-    with checkpoint.open_manager(folder, read_only=True) as manager:
-        return manager.latest_step()
-
-
 def fit(
     update: step.UpdateFn,
     state: TrainState,
@@ -153,6 +146,7 @@ def fit(
     pace: Pace,
     logging: Logging,
     on_first_fn: OnFirstFn | None = None,
+    before_save_fn: Callable[[int], None] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Train to `steps` updates, from the newest checkpoint of `workdir` if there is one; 0 evaluates and saves nothing.
 
@@ -160,8 +154,9 @@ def fit(
         update: from `step.build`, not yet compiled; `state` is donated to it.
         evals: name -> evaluator; their numbers appear as `<name>/<metric>`.
         pace: whatever it says, a fresh run is evaluated before the first step, so that curves start where it did.
-        on_first_fn: called once in a fresh run with the metrics of the first update, which are those of the untouched
-            parameters, and with its batch; raises where they cannot be right.
+        on_first_fn: called with the metrics of the first update, which are those of the untouched parameters, and with
+            its batch, in every start that makes this update; raises where they cannot be right.
+        before_save_fn: called with the step of each checkpoint before it is written.
 
     Returns:
         The final state, and the last value of every held-out metric with `steps` and `<unit>_per_second`.
@@ -179,11 +174,11 @@ def fit(
         batched.training(workdir),
         sharding.activations(mesh),
     ):
-        state, is_resumed = _restore(manager, state, batches)
-        restored = int(state.step) if is_resumed else None
+        state, restored = _restore(manager, state, batches)
         watch = None
         if pace.best is not None and steps:
             watch = best.Watch(workdir, pace.best, patience=pace.patience, restored=restored)
+            before_save_fn = watch.prepare
         label = logging.label or batched.label(workdir)
         writer = writers.open_run(str(workdir), logging.sinks, restored=restored, total_steps=steps, label=label)
         run = _Run(
@@ -197,10 +192,11 @@ def fit(
             log=_Log(writer, manager, logging, utilisation.Meter(mesh, logging.flops_fn)),
             folder=workdir,
             watch=watch,
+            before_save_fn=before_save_fn,
         )
         try:
-            heldout = {} if is_resumed else _begin(run, saves=steps > 0)
-            first_fn = None if is_resumed else on_first_fn
+            heldout = _begin(run, saves=steps > 0) if restored is None else {}
+            first_fn = None if restored else on_first_fn  # the checkpoint of step 0 holds the untouched parameters
             heldout |= _train(run, first_fn, steps, pace)
             number = int(run.own().step)
             reached = {"steps": float(number if steps else 0)}
@@ -234,13 +230,13 @@ def _active() -> Iterator[None]:
             ACTIVE.clear()
 
 
-def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader) -> tuple[TrainState, bool]:
-    """The newest checkpoint's state, with `batches` put where it was; or the state as it is, and False."""
+def _restore(manager: ocp.CheckpointManager, state: TrainState, batches: Loader) -> tuple[TrainState, int | None]:
+    """The newest checkpoint's state and step, with `batches` put where it was; or the state as it is, and None."""
     if manager.latest_step() is None:
-        return state, False
+        return state, None
     state, position = checkpoint.restore(manager, checkpoint.give_up(state))
     batches.set_state(position)
-    return state, True
+    return state, int(state.step)
 
 
 @dataclasses.dataclass
@@ -257,6 +253,7 @@ class _Run:
     log: "_Log"
     folder: pathlib.Path
     watch: best.Watch | None = None
+    before_save_fn: Callable[[int], None] | None = None
 
     def own(self) -> TrainState:
         return batched.own(self.state)
@@ -279,16 +276,19 @@ class _Run:
 
     @batched.off_clock()
     def save(self) -> None:
-        checkpoint.save(self.manager, self.own(), self.batches.get_state())
+        state = self.own()
+        if self.before_save_fn is not None:
+            self.before_save_fn(int(state.step))
+        checkpoint.save(self.manager, state, self.batches.get_state())
         self.log.restart_clock()
 
 
 def _begin(run: _Run, *, saves: bool) -> dict[str, float]:
     """Evaluate and save before the first step, so that every curve starts where the run did."""
     heldout = run.evaluate()
-    run.log.writer.write_scalars(0, heldout)
     if run.watch is not None and saves:
-        run.watch.note(0, heldout, run.own())
+        run.watch.note(0, heldout, run.own())  # first: it refuses a metric that is not there
+    run.log.writer.write_scalars(0, heldout)
     if saves:
         run.save()
     if _stop_requested(agrees=True):
@@ -303,7 +303,8 @@ def _train(run: _Run, on_first_fn: OnFirstFn | None, steps: int, pace: Pace) -> 
     eval_every, save_every = pace.eval_every or steps, pace.save_every or steps
     start = int(run.state.step)
     minutes, trace = _Minutes(pace.save_minutes), _Trace(run.folder / "profile", start, steps)
-    if run.watch is not None and run.watch.is_over:  # it was stopped behind its last evaluation
+    if run.watch is not None and run.watch.is_over:
+        run.watch.explain(start, steps)
         return heldout
     for number in range(start + 1, steps + 1):
         trace.before(number)

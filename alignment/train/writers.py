@@ -23,7 +23,7 @@ from typing import Any, Protocol, TextIO
 
 import jax
 
-from alignment import errors
+from alignment import errors, files
 from alignment.errors import InputError
 
 
@@ -84,17 +84,12 @@ class jsonl(_Base):
         end = 0
         if restored is None or not os.path.exists(self._path):
             return end
-        with open(self._path, "rb") as f:
-            for line in f:
-                try:
-                    row = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    row = None
-                # The rest is of a start that was killed after this checkpoint; its steps are trained and logged again.
-                if not isinstance(row, dict) or row.get("step", math.inf) > restored:
-                    break
-                self._last, self._offset = row, end
-                end += len(line)
+        for row, size in files.whole_rows(self._path):
+            # The rest is of a start that was killed after this checkpoint; its steps are trained and logged again.
+            if row.get("step", math.inf) > restored:
+                break
+            self._last, self._offset = row, end
+            end += size
         return end
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

@@ -30,6 +30,15 @@ def check(c: ml_collections.ConfigDict) -> None:
     check_adapter(c)
 
 
+def check_best(c: ml_collections.ConfigDict, num_heldout: int) -> None:
+    """Refuse `loop.best` where nothing is held out by which it could choose."""
+    if c.loop.best is not None and not num_heldout:
+        raise InputError(
+            f"loop.best={c.loop.best!r} chooses by what is held out, which is nothing here; give data.heldout_path or "
+            "data.heldout_fraction, or leave loop.best unset"
+        )
+
+
 def check_model(c: ml_collections.ConfigDict, *, made_here: bool = False) -> None:
     """Refuse a network, first weights or a tokenizer that cannot be; `made_here`: the run makes its tokenizer."""
     language_model.check(c.init_from, model=c.model, compute=c.compute, export=c.export)
@@ -143,6 +152,7 @@ def fit(
     model = build(c, tok, workdir, rows_are_plain=rows_are_plain)
     batches_fn = functools.partial(text.batches, batch_size=c.batch_size, seed=c.seed, **sharding.row_share(mesh))
     train, heldout = splits
+    check_best(c, len(heldout))
     if batches is None:  # a run that only evaluates may have nothing to train on
         batches = batches_fn(train if len(train) else heldout)
     tx = optimizer.adamw(**c.optimizer) if tx is None else tx

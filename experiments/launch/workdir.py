@@ -170,17 +170,18 @@ def was_refused(workdir: str) -> bool:
 
 
 def _only_begun(folder: str | os.PathLike) -> bool:
-    """Whether a folder, or that of a first phase such as `pretrain`, holds neither checkpoints nor metrics."""
-    for path in pathlib.Path(folder).iterdir():
-        is_log = path.name == "metrics.jsonl" or path.name.startswith("events.out.tfevents.")
-        if path.name in REFUSED_LEAVES | BEGINNINGS or (is_log and (path.name[0] == "e" or not path.stat().st_size)):
-            continue
-        if path.name == "checkpoints" and not any(path.glob("[0-9]*")):
-            continue
-        if path.name == "pretrain" and path.is_dir() and _only_begun(path):
-            continue
-        return False
-    return True
+    """Whether a folder, or that of a first phase or of the best state in it, holds no trained step, at most step 0."""
+
+    def is_beginning(path: pathlib.Path) -> bool:
+        if path.name == "metrics.jsonl":
+            return all(row.get("step") == 0 for row, _ in files.whole_rows(path))
+        if path.name == "checkpoints":  # a half-written one's name goes on behind a point
+            return all(step.name.partition(".")[0] == "0" for step in path.glob("[0-9]*"))
+        if path.name in ("best", "pretrain"):
+            return path.is_dir() and _only_begun(path)
+        return path.name in REFUSED_LEAVES | BEGINNINGS or path.name.startswith("events.out.tfevents.")
+
+    return all(map(is_beginning, pathlib.Path(folder).iterdir()))
 
 
 def clear(workdir: str) -> None:

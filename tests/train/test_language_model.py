@@ -148,6 +148,15 @@ def test_a_digest_follows_the_bytes_of_the_weights_and_nothing_else(tmp_path, ki
     assert digests[0] == digests[2] != digests[1] and language_model.digest("") == ""
 
 
+def test_a_digest_of_a_run_that_keeps_its_best_state_is_of_that(tmp_path):
+    digests = []
+    for step, folder in ((4, "best/checkpoints"), (12, "checkpoints"), (5, "best/checkpoints")):
+        (tmp_path / folder / str(step)).mkdir(parents=True)
+        (tmp_path / folder / str(step) / "params").write_bytes(b"of step %d" % step)
+        digests.append(language_model.digest(f"run:{tmp_path}"))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_digest_of_a_run_without_checkpoints_says_so(tmp_path):
     with pytest.raises(InputError, match="has no checkpoint"):
         language_model.digest(f"run:{tmp_path}")

@@ -145,9 +145,10 @@ def test_what_refuses_the_first_metrics_ends_the_run_there(tmp_path):
     def refuse(values, batch):
         raise InputError("the first loss must be 2")
 
-    with pytest.raises(InputError, match="must be 2"):
-        fit(tmp_path, on_first_fn=refuse)
-    assert not loop.ACTIVE.is_set()
+    for _ in range(2):  # the second start finds the checkpoint of step 0
+        with pytest.raises(InputError, match="must be 2"):
+            fit(tmp_path, on_first_fn=refuse)
+    assert not loop.ACTIVE.is_set() and loop.latest_step(tmp_path) == 0
 
 
 def test_the_evaluator_is_the_plain_mean_over_all_examples_and_filling_counts_nothing():
@@ -296,6 +297,32 @@ def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
     watch.close()
 
 
+def test_the_best_state_is_that_of_the_best_step_and_lies_there_when_the_run_saves(tmp_path):
+    *_, state = helpers.setup()
+    states = [dataclasses.replace(state, step=jnp.full_like(state.step, number)) for number in range(6)]
+    watch = best.Watch(tmp_path, "heldout/loss", patience=None, restored=None)
+    for number, value in enumerate([9.0, 8.0, 7.0, 6.0, 5.0]):
+        watch.note(number, {"heldout/loss": value}, states[number])
+        if number in (0, 2):
+            watch.prepare(number)
+            assert (tmp_path / f"best/checkpoints/{number}/params").is_dir()
+    watch.save(states[5])  # as if another start had
+    assert int(watch.restore(states[0]).step) == 4
+    watch.close()
+    kept = sorted(int(path.name) for path in (tmp_path / "best/checkpoints").glob("[0-9]*"))
+    assert kept == [0, 2, 4, 5]  # the run's own checkpoint of step 2 may be half written
+    best.Watch(tmp_path, "heldout/loss", patience=None, restored=2).close()
+    assert {path.name for path in (tmp_path / "best/checkpoints/.digests").iterdir()} == {"0.json", "2.json"}
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_anything_is_kept(tmp_path):
+    with pytest.raises(InputError, match="the nearest is 'heldout/loss'"):
+        fit(tmp_path, best="heldout/los", eval_every=1)
+    assert rows(tmp_path) == [] and not list((tmp_path / "best/checkpoints").glob("[0-9]*"))
+    with pytest.raises(InputError, match="best='loss' must be a held-out metric"):
+        loop.Pace(best="loss")
+
+
 WATCHED = dict(best="heldout/loss", eval_every=1, save_every=2)
 
 
@@ -313,12 +340,14 @@ def test_the_best_parameters_by_a_heldout_metric_are_the_result(turned, tmp_path
     assert_same(state.params, four.params)
     assert summary["heldout/loss"] == of_four["heldout/loss"]
     assert rows(folder)[-1]["heldout/loss"] > summary["heldout/loss"]  # the curve shows what came after
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params)
+    assert_same(jax.device_get(checkpoint.load_params(folder, like)), state.params)  # what run:DIR opens
     again, same, _ = fit(folder, events=away_from(4), **WATCHED)
     assert_same(again.params, state.params)
     assert {k: v for k, v in same.items() if k not in TIMING} == {k: v for k, v in summary.items() if k not in TIMING}
 
 
-def test_a_run_without_better_values_ends_after_its_patience_and_stays_ended(turned, tmp_path):
+def test_a_run_without_better_values_ends_after_its_patience_and_stays_ended(turned, tmp_path, capsys):
     _, best, _, _ = turned
     state, summary, loader = fit(tmp_path, events=away_from(4), patience=2, **WATCHED)
     assert summary["steps"] == 6 and summary["best_step"] == 4 and loader.number == 6
@@ -326,6 +355,8 @@ def test_a_run_without_better_values_ends_after_its_patience_and_stays_ended(tur
     again, same, loader = fit(tmp_path, events=away_from(4), patience=2, **WATCHED)
     assert_same(again.params, best.params)
     assert loader.number == 6 and same["steps"] == 6
+    fit(tmp_path, steps=20, events=away_from(4), patience=2, **WATCHED)
+    assert "ended at step 6 of 20, because patience=2 evaluations" in capsys.readouterr().out
 
 
 def test_a_run_that_was_killed_finds_the_same_best_parameters_and_the_same_end(turned, tmp_path):
@@ -337,10 +368,27 @@ def test_a_run_that_was_killed_finds_the_same_best_parameters_and_the_same_end(t
     for number in (3, 5):
         with pytest.raises(RuntimeError, match="killed"):
             fit(tmp_path, events=away_from(4) | {number: crash}, **WATCHED)
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 6, "heldout/lo')  # torn by the kill
     state, same, _ = fit(tmp_path, events=away_from(4), **WATCHED)
     assert_same(state.params, best.params)
     assert {k: v for k, v in same.items() if k not in TIMING} == {k: v for k, v in summary.items() if k not in TIMING}
     assert rows(tmp_path) == rows(folder)
+
+
+def test_a_best_state_outlives_better_ones_that_a_killed_run_does_not_come_to_again(turned, tmp_path):
+    _, best, _, _ = turned
+
+    def crash(batch):
+        raise RuntimeError("killed")
+
+    rarely = WATCHED | dict(save_every=4)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path, events={7: crash}, **rarely)
+    assert loop.latest_step(tmp_path) == 4
+    state, summary, _ = fit(tmp_path, events=away_from(4), **rarely)  # as on hardware that rounds otherwise
+    assert summary["best_step"] == 4
+    assert_same(state.params, best.params)
 
 
 def test_a_metric_that_no_evaluation_has_is_refused_with_those_that_there_are(tmp_path):

@@ -134,14 +134,16 @@ def test_a_folder_whose_run_was_refused_takes_the_corrected_command_and_loses_wh
     for name in ("reference/train.npy", "tokenizer/tokenizer.json", "tables/data.jsonl", "model.json", "before.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("of another config")
-    (tmp_path / "metrics.jsonl").touch()
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "heldout/loss": 1.0}\n')
+    for name in ("checkpoints/0", "checkpoints/.digests", "best/checkpoints/0", "pretrain/checkpoints/0.orbax-tmp"):
+        (tmp_path / name).mkdir(parents=True)
     assert launch(tmp_path, "--config.seed=2") == 0
-    assert not (tmp_path / "reference").exists() and not (tmp_path / "model.json").exists()
+    gone = ("reference", "model.json", "checkpoints", "best", "pretrain")
+    assert not any((tmp_path / name).exists() for name in gone)
     assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 2
 
 
-@pytest.mark.parametrize("work", ["checkpoints/4/x", "pretrain/checkpoints/0/x", "outputs/kept.jsonl", "DONE"])
+@pytest.mark.parametrize("work", ["checkpoints/4/x", "pretrain/checkpoints/8/x", "outputs/kept.jsonl", "DONE"])
 def test_a_refused_run_that_had_worked_keeps_its_folder(work, tmp_path, capsys):
     assert launch(tmp_path, "--config.behaviour=refuse") == 2
     (tmp_path / "calls.txt").unlink()
@@ -149,6 +151,13 @@ def test_a_refused_run_that_had_worked_keeps_its_folder(work, tmp_path, capsys):
     (tmp_path / work).touch()
     assert launch(tmp_path) == 2 and "already holds a run" in capsys.readouterr().err
     assert (tmp_path / work).exists()
+
+
+def test_a_refused_run_that_had_logged_a_step_keeps_its_folder(tmp_path, capsys):
+    assert launch(tmp_path, "--config.behaviour=refuse") == 2
+    (tmp_path / "calls.txt").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 2}\n')
+    assert launch(tmp_path) == 2 and "already holds a run" in capsys.readouterr().err
 
 
 def test_larger_steps_go_on_in_a_finished_run_and_smaller_ones_are_refused(tmp_path, capsys):

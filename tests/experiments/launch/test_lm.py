@@ -47,6 +47,7 @@ def test_a_checkpoint_is_measured_on_a_file_without_training_or_saving(tiny, tmp
         (["--config.data.path="], "data.path is empty"),
         (["--config.data.path=", "--config.data.heldout_path=synthetic"], "data.path is empty and steps=4"),
         (["--config.steps=0", "--config.data.heldout_fraction=0"], "nothing of synthetic"),
+        (["--config.loop.best=heldout/loss", "--config.data.heldout_fraction=0"], "is nothing here"),
     ],
 )
 def test_nothing_to_train_on_or_to_measure_is_refused(flags, said, tmp_path):
