@@ -244,7 +244,7 @@ def run_together(
     except (host.Terminated, KeyboardInterrupt):
         host.abandon_threads()  # one may be computing, and Python cannot end it
         raise
-    if not any(codes) and not group.has_stepped:
+    if not any(codes) and not group.has_trained:
         say(
             "--sweep_batched: these points took no step together, because they train nothing, or nothing in their own "
             "folders but in those of their phases; they ran one after the other. Leave it out"

@@ -120,7 +120,7 @@ def training(workdir: Any) -> Iterator[None]:
     if member is None:
         yield
         return
-    member.is_training = True
+    member.is_training = member.group.has_trained = True
     _switch(member, False)
     try:
         yield
@@ -168,6 +168,7 @@ class Group:
         self._calls: dict[int, Any] = {}  # `_Step` or `_Sums` of those that wait
         self._results: dict[int, Any] = {}
         self._live = set(range(len(self.names)))
+        self.has_trained = False  # a run in its own folder, if only to its end; phases train in others
         self._stack: _Stack | None = None
         self._is_ending = False
         self._refusal: InputError | None = None
@@ -210,11 +211,6 @@ class Group:
                 thread.join(1.0)
             raise
         return results
-
-    @property
-    def has_stepped(self) -> bool:
-        """Whether any step was computed for all runs; none is where they train in folders of their phases alone."""
-        return self._stack is not None
 
     def admit(self, number: int, state: TrainState) -> None:
         """Refuse a group whose states alone need more than there is, when the first of them is there."""
@@ -399,16 +395,25 @@ def _sums(calls: Sequence[_Sums]) -> list[Any]:
         if len(chosen) == 1:
             computed = [programs.compiled(chosen[0].computation, place=place)(*chosen[0].args)]
         else:
-            parts = programs.abreast([call.computation for call in chosen], in_axes=(0,) * len(chosen[0].args))
-            program = programs.Computation(_stacked_sums, dict(num=len(chosen)), dict(parts=parts))
+            columns = zip(*(call.args for call in chosen))
+            in_axes = tuple(None if _is_one(column) else 0 for column in columns)
+            parts = programs.abreast([call.computation for call in chosen], in_axes=in_axes)
+            program = programs.Computation(_stacked_sums, dict(num=len(chosen), in_axes=in_axes), dict(parts=parts))
             computed = programs.compiled(program, place=place)(tuple(call.args for call in chosen))
         for i, result in zip(indices, computed):
             results[i] = result
     return results
 
 
-def _stacked_sums(args, *, parts, num):
-    out = parts(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *args))
+def _is_one(trees: Sequence[Any]) -> bool:
+    """Whether trees hold the very same arrays, such as a base that all runs read; of those no copies are made."""
+    leaves = [[id(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    return all(one == leaves[0] for one in leaves)
+
+
+def _stacked_sums(args, *, parts, num, in_axes):
+    columns = zip(zip(*args), in_axes)
+    out = parts(*(one[0] if axis is None else jax.tree.map(lambda *x: jnp.stack(x), *one) for one, axis in columns))
     return tuple(_part(out, k) for k in range(num))
 
 

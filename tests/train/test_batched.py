@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import memory
+from alignment import memory, programs
 from alignment.errors import InputError
 from alignment.models import lora
 from alignment.preference import pairs
@@ -66,29 +66,35 @@ def together(folder, points=POINTS, *, in_turn, common=(), **changes):
 
 
 def fit_adapter(workdir, *, rate):
-    """An adapter of a base that every run has read for itself."""
+    """An adapter of a base that every run has read for itself, evaluated before and after."""
     model, mesh = helpers.model(), helpers.make_mesh()
     adapter = lora.lay_out(lora.Settings(rank=2, targets=("q_proj", "up_proj")), model)
     base = jax.tree.map(jnp.array, helpers.start_params())
     tx = optimizer.adamw(rate, schedule="constant", eps=1e-4)
     loss_fn = lora.loss_fn(pairs.loss_fn(model, "dpo", mesh=mesh, beta=0.1), adapter)
-    state, _ = loop.fit(
+    state, summary = loop.fit(
         step.build(loss_fn, tx),
         adapters.create(adapter, tx, base, seed=0, mesh=mesh),
         helpers.Loader(helpers.pair_batch),
-        {},
+        {"heldout": loop.evaluator(loss_fn, [helpers.pair_batch(9)])},
         mesh,
         workdir,
         steps=3,
         pace=loop.Pace(),
         logging=loop.Logging("pairs", 4, sinks=()),
     )
+    assert summary["heldout/loss"] == rows(workdir)[-1]["heldout/loss"]
     return state
 
 
-def test_adapters_of_one_base_are_trained_together_and_the_base_lies_there_once(tmp_path):
+def test_adapters_of_one_base_are_trained_together_and_the_base_lies_there_once(tmp_path, monkeypatch):
+    axes, abreast = [], programs.abreast
+    monkeypatch.setattr(
+        programs, "abreast", lambda *args, **given: axes.append(given["in_axes"]) or abreast(*args, **given)
+    )
     rates = {"slow": 1e-2, "fast": 1e-1}
-    group = batched.Group({name: {"rate": rate} for name, rate in rates.items()}, [tmp_path / n for n in rates])
+    folders = [tmp_path / name for name in rates]
+    group = batched.Group({name: {"rate": rate} for name, rate in rates.items()}, folders, in_turn=False)
     run_fns = [functools.partial(fit_adapter, tmp_path / name, rate=rate) for name, rate in rates.items()]
     found = dict(zip(rates, group.run(run_fns)))
     bases = [jax.tree.leaves(state.frozen) for state in found.values()]
@@ -99,6 +105,7 @@ def test_adapters_of_one_base_are_trained_together_and_the_base_lies_there_once(
         jax.tree.map(close, jax.device_get(found[name]), jax.device_get(alone))
     ends = [jax.tree.leaves(jax.device_get(state.params)) for state in found.values()]
     assert max(np.abs(a - b).max() for a, b in zip(*ends)) > 1e-2
+    assert axes == [(0, 0, 0), (0, None, 0), (0, None, 0)]  # of the evaluation before, the steps, and that at the end
 
 
 def fit_text(workdir, *, seed, rate):
@@ -130,7 +137,7 @@ def test_language_models_are_tuned_together_on_rows_that_count_differently(tmp_p
         own = {name: (jax.device_get(state), rows(tmp_path / f"{name} alone"))}
         assert_as_alone(tmp_path, name, result, own)
         assert result[1]["heldout/perplexity"] == pytest.approx(summary["heldout/perplexity"], rel=1e-5)
-    assert group.has_stepped and found[0][1]["heldout/perplexity"] != found[1][1]["heldout/perplexity"]
+    assert group.has_trained and found[0][1]["heldout/perplexity"] != found[1][1]["heldout/perplexity"]
 
 
 def rows(workdir):
@@ -189,6 +196,14 @@ def test_a_reference_that_runs_have_in_common_is_kept_once(tmp_path, monkeypatch
     together(tmp_path / "stored", points, in_turn=True, common=dict(steps=1, has_reference=False))
     assert [stack.is_shared for stack in stacks] == [True, False, True]
     assert jax.tree.leaves(stacks[2].frozen) == []
+
+
+def test_runs_that_are_at_their_end_already_have_trained_in_their_group(tmp_path):
+    points = {"slow": dict(seed=0, rate=1e-3), "fast": dict(seed=1, rate=1e-2)}
+    for _ in range(2):
+        group = batched.Group(points, [tmp_path / name for name in points], in_turn=False)
+        group.run([functools.partial(fit_text, tmp_path / name, **point) for name, point in points.items()])
+        assert group.has_trained  # where not, the launcher advises against a group
 
 
 def test_runs_that_were_killed_at_different_steps_go_on_together_to_the_same_end(alone, tmp_path):
@@ -285,7 +300,7 @@ def test_what_a_run_does_beside_training_is_left_out_of_the_others_times():
     group._serve = lambda: [group._results.update({k: None}) or group._calls.pop(k) for k in list(group._calls)]
     group.run([functools.partial(one, "a", 0.3), functools.partial(one, "b", 0.2)])
     assert all(0 <= taken < 0.1 for taken in seconds.values())
-    assert len(of_phases) == 2 and min(of_phases) >= 0.05 and not group.has_stepped
+    assert len(of_phases) == 2 and min(of_phases) >= 0.05
 
 
 def test_a_signal_ends_the_runs_that_wait_and_no_other_begins():
