@@ -159,8 +159,11 @@ def launch_sweep(
     if options.sweep_batched:
         sweeps.check_batched(points, [changed[point.index] for point in points])
     defaults = experiment.defaults()
+    finished: set[str] = set()  # ids
     for point in points:
-        if not is_finished(experiment, changed[point.index], point.workdir(folder)):
+        if is_finished(experiment, changed[point.index], point.workdir(folder)):
+            finished.add(point.id)
+        else:
             checks.check(experiment, changed[point.index])
         workdirs.check(point.workdir(folder), workdirs.plain(changed[point.index]), experiment.name, defaults)
     rest = sweeps.without_flags(argv)
@@ -168,7 +171,7 @@ def launch_sweep(
     if options.sweep_index is None:
         at_once = 1 if options.sweep_apart or is_joined else options.sweep_batched
         are_batched = bool(options.sweep_batched)
-        code = sweeps.run_all(points, folder, rest, say, at_once=at_once, are_batched=are_batched)
+        code = sweeps.run_all(points, folder, rest, say, finished, at_once=at_once, are_batched=are_batched)
     elif len(points) > 1:
         parent = sweeps.open_report()
         theirs = [(point, changed[point.index]) for point in points]

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -186,6 +186,7 @@ def run_all(
     folder: str,
     argv: list[str],
     say: Callable[[str], None],
+    finished: Collection[str] = (),
     *,
     at_once: int | None = None,
     are_batched: bool = False,
@@ -197,6 +198,7 @@ def run_all(
 
     Args:
         argv: the launcher's arguments without `--sweep`; each process adds the `--sweep_index` of its points.
+        finished: ids of points in which nothing is left to do.
 
     Returns:
         0 if all are done; 75 if stopped; else 1 if a point crashed and 2 if every failure was bad input.
@@ -205,7 +207,7 @@ def run_all(
     stopped: list[int] = []
     waiting = []
     for point in points:
-        if workdirs.is_done(point.workdir(folder)):
+        if point.id in finished:
             say(f"{place(point, len(points))}: done already")
             codes[point.id] = 0
         else:

@@ -96,6 +96,14 @@ def test_a_sweep_outlives_a_crashed_point_skips_finished_ones_and_reports_both(t
     assert table[1].startswith('0,"objective.beta=0.05,seed=1",0.05,1,0.05')
 
 
+def test_larger_steps_go_on_in_every_point_of_a_finished_sweep(tmp_path, capfd):
+    assert launch(tmp_path, "--sweep_index=0,1") == 0
+    assert launch(tmp_path, "--sweep", "--config.steps=6") == 0
+    assert "done already" not in capfd.readouterr().out
+    for point in ("objective.beta=0.05,seed=1", "objective.beta=0.5,seed=1"):
+        assert json.loads((tmp_path / point / "summary.json").read_text())["steps"] == 6
+
+
 def test_several_points_in_one_process_leave_what_each_leaves_alone(tmp_path, capsys):
     assert launch(tmp_path / "together", "--sweep_index=0,1") == 0
     for index in (0, 1):
@@ -124,8 +132,6 @@ def test_points_of_one_process_report_their_ends_and_stop_together(behaviour, co
 
 def test_points_behind_one_that_ends_their_process_go_on_in_another(tmp_path, monkeypatch):
     points = sweeps.points({"seed": seed} for seed in range(5))
-    (tmp_path / points[0].id).mkdir()
-    (tmp_path / points[0].id / "DONE").touch()
     ends = iter([("1 0\n2 2\n", -9), ("", 0)])  # one that died of point 3, and that of point 4
     commands, said = [], []
 
@@ -137,7 +143,7 @@ def test_points_behind_one_that_ends_their_process_go_on_in_another(tmp_path, mo
         return code
 
     monkeypatch.setattr(sweeps, "_run", run_)
-    assert sweeps.run_all(points, str(tmp_path), [], said.append) == 1
+    assert sweeps.run_all(points, str(tmp_path), [], said.append, {points[0].id}) == 1
     assert commands == ["--sweep_index=1,2,3,4", "--sweep_index=4"]
     assert said[-3:] == [
         "failed with exit code 2: seed=2",
