@@ -67,7 +67,12 @@ class Options:
         return bool(self.rank or self.init_from)
 
     def settings(self) -> lora.Settings:
-        """The settings of a fresh adapter."""
+        """The settings of a fresh adapter, or of that which `init_from` brings."""
+        kind, _, name = self.init_from.partition(":")
+        if kind == "peft":
+            return peft_adapters.settings(name)
+        if kind == "run" and (note := read_note(name)):
+            return peft_adapters.of_config(note["config"], str(pathlib.Path(name) / NOTE))
         return lora.Settings(
             rank=self.rank,
             alpha=self.alpha,
@@ -187,7 +192,7 @@ def has_head(note: dict[str, Any]) -> bool:
 
 
 def load(workdir: str | pathlib.Path, model: decoder.DecoderLM, mesh: Mesh) -> tuple[lora.Adapter, Any]:
-    """The adapter of another run's newest checkpoint.
+    """The adapter of another run's newest checkpoint, the best one where it keeps that.
 
     Args:
         model: the base's network.

@@ -50,6 +50,7 @@ class Training:
         has_reference: scored in every step: a frozen copy of the parameters, or an adapter's base.
         layout: of its rows: "rows" of text, or one of `preferences.LAYOUTS`.
         loss, objective: of pairs: its name, and names with numbers.
+        has_anchor: the loss includes `losses.sft_anchor`.
         accumulate_key: of the config's number of parts; None where the run takes a batch as one, and no other is tried.
         block_pairs: of packed trees: number of rows to pairs of blocks that see each other in one row.
         phases_of: as `loss_of`, to the two computations that a loss on a batch as one is taken in parts by.
@@ -69,6 +70,7 @@ class Training:
     layout: str = "rows"
     loss: str = ""
     objective: tuple[tuple[str, Any], ...] = ()
+    has_anchor: bool = False
     accumulate_key: str | None = "accumulate"
     block_pairs: Callable[[int], int] | None = None
     phases_of: Callable[[decoder.DecoderLM, Mesh | None], tuple[Any, Any]] | None = None

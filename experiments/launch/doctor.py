@@ -179,7 +179,8 @@ class _Patient:
         tolerance = 1e-4 if self.training.model.dtype == "float32" else 5e-3
         batch = self.batch_of(self.layout, is_first=True)
         values = metrics.finish(self.result(batch).metrics)
-        preference.check_first(loss, objective, tolerance=tolerance)(values, batch)
+        has_anchor = self.training.has_anchor
+        preference.check_first(loss, objective, tolerance=tolerance, has_anchor=has_anchor)(values, batch)
         return f"loss {values['loss']:.6f}, both rewards 0, where policy and reference are one"
 
     def compare(self, other: Result, what: str) -> str:

@@ -202,6 +202,7 @@ def pairs(
         layout=layout,
         loss=loss,
         objective=tuple(sorted(objective.items())),
+        has_anchor=bool(more.get("sft_weight")),
         accumulate_key=accumulate_key,
         block_pairs=block_pairs if layout == "tree" else None,
         phases_of=phases_of if loss in losses.NON_SEPARABLE else None,

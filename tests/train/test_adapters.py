@@ -8,7 +8,7 @@ import pytest
 
 from alignment import files
 from alignment.errors import InputError
-from alignment.models import lora
+from alignment.models import lora, peft_adapters
 from alignment.train import adapters, checkpoint, loop, next_token, optimizer, sharding, step, train_state
 from tests.train import helpers
 
@@ -103,6 +103,9 @@ def test_an_adapter_of_a_run_is_loaded_with_the_layers_it_was_trained_on(tmp_pat
     again, params = adapters.load(tmp_path, helpers.model(), helpers.make_mesh((2, 2, 2)))
     assert again.settings == dataclasses.replace(adapter.settings, alpha=8.0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(state.params))
+    peft_adapters.save(tmp_path / "peft", adapter, params)
+    for init_from in (f"run:{tmp_path}", f"peft:{tmp_path / 'peft'}"):  # as `--plan` and `--doctor` ask
+        assert adapters.Options(init_from=init_from).settings() == again.settings
 
 
 def test_a_run_goes_on_with_its_own_adapter_and_base_only(tmp_path):

@@ -42,6 +42,11 @@ def test_a_loss_on_the_whole_batch_is_examined_in_parts_too():
     assert outcomes(of_dpo(layout="separate", top={"loss": "kto"}), (1, 1, 1))["accumulation"] == doctor.OK
 
 
+def test_the_first_step_of_a_loss_with_an_anchor_is_right_as_a_run_finds_it():
+    training = doctor.small(of_dpo(layout="shared", top={"sft_weight": 0.1}))
+    assert "both rewards 0" in doctor._Patient(training, mesh((1, 1, 1))).first_step()
+
+
 def test_a_right_step_on_rows_passes_and_has_no_first_loss():
     (training,) = sft.plan(sft.get_config("tiny"), planning.Wanted())
     found = outcomes(training)
