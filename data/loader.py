@@ -169,7 +169,9 @@ def build(
             order, and the last batch is filled up with examples of weight 0.
         num_threads: that make batches ahead; 0 makes them on demand.
         content: see `Loader`.
-        order_fn: an epoch's number to its permutation of the examples, for a loader that repeats; None shuffles.
+        order_fn: an epoch's number to its permutation of the examples; None shuffles, or keeps the order in one pass.
+            Of one pass it gives the examples at the places of all its batches, and num_examples at those that stay
+            empty.
         place_fn: instead of it, a place of the whole endless order to its example.
         is_split: False gives `make_batch` the whole batch, and it makes this process's part of it.
 
@@ -179,7 +181,9 @@ def build(
     if num_examples < 1 and endless:
         raise InputError("there are no examples to batch; the counts say what was dropped")
     mine = share(batch_size, process_index, process_count) if is_split else slice(None)
-    num_batches = sys.maxsize if endless else -(-num_examples // batch_size)
+    one_pass = None if endless or order_fn is None else order_fn(0)
+    num_places = num_examples if one_pass is None else len(one_pass)
+    num_batches = sys.maxsize if endless else -(-num_places // batch_size)
     if endless and place_fn is not None:
         order = grain.MapDataset.range(sys.maxsize).map(place_fn)
     elif endless and order_fn is not None:
@@ -191,6 +195,8 @@ def build(
         # Past the last example the places go on, and get weight 0 below: every batch then has one shape, and one
         # program.
         order = grain.MapDataset.range(num_batches * batch_size)
+        if one_pass is not None:
+            order = order.map(lambda place: int(one_pass[place]))
 
     def batch_of(places: Any) -> Batch:
         # All processes go through the same order, and each makes the batch of its own slice only.

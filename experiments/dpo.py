@@ -280,9 +280,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         sharding.check_batch(c.batch.batch_size, mesh, c.accumulate)
     tok = lm.load_tokenizer(c)
     train, heldout, counts = once.load_pairs(c, tok, workdir, unpair=c.loss in losses.UNPAIRED)
+    lm.check_best(c, len(heldout))
     if c.loss in losses.LISTWISE:  # each part of these is a list
         cut = preferences.lists_cut(train, batch_size=c.batch.batch_size, seed=c.seed)
         counts["prompts whose answers lie across two steps of the first epoch"] = cut
+        cut = preferences.lists_cut(heldout, batch_size=c.batch.batch_size)
+        counts["held-out prompts whose answers lie across two batches"] = cut
     files.report_counts(workdir, counts)
     if train.label_N is not None and c.loss in losses.PAIRWISE:
         raise InputError(

@@ -74,6 +74,25 @@ def together(families_n: np.ndarray, *, batch_size: int, seed: int) -> OrderFn:
     return order
 
 
+def one_pass(families_n: np.ndarray, *, batch_size: int) -> np.ndarray:
+    """Every pair once, by families in their order; a family that does not fit into what is left of a batch begins one.
+
+    Families larger than a batch are cut.
+
+    Returns:
+        The pairs of all places of the batches, and n, the number of pairs, at places that stay empty.
+    """
+    families, firsts, sizes = np.unique(families_n, return_index=True, return_counts=True)
+    by_family = np.split(np.argsort(families_n, kind="stable"), np.cumsum(sizes)[:-1])
+    places: list[int] = []
+    for place in np.argsort(firsts) if len(families) else ():
+        room = -len(places) % batch_size
+        if sizes[place] > room:
+            places += [len(families_n)] * room
+        places += by_family[place].tolist()
+    return np.array(places + [len(families_n)] * (-len(places) % batch_size), np.int64)
+
+
 def _fitting(shuffled: np.ndarray, sizes: np.ndarray, room: int, batch_size: int) -> list[int]:
     """The families in an order in which few lie across two steps; `room` is what the first step has left."""
     waiting, chosen = list(shuffled[::-1]), []  # the next one last
@@ -87,8 +106,10 @@ def _fitting(shuffled: np.ndarray, sizes: np.ndarray, room: int, batch_size: int
 
 
 def across(families_n: np.ndarray, order: np.ndarray, batch_size: int) -> int:
-    """How many families of an order, that begins with a step, lie across two steps."""
+    """How many families of an order, that begins with a step, lie across two steps; n is a place that stays empty."""
     steps: dict[int, set[int]] = {}
     for place, i in enumerate(order):
+        if i == len(families_n):
+            continue
         steps.setdefault(int(families_n[i]), set()).add(place // batch_size)
     return sum(len(of) > 1 for of in steps.values())

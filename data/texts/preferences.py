@@ -204,12 +204,15 @@ def batches(
             many tokens; 'prompts' takes the pairs of a prompt one after the other, so that they share a step.
         num_rows: of 'tree', over all processes.
         max_len: T; None takes the longest row of all splits, rounded up; 'tree' has lengths of its own.
-        endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0.
+        endless: shuffle and repeat; otherwise one pass in order, the last batch filled up with weight 0. In order
+            'prompts' every batch is, where the pairs of the next prompt do not fit.
         extra: further keys, each an array with one entry a pair, such as stored reference log-probabilities.
         expand: of 'tree', for kernels that take ordinary sequences: a key of trees.EXPANDS.
     """
     one_of("batch.layout", layout, LAYOUTS)
-    order_fn = _order(pairs, order, batch_size=batch_size, seed=seed) if endless else None
+    order_fn = _order(pairs, order, batch_size=batch_size, seed=seed)
+    if not endless:  # in the file's order, but for losses on lists, which must be whole
+        order_fn = _one_pass(pairs, batch_size) if order == "prompts" else None
     content = pairs.digest if order == "shuffled" else f"{pairs.digest} {order}"
     options: dict[str, Any] = dict(
         num_examples=len(pairs),
@@ -238,10 +241,19 @@ def batches(
     return loader.build(make, **options, process_index=process_index, process_count=process_count)
 
 
-def lists_cut(pairs: Pairs, *, batch_size: int, seed: int) -> int:
-    """The number of prompts whose pairs lie across two steps of the first epoch in order 'prompts'."""
-    order_fn = orders.together(pairs.prompt_N, batch_size=batch_size, seed=seed)
+def lists_cut(pairs: Pairs, *, batch_size: int, seed: int | None = None) -> int:
+    """The number of prompts whose pairs lie across two steps in order 'prompts'.
+
+    Args:
+        seed: of the order, for the first epoch of those that repeat; None is one pass.
+    """
+    one_pass = _one_pass(pairs, batch_size)
+    order_fn = one_pass if seed is None else orders.together(pairs.prompt_N, batch_size=batch_size, seed=seed)
     return orders.across(pairs.prompt_N, order_fn(0), batch_size)
+
+
+def _one_pass(pairs: Pairs, batch_size: int) -> orders.OrderFn:
+    return lambda epoch: orders.one_pass(pairs.prompt_N, batch_size=batch_size)
 
 
 def _order(pairs: Pairs, order: str, *, batch_size: int, seed: int) -> orders.OrderFn | None:

@@ -3,6 +3,7 @@
 Dimensions: B pairs of a step.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ def maker(
 def _planned(pairs: Pairs, options: Mapping[str, Any], num_rows: int) -> list[list[trees.Row]]:
     """The rows of the first steps of a run, or of all batches of one pass."""
     batch_size = options["batch_size"]
-    num_epoch = -(-len(pairs) // batch_size)
-    num_steps = min(max(16, min(256, 8_192 // batch_size)), 4 * num_epoch if options["endless"] else num_epoch)
+    num_epochs = 4 * -(-len(pairs) // batch_size)
+    num_steps = min(max(16, min(256, 8_192 // batch_size)), num_epochs) if options["endless"] else sys.maxsize
     steps = loader.build(
         lambda index, weight: {"index": index[weight > 0]}, **{**options, "num_threads": 0}, is_split=False
     )

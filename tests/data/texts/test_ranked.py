@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from data.texts import preferences, trees
+from data.texts import orders, preferences, trees
 from data.tokens import tokenizer
 
 SHAPES = {
@@ -65,3 +65,22 @@ def test_a_step_over_whole_prompts_holds_every_answer_once(tmp_path):
         answers = {side.key: side for i in index for side in train.sides(int(i))}
         assert len(answers) == 4
         assert (batch["ends"] > 0).sum() == trees.num_tokens([np.asarray(one.ids) for one in answers.values()])
+
+
+@pytest.mark.parametrize(("layout", "batch_size"), [("tree", 8), ("tree", 16), ("shared", 8)])
+def test_one_pass_over_whole_prompts_cuts_no_list_and_takes_every_pair_once(tmp_path, layout, batch_size):
+    rows = [{"prompt": f"question {k}: ", "answers": ["aaa", "bb", "cccc", "d"], "scores": [4, 3, 2, 1]} for k in "xyz"]
+    train, _, _ = load(tmp_path, rows)
+    options = dict(layout=layout, order="prompts", endless=False, num_threads=0)
+    loader = preferences.batches(train, batch_size=batch_size, **options)
+    for _ in range(2):  # it starts over
+        taken = [batch["index"][batch["weights"] > 0].tolist() for batch in loader]
+        assert [len(index) for index in taken] == ([6, 6, 6] if batch_size == 8 else [12, 6])
+        assert sorted(i for index in taken for i in index) == list(range(18))
+        assert all(len({train.items[i].prompt for i in index}) == len(index) // 6 for index in taken)
+    assert [preferences.lists_cut(train, batch_size=size) for size in (8, 4)] == [0, 3]
+
+
+def test_families_of_one_pass_stand_in_their_order_and_empty_places_where_the_next_does_not_fit():
+    assert orders.one_pass(np.array([7, 3, 7, 5, 5, 5]), batch_size=4).tolist() == [0, 2, 1, 6, 3, 4, 5, 6]
+    assert orders.one_pass(np.zeros(0, int), batch_size=4).tolist() == []
