@@ -31,12 +31,22 @@ from jax.sharding import Mesh
 
 from alignment import files, logprobs
 from alignment.errors import InputError
-from alignment.models import attention, decoder, lora, low_rank, rope, tree_attention
+from alignment.models import (
+    attention,
+    decoder,
+    expanded_attention,
+    lora,
+    low_rank,
+    on_mesh,
+    rope,
+    tree_attention,
+)
 from alignment.preference import pairs
 from alignment.train import sharding
 
 # The modules that compute the numbers; those that lay out the rows come from who calls.
-ENGINE = (logprobs, attention, decoder, lora, low_rank, rope, tree_attention, pairs)
+NETWORK = (attention, decoder, expanded_attention, lora, low_rank, on_mesh, rope, tree_attention)
+ENGINE = (logprobs, *NETWORK, pairs)
 NOTE = "made_from.json"
 
 

@@ -21,7 +21,9 @@ from alignment.models import attention, decoder
 from alignment.preference import pairs, reference_store
 from alignment.train import sharding
 from data import loader
-from data.texts import preferences, trees
+from data.texts import preferences, strands, trees
+
+LAYOUT = (trees, strands, sys.modules[__name__])  # the modules that place answers in rows
 
 
 def stored(
@@ -82,8 +84,7 @@ def _of(
     folder: str | pathlib.Path,
 ) -> list[np.ndarray]:
     """Log-probabilities of the tokens of each answer, from the store where it has them."""
-    layout = (trees, sys.modules[__name__])
-    store = reference_store.Store(folder, reference_store.made_from(model, params, mesh, layout)) if folder else None
+    store = reference_store.Store(folder, reference_store.made_from(model, params, mesh, LAYOUT)) if folder else None
     keys = [reference_store.key(*answer) for answer in answers] if store else []
     lengths = [len(answer.ids) - answer.prompt_len for answer in answers]
     known = _agreed(store.read(keys), lengths) if store else [None] * len(answers)

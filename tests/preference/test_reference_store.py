@@ -1,14 +1,16 @@
 """Log-probabilities that runs share are found under what they were computed from, and under nothing else."""
 
 import concurrent.futures
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from alignment.errors import InputError
-from alignment.preference import reference_store
+from alignment.preference import pairs, reference_store
 from data.texts import trees
+from experiments.launch import references
 from tests.train import helpers
 
 IDS = np.array([1, 2, 3, 4], np.int32)
@@ -62,6 +64,19 @@ def test_numerics_are_those_of_network_mesh_precision_flags_and_code(monkeypatch
         assert numerics()["code"] != first["code"]
     monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
     assert numerics() != first
+
+
+def modules(module, prefix):
+    """The modules under a name that a module and its own imports import."""
+    own = [
+        one for one in vars(module).values() if isinstance(one, types.ModuleType) and one.__name__.startswith(prefix)
+    ]
+    return {module, *own, *(deep for one in own for deep in modules(one, prefix))}
+
+
+def test_the_code_that_counts_is_all_that_networks_and_rows_are_made_of():
+    assert modules(pairs, "alignment.models.") <= set(reference_store.ENGINE)
+    assert modules(trees, "data.texts.") <= set(references.LAYOUT)
 
 
 def test_many_writers_at_once_lose_nothing(tmp_path):
