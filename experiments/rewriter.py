@@ -22,7 +22,7 @@ from alignment.decoding import cache
 from alignment.errors import InputError
 from alignment.filtering.rewriting import conduct, distance, gates, rewrite
 from alignment.filtering.rules import language
-from alignment.train import language_model, optimizer, sharding
+from alignment.train import language_model, loop, optimizer, sharding
 from data import records
 from data.texts import rewrite_pairs, text
 from data.tokens import tokenizer, word_bytes
@@ -150,6 +150,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"tokenizer='words' is made for a model from nothing; init_from={c.init_from!r} has its own")
     lm.check_model(c, made_here=c.tokenizer == "words")
     optimizer.adamw(**c.optimizer)
+    loop.Pace(**c.loop)
 
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
