@@ -53,6 +53,10 @@ NEEDS = {
     "prompt": "must be a text, a list of texts, a list of token ids or a list of such lists, with ids from 0 up",
     "stop": f"must be a text or a list of at most {MAX_STOPS} texts, of 1 to {MAX_STOP_CHARS} letters each",
     "content": 'must be a text or a list of {"type": "text", "text": ...}',
+    **dict.fromkeys(
+        ("refusal", "audio", "function_call", "tool_calls", "annotations"),
+        "must be null or empty, because the model reads no more of a message than its text; leave it out",
+    ),
 }
 
 
@@ -149,6 +153,12 @@ class Message(_Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(fail_fast=True, max_length=MAX_MESSAGES)]
     name: Annotated[str, Field(max_length=100)] | None = None
+    # what an answer has beside its text, where it holds nothing: clients send answers back as they got them
+    refusal: Literal[""] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
 
     def plain(self) -> dict[str, str]:
         """The message as templates read it: `developer` is the newer name of `system`, and parts are one text."""

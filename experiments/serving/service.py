@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from alignment.decoding.requests import Request, Token
+from alignment.decoding.requests import Request
 from alignment.errors import InputError
 from data.tokens.tokenizer import Tokenizer
 from experiments.decoding.guides import BASE, Guides
@@ -17,7 +17,7 @@ from experiments.serving.answers import Choice, Usage
 from experiments.serving.driving import Driver, Engine, Event, Job
 from experiments.serving.failures import Failure, Refused
 from experiments.serving.metrics import Metrics
-from experiments.serving.text import Part, Writer
+from experiments.serving.text import Part, Writer, Written
 
 QUIET = 15.0  # seconds without an event after which a stream sends a comment
 
@@ -175,7 +175,7 @@ class Service:
         n = body.n or 1
         echoes: list[Part | None] = [None] * (len(ids) * n)
         if body.echo:
-            parts = [self._echo(p, list(map(answers.unscored, i))) for p, i in zip(prompts, ids)]
+            parts = [self._echo(p, i) for p, i in zip(prompts, ids)]
             echoes = [part for part in parts for _ in range(n)]
         shape = answers.TextShape(
             echo_chars=[len(echo.text) if echo else 0 for echo in echoes],
@@ -194,8 +194,9 @@ class Service:
             led = self.guides.chats(messages, ids)
         except InputError as e:
             raise Refused(str(e), "messages") from e
-        limit = body.limit if body.limit is not None else self.limits.max_tokens
-        limit = max(self.max_len - len(ids), 1) if limit is None else limit
+        longest = max(map(len, [ids, *led.get("guide_prompts", ())]))
+        room = max(self.max_len - longest, 1)
+        limit = min(room, self.limits.max_tokens or room) if body.limit is None else body.limit
         num_top = (body.top_logprobs or 0) if body.logprobs else None
         shape = answers.ChatShape(num_top=num_top, **self._shape_options(body))
         wanted = self._requests(body, ids, limit, logprobs=num_top, **led)
@@ -240,11 +241,15 @@ class Service:
         members = () if body.guidance is None else (BASE, *self.guides.names)
         return dict(model=self.name, fingerprint=self.fingerprint, shown=self.shown, raw=self.raw, members=members)
 
-    def _echo(self, prompt: str | list[int], tokens: list[Token]) -> Part:
-        """The prompt as it was sent, and its tokens with their places."""
-        raw = b"".join(self.raw(token.id) for token in tokens)
-        part = Writer(self.pieces, ()).take(Event(0, tokens, raw, is_done=True))
-        return Part(prompt, part.tokens) if isinstance(prompt, str) else part
+    def _echo(self, prompt: str | list[int], ids: list[int]) -> Part:
+        """The prompt as it was sent, and its tokens, not scored yet, with their places."""
+        tokens = list(map(answers.unscored, ids))
+        if isinstance(prompt, str):  # special tokens have no bytes, and some tokenizers add a space: neither counts
+            starts = [start for start, _ in self.tok.encode_with_offsets(prompt)[1]]
+            starts = [0] * (len(ids) - len(starts)) + starts  # BOS stands before the text
+            return Part(prompt, [Written(token, start) for token, start in zip(tokens, starts)])
+        raw = b"".join(map(self.raw, ids))
+        return Writer(self.pieces, ()).take(Event(0, tokens, raw, is_done=True))
 
     def shown(self, i: int) -> str:
         return text.shown(self.raw(i), lambda: self.tok.decode([i], skip_special=False))
@@ -328,7 +333,8 @@ class Service:
         request = work.requests[event.index]
         if not choice.has_begun and work.echo_waits and choice.echo is not None:
             tokens = [answers.unscored(request.prompt[0]), *event.prompt]
-            choice.echo = Part(choice.echo.text, self._echo("", tokens).tokens)
+            scored = [Written(token, old.offset) for token, old in zip(tokens, choice.echo.tokens)]
+            choice.echo = Part(choice.echo.text, scored)
         choice.has_begun = True
         choice.text += part.text
         choice.tokens += part.tokens

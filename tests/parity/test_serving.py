@@ -114,6 +114,8 @@ def test_a_chat_answers_whole_and_streamed_with_logprobs(client):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "System: Be kind."
     assert last.usage == done.usage
+    next_turn = [*asked["messages"], choice.message, {"role": "user", "content": "And?"}]
+    assert client.chat.completions.create(**asked | {"messages": next_turn}).choices[0].finish_reason == "stop"
 
 
 def test_errors_are_the_packages_own(client):

@@ -29,8 +29,9 @@ class Parrot:
         order: the prompts in the order in which they were submitted.
     """
 
-    def __init__(self, num_slots=2, max_len=MAX_LEN, seconds=0.0, stop_ids=()):
+    def __init__(self, num_slots=2, max_len=MAX_LEN, seconds=0.0, stop_ids=(), num_guides=0):
         self.num_slots, self.max_len, self.seconds, self.stop_ids = num_slots, max_len, seconds, stop_ids
+        self.num_guides = num_guides
         self.waiting, self.busy, self.order = collections.deque(), [], []
         self.fault, self.number, self.thread = None, 0, None
         self.gate = threading.Event()  # cleared, the engine stands still
@@ -45,7 +46,7 @@ class Parrot:
         return len(self.busy)
 
     def check(self, request):
-        requests.check(request, vocab_size=len(PIECES), max_len=self.max_len)
+        requests.check(request, vocab_size=len(PIECES), max_len=self.max_len, num_guides=self.num_guides)
 
     def submit(self, request):
         assert self.thread in (None, threading.get_ident()), "two threads call the engine"

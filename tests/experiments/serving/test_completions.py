@@ -1,7 +1,11 @@
+import dataclasses
+
 import pytest
 
+from experiments.decoding.guides import Guide, Guides
 from experiments.serving import answers
-from tests.experiments.serving.conftest import Parrot, opened
+from experiments.serving.service import Limits
+from tests.experiments.serving.conftest import MAX_LEN, TOK, Parrot, opened
 
 
 def test_a_completion_has_openais_shape_and_counts_its_tokens(run):
@@ -33,6 +37,20 @@ def test_a_chat_goes_through_the_template_and_parts_are_one_text(run):
             (choice,) = body["choices"]
             assert choice["message"] == {"role": "assistant", "content": "User: hello", "refusal": None}
             assert choice["finish_reason"] == "stop" and choice["logprobs"] is None
+
+    run(work())
+
+
+def test_an_answer_may_be_sent_back_as_it_came_and_the_template_reads_its_text_alone(run):
+    async def work():
+        engine = Parrot(stop_ids=(ord("\n"),))
+        async with opened(engine) as door:
+            question = {"role": "user", "content": "Hi"}
+            answer = (await door.chat([question])).json["choices"][0]["message"]
+            others = {"audio": None, "function_call": None, "tool_calls": [], "annotations": []}  # of other services
+            reply = await door.chat([question, answer | others, question], max_tokens=1)
+            assert reply.status == 200, reply.body
+            assert engine.order[1] == b"User: Hi\n\nAssistant: User: Hi\n\nUser: Hi\n\nAssistant:"
 
     run(work())
 
@@ -88,6 +106,9 @@ def test_echo_with_logprobs_and_no_new_tokens_scores_the_prompt(run):
             assert logprobs["top_logprobs"][:2] == [None, {"a": -0.5}]
             assert logprobs["text_offset"] == [0, 0, 1, 1]
             assert body["usage"]["completion_tokens"] == 0
+            special = (await door.complete("<|eos|>ab", max_tokens=0, logprobs=0, echo=True)).json["choices"][0]
+            assert special["logprobs"]["tokens"] == ["<|bos|>", "<|eos|>", "a", "b"]  # a special token has no bytes
+            assert special["logprobs"]["text_offset"] == [0, 0, 7, 8]
 
     run(work())
 
@@ -131,6 +152,16 @@ def test_a_chat_without_a_limit_may_fill_the_cache(run):
         async with opened() as door:
             body = (await door.chat("x")).json
             assert body["usage"]["total_tokens"] == door.service.max_len
+        led_by = Guides((Guide("long", "run:long", 1.0),), (dataclasses.replace(TOK, chat_template="y" * 200),))
+        for limits, guides, num in [
+            (Limits(max_tokens=250), None, MAX_LEN - 20),  # of what there is room for
+            (Limits(max_tokens=7), None, 7),
+            (Limits(), led_by, MAX_LEN - 200),  # the guide's prompt is longer than the model's
+        ]:
+            engine = Parrot(num_guides=1 if guides else 0)
+            async with opened(engine, limits=limits, service_options=dict(guides=guides)) as door:
+                reply = await door.chat("x")
+                assert reply.status == 200 and reply.json["usage"]["completion_tokens"] == num, reply.body
 
     run(work())
 

@@ -117,6 +117,8 @@ def test_what_a_completion_cannot_be_is_said(body, param, words, run):
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "must be a text or a list"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "must be a text"),
         ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x", "is not a field"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls", "empty"),
+        ({"messages": [{"role": "assistant", "content": "a", "refusal": "No."}]}, "messages[0].refusal", "empty"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
         ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({**CHAT, "logprobs": 2}, "logprobs", "valid boolean"),
