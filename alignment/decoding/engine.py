@@ -54,6 +54,7 @@ class _Slot:
 
     job: Job | None = None
     last_used: int = 0
+    is_proven: bool = True  # the last step's logits were numbers, and so is all in the cache that they come from
 
 
 class Engine:
@@ -121,7 +122,8 @@ class Engine:
         frees_params: bool = False,
         attention: str = "auto",
     ) -> None:
-        programs.check_sizes(num_slots=num_slots, max_len=max_len, chunk=chunk, block=block, num_draft=num_draft)
+        sizes: dict[str, Any] = dict(num_slots=num_slots, max_len=max_len, chunk=chunk, block=block)
+        programs.check_sizes(**sizes, num_draft=num_draft, num_steps=num_steps, chunks_per_turn=chunks_per_turn)
         max_len = -(-max_len // chunk) * chunk
         network.check_dtypes(weights_dtype, cache_dtype)
         errors.one_of("order", order, ORDERS)
@@ -238,6 +240,7 @@ class Engine:
             if slot.job is not None and slot.job.number == number:
                 job, slot.job = slot.job, None
                 self._prefilling.pop(i, None)
+                self._clean(i)
                 return job
         return None
 
@@ -315,6 +318,8 @@ class Engine:
         job = self._slots[i].job
         if job.request.max_new_tokens:
             return []
+        # a prompt whose scores are numbers needs no further look at what it left, if nobody else read it
+        self._slots[i].is_proven = job.read_scores() and bool(job.answer.prompt) and not self.plan.guides
         return [News(self._end(i, "length"), [], True)]
 
     def _admit(self, job, free):
@@ -340,7 +345,7 @@ class Engine:
             self.counts["prompt_tokens"] += len(prompts[0])
             self.counts["cached_tokens"] += starts[0]
         slot.job, self._turn = job, self._turn + 1
-        slot.last_used = self._turn
+        slot.last_used, slot.is_proven = self._turn, False
         row = programs.row(
             plan,
             request,
@@ -413,6 +418,8 @@ class Engine:
         num = int(np.sum(ids >= 0))
         for model, prompt in enumerate(self._prompts(job.request)):
             self.prefixes.wrote(i, model, len(prompt) + len(job.answer.tokens) - job.num_replayed + num)
+        by_model = fetched["by_model"][:, i, :num] if plan.guides else np.zeros(0)  # a guide of weight 0 may fail alone
+        self._slots[i].is_proven = not (np.any(ids >= plan.models[0].vocab_size) or np.any(np.isnan(by_model)))
         skipped = min(num, job.num_replayed)
         job.num_replayed -= skipped
         stop_ids = {*self.stop_ids, *request.stop_ids}
@@ -424,8 +431,8 @@ class Engine:
                 reason = "error"
                 break
             top = job.best(*(x[i, k] for x in fetched["top"])) if request.logprobs else []
-            by_model = tuple(fetched["by_model"][:, i, k].tolist()) if plan.guides else ()
-            new.append(Token(token, float(fetched["logprobs"][i, k]), top, by_model))
+            said = tuple(by_model[:, k].tolist()) if plan.guides else ()
+            new.append(Token(token, float(fetched["logprobs"][i, k]), top, said))
             if token in stop_ids:
                 reason, job.answer.stop = "stop", token
             elif job.matcher is not None and (text := job.matcher.feed(token)) is not None:
@@ -448,18 +455,23 @@ class Engine:
         return [request.prompt, *own, *([request.prompt] if self.plan.draft is not None else [])]
 
     def _end(self, i, reason):
-        """Free a slot whose request is through, and clean it where the request left NaN in its cache.
+        """Free a slot whose request is through."""
+        job, self._slots[i].job = self._slots[i].job, None
+        answer = job.finish(reason if job.read_scores() else "error")
+        self.counts["failed"] += bool(answer.error)
+        self._clean(i)
+        return answer
+
+    def _clean(self, i):
+        """Clean a free slot if its request left NaN in its cache, whether or not anybody has seen it.
 
         Hidden keys have weight 0 for the slot's next request, and 0 times NaN is NaN.
         """
-        job, self._slots[i].job = self._slots[i].job, None
-        answer = job.finish(reason if job.read_scores() else "error")
-        if answer.error:
-            self.counts["failed"] += 1
-            self.state = programs.clean(self.plan, self.state, np.int32(i))
-            for model in range(len(self.plan.places)):
-                self.prefixes.start(i, model, [], i)
-        return answer
+        if self._slots[i].is_proven or programs.is_clean(self.plan, self.state, np.int32(i)):
+            return
+        self.state = programs.clean(self.plan, self.state, np.int32(i))
+        for model in range(len(self.plan.places)):
+            self.prefixes.start(i, model, [], i)
 
 
 def write(

@@ -2,7 +2,7 @@
 
 All state of the slots lives on the device, in one tree of arrays that every program takes over (donated) and gives
 back. Every option of a request is data in it, so these programs are all there are, whatever the requests look like
-(two of prefill, for chunks and for halves; and `clean` for a slot in which a request failed).
+(two of prefill, for chunks and for halves; and `is_clean` and `clean` for slots in which a request may have failed).
 
 Prefill covers a prompt but for its last token. That one is the first token of decoding, so logits are read and tokens
 are chosen in one program only.
@@ -31,6 +31,8 @@ State = dict[str, Any]
 # (logits_BV, tokens_BS, t_B, state) -> (logits_BV, state); t_B is the number of tokens so far, prompt and answer
 Processor = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
+# Below these, float32 makes a division by 0 of a draw, or its filter drops every token.
+LEAST_TEMPERATURE, LEAST_TOP_P = 1e-5, 1e-6
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
@@ -121,7 +123,16 @@ def _empty(plan):
     }
 
 
-def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_draft: int) -> None:
+def check_sizes(
+    *,
+    num_slots: int,
+    max_len: int,
+    chunk: int,
+    block: int,
+    num_draft: int,
+    num_steps: int = 1,
+    chunks_per_turn: int | None = None,
+) -> None:
     """Refuse sizes of an engine that are out of range or do not fit one another; see `engine.Engine`.
 
     Raises:
@@ -129,6 +140,10 @@ def check_sizes(*, num_slots: int, max_len: int, chunk: int, block: int, num_dra
     """
     if num_slots < 1:
         raise InputError(f"num_slots={num_slots} must be at least 1")
+    if num_steps < 1:
+        raise InputError(f"num_steps={num_steps} must be at least 1, or no answer would ever end")
+    if chunks_per_turn is not None and chunks_per_turn < 1:
+        raise InputError(f"chunks_per_turn={chunks_per_turn} must be at least 1; None reads all that free slots want")
     network.check_lengths(-(-max_len // max(chunk, 1)) * max(chunk, 1), block, chunk)
     if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
         raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")
@@ -221,6 +236,17 @@ def clean(plan: Plan, state: State, slot: jax.Array) -> State:
         caches.append([{name: x.at[:, rows_P].set(0) for name, x in layer.items()} for layer in cache])
     reading = {name: state[name].at[:, slot].set(0) for name in ("pending", "position")}
     return _placed(plan, {**state, "caches": caches, **reading})
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def is_clean(plan: Plan, state: State, slot: jax.Array) -> jax.Array:
+    """Whether all numbers in all caches of a slot are finite."""
+    finite = [
+        jnp.all(jnp.isfinite(x[:, jnp.arange(plan.num_parts(i)) * plan.num_slots + slot]))
+        for i, cache in enumerate(state["caches"])
+        for x in jax.tree.leaves(cache)
+    ]
+    return jnp.all(jnp.stack(finite))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "model"), donate_argnames="state")
@@ -455,6 +481,8 @@ def _options(plan, request, seed, stop_ids):
     stop_ids = list(dict.fromkeys(stop_ids))[:NUM_STOP_IDS]
     return {
         **{name: np.float32(getattr(request, name)) for name in FLOATS},
+        "temperature": np.float32(request.temperature if request.temperature >= LEAST_TEMPERATURE else 0.0),
+        "top_p": np.float32(max(request.top_p, LEAST_TOP_P)),
         "top_k": np.int32(min(request.top_k, plan.models[0].vocab_size)),
         "seed": seed,
         "sample": np.uint32(request.sample),

@@ -222,7 +222,7 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+    if not _is_number(value) or not low <= value <= high:
         raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
 
 
@@ -239,4 +239,5 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+    """NaN is one too; the comparisons with a range that follow are false for it."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -90,8 +90,8 @@ def _by_model(plan, weights, state, is_live_B):
             break
         logits_BV = _as_wide(network.logits(weights, hidden_B1D[:, 0]), plan.models[0].vocab_size)
         token_B = sampling.choose(logits_BV, state["options"], state["position"][0] + 1 + i, is_live_B)
-        # The embedding of an id that it lacks is NaN: the draft's last id may come before the target's.
-        token_B = jnp.minimum(token_B, min(plan.draft.vocab_size, plan.models[0].vocab_size) - 1)
+        # The embedding of an id that a model lacks is NaN: all of them read the guess.
+        token_B = jnp.minimum(token_B, min(model.vocab_size for model in plan.all_models) - 1)
         guesses.append(token_B)
     return {**state, "caches": [*state["caches"][:-1], cache]}, jnp.stack(guesses, axis=1)
 

@@ -39,6 +39,9 @@ lm = test_engine.lm
         (dict(stop="abc"), "one text"),
         (dict(temperature=1e39), "temperature"),  # infinite on the device
         (dict(repetition_penalty=1e39), "repetition_penalty"),
+        (dict(temperature=10**400), "temperature"),  # too long for a float
+        (dict(top_p=10**400), "top_p"),
+        (dict(min_p=float("inf")), "min_p"),
         (dict(repetition_penalty=1e-46), "repetition_penalty"),
         (dict(processor_rows=[()]), "processor_rows"),
     ],
@@ -74,7 +77,18 @@ def test_states_that_do_not_fit_the_processors_are_refused(lm):
             server.submit(Request([3], 2, processor_rows=rows))
 
 
-@pytest.mark.parametrize("sizes", [{"num_slots": 0}, {"chunk": 0}, {"num_draft": -1}, {"num_draft": 9}, {"block": 3}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_slots": 0},
+        {"chunk": 0},
+        {"num_draft": -1},
+        {"num_draft": 9},
+        {"block": 3},
+        {"num_steps": 0},
+        {"chunks_per_turn": 0},
+    ],
+)
 def test_sizes_out_of_range_are_refused(lm, sizes):
     with pytest.raises(InputError, match=next(iter(sizes))):
         make(lm, **sizes)
