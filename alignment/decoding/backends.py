@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from alignment.decoding.requests import Request
 from alignment.errors import InputError
 
 Messages = list[dict[str, str]]
@@ -29,6 +30,20 @@ _ABOUT_THE_TEXT = re.compile(
     r"context|too (?:long|large|many)|token|content.?(?:filter|management|policy)|moderat", re.I
 )
 _SAID = 300  # characters of a service's own words that a message repeats
+
+
+def key_in(variable: str) -> str:
+    """The API key in a variable of the environment, without blanks and line ends around it; "" for none.
+
+    Raises:
+        InputError: the key cannot stand in a header of HTTP. The message does not show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"{variable} holds a line end or a letter beyond ASCII, which no API key has; set it to the key alone"
+        )
+    return key
 
 
 def is_storable(text: str) -> bool:
@@ -49,33 +64,30 @@ class Down(RuntimeError):
 
 
 def flax(
-    model: Any,
-    params: Any,
+    engine_fn: Callable[[int], Any],
     *,
     encode: Callable[[Messages], Sequence[int]],
     decode: Callable[[Sequence[int]], str],
-    stop_ids: Sequence[int],
-    batch_size: int = 16,
     max_prompt: int = 4_096,
+    failed_after: int = 5,
 ) -> Complete:
     """A language model in this process, decoded greedily, so that an answer depends on its prompt alone.
 
-    The answer is None if the prompt is too long, or the answer does not end within its length.
+    The answer is None if the prompt is too long, if the answer does not end within its length, or if the logits are
+    not numbers. A model that has failed so on every request is `Down`.
 
     Args:
-        model, params: a decoder and its parameters.
+        engine_fn: makes an `engine.Engine` for rows of at least so many tokens.
         encode: a chat -> token ids, including the opening of the answer.
         decode: token ids of an answer, without its stop token -> text.
-        stop_ids: tokens that end an answer.
-        batch_size: answers written at the same time.
         max_prompt: longest prompt, in tokens.
+        failed_after: requests that fail before any is answered, after which the model counts as `Down`.
     """
-    from alignment.decoding import engine, requests  # the engine imports JAX
-
     server: Any = None
+    num_failed, has_answered = 0, False
 
     def complete(messages: Sequence[Messages], max_new: Sequence[int]) -> list[str | None]:
-        nonlocal server
+        nonlocal server, num_failed, has_answered
         prompts = [encode(chat) for chat in messages]
         wanted = [i for i, prompt in enumerate(prompts) if 0 < len(prompt) <= max_prompt]
         if not wanted:
@@ -83,13 +95,14 @@ def flax(
         longest = max(len(prompts[i]) + max_new[i] for i in wanted)
         if server is None or server.max_len < longest:  # a power of two: a cache outgrown is rarely made anew
             server = None  # the old cache and weights go before the new ones come
-            server = engine.Engine(
-                model, params, num_slots=batch_size, max_len=_power_of_two(longest), stop_ids=stop_ids, order="longest"
-            )
+            server = engine_fn(_power_of_two(longest))
         answers: list[str | None] = [None] * len(messages)
-        written = server.answers([requests.Request(prompts[i], max_new[i]) for i in wanted])
-        for i, answer in zip(wanted, written):
+        written = server.run([Request(prompts[i], max_new[i]) for i in wanted])
+        for i, answer in zip(wanted, sorted(written, key=lambda answer: answer.number)):
             answers[i] = decode(answer.answer_ids) if answer.finish_reason == "stop" else None
+            num_failed, has_answered = num_failed + bool(answer.error), has_answered or not answer.error
+            if num_failed >= failed_after and not has_answered:
+                raise Down(f"the model failed on all of its {num_failed} requests: {answer.error}", answers)
         return answers
 
     return complete
@@ -140,7 +153,8 @@ def openai(
         extra: further fields of the request, such as {"seed": 0}. The temperature is 0 unless it is here.
 
     Raises:
-        InputError: a URL or key that the endpoint will never take (401, 403, 404 and redirects).
+        InputError: a URL or key that the endpoint will never take (401, 403, 404 and redirects), or a variable that
+            holds no key.
     """
     endpoint = _Endpoint(base_url, model, api_key_env, timeout_seconds, retries, backoff_seconds, length_key, extra)
     limits = {"connection": down_after, "service": refused_after, "time": hung_after, "acceptance": refused_after}
@@ -236,7 +250,7 @@ class _Endpoint:
         if not model:
             raise InputError("model='' is empty; give the name that the endpoint lists under /models")
         self.url, self.address = base_url.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}"
-        self.key = os.environ.get(api_key_env, "") if api_key_env else ""
+        self.key = key_in(api_key_env)
         self.key_from, self.timeout, self.retries = api_key_env, timeout_seconds, retries
         self.backoff, self.length_key = backoff_seconds, length_key
         self.body = {"model": model, "temperature": 0, **(extra or {})}
@@ -331,7 +345,9 @@ class _Endpoint:
             )
 
     def _clean(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+        if not self.key:
+            return text
+        return text.replace(self.key, "***").replace(repr(self.key)[1:-1], "***")  # as other messages quote it
 
 
 def _seconds(retry_after: str) -> float:

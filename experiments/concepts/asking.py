@@ -108,15 +108,13 @@ class Writer:
     def _model(self) -> tuple[backends.Complete, str]:
         if self._flax is None:
             model = models.load(self._c.decoder, self._folder)
-            tok, engine = model.tok, self._c.decoder.engine
+            tok, c = model.tok, self._c.decoder
             complete = backends.flax(
-                model.network,
-                model.params,
+                # as long as the texts need, because the cache of all slots is allocated at once
+                lambda max_len: models.engine(model, c, max_len=max_len + c.engine.num_draft, order="longest"),
                 encode=lambda chat: tok.encode(tok.render(chat, add_generation_prompt=True)),
                 decode=tok.decode,
-                stop_ids=tok.stop_ids,
-                batch_size=engine.num_slots,
-                max_prompt=engine.max_len,
+                max_prompt=c.engine.max_len,
             )
             self._flax = complete, model.digest
         return self._flax

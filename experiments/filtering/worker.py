@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment import errors, files
-from alignment.decoding import backends
+from alignment.decoding import backends, engine
 from alignment.filtering.rewriting import conduct
 from alignment.models import huggingface
 from alignment.train import language_model, sharding
@@ -59,7 +59,9 @@ def load(folder: str, *, batch_size: int = 16, dtype: str = "bfloat16") -> Worke
     return Worker(complete, count_tokens, f"{path.name}:{fingerprint(path)}", about.get("sha256", ""))
 
 
-def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, **options: Any) -> backends.Complete:
+def backend(
+    model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, batch_size: int = 16, **options: Any
+) -> backends.Complete:
     """`backends.flax` with this tokenizer's chat template; `prompt` is one of PROMPTS."""
     check_prompt(prompt)
 
@@ -67,8 +69,11 @@ def backend(model: Any, params: Any, tok: tokenizer.Tokenizer, *, prompt: str, *
         chat = messages if prompt == "full" else bare(conduct.text_of(messages))
         return tok.encode(tok.render(chat, add_generation_prompt=True))
 
-    decoding = dict(encode=encode, decode=tok.decode, stop_ids=tok.stop_ids)
-    return backends.flax(model, params, **decoding, **options)
+    def engine_fn(max_len: int) -> engine.Engine:
+        known = dict(stop_ids=tok.stop_ids, num_ids=tok.vocab_size, order="longest")
+        return engine.Engine(model, params, num_slots=batch_size, max_len=max_len, **known)
+
+    return backends.flax(engine_fn, encode=encode, decode=tok.decode, **options)
 
 
 def bare(text: str) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alignment import files
+from alignment.decoding import backends
 from alignment.errors import InputError
 from experiments.launch import host
 from experiments.serving import app as apps
@@ -153,7 +154,7 @@ async def serve(
     """
     hosts = (*LOOPBACK, "[::1]") if sock.getsockname()[0] in LOOPBACK else ()
     config = uvicorn.Config(
-        apps.build(service, key=os.environ.get(KEY, ""), hosts=hosts),
+        apps.build(service, key=backends.key_in(KEY), hosts=hosts),
         http=protocol(header_seconds),
         ws="none",
         lifespan="off",
@@ -214,7 +215,7 @@ async def ask(url: str) -> None:
     Raises:
         RuntimeError: it is not answered.
     """
-    key = os.environ.get(KEY, "")
+    key = backends.key_in(KEY)
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
     body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}).encode()
     request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)

@@ -93,6 +93,18 @@ def test_an_endpoint_is_asked_as_its_protocol_says_and_answers_keep_their_order(
     assert body == {"model": "small", "temperature": 0, "seed": 7, "max_tokens": 5, "messages": chats("0")[0]}
 
 
+def test_a_line_end_behind_the_key_is_no_part_of_it_and_one_within_is_refused_unshown(monkeypatch):
+    monkeypatch.setenv("A_KEY", " secret-key\r\n")
+    with server(lambda text, n: said(text)) as (url, seen):
+        assert ask(backends.openai(url, "m", api_key_env="A_KEY"), "a") == ["a"]
+    assert seen[0][1]["Authorization"] == "Bearer secret-key"
+    for key in ("secret\nkey", "secret-kéy"):
+        monkeypatch.setenv("A_KEY", key)
+        with pytest.raises(InputError, match="A_KEY holds a line end or a letter beyond ASCII") as caught:
+            backends.openai("http://127.0.0.1/v1", "m", api_key_env="A_KEY")
+        assert "secret" not in str(caught.value)
+
+
 def test_requests_are_under_way_together():
     gate = threading.Barrier(4, timeout=5)
 
@@ -253,6 +265,11 @@ def lm():
     return model, {**params, "embedding": params["embedding"] * 5.0, "head": params["head"] * 4.0}
 
 
+def engines(lm, *stop_ids):
+    """Makers of engines, as `flax` takes them."""
+    return lambda max_len: engine.Engine(*lm, num_slots=2, max_len=max_len, stop_ids=stop_ids, order="longest")
+
+
 def test_flax_answers_as_greedy_decoding_of_all_prompts_at_once(lm):
     texts = ["abc", "a" * 30, "bb", "cabbage", "x"]
 
@@ -261,9 +278,24 @@ def test_flax_answers_as_greedy_decoding_of_all_prompts_at_once(lm):
 
     prompts = [encode(chat) for chat in chats(*texts)]
     stop = engine.write(*lm, prompts, max_new_tokens=16)[0][3]
-    options = dict(encode=encode, decode=lambda ids: " ".join(map(str, ids)), stop_ids=(stop,), batch_size=2)
-    found = backends.flax(*lm, **options)(chats(*texts), [16] * 5)
+    options = dict(encode=encode, decode=lambda ids: " ".join(map(str, ids)))
+    found = backends.flax(engines(lm, stop), **options)(chats(*texts), [16] * 5)
     wanted = engine.write(*lm, prompts, max_new_tokens=16, stop_ids=(stop,))  # one batch; rows do not matter
     assert found == [" ".join(map(str, ids[:-1])) if ids[-1] == stop else None for ids in wanted]
     assert found[0] is not None
-    assert backends.flax(*lm, max_prompt=7, **options)(chats(*texts), [16] * 5) == [found[0], None, *found[2:]]
+    short = backends.flax(engines(lm, stop), max_prompt=7, **options)
+    assert short(chats(*texts), [16] * 5) == [found[0], None, *found[2:]]
+
+
+def test_a_text_on_which_the_model_fails_has_no_answer_and_a_model_that_always_fails_is_down(lm):
+    model, params = lm
+    poison = {**params, "embedding": params["embedding"].at[ord("x") % 29].set(jnp.nan)}
+    every = tuple(range(32))  # the first token ends an answer, whichever it is
+    options = dict(encode=lambda chat: [ord(c) % 29 for c in chat[-1]["content"]], decode=str)
+    found = backends.flax(engines((model, poison), *every), **options)(chats("a", "x", "b"), [2] * 3)
+    assert [answer is None for answer in found] == [False, True, False]
+    complete = backends.flax(engines((model, poison), *every), failed_after=3, **options)
+    assert complete(chats("ax", "bx"), [2, 2]) == [None, None]  # it may be the texts
+    with pytest.raises(backends.Down, match=r"failed on all of its 3 requests.*not numbers") as caught:
+        complete(chats("cx"), [2])
+    assert caught.value.answers == [None]

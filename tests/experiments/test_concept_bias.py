@@ -322,6 +322,24 @@ def test_texts_without_concepts_are_annotated_twice_and_those_in_doubt_dropped(t
         asking.check(c)
 
 
+def test_the_model_in_this_process_answers_with_the_engine_of_its_config(tmp_path, monkeypatch):
+    c = concept_bias.get_config("tiny")
+    c.decoder = ml_collections.ConfigDict(models.settings("tiny"))
+    c.decoder.engine.num_draft = 2
+    seen = {}
+
+    def made(*_, **options):
+        seen.update(options)
+        raise StopIteration
+
+    monkeypatch.setattr(models.engines, "Engine", made)
+    complete, _ = asking.Writer(c, tmp_path)._model()
+    with pytest.raises(StopIteration):
+        complete([[{"role": "user", "content": "soup"}]], [4])
+    wanted = {name: c.decoder.engine[name] for name in c.decoder.engine if name != "max_len"}
+    assert wanted.items() <= seen.items() and seen["num_ids"] == 259 and seen["max_len"] == 64 + 2
+
+
 def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_name(tmp_path, monkeypatch, capsys):
     c = config()
     writer = asking.Writer(c, tmp_path)
