@@ -72,9 +72,12 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check(c)
     folder = pathlib.Path(workdir)
     model = models.open_model(c, folder)
+    models.warn_of_length(model, c.engine.max_len)
     size = model.network.vocab_size
-    base = options.of_run(c, vocab_size=size)
     led_by = guides.open_guides(guides.parse(c), model)
+    if led_by.all or c.draft_from:  # they read the prompts too, and all of them have the tokenizer's tokens
+        size = min(size, model.tok.vocab_size)
+    base = options.of_run(c, vocab_size=size)
     todo, bad = prompts.load(
         c.prompts,
         model.tok,
@@ -95,7 +98,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         return summary
     model = models.with_weights(model, c)
     led_by = guides.load(led_by, model)
-    made_from = {"weights": model.digest, "prompts": digest(todo)}
+    made_from = {"weights": model.digest, "model settings": models.settings_digest(model), "prompts": digest(todo)}
     made_from |= {"guides": led_by.digest} if led_by.all else {}
     keys = [(number, sample) for number, prompt in enumerate(todo) for sample in range(prompt.options.n)]
     journal = Journal(folder, made_from, keys)

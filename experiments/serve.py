@@ -15,7 +15,6 @@ import hashlib
 import importlib.util
 import ipaddress
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
+from alignment.decoding import backends
 from alignment.decoding.requests import Request
 from alignment.errors import InputError, within
 from experiments.decoding import guides, models
@@ -64,6 +64,9 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"serve needs packages that are not installed ({', '.join(missing)}): pip install 'plumbline[serve]'"
         )
+    from experiments.serving import server  # with the packages of the extra
+
+    backends.key_in(server.KEY)  # one that no client could send is refused
     within("[0, 65535]", port=c.port, hint="; 0 takes a free one")
     checks.within(c, "[1, inf)", "engine.chunks_per_turn", "limits.queue", "limits.connections", "limits.max_tokens")
     checks.within(c, "[1000, inf)", "limits.max_bytes")
@@ -98,20 +101,22 @@ def build(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> Any:
 
     opened = models.open_model(c, workdir)
     led_by = guides.open_guides(guides.parse(c), opened)  # refused before any weights are read
+    models.warn_of_length(opened, c.engine.max_len)
     model = models.with_weights(opened, c)
     led_by = guides.load(led_by, model)
     engine = models.engine(model, c, seed=c.seed, guides=led_by.members, frees_params=True)
-    # One request through all programs, so that the first client does not wait for the compiler.
+    # Two requests through all programs, so that the first client does not wait for the compiler.
     prompt = [0] * min(c.engine.chunk + 2, engine.max_len - 1)
     weights = led_by.weights_of({})
-    list(engine.run([Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True, **weights)]))
+    full = Request(prompt, max_new_tokens=1, temperature=1.0, logprobs=1, prompt_logprobs=True, **weights)
+    list(engine.run([full, Request(prompt, max_new_tokens=0, **weights)]))
     known = {name: c.limits[name] for name in ("queue", "max_bytes", "max_tokens", "body_seconds", "seconds")}
     return Service(
         engine,
         model.tok,
         model.pieces,
         name=name_of(c),
-        fingerprint=fingerprint(c, model.digest, led_by.digest, attention=engine.plan.attention),
+        fingerprint=fingerprint(c, model, led_by.digest, attention=engine.plan.attention),
         num_slots=c.engine.num_slots,
         max_len=engine.max_len,
         limits=Limits(**known),
@@ -125,14 +130,15 @@ def name_of(c: ml_collections.ConfigDict) -> str:
     return c.name or pathlib.PurePath(c.init_from.rpartition(":")[2]).name
 
 
-def fingerprint(c: ml_collections.ConfigDict, digest: str, guides_digest: str = "", *, attention: str) -> str:
-    """Of what the bits of an answer depend on: weights, numerics, slots; see alignment/decoding/engine.py.
+def fingerprint(c: ml_collections.ConfigDict, model: models.Model, guides_digest: str = "", *, attention: str) -> str:
+    """Of what the bits of an answer depend on: weights, tokenizer, numerics, slots; see alignment/decoding/engine.py.
 
     Args:
         attention: the kernel that the engine chose, which the config's "auto" does not say.
     """
     device = jax.devices()[0]
-    content = {"weights": digest, "jax": jax.__version__, "device": f"{device.platform} {device.device_kind}"}
+    content = {"weights": model.digest, "jax": jax.__version__, "device": f"{device.platform} {device.device_kind}"}
+    content |= {"settings": models.settings_digest(model)}
     content |= {"engine": {**c.engine, "attention": attention}, "draft": c.draft_from, "tensor": c.mesh.tensor}
     content |= {"guides": guides_digest} if guides_digest else {}
     return "fp_" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -145,5 +151,5 @@ def _warn(c: ml_collections.ConfigDict) -> None:
         is_local = ipaddress.ip_address(c.host).is_loopback
     except ValueError:
         is_local = c.host == "localhost"
-    if not is_local and not os.environ.get(server.KEY):
+    if not is_local and not backends.key_in(server.KEY):
         print(f"warning: whoever reaches {c.host} may use this server; set {server.KEY} to ask for a key", flush=True)

@@ -8,7 +8,6 @@ import ml_collections
 from alignment.decoding.engine import Engine
 from alignment.errors import InputError
 from alignment.evaluation import harness
-from alignment.models import huggingface
 from experiments.decoding import models
 
 
@@ -38,10 +37,7 @@ def arguments(model: models.Model, c: ml_collections.ConfigDict) -> dict[str, An
 
 def max_length(model: models.Model, wanted: int) -> int:
     """`wanted`, or the length that the checkpoint was made for where that is shorter."""
-    kind, _, _ = model.init_from.partition(":")
-    if kind not in ("hf", "gguf"):
-        return wanted
-    longest = huggingface.read_config(huggingface.resolve(model.init_from)).get("max_position_embeddings") or wanted
+    longest = models.context_of(model.init_from) or wanted
     if longest < wanted:
         print(f"engine.max_len={wanted} is longer than the checkpoint's context; {longest} tokens are read", flush=True)
     return min(longest, wanted)

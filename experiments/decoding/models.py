@@ -286,6 +286,32 @@ def _digest(init_from: str, numerics: str) -> str:
     return hashlib.sha256(f"{content} {numerics}".encode()).hexdigest()[:16]
 
 
+def settings_digest(model: Model) -> str:
+    """A hash of what its answers depend on beside weights: the network's settings, tokenizer, template, stop tokens."""
+    content = hashlib.sha256(f"{model.network!r} {model.tok.stop_ids}".encode())
+    for name, value in sorted(model.tok.files.items()):
+        content.update(name.encode() + value)
+    return content.hexdigest()[:16]
+
+
+def context_of(init_from: str) -> int | None:
+    """The tokens that a checkpoint was made to read; None where it does not say."""
+    if init_from.partition(":")[0] not in ("hf", "gguf"):
+        return None
+    return huggingface.read_config(huggingface.resolve(init_from)).get("max_position_embeddings")
+
+
+def warn_of_length(model: Model, max_len: int) -> None:
+    """Say where rows may become longer than what the checkpoint was made for."""
+    longest = context_of(model.init_from)
+    if longest and longest < max_len:
+        print(
+            f"engine.max_len={max_len} is longer than the checkpoint's context of {longest} tokens, beyond which "
+            "answers get worse",
+            flush=True,
+        )
+
+
 def train_toy(
     folder: pathlib.Path, path: str = TOYS[TOY], tok: tokenizer.Tokenizer | None = None, *, seed: int = 0
 ) -> pathlib.Path:

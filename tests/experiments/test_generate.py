@@ -16,6 +16,7 @@ from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Token
 from data.tokens import tokenizer
 from experiments import generate, run
+from experiments.decoding import guides
 from experiments.pages import generate as page
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
@@ -36,6 +37,22 @@ def answered(folder, rows, *flags):
 
 def rows_of(ended):
     return [json.loads(line) for line in (ended.workdir / "generations.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("is_guided", "size"), [(False, 264), (True, 259)])
+def test_ids_that_a_guide_may_lack_are_set_aside(is_guided, size, tmp_path, monkeypatch):
+    seen = {}
+
+    def load(*_, **options):
+        seen.update(options)
+        raise StopIteration
+
+    led_by = guides.Guides((guides.Guide("kind", "run:kind", 1.0),), (None,)) if is_guided else guides.Guides()
+    monkeypatch.setattr(generate.guides, "open_guides", lambda *_: led_by)
+    monkeypatch.setattr(generate.prompts, "load", load)
+    with pytest.raises(StopIteration):
+        generate.run(generate.get_config("tiny"), str(tmp_path))
+    assert seen["vocab_size"] == size
 
 
 def mixed(num=NUM):

@@ -1,5 +1,6 @@
 """The server as the launcher starts it; tests/experiments/serving has what it does with requests."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import urllib.request
 import pytest
 
 from experiments import serve
+from experiments.decoding import models
 from experiments.launch import host
 from tests.experiments.conftest import ROOT, launch
 
@@ -64,6 +66,12 @@ def test_what_cannot_be_served_is_refused_before_weights_are_read(flag, message,
     assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err
 
 
+def test_a_key_that_no_client_could_send_is_refused_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLUMBLINE_API_KEY", "my-secret\nkey")
+    ended = launch("serve.py:tiny", tmp_path / "run")
+    assert ended.code == 2 and "PLUMBLINE_API_KEY holds a line end" in ended.err and "my-secret" not in ended.err
+
+
 def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else name)
     ended = launch("serve.py:tiny", tmp_path / "run")
@@ -94,17 +102,24 @@ def test_the_name_of_a_model_says_nothing_about_folders():
     assert serve.name_of(c) == "mine"
 
 
-def test_a_fingerprint_changes_with_weights_numerics_and_slots_alone():
+def test_a_fingerprint_changes_with_weights_tokenizer_numerics_and_slots_alone(tmp_path):
     c = serve.get_config("tiny")
-    first = serve.fingerprint(c, "weights", attention="blocks")
+    model = dataclasses.replace(models.open_model(c, tmp_path), digest="weights")
+    first = serve.fingerprint(c, model, attention="blocks")
     assert first.startswith("fp_")
-    assert first == serve.fingerprint(serve.get_config("tiny"), "weights", attention="blocks")
-    assert serve.fingerprint(c, "others", attention="blocks") != first
-    assert serve.fingerprint(c, "weights", attention="paged") != first
+    again = dataclasses.replace(models.open_model(c, tmp_path), digest="weights")
+    assert first == serve.fingerprint(serve.get_config("tiny"), again, attention="blocks")
+    others = [dataclasses.replace(model, digest="others")]
+    others += [dataclasses.replace(model, network=model.network.clone(rope_theta=5.0))]
+    for changed in (dict(files={**model.tok.files, "chat_template.jinja": b"{{ 1 }}"}), dict(stop_ids=(1,))):
+        others.append(dataclasses.replace(model, tok=dataclasses.replace(model.tok, **changed)))
+    for other in others:
+        assert serve.fingerprint(c, other, attention="blocks") != first
+    assert serve.fingerprint(c, model, attention="paged") != first
     c.port, c.seed, c.engine.attention = 9, 3, "blocks"  # what "auto" chose has the same bits by its name
-    assert serve.fingerprint(c, "weights", attention="blocks") == first
+    assert serve.fingerprint(c, model, attention="blocks") == first
     c.engine.num_slots = 3
-    assert serve.fingerprint(c, "weights", attention="blocks") != first
+    assert serve.fingerprint(c, model, attention="blocks") != first
 
 
 def test_only_a_server_that_others_reach_without_a_key_is_warned_of(capsys, monkeypatch):
