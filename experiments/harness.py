@@ -108,6 +108,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         raise InputError("harness runs in one process; start it without --distributed")
     folder = pathlib.Path(workdir)
     opened = models.open_model(c, folder)
+    _check_system(c, opened)
     manager = prepare_tasks(c, folder, opened)
     lm = harness_models.flax_lm(models.with_weights(opened, c), c)
     all_results, num_questions = [], 0
@@ -124,6 +125,20 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             files.write_rows(folder / f"samples/{task}.jsonl", harness_page.sample_rows(results, task))
     log.close()
     return harness_page.write(folder, all_results, num_cut=lm.num_cut, num_shown=c.samples)
+
+
+def _check_system(c: ml_collections.ConfigDict, model: models.Model) -> None:
+    """Refuse a system message that the model's chat template has no place for."""
+    if not (c.system_instruction and c.apply_chat_template):
+        return
+    messages = [{"role": "system", "content": c.system_instruction}, {"role": "user", "content": "Hi"}]
+    try:
+        model.tok.render(messages, add_generation_prompt=True)
+    except InputError as e:
+        raise InputError(
+            f"system_instruction={c.system_instruction[:80]!r} and the model's chat template refuses a system message "
+            f"({e}); put the words into the tasks' prompts (doc_to_text), or leave them out"
+        ) from e
 
 
 def prepare_tasks(c: ml_collections.ConfigDict, folder: pathlib.Path, model: models.Model) -> Any:

@@ -28,6 +28,7 @@ PIP = "pip install 'plumbline[eval]' (or 'lm_eval>=0.4.13')"
 MAX_LENGTH = 2_048  # where a checkpoint says nothing of its context, as in the harness
 MAX_GEN_TOKS = 256
 MARK = "plumbline/fingerprint"  # the entry of a cache that says whose answers it holds
+CUT = "plumbline/num_cut"  # and the one that says how many of their requests were cut
 PART = 4_096  # requests between two writes to a cache
 SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 GEN_KWARGS = ("until", "max_gen_toks", "do_sample", "temperature", *SAMPLING)
@@ -116,7 +117,7 @@ class LanguageModel:
         self.max_gen_toks = MAX_GEN_TOKS
         self.add_bos = tok.adds_bos if add_bos is None else add_bos
         self.digest = digest_of(params) if digest is None else digest
-        self.num_cut = 0
+        self.num_cut, self._has_cache, self._has_dropped = 0, False, False
         self.batch_size = 1  # the harness prints it; rows are packed whatever it says
         self.tokenizer = _as_harness_reads(tok)
 
@@ -169,7 +170,16 @@ class LanguageModel:
                     f"model is {self.fingerprint}); its answers would be taken for this model's: name another file"
                 )
             store[MARK] = self.fingerprint
+            if not self._has_cache:  # each task of a run brings the cache again
+                self._has_cache, self.num_cut = True, self.num_cut + store.get(CUT, 0)
         super().set_cache_hook(cache_hook)  # type: ignore[misc]  # of LM, beside which this class stands
+
+    def _count_cut(self, num: int, *, is_kept: bool = True) -> None:
+        """Count requests that were cut; where the cache keeps their answers, another start does not get them again."""
+        self.num_cut += num
+        store = self.cache_hook.dbdict  # type: ignore[attr-defined]
+        if num and is_kept and store is not None:
+            store[CUT] = store.get(CUT, 0) + num
 
     # Text to tokens
 
@@ -192,13 +202,21 @@ class LanguageModel:
         """The conversation as text; without a generation prompt it ends inside the last message, to be gone on with."""
         try:
             text = self.tok.render(chat_history, add_generation_prompt=add_generation_prompt)
-        except InputError:  # some templates have no place for a system message
+        except InputError as e:  # some templates have no place for a system message
             chat_history = [message for message in chat_history if message["role"] != "system"]
             text = self.tok.render(chat_history, add_generation_prompt=add_generation_prompt)
+            if not self._has_dropped:
+                self._has_dropped = True
+                print(f"system messages are left out, because the chat template refuses them ({e})", flush=True)
         if add_generation_prompt:
             return text
         last = chat_history[-1]["content"]
-        start = text.rindex(last.strip())
+        start = text.rfind(last.strip())
+        if start < 0:
+            raise InputError(
+                f"the chat template rewrites the last message, {last[-40:]!r}, so that it cannot be gone on with; "
+                "leave out the task's gen_prefix, or apply_chat_template"
+            )
         is_verbatim = text[start : start + len(last.lstrip())] == last
         return text[: start + len(last.lstrip() if is_verbatim else last.strip())]
 
@@ -219,11 +237,11 @@ class LanguageModel:
     ) -> list[tuple[float, bool]]:
         pairs = [(context, rest) for _, context, rest in requests]
         scores = scoring.score(self.model, self.params, pairs, max_len=self.max_length, mesh=self.mesh)
-        self.num_cut += scores.num_cut
         out = [(float(total), bool(greedy)) for total, greedy in zip(scores.total_N, scores.is_greedy_N)]
         for request, answer in zip(requests, out):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], answer)  # type: ignore[attr-defined]
+        self._count_cut(scores.num_cut)
         return out
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -255,6 +273,8 @@ class LanguageModel:
                 # decoded whole and cut after, as the harness does: some tokenizers drop the first token's blank
                 texts[i] = _cut_at(self.tok.decode(answer.answer_ids), engine_requests[i].stop)
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])  # type: ignore[attr-defined]
+                is_kept = not requests[i].args[1].get("do_sample")  # the harness draws anew at every start
+                self._count_cut(len(prompts[i]) > len(engine_requests[i].prompt), is_kept=is_kept)
         return texts
 
     def _request(self, ids: list[int], gen_kwargs: Mapping[str, Any]) -> Request:
@@ -273,7 +293,6 @@ class LanguageModel:
             raise InputError(
                 f"max_gen_toks={options['max_gen_toks']} leaves no room for a prompt in max_length={self.max_length}"
             )
-        self.num_cut += len(ids) > room
         temperature = float(options.get("temperature", 1.0))
         if not options["do_sample"]:
             temperature = min(temperature, 0.0)  # one below 0 goes on, for the engine to refuse

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 import types
 
@@ -151,6 +152,34 @@ def test_a_cache_of_other_weights_is_refused(params):
             other.set_cache_hook(hook(store))
     with pytest.raises(InputError, match="no mark"):
         lm.set_cache_hook(hook({"an": "answer"}))
+
+
+def test_requests_that_were_cut_are_counted_again_where_their_answers_come_from_a_cache(lm, params):
+    store = {}
+    lm.set_cache_hook(hook(store))
+    lm.loglikelihood([asked("x" * 90, "abc"), asked("x" * 5, "abc")])
+    lm.set_cache_hook(hook(store))  # by the next task
+    written = {"until": [], "max_gen_toks": 4}
+    lm.generate_until([asked("y" * 90, written), asked("y" * 90, written | {"do_sample": True}), asked("y", written)])
+    assert lm.num_cut == 3
+    again = harness.flax_lm(MODEL, params, TOK, max_length=64)
+    again.set_cache_hook(hook(store))
+    assert again.num_cut == 2  # the third one is drawn anew, and counted then
+
+
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ messages[-1].content | upper }}"
+)
+
+
+def test_a_template_without_a_system_message_is_said_once_and_one_that_rewrites_messages_is_refused(params, capsys):
+    lm = harness.flax_lm(MODEL, params, dataclasses.replace(TOK, chat_template=REFUSES), digest="")
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "tea"}]
+    assert [lm.apply_chat_template(chat) for _ in range(2)] == ["TEA"] * 2
+    assert capsys.readouterr().out.count("system messages are left out") == 1
+    with pytest.raises(InputError, match="rewrites the last message, 'tea'"):
+        lm.apply_chat_template(chat, add_generation_prompt=False)
 
 
 def test_a_conversation_without_a_generation_prompt_ends_inside_its_last_message(lm):

@@ -1,4 +1,5 @@
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import sys
@@ -6,9 +7,10 @@ import sys
 import pytest
 
 from alignment.decoding import scoring
+from alignment.errors import InputError
 from data.toys import synthetic
 from experiments import harness
-from experiments.decoding import harness_cli, museum_tasks
+from experiments.decoding import harness_cli, models, museum_tasks
 from experiments.pages import harness as harness_page
 from tests.experiments.conftest import launch
 
@@ -61,6 +63,17 @@ def test_what_cannot_be_asked_is_refused_before_weights_are_read(flag, message, 
     monkeypatch.setattr(harness.models, "open_model", lambda *_: pytest.fail("a model was opened"))
     ended = launch("harness.py:tiny", tmp_path, f"--config.{flag}")
     assert ended.code == 2 and message in ended.err
+
+
+def test_a_system_message_that_the_template_refuses_is_refused_with_it(tmp_path):
+    c = harness.get_config("tiny")
+    c.update(apply_chat_template=True, system_instruction="Be brief.")
+    model = models.open_model(c, tmp_path)
+    harness._check_system(c, model)
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tok = dataclasses.replace(model.tok, chat_template=template)
+    with pytest.raises(InputError, match=r"system_instruction='Be brief\.' and the model's chat template refuses"):
+        harness._check_system(c, dataclasses.replace(model, tok=tok))
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path, monkeypatch):
