@@ -51,7 +51,7 @@ def asked(*args):
 
 def hook(store):
     return types.SimpleNamespace(
-        dbdict=store, add_partial=lambda kind, args, answer: store.update({(kind, *args): answer})
+        dbdict=store, add_partial=lambda kind, args, answer: store.update({(kind, *map(str, args)): answer})
     )
 
 

@@ -337,7 +337,7 @@ def test_the_model_in_this_process_answers_with_the_engine_of_its_config(tmp_pat
     with pytest.raises(StopIteration):
         complete([[{"role": "user", "content": "soup"}]], [4])
     wanted = {name: c.decoder.engine[name] for name in c.decoder.engine if name != "max_len"}
-    assert wanted.items() <= seen.items() and seen["num_ids"] == 259 and seen["max_len"] == 64 + 2
+    assert wanted.items() <= seen.items() and seen["num_ids"] == 264 and seen["max_len"] == 64 + 2
 
 
 def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_name(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from alignment.decoding.engine import Engine
 from alignment.decoding.requests import Token
 from data.tokens import tokenizer
 from experiments import generate, run
-from experiments.decoding import guides
+from experiments.decoding import guides, models
 from experiments.pages import generate as page
 from experiments.report import markup
 from tests.experiments.conftest import ROOT, launch
@@ -50,6 +50,9 @@ def test_ids_that_a_guide_may_lack_are_set_aside(is_guided, size, tmp_path, monk
     led_by = guides.Guides((guides.Guide("kind", "run:kind", 1.0),), (None,)) if is_guided else guides.Guides()
     monkeypatch.setattr(generate.guides, "open_guides", lambda *_: led_by)
     monkeypatch.setattr(generate.prompts, "load", load)
+    model = models.open_model(generate.get_config("tiny"), tmp_path)
+    shorter = dataclasses.replace(model, tok=dataclasses.replace(model.tok, vocab_size=259))
+    monkeypatch.setattr(generate.models, "open_model", lambda *_: shorter)
     with pytest.raises(StopIteration):
         generate.run(generate.get_config("tiny"), str(tmp_path))
     assert seen["vocab_size"] == size
