@@ -46,9 +46,9 @@ def test_numbers_that_nobody_saw_to_be_none_do_not_fail_the_slot_s_next_request(
     model, params = lm
     poison = 13
     server = make((model, {**params, "embedding": params["embedding"].at[poison].set(np.nan)}), pieces=PIECES)
-    good = [Request([i, 2, 3], 4, logit_bias={poison: -1e4}) for i in range(3)]
+    good = [Request([i], 6, logit_bias={poison: -1e4}) for i in range(3)]  # of the blocks that the bad ones wrote
     wanted = [bits(answer) for answer in make(lm).answers(good)]
-    long = [*[1] * 20, poison, *[2] * 5]
+    long = [1, 1, poison, *[2] * 9]
     read, cut = [Request(long, 0)] * 3, [Request([3], 9, logit_bias={poison: 1e4}, stop=["n"])] * 3
     assert PIECES[poison] == b"n"  # the answers' first token; the steps behind it read it
     for bad, reason in ((read, "length"), (cut, "stop")):
