@@ -78,8 +78,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         errors.one_of("grid.test_side", self.test_side, SIDES)
-        if self.tile is not None and not self.tile > 0:
-            raise InputError(f"grid.tile={self.tile} must be above 0: the side of a tile")
+        errors.within("(0, inf)", **{"grid.tile": self.tile}, hint=": the side of a tile")
         if self.tile is not None and self.tiles is not None:
             raise InputError(f"grid.tiles={self.tiles} is read where grid.tile is not set; leave one of them out")
         for name, least in (("tiles", 2), ("cells", 1), ("least_places", 2)):
@@ -313,10 +312,8 @@ def count_cells(samples: Samples, *, side: float, rings: int, seed: int) -> Samp
     first half in the cells up to `rings` away, its own too, and its target is log(1 + count) of the second half in it.
     Cells without a row of the first half around them are left out.
     """
-    if not side > 0:
-        raise InputError(f"data.counts.side={side} must be above 0: the side of a cell")
-    if rings < 0:
-        raise InputError(f"data.counts.rings={rings} must not be negative")
+    errors.within("(0, inf)", **{"data.counts.side": side}, hint=": the side of a cell")
+    errors.within("[0, inf)", **{"data.counts.rings": rings}, hint=": the cells around one, to every side")
     is_first_N = np.random.default_rng(seed).permutation(len(samples.xy_N2)) % 2 == 0
     cell_N2 = np.floor(samples.xy_N2 / side).astype(np.int64)
     low_2 = cell_N2.min(0)

@@ -134,8 +134,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     voting.check(c)
     checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
     errors.one_of("rp.aggregate", c.rp.aggregate, relaxed_perplexity.AGGREGATES)
-    if not c.rp.temperature > 0:
-        raise InputError(f"rp.temperature={c.rp.temperature} must be above 0; 1 is the metric's")
+    errors.within("(0, inf)", **{"rp.temperature": c.rp.temperature}, hint="; 1 is the metric's")
     exams.check_style(c.data.style)
     absent = absent_reports(c)
     if absent and len(absent) == len(paths(c)):

@@ -270,8 +270,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     errors.one_of("data.dedup", c.data.dedup, suites.DEDUP)
     if c.harmless.is_drawn and c.harmless.limit is None:
         raise InputError("harmless.is_drawn=True draws harmless.limit prompts, and it is None; set it, or leave it out")
-    if c.data.near is not None and not 0 < c.data.near <= 1:
-        raise InputError(f"data.near={c.data.near} must be in (0, 1], or None to keep near duplicates")
+    errors.within("(0, 1]", **{"data.near": c.data.near}, hint=", or None to keep near duplicates")
     if c.data.templates:
         styles.read_templates(c.data.templates)
         if not c.data.styles:
@@ -284,8 +283,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.split.topic_groups:
         gathering.read_groups(c.split.topic_groups)
     models.check_room(c)
-    kinds = tuple(part.strip() for part in c.judge.split(","))
-    judges.check("judging", kinds, c.judging, field="response_harmfulness", template=JUDGING)
+    judges.check("judging", judges.listed(c.judge), c.judging, field="response_harmfulness", template=JUDGING)
 
 
 def plan(c: ml_collections.ConfigDict, wanted: planning.Wanted) -> list[planning.Training]:
@@ -305,15 +303,14 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     engine_fn = functools.cache(lambda: models.engine(target, c))
     measured = judges.Measured(target, engine_fn)
     with cache.Cache(folder / "verdicts.jsonl") as verdicts:
-        kinds = [part.strip() for part in c.judge.split(",")]
-        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in kinds]
+        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in judges.listed(c.judge)]
         agreement = against_people(c, who, counts)
         rows = judged_answers(c, folder / BEFORE, target, engine_fn, plan, who, earlier=c.before)
         pairs = gathering.pair_up(c, plan, rows.pop(TRAIN), rows.pop(BENIGN), target.name, counts)
         files.write_rows(folder / "pairs.jsonl", pairs)
         can = {BEFORE: measure(c, target, plan, folder / BEFORE)}
         tuned = tuning.align(c, target, folder / "pairs.jsonl", folder, counts)
-        own = aligned_config(c, folder)
+        own = models.of_another(c, f"run:{folder}")  # the aligned model, read as anybody would read it
         aligned = dataclasses.replace(models.load(own, folder), name="aligned")
         aligned_engine_fn = functools.cache(lambda: models.engine(aligned, own))
         after = judged_answers(own, folder / AFTER, aligned, aligned_engine_fn, plan.measuring(), who)
@@ -405,14 +402,6 @@ def against_people(c: ml_collections.ConfigDict, who: Sequence[Judge], counts: d
 
 def measure(c: ml_collections.ConfigDict, model: Model, plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     return ability.measure(model, plan.questions, plan.texts, folder / "ability.json", max_len=c.engine.max_len)
-
-
-def aligned_config(c: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that opens the aligned model, read as anybody would read it."""
-    own = ml_collections.ConfigDict(c.to_dict())
-    own.update(init_from=f"run:{folder}", tokenizer="", draft_from="")
-    own.engine.num_draft = 0
-    return own
 
 
 def compare(folder: str) -> None:

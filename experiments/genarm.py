@@ -199,8 +199,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     for name in ("base", "reward"):
         objectives.check_template(f"templates.{name}", c.templates[name])
     errors.one_of("data.filter_unit", c.data.filter_unit, objectives.UNITS)
-    if not 0 < c.data.heldout_fraction < 1:
-        raise InputError(f"data.heldout_fraction={c.data.heldout_fraction} must be above 0 and below 1")
+    checks.within(c, "(0, 1)", "data.heldout_fraction", "measuring_fraction")
     for kind in baselines(c):
         errors.one_of("baselines", kind, methods.BASELINES)
         if kind in methods.SMALL and c.reward.init_from is None:
@@ -208,8 +207,6 @@ def check(c: ml_collections.ConfigDict) -> None:
                 f"baselines has {kind!r}, which takes off what a small model says, and the reward models begin as the "
                 "base itself; set reward.init_from, or leave it out"
             )
-    if not 0 < c.measuring_fraction < 1:
-        raise InputError(f"measuring_fraction={c.measuring_fraction} must be above 0 and below 1")
     if c.judge is not None:
         errors.one_of("judge", c.judge, scoring.JUDGES)
     if c.judge == scoring.RULES and places != {objectives.EMBEDDED}:

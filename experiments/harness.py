@@ -209,13 +209,10 @@ ASKED = (
 )
 METRICS = {
     "*/acc": ("share of questions whose right choice is the likeliest of those offered", "higher", ASKED),
-    "*/acc_stderr": ("standard error of that share",),
     "*/acc_norm": ("the same with each choice's log-probability divided by its length in letters", "higher", ASKED),
-    "*/acc_norm_stderr": ("standard error of that share",),
     "*/exact_match": ("share of written answers that are the right one", "higher", ASKED),
-    "*/exact_match_stderr": ("standard error of that share",),
     "*/exact_match/*": ("share of written answers of which this filter takes out the right one", "higher", ASKED),
-    "*/exact_match_stderr/*": ("standard error of that share",),
+    "*_stderr*": ("standard error of the number so named",),
     "*/frr/*": ("share of harmless prompts that this judge says were refused, in full or in part", "lower", ASKED),
     "*/full/*": ("share of them that were refused in full", "", ASKED),
     "*/refused/*": ("share of harmful prompts that this judge says were refused", "higher", ASKED),

@@ -207,8 +207,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"write.num_negatives={c.write.num_negatives} is not read, as write.negatives is empty; set it"
         )
-    if not c.write.temperature > 0:
-        raise InputError(f"write.temperature={c.write.temperature} must be above 0: marks of draws need draws")
+    errors.within("(0, inf)", **{"write.temperature": c.write.temperature}, hint=": marks of draws need draws")
     if c.write.synonyms and c.write.synonyms != texts.EMBEDDED:
         records.check(c.write.synonyms)
 

@@ -150,8 +150,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.data.is_drawn and c.data.limit is None:
         raise InputError("data.is_drawn=True draws data.limit prompts, and data.limit is None; set it, or leave it out")
     models.check_room(c)
-    kinds = judge_kinds(c.judge)
-    judges.check("judging", kinds, c.judging, field="response_refusal", template=JUDGING)
+    judges.check("judging", judges.listed(c.judge), c.judging, field="response_refusal", template=JUDGING)
     errors.one_of("defence.filter", c.defence.filter, ("", WORDS, judges.MODEL, judges.ENDPOINT))
     filters = tuple({c.defence.filter} - {"", WORDS})
     judges.check("filtering", filters, c.filtering, field="prompt_harmfulness", template=FILTERING)
@@ -175,10 +174,6 @@ def check_aligned(c: ml_collections.ConfigDict) -> None:
         raise InputError(f"defence.aligned={source!r} must be '', hf:<folder or hub id>, run:<workdir> or gguf:<file>")
     if source:
         language_model.check_init_from(source)
-
-
-def judge_kinds(judge: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in judge.split(","))
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
@@ -214,7 +209,7 @@ def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:
     answers = journal.end()
     with cache.Cache(folder / "verdicts.jsonl") as verdicts:
         measured = judges.Measured(model, engine_fn)
-        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in judge_kinds(c.judge)]
+        who = [judges.build(kind, c.judging, c, folder, measured, verdicts) for kind in judges.listed(c.judge)]
         rows = []
         for sample, point in enumerate(points):
             more = dict(point=point.name, system_prompt=point.system)
@@ -265,7 +260,7 @@ def adapted(model: Model, aligned: Model | None, c: ml_collections.ConfigDict, w
     if isinstance(weights, str):
         assert aligned is not None
         print(f"answering with {c.defence.aligned}", flush=True)
-        return models.with_weights(aligned, other_config(c))
+        return models.with_weights(aligned, models.of_another(c, c.defence.aligned))
     print(f"answering with {c.defence.adapter} at {weights:g} times its scale", flush=True)
     return strengths.attached(model, c.defence.adapter, weights)
 
@@ -278,23 +273,15 @@ def searched(
         return model, engine_fn
     assert aligned is not None
     print(f"search: of {c.defence.aligned}", flush=True)
-    own = models.with_weights(aligned, other_config(c))
+    own = models.with_weights(aligned, models.of_another(c, c.defence.aligned))
     return own, functools.cache(lambda: models.engine(own, c))
-
-
-def other_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config that opens the aligned model."""
-    own = ml_collections.ConfigDict(c.to_dict())
-    own.update(init_from=c.defence.aligned, tokenizer="", draft_from="")
-    own.engine.num_draft = 0
-    return own
 
 
 def aligned_model(
     c: ml_collections.ConfigDict, folder: pathlib.Path, work: Sequence[Any], prompts: Sequence[Prompt], model: Model
 ) -> Model:
     """The aligned model without its weights; one that reads the prompts otherwise is refused."""
-    own = models.open_model(other_config(c), folder)
+    own = models.open_model(models.of_another(c, c.defence.aligned), folder)
     systems = [point.system for point in points_of(c)]
     sizes = dict(max_new_tokens=c.max_new_tokens, max_len=c.engine.max_len)
     theirs = asking.requests(prompts, systems, own, **sizes)

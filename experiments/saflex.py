@@ -20,7 +20,7 @@ from ml_collections.config_dict import placeholder
 
 from alignment import files
 from alignment.augment import policies, saflex
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from alignment.train import loop, sharding
 from data import records
 from data.pictures import images
@@ -189,13 +189,11 @@ def check_data(c: ml_collections.ConfigDict, kind: str) -> None:
             )
     if c.data.test_groups and not c.data.group:
         raise InputError(f"data.test_groups={tuple(c.data.test_groups)} needs data.group, the column of the groups")
-    if c.data.side < 4:
-        raise InputError(f"data.side={c.data.side} must be at least 4 pixels")
+    within("[4, inf)", **{"data.side": c.data.side}, hint=" pixels")
     if is_table:
         if not path or not pathlib.Path(path).expanduser().is_file():
             raise InputError(f"data.source={c.data.source!r}: {path!r} is not there; give the path of the table")
-        if c.data.bins is not None and c.data.bins < 2:
-            raise InputError(f"data.bins={c.data.bins} must be at least 2; None takes the target's values as classes")
+        within("[2, inf)", **{"data.bins": c.data.bins}, hint="; None takes the target's values as classes")
     elif source == "pairs":
         check_pairs_file("data.source", c.data.source)
     elif not is_toy:

@@ -39,8 +39,3 @@ class TwoTowers(nn.Module):
 def losses(logits_NN: jax.Array) -> jax.Array:
     """Loss of each pairing (i, j), for `saflex.refine` as `losses_fn`; CLIP's loss is the mean of the diagonal."""
     return -(jax.nn.log_softmax(logits_NN, axis=1) + jax.nn.log_softmax(logits_NN, axis=0)) / 2
-
-
-def allowed(classes_N: jax.Array) -> jax.Array:
-    """Pairings (i, j) of one class: where a label may put its mass beside the diagonal."""
-    return classes_N[:, None] == classes_N[None, :]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 
 PENALTIES, LABELS, WEIGHTS = ("linear", "kl"), ("free", "upstream", "soft"), ("binary", "sigmoid", "none")
 SCALES, SCORES = ("batchmax", "none", "gnorm"), ("logp", "logits")
@@ -87,14 +87,12 @@ def check(
         one_of(name, value, known)
     if isinstance(subset, str):
         one_of("subset", subset, ("all", LAST_LAYER))
-    if not beta >= 0:
-        raise InputError(f"beta={beta} must be at least 0: the pull towards the upstream label")
+    within("[0, inf)", beta=beta, hint=": the pull towards the upstream label")
     if labels != "upstream" and (labels == "soft" or penalty == "kl") and not tau > 0:
         raise InputError(f"tau={tau} must be above 0 with soft labels; labels='free' takes the best class alone")
     if weights == "sigmoid" and not tau_w > 0:
         raise InputError(f"tau_w={tau_w} must be above 0: the temperature of weights='sigmoid'")
-    if not 0 <= mu < 1:
-        raise InputError(f"mu={mu} must be in [0, 1); 0 takes each validation gradient by itself")
+    within("[0, 1)", mu=mu, hint="; 0 takes each validation gradient by itself")
 
 
 def refine(

@@ -20,20 +20,14 @@ FEW = 30  # texts of a label with or without the concept below which its accurac
 
 
 def weights(num_labels: int) -> np.ndarray:
-    """w_k = (2k - K + 1) / C(K, 2): what the gap of label k counts in Bias@C, [K]."""
+    """w_k = (2k - K + 1) / C(K, 2): what the gap of label k counts in Bias@C, [K].
+
+    The paper has the mean of gap_i - gap_j over pairs of labels i > j, where a gap is the accuracy on texts of a label
+    with the concept, less that without it. Above 0 in total: the concept pushes predictions to larger labels.
+    """
     if num_labels < 2:
         raise InputError(f"{num_labels} labels; Bias@C compares at least 2")
     return (2 * np.arange(num_labels) - num_labels + 1) / math.comb(num_labels, 2)
-
-
-def of_gaps(gap_K: np.ndarray) -> float:
-    """Bias@C as the paper has it: the mean of gap_i - gap_j over pairs of labels i > j.
-
-    Args:
-        gap_K: accuracy on texts of a label with the concept, less that without it. Above 0 in total: the concept
-            pushes predictions to larger labels.
-    """
-    return float(np.mean([gap_K[i] - gap_K[j] for j, i in itertools.combinations(range(len(gap_K)), 2)]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,17 +64,13 @@ class Options:
 
     def __post_init__(self) -> None:
         errors.one_of("training.pooling", self.pooling, bert_classifier.POOLINGS)
-        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"training.{name}={value} must be at least {least}")
-        for name, end in (("dropout", 1.0), ("warmup", 1.0)):
-            if not 0 <= getattr(self, name) < end:
-                raise InputError(f"training.{name}={getattr(self, name)} must be at least 0 and below 1")
-        if not self.peak_lr > 0 or self.weight_decay < 0:
-            raise InputError(
-                f"training.peak_lr={self.peak_lr} must be above 0, and weight_decay={self.weight_decay} at least 0"
-            )
+        for bounds, *names in (
+            ("[1, inf)", "epochs", "batch_size", "eval_every"),
+            ("[0, 1)", "dropout", "warmup"),
+            ("(0, inf)", "peak_lr"),
+            ("[0, inf)", "weight_decay"),
+        ):
+            errors.within(bounds, **{f"training.{name}": getattr(self, name) for name in names})
 
     def adamw(self, steps: int) -> optax.GradientTransformation:
         """AdamW with a linear schedule; its length is in its state, so that all trainings share a program."""

@@ -217,9 +217,7 @@ def check_lengths(max_len: int, block: int, chunk: int) -> None:
     Raises:
         InputError: a chunk is not a number of blocks, or the cache not a number of chunks.
     """
-    for name, value in {"max_len": max_len, "block": block, "chunk": chunk}.items():
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
+    errors.within("[1, inf)", max_len=max_len, block=block, chunk=chunk)
     if chunk % block:
         raise InputError(f"chunk={chunk} is not a multiple of block={block}; {-(-chunk // block) * block} would be")
     if max_len % chunk:

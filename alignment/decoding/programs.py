@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment.decoding import guided, network, rows, sampling, speculation, stacks
 from alignment.decoding.requests import NUM_BIASES, NUM_STOP_IDS, Request
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import decoder
 
 State = dict[str, Any]
@@ -138,12 +138,9 @@ def check_sizes(
     Raises:
         InputError: the message begins with the size's name.
     """
-    if num_slots < 1:
-        raise InputError(f"num_slots={num_slots} must be at least 1")
-    if num_steps < 1:
-        raise InputError(f"num_steps={num_steps} must be at least 1, or no answer would ever end")
-    if chunks_per_turn is not None and chunks_per_turn < 1:
-        raise InputError(f"chunks_per_turn={chunks_per_turn} must be at least 1; None reads all that free slots want")
+    within("[1, inf)", num_slots=num_slots)
+    within("[1, inf)", num_steps=num_steps, hint=", or no answer would ever end")
+    within("[1, inf)", chunks_per_turn=chunks_per_turn, hint="; None reads all that free slots want")
     network.check_lengths(-(-max_len // max(chunk, 1)) * max(chunk, 1), block, chunk)
     if not 0 <= num_draft <= chunk:  # a ring has room for the window and the tokens of one chunk
         raise InputError(f"num_draft={num_draft} must be from 0, which switches speculation off, to chunk={chunk}")

@@ -7,14 +7,13 @@ Dimensions: N items, A aspects, R resamples, G groups of items that are drawn to
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from alignment import intervals
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 Principles = Mapping[str, Sequence[str]]  # principle -> its aspects
 
@@ -62,8 +61,7 @@ class Index:
 
 def correct_for_chance(share: float, chance: float) -> float:
     """0 for guessing and 1 for all right."""
-    if not 0 <= chance < 1:
-        raise InputError(f"chance={chance} must be in [0, 1); it is the mean of 1 over the number of options")
+    within("[0, 1)", chance=chance, hint="; it is the mean of 1 over the number of options")
     return (share - chance) / (1 - chance)
 
 
@@ -170,13 +168,6 @@ def fleiss_kappa(ratings: Sequence[Sequence[Hashable]]) -> float | None:
     whole = sum(counts, Counter())
     expected = sum((n / (num * len(counts))) ** 2 for n in whole.values())
     return (observed - expected) / (1 - expected) if expected < 1 else None
-
-
-def two_shares(right_a: int, n_a: int, right_b: int, n_b: int) -> float:
-    """z of the difference of two shares of different items, with the pooled variance; 0 where nothing varies."""
-    pooled = (right_a + right_b) / (n_a + n_b)
-    deviation = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-    return (right_a / n_a - right_b / n_b) / deviation if deviation else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

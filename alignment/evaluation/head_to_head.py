@@ -28,12 +28,6 @@ def outcome(first: float, second: float) -> str:
     return WIN if first > second else LOSS if first < second else TIE
 
 
-def of_scores(text: str) -> str:
-    """The outcome of a judge's line of scores for the first and the second answer."""
-    read = scores(text)
-    return UNDETERMINED if read is None else outcome(*read)
-
-
 def both_orders(straight: str, swapped: str) -> str:
     """One outcome of two: the second verdict saw the answers in the other order, so that its WIN is the other's.
 

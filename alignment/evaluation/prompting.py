@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment import intervals
 from alignment.decoding import requests as decoding
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.evaluation import options
 from alignment.evaluation.examples import Example, Question
 
@@ -59,9 +59,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.by_text and self.compatible:
             raise InputError("by_text=True reads the options' texts, and compatible=True letters; set one")
-        for name, least in (("num_examples", 0), ("num_draws", 1), ("retries", 0), ("temperature", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
+        within("[0, inf)", num_examples=self.num_examples, retries=self.retries, temperature=self.temperature)
+        within("[1, inf)", num_draws=self.num_draws)
         if self.num_draws > 1 and not self.shuffles and self.temperature == 0:
             raise InputError(
                 f"num_draws={self.num_draws} with temperature=0 and shuffles=False writes the same reply each time; "

@@ -8,7 +8,7 @@ Dimensions: S seeds, P probes, K paraphrases of a probe.
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 
 def seed_sd(rates_S: np.ndarray) -> float:
@@ -23,9 +23,7 @@ def retention(before: float, after: float) -> float:
     Raises:
         InputError: a rate outside of [0, 1].
     """
-    for name, rate in (("before", before), ("after", after)):
-        if not 0 <= rate <= 1:
-            raise InputError(f"{name}={rate} is not a rate; it must be in [0, 1]")
+    within("[0, 1]", before=before, after=after, hint=", as it is a rate")
     return after / before if before > 0 else float("nan")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.explain import convolutions, layers
 
 Relevance = jax.Array | tuple[jax.Array | None, ...]  # of one input, or of each; None: no relevance
@@ -94,12 +94,6 @@ def negative(array: jax.Array) -> jax.Array:
     return jnp.minimum(array, 0)
 
 
-def _check_not_negative(**options: float) -> None:
-    for name, value in options.items():
-        if value < 0:
-            raise InputError(f"{name}={value} of an LRP rule must not be negative")
-
-
 # --- conv and dense --------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +110,7 @@ def epsilon(step: Step, R: jax.Array, *, eps: float = 1e-6) -> jax.Array:
 
     Where z is as small as eps, epsilon absorbs relevance.
     """
-    _check_not_negative(eps=eps)
+    within("[0, inf)", eps=eps)
     return step.x * step.transposed(step.weight, R * (1 / stabilise(step.z, eps)))
 
 
@@ -125,7 +119,7 @@ def gamma(step: Step, R: jax.Array, *, gamma: float = 0.25, eps: float = 1e-6) -
 
     It is made for inputs that are not negative. gamma=0 is LRP-epsilon; a large gamma comes near z+.
     """
-    _check_not_negative(gamma=gamma, eps=eps)
+    within("[0, inf)", gamma=gamma, eps=eps)
     # the forward pass of the changed weights has its own z, so one more convolution is needed than for epsilon
     weight = step.weight + gamma * positive(step.weight)
     z = step.op(step.x, weight)
@@ -147,7 +141,7 @@ def alpha_beta(step: Step, R: jax.Array, *, alpha: float = 2.0, beta: float = 1.
     Raises:
         InputError: a negative weight, or alpha - beta is not 1.
     """
-    _check_not_negative(alpha=alpha, beta=beta)
+    within("[0, inf)", alpha=alpha, beta=beta)
     if abs(alpha - beta - 1) > 1e-6:
         raise InputError(
             f"alpha={alpha}, beta={beta}: alpha - beta must be 1, or relevance does not sum to the logit; "
@@ -310,7 +304,7 @@ def proportional(step: Step, R: jax.Array, *, eps: float = 0.0) -> Relevance:
 
     On a linear layer this is LRP-0, or LRP-epsilon with an eps.
     """
-    _check_not_negative(eps=eps)
+    within("[0, inf)", eps=eps)
     s = R * (1 / stabilise(step.z, eps) if eps else inverse(step.z))  # a stabilised z is never 0
     _, pullback = jax.vjp(step.fn, *step.inputs)
     shares = tuple(x * share for x, share in zip(step.inputs, pullback((s.astype(step.z.dtype),))))

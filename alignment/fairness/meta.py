@@ -84,8 +84,7 @@ class Rule:
         errors.one_of("fair_params", self.fair_params, FAIR_PARAMS)
         for phase in self.phases:
             errors.one_of("phases", phase, PHASES)
-        if min(self.lambda_p, self.lambda_f) < 0:
-            raise InputError(f"lambda_p={self.lambda_p} and lambda_f={self.lambda_f} must not be negative")
+        errors.within("[0, inf)", lambda_p=self.lambda_p, lambda_f=self.lambda_f)
 
     @property
     def moves_theta_fairly(self) -> bool:
@@ -272,9 +271,7 @@ class Both:
 
 def optimizers(theta_lr: float, phi_lr: float) -> dict[str, optax.GradientTransformation]:
     """Adam for each part, with moments of its own."""
-    for name, rate in (("lr", theta_lr), ("referee_lr", phi_lr)):
-        if not rate > 0:
-            raise InputError(f"{name}={rate} must be above 0: the outer learning rate")
+    errors.within("(0, inf)", lr=theta_lr, referee_lr=phi_lr, hint=": the outer learning rate")
     return {"theta": optax.adam(theta_lr), "phi": optax.adam(phi_lr)}
 
 

@@ -70,19 +70,16 @@ class Settings:
 
     def __post_init__(self):
         errors.one_of("preselect", self.preselect, PRESELECT)
-        for name in ("num_candidates", "max_turns", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        errors.within("[1, inf)", num_candidates=self.num_candidates, max_turns=self.max_turns)
+        errors.within("[1, inf)", max_new_tokens=self.max_new_tokens)
         for name in ("weight", "temperature"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name}={value} must be a finite number above 0")
         if not (math.isfinite(self.preselect_weight) and self.preselect_weight >= 0):
             raise InputError(f"preselect_weight={self.preselect_weight} must be a finite number of at least 0")
-        if not 0 <= self.negligible < 1:
-            raise InputError(f"negligible={self.negligible} must be in [0, 1)")
-        if not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p={self.min_p} must be in [0, 1]")
+        errors.within("[0, 1)", negligible=self.negligible)
+        errors.within("[0, 1]", min_p=self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)

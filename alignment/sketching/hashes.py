@@ -82,8 +82,7 @@ def tables(
         InputError: an unknown mode, or an order below 1.
     """
     by_layer, by_order = MODES[errors.one_of("hashes", mode, MODES)]
-    if order < 1:
-        raise InputError(f"order={order} must be at least 1")
+    errors.within("[1, inf)", order=order)
     made: dict[tuple[int, int, int], Table] = {}
     out = []
     for layer in range(num_layers + 1):

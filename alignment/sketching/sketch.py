@@ -36,9 +36,3 @@ def tensor_sketches(sketch_KCD: jax.Array) -> jax.Array:
         # Without n an odd width comes back one row short: rfft of C and of C - 1 rows may have as many terms.
         out.append(jnp.fft.irfft(product, n=width, axis=0))
     return jnp.stack(out)
-
-
-def inner_product_variance(u_N: jax.Array, v_N: jax.Array, width: int) -> jax.Array:
-    """Var <R u, R v> over hashes: (|u|^2 |v|^2 + <u,v>^2 - 2 sum u_i^2 v_i^2) / C."""
-    product = jnp.sum(u_N**2) * jnp.sum(v_N**2) + jnp.sum(u_N * v_N) ** 2
-    return (product - 2 * jnp.sum(u_N**2 * v_N**2)) / width

@@ -8,17 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
-
-
-def check_share(share: float) -> None:
-    """Refuse a share outside [0, 1].
-
-    Raises:
-        InputError: see above.
-    """
-    if not 0 <= share <= 1:
-        raise InputError(f"share={share} must be in [0, 1], a part of the text")
+from alignment.errors import InputError, within
 
 
 def cut(ids: Sequence[int], length: int, rng: np.random.Generator) -> list[int]:
@@ -33,7 +23,7 @@ def mix(ids: Sequence[int], unmarked: Sequence[int], share: float, rng: np.rando
     Raises:
         InputError: the share is outside [0, 1], or the unmarked text is empty.
     """
-    check_share(share)
+    within("[0, 1]", share=share, hint=", a part of the text")
     if not len(unmarked):
         raise InputError("the unmarked text is empty; give one to mix in")
     is_taken_T = rng.random(len(ids)) < share
@@ -58,7 +48,7 @@ def swap(text: str, synonyms: Mapping[str, Sequence[str]], share: float, rng: np
     Raises:
         InputError: the share is outside [0, 1].
     """
-    check_share(share)
+    within("[0, 1]", share=share, hint=", a part of the text")
 
     def one(match: re.Match[str]) -> str:
         word = match[0]

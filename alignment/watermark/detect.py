@@ -166,12 +166,6 @@ def synthid_bits(mark: Mark, ids_T: np.ndarray) -> np.ndarray:
     return tournament.g_values(mark, ids_T)[tournament.is_new_context(mark, ids_T)].astype(np.int64)
 
 
-def weighted_mean(g_TL: np.ndarray) -> float:
-    """SynthID's weighted mean score: weights fall from 10 to 1 over the layers, and average 1."""
-    weights_L = np.linspace(10, 1, g_TL.shape[1])
-    return float((g_TL * (weights_L / weights_L.mean())).mean())
-
-
 def _exp(mark, ids_T, counts):
     C = mark.num_context
     bits_T = green.fast_values(mark, green.windows(ids_T[:-1], C), ids_T[C:, None])[:, 0]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 FIXED_K = 0.2
 KS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -52,8 +52,7 @@ def min_k(scores_T: np.ndarray, k: float = FIXED_K) -> float:
     Raises:
         InputError: k is not in (0, 1].
     """
-    if not 0 < k <= 1:
-        raise InputError(f"k={k} must be in (0, 1], a share of a text's tokens")
+    within("(0, 1]", k=k, hint=", a share of a text's tokens")
     num = max(1, int(len(scores_T) * k))
     return float(np.mean(np.partition(scores_T, num - 1)[:num]))
 

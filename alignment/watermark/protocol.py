@@ -113,11 +113,6 @@ def alone(chances: np.ndarray, users: int) -> float:
         return float(np.mean(np.exp((users - 1) * np.log1p(-np.asarray(chances, np.float64)))))
 
 
-def identified_ring(squared: np.ndarray, norm: np.ndarray, users: int) -> float:
-    """`identified` for keys of complex numbers by the authors' approximation, see `ring_chances`."""
-    return alone(ring_chances(squared, norm), users)
-
-
 def ring_chances(squared: np.ndarray, norm: np.ndarray) -> np.ndarray:
     """The probability that another Tree-Ring key is as near, as the authors have it: non-central chi-squared of 634.
 

@@ -125,8 +125,7 @@ def _check(mark: Mark) -> None:
         if isinstance(key, bool) or not isinstance(key, int):
             raise InputError(f"key={key!r} must be an integer; a key that is missing is not taken for 0")
         hashing.split_key(key)
-    if mark.vocab_size < 2:
-        raise InputError(f"vocab_size={mark.vocab_size} must be at least 2, the number of the model's logits")
+    errors.within("[2, inf)", vocab_size=mark.vocab_size, hint=", the number of the model's logits")
     if mark.gamma is not None:
         if not 0 < mark.gamma < 1:
             raise InputError(f"gamma={mark.gamma} must be between 0 and 1, the share of green tokens")
@@ -134,15 +133,13 @@ def _check(mark: Mark) -> None:
             raise InputError(f"gamma={mark.gamma} of vocab_size={mark.vocab_size} leaves no green token; raise gamma")
         if not 0 <= mark.of("delta") < float("inf"):
             raise InputError(f"delta={mark.delta} must be at least 0 and finite, in nats added to green logits")
-    if mark.width is not None and mark.width < 1:
-        raise InputError(f"width={mark.width} must be at least 1 token")
+    errors.within("[1, inf)", width=mark.width, hint=" token")
     if mark.scheme == KGW:
         errors.one_of("parity", mark.parity, PARITIES)
         errors.one_of("seeding", mark.seeding, PARITY_SEEDINGS[mark.parity or FAST], hint=f"of parity={mark.parity!r}")
     if mark.table_size is not None and (mark.table_size < 2 or mark.table_size & (mark.table_size - 1)):
         raise InputError(f"table_size={mark.table_size} must be a power of two: hashes are cut to their lowest bits")
-    if mark.history is not None and mark.history < 1:
-        raise InputError(f"history={mark.history} must be at least 1 context")
+    errors.within("[1, inf)", history=mark.history, hint=" context")
 
 
 def from_dict(record: Mapping[str, Any]) -> Mark:

@@ -19,7 +19,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from alignment.errors import InputError, one_of
+from alignment.errors import InputError, one_of, within
 from data import loader, records
 from data.pictures import image_arrays, image_sources, image_tables, mame, transforms
 from data.pictures.image_sources import Images
@@ -194,10 +194,8 @@ def batches(
     view = transforms.view_of(shape)
     endless = train if endless is None else endless
     mine = loader.share(batch_size, process_index, process_count)
-    numbers = dict(seed=(seed, 0), num_workers=(num_workers, 0), multiple=(multiple, 1), most_shapes=(most_shapes, 1))
-    for name, (value, least) in numbers.items():
-        if value < least:
-            raise InputError(f"{name}={value}; it must be at least {least}")
+    within("[0, inf)", seed=seed, num_workers=num_workers)
+    within("[1, inf)", multiple=multiple, most_shapes=most_shapes)
     # shapes follow from the headers' sizes, so the plan of all batches is made without decoding a picture
     sizes_N2 = np.array([view.cropped(images.size(i), train=train) for i in range(len(images))])
     if view.is_fixed:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 
 FILL = 0  # black, outside a rotated picture
 
@@ -40,10 +40,8 @@ class View:
     def __post_init__(self):
         if (self.resize is None) == (self.pixels is None):
             raise InputError(f"resize={self.resize}, pixels={self.pixels}: set one of them, the other stays None")
-        for name in ("resize", "pixels", "eval_resize"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} must be at least 1; None leaves it out")
+        sizes = dict(resize=self.resize, pixels=self.pixels, eval_resize=self.eval_resize)
+        within("[1, inf)", **sizes, hint="; None leaves it out")
         if self.resize and not (1 <= self.crop <= self.resize and self.crop == int(self.crop)):
             raise InputError(f"crop={self.crop} of resize={self.resize}; it is a side in pixels, at most resize")
         if self.pixels and not 0 < self.crop <= 1:

@@ -98,6 +98,14 @@ def over_models(c: ml_collections.ConfigDict) -> list[dict[str, Any]]:
     return [{"init_from": init_from, "models": ()} for init_from in c.models] or [{}]
 
 
+def of_another(c: ml_collections.ConfigDict, init_from: str) -> ml_collections.ConfigDict:
+    """A copy of the config that opens another model, with that one's own tokenizer and without a draft model."""
+    own = ml_collections.ConfigDict(c.to_dict())
+    own.update(init_from=init_from, tokenizer="", draft_from="")
+    own.engine.num_draft = 0
+    return own
+
+
 def check_models(c: ml_collections.ConfigDict) -> None:
     """Refuse a list of models where one is measured."""
     if c.models:
@@ -109,9 +117,7 @@ def check_engine(c: ml_collections.ConfigDict) -> None:
     if c.dtype is not None:
         errors.one_of("dtype", c.dtype, language_model.COMPUTE_DTYPES, hint="None takes the machine's own")
     for name, least in LEAST.items():
-        value = c.engine[name]
-        if value < least:
-            raise InputError(f"engine.{name}={value} must be at least {least}")
+        errors.within(f"[{least}, inf)", **{f"engine.{name}": c.engine[name]})
     programs.check_sizes(**{name: c.engine[name] for name in LEAST if name != "num_steps"})
     for name in ("weights_dtype", "cache_dtype"):
         errors.one_of(f"engine.{name}", c.engine[name], ("", "int8"))

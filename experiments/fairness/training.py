@@ -90,18 +90,14 @@ class Setup:
         if key not in self._run_fns:
             learner = self.learner(key[0], is_normalised=rule.is_normalised)
             self._run_fns[key] = fine_tuning.build(learner, steps=self.c.inner.test_steps)
-        batches = self.world.batches_fn(fold, seed=self.c.seed, batch_size=self.test_batch, **self.share)
+        # as many tasks at once as in training
+        batches = self.world.batches_fn(fold, seed=self.c.seed, batch_size=self.c.batch_size, **self.share)
         name_fn = functools.partial(self.world.name_fn, fold)
         return fine_tuning.collect(self._run_fns[key], params, batches, self.mesh, rate=self.rate, name_fn=name_fn)
 
     @property
     def share(self) -> dict[str, int]:
         return sharding.row_share(self.mesh)
-
-    @property
-    def test_batch(self) -> int:
-        """Tasks fine-tuned at once: as many as in training."""
-        return self.c.batch_size
 
 
 def train(setup: Setup, name: str, seed: int, folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, float]]:

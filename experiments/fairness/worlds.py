@@ -60,10 +60,6 @@ class World:
         return measures.ACCURACY if self.class_names else measures.NEG_RMSE
 
 
-def columns_of(c: ml_collections.ConfigDict) -> place_tables.Columns:
-    return place_tables.Columns(**c.data.columns)
-
-
 def grid_of(c: ml_collections.ConfigDict) -> places.Grid:
     """The grid, with its own defaults where the config has None."""
     return places.Grid(**{name: value for name, value in c.grid.items() if value is not None})
@@ -115,7 +111,7 @@ def read(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> places.Samples:
     """The samples of a table or a folder of arrays."""
     return place_tables.read(
         c.data.path,
-        columns_of(c),
+        place_tables.Columns(**c.data.columns),
         kind=c.data.kind,
         coordinates=c.data.coordinates,
         bad_records_path=str(workdir / "bad_records.jsonl"),

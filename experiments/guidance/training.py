@@ -18,7 +18,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from alignment import files
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import decoder, lora, peft_adapters
 from alignment.preference import losses, metrics, pairs
 from alignment.train import adapters, language_model, loop, optimizer, sharding, step, train_state, utilisation
@@ -76,9 +76,7 @@ def stage(**settings: Any) -> dict[str, Any]:
 def check_stage(c: ml_collections.ConfigDict, name: str) -> None:
     """Refuse the settings of a stage that no optimizer or loss could take."""
     settings = {key: c[name][key] for key in ("peak_lr", "warmup_steps", "weight_decay", "b2") if key in c[name]}
-    for key in ("steps", "batch_size"):
-        if c[name][key] < 1:
-            raise InputError(f"{name}.{key}={c[name][key]} must be at least 1")
+    within("[1, inf)", **{f"{name}.{key}": c[name][key] for key in ("steps", "batch_size")})
     optimizer.adamw(total_steps=c[name].steps, **settings)
     if "beta" in c[name]:
         losses.check_options("dpo" if name == "dpo" else "reference_free", {"beta": c[name].beta})

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from alignment import files
 from alignment.decoding import engine, requests
-from alignment.errors import InputError
+from alignment.errors import InputError, within
 from alignment.models import attention, decoder, lora, peft_adapters
 from alignment.preference import losses
 from alignment.train import adapters, language_model, loop, next_token, optimizer, sharding, train_state
@@ -68,8 +68,7 @@ def check_sequence(c: ml_collections.ConfigDict, *, trees: str, lengths: Mapping
     parts = c.mesh.sequence
     if parts == 1:
         return
-    if parts < 1:
-        raise InputError(f"mesh.sequence={parts} must be at least 1: the devices that share the places of a row")
+    within("[1, inf)", **{"mesh.sequence": parts}, hint=": the devices that share the places of a row")
     kernel = "" if c.compute.attention == "blocked" else "compute.attention=blocked"
     if trees or kernel:
         missing = " and ".join(filter(None, (trees, kernel)))

@@ -230,8 +230,7 @@ def show(experiment: configs.Experiment, config: ml_collections.ConfigDict, opti
     if not hasattr(experiment.module, "plan"):
         raise InputError(f"--plan: {experiment.name} has no training of a decoder to plan; {able()}")
     topology = hardware.topology(options.plan)
-    if not 0 < options.plan_utilisation <= 1:
-        raise InputError(f"--plan_utilisation={options.plan_utilisation} must be above 0 and at most 1")
+    errors.within("(0, 1]", **{"--plan_utilisation": options.plan_utilisation})
     if options.plan_model:
         errors.one_of("--plan_model", options.plan_model, ARCHITECTURES)
     _start_jax(topology)

@@ -20,16 +20,13 @@ from experiments.safety import asking
 from experiments.safety.asking import Prompt
 
 
-def settings(**changes: Any) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """The group of a config that says which prompts measure safety."""
-    return (
-        dict(
-            attacks="",  # files of prompts to be refused, with commas between; "" leaves them out
-            harmless="",  # files of prompts to be answered; others in them are left out
-            limit=config_dict.placeholder(int),  # prompts of each file, drawn by seed; None takes all
-            max_new_tokens=256,
-        )
-        | changes
+    return dict(
+        attacks="",  # files of prompts to be refused, with commas between; "" leaves them out
+        harmless="",  # files of prompts to be answered; others in them are left out
+        limit=config_dict.placeholder(int),  # prompts of each file, drawn by seed; None takes all
+        max_new_tokens=256,
     )
 
 
@@ -58,8 +55,6 @@ def read(r: ml_collections.ConfigDict, folder: pathlib.Path, counts: dict[str, i
         prompts = asking.read(
             r[name],
             embedded={EMBEDDED: rows_fn},
-            limit=None,
-            draw_seed=None,
             counts=counts,
             bad_records_path=str(folder / f"bad_{name}.jsonl"),
             kind=suites.HARMFUL if name == "attacks" else None,

@@ -25,24 +25,21 @@ ZERO_SHOT, FEW_SHOT, SC_COT, MEDPROMPT = NAMES = tuple(prompting.SCHEMES)
 NEAREST = (MEDPROMPT,)  # schemes whose examples are the nearest of the database; the others have the same for all
 
 
-def settings(**changes: Any) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """The group of a config that says how questions are asked; None leaves the scheme's own value."""
-    return (
-        dict(
-            schemes=(FEW_SHOT, SC_COT, MEDPROMPT),  # of the last model; all models are asked without examples
-            num_examples=config_dict.placeholder(int),  # solved questions in a prompt
-            num_draws=config_dict.placeholder(int),  # replies that vote, of sc_cot and medprompt
-            temperature=config_dict.placeholder(float),  # of draws that vote
-            retries=10,  # of a reply that names no option
-            ties=options.FIRST_SEEN,  # first_seen, first_reached, likeliest
-            by_text=False,  # replies name an option by its text and not by its letter, which tiny models do not learn
-            compatible=False,  # parse and reuse orders as the authors' code does
-            max_new_tokens=512,  # of a chain of thought
-            max_new_tokens_direct=16,  # of an answer alone
-            solving_draws=5,  # chains of thought for each question of the example database
-            encoder="",  # folder of a BERT-like encoder for the nearest questions; "": by their letters
-        )
-        | changes
+    return dict(
+        schemes=(FEW_SHOT, SC_COT, MEDPROMPT),  # of the last model; all models are asked without examples
+        num_examples=config_dict.placeholder(int),  # solved questions in a prompt
+        num_draws=config_dict.placeholder(int),  # replies that vote, of sc_cot and medprompt
+        temperature=config_dict.placeholder(float),  # of draws that vote
+        retries=10,  # of a reply that names no option
+        ties=options.FIRST_SEEN,  # first_seen, first_reached, likeliest
+        by_text=False,  # replies name an option by its text and not by its letter, which tiny models do not learn
+        compatible=False,  # parse and reuse orders as the authors' code does
+        max_new_tokens=512,  # of a chain of thought
+        max_new_tokens_direct=16,  # of an answer alone
+        solving_draws=5,  # chains of thought for each question of the example database
+        encoder="",  # folder of a BERT-like encoder for the nearest questions; "": by their letters
     )
 
 

@@ -22,19 +22,16 @@ from experiments.safety import tuning
 Numbers = Mapping[str, float]
 
 
-def settings(**changes: Any) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """The group of a config for supervised tuning."""
-    return (
-        dict(
-            epochs=4.0,  # passes over the rows
-            batch_size=128,  # rows over all hosts; conversations are packed into rows
-            accumulate=1,  # parts that a batch is taken in
-            max_len=4_096,  # tokens of a row
-            peak_lr=2e-5,
-            warmup=0.03,  # share of the steps
-            schedule="cosine",
-        )
-        | changes
+    return dict(
+        epochs=4.0,  # passes over the rows
+        batch_size=128,  # rows over all hosts; conversations are packed into rows
+        accumulate=1,  # parts that a batch is taken in
+        max_len=4_096,  # tokens of a row
+        peak_lr=2e-5,
+        warmup=0.03,  # share of the steps
+        schedule="cosine",
     )
 
 

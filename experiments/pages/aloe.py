@@ -169,7 +169,8 @@ def logged(report: Report) -> Iterator[dict[str, float]]:
 def write(folder: pathlib.Path, report: Report) -> dict[str, float | None]:
     """All tables, pictures and files of a run; returns its summary."""
     steps = step_lines(report)
-    files.write_rows(folder / "tables/steps.jsonl", [without(line, "key") for line in steps])
+    lines = [{name: value for name, value in line.items() if name != "key"} for line in steps]
+    files.write_rows(folder / "tables/steps.jsonl", lines)
     files.write_rows(folder / "tables/models.jsonl", model_lines(report))
     files.write_rows(folder / "tables/schemes.jsonl", scheme_lines(report))
     safety = safety_lines(report)
@@ -189,10 +190,6 @@ def write(folder: pathlib.Path, report: Report) -> dict[str, float | None]:
     numbers = summary(report, steps, safety)
     files.write_text(folder / "findings.txt", "\n".join(findings(report, steps)))
     return numbers
-
-
-def without(line: Row, key: str) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name != key}
 
 
 def summary(report: Report, steps: Sequence[Row], safety: Sequence[Row]) -> dict[str, float | None]:

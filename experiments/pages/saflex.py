@@ -235,14 +235,10 @@ def kept_by_strength(study: Study, strengths: Sequence[float]) -> list[tuple[flo
     """(strength, share kept) of one batch at each strength, over all seeds."""
     out = []
     for strength in strengths:
-        looked = look(study, batches_most(study), strength)
+        looked = look(study, min(study.compared.task.train.num, 256), strength)
         real_SB = looked.batch["aug/real"].T
         out.append((strength, float(((looked.w_SB > 0) * real_SB).sum() / real_SB.sum())))
     return out
-
-
-def batches_most(study: Study) -> int:
-    return min(study.compared.task.train.num, 256)
 
 
 def write_gallery(folder: pathlib.Path, study: Study, looked: arms.Looked) -> None:

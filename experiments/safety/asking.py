@@ -48,19 +48,19 @@ def read(
     path: str,
     *,
     embedded: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]],
-    limit: int | None,
-    draw_seed: int | None,
     counts: dict[str, int],
     bad_records_path: str,
+    limit: int | None = None,
+    draw_seed: int | None = None,
     **options: Any,
 ) -> list[Prompt]:
     """The prompts of all files of a path; it says how many of each class, and whether a file is a published one.
 
     Args:
         embedded: a name such as synthetic:house_rules -> a function that makes rows of a case's fields.
+        counts: receives what was read and what was left out.
         limit: prompts of each file; None takes all.
         draw_seed: of the draw of `limit` prompts; None takes the first ones.
-        counts: receives what was read and what was left out.
         options: of `suites.load`.
     """
     out: list[Prompt] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from alignment.errors import InputError
+from alignment.errors import within
 from alignment.train import adapters
 from alignment.train import planning as planned
 from experiments.launch import planning
@@ -54,13 +54,9 @@ def check(group: Mapping[str, Any]) -> None:
     Raises:
         InputError: one is out of its range.
     """
-    for name in ("peak_tflops", "utilisation", "tokens"):
-        if not group[name] > 0:
-            raise InputError(f"cost.{name}={group[name]} must be above 0")
-    if group["utilisation"] > 1 or group["price"] < 0:
-        raise InputError(
-            f"cost.utilisation={group['utilisation']} must be at most 1, cost.price={group['price']} at least 0"
-        )
+    within("(0, inf)", **{"cost.peak_tflops": group["peak_tflops"], "cost.tokens": group["tokens"]})
+    within("(0, 1]", **{"cost.utilisation": group["utilisation"]})
+    within("[0, inf)", **{"cost.price": group["price"]})
 
 
 @functools.cache  # to count a step of a published model takes half a second
@@ -96,18 +92,10 @@ def sheet(tuned: Tuned, seconds: float | None, rates: Rates) -> list[dict[str, A
         seconds: spent on updates; None where nobody measured it.
     """
     measured = None if seconds is None else seconds * tuned.num_devices / 3_600
+    counted = (tuned.num_params, tuned.num_pairs, tuned.flops, "counted")
     rows = [
-        _row("this run", tuned.num_params, tuned.num_pairs, tuned.flops, "counted", tuned.device, measured, None),
-        _row(
-            f"this run on {rates.device}",
-            tuned.num_params,
-            tuned.num_pairs,
-            tuned.flops,
-            "counted",
-            rates.device,
-            rates.hours(tuned.flops),
-            rates.price,
-        ),
+        _row("this run", *counted, tuned.device, measured, None),
+        _row(f"this run on {rates.device}", *counted, rates.device, rates.hours(tuned.flops), rates.price),
     ]
     for name, num_params in PUBLISHED.items():
         for is_adapter in (False, True):

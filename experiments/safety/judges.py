@@ -65,6 +65,11 @@ _GUARDS = ("llama_guard", "llamaguard", "wildguard", "shieldgemma", "granite", "
 _OF_MODEL = ("init_from", "is_message", "words", "form", "threshold")
 
 
+def listed(kinds: str) -> tuple[str, ...]:
+    """The judges that a setting names with commas between; an empty part stays, so that `check` refuses it."""
+    return tuple(part.strip() for part in kinds.split(","))
+
+
 def check(name: str, kinds: tuple[str, ...], group: Mapping[str, Any], *, field: str, template: str) -> None:
     """Refuse a judge that cannot be, and settings that none of the judges reads.
 
@@ -96,8 +101,7 @@ def check(name: str, kinds: tuple[str, ...], group: Mapping[str, Any], *, field:
             f"set {name}.asks or take another, such as {template}"
         )
     errors.one_of(f"{name}.form", group["form"], judging.FORMS)
-    if group["max_new_tokens"] < 1:
-        raise InputError(f"{name}.max_new_tokens={group['max_new_tokens']} must be at least 1")
+    errors.within("[1, inf)", **{f"{name}.max_new_tokens": group["max_new_tokens"]})
     if threshold := group["threshold"]:
         if not 0 < threshold < 1:
             raise InputError(f"{name}.threshold={threshold} must be in (0, 1), or 0 where the judge's words decide")
@@ -236,9 +240,7 @@ def record(folder: pathlib.Path, kind: str, rubric: Rubric) -> None:
 
 def _own_model(init_from: str, c: ml_collections.ConfigDict, folder: pathlib.Path) -> Measured:
     """Its weights are read at once: what it says is kept under their digest."""
-    own = ml_collections.ConfigDict(c.to_dict())
-    own.update(init_from=init_from, tokenizer="", draft_from="")
-    own.engine.num_draft = 0
+    own = models.of_another(c, init_from)
     model = models.load(own, folder)
     return Measured(model, functools.cache(lambda: models.engine(model, own)))
 

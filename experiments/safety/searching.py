@@ -6,6 +6,7 @@ as two. Texts of prompts lie in `search/` of the workdir, are never printed and 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -121,12 +122,9 @@ def check(c: ml_collections.ConfigDict, all_settings: Sequence[str]) -> None:
         search.Settings(**{name: own[name] for name in OF_SEARCH})
     if own.control.count(SEED) != 1:
         raise InputError(f"searching.control={own.control!r} must hold {SEED} once, where a seed prompt goes")
-    if not 0 < own.max_percentile <= 100:
-        raise InputError(f"searching.max_percentile={own.max_percentile} must be above 0 and at most 100")
-    if own.perplexity_slack < 1:
-        raise InputError(f"searching.perplexity_slack={own.perplexity_slack} must be at least 1, ordinary prompts' own")
-    if not 0 < own.near <= 1:
-        raise InputError(f"searching.near={own.near} must be above 0 and at most 1, which drops equal words alone")
+    errors.within("(0, 100]", **{"searching.max_percentile": own.max_percentile})
+    errors.within("[1, inf)", **{"searching.perplexity_slack": own.perplexity_slack}, hint=", ordinary prompts' own")
+    errors.within("(0, 1]", **{"searching.near": own.near}, hint="; 1 drops equal words alone")
     if own.openings and not all(isinstance(text, str) and text.strip() for text in own.openings):
         raise InputError(f"searching.openings={own.openings!r} must be texts, such as ('I cannot help',)")
     if own.writer_from not in ("", *ASKERS):
@@ -146,7 +144,7 @@ def check(c: ml_collections.ConfigDict, all_settings: Sequence[str]) -> None:
 
 
 def voters_of(c: ml_collections.ConfigDict) -> tuple[str, ...]:
-    return tuple(part.strip() for part in c.searching.voters.split(","))
+    return judges.listed(c.searching.voters)
 
 
 def run(
@@ -219,20 +217,11 @@ def _writer(
         return target, engine_fn
     if name in ASKERS:
         name = f"run:{models.train_toy(folder / 'writer', ASKERS[name], target.tok)}"
-    own = ml_collections.ConfigDict(c.to_dict())
-    own.update(init_from=name, tokenizer="", draft_from="")
-    own.engine.num_draft = 0
+    own = models.of_another(c, name)
     writer = models.open_model(own, folder)
     check_same_tokens(writer.tok, target.tok)
     writer = dataclasses.replace(models.with_weights(writer, own), name=c.searching.writer_from)
-    engines: list[Engine] = []
-
-    def own_engine_fn() -> Engine:
-        if not engines:
-            engines.append(models.engine(writer, own))
-        return engines[0]
-
-    return writer, own_engine_fn
+    return writer, functools.cache(lambda: models.engine(writer, own))
 
 
 def check_same_tokens(writer: Any, target: Any) -> None:

@@ -52,7 +52,7 @@ class Tuned:
         summary: of `loop.fit`, with the held-out pairs.
         num_pairs, num_steps, batch_size: trained on, updates, pairs of each.
         num_tokens: of the prompts and answers of one pass.
-        num_params, num_trained: numbers in the model, and in what was trained.
+        num_params: numbers in the model.
         flops: of the matrix products of all updates, and of the reference's log-probabilities; filling counts.
         num_devices, device: that trained, and their kind.
     """
@@ -63,7 +63,6 @@ class Tuned:
     batch_size: int
     num_tokens: int
     num_params: int
-    num_trained: int
     flops: float
     num_devices: int
     device: str
@@ -171,7 +170,6 @@ def align(
         )
     )
     options = dict(**batch, **sharding.row_share(mesh))
-    num_trained = _size(state.params)
     state, summary = loop.fit(
         update,
         state,
@@ -195,7 +193,7 @@ def align(
     _export(c, workdir, state, model, target, adapter)
     num_tokens = int(train.starts[-1] - train.trunk_len_N.sum())
     device = mesh.devices.flat[0].device_kind
-    sizes = (len(train), steps, t.batch_size, num_tokens, num_params, num_trained)
+    sizes = (len(train), steps, t.batch_size, num_tokens, num_params)
     return Tuned(summary, *sizes, num_flops, mesh.devices.size, device)
 
 

@@ -16,12 +16,12 @@ def test_a_published_count_gives_its_published_shares():
 
 @pytest.mark.parametrize("text", ["8 5", "8  5", "8.0 5.0", "8, 5", "8 5\nThe first answer is warmer."])
 def test_two_scores_are_read_however_they_are_spaced(text):
-    assert head_to_head.scores(text) == (8, 5) and head_to_head.of_scores(text) == WIN
+    assert head_to_head.scores(text) == (8, 5) and head_to_head.outcome(8, 5) == WIN
 
 
 @pytest.mark.parametrize("text", ["N/A", "", "8", "eight five", "8 5 3", "I cannot judge this."])
-def test_what_is_not_two_scores_is_not_determined_and_no_tie(text):
-    assert head_to_head.of_scores(text) == UNDETERMINED
+def test_what_is_not_two_scores_is_none_and_what_is_not_determined_no_tie(text):
+    assert head_to_head.scores(text) is None
     tally = head_to_head.tally([WIN, UNDETERMINED, UNDETERMINED])
     assert tally.win_half_tie == 1 and tally.n == 1 and tally.undetermined == 2
 

@@ -145,7 +145,7 @@ def test_a_run_killed_and_started_again_ends_with_the_same_bytes(tmp_path, whole
         elif at == "training":
             patch.setattr(loop, "fit", dies_after)
         elif at == "answers after":
-            patch.setattr(egida, "aligned_config", dies)
+            patch.setattr(egida.models, "of_another", dies)
         else:
             patch.setattr(egida.page, "write", dies)
         with pytest.raises(Killed):

@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_and_its_answers_stay_the_same(ended, tmp_path):
         (["--config.templates.reward=USER:"], "once"),
         (["--config.data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["--config.judge=rulez"], "judge='rulez'"),
-        (["--config.measuring_fraction=1.0"], "measuring_fraction=1.0 must be above 0 and below 1"),
+        (["--config.measuring_fraction=1.0"], "measuring_fraction=1.0 must be in (0, 1)"),
         (["--config.judge=model"], "judge=model needs judging.init_from"),
         (["--config.judge=endpoint", "--config.judging.template=yes_no"], "comparison is needed here"),
         (["--config.judging.max_new_tokens=9"], "judging.max_new_tokens=9 is not read"),

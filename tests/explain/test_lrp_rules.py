@@ -77,9 +77,9 @@ def test_worked_numbers_of_batch_norm_and_residual():
     ("rule", "said"),
     [
         (partial(lrp_rules.alpha_beta, alpha=5.0, beta=1.0), "alpha - beta must be 1.* beta=4 goes with this alpha"),
-        (partial(lrp_rules.alpha_beta, alpha=0.5, beta=-0.5), "beta=-0.5 of an LRP rule must not be negative"),
-        (partial(lrp_rules.gamma, gamma=-0.25), "gamma=-0.25 of an LRP rule must not be negative"),
-        (partial(lrp_rules.epsilon, eps=-1e-6), "eps=-1e-06 of an LRP rule must not be negative"),
+        (partial(lrp_rules.alpha_beta, alpha=0.5, beta=-0.5), "beta=-0.5 must be at least 0"),
+        (partial(lrp_rules.gamma, gamma=-0.25), "gamma=-0.25 must be at least 0"),
+        (partial(lrp_rules.epsilon, eps=-1e-6), "eps=-1e-06 must be at least 0"),
         (partial(lrp_rules.z_box, low=1.0, high=-1.0), "low must be the smaller"),
     ],
 )

@@ -113,10 +113,6 @@ def test_marked_text_is_detected(name):
     assert detect.detect(other, ids).p_value > 1e-3
 
 
-def test_weights_of_layers_fall_from_ten_to_one():
-    assert detect.weighted_mean(np.array([[1, 1], [1, 0]])) == pytest.approx((11 / 5.5 + 10 / 5.5) / 4)
-
-
 # Windows
 
 

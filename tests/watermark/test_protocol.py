@@ -144,8 +144,8 @@ def test_the_best_balanced_accuracy_by_hand():
 
 
 def test_ring_keys_are_told_apart_by_the_authors_approximation():
-    near, far = protocol.identified_ring([0.0], [634 * 2_048.0], 100), protocol.identified_ring([9e6], [1e6], 100)
-    assert near == pytest.approx(1) and far == pytest.approx(0, abs=1e-6)
+    near, far = protocol.ring_chances([0.0], [634 * 2_048.0]), protocol.ring_chances([9e6], [1e6])
+    assert protocol.alone(near, 100) == pytest.approx(1) and protocol.alone(far, 100) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_curve_is_walked_from_weak_to_strong():

@@ -11,11 +11,6 @@ from alignment.errors import within
 from alignment.filtering.duplicates import bands, minhash
 
 
-def jaccard(a: str, b: str, *, n_grams: int = 3) -> float:
-    """Shared share, in [0, 1], of the lower-case word n-grams of two texts; 0 where both have none."""
-    return _share(_shingles(a, n_grams), _shingles(b, n_grams))
-
-
 def removed(
     texts: Sequence[str],
     *,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alignment.decoding import backends
 from alignment.decoding import cache as caches
-from alignment.errors import InputError
+from alignment.errors import within
 from alignment.filtering.rewriting import conduct
 
 _BORDERS = (  # white space between chunks, the best kind first
@@ -60,8 +60,7 @@ def rewrite(
         InputError: numbers below 1.
         Down: the backend no longer answers.
     """
-    if max_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_tokens={max_tokens} and batch_size={batch_size} must be at least 1")
+    within("[1, inf)", max_tokens=max_tokens, batch_size=batch_size)
     documents = [split(record["text"], count_tokens=count_tokens, max_tokens=max_tokens) for record in records]
     if kind != "rewrite":
         # A new text needs only the gist, and the first chunk has it; none of the original's white space applies.

@@ -364,7 +364,7 @@ def test_processes_share_out_one_global_batch(pictures, train):
 
 @pytest.mark.parametrize("option", [{"seed": -1}, {"num_workers": -1}, {"multiple": 0}, {"most_shapes": 0}])
 def test_numbers_that_cannot_be_are_refused(pictures, option):
-    with pytest.raises(InputError, match="it must be at least"):
+    with pytest.raises(InputError, match="must be at least"):
         images.batches(pictures, shape=FREE, train=True, batch_size=4, **option)
 
 

@@ -86,7 +86,7 @@ def test_a_plan_that_does_not_fit_fails_and_says_by_how_much_and_what_would(caps
         (["--config", "dpo:tiny", "--plan=h200:1", "--plan_model=llama-3.1-9b"], "the nearest is 'llama-3.1-8b'"),
         (["--config", "dpo:tiny", "--plan_model=llama-3.1-8b"], "is read with --plan=TOPOLOGY only"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--sweep"], "leave --sweep"),
-        (["--config", "dpo:tiny", "--plan=h200:1", "--plan_utilisation=2"], "must be above 0 and at most 1"),
+        (["--config", "dpo:tiny", "--plan=h200:1", "--plan_utilisation=2"], "must be in (0, 1]"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--config.batch.layout=pakced"], "batch.layout='pakced' is not one"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--config.batch.batch_size=0"], "batch_size=0 must be at least 1"),
         (["--config", "dpo:tiny", "--plan=h200:1", "--config.data.max_len=None"], "data.max_len cannot be unset"),

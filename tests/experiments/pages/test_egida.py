@@ -23,7 +23,6 @@ TUNED = tuning.Tuned(
     batch_size=5,
     num_tokens=50,
     num_params=10,
-    num_trained=10,
     flops=1e6,
     num_devices=1,
     device="cpu",

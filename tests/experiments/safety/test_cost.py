@@ -11,7 +11,6 @@ TUNED = tuning.Tuned(
     batch_size=2,
     num_tokens=90,
     num_params=1_000,
-    num_trained=1_000,
     flops=1.8e17,
     num_devices=4,
     device="cpu",

@@ -8,8 +8,17 @@ from alignment.filtering.duplicates import near
 PAIR = ("how do I safely store paint at home", "how do i safely store paint at work")
 
 
+def shingles(text):
+    words = text.lower().split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def jaccard(a, b):
+    return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+
+
 def test_two_requests_of_the_egida_sheet_are_one_at_seven_tenths_and_two_at_three_quarters():
-    assert near.jaccard(*PAIR) == pytest.approx(5 / 7)
+    assert jaccard(*PAIR) == pytest.approx(5 / 7)
     assert near.removed(PAIR) == {1: 0}
     assert near.removed(PAIR, threshold=0.75) == {}
 
@@ -17,7 +26,7 @@ def test_two_requests_of_the_egida_sheet_are_one_at_seven_tenths_and_two_at_thre
 def slow_removed(texts, threshold):
     out, staying = {}, []
     for i, text in enumerate(texts):
-        like = [j for j in staying if near.jaccard(text, texts[j]) >= threshold]
+        like = [j for j in staying if jaccard(text, texts[j]) >= threshold]
         if like:
             out[i] = like[0]
         else:
