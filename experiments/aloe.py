@@ -117,11 +117,9 @@ def _embedded(c: ml_collections.ConfigDict) -> None:
     c.synthesis.teacher = SCRIPTED
     c.synthesis.direct_share = world.DIRECT_SHARE
     c.synthesis.update(tries=6, max_new_tokens=64)
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
+    groups.small_compute(c)
     c.compute.attention = "blocked"
     c.compute.unroll = 2
-    c.export = "float32"
     c.save_every = 0
     c.sft.update(epochs=1.0, batch_size=8, max_len=192, peak_lr=1e-3, warmup=0.1)
     # sums of these small experts' differences, as DARE makes them, are less even over seeds
@@ -165,9 +163,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.data.update(num_questions=200, num_chat=60, num_solved=12, num_test=30)
     c.synthesis.update(tries=0, direct_share=1.0)  # of 60 questions it reasoned on one to the right answer in two tries
     c.sft.update(epochs=1.0, batch_size=4, max_len=384, peak_lr=2e-5, warmup=0.1)
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
-    c.export = "float32"
+    groups.small_compute(c)
     c.general.path = "hh_harmless_base_test_a.jsonl"
     c.general.update(limit=16, batch_size=8, peak_lr=1e-6, max_len=256, max_prompt_len=192)
     c.red_team.update(attacks="harmbench_val.csv", harmless="xstest_prompts.csv", limit=24, max_new_tokens=32)
@@ -209,7 +205,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"{name}={EMBEDDED!r} belongs to the clinic's own base, and init_from={c.init_from!r}")
     _check_teacher(c, is_embedded=is_embedded)
     tuning.check("sft", c.sft)
-    gathering.check_methods(c.merge, methods.METHODS)
+    checks.check_names(c, "merge.methods", methods.METHODS, unique=False)
     for name in c.merge.also:
         if not isinstance(name, str):
             raise InputError(f"merge.also={c.merge.also!r} must be names of models, such as ('run:runs/other',)")
@@ -274,10 +270,7 @@ def _check_teacher(c: ml_collections.ConfigDict, *, is_embedded: bool) -> None:
 
 
 def _check_asking(c: ml_collections.ConfigDict) -> None:
-    if not isinstance(c.asking.schemes, tuple):
-        raise InputError(f"asking.schemes={c.asking.schemes!r} must be a tuple, such as ('medprompt',)")
-    for name in c.asking.schemes:
-        errors.one_of("asking.schemes", name, schemes.NAMES[1:])
+    checks.check_names(c, "asking.schemes", schemes.NAMES[1:], least=0, unique=False)
     errors.one_of("asking.ties", c.asking.ties, options.TIES)
     schemes.of_config(c.asking)
     if c.asking.encoder:

@@ -121,10 +121,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither questions, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
     subjects.check(c, (c.judge,) if c.judge else ())
-    if not isinstance(c.protocols, tuple) or not c.protocols:
-        raise InputError(f"protocols={c.protocols!r} must be a tuple, such as ('letters',)")
-    for protocol in c.protocols:
-        errors.one_of("protocols", protocol, multiple_choice.PROTOCOLS)
+    checks.check_names(c, "protocols", multiple_choice.PROTOCOLS, unique=False)
     served = [spec for spec in c.models if spec.startswith("endpoint:")]
     if served and not set(c.protocols) & set(multiple_choice.WRITTEN):
         raise InputError(
@@ -162,8 +159,7 @@ def check(c: ml_collections.ConfigDict) -> None:
 def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
     """Names of settings that this config does not read, and why."""
     if not set(c.protocols) & set(multiple_choice.VOTED):
-        for name in c.voted:
-            yield f"voted.{name}", f"protocols has none of {', '.join(multiple_choice.VOTED)}"
+        yield "voted", f"protocols has none of {', '.join(multiple_choice.VOTED)}"
     for group, off in (("rp", "limit"), ("rephrasing", "wordings"), ("consistency", "samples")):
         if not c[group][off]:
             yield from ((f"{group}.{name}", f"{group}.{off}=0") for name in c[group] if name != off)

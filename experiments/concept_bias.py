@@ -18,7 +18,7 @@ rebalance by weights or by the last layer stand beside. The same test texts meas
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -129,11 +129,8 @@ def sweep():
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither texts, weights nor devices to be seen."""
     checks.check_least(c, LEAST)
-    for what, names, known in (("models", c.models, KINDS), ("methods", c.methods, cells.METHODS)):
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"{what}={tuple(names)}: it names at least one, and none twice")
-        for name in names:
-            errors.one_of(what, name, known)
+    checks.check_names(c, "models", KINDS)
+    checks.check_names(c, "methods", cells.METHODS)
     sets.check(c)
     errors.one_of("data.split", c.data.split, sets.concept_sets.SPLITS)
     errors.one_of("data.val_from", c.data.val_from, sets.VALIDATIONS)
@@ -142,7 +139,7 @@ def check(c: ml_collections.ConfigDict) -> None:
             records.check(path)
     if cells.DFR in c.methods and not c.data.validation:
         raise InputError("methods has dfr, which trains its last layer on validation texts; raise data.validation")
-    check_unread(c)
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
     asking.check(c)
     check_decoders(c)
     bag.Options(**c.bag)
@@ -176,23 +173,16 @@ def reads_decoder(c: ml_collections.ConfigDict) -> bool:
     return bool({DECODER, IN_CONTEXT} & set(c.models)) or asking.MODEL in (c.annotation.backend, c.writing.backend)
 
 
-def check_unread(c: ml_collections.ConfigDict) -> None:
-    """Refuse a group that was changed and that no classifier or method of the run reads."""
-    every = [get_config(setting) for setting in SETTINGS]
-    for readers, chosen, what in ((READS, c.models, "models"), (OF_METHODS, c.methods, "methods")):
+def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Groups and settings that no classifier or method of the run reads, and why."""
+    for readers, what in ((READS, "models"), (OF_METHODS, "methods")):
         for group, kinds in readers.items():
-            if not set(kinds) & set(chosen) and c[group].to_dict() not in [one[group].to_dict() for one in every]:
-                raise InputError(
-                    f"{group} was changed, and {what}={tuple(chosen)} do not read it, only {', '.join(kinds)} does; "
-                    "leave it as it was"
-                )
-    if not reads_decoder(c) and c.decoder.to_dict() not in [one.decoder.to_dict() for one in every]:
-        raise InputError(
-            f"decoder was changed, and only models={DECODER} or {IN_CONTEXT} and backend={asking.MODEL} read it; leave "
-            "it as it was"
-        )
-    if BERT not in c.models and c.bert_from not in {one.bert_from for one in every}:
-        raise InputError(f"bert_from={c.bert_from!r} is read by models={BERT} alone; leave it out")
+            if not set(kinds) & set(c[what]):
+                yield group, f"{what}={c[what]} has no {' or '.join(kinds)}"
+    if not reads_decoder(c):
+        yield "decoder", f"only models={DECODER} or {IN_CONTEXT} and backend={asking.MODEL} read it"
+    if BERT not in c.models:
+        yield "bert_from", f"models={c.models} has no {BERT}"
 
 
 def run(c: ml_collections.ConfigDict, workdir: str) -> dict[str, float | None]:

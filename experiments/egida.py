@@ -138,12 +138,10 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.pairs.harmless = EMBEDDED
     c.ability.questions = EMBEDDED
     c.ability.texts = EMBEDDED
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
+    groups.small_compute(c)
     c.compute.unroll = 2
     c.tuning.max_len = 256
     c.tuning.max_prompt_len = None
-    c.export = "float32"
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
@@ -202,8 +200,7 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.judging.threshold = 0.5  # a model of this size seldom says Yes or No, but has probabilities of both
     c.judging.max_new_tokens = 1
     c.adapter.rank = 16
-    c.compute.dtype = "float32"
-    c.compute.remat = "none"
+    groups.small_compute(c)
     c.tuning.batch_size = 6
     c.tuning.max_len = 128
     c.tuning.max_prompt_len = 80
@@ -215,7 +212,6 @@ def _smol(c: ml_collections.ConfigDict) -> None:
     c.ability.texts = "wikitext2_valid.txt"
     c.ability.num_questions = 80
     c.ability.num_texts = 20
-    c.export = "float32"
 
 
 def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:

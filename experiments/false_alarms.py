@@ -71,10 +71,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     else:
         records.check(c.data.path)
     tokenizer.check(c.tokenizer)
-    if not c.schemes or len(set(c.schemes)) < len(c.schemes):
-        raise InputError(f"schemes={tuple(c.schemes)}: it names at least one, and none twice")
+    checks.check_names(c, "schemes", writing.WRITTEN)
     for scheme in c.schemes:
-        errors.one_of("schemes", scheme, writing.WRITTEN)
         writing.mark_of(scheme, 1, 1_000, c.gamma, 0.0, "")
 
 

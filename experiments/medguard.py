@@ -93,10 +93,7 @@ def check(c: ml_collections.ConfigDict) -> None:
     aspects = [aspect for group in principles.values() for aspect in group]
     if not aspects or len(set(aspects)) < len(aspects) or not all(principles.values()):
         raise InputError(f"principles={c.principles!r} must be pairs of a name and its aspects, no aspect twice")
-    if not isinstance(c.conditions, tuple) or not c.conditions or len(set(c.conditions)) < len(c.conditions):
-        raise InputError(f"conditions={c.conditions!r} must be a tuple of different names, such as ('plain', 'cot')")
-    for condition in c.conditions:
-        errors.one_of("conditions", condition, CONDITIONS)
+    checks.check_names(c, "conditions", CONDITIONS)
     errors.one_of("score_mode", c.score_mode, MODES)
     if c.score_mode == BY_LETTER and (others := set(c.conditions) & {COT, SELF_CHECK}):
         raise InputError(f"score_mode='letters' lets a model write nothing, which {others.pop()!r} needs; leave it out")

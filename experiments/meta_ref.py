@@ -165,11 +165,9 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 def check_methods(c: ml_collections.ConfigDict) -> None:
     """Refuse unknown methods, and settings that none of them reads."""
+    checks.check_names(c, "methods", methods.METHODS, least=0)
     for name in c.methods:
-        errors.one_of("methods", name, methods.METHODS)
         training.rule_of(c, name)
-    if len(set(c.methods)) < len(c.methods):
-        raise InputError(f"methods={tuple(c.methods)} names one of them twice")
     has_referee = bool(set(c.methods) & set(methods.REFEREED))
     moves_theta = "maml_regularised" in c.methods or (has_referee and c.objective.fair_params in ("theta", "both"))
     reads = dict.fromkeys(("fair_params", "lambda_p", "is_normalised", "warmup_steps"), has_referee)

@@ -258,11 +258,9 @@ def relevant(options: dict[str, Any]) -> str:
 
 
 def check_arms(c: ml_collections.ConfigDict, kind: str) -> None:
-    for name in c.arms:
-        one_of("arms", name, arms.ARMS)
-    missing = [name for name in arms.NEEDED if name not in c.arms]
-    if missing or len(set(c.arms)) < len(c.arms):
-        raise InputError(f"arms={tuple(c.arms)}: none twice, and {', '.join(arms.NEEDED)} are part of every comparison")
+    checks.check_names(c, "arms", arms.ARMS)
+    if not set(arms.NEEDED) <= set(c.arms):
+        raise InputError(f"arms={tuple(c.arms)}: {', '.join(arms.NEEDED)} are part of every comparison")
     needs_whole = c.data.source in ("toy", "toy_few", "toy_groups") and c.optimizer.name == "sgd" and c.mode == "add"
     if "bilevel" in c.arms and not (needs_whole and not c.network.widths and sizes_of(c) == batches.Sizes()):
         raise InputError(

@@ -26,6 +26,7 @@ from ml_collections import config_dict
 
 from alignment import errors, files
 from alignment.errors import InputError
+from alignment.evaluation import classification
 from alignment.filtering.scores import calibration, embedding, fitting, heads, linear, ngrams
 from alignment.train import loop, optimizer, sharding
 from data import loader, records
@@ -275,7 +276,7 @@ def judge(
         plain = calibration.Calibration()
         kinds = (scorer.about.calibration, plain)
         ranks_N, before_N = (calibration.apply(kind, logits_NC)[:, c.unsafe.level :].sum(axis=1) for kind in kinds)
-    counts_CC = calibration.confusion(part.labels_N, levels_N.astype(np.int64), len(part.levels))
+    counts_CC = classification.confusion(part.labels_N, levels_N.astype(np.int64), len(part.levels))
     groups = [group or f"text {i}" for i, group in enumerate(part.groups)]
     low, high = calibration.auc_interval(ranks_N, is_unsafe_N, groups_N=groups, seed=c.seed)
     numbers = {"heldout_auc": calibration.auc(ranks_N, is_unsafe_N), "heldout_auc_low": low, "heldout_auc_high": high}
@@ -286,7 +287,7 @@ def judge(
         numbers["heldout_ece_uncalibrated"] = calibration.expected_error(rows_before)
         files.write_rows(workdir / "tables/reliability.jsonl", rows)
         draw_reliability(workdir, rows, rows_before)
-    numbers |= {"accuracy": calibration.accuracy(counts_CC), "macro_f1": calibration.macro_f1(counts_CC)}
+    numbers |= {"accuracy": classification.overall(counts_CC), "macro_f1": calibration.macro_f1(counts_CC)}
     numbers["most_frequent_level"] = float(np.max(np.sum(counts_CC, axis=1)) / np.sum(counts_CC))
     numbers |= {f"recall_at_{k}": calibration.recall_at(counts_CC, k) for k in range(1, len(part.levels))}
     numbers["texts_scored_per_second"] = len(part) / max(seconds, 1e-9)

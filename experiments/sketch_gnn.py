@@ -166,26 +166,22 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.sketch.width is not None:
         check_budget(c, c.sketch.width)
     for group in ("optimizer", "full"):
-        if not 0 <= c[group].dropout < 1:
-            raise InputError(f"{group}.dropout={c[group].dropout} must be from 0 to below 1")
-        if not c[group].lr > 0 or min(c[group].weight_decay, c[group].clip_norm) < 0:
-            raise InputError(f"{group}={dict(c[group])}: lr must be above 0, weight_decay and clip_norm not below")
+        checks.within(c, "[0, 1)", f"{group}.dropout")
+        checks.within(c, "(0, inf)", f"{group}.lr")
+        checks.within(c, "[0, inf)", f"{group}.weight_decay", f"{group}.clip_norm")
 
 
 def check_unread(c: ml_collections.ConfigDict) -> None:
     """Refuse settings that this run does not read."""
-    groups = {
-        "lsh": (c.sketch.buckets == "lsh_learned", "sketch.buckets=lsh_learned", [get_config()]),
-        "attention": (c.network.name == "gat", "network.name=gat", [get_config()]),
-        "parts": (bool(c.baselines), "baselines", [get_config()]),
-        "scale": (bool(c.sizes), "sizes", [get_config(arg) for arg in SETTINGS]),
-        "block": (c.data.path == EMBEDDED or bool(c.sizes), f"data.path={EMBEDDED}", [get_config(a) for a in SETTINGS]),
+    readers = {
+        "lsh": (c.sketch.buckets == "lsh_learned", "sketch.buckets=lsh_learned"),
+        "attention": (c.network.name == "gat", "network.name=gat"),
+        "parts": (bool(c.baselines), "baselines"),
+        "scale": (bool(c.sizes), "sizes"),
+        "block": (c.data.path == EMBEDDED or bool(c.sizes), f"data.path={EMBEDDED}"),
     }
-    for group, (is_read, reader, defaults) in groups.items():
-        if not is_read and all(dict(c[group]) != dict(default[group]) for default in defaults):
-            raise InputError(
-                f"{group}={dict(c[group])} is read by {reader} alone, which is not set; leave {group} as it is"
-            )
+    unread = [(group, f"{reader} is not set") for group, (is_read, reader) in readers.items() if not is_read]
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], unread)
     if c.sketch.coefficients == "learned" and (c.sketch.activation, c.sketch.radius) != ("relu", 3.0):
         raise InputError(
             f"sketch.activation={c.sketch.activation!r} and sketch.radius={c.sketch.radius} are read where "

@@ -106,12 +106,9 @@ def sweep() -> Iterator[dict[str, Any]]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs neither pictures nor devices to be seen."""
     attacks.check(c.attacks)
-    for name in c.attacks:
-        one_of("attacks", name, attacks.NAMES)
+    checks.check_names(c, "attacks", attacks.NAMES)
     given.check(c)
-    for what, names in (("marks", c.marks), ("attacks", c.attacks)):
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"{what}={tuple(names)}: it names at least one, and none twice")
+    checks.check_names(c, "marks")
     for kind, strengths in c.strengths.items():
         if not strengths or list(strengths) != sorted(set(strengths)) or not 0 < strengths[0] <= strengths[-1] <= 1:
             raise InputError(f"strengths.{kind}={tuple(strengths)}: they rise and lie in (0, 1], such as (0.5, 1.0)")
@@ -150,22 +147,18 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.address and c.executor != "ray":
         raise InputError(f"address={c.address!r} is read by executor=ray alone; leave it out")
     executors.check(c.executor, c.workers or 0, c.retries)
-    check_unread(c)
+    checks.check_unread(c, [get_config(arg) for arg in SETTINGS], _unread(c))
 
 
-def check_unread(c: ml_collections.ConfigDict) -> None:
-    """Refuse what was set and no chosen attack or mark reads; what a setting of this file has may stay."""
-    attacked, settings = set(c.attacks), [get_config(arg) for arg in SETTINGS]
+def _unread(c: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Names of settings that no chosen attack or mark reads, and why."""
     for name, readers in READERS.items():
-        value = checks.leaf(c, name)
-        if not attacked & set(readers) and value not in [checks.leaf(setting, name) for setting in settings]:
-            raise InputError(f"{name}={value} is read by {', '.join(readers)} alone; leave it out")
-    if all(given.is_informed(name) for name in c.marks) and c.users not in [setting.users for setting in settings]:
-        raise InputError(
-            f"users={c.users} are told apart by marks of bits or rings alone, and marks={c.marks}; leave it out"
-        )
-    if c.executor == "local" and c.workers is not None:
-        raise InputError(f"workers={c.workers} is not read by executor=local; leave it out, or take process or ray")
+        if not set(c.attacks) & set(readers):
+            yield name, f"it belongs to {', '.join(readers)}"
+    if all(given.is_informed(name) for name in c.marks):
+        yield "users", f"marks of bits or rings alone tell them apart, and marks={c.marks}"
+    if c.executor == "local":
+        yield "workers", "executor=local has none; take process or ray"
 
 
 def check_training(c: ml_collections.ConfigDict) -> None:

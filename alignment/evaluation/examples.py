@@ -134,6 +134,15 @@ def for_prompt(
     return [database.examples[i] for i in places[::-1]], float(cosines.mean())
 
 
+def finder(
+    questions: Sequence[Question], database: Database, embed_fn: EmbedFn, num: int
+) -> Callable[[Question], tuple[list[Example], float]]:
+    """`for_prompt` of each of these questions, all of which are embedded at once."""
+    rows_ND = embed(embed_fn, questions)
+    place = {question.id: i for i, question in enumerate(questions)}
+    return lambda question: for_prompt(rows_ND[place[question.id]], database, num)
+
+
 def character_ngrams(texts: Sequence[str]) -> EmbedFn:
     """Embeddings by three to five letters within words, weighted by how rare they are among `texts`."""
     from sklearn.feature_extraction import text as features  # it takes a second to import

@@ -261,13 +261,17 @@ def heated(temperature: float, retry: int) -> float:
 
 
 def responder(
-    server: "engine.Engine", encode_fn: Callable[[Messages], Sequence[int]], decode_fn: Callable[[Sequence[int]], str]
+    server: "engine.Engine",
+    encode_fn: Callable[[Messages], Sequence[int]],
+    text_fn: Callable[[decoding.Answer], str],
+    stop: Sequence[str] = (),
 ) -> RespondFn:
     """A responder that writes with a decoding engine, which computes what prompts share once.
 
     Args:
         encode_fn: a conversation as the token ids that an answer follows.
-        decode_fn: an answer's ids as text.
+        text_fn: an answer as text.
+        stop: texts that end an answer.
     """
 
     def respond(requests: Sequence[Request]) -> list[Reply]:
@@ -276,6 +280,7 @@ def responder(
                 encode_fn(request.messages),
                 request.max_new_tokens,
                 request.temperature,
+                stop=stop,
                 seed=int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:4], "little"),
             )
             for request in requests
@@ -283,8 +288,7 @@ def responder(
         out = []
         for answer in server.answers(work):
             mean = float(np.mean([token.logprob for token in answer.tokens])) if answer.tokens else float("nan")
-            reply = Reply(decode_fn(answer.answer_ids), mean, len(answer.tokens), len(answer.request.prompt))
-            out.append(reply)
+            out.append(Reply(text_fn(answer), mean, len(answer.tokens), len(answer.request.prompt)))
         return out
 
     return respond

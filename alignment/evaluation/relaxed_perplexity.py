@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from alignment import errors, intervals
 from alignment.errors import InputError, within
@@ -86,14 +87,9 @@ def offsets(n_max: int, stride: int) -> tuple[int, ...]:
 
 def log_mean(logps_K: np.ndarray, weights_K: np.ndarray | None = None) -> float:
     """log of the mean of probabilities, or of their sum with these weights; -inf where all are 0."""
-    logps_K = np.asarray(logps_K, np.float64)
-    weights_K = np.full(len(logps_K), 1 / len(logps_K)) if weights_K is None else np.asarray(weights_K, np.float64)
-    largest = float(np.max(logps_K, initial=-math.inf, where=weights_K > 0))
-    if largest == -math.inf:
-        return -math.inf
-    # The largest is taken out first: probabilities of whole answers underflow, their ratios do not.
-    counted = weights_K > 0
-    return largest + math.log(float(np.sum(weights_K[counted] * np.exp(logps_K[counted] - largest))))
+    # It takes the largest out first: probabilities of whole answers underflow, their ratios do not.
+    weights = 1 / len(logps_K) if weights_K is None else weights_K
+    return float(scipy.special.logsumexp(np.asarray(logps_K, np.float64), b=weights))
 
 
 def perplexity(log_p: float, length: int) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignment.errors import InputError, within
+from alignment.watermark import protocol
 
 FIXED_K = 0.2
 KS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -103,10 +104,7 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
         raise InputError(f"{len(m)} members and {len(o)} others: an AUC needs texts with label 1 and with label 0")
     if not (np.isfinite(m).all() and np.isfinite(o).all()):
         raise InputError("a score is not a number; leave the text out")
-    both = np.concatenate([m, o])
-    _, back, counts = np.unique(both, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[back]
-    return float((ranks[: len(m)].sum() - len(m) * (len(m) + 1) / 2) / (len(m) * len(o)))
+    return protocol.auroc(-m, -o)  # of distances, where less is likelier marked
 
 
 def tpr_at(members: Sequence[float], others: Sequence[float], fpr: float) -> float:

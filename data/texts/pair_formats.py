@@ -85,6 +85,12 @@ class Comparison:
         return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in self.prompt)
 
 
+def row_of(item: Comparison, uuid: str) -> dict[str, Any]:
+    """A pair as `uuid`, `prompt`, `chosen` and `rejected`."""
+    chosen, rejected = item.answers
+    return {"uuid": uuid, "prompt": item.prompt, "chosen": chosen.strip(), "rejected": rejected.strip()}
+
+
 def check_pairs(items: Sequence[Comparison], path: str) -> None:
     """Refuse single answers with labels where pairs are needed.
 

@@ -299,17 +299,14 @@ def predictor(compared: Comparison) -> Callable[[TrainState], np.ndarray]:
         best_B = jnp.argmax(logits_BK, axis=-1)
         return batch["y"][best_B] if task.kind == PAIRS else best_B  # of a pair, the class of the nearest text
 
-    @jax.jit
-    def all_seeds(params, statistics, batch):
-        first = {name: jnp.moveaxis(array, 1, 0) for name, array in batch.items()}
-        run_fn = jax.vmap(one) if task.kind != PICTURES else lambda arrays: jax.lax.map(branches.fast(one), arrays)
-        return run_fn((params, statistics, first))
+    run_fn = _for_all_seeds(one, task.kind)
 
     def predict(state):
         out = []
         for batch in parts:
-            on_devices = sharding.to_devices(_shared(batch, compared.mesh), compared.mesh)
-            predicted_SB = all_seeds(state.params, state.frozen["statistics"], on_devices)
+            own = batches.share_of(batch, **sharding.row_share(compared.mesh))
+            on_devices = sharding.to_devices(own, compared.mesh)
+            predicted_SB = run_fn(state.params, state.frozen["statistics"], on_devices)
             sharding.keep_pace(compared.mesh, predicted_SB)
             out.append(np.asarray(sharding.to_host(predicted_SB)))
         return np.concatenate(out, axis=1)[:, : task.test.num]
@@ -317,12 +314,16 @@ def predictor(compared: Comparison) -> Callable[[TrainState], np.ndarray]:
     return predict
 
 
-def _shared(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """This process's rows of a batch."""
-    share = sharding.row_share(mesh)
-    number, count = share["process_index"], share["process_count"]
-    rows = {name: len(array) // count for name, array in batch.items()}
-    return {name: array[number * rows[name] : (number + 1) * rows[name]] for name, array in batch.items()}
+def _for_all_seeds(one: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """`one((*states, batch))` for all seeds, compiled; seeds come first in arrays of states, second in a batch's."""
+
+    @jax.jit
+    def all_seeds(*trees):
+        *states, batch = trees
+        arrays = (*states, jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), batch))
+        return jax.lax.map(branches.fast(one), arrays) if kind == PICTURES else jax.vmap(one)(arrays)
+
+    return all_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,14 +344,7 @@ def look(compared: Comparison, state: TrainState, batch: dict[str, np.ndarray]) 
         w_B, y_BK, _, _ = assign(dataclasses.replace(state, **seed_state), seed_batch, jax.random.PRNGKey(0))
         return w_B, y_BK
 
-    @jax.jit
-    def all_seeds(states, batch):
-        first = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), batch)
-        run_fn = (
-            jax.vmap(one) if compared.task.kind != PICTURES else lambda arrays: jax.lax.map(branches.fast(one), arrays)
-        )
-        return run_fn((states, first))
-
     states = {name: getattr(state, name) for name in training.STACKED}
-    w_SB, y_SBK = sharding.to_host(all_seeds(states, sharding.to_devices(batch, compared.mesh)))
+    run_fn = _for_all_seeds(one, compared.task.kind)
+    w_SB, y_SBK = sharding.to_host(run_fn(states, sharding.to_devices(batch, compared.mesh)))
     return Looked(batch, np.asarray(w_SB), np.asarray(y_SBK))

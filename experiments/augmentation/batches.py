@@ -27,6 +27,11 @@ class Sizes:
     val: int | None = None
 
 
+def share_of(batch: loader.Batch, process_index: int, process_count: int) -> loader.Batch:
+    """A process's rows of a batch."""
+    return {name: np.split(array, process_count)[process_index] for name, array in batch.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Batches:
     """Makes batch k of a task.
@@ -57,12 +62,7 @@ class Batches:
     def _made(self, k: int) -> loader.Batch:
         made = [self._of_seed(k, s) for s in range(self.task.num_seeds)]
         stacked = {name: np.stack([batch[name] for batch in made], axis=1) for name in made[0]}
-        return {name: self._share(array) for name, array in stacked.items()}
-
-    def _share(self, array: np.ndarray) -> np.ndarray:
-        number, count = self.mine
-        rows = len(array) // count
-        return array[number * rows : (number + 1) * rows]
+        return share_of(stacked, *self.mine)
 
     def clean(self, s: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and classes that clean rows are drawn from."""

@@ -120,8 +120,7 @@ def settings() -> dict[str, Any]:
 def check(c: ml_collections.ConfigDict) -> None:
     """Refuse what needs no text to be seen."""
     d = c.data
-    if not d.concepts or len(set(d.concepts)) < len(d.concepts):
-        raise InputError(f"data.concepts={tuple(d.concepts)}: it names at least one, and none twice")
+    checks.check_names(c, "data.concepts")
     if unknown := sorted(set(d.negative) - set(d.concepts)):
         raise InputError(f"data.negative names {', '.join(unknown)}, which data.concepts does not")
     for name, least in (("test", 0.0), ("validation", 0.0)):

@@ -170,25 +170,15 @@ class Local:
         """Whether a conversation and so many tokens more fit into what the model reads."""
         return len(self.ids([self.conversation(messages)])[0]) + max_new_tokens <= self.max_len
 
-    def respond(self, requests: Sequence[prompting.Request]) -> list[prompting.Reply]:
+    def respond(self, requests: Sequence[prompting.Request]) -> Sequence[prompting.Reply]:
         """Replies to conversations; all of them are written together."""
-        prompts = self.ids([self.conversation(request.messages) for request in requests])
-        work = [
-            Request(
-                ids,
-                request.max_new_tokens,
-                temperature=request.temperature,
-                stop=() if self.is_chat else (TURN.strip(),),
-                seed=int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:4], "little"),
-            )
-            for ids, request in zip(prompts, requests, strict=True)
-        ]
-        out = []
-        for answer in self.engine.answers(work):
-            mean = float(np.mean([token.logprob for token in answer.tokens])) if answer.tokens else float("nan")
-            said = self.model.text(answer.text, is_alone=self.is_chat)
-            out.append(prompting.Reply(said, mean, len(answer.tokens), len(answer.request.prompt)))
-        return out
+        write = prompting.responder(
+            self.engine,
+            lambda messages: self.ids([self.conversation(messages)])[0],
+            lambda answer: self.model.text(answer.text, is_alone=self.is_chat),
+            stop=() if self.is_chat else (TURN.strip(),),
+        )
+        return write(requests)
 
     def fitting(self, questions: Sequence[str], answers: Sequence[str], more: int) -> list[int]:
         """The numbers of the prompts that the model can read whole, with the answer and so many tokens more."""

@@ -101,15 +101,7 @@ class Voter:
         stated |= {"encoder": self.encoder.digest if self.encoder and database else ""}
 
         def answered() -> dict[str, Any]:
-            embed_fn = self._embed_fn()
-            rows_ND = examples.embed(embed_fn, own) if database else None
-            place = {question.id: i for i, question in enumerate(own)}
-
-            def nearest(question: Question) -> tuple[Sequence[Example], float]:
-                if database is None or rows_ND is None:
-                    return (), float("nan")
-                return examples.for_prompt(rows_ND[place[question.id]], database, how.num_examples)
-
+            nearest = examples.finder(own, database, self._embed_fn(), how.num_examples) if database else None
             replies = self._asked(own, how, nearest)
             chosen = [None if one.answer is None else sorted(one.question.options).index(one.answer) for one in replies]
             more = {"unsolved": database.unsolved, "excluded": database.excluded} if database else {}

@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -166,6 +166,24 @@ def within(c: ml_collections.ConfigDict, bounds: str, *names: str) -> None:
     errors.within(bounds, **{name: leaf(c, name) for name in names})
 
 
+def check_names(
+    c: ml_collections.ConfigDict, name: str, known: Collection[str] = (), *, least: int = 1, unique: bool = True
+) -> None:
+    """Refuse a value that is no tuple of names, or has too few, one that is not among `known` (if given), or repeats.
+
+    Args:
+        name: dotted, of the value in the config.
+    """
+    names = leaf(c, name)
+    if not isinstance(names, tuple) or len(names) < least or not all(isinstance(one, str) and one for one in names):
+        such = "".join(f", such as ({one!r},)" for one in [*known][:1])
+        raise InputError(f"{name}={names!r} must be a tuple of names{such}")
+    for one in names if known else ():
+        errors.one_of(name, one, known)
+    if unique and len(set(names)) < len(names):
+        raise InputError(f"{name}={names!r} names one of them twice")
+
+
 def check_unread(
     c: ml_collections.ConfigDict,
     defaults: Sequence[ml_collections.ConfigDict],
@@ -175,12 +193,22 @@ def check_unread(
 
     Args:
         defaults: the configs of all the experiment's settings; a value that stands in one of them nobody chose.
-        unread: (a name, why it is not read).
+        unread: (a name, why it is not read); the name of a group stands for all that is in it.
     """
     for name, why in unread:
-        value = leaf(c, name)
-        if all(value != leaf(one, name) for one in defaults):
-            raise InputError(f"{name}={value!r} is not read, as {why}; set it to {leaf(defaults[0], name)!r}")
+        for key in _names_under(c, name):
+            value = leaf(c, key)
+            if all(value != leaf(one, key) for one in defaults):
+                raise InputError(f"{key}={value!r} is not read, as {why}; set it to {leaf(defaults[0], key)!r}")
+
+
+def _names_under(c: ml_collections.ConfigDict, name: str) -> Iterator[str]:
+    group = leaf(c, name)
+    if not isinstance(group, ml_collections.ConfigDict):
+        yield name
+        return
+    for key in group:
+        yield from _names_under(c, f"{name}.{key}")
 
 
 def leaf(c: ml_collections.ConfigDict, name: str) -> Any:

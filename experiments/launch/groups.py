@@ -115,9 +115,14 @@ def unset(kind: type, *names: str) -> dict[str, Any]:
 def small_decoder(c: ml_collections.ConfigDict) -> None:
     """A decoder from nothing, in float32: what `tiny` and `laptop` of every language model share."""
     c.init_from = ""
-    c.export = "float32"
+    small_compute(c)
+
+
+def small_compute(c: ml_collections.ConfigDict) -> None:
+    """Float32 throughout, and nothing computed twice: for networks that fit easily."""
     c.compute.dtype = "float32"
     c.compute.remat = "none"
+    c.export = "float32"
 
 
 def tiny_decoder(c: ml_collections.ConfigDict) -> None:

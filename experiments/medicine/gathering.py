@@ -147,27 +147,10 @@ def pairs(
     else:
         items = pair_formats.read(records.read_counted(path, counts=counts), counts=counts)
         pair_formats.check_pairs(items, path)
-        rows = [
-            {
-                "uuid": f"{i}",
-                "prompt": item.prompt,
-                "chosen": item.answers[0].strip(),
-                "rejected": item.answers[1].strip(),
-            }
-            for i, item in enumerate(items)
-            if len(item.answers) == 2
-        ]
+        rows = [pair_formats.row_of(item, f"{i}") for i, item in enumerate(items)]
     if not rows:
         raise InputError(f"{path} has no pairs to learn from; give another file, or '' to leave the stage out")
     if limit is not None and limit < len(rows):
         counts["pairs beyond the limit"] = counts.get("pairs beyond the limit", 0) + len(rows) - limit
         rows = [rows[i] for i in sorted(random.Random(f"pairs {seed}").sample(range(len(rows)), limit))]
     return rows
-
-
-def check_methods(m: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
-    """Refuse methods of merging that are not there."""
-    if not isinstance(m.methods, tuple) or not m.methods:
-        raise InputError(f"merge.methods={m.methods!r} must be a tuple, such as ('dare_ties', 'linear')")
-    for name in m.methods:
-        errors.one_of("merge.methods", name, known)

@@ -67,7 +67,7 @@ def responder(model: Model, server: Engine, max_len: int) -> RespondFn:
     def encode(messages: Messages) -> list[int]:
         return model.tok.encode(model.tok.render(messages, add_generation_prompt=True))
 
-    write = prompting.responder(server, encode, lambda ids: model.tok.decode(ids).strip())
+    write = prompting.responder(server, encode, lambda answer: model.tok.decode(answer.answer_ids).strip())
 
     def respond(requests: Sequence[Request]) -> Sequence[Reply]:
         fitted = []
@@ -143,9 +143,7 @@ def _examples_fn(
     if what not in NEAREST or not len(database.rows_ND):
         same = database.examples[: scheme.num_examples]
         return lambda question: (same, float("nan"))
-    rows_ND = examples.embed(embed_fn, questions)
-    place = {question.id: i for i, question in enumerate(questions)}
-    return lambda question: examples.for_prompt(rows_ND[place[question.id]], database, scheme.num_examples)
+    return examples.finder(questions, database, embed_fn, scheme.num_examples)
 
 
 def digest(values: Sequence[Any]) -> str:

@@ -13,6 +13,7 @@ from alignment import files
 from alignment.evaluation import options, prompting
 from alignment.evaluation.examples import Question
 from alignment.evaluation.prompting import Reply, Request, RespondFn
+from data.tokens import learning
 from data.toys import clinic
 
 EMBEDDED = "synthetic:clinic"
@@ -20,7 +21,6 @@ SIZES = dict(num_layers=2, model_dim=128, num_heads=4, num_kv_heads=4, ffn_dim=3
 TEACHER_ERROR = 0.2  # share of the teacher's chains of thought that end at a wrong answer
 MOST_TURNS = 4  # questions of a conversation
 DIRECT_SHARE = 0.4  # of the turns that ask for the answer alone
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 LETTERS = options.letters(clinic.NUM_OPTIONS)
 WHOLE = (prompting.ASK_TEXT, prompting.ASK_TEXT_DIRECTLY)  # what every question has
 
@@ -34,11 +34,8 @@ def write_tokenizer(folder: pathlib.Path) -> str:
     roles = ["User:", "Assistant:", "\n\nUser:", "\n\nAssistant:"]
     texts = [*clinic.texts(), *roles, " ", "\n", "\n\n"]
     pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
-    vocab = {piece: i for i, piece in enumerate((*SPECIAL, *sorted(pieces)))}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    model.pre_tokenizer = split
+    model = learning.whole_words(sorted(pieces), split)
     model.decoder = tokenizers.decoders.ByteLevel()
-    model.add_special_tokens(list(SPECIAL))
     listed = [
         f"\n{letter}. {value}"
         for ward in (*clinic.WARDS, clinic.KNOWN)
@@ -47,11 +44,7 @@ def write_tokenizer(folder: pathlib.Path) -> str:
         for letter in LETTERS
     ]
     model.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in (*WHOLE, *listed)])
-    config = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    config |= {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}
-    files.write_text(folder / "tokenizer.json", model.to_str())
-    files.write_text(folder / "tokenizer_config.json", json.dumps(config))
-    return str(folder)
+    return learning.write(folder, model)
 
 
 def question(row: Mapping[str, Any]) -> Question:

@@ -19,7 +19,7 @@ from alignment.merging import recipes
 from alignment.models import decoder, huggingface
 from alignment.train import language_model, loop, optimizer, sharding
 from data.texts import text
-from data.tokens import tokenizer
+from data.tokens import learning, tokenizer
 from data.toys import herbal
 from experiments.launch import text_training
 from experiments.merging import writing
@@ -30,7 +30,6 @@ SIZES = dict(num_layers=1, model_dim=256, num_heads=4, num_kv_heads=2, ffn_dim=5
 COMPUTE = dict(dtype="float32", remat="none", attention="blocked", unroll=1)
 BATCH, MAX_LEN, NUM_RECORDS = 16, 128, 4_000
 RATE = {BASE: 5e-3, "expert": 5e-4}
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SETTINGS = {"weight": 1.0, "density": 0.5, "gamma": 0.01, "epsilon": 0.1, "t": 0.5, "select_topk": 0.5}  # of recipes
 
 
@@ -41,15 +40,8 @@ def recipe(name: str) -> recipes.Recipe:
 
 def write_tokenizer(folder: pathlib.Path) -> str:
     """A tokenizer of whole words; returns its name for `tokenizer.load`."""
-    vocab = {word: i for i, word in enumerate((*SPECIAL, "User:", "Assistant:", *herbal.words()))}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    model.add_special_tokens(list(SPECIAL))
-    config = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    config |= {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}
-    files.write_text(folder / "tokenizer.json", model.to_str())
-    files.write_text(folder / "tokenizer_config.json", json.dumps(config))
-    return str(folder)
+    words = ("User:", "Assistant:", *herbal.words())
+    return learning.write(folder, learning.whole_words(words, tokenizers.pre_tokenizers.WhitespaceSplit()))
 
 
 def train(workdir: pathlib.Path, *, steps: int, expert_steps: int, seed: int) -> dict[str, pathlib.Path]:

@@ -284,15 +284,11 @@ def _draw_words(path: pathlib.Path, c: ml_collections.ConfigDict, task: Task, le
 
 def clustered(vectors_ND: np.ndarray) -> tuple[list[int], np.ndarray]:
     """An order in which neighbours are alike, and cosine distances in that order, [N,N]."""
-    length_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    unit_ND = vectors_ND / np.maximum(length_N1, 1e-12)
-    distance_NN = np.clip(1 - unit_ND @ unit_ND.T, 0, 2)
-    np.fill_diagonal(distance_NN, 0.0)
-    tree = scipy.cluster.hierarchy.linkage(
-        scipy.spatial.distance.squareform(distance_NN, checks=False), method="average", optimal_ordering=True
-    )
+    distances = scipy.spatial.distance.pdist(vectors_ND, "cosine")
+    distances = np.nan_to_num(distances, nan=1.0)  # a vector of length 0 has no direction
+    tree = scipy.cluster.hierarchy.linkage(distances, method="average", optimal_ordering=True)
     order = scipy.cluster.hierarchy.leaves_list(tree).tolist()
-    return order, distance_NN[np.ix_(order, order)]
+    return order, scipy.spatial.distance.squareform(distances)[np.ix_(order, order)]
 
 
 def headline(summary: Mapping[str, float]) -> str:

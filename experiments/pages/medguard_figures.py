@@ -69,23 +69,10 @@ def draw_radar(
     """A spoke an aspect, a line a model; the physicians' line is black. Nothing for fewer than three aspects."""
     if len(names) < 3:
         return
-    angles = 2 * np.pi * np.arange(len(names)) / len(names)
-    around = np.append(angles, angles[0])
-    figure = Figure(figsize=(7.2, 5.0), dpi=pictures.DPI, layout="constrained")
-    axes = figure.add_subplot(projection="polar")
     lines = {model: [share(index, name) for name in names] for model, index in list(by_model.items())[:MOST]}
-    for k, (model, values) in enumerate(lines.items()):
-        axes.plot(around, [*values, values[0]], color=charts.PALETTE[k], linewidth=1.2, label=model)
     if band:
-        values = [band.get(name, np.nan) for name in names]
-        axes.plot(around, [*values, values[0]], color="k", linewidth=2, label="physicians")
-    axes.set_xticks(angles, names, fontsize=8)
-    axes.tick_params(axis="x", pad=14)  # names beside the rim, not on it
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0])
-    axes.tick_params(axis="y", labelsize=7)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.15, 0.5))
-    pictures.save(figure, path, "Share of right answers by aspect, 1 at the rim.")
+        lines["physicians"] = [band.get(name, np.nan) for name in names]
+    pictures.radar(path, names, lines, black="physicians", caption="Share of right answers by aspect, 1 at the rim.")
 
 
 def draw_heat(path: pathlib.Path, by_model: Mapping[str, aspects.Index], names: Sequence[str]) -> None:

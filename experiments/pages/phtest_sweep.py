@@ -38,13 +38,6 @@ def write(folder: pathlib.Path) -> None:
         rho, _ = correlation.coefficient(*map(list, zip(*places.values())), "spearman")  # type: ignore[arg-type]
         words += f" Spearman's rank correlation of safety and usability: {rho:.3f}."
     files.write_text(folder / "findings.txt", words)
-    figure, axes = pictures.canvas(4.6, 3.8, x="harmless prompts answered", y="harmful prompts refused in full")
-    for k, (name, place) in enumerate(places.items()):
-        edge = "k" if name in best else "none"
-        axes.scatter(*place, s=60, color=charts.PALETTE[k % len(charts.PALETTE)], edgecolors=edge, label=name, zorder=3)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.03, 1.03)
-    axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=7)
+    axes = dict(x="harmless prompts answered", y="harmful prompts refused in full")
     caption = "Safety against usability of every model. A black ring: no other is better in both."
-    pictures.save(figure, folder / "figures/tradeoff.png", caption)
+    pictures.tradeoff(folder / "figures/tradeoff.png", places, None, **axes, best=best, caption=caption)  # type: ignore[arg-type]

@@ -290,20 +290,9 @@ def draw_radar(path: pathlib.Path, lines: Sequence[Row]) -> None:
     names = list(dict.fromkeys(line["category"] for line in lines))
     if not names:
         return
-    figure = Figure(figsize=(6.4, 4.2), dpi=pictures.DPI)
-    axes = figure.add_axes((0.2, 0.12, 0.5, 0.76), projection="polar")  # room for words on both sides
-    angles = [2 * math.pi * k / len(names) for k in range(len(names))]
-    for k, mark in enumerate(dict.fromkeys(line["mark"] for line in lines)):
-        p = {line["category"]: line["mean P"] for line in lines if line["mark"] == mark}
-        values = [p.get(name, math.nan) for name in names]
-        colour = charts.PALETTE[k % len(charts.PALETTE)]
-        axes.plot([*angles, angles[0]], [*values, values[0]], color=colour, marker="o", ms=3, label=mark)
-    axes.set_xticks(angles, [name.replace(", ", ",\n") for name in names], fontsize=7)
-    axes.tick_params(axis="x", pad=14)
-    axes.set_rlabel_position(40)
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.3, 0.5))
-    pictures.save(figure, path, "Mean performance by category of attack; outside is robust.")
+    p = {(line["mark"], line["category"]): line["mean P"] for line in lines}
+    stars = {mark: [p.get((mark, name), math.nan) for name in names] for mark in dict.fromkeys(mark for mark, _ in p)}
+    pictures.radar(path, names, stars, caption="Mean performance by category of attack; outside is robust.")
 
 
 def draw_spread(path: pathlib.Path, points: Sequence[Row], subset: str) -> None:

@@ -62,7 +62,7 @@ def add_intervals(
 def tradeoff(
     path: str | pathlib.Path,
     points: Mapping[str, tuple[float, float]],
-    start: str,
+    start: str | None,
     *,
     x: str,
     y: str,
@@ -70,7 +70,7 @@ def tradeoff(
     colours: Sequence[str] = charts.PALETTE,
     caption: str = "",
 ) -> None:
-    """Two shares of each point, with an arrow to it from the point `start`.
+    """Two shares of each point, with an arrow to it from the point `start`; None draws no arrows.
 
     Args:
         best: points with a black ring; None draws no rings.
@@ -80,7 +80,7 @@ def tradeoff(
         edge = "face" if best is None else "k" if name in best else "none"
         colour = colours[k % len(colours)]
         axes.scatter(*place, s=60, color=colour, edgecolors=edge, label=name, zorder=3)
-        if place != points[start]:
+        if start is not None and place != points[start]:
             axes.annotate(
                 "", place, points[start], arrowprops=dict(arrowstyle="->", color=colour, shrinkA=5, shrinkB=5)
             )
@@ -88,6 +88,34 @@ def tradeoff(
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
+    save(figure, path, caption)
+
+
+def radar(
+    path: str | pathlib.Path,
+    names: Sequence[str],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    black: str = "",
+    caption: str = "",
+) -> None:
+    """Shares around a circle, a spoke a name, a line a colour.
+
+    Args:
+        black: the line that the others are compared with.
+    """
+    figure = Figure(figsize=(7.2, 5.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    angles = 2 * np.pi * np.arange(len(names)) / len(names)
+    for k, (name, values) in enumerate(lines.items()):
+        colour, width = ("k", 2) if name == black else (charts.PALETTE[k % len(charts.PALETTE)], 1.2)
+        around = [*angles, angles[0]], [*values, values[0]]
+        axes.plot(*around, color=colour, linewidth=width, marker="o", ms=3, label=name)
+    axes.set_xticks(angles, [name.replace(", ", ",\n") for name in names], fontsize=8)
+    axes.tick_params(axis="x", pad=14)  # names beside the rim, not on it
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.15, 0.5))
     save(figure, path, caption)
 
 

@@ -290,12 +290,4 @@ def more(c: ml_collections.ConfigDict, counts: dict[str, int]) -> list[dict[str,
     pair_formats.check_pairs(items, c.pairs.more)
     num = len(items) if c.pairs.num_more is None else min(c.pairs.num_more, len(items))
     chosen = sorted(random.Random(f"more {c.seed}").sample(range(len(items)), num))
-    return [
-        {
-            "uuid": f"more/{i}",
-            "prompt": items[i].prompt,
-            "chosen": items[i].answers[0].strip(),
-            "rejected": items[i].answers[1].strip(),
-        }
-        for i in chosen
-    ]
+    return [pair_formats.row_of(items[i], f"more/{i}") for i in chosen]

@@ -167,12 +167,14 @@ def test_a_responder_writes_with_an_engine_and_seeds_each_draw():
             tokens = [Token(7, -0.5), Token(8, -1.5)]
             return [Answer(i, request, tokens=tokens, finish_reason="length") for i, request in enumerate(work)]
 
-    respond = prompting.responder(Server(), lambda messages: list(range(len(messages))), str)
+    respond = prompting.responder(
+        Server(), lambda messages: list(range(len(messages))), lambda answer: str(answer.answer_ids), stop=("#",)
+    )
     requests = [prompting.Request([{}] * n, 0.3, 9, f"0 q {n}") for n in (2, 3, 2)]
     replies = respond(requests)
     assert [reply.text for reply in replies] == ["[7, 8]"] * 3 and replies[0].logprob == -1
     assert [(reply.num_tokens, reply.num_prompt_tokens) for reply in replies] == [(2, 2), (2, 3), (2, 2)]
-    assert [(one.temperature, one.max_new_tokens) for one in asked] == [(0.3, 9)] * 3
+    assert [(one.temperature, one.max_new_tokens, one.stop) for one in asked] == [(0.3, 9, ("#",))] * 3
     assert asked[0].seed == asked[2].seed != asked[1].seed
 
 

@@ -282,6 +282,8 @@ def test_the_order_of_a_clustering_puts_alike_words_together():
     order, distance_CC = page.clustered(vectors_ND)
     assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
     assert distance_CC[0, 1] < 0.01 < distance_CC[0, 2]
+    order, distance_CC = page.clustered(np.array([[1, 0], [0, 0], [2, 0]]))
+    assert order[1] != 1 and sorted(distance_CC[order.index(1)].tolist()) == [0, 1, 1]  # to a vector of length 0
 
 
 def test_texts_without_concepts_are_annotated_twice_and_those_in_doubt_dropped(tmp_path, monkeypatch):
@@ -372,9 +374,9 @@ def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_na
         (["--config.data.limit=None"], "needs data.limit"),
         (["--config.data.num_labels=3"], "is not read with"),
         (["--config.data.path=missing.jsonl"], "missing.jsonl"),
-        (["--config.models=('bag',)", "--config.training.epochs=9"], "do not read it"),
-        (["--config.methods=('original',)", "--config.jtt.factor=9"], "do not read it"),
-        (["--config.bert_from=other"], "read by models=bert alone"),
+        (["--config.models=('bag',)", "--config.training.epochs=9"], "training.epochs=9 is not read"),
+        (["--config.methods=('original',)", "--config.jtt.factor=9"], "methods=('original',) has no jtt"),
+        (["--config.bert_from=other"], "bert_from='other' is not read"),
         (["--config.models=('bert',)", "--config.bert_from=other"], "has no config.json"),
         (["--config.training.pooling=last"], "first, mean"),
         (["--config.encoder.num_heads=3"], "does not split into 3 heads"),
@@ -383,7 +385,7 @@ def test_answers_of_the_model_in_this_process_are_read_from_a_cache_under_its_na
         (["--config.annotation.backend=cache"], "is not a file"),
         (["--config.annotation.backend=endpoint"], "needs endpoint.url"),
         (["--config.endpoint.model=m"], "alone"),
-        (["--config.decoder.engine.num_slots=2"], "leave"),
+        (["--config.decoder.engine.num_slots=2"], "decoder.engine.num_slots=2 is not read"),
         (["--config.models=('decoder',)"], "does not offer"),
         (["--config.models=('in_context',)", "--config.in_context.exemplars=3"], "must be even"),
         (["--config.models=('in_context',)", "--config.in_context.labels=('a','A')"], "a name of its own"),

@@ -78,7 +78,7 @@ def test_windows_follow_one_another_and_what_is_left_out_is_counted(tmp_path):
     ("flags", "message"),
     [
         (["--config.schemes=('kgv',)"], "the nearest is 'kgw'"),
-        (["--config.schemes=()"], "names at least one"),
+        (["--config.schemes=()"], "must be a tuple of names"),
         (["--config.gamma=1.0"], "gamma=1.0 must be between 0 and 1"),
         (["--config.data.num=None"], "needs data.num"),
         (["--config.seed=-1"], "seed=-1 must be at least 0"),

@@ -275,7 +275,7 @@ def test_accuracy_is_set_beside_the_index(tmp_path):
         ({"models": ("scripted:oracel",)}, "the nearest is 'oracle'"),
         ({"models": ("hf:nowhere/at/all",)}, "neither a folder here nor a hub id"),
         ({"score_mode": "letters"}, "needs log-probabilities"),
-        ({"conditions": ("plain", "plain")}, "different names"),
+        ({"conditions": ("plain", "plain")}, "names one of them twice"),
         ({"conditions": ("plan",)}, "the nearest is 'plain'"),
         ({"principles": (("p", ("a",)), ("q", ("a",)))}, "no aspect twice"),
         ({"principles": ("p",)}, "pairs of a name and its aspects"),

@@ -282,6 +282,7 @@ def test_every_toy_has_a_setting_and_the_laptops_own_is_that_of_its_toy():
         (["refine.every=0"], "refine.every=0 must be at least 1"),
         (["arms=('none','saflex')"], "none, upstream, saflex, train_val are part of every comparison"),
         (["arms=('none','upstream','saflex','train_val','agree')"], "the nearest is 'agreement'"),
+        (["arms=('none','upstream','saflex','train_val','none')"], "names one of them twice"),
         (["optimizer.name=adamw"], "arms names bilevel"),
         (["optimizer.weight_decay=0.1"], "is read by adamw alone"),
         (["mode=both"], "mode='both' is not one of: add, replace"),

@@ -49,9 +49,9 @@ def changed(**changes):
         ({"network.name": "gnc"}, "network.name='gnc' is not one of: gcn, sage"),
         ({"sketch.activation": "tanh"}, "and not where it is learned"),
         ({"network.heads": 2}, "network.heads=2 is of gat"),
-        ({"lsh.every": 3}, "is read by sketch.buckets=lsh_learned alone"),
-        ({"attention.every": 3}, "is read by network.name=gat alone"),
-        ({"parts.walk": 3}, "is read by baselines alone"),
+        ({"lsh.every": 3}, "lsh.every=3 is not read, as sketch.buckets=lsh_learned is not set"),
+        ({"attention.every": 3}, "attention.every=3 is not read, as network.name=gat is not set"),
+        ({"parts.walk": 3}, "parts.walk=3 is not read, as baselines is not set"),
         ({"baselines": ("sait",)}, "the nearest is 'saint'"),
         ({"baselines": ("saint",), "network.name": "gat"}, "trains none of them"),
         (
@@ -66,8 +66,8 @@ def changed(**changes):
         ({"data.features": "row"}, "the nearest is 'rows'"),
         ({"data.num_features": 4}, "block.features is of synthetic:block_model"),
         ({"block.classes": 1}, "2 classes of 4 nodes"),
-        ({"optimizer.lr": 0.0}, "lr must be above 0"),
-        ({"optimizer.dropout": 1.0}, "dropout=1.0 must be from 0 to below 1"),
+        ({"optimizer.lr": 0.0}, "optimizer.lr=0.0 must be above 0"),
+        ({"optimizer.dropout": 1.0}, r"optimizer.dropout=1.0 must be in \[0, 1\)"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
     ],
 )

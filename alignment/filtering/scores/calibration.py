@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
-from alignment import errors
+from alignment import errors, intervals
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 
@@ -60,7 +61,7 @@ def fit(method: str, logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration
 
     def loss_fn(values: np.ndarray) -> tuple[float, np.ndarray]:
         """Cross-entropy and its gradient with respect to (scale, *biases)."""
-        probabilities_NC = _softmax(values[0] * logits_NC + _padded(values[1:].tolist(), num_levels))
+        probabilities_NC = softmax(values[0] * logits_NC + _padded(values[1:].tolist(), num_levels), axis=1)
         loss = -np.mean(np.log(np.maximum(probabilities_NC[is_label_NC], 1e-300)))
         wrong_NC = (probabilities_NC - is_label_NC) / len(labels_N)
         gradient = [np.sum(wrong_NC * logits_NC)]
@@ -78,7 +79,8 @@ def fit(method: str, logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration
 def apply(calibration: Calibration, logits_NC: np.ndarray) -> np.ndarray:
     """Probabilities of the levels [N,C] float64."""
     logits_NC = np.asarray(logits_NC, np.float64)
-    probabilities_NC = _softmax(calibration.scale * logits_NC + _padded(calibration.biases, logits_NC.shape[1]))
+    biases_NC = _padded(calibration.biases, logits_NC.shape[1])
+    probabilities_NC = softmax(calibration.scale * logits_NC + biases_NC, axis=1)
     if not calibration.knots:
         return probabilities_NC
     xs, ys = calibration.knots
@@ -139,7 +141,7 @@ def expected_error(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def auc(scores_N: np.ndarray, is_true_N: np.ndarray) -> float:
     """The probability that a true text scores above a false one, with ties as half; nan if either kind is missing."""
-    return float(_weighted_auc(*_ranked(scores_N, is_true_N), np.ones((1, len(scores_N))))[0])
+    return _weighted_auc(*_ranked(scores_N, is_true_N), np.ones(len(scores_N)))
 
 
 def auc_interval(
@@ -165,12 +167,9 @@ def auc_interval(
     for r in range(resamples):
         # Drawing with replacement is weighting: a group counts as often as it was drawn.
         times_G = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)
-        areas_R[r] = _weighted_auc(places_U, is_true_N, times_G[group_N][None].astype(np.float64))[0]
+        areas_R[r] = _weighted_auc(places_U, is_true_N, times_G[group_N].astype(np.float64))
     areas_R = areas_R[np.isfinite(areas_R)]
-    if not len(areas_R):
-        return float("nan"), float("nan")
-    low, high = np.quantile(areas_R, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return intervals.percentiles(areas_R, confidence) if len(areas_R) else (float("nan"), float("nan"))
 
 
 def roc(scores_N: np.ndarray, is_true_N: np.ndarray) -> list[tuple[float, float]]:
@@ -182,19 +181,12 @@ def roc(scores_N: np.ndarray, is_true_N: np.ndarray) -> list[tuple[float, float]
     return list(zip(shares[0].tolist(), shares[1].tolist()))
 
 
-def confusion(labels_N: np.ndarray, levels_N: np.ndarray, num_levels: int) -> np.ndarray:
-    """counts[true, predicted] [C,C]."""
-    flat_N = np.asarray(labels_N, np.int64) * num_levels + np.asarray(levels_N, np.int64)
-    return np.bincount(flat_N, minlength=num_levels**2).reshape(num_levels, num_levels)
-
-
-def accuracy(counts_CC: np.ndarray) -> float:
-    """The share on the diagonal of `confusion`; nan without texts."""
-    return float(np.trace(counts_CC) / np.sum(counts_CC)) if np.sum(counts_CC) else float("nan")
-
-
 def f1(counts_CC: np.ndarray) -> np.ndarray:
-    """F1 of each level [C]: 2 right / (true + predicted); nan for a level that does not occur."""
+    """F1 of each level [C]: 2 right / (true + predicted); nan for a level that does not occur.
+
+    Args:
+        counts_CC: counts[true, predicted] of texts, here and below.
+    """
     counts_CC = np.asarray(counts_CC, np.float64)
     both_C = counts_CC.sum(axis=0) + counts_CC.sum(axis=1)
     return np.where(both_C > 0, 2 * np.diagonal(counts_CC) / np.maximum(both_C, 1), np.nan)
@@ -220,16 +212,10 @@ def _isotonic(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
         raise errors.InputError(
             f"isotonic calibration is for two levels, not {logits_NC.shape[1]}; platt is for any number"
         )
-    of_one_N = _softmax(logits_NC)[:, 1]
+    of_one_N = softmax(logits_NC, axis=1)[:, 1]
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(of_one_N, labels_N)
     knots = (tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
     return Calibration("isotonic", knots=knots)
-
-
-def _softmax(logits_NC: np.ndarray) -> np.ndarray:
-    # Subtracting the maximum changes nothing but keeps exp from overflowing.
-    weights_NC = np.exp(logits_NC - np.max(logits_NC, axis=1, keepdims=True))
-    return weights_NC / np.sum(weights_NC, axis=1, keepdims=True)
 
 
 def _padded(biases: Sequence[float], num_levels: int) -> np.ndarray:
@@ -243,13 +229,11 @@ def _ranked(scores_N: np.ndarray, is_true_N: np.ndarray) -> tuple[np.ndarray, np
     return np.unique(scores_N, return_inverse=True)[1].reshape(-1), np.asarray(is_true_N, bool)
 
 
-def _weighted_auc(places_N: np.ndarray, is_true_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """The AUC under each row of weights [R]: the share of (true, false) pairs in the right order."""
-    num_places, areas = int(places_N.max(initial=0)) + 1, []
-    for weights_N in weights_RN:
-        true_U = np.bincount(places_N, weights_N * is_true_N, minlength=num_places)
-        false_U = np.bincount(places_N, weights_N * ~is_true_N, minlength=num_places)
-        below_U = np.cumsum(false_U) - false_U
-        pairs = np.sum(true_U) * np.sum(false_U)
-        areas.append(np.sum(true_U * (below_U + false_U / 2)) / pairs if pairs else np.nan)
-    return np.array(areas)
+def _weighted_auc(places_N: np.ndarray, is_true_N: np.ndarray, weights_N: np.ndarray) -> float:
+    """The AUC under weights: the share of (true, false) pairs in the right order."""
+    num_places = int(places_N.max(initial=0)) + 1
+    true_U = np.bincount(places_N, weights_N * is_true_N, minlength=num_places)
+    false_U = np.bincount(places_N, weights_N * ~is_true_N, minlength=num_places)
+    below_U = np.cumsum(false_U) - false_U
+    pairs = np.sum(true_U) * np.sum(false_U)
+    return float(np.sum(true_U * (below_U + false_U / 2)) / pairs) if pairs else float("nan")

@@ -11,17 +11,46 @@ import threading
 import time
 import types
 
+import ml_collections
 import pytest
 
 from alignment.errors import InputError
 from alignment.train import writers
 from experiments import run
-from experiments.launch import host, sweeps
+from experiments.launch import checks, host, sweeps
 from experiments.launch import workdir as workdirs
 from tests.experiments.conftest import ROOT
 from tests.experiments.launch.test_config import STUB
 
 DPO = str(ROOT / "experiments/dpo.py:tiny")
+
+
+def test_in_a_group_that_is_not_read_every_value_must_be_one_of_a_setting():
+    def config(steps, size):
+        return ml_collections.ConfigDict({"lsh": {"steps": steps, "mesh": {"size": size}}})
+
+    defaults = [config(1, 4), config(2, 5)]
+    checks.check_unread(config(2, 4).lock(), defaults, [("lsh", "buckets are random")])
+    with pytest.raises(InputError, match=r"lsh.mesh.size=6 is not read, as buckets are random; set it to 4"):
+        checks.check_unread(config(2, 6).lock(), defaults, [("lsh", "buckets are random")])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), r"marks=\(\) must be a tuple of names, such as \('kgw',\)"),
+        (("kgw", ""), "must be a tuple of names"),
+        ("kgw", "must be a tuple of names"),
+        (("kgv",), "the nearest is 'kgw'"),
+        (("kgw", "kgw"), "names one of them twice"),
+    ],
+)
+def test_a_tuple_holds_different_known_names(names, said):
+    with pytest.raises(InputError, match=said):
+        checks.check_names(ml_collections.ConfigDict({"marks": names}), "marks", ("kgw", "exp"))
+    checks.check_names(ml_collections.ConfigDict({"marks": ("exp", "kgw")}), "marks", ("kgw", "exp"))
+    checks.check_names(ml_collections.ConfigDict({"marks": ("a", "a")}), "marks", unique=False)
+    checks.check_names(ml_collections.ConfigDict({"marks": ()}), "marks", least=0)
 
 
 def launch(workdir, *flags, target=str(STUB)):

@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics
 
 from alignment.errors import InputError
+from alignment.evaluation import classification
 from alignment.filtering.scores import calibration
 
 GOLDEN = np.array(  # rows: true levels 0 to 5; a published classifier's confusion
@@ -35,15 +36,15 @@ def test_the_golden_matrix_gives_the_published_numbers():
     assert calibration.recall_at(GOLDEN, 1) == pytest.approx(0.77483, abs=5e-6)
     assert calibration.recall_at(GOLDEN, 3) == pytest.approx(0.68212, abs=5e-6)
     labels, levels = (np.repeat(np.indices((6, 6))[axis].ravel(), GOLDEN.ravel()) for axis in (0, 1))
-    np.testing.assert_array_equal(calibration.confusion(labels, levels, 6), GOLDEN)
+    np.testing.assert_array_equal(classification.confusion(labels, levels, 6), GOLDEN)
     assert calibration.macro_f1(GOLDEN) == pytest.approx(metrics.f1_score(labels, levels, average="macro"))
-    assert calibration.accuracy(GOLDEN) == metrics.accuracy_score(labels, levels)
+    assert classification.overall(GOLDEN) == metrics.accuracy_score(labels, levels)
 
 
 def test_levels_that_never_appear_leave_the_mean_alone():
-    counts = calibration.confusion([0, 0, 2], [0, 2, 2], 4)
+    counts = classification.confusion([0, 0, 2], [0, 2, 2], 4)
     assert calibration.macro_f1(counts) == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert np.isnan(calibration.recall_at(counts, 3)) and np.isnan(calibration.accuracy(np.zeros((2, 2))))
+    assert np.isnan(calibration.recall_at(counts, 3)) and np.isnan(classification.overall(np.zeros((2, 2))))
 
 
 @hypothesis.given(
