@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
-from alignment import errors, files
+from alignment import files
 from alignment.errors import InputError
 from alignment.watermark import detect
 from alignment.watermark.text_marks import Mark

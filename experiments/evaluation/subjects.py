@@ -1,7 +1,6 @@
 """The models that an evaluation asks: checkpoints in this process, services, and toys of growing training."""
 
 import functools
-import hashlib
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,6 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from alignment import errors
 from alignment.errors import InputError, within
 from alignment.evaluation import options
 from alignment.evaluation.examples import Question

@@ -1,6 +1,5 @@
 """The made-up clinic as a run's data: its tokenizer, what its base model reads, its teacher, its questions."""
 
-import json
 import pathlib
 import random
 import re
@@ -9,7 +8,6 @@ from typing import Any
 
 import tokenizers
 
-from alignment import files
 from alignment.evaluation import options, prompting
 from alignment.evaluation.examples import Question
 from alignment.evaluation.prompting import Reply, Request, RespondFn

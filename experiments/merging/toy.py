@@ -4,7 +4,6 @@ Dimensions: N questions, T tokens, D width, V vocabulary.
 """
 
 import functools
-import json
 import pathlib
 from typing import Any
 

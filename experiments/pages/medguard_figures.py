@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alignment.evaluation import aspects
 from experiments.report import charts, pictures

@@ -4,7 +4,7 @@ import pathlib
 
 from alignment import files, frontier
 from alignment.evaluation import correlation
-from experiments.report import charts, groups, pictures
+from experiments.report import groups, pictures
 
 USABILITY, SAFETY = "frr/harmless", "full/harmful"
 LEAST = 3  # models from which on a rank correlation says something

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alignment import files, intervals
-from alignment.evaluation import classification
 from experiments.augmentation import arms
 from experiments.augmentation.tasks import PAIRS, PICTURES, POOL
 from experiments.report import charts, pictures

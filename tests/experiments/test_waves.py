@@ -218,7 +218,7 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.attacks=('AdvEmbB-RN18',)"], "AdvEmbB-RN18 needs a network of yours; set given.resnet18"),
         (["--config.given.resnet18=there"], "given.resnet18 is set and not read; add one of AdvEmbB-RN18"),
         (["--config.attacks=('AdvCls-Real&WM-Small',)"], "needs photographs that nobody marked; set training.real"),
-        (["--config.training.real=photos"], "training.real='photos' is not read, as it belongs to AdvCls-Real&WM-Small"),
+        (["--config.training.real=photos"], "training.real='photos' is not read, as it belongs to AdvCls-Real&WM"),
         (["--config.attacks=('Dist-Jpeg',)"], "attacks='Dist-Jpeg' is not one of"),
         (["--config.attacks=('Dist-JPEG','Dist-JPEG')"], "names one of them twice"),
         (["--config.strengths.single=(0.5,1.5)"], "strengths.single=(0.5, 1.5): they rise and lie in (0, 1]"),
