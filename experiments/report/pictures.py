@@ -104,18 +104,18 @@ def radar(
     Args:
         black: the line that the others are compared with.
     """
-    figure = Figure(figsize=(7.2, 5.0), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot(projection="polar")
+    figure = Figure(figsize=(9.0, 5.0), dpi=DPI)
+    axes = figure.add_axes((0.16, 0.12, 0.44, 0.76), projection="polar")  # room for words on both sides
     angles = 2 * np.pi * np.arange(len(names)) / len(names)
     for k, (name, values) in enumerate(lines.items()):
         colour, width = ("k", 2) if name == black else (charts.PALETTE[k % len(charts.PALETTE)], 1.2)
         around = [*angles, angles[0]], [*values, values[0]]
         axes.plot(*around, color=colour, linewidth=width, marker="o", ms=3, label=name)
     axes.set_xticks(angles, [name.replace(", ", ",\n") for name in names], fontsize=8)
-    axes.tick_params(axis="x", pad=14)  # names beside the rim, not on it
+    axes.tick_params(axis="x", pad=18)  # names beside the rim, not on it
     axes.tick_params(axis="y", labelsize=7)
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.15, 0.5))
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.35, 0.5))
     save(figure, path, caption)
 
 

@@ -232,7 +232,7 @@ def test_what_is_no_picture_or_too_small_is_set_aside_and_counted(tmp_path):
         (["--config.images=nowhere/*.png"], "no file is there"),
         (["--config.attacks=('Dist-JPEG',)", "--config.noise=0.5"], "as it belongs to Regen-Small, Rinse-2x-Small"),
         (["--config.strengths.combined=(0.3,)", "--config.attacks=('Dist-JPEG',)"], "it belongs to DistCom-Geo"),
-        (["--config.users=(7,)", "--config.marks=('cox',)"], "are told apart by marks of bits or rings alone"),
+        (["--config.users=(7,)", "--config.marks=('cox',)"], "marks of bits or rings alone tell them apart"),
         (["--config.workers=2"], "workers=2 is not read, as executor=local has none"),
         (["--config.executor=cluster"], "executor='cluster' is not one of"),
         (["--config.address=auto"], "is read by executor=ray alone"),
