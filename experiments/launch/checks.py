@@ -169,7 +169,7 @@ def within(c: ml_collections.ConfigDict, bounds: str, *names: str) -> None:
 def check_names(
     c: ml_collections.ConfigDict, name: str, known: Collection[str] = (), *, least: int = 1, unique: bool = True
 ) -> None:
-    """Refuse a value that is no tuple of names, or has too few, one that is not among `known` (if given), or repeats.
+    """Refuse what is not a tuple of names, or has too few, one that is not among `known` (if given), or one twice.
 
     Args:
         name: dotted, of the value in the config.
