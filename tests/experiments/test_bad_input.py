@@ -72,6 +72,7 @@ def read(*flags, setting="tiny"):
         (["--config.batch.batch_size=8", "--config.accumulate=3"], ["over 8 devices", "in 3 parts; 24 would"]),
         (["--config.mesh.data=3"], ["there are 8"]),
         (["--config.loop.log_every=0"], ["loop.log_every=0 must be at least 1"]),
+        (["--config.loop.best=heldout/loss", "--config.data.heldout_fraction=0."], ["which is nothing here"]),
         (["--config.steps=-1"], ["steps=-1 must be at least 0"]),
         (["--config.sinks=('tensorbord',)"], ["tensorbord", "tensorboard"]),
         (["--config.data.path=nowhere.jsonl"], ["'nowhere.jsonl'", "no such file"]),

@@ -26,7 +26,7 @@ REFUSED = {
         ("steps=-1", "steps=-1 must be at least 1"),
         ("epochs=0.0", "epochs=0.0 must be above 0"),
         ("warmup=1.5", "warmup=1.5 must be in [0, 1]"),
-        ("loop.log_every=0", "log_every=0 must be at least 1"),
+        ("loop.patience=2", "patience=2 counts evaluations"),
         ("prompt=ful", "the nearest is 'full'"),
         ("conduct=en-neutrl", "the nearest is 'en-neutral'"),
         ("data.heldout_fraction=1.0", "heldout_fraction=1.0"),
