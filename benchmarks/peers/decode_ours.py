@@ -125,7 +125,8 @@ class Ours:
         """Programs compiled while many requests with all options are served, after a warm-up."""
         served, rng = self.server(8), np.random.default_rng(seed)
         compiled = (programs.admit, programs.prefill, programs.decode)
-        served.answers([Request(p, 4) for p in task.equal_prompts(2, self.vocab_size, 1)])
+        # a whole chunk and half a one, which are programs of their own
+        served.answers([Request(p[:n], 4) for n, p in zip((64, 20), task.equal_prompts(2, self.vocab_size, 1))])
         before, own = [p._cache_size() for p in compiled], len(compiled)
         served.answers(
             [
