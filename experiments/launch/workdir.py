@@ -174,7 +174,8 @@ def _only_begun(folder: str | os.PathLike) -> bool:
 
     def is_beginning(path: pathlib.Path) -> bool:
         if path.name == "metrics.jsonl":
-            return all(row.get("step") == 0 for row, _ in files.whole_rows(path))
+            steps = {row.get("step") for row, _ in files.whole_rows(path)}
+            return steps == {0} or not path.stat().st_size  # what no row can be read from is somebody's work
         if path.name == "checkpoints":  # a half-written one's name goes on behind a point
             return all(step.name.partition(".")[0] == "0" for step in path.glob("[0-9]*"))
         if path.name in ("best", "pretrain"):

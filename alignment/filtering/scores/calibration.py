@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from alignment import errors, intervals
+from alignment import errors
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 
@@ -61,7 +60,7 @@ def fit(method: str, logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration
 
     def loss_fn(values: np.ndarray) -> tuple[float, np.ndarray]:
         """Cross-entropy and its gradient with respect to (scale, *biases)."""
-        probabilities_NC = softmax(values[0] * logits_NC + _padded(values[1:].tolist(), num_levels), axis=1)
+        probabilities_NC = _softmax(values[0] * logits_NC + _padded(values[1:].tolist(), num_levels))
         loss = -np.mean(np.log(np.maximum(probabilities_NC[is_label_NC], 1e-300)))
         wrong_NC = (probabilities_NC - is_label_NC) / len(labels_N)
         gradient = [np.sum(wrong_NC * logits_NC)]
@@ -80,7 +79,7 @@ def apply(calibration: Calibration, logits_NC: np.ndarray) -> np.ndarray:
     """Probabilities of the levels [N,C] float64."""
     logits_NC = np.asarray(logits_NC, np.float64)
     biases_NC = _padded(calibration.biases, logits_NC.shape[1])
-    probabilities_NC = softmax(calibration.scale * logits_NC + biases_NC, axis=1)
+    probabilities_NC = _softmax(calibration.scale * logits_NC + biases_NC)
     if not calibration.knots:
         return probabilities_NC
     xs, ys = calibration.knots
@@ -169,7 +168,10 @@ def auc_interval(
         times_G = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)
         areas_R[r] = _weighted_auc(places_U, is_true_N, times_G[group_N].astype(np.float64))
     areas_R = areas_R[np.isfinite(areas_R)]
-    return intervals.percentiles(areas_R, confidence) if len(areas_R) else (float("nan"), float("nan"))
+    if not len(areas_R):
+        return float("nan"), float("nan")
+    low, high = np.quantile(areas_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def roc(scores_N: np.ndarray, is_true_N: np.ndarray) -> list[tuple[float, float]]:
@@ -212,10 +214,16 @@ def _isotonic(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
         raise errors.InputError(
             f"isotonic calibration is for two levels, not {logits_NC.shape[1]}; platt is for any number"
         )
-    of_one_N = softmax(logits_NC, axis=1)[:, 1]
+    of_one_N = _softmax(logits_NC)[:, 1]
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(of_one_N, labels_N)
     knots = (tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
     return Calibration("isotonic", knots=knots)
+
+
+def _softmax(logits_NC: np.ndarray) -> np.ndarray:
+    # Subtracting the maximum changes nothing but keeps exp from overflowing.
+    weights_NC = np.exp(logits_NC - np.max(logits_NC, axis=1, keepdims=True))
+    return weights_NC / np.sum(weights_NC, axis=1, keepdims=True)
 
 
 def _padded(biases: Sequence[float], num_levels: int) -> np.ndarray:
