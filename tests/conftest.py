@@ -39,6 +39,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402  (reads the environment)
 import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
@@ -53,6 +54,10 @@ PROGRAMS_A_CONTEXT = 64
 EXECUTABLES = {}  # of the file that runs: (name in the cache, devices) -> program, seconds that it took to compile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A busy machine is no fault of a test.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def share_contexts() -> None:
